@@ -1,0 +1,95 @@
+//! `ActivateVersion`: a rotation's second phase. One entry retires the old version and activates the new.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ApplyContext, Done, Refusal};
+use crate::names::{ContextName, RaftId};
+use crate::state::ClusterState;
+use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActivateVersion {
+    /// The context.
+    pub context: ContextName,
+    /// The pending version.
+    pub version: u32,
+    /// Voters that have not acknowledged but were silent long enough to have taken themselves out of
+    /// service; they come back only through the start gate.
+    pub left_out: BTreeSet<RaftId>,
+}
+
+impl ActivateVersion {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        let key = VersionKey {
+            context: self.context.clone(),
+            version: self.version,
+        };
+        let done = Done::Version {
+            context: self.context.clone(),
+            version: self.version,
+        };
+        let (Some(context), Some(version)) = (state.contexts.get(&self.context), state.versions.get(&key))
+        else {
+            return Err(Refusal::NotFound(format!(
+                "version {} of {}",
+                self.version, self.context
+            )));
+        };
+        let (context, version) = (Context::clone(context), KeyVersion::clone(version));
+        if version.state == VersionState::Active {
+            return Ok(done);
+        }
+        if !version.state.may_become(VersionState::Active) {
+            return Err(Refusal::Conflict(format!(
+                "version {} of {} is {}",
+                self.version,
+                self.context,
+                version.state.as_str()
+            )));
+        }
+        // The proposer chose whom to leave out; that a majority holds the key is not its choice.
+        let holders = cx.voters.intersection(&version.acks).count();
+        let accounted = |voter: &RaftId| version.acks.contains(voter) || self.left_out.contains(voter);
+        if holders * 2 <= cx.voters.len() || !cx.voters.iter().all(accounted) {
+            return Err(Refusal::Conflict(format!(
+                "version {} of {} is held by {holders} of {} voters",
+                self.version,
+                self.context,
+                cx.voters.len()
+            )));
+        }
+        if let Some(old) = context.active_version {
+            let old_key = VersionKey {
+                context: self.context.clone(),
+                version: old,
+            };
+            if let Some(retired) = state.versions.get(&old_key) {
+                let retired = KeyVersion {
+                    state: VersionState::DecryptOnly,
+                    ended_at: Some(cx.at),
+                    ..KeyVersion::clone(retired)
+                };
+                state.versions.put(old_key, retired);
+            }
+        }
+        state.versions.put(
+            key,
+            KeyVersion {
+                state: VersionState::Active,
+                activated_at: Some(cx.at),
+                ..version
+            },
+        );
+        state.contexts.put(
+            self.context.clone(),
+            Context {
+                active_version: Some(self.version),
+                ..context
+            },
+        );
+        Ok(done)
+    }
+}

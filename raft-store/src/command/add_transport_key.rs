@@ -1,0 +1,63 @@
+//! `AddTransportKey`: a slot gets a new transport generation; the one before is superseded.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ApplyContext, Done, Refusal, require_cluster};
+use crate::names::{SlotName, TransportId};
+use crate::state::ClusterState;
+use crate::state::slot::{Grantee, Slot, TransportGeneration, TransportMode, TransportState};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddTransportKey {
+    /// The slot.
+    pub slot: SlotName,
+    /// The new key's identity.
+    pub id: TransportId,
+    /// The generation the proposer saw as highest (0 = none): compare and set.
+    pub expected_generation: u32,
+    /// Its protection.
+    pub mode: TransportMode,
+    /// A public constant wrapped under it.
+    pub check: Vec<u8>,
+    /// First grants.
+    pub grants: BTreeMap<Grantee, Vec<u8>>,
+}
+
+impl AddTransportKey {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_cluster(state)?;
+        let mut slot = state
+            .slots
+            .get(&self.slot)
+            .map_or_else(Slot::default, |slot| Slot::clone(slot));
+        let highest = slot.transport.last().map_or(0, |t| t.generation);
+        if highest != self.expected_generation {
+            return Err(Refusal::Conflict(format!(
+                "slot {} has transport generation {highest}",
+                self.slot
+            )));
+        }
+        if slot.transport(self.id).is_some() {
+            return Err(Refusal::Exists(format!("transport key {}", self.id)));
+        }
+        for generation in &mut slot.transport {
+            if generation.state == TransportState::Current {
+                generation.state = TransportState::Superseded;
+            }
+        }
+        slot.transport.push(TransportGeneration {
+            id: self.id,
+            generation: highest + 1,
+            mode: self.mode,
+            check: self.check.clone(),
+            state: TransportState::Current,
+            grants: self.grants.clone(),
+            created_at: cx.at,
+        });
+        state.slots.put(self.slot.clone(), slot);
+        Ok(Done::Ok)
+    }
+}

@@ -1,0 +1,336 @@
+//! Commands: everything that changes the replicated state, one per file. `apply` is pure; the proposer
+//! puts times, identifiers and blobs into the command. Variants are only ever added at the end.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{ContextName, RaftId, UnixMillis};
+use crate::state::ClusterState;
+use crate::state::requests::Seen;
+
+mod abandon_version;
+mod ack_versions;
+mod activate_version;
+mod add_revocations;
+mod add_transport_key;
+mod admit_node;
+mod create_cluster;
+mod create_context;
+mod create_join_token;
+mod grant_transport_key;
+mod prepare_version;
+mod register_node;
+mod register_slot_key;
+mod report_node;
+#[cfg(test)]
+mod tests;
+
+pub use abandon_version::AbandonVersion;
+pub use ack_versions::AckVersions;
+pub use activate_version::ActivateVersion;
+pub use add_revocations::AddRevocations;
+pub use add_transport_key::AddTransportKey;
+pub use admit_node::AdmitNode;
+pub use create_cluster::CreateCluster;
+pub use create_context::CreateContext;
+pub use create_join_token::CreateJoinToken;
+pub use grant_transport_key::GrantTransportKey;
+pub use prepare_version::PrepareVersion;
+pub use register_node::RegisterNode;
+pub use register_slot_key::RegisterSlotKey;
+pub use report_node::ReportNode;
+
+/// One proposed change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    /// Identity of the request; a repeat gets the stored answer.
+    pub id: RequestId,
+    /// SHA-256 of what was asked, so that a reused key with another body is told apart.
+    pub body_hash: [u8; 32],
+    /// On whose behalf.
+    pub origin: Origin,
+    /// Approvals by other certificates (dual control). Empty until it exists.
+    pub approvals: Vec<Approval>,
+    /// The proposer's wall clock.
+    pub at: UnixMillis,
+    /// What to do.
+    pub op: Op,
+}
+
+/// A request's identity. Client keys and the nodes' own ids can never meet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RequestId {
+    /// A client's `Idempotency-Key`, within its certificate identity and operation.
+    Client {
+        /// SHA-256 of the principal.
+        principal: [u8; 32],
+        /// Operation, such as `rotate exchange-key`.
+        operation: String,
+        /// The key as sent.
+        key: String,
+    },
+    /// A node's own step.
+    Node {
+        /// The node.
+        node: RaftId,
+        /// Random, one per proposal.
+        nonce: [u8; 16],
+    },
+}
+
+/// On whose behalf a command is proposed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// A member, for the operations of its own drivers.
+    Node(RaftId),
+    /// A person or machine with a certificate, through a member.
+    Admin(AdminOrigin),
+}
+
+/// An administrator as seen by the node it spoke to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminOrigin {
+    /// SHA-256 of the certificate.
+    pub fingerprint: [u8; 32],
+    /// Last CN.
+    pub cn: String,
+    /// First OU.
+    pub ou: String,
+    /// Serial, lower-case hex.
+    pub serial: String,
+    /// Issuer's distinguished name.
+    pub issuer: String,
+    /// The member that saw it.
+    pub via_node: RaftId,
+    /// A signature with the administrator's key. Reserved.
+    pub evidence: Option<Vec<u8>>,
+}
+
+/// Consent of another certificate. Reserved for dual control.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// SHA-256 of the approver's certificate.
+    pub fingerprint: [u8; 32],
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// The operations. Append only: the position is the encoding.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// The first command of a cluster.
+    CreateCluster(CreateCluster),
+    /// A node that holds a join token gets its raft id.
+    RegisterNode(RegisterNode),
+    /// A learner that has proven every key becomes a member.
+    AdmitNode(AdmitNode),
+    /// A node's public key for a slot.
+    RegisterSlotKey(RegisterSlotKey),
+    /// A new transport generation of a slot.
+    AddTransportKey(AddTransportKey),
+    /// A transport key wrapped to one more node.
+    GrantTransportKey(GrantTransportKey),
+    /// A new context.
+    CreateContext(CreateContext),
+    /// A rotation's first phase.
+    PrepareVersion(PrepareVersion),
+    /// A node has imported and proven versions.
+    AckVersions(AckVersions),
+    /// A rotation's second phase.
+    ActivateVersion(ActivateVersion),
+    /// A pending version that cannot finish is given up.
+    AbandonVersion(AbandonVersion),
+    /// A one-time join token.
+    CreateJoinToken(CreateJoinToken),
+    /// Revocations are added.
+    AddRevocations(AddRevocations),
+    /// A node reports.
+    ReportNode(ReportNode),
+}
+
+impl Op {
+    /// The operation's name in logs, metrics and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::CreateCluster(_) => "create_cluster",
+            Op::RegisterNode(_) => "register_node",
+            Op::AdmitNode(_) => "admit_node",
+            Op::RegisterSlotKey(_) => "register_slot_key",
+            Op::AddTransportKey(_) => "add_transport_key",
+            Op::GrantTransportKey(_) => "grant_transport_key",
+            Op::CreateContext(_) => "create_context",
+            Op::PrepareVersion(_) => "prepare_version",
+            Op::AckVersions(_) => "ack_versions",
+            Op::ActivateVersion(_) => "activate_version",
+            Op::AbandonVersion(_) => "abandon_version",
+            Op::CreateJoinToken(_) => "create_join_token",
+            Op::AddRevocations(_) => "add_revocations",
+            Op::ReportNode(_) => "report_node",
+        }
+    }
+
+    /// Whether a member that is not the leader may send it to the leader for itself.
+    /// Everything else needs an administrator or the leader's own drivers.
+    pub fn forwardable_from_node(&self) -> bool {
+        matches!(
+            self,
+            Op::AckVersions(_) | Op::ReportNode(_) | Op::RegisterSlotKey(_) | Op::GrantTransportKey(_)
+        )
+    }
+
+    /// Reports are outside the request window: their own sequence number makes them idempotent.
+    fn outside_window(&self) -> bool {
+        matches!(self, Op::ReportNode(_))
+    }
+}
+
+/// What `apply` may know besides the state: the entry's place and Raft's membership at it.
+#[derive(Debug)]
+pub struct ApplyContext<'a> {
+    /// The entry's index.
+    pub index: u64,
+    /// The command's time.
+    pub at: UnixMillis,
+    /// The command's origin.
+    pub origin: &'a Origin,
+    /// Voters of the membership in force.
+    pub voters: &'a BTreeSet<RaftId>,
+}
+
+/// The answer to a command, stored with its request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// An entry that is no command.
+    Nothing,
+    /// Done.
+    Done(Done),
+    /// Refused; the state is unchanged.
+    Refused(Refusal),
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Done {
+    /// Nothing more to say.
+    Ok,
+    /// A node is registered under this raft id.
+    Registered {
+        /// The raft id.
+        raft_id: RaftId,
+    },
+    /// A key version was prepared or changed.
+    Version {
+        /// Its context.
+        context: ContextName,
+        /// Its number.
+        version: u32,
+    },
+    /// A join token was made.
+    JoinToken {
+        /// Its number, part of the token's text.
+        number: u64,
+    },
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The state is not what the proposer saw. Look again.
+    Conflict(String),
+    /// The thing exists already.
+    Exists(String),
+    /// There is no such thing.
+    NotFound(String),
+    /// The origin may not do this.
+    Forbidden(String),
+    /// The command makes no sense.
+    Invalid(String),
+    /// The idempotency key was used with another body.
+    KeyReused,
+    /// The answer to this idempotency key is no longer kept.
+    KeyExpired,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Conflict(why) => write!(f, "conflict: {why}"),
+            Refusal::Exists(what) => write!(f, "{what} exists already"),
+            Refusal::NotFound(what) => write!(f, "{what} does not exist"),
+            Refusal::Forbidden(why) => write!(f, "forbidden: {why}"),
+            Refusal::Invalid(why) => write!(f, "invalid: {why}"),
+            Refusal::KeyReused => f.write_str("the idempotency key was used for another request"),
+            Refusal::KeyExpired => f.write_str("the answer to this idempotency key is no longer kept"),
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.op.name())
+    }
+}
+
+/// Applies one command. A refusal leaves no trace but its remembered answer.
+pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>) -> Outcome {
+    let windowed = !command.op.outside_window();
+    if windowed {
+        match state.requests().look_up(&command.id, &command.body_hash) {
+            Seen::New => {}
+            Seen::Repeat(outcome) => return outcome,
+            Seen::OtherBody => return Outcome::Refused(Refusal::KeyReused),
+            Seen::Expired => return Outcome::Refused(Refusal::KeyExpired),
+        }
+    }
+    // A clone shares its rows: going back costs nothing, and no half-applied command can remain.
+    let before = state.clone();
+    let result = match &command.op {
+        Op::CreateCluster(op) => op.apply(state, cx),
+        Op::RegisterNode(op) => op.apply(state, cx),
+        Op::AdmitNode(op) => op.apply(state, cx),
+        Op::RegisterSlotKey(op) => op.apply(state, cx),
+        Op::AddTransportKey(op) => op.apply(state, cx),
+        Op::GrantTransportKey(op) => op.apply(state, cx),
+        Op::CreateContext(op) => op.apply(state, cx),
+        Op::PrepareVersion(op) => op.apply(state, cx),
+        Op::AckVersions(op) => op.apply(state, cx),
+        Op::ActivateVersion(op) => op.apply(state, cx),
+        Op::AbandonVersion(op) => op.apply(state, cx),
+        Op::CreateJoinToken(op) => op.apply(state, cx),
+        Op::AddRevocations(op) => op.apply(state, cx),
+        Op::ReportNode(op) => op.apply(state, cx),
+    };
+    let outcome = match result {
+        Ok(done) => Outcome::Done(done),
+        Err(refusal) => {
+            *state = before;
+            Outcome::Refused(refusal)
+        }
+    };
+    if windowed {
+        state
+            .requests
+            .remember(cx.index, command.id.clone(), command.body_hash, outcome.clone());
+    }
+    outcome
+}
+
+/// Refuses unless the command comes from `node` itself.
+fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
+    if *cx.origin == Origin::Node(node) {
+        return Ok(());
+    }
+    Err(Refusal::Forbidden(format!(
+        "only node {node} may say this of itself"
+    )))
+}
+
+/// Refuses before there is a cluster.
+fn require_cluster(state: &ClusterState) -> Result<(), Refusal> {
+    state
+        .meta()
+        .map(|_| ())
+        .ok_or_else(|| Refusal::NotFound("the cluster".into()))
+}

@@ -1,0 +1,79 @@
+//! `RegisterNode`: a node that presents a valid join token gets its raft id: this entry's index.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ApplyContext, Done, Refusal, require_cluster};
+use crate::names::{Incarnation, NodeName};
+use crate::state::ClusterState;
+use crate::state::node::{JoinToken, Node, NodeStatus};
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegisterNode {
+    /// The token's number.
+    pub token: u64,
+    /// SHA-256 of the token's secret.
+    pub secret_hash: [u8; 32],
+    /// The node's configured name.
+    pub name: NodeName,
+    /// Its data directory's incarnation.
+    pub incarnation: Incarnation,
+    /// Its API address.
+    pub api_address: String,
+    /// Its cluster address.
+    pub cluster_address: String,
+}
+
+impl RegisterNode {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_cluster(state)?;
+        let invalid =
+            || Refusal::Forbidden("the join token is unknown, used or expired; make a new one".into());
+        let token = state.join_tokens.get(&self.token).cloned().ok_or_else(invalid)?;
+        if token.secret_hash != self.secret_hash {
+            return Err(invalid());
+        }
+        // The same filling of the same node asks again after a lost answer: it has its id already.
+        if let Some((raft_id, node)) = state.node_named(&self.name) {
+            if node.incarnation == self.incarnation && token.used_by == Some(raft_id) {
+                return Ok(Done::Registered { raft_id });
+            }
+            return Err(Refusal::Exists(format!(
+                "node_id {}: remove the old node first, or give this one another name; it",
+                self.name
+            )));
+        }
+        if token.used_by.is_some() || token.expires_at < cx.at {
+            return Err(invalid());
+        }
+        if token.node.as_ref().is_some_and(|only| *only != self.name) {
+            return Err(Refusal::Forbidden(format!(
+                "the join token is not for node_id {}",
+                self.name
+            )));
+        }
+        let raft_id = cx.index;
+        state.join_tokens.put(
+            self.token,
+            JoinToken {
+                used_by: Some(raft_id),
+                ..JoinToken::clone(&token)
+            },
+        );
+        state.nodes.put(
+            raft_id,
+            Node {
+                name: self.name.clone(),
+                incarnation: self.incarnation,
+                api_address: self.api_address.clone(),
+                cluster_address: self.cluster_address.clone(),
+                status: NodeStatus::Joining,
+                slot_keys: BTreeMap::new(),
+                registered_at: cx.at,
+            },
+        );
+        Ok(Done::Registered { raft_id })
+    }
+}

@@ -1,0 +1,212 @@
+//! Contexts and their key versions.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::table::{Row, RowKey, RowKind};
+use crate::names::{ContextName, ContextUid, KeyUid, RaftId, SlotName, TransportId, UnixMillis};
+
+/// What of the caller's certificate is bound into each ciphertext of a context. Fixed at creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BindingMode {
+    /// Nothing.
+    None,
+    /// The first OU: every certificate of the unit can decrypt.
+    Shared,
+    /// The CN: only the same name can decrypt. v1's default.
+    Private,
+}
+
+/// When versions are replaced and put away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationPolicy {
+    /// Days after activation at which a new version is due; 0 = never by age.
+    pub interval_days: u32,
+    /// Versions kept readable whatever their age.
+    pub max_versions: u32,
+    /// Days since retirement before `cleanup` may disable a version.
+    pub cleanup_after_days: u32,
+}
+
+impl Default for RotationPolicy {
+    fn default() -> Self {
+        Self {
+            interval_days: 90,
+            max_versions: 3,
+            cleanup_after_days: 30,
+        }
+    }
+}
+
+/// A context: one name, one slot, one line of key versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Context {
+    /// Immutable identity.
+    pub uid: ContextUid,
+    /// The slot whose token holds its keys.
+    pub slot: SlotName,
+    /// What ciphertexts are bound to.
+    pub binding: BindingMode,
+    /// Rotation and retention.
+    pub policy: RotationPolicy,
+    /// Highest version number ever given out; never decreases, never reused.
+    pub highest_version: u32,
+    /// The active version, if any.
+    pub active_version: Option<u32>,
+    /// When it was created.
+    pub created_at: UnixMillis,
+}
+
+impl Row for Context {
+    const KIND: RowKind = RowKind::Context;
+}
+
+/// The state of a key version.
+///
+/// ```text
+/// pending ──activate──> active ──next version active──> decrypt_only ──> disabled
+///    │                                                                     │
+///    └──abandon──> abandoned                  destroy_scheduled <──────────┘
+///                                              │         ▲ undo
+///                                              └> destroying ──> destroyed
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VersionState {
+    /// Made by the leader, being imported by the members. Readable where imported.
+    Pending,
+    /// New ciphertexts use it.
+    Active,
+    /// Retired: decrypts only.
+    DecryptOnly,
+    /// Decrypts nothing until enabled again.
+    Disabled,
+    /// Will be destroyed after its wait; can be undone.
+    DestroyScheduled,
+    /// Being removed from every token; no use anywhere.
+    Destroying,
+    /// Gone from every token that acknowledged; the row is its tombstone.
+    Destroyed,
+    /// Never became active; its number is not used again.
+    Abandoned,
+}
+
+impl VersionState {
+    /// Whether a version may go from this state to `next`. The table is the drawing above.
+    pub fn may_become(self, next: VersionState) -> bool {
+        use VersionState::*;
+        matches!(
+            (self, next),
+            (Pending, Active | Abandoned)
+                | (Active, DecryptOnly)
+                | (DecryptOnly, Disabled | DestroyScheduled)
+                | (Disabled, DecryptOnly | DestroyScheduled)
+                | (DestroyScheduled, Disabled | DecryptOnly | Destroying)
+                | (Destroying, Destroyed)
+        )
+    }
+
+    /// Whether nodes hold it in their tokens and decrypt with it.
+    pub fn is_readable(self) -> bool {
+        matches!(
+            self,
+            VersionState::Pending | VersionState::Active | VersionState::DecryptOnly
+        )
+    }
+
+    /// The state's name in API and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VersionState::Pending => "pending",
+            VersionState::Active => "active",
+            VersionState::DecryptOnly => "decrypt_only",
+            VersionState::Disabled => "disabled",
+            VersionState::DestroyScheduled => "destroy_scheduled",
+            VersionState::Destroying => "destroying",
+            VersionState::Destroyed => "destroyed",
+            VersionState::Abandoned => "abandoned",
+        }
+    }
+}
+
+/// Where a version's key comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyOrigin {
+    /// Made inside a token of this cluster and replicated.
+    Generated,
+    /// Found in a v1 token; usable only where that token is.
+    Adopted {
+        /// The nodes that proved they hold it.
+        holders: BTreeSet<RaftId>,
+    },
+}
+
+/// What every node needs to import a version: present while the version can be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyMaterial {
+    /// The transport generation it is wrapped under.
+    pub transport_id: TransportId,
+    /// The wrapped key, sealed under the replication key.
+    pub sealed_key: Vec<u8>,
+    /// The check record: a GCM ciphertext of a fixed text under the key.
+    pub check_record: Vec<u8>,
+}
+
+/// A key version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersion {
+    /// `CKA_ID` of its objects.
+    pub key_uid: KeyUid,
+    /// `CKA_LABEL`, the API's `key_id`.
+    pub label: String,
+    /// Where it is in its life.
+    pub state: VersionState,
+    /// Where its key comes from.
+    pub origin: KeyOrigin,
+    /// What importing it takes; removed at destruction.
+    pub material: Option<KeyMaterial>,
+    /// The members that imported and proved it.
+    pub acks: BTreeSet<RaftId>,
+    /// When it was prepared.
+    pub created_at: UnixMillis,
+    /// When it became active.
+    pub activated_at: Option<UnixMillis>,
+    /// When it was retired, abandoned or destroyed.
+    pub ended_at: Option<UnixMillis>,
+    /// Why it was abandoned, for people.
+    pub note: String,
+}
+
+impl Row for KeyVersion {
+    const KIND: RowKind = RowKind::Version;
+}
+
+/// Key of a version's row: context, then number.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VersionKey {
+    /// The context.
+    pub context: ContextName,
+    /// The version number, from 1.
+    pub version: u32,
+}
+
+impl RowKey for VersionKey {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.context.as_str().as_bytes().to_vec();
+        // Names hold no zero byte, so keys of one context stay together and in order.
+        bytes.push(0);
+        bytes.extend_from_slice(&self.version.to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (name, number) = bytes.split_at_checked(bytes.len().checked_sub(5)?)?;
+        let (&0, number) = number.split_first()? else {
+            return None;
+        };
+        Some(Self {
+            context: ContextName::new(std::str::from_utf8(name).ok()?).ok()?,
+            version: u32::from_be_bytes(number.try_into().ok()?),
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! The replicated state: what every node agrees on. Pure data; changed only by [`crate::command`].
+//!
+//! A `ClusterState` is cheap to clone (persistent tables), so readers take a snapshot and never lock.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::CodecError;
+use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, UnixMillis};
+
+pub mod access;
+pub mod context;
+pub mod node;
+pub mod requests;
+pub mod slot;
+pub mod table;
+
+use access::{Acl, Revocation, RevocationKey};
+use context::{Context, KeyVersion, VersionKey, VersionState};
+use node::{JoinToken, Node, NodeReport, NodeStatus};
+use requests::Requests;
+use slot::Slot;
+use table::{Row, RowChange, RowKind, Table};
+
+/// The feature level this release understands. Raised when a command variant is added.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The cluster's identity; one row, made by `CreateCluster`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMeta {
+    /// Random identity.
+    pub cluster_id: ClusterId,
+    /// Name in the SANs of cluster certificates.
+    pub name: String,
+    /// Raised by restore and recovery; nodes of an older epoch are refused.
+    pub epoch: u64,
+    /// Highest feature level that may be proposed.
+    pub feature_level: u32,
+    /// Identifies the replication key every sealed key is sealed under.
+    pub trk_id: [u8; 8],
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+impl Row for ClusterMeta {
+    const KIND: RowKind = RowKind::Meta;
+}
+
+/// Everything the nodes agree on.
+#[derive(Clone, Default)]
+pub struct ClusterState {
+    pub(crate) meta: Table<(), ClusterMeta>,
+    pub(crate) contexts: Table<ContextName, Context>,
+    pub(crate) versions: Table<VersionKey, KeyVersion>,
+    pub(crate) slots: Table<SlotName, Slot>,
+    pub(crate) nodes: Table<RaftId, Node>,
+    pub(crate) reports: Table<RaftId, NodeReport>,
+    pub(crate) acl: Table<(), Acl>,
+    pub(crate) revocations: Table<RevocationKey, Revocation>,
+    pub(crate) join_tokens: Table<u64, JoinToken>,
+    pub(crate) requests: Requests,
+}
+
+impl ClusterState {
+    /// The cluster's identity; `None` before `CreateCluster`.
+    pub fn meta(&self) -> Option<&ClusterMeta> {
+        self.meta.get(&()).map(|meta| &**meta)
+    }
+
+    /// The current epoch, 0 before there is a cluster.
+    pub fn epoch(&self) -> u64 {
+        self.meta().map_or(0, |meta| meta.epoch)
+    }
+
+    /// All contexts.
+    pub fn contexts(&self) -> &Table<ContextName, Context> {
+        &self.contexts
+    }
+
+    /// All key versions, by context and number.
+    pub fn versions(&self) -> &Table<VersionKey, KeyVersion> {
+        &self.versions
+    }
+
+    /// The versions of one context, ascending.
+    pub fn versions_of<'a>(
+        &'a self,
+        context: &ContextName,
+    ) -> impl Iterator<Item = (u32, &'a KeyVersion)> + 'a {
+        let key = |version| VersionKey {
+            context: context.clone(),
+            version,
+        };
+        self.versions
+            .range(key(0)..=key(u32::MAX))
+            .map(|(key, version)| (key.version, &**version))
+    }
+
+    /// One key version.
+    pub fn version(&self, context: &ContextName, version: u32) -> Option<&KeyVersion> {
+        self.versions
+            .get(&VersionKey {
+                context: context.clone(),
+                version,
+            })
+            .map(|v| &**v)
+    }
+
+    /// Every pending version.
+    pub fn pending(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        self.versions
+            .iter()
+            .filter(|(_, v)| v.state == VersionState::Pending)
+            .map(|(k, v)| (k, &**v))
+    }
+
+    /// All slots that have a transport key.
+    pub fn slots(&self) -> &Table<SlotName, Slot> {
+        &self.slots
+    }
+
+    /// All nodes, tombstones included.
+    pub fn nodes(&self) -> &Table<RaftId, Node> {
+        &self.nodes
+    }
+
+    /// The node of this name that has not been removed.
+    pub fn node_named(&self, name: &NodeName) -> Option<(RaftId, &Node)> {
+        self.nodes
+            .iter()
+            .map(|(id, node)| (*id, &**node))
+            .find(|(_, node)| node.name == *name && !matches!(node.status, NodeStatus::Removed { .. }))
+    }
+
+    /// The nodes' latest reports.
+    pub fn reports(&self) -> &Table<RaftId, NodeReport> {
+        &self.reports
+    }
+
+    /// Access control.
+    pub fn acl(&self) -> Option<&Acl> {
+        self.acl.get(&()).map(|acl| &**acl)
+    }
+
+    /// Revocations.
+    pub fn revocations(&self) -> &Table<RevocationKey, Revocation> {
+        &self.revocations
+    }
+
+    /// Join tokens.
+    pub fn join_tokens(&self) -> &Table<u64, JoinToken> {
+        &self.join_tokens
+    }
+
+    /// The idempotency window.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// The rows touched since the last call, for storage.
+    pub(crate) fn drain(&mut self) -> Result<Vec<RowChange>, CodecError> {
+        let mut out = Vec::new();
+        self.meta.drain(&mut out)?;
+        self.contexts.drain(&mut out)?;
+        self.versions.drain(&mut out)?;
+        self.slots.drain(&mut out)?;
+        self.nodes.drain(&mut out)?;
+        self.reports.drain(&mut out)?;
+        self.acl.drain(&mut out)?;
+        self.revocations.drain(&mut out)?;
+        self.join_tokens.drain(&mut out)?;
+        self.requests.drain(&mut out)?;
+        Ok(out)
+    }
+
+    /// Every row, for snapshots.
+    pub(crate) fn dump(&self) -> Result<Vec<RowChange>, CodecError> {
+        let mut out = Vec::new();
+        self.meta.dump(&mut out)?;
+        self.contexts.dump(&mut out)?;
+        self.versions.dump(&mut out)?;
+        self.slots.dump(&mut out)?;
+        self.nodes.dump(&mut out)?;
+        self.reports.dump(&mut out)?;
+        self.acl.dump(&mut out)?;
+        self.revocations.dump(&mut out)?;
+        self.join_tokens.dump(&mut out)?;
+        self.requests.dump(&mut out)?;
+        Ok(out)
+    }
+
+    /// Puts one stored row back; `None` when it does not decode.
+    pub(crate) fn load(&mut self, kind: RowKind, key: &[u8], value: &[u8]) -> Option<()> {
+        match kind {
+            RowKind::Meta => self.meta.load(key, value),
+            RowKind::Context => self.contexts.load(key, value),
+            RowKind::Version => self.versions.load(key, value),
+            RowKind::Slot => self.slots.load(key, value),
+            RowKind::Node => self.nodes.load(key, value),
+            RowKind::Report => self.reports.load(key, value),
+            RowKind::Acl => self.acl.load(key, value),
+            RowKind::Revocation => self.revocations.load(key, value),
+            RowKind::JoinToken => self.join_tokens.load(key, value),
+            RowKind::Request => self.requests.load(key, value),
+            RowKind::Applied => None,
+        }
+    }
+
+    /// Rebuilds derived indexes after the last [`Self::load`].
+    pub(crate) fn loaded(mut self) -> Self {
+        self.requests.index();
+        self
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::state::table::RowKey;
+    use context::VersionState::*;
+
+    #[test]
+    fn version_keys_sort_by_context_then_number_and_survive_encoding() {
+        let key = |context: &str, version| VersionKey {
+            context: ContextName::new(context).unwrap(),
+            version,
+        };
+        let mut keys = [key("a", 256), key("a", 2), key("a-b", 1), key("a", u32::MAX)];
+        keys.sort();
+        let mut encoded: Vec<_> = keys.iter().map(RowKey::encode).collect();
+        let in_order = encoded.clone();
+        encoded.sort();
+        assert_eq!(encoded, in_order);
+        for key in keys {
+            assert_eq!(VersionKey::decode(&key.encode()), Some(key));
+        }
+    }
+
+    #[test]
+    fn the_drawing_of_version_states_is_the_table() {
+        let all = [
+            Pending,
+            Active,
+            DecryptOnly,
+            Disabled,
+            DestroyScheduled,
+            Destroying,
+            Destroyed,
+            Abandoned,
+        ];
+        for from in all {
+            assert!(!from.may_become(Pending) && !from.may_become(from));
+            if matches!(from, Destroyed | Abandoned) {
+                assert!(all.iter().all(|to| !from.may_become(*to)), "{from:?} is final");
+            }
+            assert_eq!(
+                from.may_become(Active),
+                from == Pending,
+                "only a pending version becomes active"
+            );
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Nodes, their reports, and the tokens that let new ones join.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::table::{Row, RowKind};
+use crate::names::{Incarnation, NodeName, RaftId, SlotName, UnixMillis};
+
+/// A node's public key for one slot, signed by its cluster key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotKey {
+    /// SubjectPublicKeyInfo (DER) of the RSA key pair in the node's token.
+    pub spki: Vec<u8>,
+    /// Signature by the node's cluster key over cluster id, epoch, raft id, slot and SPKI.
+    pub signature: Vec<u8>,
+    /// SubjectPublicKeyInfo (DER) of the cluster key that signed.
+    pub signer_spki: Vec<u8>,
+}
+
+/// Whether a node belongs to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    /// Registered, a learner until it has proven every key.
+    Joining,
+    /// A voter, or about to be.
+    Member,
+    /// Removed for good; the row is its tombstone.
+    Removed {
+        /// When.
+        at: UnixMillis,
+    },
+}
+
+/// A node, keyed by its raft id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its configured name.
+    pub name: NodeName,
+    /// Which filling of its data directory this identity belongs to.
+    pub incarnation: Incarnation,
+    /// `host:port` of its API listener, for people and hints.
+    pub api_address: String,
+    /// `host:port` of its cluster listener.
+    pub cluster_address: String,
+    /// Its standing.
+    pub status: NodeStatus,
+    /// Its slot public keys. Immutable for this raft id.
+    pub slot_keys: BTreeMap<SlotName, SlotKey>,
+    /// When it was registered.
+    pub registered_at: UnixMillis,
+}
+
+impl Row for Node {
+    const KIND: RowKind = RowKind::Node;
+}
+
+/// A slot as its node last reported it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotReport {
+    /// Whether the node serves it: ready, and every readable version held.
+    pub serving: bool,
+    /// `absent`, `locked`, `ready` or `failed`.
+    pub state: String,
+    /// Readable versions it lacks.
+    pub missing_keys: u32,
+}
+
+/// A node's latest report, keyed by its raft id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Counts the node's reports; older ones are ignored.
+    pub seq: u64,
+    /// Must be the node's registered incarnation.
+    pub incarnation: Incarnation,
+    /// The node's wall clock when it reported.
+    pub clock: UnixMillis,
+    /// Its last durable log index. It only grows: a node that starts below it was rolled back.
+    pub durable_index: u64,
+    /// `Some(i)`: with state as of index i, every readable version is held and proven.
+    pub proven_at: Option<u64>,
+    /// The highest feature level it understands.
+    pub feature_level: u32,
+    /// Its slots.
+    pub slots: BTreeMap<SlotName, SlotReport>,
+}
+
+impl Row for NodeReport {
+    const KIND: RowKind = RowKind::Report;
+}
+
+/// A one-time join token, keyed by the index that made it. Only a hash of its secret is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// SHA-256 of the secret.
+    pub secret_hash: [u8; 32],
+    /// Good until then, by the clock of whoever proposes the use.
+    pub expires_at: UnixMillis,
+    /// If set, only a node of this name may use it.
+    pub node: Option<NodeName>,
+    /// Who used it.
+    pub used_by: Option<RaftId>,
+}
+
+impl Row for JoinToken {
+    const KIND: RowKind = RowKind::JoinToken;
+}

@@ -1,0 +1,84 @@
+//! Slots and their transport key generations.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::table::{Row, RowKind};
+use crate::names::{RaftId, TransportId, UnixMillis};
+
+/// How far a transport generation protects the keys wrapped under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportMode {
+    /// Root on a node can get the slot's keys out; see the security model.
+    Standard,
+    /// Keys carry `WRAP_WITH_TRUSTED`. Reserved.
+    Hardened,
+}
+
+/// Whether a transport generation is used for new keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportState {
+    /// New KEK versions are wrapped under it.
+    Current,
+    /// Older versions still name it.
+    Superseded,
+    /// Destroyed with the last version that named it.
+    Destroyed,
+}
+
+/// Who a transport key was granted to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Grantee {
+    /// A node's slot key pair.
+    Node(RaftId),
+    /// A recovery key pair kept off-line.
+    Recovery(String),
+    /// A backup recipient.
+    Backup(String),
+}
+
+/// One transport key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportGeneration {
+    /// Its identity: `CKA_ID`, and what sealed keys name.
+    pub id: TransportId,
+    /// Counts from 1 within the slot.
+    pub generation: u32,
+    /// Its protection.
+    pub mode: TransportMode,
+    /// A public constant wrapped under it: a node that holds another key computes another value.
+    pub check: Vec<u8>,
+    /// Whether it is current.
+    pub state: TransportState,
+    /// The key wrapped to each grantee, sealed under the replication key.
+    pub grants: BTreeMap<Grantee, Vec<u8>>,
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+/// A slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Its transport generations, oldest first.
+    pub transport: Vec<TransportGeneration>,
+}
+
+impl Slot {
+    /// The generation new keys are wrapped under.
+    pub fn current_transport(&self) -> Option<&TransportGeneration> {
+        self.transport
+            .iter()
+            .rev()
+            .find(|t| t.state == TransportState::Current)
+    }
+
+    /// The generation `id`.
+    pub fn transport(&self, id: TransportId) -> Option<&TransportGeneration> {
+        self.transport.iter().find(|t| t.id == id)
+    }
+}
+
+impl Row for Slot {
+    const KIND: RowKind = RowKind::Slot;
+}

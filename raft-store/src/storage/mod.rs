@@ -1,0 +1,44 @@
+//! Durable storage of log, vote and replicated state.
+//!
+//! sled keeps the rows; a small control file beside it makes lost writes visible; snapshots are plain
+//! files. Nothing is acknowledged before it is on disk, and a store that lost anything does not open.
+//!
+//! ```text
+//! <data>/lock            exclusive lock of the directory
+//! <data>/control         identity, vote, last durable log id (see `control`)
+//! <data>/sled/db …       tree `log`: entries, vote, purged; trees `state-N`: rows; default tree: pointer
+//! <data>/snapshots/      complete snapshots, `.partial` while being written
+//! ```
+
+mod control;
+mod error;
+mod frame;
+mod log;
+mod machine;
+mod open;
+mod rows;
+mod sled_watch;
+mod snapshot;
+mod writer;
+
+pub use control::{Control, Poison};
+pub use error::{OpenError, StoreFailure};
+pub use log::LogStore;
+pub use machine::{Published, StateMachine};
+pub use open::{ControlHandle, Opened, Store, StoreOptions};
+pub use rows::BarrierHook;
+pub use sled_watch::install_log_hook;
+pub use snapshot::SnapshotReceiver;
+
+/// Figures of a running store, for metrics. Reads only atomics and one sled counter.
+#[derive(Debug, Clone, Default)]
+pub struct StoreFigures {
+    /// Bytes of the sled files.
+    pub sled_bytes: u64,
+    /// Durability barriers passed since the start.
+    pub barriers: u64,
+    /// Bytes free on the data directory's file system.
+    pub free_bytes: u64,
+    /// Whether free space is below the reserve (256 MiB or 5 %).
+    pub below_reserve: bool,
+}

@@ -1,0 +1,12 @@
+//! The production store on real sled files: openraft's suite, crashes, damage, and what it promises.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+mod damage;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod golden;
+mod kill;
+mod promises;
+mod suite;
