@@ -1,0 +1,74 @@
+//! Requests and answers of the admin routes: cluster, members, keys, rotation. Times are RFC 3339
+//! in UTC, ids and hashes hex. Members are added here, never removed or given another meaning.
+
+mod cluster;
+mod keys;
+
+use serde::{Deserialize, Serialize};
+
+pub use cluster::*;
+pub use keys::*;
+
+/// Answer of `GET /admin/v1/whoami`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoAmI {
+    /// The last CN of the certificate.
+    pub cn: String,
+    /// Its first OU.
+    pub ou: Option<String>,
+    /// Its admin roles.
+    pub roles: Vec<String>,
+    /// The contexts it may use.
+    pub contexts: Vec<String>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::wire::SecretText;
+
+    #[test]
+    fn an_older_client_reads_a_newer_nodes_words() {
+        let slot: MemberSlot =
+            serde_json::from_value(json!({"slot": "x", "state": "on_fire", "new": 1})).unwrap();
+        assert_eq!(slot.state, SlotState::Unknown);
+    }
+
+    #[test]
+    fn every_word_round_trips() {
+        for &state in KeyState::ALL {
+            let json = serde_json::to_string(&state).unwrap();
+            assert_eq!(serde_json::from_str::<KeyState>(&json).unwrap(), state);
+            assert_eq!(json, format!("\"{state}\""));
+        }
+        assert_eq!(KeyState::DestroyScheduled.as_str(), "destroy_scheduled");
+    }
+
+    #[test]
+    fn optional_members_are_left_out_of_requests() {
+        assert_eq!(
+            serde_json::to_value(CreateKekRequest::new("2fa")).unwrap(),
+            json!({"context": "2fa"})
+        );
+        assert_eq!(
+            serde_json::to_value(JoinTokenRequest::default()).unwrap(),
+            json!({})
+        );
+        assert_eq!(serde_json::to_value(ClusterInitRequest {}).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn a_join_token_is_not_printed() {
+        let request = JoinRequest {
+            token: SecretText::from("canary"),
+            cluster_ca_sha256: "00".to_owned(),
+            leader_addresses: vec!["127.0.0.1:8445".to_owned()],
+            confirm_fingerprints: None,
+        };
+        assert!(!format!("{request:?}").contains("canary"));
+        assert_eq!(serde_json::to_value(&request).unwrap()["token"], "canary");
+    }
+}

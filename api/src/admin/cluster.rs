@@ -1,0 +1,238 @@
+//! The admin routes about the cluster itself: making it, joining it, its members and its state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{SecretText, words};
+
+words! {
+    /// What a node is doing in its Raft, as it sees itself.
+    pub enum NodeRole {
+        /// It leads.
+        Leader = "leader",
+        /// A voter that follows a leader.
+        Follower = "follower",
+        /// It receives the log and does not vote yet.
+        Learner = "learner",
+        /// It asks for votes: there is no leader it knows.
+        Candidate = "candidate",
+        /// It belongs to no cluster.
+        Uninitialised = "uninitialised",
+    }
+}
+
+words! {
+    /// What a member is to the cluster.
+    pub enum MemberRole {
+        /// It counts for the quorum.
+        Voter = "voter",
+        /// It receives the log and does not count.
+        Learner = "learner",
+    }
+}
+
+words! {
+    /// State of a slot on one node.
+    pub enum SlotState {
+        /// No token with this label.
+        Absent = "absent",
+        /// The token waits for its PIN.
+        Locked = "locked",
+        /// It serves.
+        Ready = "ready",
+        /// It does not, and `reason` says why.
+        Failed = "failed",
+    }
+}
+
+/// `POST /admin/v1/cluster/init`: everything comes from that node's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInitRequest {}
+
+/// Answer of `POST /admin/v1/cluster/init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInitResponse {
+    /// Id of the new cluster, hex.
+    pub cluster_id: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Raft id of its first member.
+    pub raft_id: u64,
+}
+
+/// `POST /admin/v1/cluster/tokens`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenRequest {
+    /// How long the token lives; the node has a default and a maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Only this node may use it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+}
+
+/// Answer of `POST /admin/v1/cluster/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinTokenResponse {
+    /// Used once, by one node.
+    pub token: SecretText,
+    /// SHA-256 of the cluster CA's certificate, hex: the joiner checks the cluster with it.
+    pub cluster_ca_sha256: String,
+    /// When the token dies.
+    pub expires_at: String,
+}
+
+/// `POST /admin/v1/cluster/join`, sent to the joining node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// From [`JoinTokenResponse`].
+    pub token: SecretText,
+    /// From [`JoinTokenResponse`].
+    pub cluster_ca_sha256: String,
+    /// `host:port` of members' cluster listeners, tried in order.
+    pub leader_addresses: Vec<String>,
+    /// The operator has compared the slots' fingerprints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_fingerprints: Option<bool>,
+}
+
+/// Answer of `POST /admin/v1/cluster/join`, once the node votes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// Raft id of the new member.
+    pub raft_id: u64,
+    /// Id of the cluster, hex.
+    pub cluster_id: String,
+    /// What it is now.
+    pub role: MemberRole,
+    /// Its slots' node keys, to be compared with what the token shows.
+    pub slots: Vec<SlotFingerprint>,
+}
+
+/// A node's own public key in one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotFingerprint {
+    /// Name of the slot.
+    pub slot: String,
+    /// SHA-256 of the DER `SubjectPublicKeyInfo`, hex.
+    pub spki_sha256: String,
+}
+
+/// Answer of `GET /admin/v1/cluster/status`: one node's view, its own first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Id of the cluster, hex; empty while uninitialised.
+    pub cluster_id: String,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// Epoch of the cluster.
+    pub epoch: u64,
+    /// Name of this node.
+    pub node_id: String,
+    /// Raft id of this node; 0 while uninitialised.
+    pub raft_id: u64,
+    /// What it does.
+    pub role: NodeRole,
+    /// Its Raft term.
+    pub term: u64,
+    /// The leader it knows.
+    pub leader: Option<LeaderRef>,
+    /// Index of its last log entry.
+    pub last_log_index: u64,
+    /// The highest committed index it knows.
+    pub committed_index: u64,
+    /// Index of the last entry it applied.
+    pub applied_index: u64,
+    /// Leader: how long ago a quorum last answered.
+    pub quorum_ack_age_ms: Option<u64>,
+    /// How old its state may be.
+    pub staleness_ms: Option<u64>,
+    /// What `/readyz` says.
+    pub ready: bool,
+    /// Why not, if not.
+    #[serde(default)]
+    pub not_ready: Vec<NotReadyReason>,
+    /// Its slots.
+    pub slots: Vec<SlotStatus>,
+    /// How many voters may fail before the quorum is lost.
+    pub failure_tolerance: u32,
+}
+
+/// The leader as a node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderRef {
+    /// Its raft id.
+    pub raft_id: u64,
+    /// Its name.
+    pub node_id: String,
+}
+
+/// One reason for not being ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotReadyReason {
+    /// Stable, snake case.
+    pub code: String,
+    /// For people.
+    pub detail: String,
+}
+
+/// A slot of the node that answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// Its name in the configuration.
+    pub slot: String,
+    /// Its token's label.
+    pub label: String,
+    /// Its state.
+    pub state: SlotState,
+    /// Why it is not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Key versions the state names and the token lacks.
+    pub missing_keys: u32,
+}
+
+/// Answer of `GET /admin/v1/cluster/members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersResponse {
+    /// In order of their raft ids.
+    pub members: Vec<Member>,
+}
+
+/// One member. What only a leader knows is absent in a follower's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub node_id: String,
+    /// Its raft id.
+    pub raft_id: u64,
+    /// What it is to the cluster.
+    pub role: MemberRole,
+    /// `host:port` of its API.
+    pub api_address: String,
+    /// `host:port` of its cluster listener.
+    pub cluster_address: String,
+    /// Whether it leads.
+    pub is_leader: bool,
+    /// How far its log is known to agree with the leader's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched_index: Option<u64>,
+    /// Entries it lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+    /// How long ago it last answered the leader.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seen_ms: Option<u64>,
+    /// Its slots, as it last reported them.
+    pub slots: Vec<MemberSlot>,
+    /// When it joined.
+    pub joined_at: String,
+}
+
+/// A slot as a member reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberSlot {
+    /// Its name.
+    pub slot: String,
+    /// Its state.
+    pub state: SlotState,
+}

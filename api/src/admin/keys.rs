@@ -1,0 +1,188 @@
+//! The admin routes about keys: creating, listing, rotating.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::words;
+
+words! {
+    /// Where a key version stands in its life.
+    pub enum KeyState {
+        /// Being imported by every node.
+        Pending = "pending",
+        /// It encrypts.
+        Active = "active",
+        /// It only decrypts.
+        DecryptOnly = "decrypt_only",
+        /// It does nothing, and can come back.
+        Disabled = "disabled",
+        /// It will be destroyed after a wait that can be undone.
+        DestroyScheduled = "destroy_scheduled",
+        /// Being removed from every token.
+        Destroying = "destroying",
+        /// Gone from every token.
+        Destroyed = "destroyed",
+        /// It was never activated; its number is not used again.
+        Abandoned = "abandoned",
+    }
+}
+
+words! {
+    /// Where a key version comes from.
+    pub enum KeyOrigin {
+        /// Made by this cluster, on every node.
+        Generated = "generated",
+        /// Found in a token of v1; not replicable.
+        Adopted = "adopted",
+    }
+}
+
+words! {
+    /// Whom ciphertexts of a context are bound to.
+    pub enum BindingMode {
+        /// Nobody.
+        None = "none",
+        /// The first OU of the certificate.
+        Shared = "shared",
+        /// The CN of the certificate.
+        Private = "private",
+    }
+}
+
+/// `POST /admin/v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateKekRequest {
+    /// Created too, if the node's configuration maps it to a slot.
+    pub context: String,
+    /// Label in the token, for people; the default is `kek-<context>-v<N>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Must be higher than every version before; the default is the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Bits; only 256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u32>,
+}
+
+impl CreateKekRequest {
+    /// The next version of a context, with the default label.
+    pub fn new(context: impl Into<String>) -> Self {
+        Self {
+            context: context.into(),
+            label: None,
+            version: None,
+            size: None,
+        }
+    }
+}
+
+/// Answer of `POST /admin/v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateKekResponse {
+    /// Its context.
+    pub context: String,
+    /// Its number.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// Its state, normally active.
+    pub state: KeyState,
+}
+
+/// Answer of `GET /admin/v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListKeksResponse {
+    /// In order of their names.
+    pub contexts: Vec<ContextInfo>,
+}
+
+/// A context and its key versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextInfo {
+    /// Its name.
+    pub context: String,
+    /// The slot its keys live in.
+    pub slot: String,
+    /// Whom its ciphertexts are bound to.
+    pub binding: BindingMode,
+    /// The version that encrypts.
+    pub active_version: Option<u32>,
+    /// All versions, oldest first.
+    pub versions: Vec<KeyVersionInfo>,
+}
+
+/// One key version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersionInfo {
+    /// Its number.
+    pub version: u32,
+    /// Its label, v1's `key_id`.
+    pub key_id: String,
+    /// Its `CKA_ID`, hex.
+    pub key_uid: String,
+    /// Its state.
+    pub state: KeyState,
+    /// When it was made.
+    pub created_at: String,
+    /// When it began to encrypt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activated_at: Option<String>,
+    /// When it stopped encrypting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_at: Option<String>,
+    /// Names of the nodes that hold it and have proven it.
+    pub acks: Vec<String>,
+    /// Where it comes from.
+    pub origin: KeyOrigin,
+}
+
+/// `POST /admin/v1/keys/{context}/rotate`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateRequest {}
+
+/// Answer of a rotation, once the new version is active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateResponse {
+    /// The context.
+    pub context: String,
+    /// The version that encrypts now.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// The version that did before.
+    pub previous_version: u32,
+}
+
+/// Answer of `GET /admin/v1/keys/rotation-status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationStatusResponse {
+    /// In order of their names.
+    pub contexts: Vec<RotationStatus>,
+}
+
+/// Where a context stands in its rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationStatus {
+    /// Its name.
+    pub context: String,
+    /// The version that encrypts.
+    pub active_version: Option<u32>,
+    /// Since when.
+    pub active_since: Option<String>,
+    /// The version that is being imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_version: Option<u32>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_since: Option<String>,
+    /// Nodes that have proven the pending version, or without one the active version.
+    #[serde(default)]
+    pub acks: Vec<String>,
+    /// Nodes that have not.
+    #[serde(default)]
+    pub missing: Vec<String>,
+    /// The schedule.
+    pub rotation_interval_days: u32,
+    /// When the schedule rotates next.
+    pub next_rotation_due: Option<String>,
+}

@@ -1,0 +1,324 @@
+//! What can go wrong with a call, so that a caller can tell a node's answer from no answer. Texts
+//! name the endpoint and never a request's or an answer's content beyond a problem body.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use super::answer::{Meta, RawResponse};
+use crate::code::ErrorCode;
+use crate::headers;
+use crate::problem::{Problem, reason_phrase};
+
+/// How much of an answer that is no problem body an error repeats.
+const SHOWN: usize = 200;
+
+/// A client that cannot be made of what it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No endpoint at all.
+    #[error("no endpoint: give at least one address of a node, as https://host:port")]
+    NoEndpoint,
+    /// An endpoint that is none.
+    #[error("endpoint {endpoint:?}: {reason}; expected https://host:port")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A PEM file that holds not what it should.
+    #[error("{what}: {reason}")]
+    Pem {
+        /// Which of the files.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Certificate, key and TLS do not go together.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A node's refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: u16,
+    /// The stable code, if this version knows it.
+    pub code: Option<ErrorCode>,
+    /// The code as it was sent; empty if the answer was no problem body.
+    pub code_text: String,
+    /// What happened and what to do about it.
+    pub detail: String,
+    /// Names the request in the nodes' logs.
+    pub request_id: Option<String>,
+    /// Whether the same request may succeed later or on another node.
+    pub retryable: bool,
+    /// How long the node asks to wait before a retry.
+    pub retry_after: Option<Duration>,
+    /// The node that refused.
+    pub node: Option<String>,
+    /// The endpoint that was asked.
+    pub endpoint: String,
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let who = self.node.as_deref().unwrap_or(&self.endpoint);
+        let code = if self.code_text.is_empty() {
+            reason_phrase(self.status)
+        } else {
+            self.code_text.as_str()
+        };
+        write!(f, "{who}: {} {code}", self.status)?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        if let Some(id) = &self.request_id {
+            write!(f, " (request {id})")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for ApiError {}
+
+impl ApiError {
+    /// Reads an answer that is not a success, whoever made it: a balancer's is no problem body.
+    pub(super) fn read(response: &RawResponse, meta: Meta) -> Self {
+        let retry_after = response
+            .header(headers::RETRY_AFTER)
+            .and_then(|seconds| seconds.parse().ok())
+            .map(Duration::from_secs);
+        let mut error = Self {
+            status: response.status,
+            code: None,
+            code_text: String::new(),
+            detail: String::new(),
+            request_id: meta.request_id,
+            retryable: matches!(response.status, 429 | 502 | 503 | 504),
+            retry_after,
+            node: meta.node,
+            endpoint: meta.endpoint,
+        };
+        match serde_json::from_slice::<Problem>(&response.body) {
+            Ok(problem) => {
+                error.code = problem.error_code();
+                error.retryable = problem.retryable;
+                if !problem.request_id.is_empty() {
+                    error.request_id = Some(problem.request_id);
+                }
+                error.code_text = problem.code;
+                error.detail = problem.detail;
+            }
+            Err(_) => {
+                error.detail = String::from_utf8_lossy(&response.body)
+                    .trim()
+                    .chars()
+                    .take(SHOWN)
+                    .collect();
+            }
+        }
+        error
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A node answered, and refused.
+    #[error(transparent)]
+    Api(Box<ApiError>),
+    /// No connection: the request was certainly not carried out.
+    #[error("{endpoint}: cannot connect: {reason}")]
+    Connect {
+        /// The endpoint that was asked.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// One side refused the other's certificate, or they share no protocol.
+    #[error("{endpoint}: TLS: {reason}")]
+    Tls {
+        /// The endpoint that was asked.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// The connection broke: the request may or may not have been carried out.
+    #[error("{endpoint}: no answer: {reason}")]
+    Transport {
+        /// The endpoint that was asked.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time: the request may or may not have been carried out.
+    #[error("{endpoint}: no answer within {after:?}")]
+    Timeout {
+        /// The endpoint that was asked.
+        endpoint: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// A success that cannot be read.
+    #[error("{endpoint}: status {status}, but the answer cannot be read: {reason}")]
+    Decode {
+        /// The endpoint that answered.
+        endpoint: String,
+        /// The HTTP status.
+        status: u16,
+        /// Why.
+        reason: String,
+    },
+    /// The request cannot be sent at all.
+    #[error("request: {0}")]
+    Request(String),
+}
+
+impl ClientError {
+    /// The refusal, if a node answered.
+    #[must_use]
+    pub fn api(&self) -> Option<&ApiError> {
+        match self {
+            Self::Api(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The stable code, if a node answered with one this version knows.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        self.api().and_then(|error| error.code)
+    }
+
+    /// The HTTP status, if a node answered.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Decode { status, .. } => Some(*status),
+            _ => self.api().map(|error| error.status),
+        }
+    }
+
+    /// Whether the request may have been carried out although the call failed.
+    #[must_use]
+    pub fn outcome_unknown(&self) -> bool {
+        match self {
+            Self::Transport { .. } | Self::Timeout { .. } | Self::Decode { .. } => true,
+            _ => self.code() == Some(ErrorCode::OutcomeUnknown),
+        }
+    }
+
+    /// Sorts a failure of the transport: what TLS refused is not worth repeating.
+    pub(super) fn transport(
+        endpoint: &str,
+        connecting: bool,
+        error: &(dyn StdError + Send + Sync + 'static),
+    ) -> Self {
+        let (reason, tls) = describe(error);
+        let endpoint = endpoint.to_owned();
+        if tls {
+            Self::Tls { endpoint, reason }
+        } else if connecting {
+            Self::Connect { endpoint, reason }
+        } else {
+            Self::Transport { endpoint, reason }
+        }
+    }
+}
+
+/// The texts of an error and its causes, and whether TLS is among them.
+fn describe(error: &(dyn StdError + Send + Sync + 'static)) -> (String, bool) {
+    let first: &(dyn StdError + 'static) = error;
+    let mut next = Some(first);
+    let mut text = String::new();
+    let mut tls = false;
+    while let Some(current) = next {
+        let this = current.to_string();
+        // Wrappers often show what they wrap.
+        if !text.ends_with(&this) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&this);
+        }
+        tls |= current.is::<rustls::Error>();
+        next = cause(current);
+    }
+    (text, tls)
+}
+
+/// `io::Error` skips the error it wraps when asked for its source.
+fn cause<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        let inner: &'a (dyn StdError + 'static) = inner;
+        return Some(inner);
+    }
+    error.source()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+
+    fn read(status: u16, body: &str) -> ApiError {
+        let mut header_map = HeaderMap::new();
+        header_map.insert("retry-after", HeaderValue::from_static("1"));
+        header_map.insert("x-hsm-node", HeaderValue::from_static("hsm-node-2"));
+        header_map.insert("x-request-id", HeaderValue::from_static("01J"));
+        let response = RawResponse::new(
+            status,
+            header_map,
+            body.as_bytes().to_vec(),
+            "https://a:1".to_owned(),
+        );
+        let meta = response.meta(1);
+        ApiError::read(&response, meta)
+    }
+
+    #[test]
+    fn a_problem_body_is_read_whole() {
+        let body = serde_json::to_string(&Problem::new(ErrorCode::NoQuorum, "2 of 3 silent", "01J")).unwrap();
+        let error = read(503, &body);
+        assert_eq!(error.code, Some(ErrorCode::NoQuorum));
+        assert!(error.retryable);
+        assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
+        assert_eq!(
+            error.to_string(),
+            "hsm-node-2: 503 no_quorum: 2 of 3 silent (request 01J)"
+        );
+    }
+
+    #[test]
+    fn a_balancers_page_is_no_problem_body() {
+        let error = read(502, &"<html>".repeat(1000));
+        assert_eq!((error.code, error.retryable, error.status), (None, true, 502));
+        assert_eq!(error.detail.len(), SHOWN);
+        assert!(!read(404, "no").retryable);
+    }
+
+    #[test]
+    fn tls_is_found_below_wrapping_errors() {
+        let tls = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+        let wrapped = io::Error::other(io::Error::other(tls));
+        assert!(matches!(
+            ClientError::transport("e", true, &wrapped),
+            ClientError::Tls { .. }
+        ));
+        let plain = io::Error::new(io::ErrorKind::ConnectionRefused, "refused");
+        assert!(matches!(
+            ClientError::transport("e", true, &plain),
+            ClientError::Connect { .. }
+        ));
+        let error = ClientError::transport("e", false, &plain);
+        assert!(
+            error.outcome_unknown() && error.to_string() == "e: no answer: refused",
+            "{error}"
+        );
+    }
+}

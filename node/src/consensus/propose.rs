@@ -1,0 +1,147 @@
+//! Proposing changes. Nothing is appended without a recent quorum, at most 64 proposals are in flight, and
+//! a proposal without an answer in time is *unknown*, never failed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use openraft::error::{ClientWriteError, RaftError};
+use raft_store::codec::{self, MAX_COMMAND_BYTES};
+use raft_store::command::{Command, Done, Op, Origin, Outcome, Refusal, RequestId};
+use raft_store::names::RaftId;
+
+use super::shared::Shared;
+use super::{Consensus, ProposeError};
+use crate::clock;
+
+/// An answer from Raft takes milliseconds; past this the outcome is unknown.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Consensus {
+    /// Proposes on behalf of `origin`; on the leader only.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; `Unknown` means it may have been done.
+    pub async fn propose(
+        &self,
+        id: RequestId,
+        body_hash: [u8; 32],
+        origin: Origin,
+        op: Op,
+    ) -> Result<Done, ProposeError> {
+        self.shared.propose(id, body_hash, origin, op).await
+    }
+
+    /// Proposes for the leader's own drivers, under a fresh id.
+    pub async fn propose_as_leader(&self, op: Op) -> Result<Done, ProposeError> {
+        let node = self.raft_id().ok_or(ProposeError::Uninitialised)?;
+        let nonce = clock::random_id();
+        self.shared
+            .propose(RequestId::Node { node, nonce }, [0; 32], Origin::Node(node), op)
+            .await
+    }
+}
+
+impl Shared {
+    pub(super) async fn propose(
+        self: &Arc<Self>,
+        id: RequestId,
+        body_hash: [u8; 32],
+        origin: Origin,
+        op: Op,
+    ) -> Result<Done, ProposeError> {
+        let name = op.name();
+        let command = Command {
+            id,
+            body_hash,
+            origin,
+            approvals: Vec::new(),
+            at: clock::unix_millis(),
+            op,
+        };
+        match self.write(command).await {
+            Ok(Outcome::Done(done)) => Ok(done),
+            Ok(Outcome::Refused(refusal)) => Err(ProposeError::Refused(refusal)),
+            Ok(Outcome::Nothing) => Err(ProposeError::Fatal(format!("{name} had no outcome"))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A member's own operation, sent to this leader. `node` is the TLS peer: nobody speaks for another.
+    pub(super) async fn propose_for_member(
+        self: &Arc<Self>,
+        node: RaftId,
+        nonce: [u8; 16],
+        op: Op,
+    ) -> Result<Done, ProposeError> {
+        if !op.forwardable_from_node() {
+            tracing::warn!(target: "audit", node, op = op.name(), "operation refused: a node may not ask for it");
+            let why = format!("{} may not be sent by a node", op.name());
+            return Err(ProposeError::Refused(Refusal::Forbidden(why)));
+        }
+        let proposed = self
+            .propose(RequestId::Node { node, nonce }, [0; 32], Origin::Node(node), op)
+            .await;
+        if let Err(ProposeError::Refused(Refusal::Forbidden(why))) = &proposed {
+            tracing::warn!(target: "audit", node, %why, "operation of a node refused");
+        }
+        proposed
+    }
+
+    async fn write(self: &Arc<Self>, command: Command) -> Result<Outcome, ProposeError> {
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(ProposeError::Draining);
+        }
+        let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
+        let bytes = codec::encode(&command).map_or(usize::MAX, |encoded| encoded.len());
+        if bytes > MAX_COMMAND_BYTES {
+            return Err(ProposeError::TooLarge { bytes });
+        }
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader {
+                leader: self.known_leader(),
+            });
+        }
+        // An isolated leader goes on accepting otherwise, and its log grows with every retry.
+        if self
+            .quorum_ack_age(Instant::now())
+            .is_none_or(|age| age > self.options.timing.election_max)
+        {
+            return Err(ProposeError::NoQuorum);
+        }
+        if self.control.figures().below_reserve {
+            return Err(ProposeError::NoSpace);
+        }
+        let permit = Arc::clone(&self.in_flight)
+            .try_acquire_owned()
+            .map_err(|_| ProposeError::Busy)?;
+        let raft = running.raft.clone();
+        // The permit is held until openraft answers, however long the caller waits.
+        let written = self.runtime.spawn(async move {
+            let _permit = permit;
+            raft.client_write(command).await
+        });
+        let answer = match tokio::time::timeout(PROPOSE_TIMEOUT, written).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(join)) => return Err(ProposeError::Fatal(join.to_string())),
+            Err(_) => {
+                self.timed_out.fetch_add(1, Ordering::Relaxed);
+                return Err(ProposeError::Unknown);
+            }
+        };
+        match answer {
+            Ok(written) => Ok(written.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                // Raised before anything was appended.
+                Err(ProposeError::NotLeader { leader: to.leader_id })
+            }
+            Err(RaftError::APIError(error)) => Err(ProposeError::Fatal(error.to_string())),
+            // openraft drops its answer channel when it stops: the entry may be in the log.
+            Err(RaftError::Fatal(_)) => Err(ProposeError::Unknown),
+        }
+    }
+
+    pub(super) fn known_leader(&self) -> Option<RaftId> {
+        self.metrics().and_then(|sample| sample.metrics.current_leader)
+    }
+}

@@ -1,0 +1,282 @@
+//! The cluster listener: greets peers, checks them, and hands their requests to Raft, to the leader's
+//! services, or to the join procedure. A node without identity answers joins only, by having nobody to
+//! greet as a member.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use raft_store::storage::SnapshotReceiver;
+use raft_store::{Snapshot, SnapshotMeta, Vote};
+use rustls::pki_types::CertificateDer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::handshake;
+use super::shared::Shared;
+use super::wire::{
+    self, AppendFrame, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway,
+};
+
+/// Connections of peers at a time; a cluster of seven needs fewer than a hundred.
+const MAX_CONNECTIONS: usize = 256;
+/// TLS and greeting.
+const GREETING: Duration = Duration::from_secs(3);
+/// A peer that says nothing for this long has gone.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// Accepts peers until the runtime ends.
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
+    let acceptor = TlsAcceptor::from(Arc::clone(&shared.options.tls.server));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let tcp = match listener.accept().await {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                tracing::warn!(%error, "cluster listener: accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection(&shared, acceptor, tcp).await {
+                tracing::debug!(%error, "cluster connection ended");
+            }
+        });
+    }
+}
+
+/// A greeted peer.
+struct Peer {
+    hello: Hello,
+    /// Whether it passed as a member; otherwise it may only join.
+    member: bool,
+    /// Seconds since the epoch at which its certificate ends.
+    not_after: i64,
+}
+
+/// A snapshot that is being received on a connection.
+struct Receiving {
+    vote: Vote,
+    meta: SnapshotMeta,
+    file: SnapshotReceiver,
+}
+
+async fn connection(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let greeting = tokio::time::timeout(GREETING, greet(shared, acceptor, tcp)).await;
+    let Some((mut stream, peer)) = greeting.map_err(|_| std::io::ErrorKind::TimedOut)?? else {
+        return Ok(());
+    };
+    let mut receiving = None;
+    loop {
+        let request = tokio::time::timeout(IDLE, wire::receive(&mut stream, MAX_FRAME));
+        let request: Request = request.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+        if now_seconds() > peer.not_after {
+            return Ok(());
+        }
+        let Some(answer) = handle(shared, &peer, request, &mut receiving).await else {
+            return Ok(());
+        };
+        wire::send(&mut stream, &answer).await?;
+    }
+}
+
+async fn greet(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+) -> std::io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
+    let mut stream = acceptor.accept(tcp).await?;
+    let hello: Hello = wire::receive(&mut stream, MAX_HELLO).await?;
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .cloned();
+    let Some(certificate) = certificate else {
+        return Ok(None);
+    };
+    let name = shared.options.tls.peer_name(&certificate).unwrap_or_default();
+    let control = shared.control.get();
+    // A node without a cluster may ask to join; everyone else has to be a member.
+    let joining = hello.raft_id == 0;
+    let checked = if joining {
+        handshake::check_name(&name, &hello)
+    } else {
+        handshake::check_member(&control, &shared.published.load_full(), &name, &hello)
+    };
+    if let Err(reason) = checked {
+        tracing::warn!(target: "audit", peer = hello.name, raft_id = hello.raft_id, %reason, "peer turned away");
+        wire::send(&mut stream, &HelloReply::Away(reason)).await?;
+        return Ok(None);
+    }
+    wire::send(&mut stream, &HelloReply::Welcome(handshake::hello(&control))).await?;
+    let not_after = not_after(&certificate).unwrap_or(0);
+    Ok(Some((
+        stream,
+        Peer {
+            hello,
+            member: !joining,
+            not_after,
+        },
+    )))
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
+fn now_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Answers one request; `None` ends the connection.
+async fn handle(
+    shared: &Arc<Shared>,
+    peer: &Peer,
+    request: Request,
+    receiving: &mut Option<Receiving>,
+) -> Option<Response> {
+    if !peer.member {
+        return match request {
+            Request::Join(details) => Some(Response::Join(shared.accept_join(&peer.hello, *details).await)),
+            _ => None,
+        };
+    }
+    // Membership may have changed since the greeting.
+    if let Err(reason) = still_member(shared, peer) {
+        tracing::warn!(target: "audit", peer = peer.hello.name, %reason, "peer turned away");
+        return None;
+    }
+    Some(match request {
+        Request::Append(frame) => append(shared, frame).await,
+        Request::Vote(rpc) => match shared.raft.get() {
+            Some(running) => match running.raft.vote(rpc).await {
+                Ok(answer) => Response::Vote(answer),
+                Err(error) => Response::Failed(error.to_string()),
+            },
+            None => Response::Failed("raft is not running".into()),
+        },
+        Request::SnapshotBegin { .. } | Request::SnapshotChunk(_) | Request::SnapshotEnd => {
+            snapshot(shared, request, receiving).await
+        }
+        Request::Admin(call) => {
+            // Only the node the client spoke to may say who it was, and a call travels once.
+            if call.origin.via_node != peer.hello.raft_id || call.hop != 1 {
+                tracing::warn!(target: "audit", peer = peer.hello.name, "forwarded call with a wrong origin refused");
+                return None;
+            }
+            Response::Admin(shared.execute_here(*call).await.map(|value| value.to_string()))
+        }
+        Request::Own { nonce, op } => Response::Own(
+            shared
+                .propose_for_member(peer.hello.raft_id, nonce, *op)
+                .await
+                .map_err(Into::into),
+        ),
+        Request::ReadIndex => Response::ReadIndex(shared.read_index_here().await.map_err(Into::into)),
+        Request::GoAway(reason) => {
+            tracing::error!(target: "audit", peer = peer.hello.name, %reason, "a peer refuses this node's identity");
+            shared.poison_if_meant(&reason);
+            return None;
+        }
+        Request::Join(_) => return None,
+    })
+}
+
+fn still_member(shared: &Shared, peer: &Peer) -> Result<(), TurnedAway> {
+    use raft_store::state::node::NodeStatus;
+    let published = shared.published.load();
+    match published
+        .state
+        .nodes()
+        .get(&peer.hello.raft_id)
+        .map(|node| &node.status)
+    {
+        Some(NodeStatus::Removed { .. }) => Err(TurnedAway::Unknown(peer.hello.raft_id)),
+        _ => Ok(()),
+    }
+}
+
+async fn append(shared: &Arc<Shared>, frame: AppendFrame) -> Response {
+    let received = Instant::now();
+    let Some(running) = shared.raft.get() else {
+        return Response::Failed("raft is not running".into());
+    };
+    let commit = frame.rpc.leader_commit.map_or(0, |id| id.index);
+    match running.raft.append_entries(frame.rpc).await {
+        Ok(answer) => {
+            // Only a frame that Raft took as its leader's says anything about freshness.
+            if !matches!(answer, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
+                shared.note_frame(
+                    received,
+                    frame.quorum_ack_age_ms.map(Duration::from_millis),
+                    commit,
+                );
+            }
+            Response::Append(answer)
+        }
+        Err(error) => Response::Failed(error.to_string()),
+    }
+}
+
+async fn snapshot(shared: &Arc<Shared>, request: Request, receiving: &mut Option<Receiving>) -> Response {
+    let failed = |what: &str| Response::Failed(what.to_string());
+    match request {
+        Request::SnapshotBegin { vote, meta } => {
+            match SnapshotReceiver::create(&shared.control.snapshot_dir(), &meta) {
+                Ok(file) => {
+                    *receiving = Some(Receiving { vote, meta, file });
+                    Response::More
+                }
+                Err(error) => failed(&error.to_string()),
+            }
+        }
+        Request::SnapshotChunk(bytes) => match receiving {
+            Some(snapshot) => snapshot
+                .file
+                .push(&bytes)
+                .map_or_else(|e| failed(&e.to_string()), |()| Response::More),
+            None => failed("no snapshot was begun"),
+        },
+        _ => {
+            let (Some(Receiving { vote, meta, file }), Some(running)) = (receiving.take(), shared.raft.get())
+            else {
+                return failed("no snapshot was begun");
+            };
+            // Durable under its final name before openraft hears of it: it purges the log right away.
+            let finished = tokio::task::spawn_blocking(move || file.finish()).await;
+            let file = match finished {
+                Ok(Ok(file)) => file,
+                Ok(Err(error)) => return failed(&error.to_string()),
+                Err(error) => return failed(&error.to_string()),
+            };
+            match running
+                .raft
+                .install_full_snapshot(
+                    vote,
+                    Snapshot {
+                        meta,
+                        snapshot: Box::new(file),
+                    },
+                )
+                .await
+            {
+                Ok(answer) => Response::Snapshot(answer),
+                Err(error) => failed(&error.to_string()),
+            }
+        }
+    }
+}

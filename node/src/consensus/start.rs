@@ -1,0 +1,268 @@
+//! Starting consensus: one thread with a runtime of its own holds store, Raft and cluster listener.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use openraft::{Raft, SnapshotPolicy};
+use raft_store::names::{ClusterId, Incarnation, NodeName, RaftId};
+use raft_store::storage::{BarrierHook, LogStore, OpenError, Opened, StateMachine, Store, StoreOptions};
+use raft_store::{MemberNode, TypeConfig};
+use tokio::sync::Semaphore;
+
+use super::handshake::poison_of;
+use super::network::Network;
+use super::pool::Pool;
+use super::shared::{MAX_IN_FLIGHT, Running, Shared};
+use super::tls::ClusterTls;
+use super::wire::TurnedAway;
+use super::{Consensus, membership, server};
+use crate::clock;
+
+/// Raft's timing.
+#[derive(Clone, Copy, Debug)]
+pub struct RaftTiming {
+    /// Between the leader's frames.
+    pub heartbeat: Duration,
+    /// Shortest silence that starts an election.
+    pub election_min: Duration,
+    /// Longest.
+    pub election_max: Duration,
+    /// Log entries between snapshots.
+    pub snapshot_every: u64,
+    /// Log entries kept behind a snapshot.
+    pub keep_logs: u64,
+}
+
+/// What consensus needs to know.
+pub struct ConsensusOptions {
+    /// This node's configured name.
+    pub node_name: NodeName,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Address of the cluster listener; `None`: no listener (a standalone node).
+    pub listen: Option<SocketAddr>,
+    /// `host:port` peers use to reach it.
+    pub advertise: String,
+    /// `host:port` of the API, for people and hints.
+    pub api_advertise: String,
+    /// Addresses to use for some peers instead of the advertised ones (split networks, tests).
+    pub peer_addresses: BTreeMap<String, String>,
+    /// TLS between nodes.
+    pub tls: ClusterTls,
+    /// Timing.
+    pub timing: RaftTiming,
+    /// The replication key's id for a cluster.
+    pub trk_id: Arc<dyn Fn(ClusterId) -> [u8; 8] + Send + Sync>,
+    /// Called around each disk barrier.
+    pub on_barrier: Mutex<Option<BarrierHook>>,
+    /// Ends the process: store or Raft have stopped, or the node's identity is refused.
+    pub on_fatal: Arc<dyn Fn(String) + Send + Sync>,
+}
+
+impl ConsensusOptions {
+    /// Where to reach a peer.
+    pub(super) fn peer_address(&self, node: &MemberNode) -> String {
+        self.peer_addresses
+            .get(&node.name)
+            .cloned()
+            .unwrap_or_else(|| node.cluster_address.clone())
+    }
+}
+
+/// Why consensus did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store is refused.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The cluster listener cannot be bound.
+    #[error("cluster.listen: {address}: {source}; is another node using this port?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread cannot be started.
+    #[error("consensus thread: {0}")]
+    Thread(String),
+    /// Raft refuses its configuration or its store.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// Opens the store, starts the listener and, if the node has an identity, Raft. Blocks until then.
+pub fn start(options: ConsensusOptions) -> Result<Consensus, StartError> {
+    let (ready, started) = std::sync::mpsc::channel();
+    std::thread::Builder::new()
+        .name("consensus".into())
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = ready.send(Err(StartError::Thread(error.to_string())));
+                    return;
+                }
+            };
+            runtime.block_on(async {
+                let started = assemble(options).await;
+                let failed = started.is_err();
+                let _ = ready.send(started);
+                if !failed {
+                    // The thread serves until the process ends.
+                    std::future::pending::<()>().await;
+                }
+            });
+        })
+        .map_err(|e| StartError::Thread(e.to_string()))?;
+    started.recv().map_err(|e| StartError::Thread(e.to_string()))?
+}
+
+async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
+    let on_fatal = Arc::clone(&options.on_fatal);
+    let on_barrier = options
+        .on_barrier
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .take();
+    let opened = Store::open(StoreOptions {
+        dir: options.data_dir.clone(),
+        node_name: options.node_name.to_string(),
+        incarnation: Incarnation(clock::random_id()),
+        cache_bytes: 32 << 20,
+        on_barrier,
+        on_fatal: Box::new(move |why| on_fatal(why)),
+    })?;
+    let listener = match options.listen {
+        Some(address) => {
+            let bound = tokio::net::TcpListener::bind(address).await;
+            Some(bound.map_err(|source| StartError::Listen { address, source })?)
+        }
+        None => None,
+    };
+    let Opened {
+        log,
+        machine,
+        control,
+    } = opened;
+    let identity = control.get();
+    let shared = Arc::new(Shared {
+        options,
+        published: machine.published(),
+        applied: machine.applied(),
+        control,
+        raft: OnceLock::new(),
+        sample: ArcSwapOption::empty(),
+        frame: ArcSwapOption::empty(),
+        gate_target: AtomicU64::new(0),
+        gate_open: AtomicBool::new(false),
+        committed: AtomicU64::new(0),
+        peers: ArcSwap::from_pointee(BTreeMap::new()),
+        in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+        timed_out: AtomicU64::new(0),
+        leader_changes: AtomicU64::new(0),
+        draining: AtomicBool::new(false),
+        calls: OnceLock::new(),
+        pool: Pool::default(),
+        runtime: tokio::runtime::Handle::current(),
+        parts: tokio::sync::Mutex::new(Some((log, machine))),
+    });
+    if identity.raft_id != 0 {
+        shared
+            .start_raft(identity.raft_id)
+            .await
+            .map_err(StartError::Raft)?;
+    }
+    if let Some(listener) = listener {
+        tokio::spawn(server::serve(Arc::clone(&shared), listener));
+    }
+    tokio::spawn(membership::drive(Arc::clone(&shared)));
+    Ok(Consensus { shared })
+}
+
+impl Shared {
+    /// Starts Raft under `id`, once; later calls return the running one.
+    pub(super) async fn start_raft(self: &Arc<Self>, id: RaftId) -> Result<&Running, String> {
+        let mut parts = self.parts.lock().await;
+        if let Some((log, machine)) = parts.take() {
+            let shared = Arc::clone(self);
+            // Raft's tasks belong to the consensus runtime, whoever asks for it.
+            let raft = self
+                .runtime
+                .spawn(async move { build(&shared, id, log, machine).await });
+            let raft = raft.await.map_err(|e| e.to_string())??;
+            self.runtime.spawn(watch(Arc::clone(self), raft.clone()));
+            let _ = self.raft.set(Running { id, raft });
+        }
+        self.raft
+            .get()
+            .ok_or_else(|| "raft could not be started earlier; restart the node".to_string())
+    }
+
+    /// A word that this directory must never run again: remember it, then end the process.
+    pub(super) fn poison_if_meant(&self, reason: &TurnedAway) {
+        let Some(poison) = poison_of(&self.control.get(), reason) else {
+            return;
+        };
+        let why = poison.to_string();
+        if let Err(error) = self.control.poison(poison) {
+            tracing::error!(%error, "cannot remember that this node must not run again");
+        }
+        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
+    }
+}
+
+async fn build(
+    shared: &Arc<Shared>,
+    id: RaftId,
+    log: LogStore,
+    machine: StateMachine,
+) -> Result<Raft<TypeConfig>, String> {
+    let timing = shared.options.timing;
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let config = openraft::Config {
+        cluster_name: shared.options.tls.cluster_name.clone(),
+        heartbeat_interval: millis(timing.heartbeat),
+        election_timeout_min: millis(timing.election_min),
+        election_timeout_max: millis(timing.election_max),
+        // Progress is watched by the sender; this only has to be longer.
+        install_snapshot_timeout: 120_000,
+        max_payload_entries: 64,
+        replication_lag_threshold: timing.keep_logs.max(1),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(timing.snapshot_every),
+        max_in_snapshot_log_to_keep: timing.keep_logs,
+        purge_batch_size: 64,
+        ..openraft::Config::default()
+    };
+    let config = Arc::new(config.validate().map_err(|e| e.to_string())?);
+    let network = Network {
+        shared: Arc::clone(shared),
+    };
+    Raft::new(id, config, network, log, machine)
+        .await
+        .map_err(|e| e.to_string())
+}
+
+/// Follows Raft's metrics; ends the process when Raft has stopped.
+async fn watch(shared: Arc<Shared>, raft: Raft<TypeConfig>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = metrics.borrow_and_update().clone();
+        let stopped = now.running_state.clone().err();
+        shared.note_metrics(now);
+        if let Some(why) = stopped {
+            (shared.options.on_fatal)(format!("raft has stopped: {why}"));
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            (shared.options.on_fatal)("raft has stopped".into());
+            return;
+        }
+    }
+}

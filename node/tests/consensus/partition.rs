@@ -1,0 +1,83 @@
+//! Links are cut: who may accept, who knows that it is stale, who must not serve.
+
+use std::time::{Duration, Instant};
+
+use crate::cluster::*;
+
+#[test]
+fn an_isolated_leader_refuses_and_its_log_does_not_grow() {
+    let mut cluster = Cluster::new(3, 0);
+    let leader = cluster.leader();
+    let before = cluster.stand(leader).unwrap().last_log;
+    cluster.isolate(&[leader], true);
+    let (start, mut refused, mut unknown) = (Instant::now(), 0, 0);
+    while start.elapsed() < Duration::from_secs(10) {
+        match cluster.node(leader).ask("put isolated", Duration::from_secs(8)) {
+            Ok(_) => panic!("committed without a quorum"),
+            Err(why) if why.contains("no quorum") => refused += 1,
+            Err(_) => unknown += 1,
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let grown = cluster.stand(leader).unwrap().last_log - before;
+    assert!(refused > 50, "{refused} refused, {unknown} unknown");
+    assert!(grown < 100, "the log grew by {grown} entries");
+    assert!(
+        cluster.stand(leader).unwrap().staleness_ms > 5000,
+        "it knows that it is stale"
+    );
+    cluster.isolate(&[leader], false);
+    cluster.converge();
+}
+
+#[test]
+fn a_leader_and_one_follower_of_five_cut_off_together_are_both_stale() {
+    let mut cluster = Cluster::new(5, 0);
+    let leader = cluster.leader();
+    let follower = (leader + 1) % 5;
+    cluster.wait("both fresh", LONG, |c| {
+        [leader, follower]
+            .iter()
+            .all(|n| c.stand(*n).is_some_and(|s| (0..2000).contains(&s.staleness_ms)))
+    });
+    let cut = Instant::now();
+    cluster.isolate(&[leader, follower], true);
+    cluster.wait("both stale", Duration::from_secs(8), |c| {
+        [leader, follower]
+            .iter()
+            .all(|n| c.stand(*n).is_some_and(|s| s.staleness_ms > 5000))
+    });
+    // Frames of the isolated leader still reach its follower: they carry the leader's own age.
+    assert!(
+        cut.elapsed() < Duration::from_secs(7),
+        "stale after {:?}",
+        cut.elapsed()
+    );
+    let rest: Vec<usize> = (0..5).filter(|n| *n != leader && *n != follower).collect();
+    cluster.wait("the majority goes on", LONG, |c| {
+        rest.iter().any(|n| c.node(*n).ask("put majority", SHORT).is_ok())
+    });
+    cluster.isolate(&[leader, follower], false);
+    cluster.converge();
+}
+
+#[test]
+fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
+    let mut cluster = Cluster::new(3, 0);
+    let leader = cluster.leader();
+    cluster.node(leader).ask("put k1", SHORT).unwrap();
+    let alone = (leader + 1) % 3;
+    cluster.isolate(&[alone], true);
+    cluster.kill(alone);
+    cluster.start(alone);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        let stand = cluster.stand(alone).unwrap();
+        assert!(!stand.gate_open && stand.staleness_ms < 0, "{stand:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.isolate(&[alone], false);
+    cluster.wait("the gate opens after healing", LONG, |c| {
+        c.stand(alone).is_some_and(|s| s.gate_open)
+    });
+}
