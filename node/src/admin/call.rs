@@ -1,10 +1,15 @@
-//! Administrators' calls as they travel to the leader, and what comes back.
+//! Administrators' calls as they travel to the leader, and what comes back. Who asked is part of a
+//! call; whether that suffices is decided by the leader, never by the node that forwards.
+
+use std::fmt;
 
 use hsm_api::ErrorCode;
-use raft_store::command::{AdminOrigin, RequestId};
+use raft_store::command::{AdminOrigin, Refusal, RequestId};
 use raft_store::names::{ContextName, NodeName, SlotName};
 use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::consensus::ProposeError;
 
 /// An administrator's call. The leader authorises it again with its own policy.
 #[derive(Clone, Serialize, Deserialize)]
@@ -15,6 +20,8 @@ pub struct AdminCall {
     pub body_hash: [u8; 32],
     /// Who asked, as the node the client spoke to saw it.
     pub origin: AdminOrigin,
+    /// SHA-256 of the asker's public key: roles may be bound to it.
+    pub spki_sha256: [u8; 32],
     /// The client's address, for the audit.
     pub source: String,
     /// The request's id, for logs.
@@ -26,7 +33,7 @@ pub struct AdminCall {
 }
 
 /// What is asked.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminBody {
     /// A new version of a context.
     Rotate {
@@ -55,8 +62,20 @@ pub enum AdminBody {
     },
 }
 
+impl AdminBody {
+    /// The operation an `Idempotency-Key` belongs to: the same key may be used for another one.
+    #[must_use]
+    pub fn operation(&self) -> String {
+        match self {
+            Self::Rotate { context } => format!("rotate {context}"),
+            Self::CreateKey { context, .. } => format!("create-kek {context}"),
+            Self::CreateJoinToken { .. } => "join-token".to_owned(),
+        }
+    }
+}
+
 /// Why a call was not carried out.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallError {
     /// The stable code.
     #[serde(serialize_with = "code_out", deserialize_with = "code_in")]
@@ -65,11 +84,118 @@ pub struct CallError {
     pub detail: String,
 }
 
+impl CallError {
+    /// An error with its explanation for the caller.
+    #[must_use]
+    pub fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+        }
+    }
+
+    /// Whether it says that the caller may not do this, rather than that it did not work.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.code.status(), 401 | 403)
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::Conflict(_) => ErrorCode::Conflict,
+            Refusal::Exists(_) => ErrorCode::AlreadyExists,
+            Refusal::NotFound(_) => ErrorCode::NotFound,
+            Refusal::Forbidden(_) => ErrorCode::RoleRequired,
+            Refusal::Invalid(_) => ErrorCode::InvalidArgument,
+            Refusal::KeyReused => ErrorCode::IdempotencyKeyReused,
+            Refusal::KeyExpired => ErrorCode::IdempotencyExpired,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<ProposeError> for CallError {
+    fn from(error: ProposeError) -> Self {
+        let code = match error {
+            ProposeError::Refused(refusal) => return refusal.into(),
+            ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+            ProposeError::NoQuorum => ErrorCode::NoQuorum,
+            ProposeError::Unknown => ErrorCode::OutcomeUnknown,
+            ProposeError::TooLarge { .. } => ErrorCode::InvalidArgument,
+            ProposeError::Busy => ErrorCode::Overloaded,
+            ProposeError::Draining => ErrorCode::NodeDraining,
+            ProposeError::Uninitialised => ErrorCode::Uninitialised,
+            ProposeError::NoSpace => ErrorCode::NotReady,
+            ProposeError::Fatal(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 fn code_out<S: Serializer>(code: &ErrorCode, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(code.as_str())
 }
 
 fn code_in<'de, D: Deserializer<'de>>(d: D) -> Result<ErrorCode, D::Error> {
     let text = String::deserialize(d)?;
-    text.parse().map_err(|_| serde::de::Error::custom(format!("unknown error code {text}")))
+    text.parse()
+        .map_err(|_| serde::de::Error::custom(format!("unknown error code {text}")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_survives_its_journey_by_its_stable_code() {
+        let error = CallError::new(ErrorCode::NoQuorum, "d");
+        assert_eq!(
+            serde_json::to_value(&error).unwrap(),
+            json!({"code": "no_quorum", "detail": "d"})
+        );
+        let bytes = raft_store::codec::encode(&error).unwrap();
+        assert_eq!(raft_store::codec::decode::<CallError>(&bytes).unwrap(), error);
+        let unknown = json!({"code": "moon_phase", "detail": "d"});
+        assert!(serde_json::from_value::<CallError>(unknown).is_err());
+    }
+
+    #[test]
+    fn what_may_be_repeated_says_so() {
+        for (error, code) in [
+            (ProposeError::NotLeader { leader: None }, ErrorCode::NotLeader),
+            (ProposeError::NoQuorum, ErrorCode::NoQuorum),
+            (ProposeError::Unknown, ErrorCode::OutcomeUnknown),
+            (ProposeError::Busy, ErrorCode::Overloaded),
+            (ProposeError::Draining, ErrorCode::NodeDraining),
+            (ProposeError::NoSpace, ErrorCode::NotReady),
+        ] {
+            let call = CallError::from(error);
+            assert_eq!(call.code, code);
+            assert!(call.code.retryable(), "{call}");
+        }
+    }
+
+    #[test]
+    fn refusals_keep_their_meaning() {
+        let refused = |refusal| CallError::from(ProposeError::Refused(refusal)).code;
+        assert_eq!(refused(Refusal::KeyReused), ErrorCode::IdempotencyKeyReused);
+        assert_eq!(refused(Refusal::KeyExpired), ErrorCode::IdempotencyExpired);
+        assert_eq!(refused(Refusal::Exists("x".to_owned())), ErrorCode::AlreadyExists);
+        assert_eq!(refused(Refusal::Conflict("x".to_owned())), ErrorCode::Conflict);
+        assert!(CallError::new(ErrorCode::RoleRequired, "").is_refusal());
+        assert!(!CallError::new(ErrorCode::Conflict, "").is_refusal());
+    }
 }

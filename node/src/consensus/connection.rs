@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handshake;
-use super::tls::ClusterTls;
+use super::start::ConsensusOptions;
 use super::wire::{self, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway};
 
 /// TCP, TLS and greeting together.
@@ -42,13 +42,13 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects to the member `target`.
     pub(super) async fn to_member(
-        tls: &ClusterTls,
+        options: &ConsensusOptions,
         address: &str,
         target: RaftId,
         ours: &Control,
         published: &Published,
     ) -> Result<Self, CallFailure> {
-        let (mut connection, certificate) = Self::open(tls, address, ours).await?;
+        let (mut connection, certificate) = Self::open(options, address, ours).await?;
         let checked = handshake::check_dialled(target, &connection.peer)
             .and_then(|()| handshake::check_member(ours, published, &certificate, &connection.peer));
         if let Err(reason) = checked {
@@ -64,11 +64,11 @@ impl Connection {
 
     /// Connects as a node that belongs to no cluster yet.
     pub(super) async fn to_join(
-        tls: &ClusterTls,
+        options: &ConsensusOptions,
         address: &str,
         ours: &Control,
     ) -> Result<Self, CallFailure> {
-        let (connection, certificate) = Self::open(tls, address, ours).await?;
+        let (connection, certificate) = Self::open(options, address, ours).await?;
         handshake::check_name(&certificate, &connection.peer).map_err(|reason| CallFailure::Away {
             address: address.into(),
             reason,
@@ -76,10 +76,17 @@ impl Connection {
         Ok(connection)
     }
 
-    async fn open(tls: &ClusterTls, address: &str, ours: &Control) -> Result<(Self, String), CallFailure> {
+    async fn open(
+        options: &ConsensusOptions,
+        address: &str,
+        ours: &Control,
+    ) -> Result<(Self, String), CallFailure> {
         let io = |source| CallFailure::Io {
             address: address.to_string(),
             source,
+        };
+        let Some(tls) = &options.tls else {
+            return Err(io(std::io::Error::other("a standalone node has no peers")));
         };
         let dial = async {
             let tcp = TcpStream::connect(address).await?;
@@ -113,7 +120,7 @@ impl Connection {
             .peer_certificates()
             .and_then(|chain| chain.first());
         let certificate = certificate
-            .and_then(|cert| tls.peer_name(cert))
+            .and_then(|cert| options.peer_name(cert))
             .unwrap_or_default();
         Ok((
             Self {

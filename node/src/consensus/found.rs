@@ -109,7 +109,7 @@ impl Consensus {
         let options = &self.shared.options;
         let create = CreateCluster {
             cluster_id,
-            name: options.tls.cluster_name.clone(),
+            name: options.cluster_name.clone(),
             trk_id: (options.trk_id)(cluster_id),
             founder: FOUNDER,
             founder_name: options.node_name.clone(),

@@ -145,10 +145,15 @@ impl Consensus {
             ));
         };
         let options = &self.shared.options;
-        if request.cluster_ca_sha256 != options.tls.ca_sha256 {
+        let Some(tls) = &options.tls else {
+            let detail =
+                "cluster.listen: a standalone node cannot join; configure cluster.listen and cluster.tls";
+            return Err(refuse(ErrorCode::InvalidArgument, detail));
+        };
+        if request.cluster_ca_sha256 != tls.ca_sha256 {
             let detail = format!(
                 "cluster.tls.ca_path: its CA has SHA-256 {}, the token's cluster {}: install the cluster's CA here",
-                hex::encode(options.tls.ca_sha256),
+                hex::encode(tls.ca_sha256),
                 hex::encode(request.cluster_ca_sha256)
             );
             return Err(refuse(ErrorCode::InvalidArgument, detail));
@@ -196,7 +201,7 @@ impl Consensus {
         let address = address.to_string();
         let asked = self.shared.runtime.spawn(async move {
             let control = shared.control.get();
-            let mut connection = Connection::to_join(&shared.options.tls, &address, &control)
+            let mut connection = Connection::to_join(&shared.options, &address, &control)
                 .await
                 .map_err(|e| e.to_string())?;
             if connection.peer.cluster_id == ClusterId::default() {

@@ -23,13 +23,11 @@ mod propose;
 mod server;
 mod shared;
 mod start;
-mod tls;
 mod wire;
 
 pub use found::{FoundSeed, Founded};
 pub use join::{JoinRequest, Joined, join_token_text};
 pub use start::{ConsensusOptions, RaftTiming, StartError, start};
-pub use tls::{ClusterTls, ClusterTlsError};
 
 use crate::admin::call::{AdminCall, CallError};
 use shared::Shared;

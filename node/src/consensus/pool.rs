@@ -52,7 +52,7 @@ impl Shared {
     async fn dial(&self, target: RaftId, address: &str) -> Result<Connection, CallFailure> {
         let control = self.control.get();
         let published = self.published.load_full();
-        let dialled = Connection::to_member(&self.options.tls, address, target, &control, &published).await;
+        let dialled = Connection::to_member(&self.options, address, target, &control, &published).await;
         if let Err(CallFailure::Away { reason, .. }) = &dialled {
             self.poison_if_meant(reason);
         }

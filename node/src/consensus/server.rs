@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use raft_store::storage::SnapshotReceiver;
 use raft_store::{Snapshot, SnapshotMeta, Vote};
+use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -28,8 +29,8 @@ const GREETING: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(120);
 
 /// Accepts peers until the runtime ends.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let acceptor = TlsAcceptor::from(Arc::clone(&shared.options.tls.server));
+pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener: TcpListener) {
+    let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -105,7 +106,7 @@ async fn greet(
     let Some(certificate) = certificate else {
         return Ok(None);
     };
-    let name = shared.options.tls.peer_name(&certificate).unwrap_or_default();
+    let name = shared.options.peer_name(&certificate).unwrap_or_default();
     let control = shared.control.get();
     // A node without a cluster may ask to join; everyone else has to be a member.
     let joining = hello.raft_id == 0;

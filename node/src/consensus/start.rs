@@ -18,10 +18,11 @@ use super::handshake::poison_of;
 use super::network::Network;
 use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
-use super::tls::ClusterTls;
 use super::wire::TurnedAway;
 use super::{Consensus, membership, server};
 use crate::clock;
+use crate::identity::peer_identity;
+use crate::tls::ClusterTls;
 
 /// Raft's timing.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +53,10 @@ pub struct ConsensusOptions {
     pub api_advertise: String,
     /// Addresses to use for some peers instead of the advertised ones (split networks, tests).
     pub peer_addresses: BTreeMap<String, String>,
-    /// TLS between nodes.
-    pub tls: ClusterTls,
+    /// The cluster's name in certificates.
+    pub cluster_name: String,
+    /// TLS between nodes; `None` on a standalone node, which has no peers.
+    pub tls: Option<Arc<ClusterTls>>,
     /// Timing.
     pub timing: RaftTiming,
     /// The replication key's id for a cluster.
@@ -65,6 +68,12 @@ pub struct ConsensusOptions {
 }
 
 impl ConsensusOptions {
+    /// The node name in a verified peer certificate, if it is of this cluster.
+    pub(super) fn peer_name(&self, certificate: &[u8]) -> Option<String> {
+        let peer = peer_identity(certificate).ok()?;
+        (peer.cluster == self.cluster_name).then_some(peer.name)
+    }
+
     /// Where to reach a peer.
     pub(super) fn peer_address(&self, node: &MemberNode) -> String {
         self.peer_addresses
@@ -179,8 +188,12 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
             .await
             .map_err(StartError::Raft)?;
     }
-    if let Some(listener) = listener {
-        tokio::spawn(server::serve(Arc::clone(&shared), listener));
+    if let (Some(listener), Some(tls)) = (listener, &shared.options.tls) {
+        tokio::spawn(server::serve(
+            Arc::clone(&shared),
+            Arc::clone(&tls.server),
+            listener,
+        ));
     }
     tokio::spawn(membership::drive(Arc::clone(&shared)));
     Ok(Consensus { shared })
@@ -227,7 +240,7 @@ async fn build(
     let timing = shared.options.timing;
     let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
-        cluster_name: shared.options.tls.cluster_name.clone(),
+        cluster_name: shared.options.cluster_name.clone(),
         heartbeat_interval: millis(timing.heartbeat),
         election_timeout_min: millis(timing.election_min),
         election_timeout_max: millis(timing.election_max),

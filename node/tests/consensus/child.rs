@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hsm_node::clock;
-use hsm_node::consensus::{
-    self, ClusterTls, Consensus, ConsensusOptions, FoundSeed, JoinRequest, RaftTiming,
-};
+use hsm_node::config::PeerTlsFiles;
+use hsm_node::consensus::{self, Consensus, ConsensusOptions, FoundSeed, JoinRequest, RaftTiming};
+use hsm_node::tls::load_cluster;
 use raft_store::command::{AddRevocations, CreateJoinToken, Done, Op, ReportNode};
 use raft_store::names::NodeName;
 use raft_store::state::access::{Acl, RevocationKey};
@@ -36,7 +36,12 @@ pub(crate) struct Config {
 fn child_that_is_a_node_until_it_is_killed() {
     let Ok(config) = std::env::var(CONFIG) else { return };
     let config: Config = serde_json::from_str(&config).unwrap();
-    let tls = ClusterTls::load(&config.ca, &config.cert, &config.key, "test", &config.name).unwrap();
+    let files = PeerTlsFiles {
+        ca_path: config.ca.clone(),
+        cert_path: config.cert.clone(),
+        key_path: config.key.clone(),
+    };
+    let tls = load_cluster(&files, "test", &config.name, &[], true).unwrap();
     let trk = config.trk;
     let started = consensus::start(ConsensusOptions {
         node_name: NodeName::new(&config.name).unwrap(),
@@ -45,7 +50,8 @@ fn child_that_is_a_node_until_it_is_killed() {
         advertise: config.advertise.clone(),
         api_advertise: "127.0.0.1:1".into(),
         peer_addresses: config.peers.clone(),
-        tls,
+        cluster_name: "test".into(),
+        tls: Some(Arc::new(tls)),
         timing: RaftTiming {
             heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(800),

@@ -1,0 +1,120 @@
+//! The one mutex around create, destroy and find, with the one session that does them. SoftHSM
+//! races in find against create; and the session owns every session copy, so it is never closed.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cryptoki::session::Session;
+
+use super::watchdog::CallClock;
+use crate::error::HsmError;
+use crate::module::lock;
+
+/// Sessions given up in a slot's life before something must be badly wrong with its module.
+const MAX_RETIRED: usize = 16;
+
+struct Desk {
+    /// `None` while an operation has it.
+    session: Option<Session>,
+    /// Unusable but open: session copies may belong to them.
+    retired: Vec<Session>,
+    running: &'static str,
+}
+
+pub(crate) struct Control {
+    slot: String,
+    desk: Mutex<Desk>,
+    freed: Condvar,
+    pub(crate) clock: CallClock,
+}
+
+/// The control session, for the length of one operation.
+pub(crate) struct Turn<'a> {
+    control: &'a Control,
+    session: Option<Session>,
+}
+
+impl Control {
+    pub(crate) fn new(slot: &str, session: Session) -> Self {
+        Self {
+            slot: slot.to_owned(),
+            desk: Mutex::new(Desk {
+                session: Some(session),
+                retired: Vec::new(),
+                running: "",
+            }),
+            freed: Condvar::new(),
+            clock: CallClock::default(),
+        }
+    }
+
+    /// Waits for the operations before this one, but no longer than `patience`.
+    pub(crate) fn enter(&self, operation: &'static str, patience: Duration) -> Result<Turn<'_>, HsmError> {
+        let began = Instant::now();
+        let mut desk = lock(&self.desk);
+        loop {
+            if let Some(session) = desk.session.take() {
+                desk.running = operation;
+                drop(desk);
+                self.clock.begin();
+                return Ok(Turn {
+                    control: self,
+                    session: Some(session),
+                });
+            }
+            let waited = began.elapsed();
+            let Some(left) = patience.checked_sub(waited).filter(|left| !left.is_zero()) else {
+                return Err(HsmError::Busy {
+                    slot: self.slot.clone(),
+                    operation,
+                    running: desk.running,
+                    waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+                });
+            };
+            desk = self
+                .freed
+                .wait_timeout(desk, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Name of the operation that is running, for messages.
+    pub(crate) fn running(&self) -> &'static str {
+        lock(&self.desk).running
+    }
+
+    /// The session, if no operation has it: the slot is being closed.
+    pub(crate) fn take_session(&self) -> Option<Session> {
+        lock(&self.desk).session.take()
+    }
+}
+
+impl Turn<'_> {
+    /// The session. Present until the turn ends.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
+    /// Takes another session in place of this one, which stays open. False if that has happened
+    /// too often.
+    pub(crate) fn retire(&mut self, fresh: Session) -> bool {
+        let mut desk = lock(&self.control.desk);
+        if desk.retired.len() >= MAX_RETIRED {
+            return false;
+        }
+        desk.retired.extend(self.session.replace(fresh));
+        true
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.control.clock.end();
+        let mut desk = lock(&self.control.desk);
+        desk.session = self.session.take();
+        desk.running = "";
+        drop(desk);
+        self.control.freed.notify_one();
+    }
+}

@@ -1,0 +1,380 @@
+//! A slot: one token, opened for as long as the process lives, with threads of its own. A
+//! failure stays inside it; other slots never wait for it and never learn of it.
+
+mod control;
+mod executor;
+mod health;
+mod job;
+mod open;
+mod queue;
+mod shared;
+mod state;
+mod watchdog;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use job::{DecryptJob, DecryptV1Job, EncryptJob};
+pub use state::SlotState;
+
+use crate::envelope::{HEADER_LEN, Header, TAG_LEN, V1_NONCE_LEN};
+use crate::error::{HsmError, OpError, SlotError};
+use crate::inventory::{self, ForeignObject, HeldKey, Inventory};
+use crate::kek::{self, GenerateKek, GeneratedKek, ImportKek, KekUse};
+use crate::module::{Module, TokenInfo};
+use crate::names::{KeyUid, TransportId};
+use crate::secrets::{Pin, Plaintext};
+use crate::transport::CHECK_LEN;
+use crate::{node_key, transport};
+use job::{Done, Job, Work};
+use shared::Shared;
+
+/// Called after every operation with its name, how long it took, and whether the token did what
+/// it should. Called on the slot's threads: it must be quick and must not call the slot.
+pub type OnCall = Arc<dyn Fn(&'static str, Duration, bool) + Send + Sync>;
+
+/// How to open a slot.
+pub struct SlotOptions {
+    /// Configured name of the slot, for messages and thread names.
+    pub name: String,
+    /// Label of its token.
+    pub label: String,
+    /// The user PIN.
+    pub pin: Pin,
+    /// Directory for the markers of refused PINs.
+    pub state_dir: PathBuf,
+    /// Accept a PIN that could be guessed.
+    pub insecure_pin: bool,
+    /// Log in although the token reports wrong PINs (`slot unlock --retry`). Never applies to a
+    /// PIN that was refused, to a last attempt or to a locked PIN.
+    pub retry_pin: bool,
+    /// Threads that encrypt and decrypt. One is best for SoftHSM.
+    pub threads: usize,
+    /// Jobs that may wait.
+    pub queue: usize,
+    /// How long a job may wait, and then its call may take, before it is answered `Deadline`.
+    pub deadline: Duration,
+    /// How long a control operation may take. Making an RSA key takes seconds.
+    pub control_deadline: Duration,
+    /// For metrics.
+    pub on_call: Option<OnCall>,
+}
+
+impl SlotOptions {
+    /// One thread, 1,024 waiting jobs, 2 s for a job and 30 s for a control operation.
+    #[must_use]
+    pub fn new(name: &str, label: &str, pin: Pin, state_dir: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            label: label.to_owned(),
+            pin,
+            state_dir,
+            insecure_pin: false,
+            retry_pin: false,
+            threads: 1,
+            queue: 1024,
+            deadline: Duration::from_secs(2),
+            control_deadline: Duration::from_secs(30),
+            on_call: None,
+        }
+    }
+}
+
+/// An open slot. Clones are the same slot; it is closed when the last one is dropped.
+#[derive(Clone)]
+pub struct Slot(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    /// What was torn when the slot was opened.
+    torn: Vec<String>,
+}
+
+impl Slot {
+    /// Opens the token: exclusive lock, login by the PIN rules, removal of torn objects, threads.
+    /// Blocks for as long as the token takes, without a deadline.
+    pub fn open(module: &Arc<Module>, options: SlotOptions) -> Result<Self, SlotError> {
+        open::open(module, options)
+    }
+
+    /// Configured name of the slot.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.shared.name
+    }
+
+    /// Label of the token.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.0.shared.token.label
+    }
+
+    /// Serial number of the token.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.0.shared.token.serial
+    }
+
+    /// What the module says about the token.
+    #[must_use]
+    pub fn token(&self) -> &TokenInfo {
+        &self.0.shared.token
+    }
+
+    /// The module the token is in.
+    #[must_use]
+    pub fn module(&self) -> &Arc<Module> {
+        &self.0.shared.module
+    }
+
+    /// Whether it serves.
+    #[must_use]
+    pub fn state(&self) -> SlotState {
+        self.0.shared.state.get()
+    }
+
+    /// Jobs waiting for a thread.
+    #[must_use]
+    pub fn queue_depth(&self) -> usize {
+        self.0.shared.queue.depth()
+    }
+
+    // Control operations. They block, one at a time.
+
+    /// Public key of the token's own pair as SubjectPublicKeyInfo (DER); makes the pair if there
+    /// is none.
+    pub fn node_key(&self) -> Result<Vec<u8>, HsmError> {
+        self.0.shared.control("node_key", node_key::ensure)
+    }
+
+    /// Makes a transport key and returns its check; one that is there already is left as it is.
+    pub fn create_transport_key(&self, id: TransportId) -> Result<[u8; CHECK_LEN], HsmError> {
+        self.0
+            .shared
+            .control("create_transport_key", |token| transport::create(token, id))
+    }
+
+    /// Check of a transport key, to be compared with the committed one; `None` if it is not here.
+    pub fn transport_check(&self, id: TransportId) -> Result<Option<[u8; CHECK_LEN]>, HsmError> {
+        self.0
+            .shared
+            .control("transport_check", |token| transport::check(token, id))
+    }
+
+    /// Wraps a transport key to another token's node key. The caller answers for whose it is.
+    pub fn grant_transport_key(&self, id: TransportId, recipient_spki: &[u8]) -> Result<Vec<u8>, HsmError> {
+        self.0.shared.control("grant_transport_key", |token| {
+            transport::grant(token, id, recipient_spki)
+        })
+    }
+
+    /// Takes a granted transport key, if it is the committed one. On disk when this returns.
+    pub fn accept_transport_key(
+        &self,
+        id: TransportId,
+        blob: &[u8],
+        expected_check: &[u8; CHECK_LEN],
+    ) -> Result<(), HsmError> {
+        self.0.shared.control("accept_transport_key", |token| {
+            transport::accept(token, id, blob, expected_check)
+        })
+    }
+
+    /// Destroys a transport key whose generation has ended. Returns how many objects there were.
+    pub fn destroy_transport_key(&self, id: TransportId) -> Result<usize, HsmError> {
+        self.0
+            .shared
+            .control("destroy_transport_key", |token| transport::destroy(token, id))
+    }
+
+    /// Generates a key, wraps it, makes its check record. Nothing of it stays in the token.
+    pub fn generate_kek(&self, kek: &GenerateKek) -> Result<GeneratedKek, HsmError> {
+        self.0
+            .shared
+            .control("generate_kek", |token| kek::generate(token, kek))
+    }
+
+    /// Imports a key. Proven and on disk when this returns; importing it again changes nothing.
+    pub fn import_kek(&self, kek: &ImportKek) -> Result<(), HsmError> {
+        let shared = &self.0.shared;
+        shared.control("import_kek", |token| {
+            shared.usable(kek.key_uid)?;
+            let outcome = kek::import(token, kek);
+            shared.note_quarantine(token, kek.key_uid, &outcome);
+            outcome
+        })
+    }
+
+    /// Every KEK in the token, and every other key that could be taken for one. A KEK that is
+    /// there twice is quarantined from here on.
+    pub fn inventory(&self) -> Result<Vec<HeldKey>, HsmError> {
+        self.objects().map(|inventory| inventory.keks)
+    }
+
+    /// Objects that this crate did not make; never touched.
+    pub fn foreign_objects(&self) -> Result<Vec<ForeignObject>, HsmError> {
+        self.objects().map(|inventory| inventory.foreign)
+    }
+
+    /// Everything in the token, in one enumeration.
+    pub fn objects(&self) -> Result<Inventory, HsmError> {
+        let shared = &self.0.shared;
+        shared.control("inventory", |token| {
+            let inventory = inventory::take(token)?;
+            for key in inventory.keks.iter().filter(|key| key.duplicate) {
+                shared.quarantine(
+                    key.key_uid,
+                    "more than one object has this id; destroy the id and import the key again",
+                );
+                shared.drop_copies(token, key.key_uid);
+            }
+            Ok(inventory)
+        })
+    }
+
+    /// Makes the session copies that serve encryption and decryption. Loading with another use
+    /// replaces them.
+    pub fn load_kek(&self, key_uid: KeyUid, kek_use: KekUse) -> Result<(), HsmError> {
+        let shared = &self.0.shared;
+        shared.control("load_kek", |token| {
+            shared.usable(key_uid)?;
+            if shared.loaded_use(key_uid) != Some(kek_use) {
+                let outcome = shared.load(token, key_uid, kek_use);
+                shared.note_quarantine(token, key_uid, &outcome);
+                outcome?;
+            }
+            shared.want(key_uid, Some(kek_use));
+            Ok(())
+        })
+    }
+
+    /// Destroys the session copies; the token object stays.
+    pub fn unload_kek(&self, key_uid: KeyUid) -> Result<(), HsmError> {
+        let shared = &self.0.shared;
+        shared.control("unload_kek", |token| {
+            shared.want(key_uid, None);
+            shared.drop_copies(token, key_uid);
+            Ok(())
+        })
+    }
+
+    /// Destroys a key, session copies first, and ends its quarantine. Returns how many token
+    /// objects there were; none is fine.
+    pub fn destroy_kek(&self, key_uid: KeyUid) -> Result<usize, HsmError> {
+        let shared = &self.0.shared;
+        shared.control("destroy_kek", |token| {
+            shared.want(key_uid, None);
+            shared.drop_copies(token, key_uid);
+            let destroyed = kek::destroy(token, key_uid)?;
+            shared.end_quarantine(key_uid);
+            Ok(destroyed)
+        })
+    }
+
+    /// Judges the slot's health: finds the token object again and decrypts the check record
+    /// through it and through every session copy. Failure fails the slot; success makes a failed
+    /// slot ready.
+    pub fn known_answer_test(
+        &self,
+        key_uid: KeyUid,
+        version: u32,
+        context: &str,
+        check_record: &[u8],
+    ) -> Result<(), HsmError> {
+        health::known_answer_test(&self.0.shared, key_uid, version, context, check_record)
+    }
+
+    /// Removes what a kill left behind, and says what that was; includes what opening the slot
+    /// removed. The keys are to be imported again.
+    pub fn remove_torn_objects(&self) -> Result<Vec<String>, HsmError> {
+        let mut torn = self.0.torn.clone();
+        torn.extend(self.0.shared.control("remove_torn_objects", |token| {
+            inventory::remove_torn(token, false)
+        })?);
+        Ok(torn)
+    }
+
+    // Data operations. They return at once; `done` is called on one of the slot's threads, or
+    // not at all if an error is returned here.
+
+    /// Encrypts into an envelope.
+    pub fn encrypt(
+        &self,
+        job: EncryptJob,
+        done: impl FnOnce(Result<Vec<u8>, OpError>) + Send + 'static,
+    ) -> Result<(), OpError> {
+        self.submit(Work::Encrypt(job), Done::Envelope(Box::new(done)))
+    }
+
+    /// Opens an envelope.
+    pub fn decrypt_v2(
+        &self,
+        job: DecryptJob,
+        done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
+    ) -> Result<(), OpError> {
+        if job.ciphertext.len() < HEADER_LEN + TAG_LEN {
+            return Err(OpError::TooShort);
+        }
+        // The associated data is taken from the ciphertext, the key from the header.
+        if Header::parse(&job.ciphertext).map(|(header, _)| header) != Some(job.header) {
+            return Err(OpError::AuthenticationFailed);
+        }
+        self.submit(Work::DecryptV2(job), Done::Plaintext(Box::new(done)))
+    }
+
+    /// Opens a v1 ciphertext.
+    pub fn decrypt_v1(
+        &self,
+        job: DecryptV1Job,
+        done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
+    ) -> Result<(), OpError> {
+        if job.ciphertext.len() < V1_NONCE_LEN + TAG_LEN {
+            return Err(OpError::TooShort);
+        }
+        self.submit(Work::DecryptV1(job), Done::Plaintext(Box::new(done)))
+    }
+
+    fn submit(&self, work: Work, done: Done) -> Result<(), OpError> {
+        let shared = &self.0.shared;
+        if !shared.state.is_ready() {
+            return Err(OpError::SlotNotReady(shared.state.get()));
+        }
+        if shared.loaded_use(work.key_uid()).is_none() {
+            return Err(OpError::KeyNotLoaded);
+        }
+        shared.queue.push(Job::new(work, done))
+    }
+
+    #[cfg(feature = "test-support")]
+    pub(crate) fn test_control<T>(
+        &self,
+        work: impl FnOnce(&crate::token::Token<'_>) -> Result<T, HsmError>,
+    ) -> Result<T, HsmError> {
+        self.0.shared.control("test", work)
+    }
+}
+
+/// How long closing a slot waits for calls that are running.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Drop for Inner {
+    /// Answers what waits, destroys the copies and lets go of the token. If a call hangs, its
+    /// thread keeps the token locked: it may still write.
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.state.fail(state::CLOSED, "the slot has been closed");
+        let ended = shared.stop(CLOSE_PATIENCE);
+        watchdog::refuse_waiting(shared);
+        let cleared = shared.control_within(CLOSE_PATIENCE, "close", |token| {
+            shared.drop_all_copies(token);
+            Ok(())
+        });
+        if let Some(session) = shared.control.take_session() {
+            shared.module.give_back(&shared.token.serial, session);
+        }
+        if ended && cleared.is_ok() {
+            shared.release();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The bounded queue between callers and a slot's threads, and what each thread has taken from
+//! it. Jobs stay where others can reach them until their call begins, so that a thread that
+//! hangs takes none with it.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::job::{Done, Job};
+use super::watchdog::CallClock;
+use crate::error::OpError;
+use crate::module::lock;
+
+/// Most jobs a thread takes at once: few enough that another thread is not left idle.
+const BATCH: usize = 16;
+
+struct Waiting {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+pub(crate) struct Queue {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    capacity: usize,
+    threads: usize,
+}
+
+/// What one thread has in hand.
+#[derive(Default)]
+pub(crate) struct Desk {
+    batch: Mutex<VecDeque<Job>>,
+    /// The callback of the call that is running, for whoever answers first.
+    pub(crate) current: Mutex<Option<Done>>,
+    pub(crate) clock: CallClock,
+}
+
+impl Desk {
+    /// A call begins; from now on its callback can be taken by the watchdog.
+    pub(crate) fn begin(&self, done: Done) {
+        let mut current = lock(&self.current);
+        *current = Some(done);
+        self.clock.begin();
+    }
+
+    /// The call is over. `None` if the watchdog has answered it.
+    pub(crate) fn end(&self) -> Option<Done> {
+        let mut current = lock(&self.current);
+        self.clock.end();
+        current.take()
+    }
+
+    pub(crate) fn next(&self) -> Option<Job> {
+        lock(&self.batch).pop_front()
+    }
+
+    pub(crate) fn take_all(&self) -> VecDeque<Job> {
+        std::mem::take(&mut *lock(&self.batch))
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: usize, threads: usize) -> Self {
+        Self {
+            waiting: Mutex::new(Waiting {
+                jobs: VecDeque::new(),
+                closed: false,
+            }),
+            arrived: Condvar::new(),
+            capacity,
+            threads: threads.max(1),
+        }
+    }
+
+    pub(crate) fn push(&self, job: Job) -> Result<(), OpError> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.closed || waiting.jobs.len() >= self.capacity {
+            return Err(OpError::QueueFull);
+        }
+        waiting.jobs.push_back(job);
+        drop(waiting);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        lock(&self.waiting).jobs.len()
+    }
+
+    /// Waits for jobs and puts a fair share of them on `desk`. False once the queue is closed.
+    pub(crate) fn fill(&self, desk: &Desk) -> bool {
+        let mut waiting = lock(&self.waiting);
+        loop {
+            if waiting.closed {
+                return false;
+            }
+            if !waiting.jobs.is_empty() {
+                break;
+            }
+            waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        let share = waiting.jobs.len().div_ceil(self.threads).min(BATCH);
+        lock(&desk.batch).extend(waiting.jobs.drain(..share));
+        true
+    }
+
+    /// Takes every waiting job, to be refused.
+    pub(crate) fn take_all(&self) -> VecDeque<Job> {
+        std::mem::take(&mut lock(&self.waiting).jobs)
+    }
+
+    /// Lets the threads end; nothing is accepted any more.
+    pub(crate) fn close(&self) {
+        lock(&self.waiting).closed = true;
+        self.arrived.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::super::job::{DecryptV1Job, Work};
+    use super::*;
+    use crate::names::KeyUid;
+
+    fn job(answers: &Sender<OpError>) -> Job {
+        let answers = answers.clone();
+        let work = DecryptV1Job {
+            key_uid: KeyUid::from_bytes([0; 16]),
+            ciphertext: Vec::new(),
+            context: "c".into(),
+            binding_value: "".into(),
+        };
+        let done = Done::Plaintext(Box::new(move |outcome| {
+            let _ = answers.send(outcome.err().unwrap());
+        }));
+        Job::new(Work::DecryptV1(work), done)
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_keeps_what_it_has() {
+        let (answers, _) = channel();
+        let queue = Queue::new(2, 1);
+        queue.push(job(&answers)).unwrap();
+        queue.push(job(&answers)).unwrap();
+        assert_eq!(queue.push(job(&answers)).unwrap_err(), OpError::QueueFull);
+        assert_eq!(queue.depth(), 2);
+    }
+
+    #[test]
+    fn threads_share_what_waits() {
+        let (answers, _) = channel();
+        let queue = Queue::new(64, 2);
+        for _ in 0..10 {
+            queue.push(job(&answers)).unwrap();
+        }
+        let desk = Desk::default();
+        assert!(queue.fill(&desk));
+        assert_eq!((queue.depth(), desk.take_all().len()), (5, 5));
+    }
+
+    #[test]
+    fn a_closed_queue_ends_its_threads_and_takes_nothing() {
+        let (answers, _) = channel();
+        let queue = Queue::new(2, 1);
+        queue.close();
+        assert!(!queue.fill(&Desk::default()));
+        assert_eq!(queue.push(job(&answers)).unwrap_err(), OpError::QueueFull);
+    }
+
+    #[test]
+    fn a_refused_job_is_answered_even_if_its_callback_panics() {
+        let (answers, answered) = channel();
+        job(&answers).refuse(OpError::Deadline);
+        assert_eq!(answered.recv().unwrap(), OpError::Deadline);
+        let done = Done::Envelope(Box::new(|_| panic!("the caller's own fault")));
+        done.answer(Err(OpError::Deadline));
+    }
+}

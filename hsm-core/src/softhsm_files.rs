@@ -1,0 +1,313 @@
+//! SoftHSM's files, where it leaves them in danger: it never syncs, `C_Login` itself truncates
+//! `token.object`, and a kill inside a write leaves torn objects. Only files that SoftHSM cannot
+//! read are ever replaced or removed here, and only under the token's lock.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::durable;
+use crate::error::HsmError;
+use crate::object_file::{self, ObjectFile, TOKEN_FLAGS};
+use crate::token_lock::TokenLock;
+
+const TOKEN_OBJECT: &str = "token.object";
+
+/// The files of one token.
+///
+/// ```text
+/// <token root>/<uuid>/token.object          label, serial, flags, PIN blobs
+/// <token root>/<uuid>/<uuid>.object         one per token object
+/// <token root>/<uuid>/generation            counter of changes
+/// <token root>/<uuid>.token-object          our copy of token.object
+/// <token root>/<serial>.hsm-owner           the lock
+/// ```
+///
+/// The copy lies beside the token, not in a node's state: it has to be found before the module
+/// is initialised, belongs to the token wherever that is moved, and must not come back from
+/// another time than the token's.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenFiles {
+    dir: PathBuf,
+}
+
+impl TokenFiles {
+    /// The directory of the token with this serial number.
+    pub(crate) fn locate(token_root: &Path, serial: &str) -> Result<Option<Self>, HsmError> {
+        for dir in token_dirs(token_root)? {
+            let found = match durable::read(&dir.join(TOKEN_OBJECT))? {
+                Some(contents) => object_file::parse(&contents).serial(),
+                None => None,
+            };
+            if found.as_deref() == Some(serial) {
+                return Ok(Some(Self { dir }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// True while the token's directory and main file are there.
+    pub(crate) fn are_there(&self) -> bool {
+        self.dir.join(TOKEN_OBJECT).is_file()
+    }
+
+    /// Names of the object files, to tell afterwards which ones a call made.
+    pub(crate) fn objects(&self) -> Result<BTreeSet<OsString>, HsmError> {
+        let fail = |error: std::io::Error| HsmError::file(&self.dir, "list", &error);
+        let mut names = BTreeSet::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name();
+            if name != TOKEN_OBJECT && Path::new(&name).extension().is_some_and(|ext| ext == "object") {
+                names.insert(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Puts every object file made since `before` on disk, and the directory that names them.
+    pub(crate) fn sync_since(&self, before: &BTreeSet<OsString>) -> Result<(), HsmError> {
+        for name in self.objects()?.difference(before) {
+            durable::sync(&self.dir.join(name))?;
+        }
+        self.sync_dir()
+    }
+
+    /// Puts everything on disk. After this at the opening of a slot, an object that is found is
+    /// one that survives a power cut, also if the process that made it was killed before its own
+    /// sync.
+    pub(crate) fn sync_all(&self) -> Result<(), HsmError> {
+        self.sync_since(&BTreeSet::new())?;
+        durable::sync(&self.dir.join(TOKEN_OBJECT))
+    }
+
+    /// Puts removals on disk.
+    pub(crate) fn sync_dir(&self) -> Result<(), HsmError> {
+        let generation = self.dir.join("generation");
+        if generation.is_file() {
+            durable::sync(&generation)?;
+        }
+        durable::sync(&self.dir)
+    }
+
+    /// Keeps a synced copy of `token.object`, to be made before every `C_Login`.
+    pub(crate) fn back_up(&self) -> Result<(), HsmError> {
+        let path = self.dir.join(TOKEN_OBJECT);
+        let Some(contents) = durable::read(&path)? else {
+            return Ok(());
+        };
+        let copy = copy_of(&self.dir);
+        let known = durable::read(&copy)?;
+        let parsed = object_file::parse(&contents);
+        let whole = matches!(parsed, ObjectFile::Whole(_))
+            && !known
+                .as_deref()
+                .is_some_and(|known| is_torn(&parsed, &object_file::parse(known)));
+        if whole && known.as_deref() != Some(contents.as_slice()) {
+            durable::write(&copy, &contents)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the copy: the token is about to be erased, and its old PINs must not come back.
+    pub(crate) fn forget_backup(&self) -> Result<(), HsmError> {
+        durable::remove(&copy_of(&self.dir))
+    }
+
+    /// Removes object files that end in the middle of something. SoftHSM ignores them for ever;
+    /// their keys are imported again. Returns their names.
+    pub(crate) fn remove_unreadable(&self) -> Result<Vec<String>, HsmError> {
+        let mut removed = Vec::new();
+        for name in self.objects()? {
+            let path = self.dir.join(&name);
+            let Some(contents) = durable::read(&path)? else {
+                continue;
+            };
+            if matches!(object_file::parse(&contents), ObjectFile::Torn(_)) {
+                durable::remove(&path)?;
+                durable::remove(&path.with_extension("lock"))?;
+                removed.push(format!(
+                    "object file {} ({} bytes, cut off)",
+                    name.to_string_lossy(),
+                    contents.len()
+                ));
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Restores every `token.object` that a kill inside `C_Login` left empty or cut off, from the
+/// copy beside it. To be called when no process of ours has the token open; a token that is
+/// owned is left alone. Returns the serial numbers.
+pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmError> {
+    let mut restored = Vec::new();
+    for dir in token_dirs(token_root)? {
+        let Some(copy) = durable::read(&copy_of(&dir))? else {
+            continue;
+        };
+        let parsed_copy = object_file::parse(&copy);
+        let Some(serial) = parsed_copy.serial() else {
+            continue;
+        };
+        let path = dir.join(TOKEN_OBJECT);
+        let now = durable::read(&path)?.unwrap_or_default();
+        if !is_torn(&object_file::parse(&now), &parsed_copy) {
+            continue;
+        }
+        let Ok(_lock) = TokenLock::beside(token_root, &serial) else {
+            continue;
+        };
+        // Between the first look and the lock the owner may have finished its write.
+        let now = durable::read(&path)?.unwrap_or_default();
+        if is_torn(&object_file::parse(&now), &parsed_copy) {
+            durable::write(&path, &copy)?;
+            restored.push(serial);
+        }
+    }
+    Ok(restored)
+}
+
+/// True if `now` can be a beginning of what `copy` is a copy of: nothing in it contradicts the
+/// copy, and something is missing. A token that was initialised anew has another SO PIN blob and
+/// so contradicts it; flags differ after every wrong PIN and say nothing.
+fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
+    let (ObjectFile::Whole(attributes) | ObjectFile::Torn(attributes)) = now else {
+        return false;
+    };
+    let ObjectFile::Whole(expected) = copy else {
+        return false;
+    };
+    let contradicted = attributes
+        .iter()
+        .any(|(kind, value)| *kind != TOKEN_FLAGS && copy.attribute(*kind) != Some(value.as_slice()));
+    // SO PIN blobs are salted: equal ones mean the same initialisation.
+    let missing = expected.iter().any(|(kind, _)| now.attribute(*kind).is_none());
+    !contradicted && missing
+}
+
+/// Our copy of a token directory's `token.object`. SoftHSM takes only directories for tokens, so
+/// a file beside them is invisible to it.
+fn copy_of(dir: &Path) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".token-object");
+    dir.with_file_name(name)
+}
+
+fn token_dirs(token_root: &Path) -> Result<Vec<PathBuf>, HsmError> {
+    let fail = |error: std::io::Error| HsmError::file(token_root, "list tokens", &error);
+    let mut dirs = Vec::new();
+    for entry in std::fs::read_dir(token_root).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if entry.file_type().map_err(fail)?.is_dir() {
+            dirs.push(entry.path());
+        }
+    }
+    dirs.sort();
+    Ok(dirs)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::object_file::{SO_PIN, TOKEN_SERIAL};
+
+    fn counted(kind: u64, value: &[u8]) -> Vec<u8> {
+        [
+            kind.to_be_bytes().as_slice(),
+            &3_u64.to_be_bytes(),
+            &(value.len() as u64).to_be_bytes(),
+            value,
+        ]
+        .concat()
+    }
+
+    fn token_object(so_pin: &[u8], user_pin: Option<&[u8]>) -> Vec<u8> {
+        let mut contents = [
+            vec![0; 8],
+            counted(TOKEN_SERIAL, b"abcd"),
+            counted(SO_PIN, so_pin),
+        ]
+        .concat();
+        if let Some(pin) = user_pin {
+            contents.extend(counted(SO_PIN + 1, pin));
+        }
+        contents
+    }
+
+    fn token(root: &Path, now: &[u8], copy: &[u8]) -> PathBuf {
+        let dir = root.join("1f2e-uuid");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(TOKEN_OBJECT), now).unwrap();
+        std::fs::write(copy_of(&dir), copy).unwrap();
+        dir
+    }
+
+    #[test]
+    fn an_empty_or_cut_token_object_is_restored() {
+        let whole = token_object(b"so", Some(b"user"));
+        let without_user = token_object(b"so", None).len();
+        for length in [0, 7, 8, 20, without_user, whole.len() - 1] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = token(root.path(), &whole[..length], &whole);
+            assert_eq!(restore_torn_tokens(root.path()).unwrap(), ["abcd"], "{length}");
+            assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn a_token_initialised_anew_keeps_its_new_pins() {
+        let root = tempfile::tempdir().unwrap();
+        let now = token_object(b"new", None);
+        token(root.path(), &now, &token_object(b"so", Some(b"user")));
+        assert!(restore_torn_tokens(root.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_owned_token_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = token(root.path(), b"", &token_object(b"so", None));
+        let _lock = TokenLock::beside(root.path(), "abcd").unwrap();
+        assert!(restore_torn_tokens(root.path()).unwrap().is_empty());
+        assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), b"");
+    }
+
+    #[test]
+    fn only_cut_object_files_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let dir = token(root.path(), &whole, &whole);
+        std::fs::write(dir.join("a.object"), b"").unwrap();
+        std::fs::write(dir.join("a.lock"), b"").unwrap();
+        std::fs::write(dir.join("b.object"), &whole[..30]).unwrap();
+        std::fs::write(dir.join("c.object"), &whole).unwrap();
+        std::fs::write(dir.join("d.object"), [vec![0; 8], vec![9; 16]].concat()).unwrap();
+        let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
+        assert_eq!(files.remove_unreadable().unwrap().len(), 2);
+        let left: Vec<_> = files.objects().unwrap().into_iter().collect();
+        assert_eq!(left, ["c.object", "d.object"]);
+        assert!(!dir.join("a.lock").exists());
+    }
+
+    #[test]
+    fn the_copy_follows_the_token_object() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let dir = token(root.path(), &whole, b"");
+        let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
+        files.back_up().unwrap();
+        assert_eq!(std::fs::read(copy_of(&dir)).unwrap(), whole);
+        for torn in [Vec::new(), token_object(b"so", None)] {
+            std::fs::write(dir.join(TOKEN_OBJECT), torn).unwrap();
+            files.back_up().unwrap();
+            assert_eq!(
+                std::fs::read(copy_of(&dir)).unwrap(),
+                whole,
+                "a torn file must not become the copy"
+            );
+        }
+        std::fs::write(dir.join(TOKEN_OBJECT), b"").unwrap();
+        files.forget_backup().unwrap();
+        assert!(restore_torn_tokens(root.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,215 @@
+//! Initialising a token, the one thing an operator's tool does to a token itself. It never
+//! touches an initialised token unless told to destroy it, never one that is in use, and enters
+//! the security officer's PIN once.
+
+use cryptoki_sys as sys;
+
+use crate::error::{CallError, HsmError};
+use crate::ffi::LABEL_LEN;
+use crate::module::{Module, TokenInfo};
+use crate::pin::has_enough_entropy;
+use crate::return_codes::Ckr;
+use crate::secrets::Pin;
+use crate::softhsm_files::TokenFiles;
+use crate::token_lock::TokenLock;
+
+/// What to initialise, and with which PINs.
+pub struct InitToken<'a> {
+    /// Label of the new token: 1 to 32 bytes.
+    pub label: &'a str,
+    /// The user PIN it gets.
+    pub pin: &'a Pin,
+    /// The security officer's PIN: the one it gets, or the one it has if it is initialised again.
+    pub so_pin: &'a Pin,
+    /// Erase the initialised token of this label, with every key in it.
+    pub destroy_existing: bool,
+}
+
+/// Initialises a token and sets its user PIN.
+///
+/// Refuses a token that a node owns, more than one token of the label, and, unless
+/// `destroy_existing` is set, an initialised one.
+pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, HsmError> {
+    let init = &init;
+    let label = padded(init.label)?;
+    check_pins(module, init)?;
+    let tokens = module.tokens()?;
+    let same_label: Vec<&TokenInfo> = tokens
+        .iter()
+        .filter(|token| token.initialised && token.label == init.label)
+        .collect();
+    let (token, existing_lock) = match same_label.as_slice() {
+        [] => (free_slot(module, &tokens)?, None),
+        [existing] if init.destroy_existing => {
+            let lock = TokenLock::acquire(module.profile(), &existing.serial, None)?;
+            may_try_so_pin(existing)?;
+            (*existing, Some(lock))
+        }
+        [existing] => {
+            return Err(HsmError::AlreadyInitialised {
+                label: existing.label.clone(),
+                serial: existing.serial.clone(),
+            });
+        }
+        several => {
+            let serials: Vec<&str> = several.iter().map(|token| token.serial.as_str()).collect();
+            return Err(HsmError::Argument {
+                what: "label",
+                reason: format!(
+                    "{} tokens are called {:?} (serials {}); remove all but one with the vendor's tool first",
+                    several.len(),
+                    init.label,
+                    serials.join(", ")
+                ),
+            });
+        }
+    };
+    check_pin_lengths(token, init)?;
+    // From here on the copy would bring back PINs of a token that no longer exists.
+    if let Some(files) = files(module, token)? {
+        files.forget_backup()?;
+    }
+    module
+        .raw()
+        .init_token(token.slot.into(), init.so_pin, &label)
+        .map_err(|error| so_error(token, error))?;
+    module.forget_login(&token.serial);
+    let made = module.token_info(token.slot)?;
+    // A token that was free had no serial number to lock by until now.
+    let _lock = match existing_lock {
+        Some(lock) => lock,
+        None => TokenLock::acquire(module.profile(), &made.serial, None)?,
+    };
+    set_user_pin(module, &made, init)?;
+    if let Some(files) = files(module, &made)? {
+        files.sync_all()?;
+        files.back_up()?;
+    }
+    module.token_info(token.slot)
+}
+
+fn set_user_pin(module: &Module, token: &TokenInfo, init: &InitToken<'_>) -> Result<(), HsmError> {
+    let raw = module.raw();
+    let session = module.init_session(token.slot)?;
+    let outcome = raw.login(&session, sys::CKU_SO, init.so_pin).and_then(|()| {
+        let set = raw.init_pin(&session, init.pin);
+        raw.logout(&session).and(set)
+    });
+    // Nothing else runs in this token: closing is safe here.
+    let _ = session.close();
+    outcome.map_err(|error| match error.code.0 {
+        sys::CKR_PIN_LEN_RANGE | sys::CKR_PIN_INVALID => HsmError::Argument {
+            what: "user PIN",
+            reason: format!(
+                "the token does not take it ({error}); it is initialised but has no user PIN: run again with --destroy-existing and another PIN"
+            ),
+        },
+        _ => error.into(),
+    })
+}
+
+fn free_slot<'a>(module: &Module, tokens: &'a [TokenInfo]) -> Result<&'a TokenInfo, HsmError> {
+    tokens
+        .iter()
+        .find(|token| !token.initialised)
+        .ok_or_else(|| HsmError::NotSupported {
+            what: "a free slot".to_owned(),
+            by: module.profile().library.clone(),
+            remedy:
+                "insert or create an uninitialised token, or name an existing one with --destroy-existing"
+                    .to_owned(),
+        })
+}
+
+fn files(module: &Module, token: &TokenInfo) -> Result<Option<TokenFiles>, HsmError> {
+    match &module.profile().token_root {
+        Some(root) if !token.serial.is_empty() => TokenFiles::locate(root, &token.serial),
+        _ => Ok(None),
+    }
+}
+
+fn padded(label: &str) -> Result<[u8; LABEL_LEN], HsmError> {
+    let ends_in_blank = label.trim() != label;
+    if label.is_empty() || label.len() > LABEL_LEN || ends_in_blank || label.chars().any(char::is_control) {
+        return Err(HsmError::Argument {
+            what: "label",
+            reason: format!(
+                "{label:?} must have 1 to {LABEL_LEN} bytes, no control characters and no blanks around it"
+            ),
+        });
+    }
+    let mut padded = [b' '; LABEL_LEN];
+    for (place, byte) in padded.iter_mut().zip(label.bytes()) {
+        *place = byte;
+    }
+    Ok(padded)
+}
+
+fn check_pins(module: &Module, init: &InitToken<'_>) -> Result<(), HsmError> {
+    if init.pin.expose() == init.so_pin.expose() {
+        return Err(HsmError::Argument {
+            what: "user PIN",
+            reason: "must differ from the security officer's PIN".to_owned(),
+        });
+    }
+    for (what, pin) in [("user PIN", init.pin), ("security officer's PIN", init.so_pin)] {
+        if module.profile().is_software() && !has_enough_entropy(pin) {
+            return Err(HsmError::Argument {
+                what,
+                reason: "carries fewer than 128 random bits, and a software token's files are only as safe as its PINs; have it generated".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_pin_lengths(token: &TokenInfo, init: &InitToken<'_>) -> Result<(), HsmError> {
+    let (min, max) = token.pin_len;
+    for (what, pin) in [("user PIN", init.pin), ("security officer's PIN", init.so_pin)] {
+        let length = pin.expose().len();
+        // Zero means that the token does not say.
+        if length < min || (max > 0 && length > max) {
+            return Err(HsmError::Argument {
+                what,
+                reason: format!("{length} bytes; this token takes {min} to {max}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn may_try_so_pin(token: &TokenInfo) -> Result<(), HsmError> {
+    let flags = token.security_officer;
+    let state = if flags.locked {
+        "is locked"
+    } else if flags.final_try {
+        "has one last attempt, which is not taken here"
+    } else {
+        return Ok(());
+    };
+    Err(HsmError::Argument {
+        what: "security officer's PIN",
+        reason: format!("of token {} {state}; use the vendor's own tool", token.serial),
+    })
+}
+
+fn so_error(token: &TokenInfo, error: CallError) -> HsmError {
+    let reason = match error.code {
+        Ckr(sys::CKR_PIN_INCORRECT | sys::CKR_PIN_LOCKED) if token.initialised => format!(
+            "token {} refused it ({error}); it was entered once and is not tried again",
+            token.serial
+        ),
+        Ckr(sys::CKR_SESSION_EXISTS) => {
+            return HsmError::Owned {
+                serial: token.serial.clone(),
+                holder: "this process, which has sessions open".to_owned(),
+                lock: "none".to_owned(),
+            };
+        }
+        _ => return error.into(),
+    };
+    HsmError::Argument {
+        what: "security officer's PIN",
+        reason,
+    }
+}

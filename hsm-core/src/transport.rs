@@ -1,0 +1,234 @@
+//! Transport keys: the one key of a slot under which its KEKs travel. They leave a token only
+//! wrapped to another token's node key, and are used only if they are the key that the cluster
+//! committed to.
+
+use cryptoki_sys as sys;
+use sha2::{Digest, Sha256};
+
+use crate::error::{CallError, HsmError};
+use crate::ffi::Obj;
+use crate::marshal::Mech;
+use crate::names::TransportId;
+use crate::node_key;
+use crate::profile::OaepHash;
+use crate::return_codes::{Ckr, Verdict, classify};
+use crate::spki::RsaPublicKey;
+use crate::templates::{self, AES_KEY_LEN};
+use crate::token::{Found, Token, duplicates};
+
+pub(crate) const WHAT: &str = "transport key";
+
+/// Bytes of a transport key's check, and of every KEK wrapped under one: RFC 3394 adds eight.
+pub const CHECK_LEN: usize = AES_KEY_LEN + 8;
+
+/// Makes the transport key, or finds it made. Returns its check.
+pub(crate) fn create(token: &Token<'_>, id: TransportId) -> Result<[u8; CHECK_LEN], HsmError> {
+    if let Some(held) = find(token, id)? {
+        return check_of(token, held);
+    }
+    let made = token
+        .raw
+        .generate_key(token.session, Mech::AesKeyGen, &templates::transport_generated())?;
+    let made = token.ephemeral(made);
+    let check = check_of(token, made.object())?;
+    let kept = keep(token, id, made.object())?;
+    prove(token, id, kept, &check)?;
+    Ok(check)
+}
+
+/// The check of the transport key with this id; `None` if the token has none.
+pub(crate) fn check(token: &Token<'_>, id: TransportId) -> Result<Option<[u8; CHECK_LEN]>, HsmError> {
+    find(token, id)?.map(|held| check_of(token, held)).transpose()
+}
+
+/// Wraps the transport key to another node's key: `hash(1) ‖ RSA-OAEP ciphertext`.
+///
+/// Who the recipient is, and that the committed state says so, is for the caller to know.
+pub(crate) fn grant(token: &Token<'_>, id: TransportId, recipient_spki: &[u8]) -> Result<Vec<u8>, HsmError> {
+    let recipient = RsaPublicKey::from_spki(recipient_spki)?;
+    let key = held(token, id)?;
+    let template = templates::recipient(&recipient.modulus, &recipient.exponent);
+    let public = token.ephemeral(token.raw.create(token.session, &template)?);
+    let mut refusal = None;
+    for hash in token.profile.oaep_hashes {
+        match token
+            .raw
+            .wrap(token.session, Mech::RsaOaep(*hash), public.object(), key)
+        {
+            Ok(wrapped) => {
+                let mut blob = vec![hash_byte(*hash)];
+                blob.extend_from_slice(&wrapped);
+                return Ok(blob);
+            }
+            Err(error) if is_parameter_refusal(&error) => refusal = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(refusal.map_or_else(|| unsupported_hash(token, "any hash"), HsmError::from))
+}
+
+/// Takes a transport key that was wrapped to this token, if it is the committed one.
+pub(crate) fn accept(
+    token: &Token<'_>,
+    id: TransportId,
+    blob: &[u8],
+    expected_check: &[u8; CHECK_LEN],
+) -> Result<(), HsmError> {
+    if let Some(held) = find(token, id)? {
+        return prove(token, id, held, expected_check);
+    }
+    let Some((hash, wrapped)) = blob.split_first() else {
+        return Err(HsmError::Argument {
+            what: "grant",
+            reason: "empty".to_owned(),
+        });
+    };
+    let hash = match *hash {
+        1 => OaepHash::Sha1,
+        2 => OaepHash::Sha256,
+        other => {
+            return Err(HsmError::Argument {
+                what: "grant",
+                reason: format!("unknown hash {other}"),
+            });
+        }
+    };
+    if !token.profile.oaep_hashes.contains(&hash) {
+        return Err(unsupported_hash(token, "RSA-OAEP with SHA-256"));
+    }
+    let node_key = node_key::private(token)?;
+    let unwrapped = token
+        .raw
+        .unwrap(
+            token.session,
+            Mech::RsaOaep(hash),
+            node_key,
+            wrapped,
+            &templates::transport_session(),
+        )
+        .map_err(|error| not_opened(error, "grant", "this token's node key does not open it; it was made for another key: the slot's registered public key and the one in this token must be the same"))?;
+    let unwrapped = token.ephemeral(unwrapped);
+    token.verify(unwrapped.object(), WHAT, &templates::transport_session())?;
+    // OAEP proves nothing about the sender: anyone with the public key can send a key of his own.
+    prove(token, id, unwrapped.object(), expected_check)?;
+    let kept = keep(token, id, unwrapped.object())?;
+    prove(token, id, kept, expected_check)
+}
+
+/// Destroys a transport key whose generation has ended. KEKs under it cannot be imported again.
+pub(crate) fn destroy(token: &Token<'_>, id: TransportId) -> Result<usize, HsmError> {
+    let found = token.find_all(sys::CKO_SECRET_KEY, id.as_bytes())?;
+    token.destroy_all(&found)?;
+    Ok(found.len())
+}
+
+/// The transport key, to wrap and unwrap with, its attributes checked: a planted one without the
+/// unwrap template must not be used.
+pub(crate) fn held(token: &Token<'_>, id: TransportId) -> Result<Obj, HsmError> {
+    find(token, id)?.ok_or_else(|| HsmError::NotFound {
+        what: WHAT,
+        id: id.to_string(),
+    })
+}
+
+/// `C_WrapKey(T, a key made from a public constant)`. AES key wrap is deterministic, so this
+/// names T without giving anything away: it is one known plaintext of a cipher made for keys.
+pub(crate) fn check_of(token: &Token<'_>, transport: Obj) -> Result<[u8; CHECK_LEN], HsmError> {
+    let known = token
+        .raw
+        .create(token.session, &templates::known_key(&check_constant()))?;
+    let known = token.ephemeral(known);
+    let wrapped = token
+        .raw
+        .wrap(token.session, Mech::AesKeyWrap, transport, known.object())?;
+    wrapped.as_slice().try_into().map_err(|_| HsmError::NotSupported {
+        what: format!(
+            "CKM_AES_KEY_WRAP as in RFC 3394 ({} bytes for a 256-bit key)",
+            wrapped.len()
+        ),
+        by: token.profile.library.clone(),
+        remedy: "use a module whose key wrap adds exactly eight bytes".to_owned(),
+    })
+}
+
+fn check_constant() -> [u8; AES_KEY_LEN] {
+    Sha256::digest(b"hsm/transport-check/v1\0").into()
+}
+
+fn find(token: &Token<'_>, id: TransportId) -> Result<Option<Obj>, HsmError> {
+    match token.find(sys::CKO_SECRET_KEY, id.as_bytes())? {
+        Found::None => Ok(None),
+        Found::Many(count) => Err(duplicates(WHAT, id.as_bytes(), count)),
+        Found::One(held) => {
+            token.verify(
+                held,
+                &format!("{WHAT} {id}"),
+                &templates::transport_held(id.as_bytes()),
+            )?;
+            Ok(Some(held))
+        }
+    }
+}
+
+fn keep(token: &Token<'_>, id: TransportId, object: Obj) -> Result<Obj, HsmError> {
+    let label = format!("transport-{}", hex::encode(&id.as_bytes()[..4]));
+    token.keep(
+        object,
+        WHAT,
+        sys::CKO_SECRET_KEY,
+        id.as_bytes(),
+        &label,
+        &templates::transport_held(id.as_bytes()),
+    )
+}
+
+fn prove(
+    token: &Token<'_>,
+    id: TransportId,
+    transport: Obj,
+    expected: &[u8; CHECK_LEN],
+) -> Result<(), HsmError> {
+    if check_of(token, transport)? == *expected {
+        Ok(())
+    } else {
+        Err(HsmError::TransportCheck { id: id.to_string() })
+    }
+}
+
+fn hash_byte(hash: OaepHash) -> u8 {
+    match hash {
+        OaepHash::Sha1 => 1,
+        OaepHash::Sha256 => 2,
+    }
+}
+
+fn unsupported_hash(token: &Token<'_>, what: &str) -> HsmError {
+    HsmError::NotSupported {
+        what: what.to_owned(),
+        by: token.profile.library.clone(),
+        remedy: "the granting node has to use a hash that this module supports".to_owned(),
+    }
+}
+
+/// An unwrapping that failed because of what was unwrapped, unless the code says that session or
+/// token are in trouble. SoftHSM says GENERAL_ERROR to a wrong key and to garbage alike.
+pub(crate) fn not_opened(error: CallError, what: &'static str, reason: &str) -> HsmError {
+    match classify(&error) {
+        Verdict::Retry | Verdict::CallersFault | Verdict::Refused => HsmError::Argument {
+            what,
+            reason: format!("{reason} ({error})"),
+        },
+        _ => error.into(),
+    }
+}
+
+/// How modules say that they do not know a hash: SoftHSM 2.6.1 says ARGUMENTS_BAD.
+fn is_parameter_refusal(error: &CallError) -> bool {
+    let Ckr(code) = error.code;
+    [
+        sys::CKR_ARGUMENTS_BAD,
+        sys::CKR_MECHANISM_PARAM_INVALID,
+        sys::CKR_MECHANISM_INVALID,
+    ]
+    .contains(&code)
+}

@@ -1,0 +1,231 @@
+//! Runs a test's phases as child processes with a SoftHSM configuration of their own, and gives
+//! each the token, PINs and directories that the phases share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hsm_core::secrets::Pin;
+use hsm_core::{InitToken, Module, Slot, SlotError, SlotOptions, TokenInfo, generate_pin, init_token};
+
+pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+const DIR: &str = "HSM_CORE_TEST_DIR";
+const PHASE: &str = "HSM_CORE_TEST_PHASE";
+const HELPER: &str = "HSM_CORE_TEST_HELPER";
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// The directory that the phases of one test share.
+pub(crate) struct Sandbox {
+    root: PathBuf,
+}
+
+/// Runs each phase in a process of its own, one after the other.
+pub(crate) fn scenario(name: &str, phases: &[fn(&Sandbox)]) {
+    if let Some(root) = std::env::var_os(DIR) {
+        let phase: usize = std::env::var(PHASE).unwrap().parse().unwrap();
+        let sandbox = Sandbox {
+            root: PathBuf::from(root),
+        };
+        phases[phase](&sandbox);
+        // A child whose filter matched nothing would succeed as well.
+        fs::write(sandbox.root.join(format!("done-{phase}")), "").unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("tokens")).unwrap();
+    fs::write(
+        dir.path().join("softhsm2.conf"),
+        format!(
+            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
+            dir.path().join("tokens").display()
+        ),
+    )
+    .unwrap();
+    for phase in 0..phases.len() {
+        let log = dir.path().join("output");
+        let output = fs::File::create(&log).unwrap();
+        let mut command = again(name, dir.path());
+        command
+            .env(PHASE, phase.to_string())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        let mut child = command.spawn().unwrap();
+        let succeeded = wait(&mut child);
+        let output = fs::read_to_string(&log).unwrap_or_default();
+        assert!(succeeded, "phase {phase} of {name} failed:\n{output}");
+        assert!(
+            dir.path().join(format!("done-{phase}")).exists(),
+            "phase {phase} of {name} did not run:\n{output}"
+        );
+    }
+}
+
+/// This test binary again, with one test.
+fn again(test: &str, root: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env("SOFTHSM2_CONF", root.join("softhsm2.conf"))
+        .env(DIR, root)
+        .stdin(Stdio::null());
+    command
+}
+
+fn wait(child: &mut Child) -> bool {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if began.elapsed() > LIMIT {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A helper process; killed when dropped.
+pub(crate) struct Helper(Child);
+
+impl Helper {
+    /// Kills it with SIGKILL, whatever it does.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    pub(crate) fn succeeds(mut self) -> bool {
+        wait(&mut self.0)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The body of the test `helper`: does nothing unless started by [`Sandbox::helper`].
+pub(crate) fn run_helper(helpers: &[(&str, fn(&Sandbox))]) {
+    let Ok(wanted) = std::env::var(HELPER) else { return };
+    let sandbox = Sandbox {
+        root: PathBuf::from(std::env::var_os(DIR).unwrap()),
+    };
+    let (_, helper) = helpers
+        .iter()
+        .find(|(name, _)| *name == wanted)
+        .expect("a known helper");
+    helper(&sandbox);
+}
+
+/// Waits for a condition, with a deadline.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(crate) fn module(&self) -> Arc<Module> {
+        Module::load(Path::new(MODULE)).unwrap()
+    }
+
+    /// The user PIN of a token, the same in every phase.
+    pub(crate) fn pin(&self, label: &str) -> Pin {
+        self.kept_pin(&format!("pin-{label}"))
+    }
+
+    pub(crate) fn so_pin(&self, label: &str) -> Pin {
+        self.kept_pin(&format!("so-pin-{label}"))
+    }
+
+    fn kept_pin(&self, name: &str) -> Pin {
+        let path = self.path(name);
+        if !path.exists() {
+            fs::write(&path, generate_pin().unwrap().expose()).unwrap();
+        }
+        Pin::new(fs::read_to_string(path).unwrap())
+    }
+
+    pub(crate) fn init(&self, label: &str) -> TokenInfo {
+        let (pin, so_pin) = (self.pin(label), self.so_pin(label));
+        let init = InitToken {
+            label,
+            pin: &pin,
+            so_pin: &so_pin,
+            destroy_existing: false,
+        };
+        init_token(&self.module(), init).unwrap()
+    }
+
+    pub(crate) fn options(&self, label: &str) -> SlotOptions {
+        SlotOptions::new(
+            "test",
+            label,
+            self.pin(label),
+            self.path(&format!("state-{label}")),
+        )
+    }
+
+    pub(crate) fn try_open(&self, label: &str) -> Result<Slot, SlotError> {
+        Slot::open(&self.module(), self.options(label))
+    }
+
+    pub(crate) fn open(&self, label: &str) -> Slot {
+        match self.try_open(label) {
+            Ok(slot) => slot,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Makes a token and opens it.
+    pub(crate) fn new_slot(&self, label: &str) -> Slot {
+        self.init(label);
+        self.open(label)
+    }
+
+    /// The directory of the only token.
+    pub(crate) fn token_dir(&self) -> PathBuf {
+        let dirs: Vec<PathBuf> = fs::read_dir(self.path("tokens"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir())
+            .collect();
+        assert_eq!(dirs.len(), 1, "{dirs:?}");
+        dirs[0].clone()
+    }
+
+    /// Names of the object files in the only token.
+    pub(crate) fn object_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = fs::read_dir(self.token_dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|ext| ext == "object"))
+            .filter(|path| path.file_name().unwrap() != "token.object")
+            .collect();
+        files.sort();
+        files
+    }
+
+    /// Starts a helper in a process of its own, on the same tokens.
+    pub(crate) fn helper(&self, name: &str) -> Helper {
+        Helper(
+            again("helper", &self.root)
+                .env(HELPER, name)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+}

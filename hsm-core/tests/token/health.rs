@@ -1,0 +1,176 @@
+//! How a slot fails, and how it comes back.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hsm_core::names::KeyUid;
+use hsm_core::{HsmError, KekUse, OpError, Slot, SlotState};
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::harness::{Sandbox, eventually};
+use crate::keys::Kek;
+
+fn failed_with(slot: &Slot, expected: &str) -> bool {
+    matches!(slot.state(), SlotState::Failed { code, .. } if code == expected)
+}
+
+fn not_ready(slot: &Slot, kek: &Kek) -> bool {
+    matches!(kek.encrypt(slot, b"text"), Err(OpError::SlotNotReady(_)))
+}
+
+/// SoftHSM makes the serial number of the last 16 hex digits of the directory's name.
+fn dir_of(sandbox: &Sandbox, slot: &Slot) -> PathBuf {
+    fs::read_dir(sandbox.path("tokens"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .find(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .replace('-', "")
+                .ends_with(slot.serial())
+        })
+        .unwrap()
+}
+
+pub(crate) fn lost_token(sandbox: &Sandbox) {
+    let (lost, kept) = (sandbox.new_slot("slot-a"), sandbox.new_slot("slot-b"));
+    let (key_of_lost, key_of_kept) = (Kek::new(&lost), Kek::new(&kept));
+    key_of_lost.test(&lost).unwrap();
+    let dir = dir_of(sandbox, &lost);
+    fs::rename(&dir, sandbox.path("away")).unwrap();
+    // The session copy works on: only the test sees the loss.
+    key_of_lost.encrypt(&lost, b"text").unwrap();
+    key_of_lost.test(&lost).unwrap_err();
+    assert!(failed_with(&lost, "known_answer_test"), "{}", lost.state());
+    assert!(not_ready(&lost, &key_of_lost));
+
+    key_of_kept.test(&kept).unwrap();
+    key_of_kept.encrypt(&kept, b"text").unwrap();
+    assert_eq!(kept.state(), SlotState::Ready);
+}
+
+pub(crate) fn fail_and_recover(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let kek = Kek::new(&slot);
+    let mut wrong = kek.clone();
+    *wrong.check_record.last_mut().unwrap() ^= 1;
+    let error = wrong.test(&slot).unwrap_err();
+    assert!(matches!(error, HsmError::CheckRecord { .. }), "{error}");
+    assert!(failed_with(&slot, "known_answer_test"));
+    assert!(not_ready(&slot, &kek));
+
+    // A record that belongs to another version says nothing about the slot.
+    kek.test(&slot).unwrap();
+    assert_eq!(slot.state(), SlotState::Ready);
+    let other = Kek {
+        version: 9,
+        ..kek.clone()
+    };
+    assert!(matches!(
+        other.test(&slot).unwrap_err(),
+        HsmError::Argument { .. }
+    ));
+    assert_eq!(slot.state(), SlotState::Ready);
+
+    // The copies are back without being asked for.
+    let ciphertext = kek.encrypt(&slot, b"text").unwrap();
+    assert_eq!(kek.decrypt(&slot, &ciphertext).unwrap(), b"text");
+}
+
+pub(crate) fn hang(sandbox: &Sandbox) {
+    sandbox.init("slot-a");
+    let mut options = sandbox.options("slot-a");
+    options.deadline = Duration::from_millis(400);
+    options.control_deadline = Duration::from_secs(1);
+    let slot = Slot::open(&sandbox.module(), options).unwrap_or_else(|error| panic!("{error}"));
+    let kek = Kek::new(&slot);
+    let helper = sandbox.helper("hold_generation");
+    let held = sandbox.path("held");
+    eventually("the lock", || held.exists());
+
+    // SoftHSM waits for the lock inside the call, for as long as it takes.
+    let hanging = {
+        let slot = slot.clone();
+        std::thread::spawn(move || slot.inventory().map(|keks| keks.len()))
+    };
+    eventually("the failure", || failed_with(&slot, "hung"));
+    assert!(not_ready(&slot, &kek));
+    let error = slot.unload_kek(kek.uid).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            HsmError::Busy {
+                running: "inventory",
+                ..
+            }
+        ),
+        "{error}"
+    );
+
+    helper.kill();
+    eventually("the recovery", || slot.state() == SlotState::Ready);
+    assert_eq!(hanging.join().unwrap().unwrap(), 1);
+    let ciphertext = kek.encrypt(&slot, b"text").unwrap();
+    assert_eq!(kek.decrypt(&slot, &ciphertext).unwrap(), b"text");
+}
+
+/// Helper: holds the lock that SoftHSM takes to see whether a token has changed.
+pub(crate) fn hold_generation(sandbox: &Sandbox) {
+    let path = sandbox.token_dir().join("generation");
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let lock = nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as _,
+        l_whence: nix::libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
+    fs::write(sandbox.path("held"), "").unwrap();
+    loop {
+        std::thread::park();
+    }
+}
+
+pub(crate) fn on_call(sandbox: &Sandbox) {
+    sandbox.init("slot-a");
+    let seen: Arc<Mutex<Vec<(&'static str, bool)>>> = Arc::default();
+    let mut options = sandbox.options("slot-a");
+    let sink = Arc::clone(&seen);
+    options.on_call = Some(Arc::new(move |name, took, ok| {
+        assert!(took < Duration::from_secs(30));
+        sink.lock().unwrap().push((name, ok));
+    }));
+    let slot = Slot::open(&sandbox.module(), options).unwrap_or_else(|error| panic!("{error}"));
+    let kek = Kek::new(&slot);
+    let mut ciphertext = kek.encrypt(&slot, b"text").unwrap();
+    kek.decrypt(&slot, &ciphertext).unwrap();
+    *ciphertext.last_mut().unwrap() ^= 1;
+    kek.decrypt(&slot, &ciphertext).unwrap_err();
+    slot.load_kek(KeyUid::random().unwrap(), KekUse::DecryptOnly)
+        .unwrap_err();
+
+    let seen = seen.lock().unwrap();
+    for expected in [
+        "create_transport_key",
+        "generate_kek",
+        "import_kek",
+        "load_kek",
+        "encrypt",
+        "decrypt",
+    ] {
+        assert!(
+            seen.contains(&(expected, true)),
+            "{expected} is missing in {seen:?}"
+        );
+    }
+    assert!(seen.contains(&("load_kek", false)));
+    assert!(
+        !seen.contains(&("decrypt", false)),
+        "a bad ciphertext is no failure of the token"
+    );
+}

@@ -1,0 +1,84 @@
+//! Slots on real SoftHSM tokens. SoftHSM reads its configuration from the environment, once per
+//! process, so every test runs itself again as child processes with a directory of their own;
+//! several phases of one test are several starts of a node on the same token.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod data;
+mod harness;
+mod health;
+mod init;
+mod keys;
+mod lifecycle;
+mod objects;
+mod pins;
+mod transport;
+
+use harness::scenario;
+
+macro_rules! scenarios {
+    ($($name:ident: $($phase:path),+;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                scenario(stringify!($name), &[$($phase),+]);
+            }
+        )+
+    };
+}
+
+scenarios! {
+    plaintexts_of_all_sizes_round_trip: data::round_trip;
+    any_flipped_bit_is_the_callers_fault: data::bit_flips;
+    another_context_principal_or_aad_does_not_open: data::other_associated_data;
+    a_v1_ciphertext_made_elsewhere_opens: data::v1_vector;
+    a_short_ciphertext_is_refused_before_the_token_sees_it: data::too_short;
+    a_decrypt_only_version_does_not_encrypt: data::decrypt_only;
+    a_key_that_is_not_loaded_is_said_to_be_so: data::not_loaded;
+    many_callers_get_every_answer: data::many_callers;
+
+    importing_twice_makes_one_object: lifecycle::import_twice, lifecycle::import_after_restart;
+    a_second_object_of_one_id_is_quarantined_until_destroyed: lifecycle::duplicates;
+    a_destroyed_key_is_gone_from_copies_too: lifecycle::destroy;
+    a_forged_or_foreign_sealed_key_is_not_imported: lifecycle::forged;
+    a_kill_at_any_moment_of_an_import_leaves_a_token_that_can_import: lifecycle::make_one_key, lifecycle::kill_in_import;
+    a_torn_token_object_is_restored: lifecycle::make_one_key, lifecycle::tear_token_object, lifecycle::token_was_restored;
+    torn_objects_are_removed_and_others_left: lifecycle::make_one_key, lifecycle::tear_objects, lifecycle::torn_are_gone;
+    a_kill_inside_a_login_leaves_a_token_that_opens: lifecycle::make_one_key, lifecycle::kill_in_login, lifecycle::key_still_works;
+
+    objects_have_exactly_the_attributes_they_should: objects::attributes;
+    no_key_that_a_transport_key_unwraps_can_be_read: objects::unwrapped_keys_stay_closed;
+    the_inventory_names_what_is_there: objects::inventory;
+
+    a_wrong_pin_is_tried_once: pins::wrong_pin, pins::wrong_pin_again, pins::right_pin;
+    wrong_pins_of_others_need_an_override: pins::set_up, pins::count_low;
+    a_guessable_pin_is_refused_unless_accepted: pins::weak;
+    a_label_must_name_one_token: pins::labels;
+    a_token_has_one_owner: pins::one_owner;
+    a_slot_opens_again_with_the_same_pin_only: pins::open_again;
+
+    a_granted_transport_key_carries_keys_to_another_token: transport::grant_and_accept, transport::after_restart;
+    a_substituted_transport_key_is_refused: transport::substituted;
+    a_grant_for_another_token_does_not_open: transport::wrong_recipient;
+
+    an_initialised_token_is_kept: init::refuses_initialised;
+    an_owned_token_is_not_initialised: init::refuses_owned;
+    destroying_a_token_is_asked_for_explicitly: lifecycle::make_one_key, init::destroy_existing, init::new_pin_works;
+    unsuitable_pins_and_labels_are_refused: init::refuses_bad_arguments;
+
+    a_lost_token_fails_its_slot_and_nothing_else: health::lost_token;
+    a_failed_test_takes_the_copies_out_of_use_and_a_passed_one_brings_them_back: health::fail_and_recover;
+    a_hanging_call_fails_the_slot_until_it_comes_back: health::hang;
+    operations_are_reported_with_their_outcome: health::on_call;
+}
+
+/// Not a test: what the tests above start as processes of their own.
+#[test]
+fn helper() {
+    harness::run_helper(&[
+        ("import_for_ever", lifecycle::import_for_ever),
+        ("check_after_kill", lifecycle::check_after_kill),
+        ("log_in_for_ever", lifecycle::log_in_for_ever),
+        ("hold_generation", health::hold_generation),
+    ]);
+}

@@ -1,0 +1,251 @@
+//! `acl` and `roles`: who may do what. They only seed `cluster init`; afterwards the replicated
+//! policy rules, and a difference is reported, never applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use raft_store::names::ContextName;
+use serde::Deserialize;
+
+use super::error::ConfigError;
+use super::file::{AclSection, RoleEntry};
+use super::suggest::nearest;
+use crate::policy::{ROLES, Role, role_name};
+
+/// Organizational units and their contexts.
+#[derive(Debug, Clone, Default)]
+pub struct Acl {
+    /// OU → contexts it may use.
+    pub mappings: BTreeMap<String, BTreeSet<ContextName>>,
+    /// v1's list of revoked common names.
+    pub revoked_file: Option<PathBuf>,
+}
+
+/// One entry under `roles`, not yet bound to an issuer: that needs the CA's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleSeed {
+    /// The role.
+    pub role: Role,
+    /// Issuer's name; `None` stands for the subject of the admin CA, or else of the client CA.
+    pub issuer: Option<String>,
+    /// Required first OU.
+    pub ou: Option<String>,
+    /// Required last CN.
+    pub cn: Option<String>,
+    /// Required key: SHA-256 of the SPKI.
+    pub spki_sha256: Option<[u8; 32]>,
+}
+
+/// An entry of v1's `revoked.yaml`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RevokedEntry {
+    /// Common name; v1 matched by this alone.
+    #[serde(default)]
+    pub cn: String,
+    /// Serial number, as people wrote it.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// When, as people wrote it.
+    #[serde(default)]
+    pub date: Option<String>,
+}
+
+impl AclSection {
+    pub(crate) fn resolve(self) -> Result<Acl, ConfigError> {
+        let mut mappings = BTreeMap::new();
+        for (ou, contexts) in self.mappings.unwrap_or_default() {
+            let key = format!("acl.mappings.{ou}");
+            let contexts = contexts
+                .unwrap_or_default()
+                .iter()
+                .map(|name| ContextName::new(name).map_err(ConfigError::name(key.as_str())))
+                .collect::<Result<BTreeSet<_>, _>>()?;
+            mappings.insert(ou, contexts);
+        }
+        Ok(Acl {
+            mappings,
+            revoked_file: self.revoked_file,
+        })
+    }
+}
+
+/// Without `roles`, certificates with the OU `Admin` are admins: somebody has to be.
+pub(crate) fn roles(
+    section: Option<BTreeMap<String, Option<Vec<RoleEntry>>>>,
+) -> Result<Vec<RoleSeed>, ConfigError> {
+    let Some(section) = section else {
+        return Ok(vec![RoleSeed {
+            role: Role::Admin,
+            issuer: None,
+            ou: Some("Admin".to_owned()),
+            cn: None,
+            spki_sha256: None,
+        }]);
+    };
+    let mut seeds = Vec::new();
+    for (name, entries) in section {
+        let role = ROLES
+            .into_iter()
+            .find(|role| role_name(*role) == name)
+            .ok_or_else(|| unknown_role(&name))?;
+        for (index, entry) in entries.unwrap_or_default().into_iter().enumerate() {
+            seeds.push(entry.resolve(role, &format!("roles.{name}[{index}]"))?);
+        }
+    }
+    if !seeds.iter().any(|seed| seed.role == Role::Admin) {
+        return Err(ConfigError::missing(
+            "roles.admin",
+            "write at least one, such as `admin: [{ou: Admin}]`: without one nobody could \
+             administer the cluster",
+        ));
+    }
+    Ok(seeds)
+}
+
+fn unknown_role(name: &str) -> ConfigError {
+    let known = ROLES.map(role_name);
+    let remedy = nearest(name, known).map_or_else(
+        || format!("the roles are {}", known.join(", ")),
+        |word| format!("did you mean {word}?"),
+    );
+    ConfigError::invalid(format!("roles.{name}"), name, "is not a known role", remedy)
+}
+
+impl RoleEntry {
+    fn resolve(self, role: Role, key: &str) -> Result<RoleSeed, ConfigError> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let (ou, cn, issuer) = (given(self.ou), given(self.cn), given(self.issuer));
+        let spki_sha256 = given(self.spki_sha256)
+            .map(|hex| fingerprint(key, &hex))
+            .transpose()?;
+        if ou.is_none() && cn.is_none() && spki_sha256.is_none() {
+            return Err(ConfigError::invalid(
+                key,
+                role_name(role),
+                "names nobody, so every certificate of the issuer would have the role",
+                "give ou, cn or spki_sha256",
+            ));
+        }
+        Ok(RoleSeed {
+            role,
+            issuer: issuer.map(|dn| crate::identity::dn::normalise(&dn)),
+            ou,
+            cn,
+            spki_sha256,
+        })
+    }
+}
+
+fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let mut bytes = [0_u8; 32];
+    hex::decode_to_slice(&digits, &mut bytes).map_err(|_| {
+        ConfigError::invalid(
+            format!("{key}.spki_sha256"),
+            text,
+            "is not a SHA-256 fingerprint",
+            "write 64 hex digits",
+        )
+    })?;
+    Ok(bytes)
+}
+
+/// Reads v1's `revoked.yaml`. Its entries are only ever added to the cluster's revocations.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`] also if the file does not exist: a list of revocations that
+/// vanished must not start as an empty one.
+pub fn read_revoked(path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Revoked {
+        revoked: Option<Vec<RevokedEntry>>,
+    }
+    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    })?;
+    let parsed: Revoked =
+        serde_saphyr::from_str_with_options(&text, super::yaml_options()).map_err(|error| {
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                problem: error.to_string(),
+            }
+        })?;
+    Ok(parsed.revoked.unwrap_or_default())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn entry(ou: Option<&str>) -> RoleEntry {
+        RoleEntry {
+            ou: ou.map(str::to_owned),
+            ..RoleEntry::default()
+        }
+    }
+
+    #[test]
+    fn without_roles_the_ou_admin_is_admin() {
+        let seeds = roles(None).unwrap();
+        assert_eq!(
+            (seeds[0].role, seeds[0].ou.clone()),
+            (Role::Admin, Some("Admin".to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_misspelt_role_is_refused_with_a_suggestion() {
+        let section = BTreeMap::from([("auditer".to_owned(), Some(vec![entry(Some("A"))]))]);
+        let error = roles(Some(section)).unwrap_err().to_string();
+        assert!(error.contains("did you mean auditor?"), "{error}");
+    }
+
+    #[test]
+    fn a_role_for_everybody_is_refused() {
+        let section = BTreeMap::from([("admin".to_owned(), Some(vec![entry(None)]))]);
+        let error = roles(Some(section)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("config: roles.admin[0]: admin: names nobody"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn roles_without_an_admin_are_refused() {
+        let section = BTreeMap::from([("auditor".to_owned(), Some(vec![entry(Some("A"))]))]);
+        assert!(
+            roles(Some(section))
+                .unwrap_err()
+                .to_string()
+                .starts_with("config: roles.admin")
+        );
+    }
+
+    #[test]
+    fn v1s_revocations_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("revoked.yaml");
+        std::fs::write(
+            &path,
+            "revoked:\n  - cn: old-client\n    serial: \"1234\"\n    reason: compromised\n    \
+             date: 2025-01-01\n    by: someone\n",
+        )
+        .unwrap();
+        let entries = read_revoked(&path).unwrap();
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].cn, "old-client");
+        assert_eq!(entries[0].date.as_deref(), Some("2025-01-01"));
+    }
+
+    #[test]
+    fn a_vanished_revocation_file_is_an_error() {
+        let error = read_revoked(Path::new("/nonexistent/revoked.yaml")).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/revoked.yaml"), "{error}");
+    }
+}

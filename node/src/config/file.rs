@@ -1,0 +1,379 @@
+//! The configuration file as it is written: one struct per section, one field per key, defaults
+//! in the doc comments. Nothing here is checked beyond its type; `resolve` methods elsewhere
+//! turn it into [`Config`](super::Config).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+use zeroize::Zeroizing;
+
+/// A section written without a value (`limits:`) is null in YAML and means its defaults.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A key that is accepted because v1 had it, and has no meaning here. Its value is not kept.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Ignored(pub(crate) bool);
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer)?;
+        Ok(Self(true))
+    }
+}
+
+/// A secret written in the file: wiped when dropped, never printed.
+pub(crate) struct SecretText(pub(crate) Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+/// The whole file.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct File {
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) server: ServerSection,
+    /// Folder of the node's own state. Default `data`.
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Accept certificates whose CA is marked DEV. Default false.
+    pub(crate) dev: bool,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) hsm: HsmSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) acl: AclSection,
+    /// Role → who has it; seeds `cluster init`. Default: OU `Admin` is admin.
+    pub(crate) roles: Option<BTreeMap<String, Option<Vec<RoleEntry>>>>,
+    /// Absent: standalone, a Raft of one.
+    pub(crate) cluster: Option<ClusterSection>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) staleness: StalenessSection,
+    /// Serve after a restart although no quorum answers. Default false.
+    pub(crate) serve_after_restart_without_quorum: bool,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) rate_limit: RateLimitSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) logging: LoggingSection,
+}
+
+/// `server`: the API listener and the health listener.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ServerSection {
+    /// Address of the API. Default `0.0.0.0:8443`.
+    pub(crate) listen: Option<String>,
+    /// v1's form: the port alone, on all addresses.
+    pub(crate) port: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) tls: TlsSection,
+    /// Plain HTTP for probes and metrics. Default `127.0.0.1:8444`.
+    pub(crate) health_listen: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) http2: Http2Section,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) drain: DrainSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) limits: LimitsSection,
+}
+
+/// `server.tls`: no defaults, except that there is no CA of its own for admins.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TlsSection {
+    pub(crate) ca_path: Option<PathBuf>,
+    pub(crate) cert_path: Option<PathBuf>,
+    pub(crate) key_path: Option<PathBuf>,
+    pub(crate) admin_client_ca_path: Option<PathBuf>,
+}
+
+/// `server.http2`, as v1 had it. Buffers are fixed here, so that memory stays bounded.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Http2Section {
+    /// Streams a client may have open on one connection. Default 250, at most 2000.
+    pub(crate) max_concurrent_streams: Option<String>,
+    /// Seconds an idle connection is kept. Default 120.
+    pub(crate) idle_timeout_seconds: Option<u64>,
+    pub(crate) initial_window_size: Ignored,
+    pub(crate) max_frame_size: Ignored,
+    pub(crate) max_header_list_size: Ignored,
+    pub(crate) max_upload_buffer_per_conn: Ignored,
+    pub(crate) max_upload_buffer_per_stream: Ignored,
+}
+
+/// `server.drain`: what SIGTERM does.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DrainSection {
+    /// `/readyz` says no for this long while requests are still accepted. Default 1000.
+    pub(crate) notice_ms: Option<u64>,
+    /// Open connections are kept at most this long after that. Default 10000.
+    pub(crate) timeout_ms: Option<u64>,
+}
+
+/// `server.limits`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LimitsSection {
+    /// Open connections, further ones wait in the kernel. Default 10000.
+    pub(crate) max_connections: Option<usize>,
+    /// Bytes of a request's body. Default 1048576.
+    pub(crate) max_body_bytes: Option<usize>,
+}
+
+/// `hsm`: tokens. Either `slots`, or v1's single slot.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HsmSection {
+    /// The PKCS#11 module of every slot that names none. Default SoftHSM's place on Debian.
+    pub(crate) pkcs11_lib: Option<PathBuf>,
+    pub(crate) slots: Option<BTreeMap<String, SlotSection>>,
+    /// v1: label of the only token.
+    pub(crate) slot_id: Option<String>,
+    /// v1: that token's PIN; the variable HSM_PIN goes before it.
+    pub(crate) pin: Option<SecretText>,
+    /// Context → how its ciphertexts are bound. Default `{type: aes, mode: private}`.
+    pub(crate) keys: Option<BTreeMap<String, Option<KeySection>>>,
+    pub(crate) metadata_file: Ignored,
+    /// Versions that `cleanup` keeps. Default 3.
+    pub(crate) max_versions: Option<u32>,
+    /// Days since retirement before `cleanup` may disable a version. Default 30.
+    pub(crate) cleanup_after_days: Option<u32>,
+}
+
+/// `hsm.slots.<name>`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SlotSection {
+    /// Label of the token.
+    pub(crate) label: Option<String>,
+    pub(crate) pin_env: Option<String>,
+    pub(crate) pin_file: Option<PathBuf>,
+    pub(crate) pin_credential: Option<String>,
+    pub(crate) contexts: Option<Vec<String>>,
+    /// Accept a PIN with less than 128 bits. Default false.
+    pub(crate) insecure_pin: bool,
+    /// OS threads, each with its own session. Default 1.
+    pub(crate) threads: Option<usize>,
+    /// Jobs that may wait. Default 1024.
+    pub(crate) queue: Option<usize>,
+    pub(crate) pkcs11_lib: Option<PathBuf>,
+}
+
+/// `hsm.keys.<context>`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct KeySection {
+    /// Only `aes`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// `private` (bound to the CN, the default), `shared` (to the first OU) or `none`.
+    pub(crate) mode: Option<String>,
+}
+
+/// `acl`: seeds `cluster init`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AclSection {
+    /// OU → contexts.
+    pub(crate) mappings: Option<BTreeMap<String, Option<Vec<String>>>>,
+    /// v1's list of revoked common names; entries are only ever added to the cluster's.
+    pub(crate) revoked_file: Option<PathBuf>,
+}
+
+/// One entry of `roles.<role>`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RoleEntry {
+    pub(crate) ou: Option<String>,
+    pub(crate) cn: Option<String>,
+    /// Issuer's name in RFC 4514 form. Default: subject of the admin CA, else of the client CA.
+    pub(crate) issuer: Option<String>,
+    /// SHA-256 of the certificate's SPKI, hex.
+    pub(crate) spki_sha256: Option<String>,
+}
+
+/// `cluster`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ClusterSection {
+    /// Default true where the section exists.
+    pub(crate) enabled: Option<bool>,
+    /// `standalone`, `active-passive` or `active-active` (the default).
+    pub(crate) mode: Option<String>,
+    pub(crate) node_id: Option<String>,
+    /// First part of every node's identity. Default `hsm`.
+    pub(crate) name: Option<String>,
+    /// Default `127.0.0.1:8445`.
+    pub(crate) listen: Option<String>,
+    /// Where peers find this node. Default: `listen`.
+    pub(crate) advertise: Option<String>,
+    /// Where clients find this node's API. Default: `server.listen`.
+    pub(crate) api_advertise: Option<String>,
+    pub(crate) tls: Option<ClusterTlsSection>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) coordination: CoordinationSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) raft: RaftSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) token_replication: ReplicationSection,
+    /// Silence after which a member may be left out of a rotation. Default 8000.
+    pub(crate) fence_after_ms: Option<u64>,
+}
+
+/// `cluster.tls`: the cluster's own CA, never the clients'.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ClusterTlsSection {
+    pub(crate) ca_path: Option<PathBuf>,
+    pub(crate) cert_path: Option<PathBuf>,
+    pub(crate) key_path: Option<PathBuf>,
+}
+
+/// `cluster.coordination`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CoordinationSection {
+    /// Only `raft`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// Known so that a file of the earlier plan is refused for its `type`, with the reason.
+    pub(crate) endpoints: Ignored,
+}
+
+/// `cluster.raft`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RaftSection {
+    /// Default 200.
+    pub(crate) heartbeat_ms: Option<u64>,
+    /// Default 800; at least three heartbeats.
+    pub(crate) election_min_ms: Option<u64>,
+    /// Default 1200.
+    pub(crate) election_max_ms: Option<u64>,
+    /// Log entries between snapshots. Default 1000.
+    pub(crate) snapshot_every: Option<u64>,
+    /// Log entries kept behind a snapshot for slow followers. Default 500.
+    pub(crate) keep_logs: Option<u64>,
+}
+
+/// `cluster.token_replication`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ReplicationSection {
+    /// Default true.
+    pub(crate) enabled: Option<bool>,
+    /// Seconds between full comparisons of token and state. Default 60.
+    pub(crate) interval_seconds: Option<u64>,
+    /// Default `TOKEN_REPLICATION_KEY`.
+    pub(crate) encryption_key_env: Option<String>,
+    pub(crate) encryption_key_file: Option<PathBuf>,
+}
+
+/// `staleness`, in milliseconds since a leader with a quorum was last heard of.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StalenessSection {
+    /// Beyond it `/readyz` says no. Default 5000.
+    pub(crate) ready_ms: Option<u64>,
+    /// Beyond it nothing is encrypted. Default 60000.
+    pub(crate) encrypt_ms: Option<u64>,
+    /// Beyond it nothing is decrypted. Default 300000.
+    pub(crate) decrypt_ms: Option<u64>,
+}
+
+/// `rate_limit`, per principal.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RateLimitSection {
+    /// Default 50000.
+    pub(crate) requests_per_second: Option<u32>,
+    /// Default 5000.
+    pub(crate) burst: Option<u32>,
+}
+
+/// `logging`, to standard error; files and their rotation are the supervisor's.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct LoggingSection {
+    /// `error`, `warn`, `info` (default), `debug`, `trace`, or a filter such as `info,hsm_node=debug`.
+    pub(crate) level: Option<String>,
+    /// `json` (default) or `text`.
+    pub(crate) format: Option<String>,
+    pub(crate) error_path: Ignored,
+    pub(crate) audit_path: Ignored,
+    pub(crate) access_path: Ignored,
+    pub(crate) max_size_mb: Ignored,
+    pub(crate) max_backups: Ignored,
+    pub(crate) max_age_days: Ignored,
+    pub(crate) compress: Ignored,
+    pub(crate) audit_to_stdout: Ignored,
+    pub(crate) access_to_stdout: Ignored,
+}
+
+impl File {
+    /// Keys that were given and have no effect, with the reason, for one line each in the log.
+    pub(crate) fn ignored(&self) -> Vec<String> {
+        let http2 = &self.server.http2;
+        let log = &self.logging;
+        let bounded = "buffers have a fixed size, so that memory stays bounded";
+        let stderr = "the log goes to standard error; let the supervisor write and rotate files";
+        let coordination = self.cluster.as_ref().map(|c| c.coordination.endpoints);
+        let keys = [
+            (
+                "server.http2.initial_window_size",
+                http2.initial_window_size,
+                bounded,
+            ),
+            ("server.http2.max_frame_size", http2.max_frame_size, bounded),
+            (
+                "server.http2.max_header_list_size",
+                http2.max_header_list_size,
+                bounded,
+            ),
+            (
+                "server.http2.max_upload_buffer_per_conn",
+                http2.max_upload_buffer_per_conn,
+                bounded,
+            ),
+            (
+                "server.http2.max_upload_buffer_per_stream",
+                http2.max_upload_buffer_per_stream,
+                bounded,
+            ),
+            (
+                "hsm.metadata_file",
+                self.hsm.metadata_file,
+                "versions live in the replicated state",
+            ),
+            (
+                "cluster.coordination.endpoints",
+                coordination.unwrap_or_default(),
+                "Raft is built in",
+            ),
+            ("logging.error_path", log.error_path, stderr),
+            ("logging.audit_path", log.audit_path, stderr),
+            ("logging.access_path", log.access_path, stderr),
+            ("logging.max_size_mb", log.max_size_mb, stderr),
+            ("logging.max_backups", log.max_backups, stderr),
+            ("logging.max_age_days", log.max_age_days, stderr),
+            ("logging.compress", log.compress, stderr),
+            ("logging.audit_to_stdout", log.audit_to_stdout, stderr),
+            ("logging.access_to_stdout", log.access_to_stdout, stderr),
+        ];
+        keys.into_iter()
+            .filter(|(_, given, _)| given.0)
+            .map(|(key, _, why)| format!("{key}: {why}"))
+            .collect()
+    }
+}

@@ -1,0 +1,416 @@
+//! `hsm`: the tokens of this node, where their PINs come from, and which contexts they hold.
+//! No PIN is read here, only its source is found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hsm_core::envelope::Binding;
+use hsm_core::secrets::Pin;
+use raft_store::names::{ContextName, SlotName};
+
+use super::env::Env;
+use super::error::ConfigError;
+use super::file::{HsmSection, KeySection, SecretText, SlotSection};
+use super::server::number;
+use super::suggest::nearest;
+
+/// Where SoftHSM is on Debian.
+const DEFAULT_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+/// What the only slot of v1's configuration is called here.
+const LEGACY_SLOT: &str = "default";
+const PIN_KEYS: &str = "pin_file or pin_credential";
+
+/// All tokens of this node.
+#[derive(Debug, Clone)]
+pub struct Hsm {
+    /// In the order of their names.
+    pub slots: Vec<Slot>,
+    /// Contexts whose binding was written down; see [`Hsm::binding`].
+    pub bindings: BTreeMap<ContextName, Binding>,
+    /// Versions that `cleanup` keeps.
+    pub max_versions: u32,
+    /// Days since retirement before `cleanup` may disable a version.
+    pub cleanup_after_days: u32,
+    /// v1's single-slot mode.
+    pub legacy: bool,
+}
+
+/// One token.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// Its name in the configuration and in the cluster.
+    pub name: SlotName,
+    /// Label of the token.
+    pub label: String,
+    /// Where its PIN comes from.
+    pub pin: PinSource,
+    /// What is encrypted in it.
+    pub contexts: Vec<ContextName>,
+    /// Accept a PIN with less than 128 bits.
+    pub insecure_pin: bool,
+    /// OS threads, each with its own session.
+    pub threads: usize,
+    /// Jobs that may wait.
+    pub queue: usize,
+    /// Its PKCS#11 module.
+    pub pkcs11_lib: PathBuf,
+}
+
+/// Where a PIN is read from, with the key that says so.
+#[derive(Clone)]
+pub enum PinSource {
+    /// An environment variable. Cannot be wiped afterwards: files and credentials are better.
+    Env {
+        /// The configuration key.
+        key: String,
+        /// The variable.
+        variable: String,
+    },
+    /// A file that only its owner can read.
+    File {
+        /// The configuration key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A systemd credential (`LoadCredential=`), a file in `$CREDENTIALS_DIRECTORY`.
+    Credential {
+        /// The configuration key.
+        key: String,
+        /// Its name.
+        name: String,
+    },
+    /// Written in the configuration itself; only in v1's legacy mode.
+    Inline(Arc<Pin>),
+}
+
+impl fmt::Debug for PinSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Env { variable, .. } => write!(f, "Env({variable})"),
+            Self::File { path, .. } => write!(f, "File({})", path.display()),
+            Self::Credential { name, .. } => write!(f, "Credential({name})"),
+            Self::Inline(_) => f.write_str("Inline(redacted)"),
+        }
+    }
+}
+
+impl Hsm {
+    /// The slot that holds a context.
+    #[must_use]
+    pub fn slot_of(&self, context: &str) -> Option<&Slot> {
+        self.slots
+            .iter()
+            .find(|slot| slot.contexts.iter().any(|c| c.as_str() == context))
+    }
+
+    /// How a context's ciphertexts are bound: v1's default is `private`.
+    #[must_use]
+    pub fn binding(&self, context: &str) -> Binding {
+        self.bindings.get(context).copied().unwrap_or(Binding::Private)
+    }
+}
+
+/// What resolving `hsm` needs from elsewhere.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) env: Env<'a>,
+    /// The configuration file, and its permission bits if it is a file.
+    pub(crate) file: &'a Path,
+    pub(crate) mode: Option<u32>,
+    /// Contexts the ACL names.
+    pub(crate) acl_contexts: &'a BTreeSet<String>,
+}
+
+impl HsmSection {
+    /// The tokens, and warnings for the log.
+    pub(crate) fn resolve(
+        self,
+        around: &Surroundings<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Hsm, ConfigError> {
+        let module = (around.env)("HSM_PKCS11_LIB")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .or(self.pkcs11_lib)
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_MODULE));
+        let slot_id = (around.env)("HSM_SLOT_ID")
+            .or(self.slot_id)
+            .filter(|id| !id.is_empty());
+        let bindings = bindings(self.keys.unwrap_or_default())?;
+        let (slots, legacy) = match (self.slots.filter(|slots| !slots.is_empty()), slot_id) {
+            (Some(_), Some(value)) => return Err(ConfigError::TwoSlotModes { value }),
+            (None, None) => {
+                return Err(ConfigError::missing(
+                    "hsm.slots",
+                    "write at least one slot: `slots: {exchange: {label: slot-exchange, \
+                     pin_file: PATH, contexts: [exchange-key]}}`",
+                ));
+            }
+            (Some(slots), None) => {
+                if self.pin.as_ref().is_some_and(|pin| !pin.0.is_empty()) {
+                    return Err(ConfigError::invalid(
+                        "hsm.pin",
+                        "(not shown)",
+                        "has no meaning beside hsm.slots",
+                        "remove it and give each slot pin_file, pin_credential or pin_env",
+                    ));
+                }
+                (many(slots, &module, around.env)?, false)
+            }
+            (None, Some(label)) => {
+                let slot = legacy(label, self.pin, module, &bindings, around, warnings)?;
+                (vec![slot], true)
+            }
+        };
+        let hsm = Hsm {
+            slots,
+            bindings,
+            max_versions: number("hsm.max_versions", self.max_versions, 3, 1..=1000)?,
+            cleanup_after_days: number("hsm.cleanup_after_days", self.cleanup_after_days, 30, 1..=36_500)?,
+            legacy,
+        };
+        check_contexts(&hsm)?;
+        for context in around.acl_contexts.iter().filter(|c| hsm.slot_of(c).is_none()) {
+            warnings.push(format!(
+                "acl.mappings: context {context} belongs to no slot of this node; its callers \
+                 are refused here"
+            ));
+        }
+        Ok(hsm)
+    }
+}
+
+fn many(slots: BTreeMap<String, SlotSection>, module: &Path, env: Env<'_>) -> Result<Vec<Slot>, ConfigError> {
+    let mut out: Vec<Slot> = Vec::with_capacity(slots.len());
+    for (name, section) in slots {
+        let slot = section.resolve(&name, module, env)?;
+        if let Some(other) = out
+            .iter()
+            .find(|other| other.label == slot.label && other.pkcs11_lib == slot.pkcs11_lib)
+        {
+            return Err(ConfigError::invalid(
+                format!("hsm.slots.{name}.label"),
+                &slot.label,
+                format!("is the token of hsm.slots.{} too", other.name),
+                "give each slot a token of its own",
+            ));
+        }
+        out.push(slot);
+    }
+    Ok(out)
+}
+
+impl SlotSection {
+    fn resolve(self, name: &str, module: &Path, env: Env<'_>) -> Result<Slot, ConfigError> {
+        let key = |field: &str| format!("hsm.slots.{name}.{field}");
+        let slot = SlotName::new(name).map_err(ConfigError::name(format!("hsm.slots.{name}")))?;
+        let label = self
+            .label
+            .filter(|label| !label.is_empty())
+            .ok_or_else(|| ConfigError::missing(key("label"), "write the label of its token"))?;
+        let contexts = self
+            .contexts
+            .unwrap_or_default()
+            .iter()
+            .map(|context| ContextName::new(context).map_err(ConfigError::name(key("contexts"))))
+            .collect::<Result<_, _>>()?;
+        Ok(Slot {
+            name: slot,
+            label,
+            pin: pin_source(&key, self.pin_env, self.pin_file, self.pin_credential, env)?,
+            contexts,
+            insecure_pin: self.insecure_pin,
+            threads: number(&key("threads"), self.threads, 1, 1..=64)?,
+            queue: number(&key("queue"), self.queue, 1024, 1..=65_536)?,
+            pkcs11_lib: self.pkcs11_lib.unwrap_or_else(|| module.to_owned()),
+        })
+    }
+}
+
+fn pin_source(
+    key: &dyn Fn(&str) -> String,
+    variable: Option<String>,
+    path: Option<PathBuf>,
+    credential: Option<String>,
+    env: Env<'_>,
+) -> Result<PinSource, ConfigError> {
+    match (variable, path, credential) {
+        (Some(variable), None, None) => {
+            let key = key("pin_env");
+            if env(&variable).is_none_or(|value| {
+                let value = zeroize::Zeroizing::new(value);
+                value.is_empty()
+            }) {
+                return Err(ConfigError::UnsetVariable {
+                    key,
+                    variable,
+                    alternative: PIN_KEYS,
+                });
+            }
+            Ok(PinSource::Env { key, variable })
+        }
+        (None, Some(path), None) => Ok(PinSource::File {
+            key: key("pin_file"),
+            path,
+        }),
+        (None, None, Some(name)) => {
+            let key = key("pin_credential");
+            if name.is_empty() || name.contains('/') || name.starts_with('.') {
+                return Err(ConfigError::invalid(
+                    key,
+                    name,
+                    "is not a credential's name",
+                    "write the name given to LoadCredential=, without a path",
+                ));
+            }
+            Ok(PinSource::Credential { key, name })
+        }
+        (None, None, None) => Err(ConfigError::missing(
+            key("pin_file"),
+            "name the source of the token's PIN: pin_file, pin_credential or pin_env",
+        )),
+        _ => Err(ConfigError::invalid(
+            key("pin_file"),
+            "(several sources)",
+            "more than one source of the PIN is named",
+            "keep one of pin_file, pin_credential and pin_env",
+        )),
+    }
+}
+
+/// v1's single slot: HSM_PIN goes before `hsm.pin`, as in v1.
+fn legacy(
+    label: String,
+    pin: Option<SecretText>,
+    module: PathBuf,
+    bindings: &BTreeMap<ContextName, Binding>,
+    around: &Surroundings<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Slot, ConfigError> {
+    const KEY: &str = "hsm.pin";
+    const VARIABLE: &str = "HSM_PIN";
+    let in_env = (around.env)(VARIABLE)
+        .map(zeroize::Zeroizing::new)
+        .is_some_and(|pin| !pin.is_empty());
+    let inline = pin.filter(|pin| !pin.0.is_empty());
+    let source = match (in_env, inline) {
+        (true, _) => PinSource::Env {
+            key: KEY.to_owned(),
+            variable: VARIABLE.to_owned(),
+        },
+        (false, Some(pin)) => {
+            if let Some(mode) = around.mode.filter(|mode| mode & 0o077 != 0) {
+                return Err(ConfigError::PinInOpenFile {
+                    path: around.file.to_owned(),
+                    mode,
+                });
+            }
+            warnings.push(format!(
+                "hsm.pin: the PIN stands in {}; hsm.slots with pin_file or pin_credential keeps \
+                 it apart from the configuration",
+                around.file.display()
+            ));
+            PinSource::Inline(Arc::new(Pin::new(pin.0.as_str().to_owned())))
+        }
+        (false, None) => {
+            return Err(ConfigError::UnsetVariable {
+                key: KEY.to_owned(),
+                variable: VARIABLE.to_owned(),
+                alternative: "hsm.slots with pin_file or pin_credential",
+            });
+        }
+    };
+    warnings.push(
+        "hsm.slot_id: one slot for all contexts, and its PIN may be short, as in v1; \
+         hsm.slots separates contexts and asks for PINs of 128 bits"
+            .to_owned(),
+    );
+    let contexts = if bindings.is_empty() {
+        around
+            .acl_contexts
+            .iter()
+            .map(|name| ContextName::new(name).map_err(ConfigError::name("acl.mappings")))
+            .collect::<Result<_, _>>()?
+    } else {
+        bindings.keys().cloned().collect()
+    };
+    Ok(Slot {
+        name: SlotName::new(LEGACY_SLOT).map_err(ConfigError::name("hsm.slot_id"))?,
+        label,
+        pin: source,
+        contexts,
+        insecure_pin: true,
+        threads: 1,
+        queue: 1024,
+        pkcs11_lib: module,
+    })
+}
+
+fn bindings(
+    keys: BTreeMap<String, Option<KeySection>>,
+) -> Result<BTreeMap<ContextName, Binding>, ConfigError> {
+    keys.into_iter()
+        .map(|(name, section)| {
+            let key = format!("hsm.keys.{name}");
+            let section = section.unwrap_or_default();
+            if let Some(kind) = section.kind.filter(|kind| !kind.eq_ignore_ascii_case("aes")) {
+                return Err(ConfigError::invalid(
+                    format!("{key}.type"),
+                    kind,
+                    "is not a known kind of key",
+                    "write aes",
+                ));
+            }
+            let binding = match section.mode.as_deref() {
+                None | Some("" | "private") => Binding::Private,
+                Some("shared") => Binding::Shared,
+                Some("none") => Binding::None,
+                Some(other) => return Err(unknown_mode(&key, other)),
+            };
+            let name = ContextName::new(&name).map_err(ConfigError::name(key))?;
+            Ok((name, binding))
+        })
+        .collect()
+}
+
+fn unknown_mode(key: &str, mode: &str) -> ConfigError {
+    let known = ["private", "shared", "none"];
+    let remedy = nearest(mode, known).map_or_else(
+        || "write private (bound to the CN), shared (to the OU) or none".to_owned(),
+        |word| format!("did you mean {word}?"),
+    );
+    ConfigError::invalid(format!("{key}.mode"), mode, "is not a known mode", remedy)
+}
+
+fn check_contexts(hsm: &Hsm) -> Result<(), ConfigError> {
+    let mut owner: BTreeMap<&str, &SlotName> = BTreeMap::new();
+    for slot in &hsm.slots {
+        for context in &slot.contexts {
+            if let Some(first) = owner.insert(context.as_str(), &slot.name) {
+                return Err(ConfigError::ContextInTwoSlots {
+                    context: context.to_string(),
+                    first: first.to_string(),
+                    second: slot.name.to_string(),
+                });
+            }
+        }
+    }
+    match hsm
+        .bindings
+        .keys()
+        .find(|context| !owner.contains_key(context.as_str()))
+    {
+        None => Ok(()),
+        Some(context) => Err(ConfigError::invalid(
+            format!("hsm.keys.{context}"),
+            context,
+            "belongs to no slot",
+            nearest(context.as_str(), owner.keys().copied()).map_or_else(
+                || "add it to the contexts of one of hsm.slots, or remove it here".to_owned(),
+                |known| format!("did you mean {known}?"),
+            ),
+        )),
+    }
+}

@@ -1,0 +1,349 @@
+//! The node's configuration: one YAML file and v1's environment variables, checked once at
+//! start. An unknown key is an error with a suggestion, never silence, and no message may hold
+//! a secret.
+
+mod access;
+mod cluster;
+mod env;
+mod error;
+mod file;
+mod hsm;
+mod server;
+mod suggest;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+pub use self::access::{Acl, RevokedEntry, RoleSeed, read_revoked};
+pub use self::cluster::{
+    Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PeerListener, PeerTlsFiles, Raft, Replication,
+    ReplicationKeySource,
+};
+pub use self::env::Env;
+pub use self::error::ConfigError;
+pub use self::hsm::{Hsm, PinSource, Slot};
+pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
+
+pub use raft_store::names::{ContextName, NodeName, SlotName};
+
+use self::file::{File, LoggingSection, RateLimitSection, StalenessSection};
+use self::server::{millis, number};
+
+/// Everything the node needs to know to start. Paths are relative to the working directory, as
+/// in v1.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Listeners of clients and probes.
+    pub server: Server,
+    /// Folder of the node's own state.
+    pub data_dir: PathBuf,
+    /// Accept certificates whose CA is marked DEV.
+    pub dev: bool,
+    /// Tokens.
+    pub hsm: Hsm,
+    /// Who may use which context; seeds `cluster init`.
+    pub acl: Acl,
+    /// Who may administer; seeds `cluster init`.
+    pub roles: Vec<RoleSeed>,
+    /// This node's place in its cluster.
+    pub cluster: Cluster,
+    /// How long a node serves without hearing of a quorum.
+    pub staleness: Staleness,
+    /// Serve after a restart although no quorum answers.
+    pub serve_after_restart_without_quorum: bool,
+    /// Per principal.
+    pub rate_limit: RateLimit,
+    /// The log.
+    pub logging: Logging,
+    /// Keys that were given and have no effect, with the reason; to be logged once.
+    pub ignored: Vec<String>,
+    /// Settings that are allowed and unwise; to be logged once.
+    pub warnings: Vec<String>,
+}
+
+/// Bounds on the time since a leader with a quorum was last heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Staleness {
+    /// Beyond it the node is not ready.
+    pub ready: Duration,
+    /// Beyond it nothing is encrypted.
+    pub encrypt: Duration,
+    /// Beyond it nothing is decrypted.
+    pub decrypt: Duration,
+}
+
+/// Requests of one principal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Sustained rate.
+    pub requests_per_second: NonZeroU32,
+    /// At once.
+    pub burst: NonZeroU32,
+}
+
+/// The log, on standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logging {
+    /// A level or an `EnvFilter` directive.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Options of every YAML file: errors must not quote the text around them, which may be a PIN.
+pub(crate) fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! { with_snippet: false }
+}
+
+impl Config {
+    /// Reads and checks a file, with the process's environment.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, naming key, value and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |reason| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason,
+        };
+        let text = Zeroizing::new(std::fs::read_to_string(path).map_err(unreadable)?);
+        let mode = {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o7777
+        };
+        Self::parse(&text, path, Some(mode), &env::process_env)
+    }
+
+    /// Checks the text of a file at `path` with permission bits `mode`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path, mode: Option<u32>, env: Env<'_>) -> Result<Self, ConfigError> {
+        let file = read(text, path)?;
+        let ignored = file.ignored();
+        let mut warnings = Vec::new();
+        let server = file.server.resolve(env)?;
+        let acl = file.acl.resolve()?;
+        let acl_contexts: BTreeSet<String> =
+            acl.mappings.values().flatten().map(ToString::to_string).collect();
+        let around = hsm::Surroundings {
+            env,
+            file: path,
+            mode,
+            acl_contexts: &acl_contexts,
+        };
+        let hsm = file.hsm.resolve(&around, &mut warnings)?;
+        let cluster = cluster::resolve(file.cluster, server.listen, env)?;
+        check_addresses(&server, &cluster)?;
+        let staleness = file.staleness.resolve(&cluster)?;
+        Ok(Self {
+            server,
+            data_dir: file.data_dir.unwrap_or_else(|| PathBuf::from("data")),
+            dev: file.dev,
+            hsm,
+            acl,
+            roles: access::roles(file.roles)?,
+            cluster,
+            staleness,
+            serve_after_restart_without_quorum: file.serve_after_restart_without_quorum,
+            rate_limit: file.rate_limit.resolve()?,
+            logging: file.logging.resolve(env)?,
+            ignored,
+            warnings,
+        })
+    }
+}
+
+fn read(text: &str, path: &Path) -> Result<File, ConfigError> {
+    let mut failure = None;
+    let parsed =
+        serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(), |deserializer| {
+            serde_path_to_error::deserialize::<_, File>(deserializer).map_err(|error| {
+                let key = key_path(error.path());
+                let inner = error.into_inner();
+                failure = refused(key, inner.without_snippet());
+                inner
+            })
+        });
+    parsed.map_err(|error| {
+        failure.unwrap_or_else(|| ConfigError::Syntax {
+            path: path.to_owned(),
+            problem: error.to_string(),
+        })
+    })
+}
+
+fn line_of(error: &serde_saphyr::Error) -> u64 {
+    error.location().map_or(0, |location| location.line())
+}
+
+/// `hsm.slots.exchange.pin_env`, `roles.admin[0].ou`.
+fn key_path(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut out = String::new();
+    for segment in path.iter() {
+        match segment {
+            Segment::Seq { index } => out.push_str(&format!("[{index}]")),
+            Segment::Map { key } | Segment::Enum { variant: key } => {
+                if !out.is_empty() {
+                    out.push('.');
+                }
+                out.push_str(key);
+            }
+            Segment::Unknown => {}
+        }
+    }
+    out
+}
+
+/// What the parser refused, if it was a key or a value and not the YAML itself.
+fn refused(key: String, error: &serde_saphyr::Error) -> Option<ConfigError> {
+    use serde_saphyr::Error;
+    let line = line_of(error);
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            // The path ends either in the field or in the section that holds it.
+            let is_complete = key == *field || key.ends_with(&format!(".{field}"));
+            let key = match (is_complete, key.is_empty()) {
+                (true, _) => key,
+                (false, true) => field.clone(),
+                (false, false) => format!("{key}.{field}"),
+            };
+            let hint = suggest::nearest(field, expected.iter().copied()).map_or_else(
+                || format!("; known here: {}", expected.join(", ")),
+                |word| format!("; did you mean {word}?"),
+            );
+            Some(ConfigError::UnknownKey { key, line, hint })
+        }
+        _ if key.is_empty() => None,
+        other => Some(ConfigError::WrongType {
+            key,
+            problem: other.to_string(),
+        }),
+    }
+}
+
+fn check_addresses(server: &Server, cluster: &Cluster) -> Result<(), ConfigError> {
+    let Some(peer) = &cluster.peer else { return Ok(()) };
+    let taken = [
+        (server.listen, server.listen_key),
+        (server.health_listen, "server.health_listen"),
+    ];
+    match taken
+        .iter()
+        .find(|(address, _)| *address == peer.listen && address.port() != 0)
+    {
+        None => Ok(()),
+        Some((_, other)) => Err(ConfigError::invalid(
+            "cluster.listen",
+            peer.listen,
+            format!("is the address of {other} too"),
+            "give peers a port of their own, such as 8445",
+        )),
+    }
+}
+
+impl StalenessSection {
+    fn resolve(self, cluster: &Cluster) -> Result<Staleness, ConfigError> {
+        let most = 0..=86_400_000;
+        let staleness = Staleness {
+            ready: millis("staleness.ready_ms", self.ready_ms, 5000, 100..=600_000)?,
+            encrypt: millis("staleness.encrypt_ms", self.encrypt_ms, 60_000, most.clone())?,
+            decrypt: millis("staleness.decrypt_ms", self.decrypt_ms, 300_000, most)?,
+        };
+        // A member that is left out of a rotation must have left readiness before.
+        if cluster.fence_after <= staleness.ready {
+            return Err(ConfigError::invalid(
+                "cluster.fence_after_ms",
+                cluster.fence_after.as_millis(),
+                format!(
+                    "is not above staleness.ready_ms ({}): a node could still serve when it is \
+                     left out of a rotation",
+                    staleness.ready.as_millis()
+                ),
+                format!("write at least {}", staleness.ready.as_millis() + 1000),
+            ));
+        }
+        for (key, bound) in [
+            ("staleness.encrypt_ms", staleness.encrypt),
+            ("staleness.decrypt_ms", staleness.decrypt),
+        ] {
+            if bound < staleness.ready {
+                return Err(ConfigError::invalid(
+                    key,
+                    bound.as_millis(),
+                    "is below staleness.ready_ms: a ready node would refuse requests",
+                    format!("write at least {}", staleness.ready.as_millis()),
+                ));
+            }
+        }
+        Ok(staleness)
+    }
+}
+
+impl RateLimitSection {
+    fn resolve(self) -> Result<RateLimit, ConfigError> {
+        let at_least_one = |key: &str, value, default| -> Result<NonZeroU32, ConfigError> {
+            let value: u32 = number(key, value, default, 1..=10_000_000)?;
+            Ok(NonZeroU32::new(value).unwrap_or(NonZeroU32::MIN))
+        };
+        Ok(RateLimit {
+            requests_per_second: at_least_one(
+                "rate_limit.requests_per_second",
+                self.requests_per_second,
+                50_000,
+            )?,
+            burst: at_least_one("rate_limit.burst", self.burst, 5000)?,
+        })
+    }
+}
+
+impl LoggingSection {
+    fn resolve(self, env: Env<'_>) -> Result<Logging, ConfigError> {
+        let given = |variable: &str, text: Option<String>, default: &str| {
+            env(variable)
+                .or(text)
+                .filter(|text| !text.is_empty())
+                .unwrap_or_else(|| default.to_owned())
+        };
+        let level = given("HSM_LOG_LEVEL", self.level, "info");
+        crate::logging::filter(&level).map_err(|problem| {
+            ConfigError::invalid(
+                "logging.level",
+                &level,
+                problem,
+                "write error, warn, info, debug or trace, or a filter such as info,hsm_node=debug",
+            )
+        })?;
+        let format = given("HSM_LOG_FORMAT", self.format, "json");
+        let format = match format.to_ascii_lowercase().as_str() {
+            "json" => LogFormat::Json,
+            "text" | "console" => LogFormat::Text,
+            _ => {
+                return Err(ConfigError::invalid(
+                    "logging.format",
+                    format,
+                    "is not known",
+                    "write json or text",
+                ));
+            }
+        };
+        Ok(Logging { level, format })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -1,0 +1,284 @@
+use std::path::Path;
+use std::time::Duration;
+
+use hsm_core::envelope::Binding;
+
+use super::*;
+
+const V1: &str = r#"
+server:
+  port: "8443"
+  tls: {ca_path: pki/ca.crt, cert_path: pki/server.crt, key_path: pki/server.key}
+  http2: {max_concurrent_streams: "2000", initial_window_size: "4M", max_frame_size: "1M",
+          max_header_list_size: "2M", idle_timeout_seconds: 120,
+          max_upload_buffer_per_conn: "4M", max_upload_buffer_per_stream: "4M"}
+hsm:
+  pkcs11_lib: /usr/lib/softhsm/libsofthsm2.so
+  slot_id: hsm-token
+  pin: ""
+  metadata_file: metadata.yaml
+  max_versions: 3
+  cleanup_after_days: 30
+  keys:
+    exchange-key: {type: aes, mode: shared}
+    2fa: {type: aes, mode: private}
+acl:
+  revoked_file: pki/revoked.yaml
+  mappings: {Trading: [exchange-key], 2FA: [2fa], Database: []}
+rate_limit: {requests_per_second: 50000, burst: 5000}
+logging: {level: info, format: json, error_path: a, max_size_mb: 100, compress: true}
+"#;
+
+const CLUSTER: &str = r#"
+server:
+  listen: 127.0.0.1:8443
+  tls: {ca_path: ca, cert_path: crt, key_path: key}
+hsm:
+  slots:
+    exchange: {label: slot-exchange, pin_env: PIN_A, contexts: [exchange-key, order-key]}
+    2fa: {label: slot-2fa, pin_file: /run/pin, contexts: [2fa], threads: 2}
+  keys: {order-key: {mode: shared}}
+acl: {mappings: {Trading: [exchange-key]}}
+cluster:
+  mode: active-active
+  node_id: hsm-node-1
+  tls: {ca_path: cca, cert_path: ccrt, key_path: ckey}
+  coordination: {type: raft}
+"#;
+
+fn full(name: &str) -> Option<String> {
+    match name {
+        "HSM_PIN" | "PIN_A" => Some("1234".to_owned()),
+        "TOKEN_REPLICATION_KEY" => Some("k".to_owned()),
+        name if name.starts_with("HSM_PIN_") => Some("1234".to_owned()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("config.yaml"), Some(0o600), &full)
+}
+
+fn refusal(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("was accepted:\n{text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn v1s_file_loads_unchanged() {
+    let config = parse(V1).unwrap();
+    assert_eq!(config.server.listen, "0.0.0.0:8443".parse().unwrap());
+    assert_eq!(config.cluster.mode, Mode::Standalone);
+    assert_eq!(config.cluster.api_advertise, "127.0.0.1:8443");
+    assert!(config.cluster.peer.is_none() && config.hsm.legacy);
+    let slot = &config.hsm.slots[0];
+    assert_eq!((slot.label.as_str(), slot.insecure_pin), ("hsm-token", true));
+    assert_eq!(slot.contexts.len(), 2);
+    assert_eq!(config.hsm.binding("exchange-key"), Binding::Shared);
+    assert_eq!(config.hsm.binding("2fa"), Binding::Private);
+    assert!(config.acl.mappings["Database"].is_empty());
+    assert_eq!(config.ignored.len(), 9, "{:?}", config.ignored);
+    assert!(
+        config
+            .ignored
+            .iter()
+            .any(|line| line.starts_with("hsm.metadata_file: "))
+    );
+}
+
+#[test]
+fn a_cluster_node_gets_its_defaults() {
+    let config = parse(CLUSTER).unwrap();
+    let peer = config.cluster.peer.as_ref().unwrap();
+    assert_eq!(peer.advertise, "127.0.0.1:8445");
+    assert_eq!(config.cluster.raft.heartbeat, Duration::from_millis(200));
+    assert_eq!(config.cluster.raft.election_max, Duration::from_millis(1200));
+    assert_eq!(config.cluster.fence_after, Duration::from_secs(8));
+    assert_eq!(config.staleness.decrypt, Duration::from_secs(300));
+    assert_eq!(config.server.limits.max_body_bytes, 1_048_576);
+    assert_eq!(config.hsm.slot_of("order-key").unwrap().name.as_str(), "exchange");
+    assert_eq!(config.hsm.slots.iter().map(|slot| slot.threads).sum::<usize>(), 3);
+    assert!(config.ignored.is_empty() && config.warnings.is_empty());
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_path_and_the_one_meant() {
+    let error = refusal(&CLUSTER.replace("pin_env: PIN_A", "pinenv: PIN_A"));
+    assert!(
+        error.contains("hsm.slots.exchange.pinenv: unknown key"),
+        "{error}"
+    );
+    assert!(error.contains("did you mean pin_env?"), "{error}");
+    let error = refusal(&CLUSTER.replace("cluster:", "clutser:"));
+    assert!(error.starts_with("config: clutser: unknown key"), "{error}");
+    assert!(error.contains("did you mean cluster?"), "{error}");
+    let error = refusal(&format!("{CLUSTER}logging: {{database: x}}\n"));
+    assert!(
+        error.contains("logging.database") && error.contains("known here: level"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_named_with_its_path() {
+    let error = refusal(&CLUSTER.replace("threads: 2", "threads: two"));
+    assert!(error.starts_with("config: hsm.slots.2fa.threads: "), "{error}");
+}
+
+#[test]
+fn broken_yaml_names_the_file() {
+    let error = refusal("}{");
+    assert!(error.starts_with("config: config.yaml: "), "{error}");
+}
+
+#[test]
+fn an_empty_section_means_its_defaults() {
+    let config = parse(&format!("{CLUSTER}rate_limit:\nstaleness:\nlogging: ~\n")).unwrap();
+    assert_eq!(config.rate_limit.burst.get(), 5000);
+}
+
+#[test]
+fn an_unset_pin_variable_is_named_with_its_key() {
+    let error = refusal(&CLUSTER.replace("PIN_A", "PIN_B"));
+    assert!(
+        error.starts_with(
+            "config: hsm.slots.exchange.pin_env: environment variable PIN_B is not set; export it"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_context_in_two_slots_is_refused() {
+    let error = refusal(&CLUSTER.replace("contexts: [2fa]", "contexts: [2fa, order-key]"));
+    assert!(
+        error.contains("context order-key") && error.contains("hsm.slots.2fa"),
+        "{error}"
+    );
+    assert!(error.contains("hsm.slots.exchange"), "{error}");
+}
+
+#[test]
+fn legacy_and_multi_slot_mode_together_are_refused() {
+    let error = refusal(&CLUSTER.replace("hsm:\n", "hsm:\n  slot_id: hsm-token\n"));
+    assert!(
+        error.starts_with("config: hsm.slot_id: hsm-token: set together"),
+        "{error}"
+    );
+}
+
+#[test]
+fn external_coordinators_are_refused_with_the_reason() {
+    for kind in ["etcd", "consul"] {
+        let error = refusal(&CLUSTER.replace("type: raft", &format!("type: {kind}, endpoints: [a]")));
+        assert!(
+            error.contains("cluster.coordination.type") && error.contains("built in"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn elections_shorter_than_three_heartbeats_are_refused() {
+    let raft = "coordination: {type: raft}\n  raft: {heartbeat_ms: 300}";
+    let error = refusal(&CLUSTER.replace("coordination: {type: raft}", raft));
+    assert!(
+        error.starts_with("config: cluster.raft.election_min_ms: 800: "),
+        "{error}"
+    );
+    assert!(error.contains("at least 900"), "{error}");
+}
+
+#[test]
+fn a_cluster_without_a_replication_key_is_refused() {
+    let only_pin = |name: &str| (name == "PIN_A").then(|| "1234".to_owned());
+    let error = Config::parse(CLUSTER, Path::new("c"), None, &only_pin)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("encryption_key_env: environment variable TOKEN_REPLICATION_KEY"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_standalone_node_without_a_replication_key_makes_one() {
+    let only_pin = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
+    let config = Config::parse(V1, Path::new("c"), None, &only_pin).unwrap();
+    assert_eq!(config.cluster.replication.key, ReplicationKeySource::DataDir);
+}
+
+#[test]
+fn a_pin_in_a_file_others_can_read_is_refused_and_never_repeated() {
+    let text = V1.replace("pin: \"\"", "pin: 0123456789");
+    let none = |_: &str| -> Option<String> { None };
+    let error = Config::parse(&text, Path::new("c.yaml"), Some(0o644), &none).unwrap_err();
+    assert!(error.to_string().contains("chmod 600 c.yaml"), "{error}");
+    let config = Config::parse(&text, Path::new("c.yaml"), Some(0o600), &none).unwrap();
+    assert!(config.warnings.iter().any(|line| line.starts_with("hsm.pin: ")));
+    assert!(!format!("{config:?}").contains("0123456789"));
+    match &config.hsm.slots[0].pin {
+        // The digits as written: a number would have lost its leading zero.
+        PinSource::Inline(pin) => assert_eq!(pin.expose(), "0123456789"),
+        other => panic!("unexpected source {other:?}"),
+    }
+}
+
+#[test]
+fn an_error_never_quotes_the_lines_around_it() {
+    let text = V1.replace("pin: \"\"", "pin: planted-secret\n  nonsense: 1");
+    let error = refusal(&text);
+    assert!(
+        error.contains("hsm.nonsense") && !error.contains("planted-secret"),
+        "{error}"
+    );
+    let error = refusal(&V1.replace("pin: \"\"", "pin: \"planted-secret"));
+    assert!(!error.contains("planted-secret"), "{error}");
+}
+
+#[test]
+fn a_context_of_no_slot_is_refused_where_it_has_a_mode_and_warned_about_in_the_acl() {
+    let error = refusal(&CLUSTER.replace("keys: {order-key", "keys: {oder-key"));
+    assert!(
+        error.contains("hsm.keys.oder-key") && error.contains("did you mean order-key?"),
+        "{error}"
+    );
+    let config = parse(&CLUSTER.replace("Trading: [exchange-key]", "Trading: [elsewhere]")).unwrap();
+    assert!(config.warnings[0].contains("elsewhere"), "{:?}", config.warnings);
+}
+
+#[test]
+fn a_fence_inside_readiness_is_refused() {
+    let error = refusal(&format!("{CLUSTER}staleness: {{ready_ms: 9000}}\n"));
+    assert!(
+        error.starts_with("config: cluster.fence_after_ms: 8000: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_level_that_is_none_is_refused() {
+    let error = refusal(&format!("{CLUSTER}logging: {{level: inof}}\n"));
+    assert!(error.starts_with("config: logging.level: inof: "), "{error}");
+    let error = refusal(&format!("{CLUSTER}logging: {{level: \"info,hsm=loud\"}}\n"));
+    assert!(error.starts_with("config: logging.level: "), "{error}");
+}
+
+#[test]
+fn every_example_file_is_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config-examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if let Err(error) = Config::parse(&text, &path, Some(0o600), &full) {
+                panic!("{}: {error}", path.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "only {seen} example files");
+}

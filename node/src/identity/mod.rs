@@ -1,0 +1,149 @@
+//! Who is calling: the identity in a client certificate, as Go's `crypto/x509` reads it, because
+//! v1's ciphertexts are bound to it. A certificate is trusted here only because TLS has already
+//! verified it; nothing else than TLS may hand certificates in.
+
+mod cert;
+pub mod dn;
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::x509::AttributeTypeAndValue;
+
+pub use self::cert::{CaCertificate, NodeIdentity, peer_identity};
+
+/// A certificate that cannot be read as an identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// Not a certificate at all, though TLS took it for one.
+    #[error("the certificate cannot be read: {0}")]
+    Unreadable(String),
+    /// A cluster certificate names no node.
+    #[error(
+        "the certificate names no node: it needs exactly one SAN of the form \
+         URI:hsm://<cluster>/<node_id>, and has [{found}]"
+    )]
+    NoNode {
+        /// The SANs it has.
+        found: String,
+    },
+}
+
+/// What a certificate says about its holder. Made of public values only; travels with a
+/// forwarded request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Last common name, or empty: what `mode: private` binds to.
+    pub cn: String,
+    /// First organizational unit: what the ACL and `mode: shared` go by.
+    pub ou: Option<String>,
+    /// Subject alternative names, each with its type: `DNS:…`, `URI:…`, `IP:…`, `email:…`.
+    pub sans: Vec<String>,
+    /// Serial number, lower-case hex without leading zeros.
+    pub serial: String,
+    /// Issuer's name in the form of [`dn::render`].
+    pub issuer_dn: String,
+    /// SHA-256 of the certificate.
+    pub fingerprint: [u8; 32],
+    /// SHA-256 of its SubjectPublicKeyInfo: the key, whatever certificate it is in.
+    pub spki_sha256: [u8; 32],
+    /// When it ends, in seconds since the Unix epoch.
+    pub not_after: i64,
+}
+
+/// The caller of a request. Cheap to clone; an extension of every request.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Principal(Arc<Identity>);
+
+impl Principal {
+    /// The holder of an identity that was verified elsewhere (a forwarded request's origin).
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        Self(Arc::new(identity))
+    }
+
+    /// Reads a client certificate that TLS has verified.
+    ///
+    /// # Errors
+    /// When it is not a certificate. One without OU or CN is an identity all the same: what it
+    /// may do is decided elsewhere.
+    pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
+        cert::identity(der).map(Self::new)
+    }
+
+    /// SHA-256 of the certificate, lower-case hex, for logs.
+    #[must_use]
+    pub fn fingerprint_hex(&self) -> String {
+        hex::encode(self.fingerprint)
+    }
+}
+
+impl Deref for Principal {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// For logs: common name, unit and serial.
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ou = self.ou.as_deref().unwrap_or("-");
+        write!(f, "CN={} OU={ou} serial={}", self.cn, self.serial)
+    }
+}
+
+/// The text of an attribute in any of the string types Go accepts; `None` for anything else.
+pub(crate) fn string_value(part: &AttributeTypeAndValue<'_>) -> Option<String> {
+    use x509_parser::asn1_rs::Tag;
+    let bytes = part.as_slice();
+    match part.attr_value().tag() {
+        Tag::Utf8String => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        Tag::PrintableString | Tag::NumericString | Tag::Ia5String => bytes
+            .is_ascii()
+            .then(|| String::from_utf8_lossy(bytes).into_owned()),
+        // Latin-1, as everybody reads it.
+        Tag::TeletexString => Some(bytes.iter().map(|byte| char::from(*byte)).collect()),
+        Tag::BmpString => {
+            let units: Vec<u16> = bytes
+                .chunks_exact(2)
+                .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+                .collect();
+            (bytes.len() % 2 == 0)
+                .then(|| String::from_utf16(&units).ok())
+                .flatten()
+        }
+        _ => None,
+    }
+}
+
+/// First OU and last CN of a subject, as Go's `pkix.Name` has them.
+pub(crate) fn first_ou_last_cn(certificate: &X509Certificate<'_>) -> (Option<String>, String) {
+    let (mut ou, mut cn) = (None, String::new());
+    for part in certificate.subject().iter_attributes() {
+        let Some(value) = string_value(part) else { continue };
+        match part.attr_type().as_bytes() {
+            [0x55, 4, 11] if ou.is_none() => ou = Some(value),
+            [0x55, 4, 3] => cn = value,
+            _ => {}
+        }
+    }
+    (ou, cn)
+}
+
+#[cfg(test)]
+pub(crate) mod test_certs;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

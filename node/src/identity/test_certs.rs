@@ -1,0 +1,99 @@
+//! Certificates for tests, made on the spot. A certificate of another tool stands in `tests`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::field_reassign_with_default)]
+
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+pub(crate) struct TestCa {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) pem: String,
+    pub(crate) der: Vec<u8>,
+}
+
+pub(crate) struct TestCert {
+    pub(crate) pem: String,
+    pub(crate) der: Vec<u8>,
+    pub(crate) key_pem: String,
+}
+
+fn ca_params(cn: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, cn);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+impl TestCa {
+    pub(crate) fn new(cn: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = ca_params(cn);
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    /// A CA below this one, with any name.
+    pub(crate) fn intermediate(&self, cn: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = ca_params(cn);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
+            issuer: Issuer::new(params, key),
+        }
+    }
+
+    pub(crate) fn client(&self, cn: &str, ou: &str) -> TestCert {
+        self.issue(cn, Some(ou), &[], 4096)
+    }
+
+    /// A server or cluster certificate, for localhost and with the given URI.
+    pub(crate) fn server(&self, cn: &str, uri: Option<&str>) -> TestCert {
+        let mut sans = vec![
+            SanType::DnsName("localhost".try_into().unwrap()),
+            SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
+        ];
+        sans.extend(uri.map(|uri| SanType::URI(uri.try_into().unwrap())));
+        self.issue(cn, None, &sans, 4096)
+    }
+
+    pub(crate) fn issue(&self, cn: &str, ou: Option<&str>, sans: &[SanType], year: i32) -> TestCert {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(ou) = ou {
+            params.distinguished_name.push(DnType::OrganizationalUnitName, ou);
+        }
+        params.distinguished_name.push(DnType::CommonName, cn);
+        params.subject_alt_names = sans.to_vec();
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        TestCert {
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
+            key_pem: key.serialize_pem(),
+        }
+    }
+}
+
+impl TestCert {
+    /// Writes `<name>.crt` and `<name>.key`.
+    pub(crate) fn write(&self, folder: &Path, name: &str) {
+        std::fs::write(folder.join(format!("{name}.crt")), &self.pem).unwrap();
+        std::fs::write(folder.join(format!("{name}.key")), &self.key_pem).unwrap();
+    }
+}

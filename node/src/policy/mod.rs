@@ -1,0 +1,229 @@
+//! Who may do what, decided against one immutable snapshot of the replicated policy. Deciding
+//! never waits, never asks another node and never changes anything; an unknown context and a
+//! foreign one get the same answer.
+
+mod revocations;
+
+use std::collections::{BTreeSet, HashMap};
+
+pub use raft_store::state::access::{Acl, RevocationKey, Role, RoleEntry};
+
+pub use self::revocations::Revocations;
+use crate::config::{ContextName, RoleSeed};
+use crate::identity::Principal;
+
+/// All roles, the most powerful first.
+pub const ROLES: [Role; 6] = [
+    Role::Admin,
+    Role::Operator,
+    Role::Auditor,
+    Role::Officer,
+    Role::Backup,
+    Role::Metrics,
+];
+
+/// A role's name in configuration, API and logs.
+#[must_use]
+pub const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Admin => "admin",
+        Role::Operator => "operator",
+        Role::Auditor => "auditor",
+        Role::Officer => "officer",
+        Role::Backup => "backup",
+        Role::Metrics => "metrics",
+    }
+}
+
+/// What a client wants to do with a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// `POST /encrypt`.
+    Encrypt,
+    /// `POST /decrypt`.
+    Decrypt,
+}
+
+impl Op {
+    /// The operation's name in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+        }
+    }
+}
+
+/// Why something is refused. The text is for the operator; callers get what
+/// [`crate::http::problem`] makes of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The certificate is revoked.
+    #[error("the certificate is revoked")]
+    Revoked,
+    /// The certificate has no organizational unit, so nothing can be allowed to it.
+    #[error("the certificate has no organizational unit")]
+    NoOu,
+    /// No mapping names the unit.
+    #[error("organizational unit {0:?} is in no mapping")]
+    UnknownOu(String),
+    /// The unit may not use the context, or there is no such context.
+    #[error("organizational unit {ou:?} may not {op} under context {context:?}")]
+    Context {
+        /// The caller's unit.
+        ou: String,
+        /// The context asked for, cut to a sensible length.
+        context: String,
+        /// The operation.
+        op: &'static str,
+    },
+    /// None of the caller's roles suffices.
+    #[error("needs one of the roles {required}; the caller has [{held}]")]
+    Role {
+        /// The roles that would do.
+        required: String,
+        /// The roles the caller has.
+        held: String,
+    },
+}
+
+/// An immutable snapshot of the policy. Replaced as a whole, read through one load.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// First OU → contexts it may use.
+    pub mappings: HashMap<String, BTreeSet<ContextName>>,
+    /// Which certificates have a role.
+    pub roles: Vec<RoleEntry>,
+    /// Certificates that have nothing any more.
+    pub revocations: Revocations,
+}
+
+/// How much of a context from a request is repeated in a log.
+const SHOWN: usize = 80;
+
+impl Policy {
+    /// Takes a snapshot of the replicated state.
+    #[must_use]
+    pub fn new(acl: &Acl, revocations: impl IntoIterator<Item = RevocationKey>) -> Self {
+        Self {
+            mappings: acl
+                .mappings
+                .iter()
+                .map(|(ou, set)| (ou.clone(), set.clone()))
+                .collect(),
+            roles: acl.roles.clone(),
+            revocations: revocations.into_iter().collect(),
+        }
+    }
+
+    /// Whether a certificate may do anything at all.
+    ///
+    /// # Errors
+    /// [`Denial::Revoked`].
+    pub fn check_certificate(&self, principal: &Principal) -> Result<(), Denial> {
+        if self.revocations.contains(principal) {
+            Err(Denial::Revoked)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a caller may use a context. Checks in v1's order, so that each refusal is the one
+    /// v1 gave.
+    ///
+    /// # Errors
+    /// The first thing that is missing.
+    pub fn authorise(&self, principal: &Principal, context: &str, op: Op) -> Result<(), Denial> {
+        self.check_certificate(principal)?;
+        let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
+        let contexts = self
+            .mappings
+            .get(ou)
+            .ok_or_else(|| Denial::UnknownOu(ou.to_owned()))?;
+        if contexts.contains(context) {
+            return Ok(());
+        }
+        Err(Denial::Context {
+            ou: ou.to_owned(),
+            context: context.chars().take(SHOWN).collect(),
+            op: op.as_str(),
+        })
+    }
+
+    /// The contexts a caller may use; empty for a revoked or unknown one.
+    #[must_use]
+    pub fn contexts_of(&self, principal: &Principal) -> Vec<ContextName> {
+        if self.revocations.contains(principal) {
+            return Vec::new();
+        }
+        let contexts = principal.ou.as_deref().and_then(|ou| self.mappings.get(ou));
+        contexts
+            .map(|set| set.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// The roles of a caller; empty for a revoked one.
+    #[must_use]
+    pub fn roles_of(&self, principal: &Principal) -> BTreeSet<Role> {
+        if self.revocations.contains(principal) {
+            return BTreeSet::new();
+        }
+        self.roles
+            .iter()
+            .filter(|entry| matches(entry, principal))
+            .map(|entry| entry.role)
+            .collect()
+    }
+
+    /// Whether a caller has one of some roles. An admin always does.
+    ///
+    /// # Errors
+    /// [`Denial::Revoked`] or [`Denial::Role`].
+    pub fn require_role(&self, principal: &Principal, required: &[Role]) -> Result<(), Denial> {
+        self.check_certificate(principal)?;
+        let held = self.roles_of(principal);
+        if held.contains(&Role::Admin) || required.iter().any(|role| held.contains(role)) {
+            return Ok(());
+        }
+        let names =
+            |roles: &mut dyn Iterator<Item = Role>| roles.map(role_name).collect::<Vec<_>>().join(", ");
+        Err(Denial::Role {
+            required: names(&mut required.iter().copied()),
+            held: names(&mut held.iter().copied()),
+        })
+    }
+}
+
+/// The issuer always, and every other part that the entry names.
+fn matches(entry: &RoleEntry, principal: &Principal) -> bool {
+    entry.issuer == principal.issuer_dn
+        && entry
+            .ou
+            .as_ref()
+            .is_none_or(|ou| principal.ou.as_ref() == Some(ou))
+        && entry.cn.as_ref().is_none_or(|cn| *cn == principal.cn)
+        && entry
+            .spki_sha256
+            .as_ref()
+            .is_none_or(|spki| *spki == principal.spki_sha256)
+}
+
+/// Binds configured roles to an issuer, for `cluster init`.
+#[must_use]
+pub fn seed_roles(seeds: &[RoleSeed], default_issuer: &str) -> Vec<RoleEntry> {
+    seeds
+        .iter()
+        .map(|seed| RoleEntry {
+            role: seed.role,
+            issuer: seed.issuer.clone().unwrap_or_else(|| default_issuer.to_owned()),
+            ou: seed.ou.clone(),
+            cn: seed.cn.clone(),
+            spki_sha256: seed.spki_sha256,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -1,0 +1,425 @@
+//! Reading what must not be known: PINs and the replication key. Every source is checked before
+//! it is trusted, no value is ever part of an error, and the process cannot be dumped before the
+//! first secret is read.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use hsm_core::replication::{ReplicationKey, ReplicationKeyError};
+use hsm_core::secrets::{Pin, RandomError};
+use nix::sys::resource::{Resource, setrlimit};
+use zeroize::Zeroizing;
+
+use crate::config::{PinSource, ReplicationKeySource};
+
+/// The file a standalone node keeps its replication key in, inside the data folder.
+pub const REPLICATION_KEY_FILE: &str = "replication.key";
+
+/// Longest secret file. PINs have tens of bytes.
+const MAX_SECRET: usize = 4096;
+
+/// Why a secret could not be read. Names the source and the remedy, never the secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The kernel refused to protect the process.
+    #[error("{what} failed: {reason}; without it a crash could write secrets to a core dump")]
+    Hardening {
+        /// The call.
+        what: &'static str,
+        /// The kernel's reason.
+        reason: nix::Error,
+    },
+    /// The variable does not exist or is empty.
+    #[error("{key}: environment variable {variable} is not set; export it")]
+    UnsetVariable {
+        /// The configuration key.
+        key: String,
+        /// The variable.
+        variable: String,
+    },
+    /// The file cannot be opened or read.
+    #[error("{key}: {path}: {reason}; give a readable file")]
+    Unreadable {
+        /// The configuration key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        reason: std::io::Error,
+    },
+    /// Others than its owner may read the file.
+    #[error("{key}: {path} has mode {mode:04o}, so others can read the secret; chmod 600 {path}")]
+    OpenToOthers {
+        /// The configuration key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Neither this user nor root owns the file.
+    #[error("{key}: {path} belongs to user {owner}, who could change it; chown it to the user of this node")]
+    ForeignOwner {
+        /// The configuration key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Not a text of a secret's length.
+    #[error("{key}: {path}: {problem}")]
+    Content {
+        /// The configuration key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, without the content.
+        problem: &'static str,
+    },
+    /// A systemd credential is named, but systemd passed none.
+    #[error(
+        "{key}: {name}: CREDENTIALS_DIRECTORY is not set; start the node as a systemd service \
+         with LoadCredential={name}:PATH"
+    )]
+    NoCredentials {
+        /// The configuration key.
+        key: String,
+        /// The credential.
+        name: String,
+    },
+    /// The text is no replication key.
+    #[error("{key}: {source}")]
+    ReplicationKey {
+        /// Where it came from.
+        key: String,
+        /// How it is wrong.
+        source: ReplicationKeyError,
+    },
+    /// No key could be made.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The new key could not be stored.
+    #[error("{path}: the new replication key could not be stored: {reason}")]
+    NotStored {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        reason: std::io::Error,
+    },
+}
+
+/// The replication key, and whether this start made it.
+pub struct LoadedReplicationKey {
+    /// The key.
+    pub key: ReplicationKey,
+    /// Set if it was made just now, in this file: to be said once, loudly.
+    pub created: Option<PathBuf>,
+}
+
+/// No core dumps and no other process of this user reading this one's memory. To be called
+/// before any secret is read.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn harden_process() -> Result<(), SecretError> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|reason| SecretError::Hardening {
+        what: "setrlimit(RLIMIT_CORE, 0)",
+        reason,
+    })?;
+    nix::sys::prctl::set_dumpable(false).map_err(|reason| SecretError::Hardening {
+        what: "prctl(PR_SET_DUMPABLE, 0)",
+        reason,
+    })
+}
+
+/// Reads a token's PIN.
+///
+/// # Errors
+/// A source that is missing, empty, or readable by others.
+pub fn read_pin(source: &PinSource) -> Result<Pin, SecretError> {
+    match source {
+        PinSource::Env { key, variable } => read_env(key, variable).map(pin),
+        PinSource::File { key, path } => read_file(key, path, Access::OwnerOnly).map(pin),
+        PinSource::Credential { key, name } => {
+            let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+                .filter(|folder| !folder.is_empty())
+                .ok_or_else(|| SecretError::NoCredentials {
+                    key: key.clone(),
+                    name: name.clone(),
+                })?;
+            read_file(key, &Path::new(&folder).join(name), Access::Systemd).map(pin)
+        }
+        PinSource::Inline(pin) => Ok(Pin::new(pin.expose().to_owned())),
+    }
+}
+
+/// Reads the replication key; a standalone node without one makes it, synced before it is used,
+/// so that no key is ever made that could not be replicated later.
+///
+/// # Errors
+/// As [`read_pin`], and when a new key cannot be made or stored.
+pub fn read_replication_key(
+    source: &ReplicationKeySource,
+    data_dir: &Path,
+) -> Result<LoadedReplicationKey, SecretError> {
+    let parsed = |key: &str, text: &str| {
+        ReplicationKey::parse(text)
+            .map(|key| LoadedReplicationKey { key, created: None })
+            .map_err(|source| SecretError::ReplicationKey {
+                key: key.to_owned(),
+                source,
+            })
+    };
+    match source {
+        ReplicationKeySource::Env { key, variable } => {
+            let text = read_env(key, variable)?;
+            parsed(&format!("{key} ({variable})"), &text)
+        }
+        ReplicationKeySource::File { key, path } => {
+            let text = read_file(key, path, Access::OwnerOnly)?;
+            parsed(&format!("{key} ({})", path.display()), &text)
+        }
+        ReplicationKeySource::DataDir => {
+            let path = data_dir.join(REPLICATION_KEY_FILE);
+            if path.exists() {
+                let text = read_file("data_dir", &path, Access::OwnerOnly)?;
+                return parsed(&path.display().to_string(), &text);
+            }
+            let key = ReplicationKey::generate()?;
+            store_new(data_dir, &path, key.to_hex().as_bytes()).map_err(|reason| SecretError::NotStored {
+                path: path.clone(),
+                reason,
+            })?;
+            Ok(LoadedReplicationKey {
+                key,
+                created: Some(path),
+            })
+        }
+    }
+}
+
+/// Written beside, synced, renamed, folder synced: a crash leaves the whole key or none.
+fn store_new(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let partial = folder.join(".replication.key.partial");
+    match std::fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    File::open(folder)?.sync_all()
+}
+
+fn pin(text: Zeroizing<String>) -> Pin {
+    Pin::new(text.as_str().to_owned())
+}
+
+fn read_env(key: &str, variable: &str) -> Result<Zeroizing<String>, SecretError> {
+    std::env::var(variable)
+        .map(Zeroizing::new)
+        .ok()
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| SecretError::UnsetVariable {
+            key: key.to_owned(),
+            variable: variable.to_owned(),
+        })
+}
+
+/// Which permission bits a secret file may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// None for group and others.
+    OwnerOnly,
+    /// systemd grants its credentials by an ACL, whose mask shows as the group's bits.
+    Systemd,
+}
+
+fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>, SecretError> {
+    let unreadable = |reason| SecretError::Unreadable {
+        key: key.to_owned(),
+        path: path.to_owned(),
+        reason,
+    };
+    let content = |problem| SecretError::Content {
+        key: key.to_owned(),
+        path: path.to_owned(),
+        problem,
+    };
+    // Checked on the open file, so that it cannot be swapped in between. Not blocking: opening
+    // a pipe must not hang the start.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(content("is not a regular file"));
+    }
+    let mode = metadata.mode() & 0o7777;
+    let forbidden = match access {
+        Access::OwnerOnly => 0o077,
+        Access::Systemd => 0o007,
+    };
+    if mode & forbidden != 0 {
+        return Err(SecretError::OpenToOthers {
+            key: key.to_owned(),
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let owner = metadata.uid();
+    if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
+        return Err(SecretError::ForeignOwner {
+            key: key.to_owned(),
+            path: path.to_owned(),
+            owner,
+        });
+    }
+    // Reserved at once: a buffer that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 1));
+    (&mut file)
+        .take(MAX_SECRET as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() > MAX_SECRET {
+        return Err(content("is longer than 4096 bytes, so it is not the secret"));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| content("is not UTF-8 text"))?;
+    // Editors end a file with a newline that is not part of the secret. Spaces may be.
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() {
+        return Err(content("is empty"));
+    }
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, PinSource) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pin");
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        (
+            dir,
+            PinSource::File {
+                key: "hsm.slots.a.pin_file".to_owned(),
+                path,
+            },
+        )
+    }
+
+    fn refusal(source: &PinSource) -> String {
+        match read_pin(source) {
+            Ok(_) => panic!("was accepted"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_pin_file_loses_its_last_newline_and_nothing_else() {
+        let (_dir, source) = file(b" 12 34 \r\n", 0o400);
+        assert_eq!(read_pin(&source).unwrap().expose(), " 12 34 ");
+        let (_dir, source) = file(b"1234", 0o600);
+        assert_eq!(read_pin(&source).unwrap().expose(), "1234");
+    }
+
+    #[test]
+    fn a_pin_file_that_others_can_read_is_refused() {
+        for mode in [0o640, 0o604, 0o620] {
+            let (_dir, source) = file(b"planted-secret", mode);
+            let error = refusal(&source);
+            assert!(
+                error.starts_with("hsm.slots.a.pin_file: ") && error.contains("chmod 600"),
+                "{error}"
+            );
+            assert!(!error.contains("planted-secret"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_pin_is_refused_without_repeating_it() {
+        for (content, problem) in [
+            (b"\n".to_vec(), "is empty"),
+            (vec![b'x'; 5000], "longer than 4096"),
+            (vec![0xff, 0xfe], "not UTF-8"),
+        ] {
+            let (_dir, source) = file(&content, 0o600);
+            assert!(refusal(&source).contains(problem));
+        }
+    }
+
+    #[test]
+    fn a_folder_or_a_missing_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = "k".to_owned();
+        assert!(
+            refusal(&PinSource::File {
+                key: key.clone(),
+                path: dir.path().into()
+            })
+            .contains("k: ")
+        );
+        let path = dir.path().join("none");
+        assert!(refusal(&PinSource::File { key, path }).contains("give a readable file"));
+    }
+
+    #[test]
+    fn an_unset_variable_is_named() {
+        let source = PinSource::Env {
+            key: "k".to_owned(),
+            variable: "HSM_TEST_NEVER_SET".to_owned(),
+        };
+        assert!(refusal(&source).contains("HSM_TEST_NEVER_SET is not set"));
+    }
+
+    #[test]
+    fn a_standalone_node_makes_its_replication_key_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        let first = read_replication_key(&ReplicationKeySource::DataDir, &data).unwrap();
+        let path = data.join(REPLICATION_KEY_FILE);
+        assert_eq!(first.created.as_deref(), Some(path.as_path()));
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            std::fs::metadata(&data).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        let second = read_replication_key(&ReplicationKeySource::DataDir, &data).unwrap();
+        assert!(second.created.is_none());
+        assert_eq!(first.key.to_hex().as_str(), second.key.to_hex().as_str());
+    }
+
+    #[test]
+    fn a_damaged_replication_key_is_refused_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(REPLICATION_KEY_FILE);
+        std::fs::write(&path, "tooshort").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let error = read_replication_key(&ReplicationKeySource::DataDir, dir.path())
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("replication.key"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "tooshort");
+    }
+}

@@ -1,0 +1,149 @@
+//! TLS of the API listener: client certificates required, no resumption of any kind.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::files::{CaFile, certificates, private_key, refuse_dev};
+use super::{TlsError, provider};
+use crate::config::ApiTlsFiles;
+use crate::identity::{IdentityError, Principal};
+
+const CA: &str = "server.tls.ca_path";
+const ADMIN_CA: &str = "server.tls.admin_client_ca_path";
+const CERT: &str = "server.tls.cert_path";
+const KEY: &str = "server.tls.key_path";
+/// The cluster's CA, only compared with.
+pub(super) const CLUSTER_CA: &str = "cluster.tls.ca_path";
+
+/// What the API listener needs for a handshake, as one immutable snapshot.
+#[derive(Debug)]
+pub struct ApiTls {
+    /// For the acceptor.
+    pub server: Arc<ServerConfig>,
+    /// What roles without an issuer of their own are bound to.
+    pub role_issuer_dn: String,
+    /// A configured CA's name and a verifier that knows the CAs of its file only.
+    by_name: Vec<(String, Arc<dyn ClientCertVerifier>)>,
+}
+
+/// Loads the API's certificates. `cluster_ca` is the cluster's CA file, if there is one.
+///
+/// # Errors
+/// What is unreadable, unusable or dangerous, with its configuration key.
+pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Result<ApiTls, TlsError> {
+    let clients = CaFile::load(CA, &files.ca_path, dev)?;
+    let mut roots = clients.roots(&files.ca_path)?;
+    let mut sources = vec![(&clients, files.ca_path.as_path())];
+    let admins = files
+        .admin_client_ca_path
+        .as_deref()
+        .map(|path| CaFile::load(ADMIN_CA, path, dev).map(|ca| (ca, path)))
+        .transpose()?;
+    if let Some((ca, path)) = &admins {
+        clients.names_must_differ(ca)?;
+        ca.add_to(&mut roots, path)?;
+        sources.push((ca, *path));
+    }
+    if let Some(path) = cluster_ca {
+        let cluster = CaFile::load(CLUSTER_CA, path, true)?;
+        for (ca, _) in &sources {
+            ca.must_differ(&cluster)?;
+        }
+    }
+    let mut by_name = Vec::new();
+    for (file, path) in &sources {
+        for ca in &file.cas {
+            by_name.push((ca.subject_dn.clone(), verifier(file.roots(path)?)?));
+        }
+    }
+    let role_issuer = admins.as_ref().map_or(&clients, |(ca, _)| ca);
+    let role_issuer_dn = role_issuer
+        .cas
+        .first()
+        .map(|ca| ca.subject_dn.clone())
+        .unwrap_or_default();
+    Ok(ApiTls {
+        server: server(files, verifier(roots)?, dev)?,
+        role_issuer_dn,
+        by_name,
+    })
+}
+
+fn verifier(roots: rustls::RootCertStore) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(|error| TlsError::Setup(error.to_string()))
+}
+
+fn server(
+    files: &ApiTlsFiles,
+    verifier: Arc<dyn ClientCertVerifier>,
+    dev: bool,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(CERT, &files.cert_path)?;
+    if let Some(leaf) = chain.first() {
+        refuse_dev(CERT, &files.cert_path, leaf, dev)?;
+    }
+    let key = private_key(KEY, &files.key_path)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| TlsError::Setup(error.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(|reason| TlsError::Rejected {
+            key: CERT,
+            path: files.cert_path.clone(),
+            reason,
+        })?;
+    forget_sessions(&mut config);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// No tickets, no storage, no early data: each handshake checks the certificate anew.
+pub(super) fn forget_sessions(config: &mut ServerConfig) {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+}
+
+impl ApiTls {
+    /// The caller behind a finished handshake's certificates.
+    ///
+    /// Roles are bound to the issuer's *name*, and whoever may make intermediate CAs may choose
+    /// their names. So a certificate whose issuer bears the name of a configured CA must have
+    /// been signed by that CA itself.
+    ///
+    /// # Errors
+    /// No certificate, an unreadable one, or one whose issuer pretends to be a configured CA.
+    pub fn principal(&self, chain: &[CertificateDer<'_>]) -> Result<Principal, IdentityError> {
+        let (leaf, intermediates) = chain
+            .split_first()
+            .ok_or_else(|| IdentityError::Unreadable("there is none".to_owned()))?;
+        let principal = Principal::from_der(leaf)?;
+        if intermediates.is_empty() {
+            // Verified by TLS without help: a configured CA has signed it.
+            return Ok(principal);
+        }
+        let mut named = self
+            .by_name
+            .iter()
+            .filter(|(name, _)| *name == principal.issuer_dn)
+            .peekable();
+        let genuine = named.peek().is_none()
+            || named.any(|(_, ca)| ca.verify_client_cert(leaf, &[], UnixTime::now()).is_ok());
+        if genuine {
+            Ok(principal)
+        } else {
+            Err(IdentityError::Unreadable(format!(
+                "its issuer bears the name of a configured CA ({}) and is another",
+                principal.issuer_dn
+            )))
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! TLS of both listeners: TLS 1.3 only, certificates on both sides, every handshake a full one.
+//! A resumed session would skip the certificate checks, so nothing here may ever resume one.
+
+mod api;
+mod cluster;
+mod files;
+mod peer_verifier;
+mod signing;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+pub use self::api::{ApiTls, load_api};
+pub use self::cluster::{ClusterTls, load_cluster};
+pub use self::signing::{ClusterSignature, verify_signature};
+use crate::identity::IdentityError;
+
+/// Why certificates cannot be used. Each message names the configuration key.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{key}: {path}: {reason}; give a readable PEM file")]
+    Unreadable {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        reason: std::io::Error,
+    },
+    /// A file holds nothing usable.
+    #[error("{key}: {path}: {problem}")]
+    Content {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A playground's certificates without `dev: true`.
+    #[error(
+        "{key}: {path}: {subject} is marked DEV, and whoever made it may hold its key; use \
+         certificates of your own CA, or set dev: true"
+    )]
+    DevCertificate {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The CA.
+        subject: String,
+    },
+    /// Clients and nodes have one CA, so that a client could pretend to be a node.
+    #[error(
+        "{first} and {second} name the same CA ({subject}): a client's certificate would open \
+         the cluster listener; give the cluster a CA of its own"
+    )]
+    SharedCa {
+        /// The one key.
+        first: &'static str,
+        /// The other key.
+        second: &'static str,
+        /// The CA.
+        subject: String,
+    },
+    /// Two CAs with one name: roles are bound to names.
+    #[error(
+        "{first} and {second} name different CAs of one name ({subject}): roles are bound to the \
+         issuer's name and could not tell them apart; rename one of them"
+    )]
+    SameName {
+        /// The one key.
+        first: &'static str,
+        /// The other key.
+        second: &'static str,
+        /// The name.
+        subject: String,
+    },
+    /// Certificate and key do not belong together, or rustls does not like them.
+    #[error("{key}: {path}: {reason}")]
+    Rejected {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: rustls::Error,
+    },
+    /// The node's certificate is another node's.
+    #[error(
+        "cluster.tls.cert_path: {path}: belongs to hsm://{found}, but cluster.name and \
+         cluster.node_id make this node hsm://{expected}; use the certificate of this node"
+    )]
+    OtherNode {
+        /// The file.
+        path: PathBuf,
+        /// Cluster and node in the certificate.
+        found: String,
+        /// Cluster and node of the configuration.
+        expected: String,
+    },
+    /// A certificate that cannot be read as an identity.
+    #[error("{key}: {path}: {reason}")]
+    Identity {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: IdentityError,
+    },
+    /// A signature that does not hold.
+    #[error("the signature of the cluster certificate's key does not hold: {0}")]
+    Signature(String),
+    /// The TLS library refused its own defaults.
+    #[error("TLS could not be set up: {0}")]
+    Setup(String),
+}
+
+/// The one cryptographic provider, always passed explicitly.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -1,0 +1,317 @@
+use std::path::{Path, PathBuf};
+
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+use crate::config::{ApiTlsFiles, PeerTlsFiles};
+use crate::identity::peer_identity;
+use crate::identity::test_certs::{TestCa, TestCert};
+
+struct Folder {
+    dir: tempfile::TempDir,
+    ca: TestCa,
+}
+
+impl Folder {
+    fn new(ca: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = TestCa::new(ca);
+        std::fs::write(dir.path().join("ca.crt"), &ca.pem).unwrap();
+        ca.server("server", None).write(dir.path(), "server");
+        Self { dir, ca }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn api(&self) -> ApiTlsFiles {
+        ApiTlsFiles {
+            ca_path: self.path("ca.crt"),
+            cert_path: self.path("server.crt"),
+            key_path: self.path("server.key"),
+            admin_client_ca_path: None,
+        }
+    }
+
+    fn peer(&self, name: &str, uri: &str) -> PeerTlsFiles {
+        self.ca.server(name, Some(uri)).write(self.dir.path(), name);
+        PeerTlsFiles {
+            ca_path: self.path("ca.crt"),
+            cert_path: self.path(&format!("{name}.crt")),
+            key_path: self.path(&format!("{name}.key")),
+        }
+    }
+}
+
+fn refusal(files: &ApiTlsFiles, cluster_ca: Option<&Path>) -> String {
+    load_api(files, cluster_ca, false).unwrap_err().to_string()
+}
+
+fn client(ca: &TestCa, chain: &[&[u8]], key_pem: Option<&str>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(ca.der.clone())).unwrap();
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    Arc::new(match key_pem {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let chain = chain
+                .iter()
+                .map(|der| CertificateDer::from(der.to_vec()))
+                .collect();
+            let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    })
+}
+
+fn with(ca: &TestCa, cert: &TestCert) -> Arc<ClientConfig> {
+    client(ca, &[&cert.der], Some(&cert.key_pem))
+}
+
+/// The certificates each side saw of the other, or the server's refusal; and whether the client
+/// got a ticket.
+async fn shake(
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+) -> Result<(Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>, u32), std::io::Error> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = ServerName::try_from("localhost").unwrap();
+    let serving = async {
+        let mut stream = TlsAcceptor::from(server).accept(far).await?;
+        stream.write_all(b"x").await?;
+        stream.flush().await?;
+        let chain = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .unwrap_or_default()
+            .to_vec();
+        Ok::<_, std::io::Error>((stream, chain))
+    };
+    let asking = async {
+        let mut stream = TlsConnector::from(client).connect(name, near).await?;
+        // The server's refusal of a certificate arrives with the first read.
+        let mut byte = [0_u8; 1];
+        stream.read_exact(&mut byte).await?;
+        let (_, session) = stream.get_ref();
+        let chain = session.peer_certificates().unwrap_or_default().to_vec();
+        Ok::<_, std::io::Error>((chain, session.tls13_tickets_received()))
+    };
+    let (served, asked) = tokio::join!(serving, asking);
+    let (_stream, seen_by_server) = served?;
+    let (seen_by_client, tickets) = asked?;
+    Ok((seen_by_server, seen_by_client, tickets))
+}
+
+#[tokio::test]
+async fn a_client_of_the_ca_is_let_in_and_gets_no_ticket() {
+    let folder = Folder::new("Clients");
+    let tls = load_api(&folder.api(), None, false).unwrap();
+    assert_eq!(tls.role_issuer_dn, "CN=Clients");
+    let cert = folder.ca.client("trading-1", "Trading");
+    let (chain, _, tickets) = shake(Arc::clone(&tls.server), with(&folder.ca, &cert))
+        .await
+        .unwrap();
+    let principal = tls.principal(&chain).unwrap();
+    assert_eq!(
+        (principal.cn.as_str(), principal.ou.as_deref()),
+        ("trading-1", Some("Trading"))
+    );
+    assert_eq!(tickets, 0);
+}
+
+#[tokio::test]
+async fn no_certificate_or_a_foreign_one_is_refused() {
+    let folder = Folder::new("Clients");
+    let tls = load_api(&folder.api(), None, false).unwrap();
+    let foreign = TestCa::new("Clients").client("trading-1", "Trading");
+    assert!(
+        shake(Arc::clone(&tls.server), client(&folder.ca, &[], None))
+            .await
+            .is_err()
+    );
+    assert!(
+        shake(Arc::clone(&tls.server), with(&folder.ca, &foreign))
+            .await
+            .is_err()
+    );
+    let expired = folder.ca.issue("trading-1", Some("Trading"), &[], 1990);
+    assert!(
+        shake(Arc::clone(&tls.server), with(&folder.ca, &expired))
+            .await
+            .is_err()
+    );
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named_with_their_key() {
+    let folder = Folder::new("Clients");
+    let mut files = folder.api();
+    files.key_path = folder.path("none.key");
+    let error = refusal(&files, None);
+    assert!(
+        error.starts_with("server.tls.key_path: ") && error.contains("none.key"),
+        "{error}"
+    );
+    files = folder.api();
+    files.cert_path = folder.path("server.key");
+    assert!(refusal(&files, None).contains("holds no certificate"));
+    files = folder.api();
+    files.ca_path = folder.dir.path().to_owned();
+    assert!(refusal(&files, None).starts_with("server.tls.ca_path: "));
+    files = folder.api();
+    files.key_path = folder.path("ca.crt");
+    assert!(refusal(&files, None).contains("holds no unencrypted private key"));
+    // Another certificate's key.
+    folder.ca.client("other", "x").write(folder.dir.path(), "other");
+    files.key_path = folder.path("other.key");
+    assert!(refusal(&files, None).starts_with("server.tls.cert_path: "));
+}
+
+#[test]
+fn the_clients_ca_must_not_be_the_clusters() {
+    let folder = Folder::new("One CA");
+    let error = refusal(&folder.api(), Some(&folder.path("ca.crt")));
+    assert!(
+        error.contains("server.tls.ca_path and cluster.tls.ca_path"),
+        "{error}"
+    );
+    let other = Folder::new("Cluster CA");
+    assert!(load_api(&folder.api(), Some(&other.path("ca.crt")), false).is_ok());
+}
+
+#[test]
+fn dev_certificates_need_dev_true() {
+    let folder = Folder::new("hsm-service DEV client CA");
+    let error = refusal(&folder.api(), None);
+    assert!(
+        error.contains("server.tls.ca_path") && error.contains("dev: true"),
+        "{error}"
+    );
+    assert!(load_api(&folder.api(), None, true).is_ok());
+    let production = Folder::new("Production");
+    let mut files = folder.api();
+    files.ca_path = production.path("ca.crt");
+    assert!(refusal(&files, None).starts_with("server.tls.cert_path: "));
+}
+
+#[test]
+fn two_cas_of_one_name_are_refused() {
+    let (clients, admins) = (Folder::new("Same"), Folder::new("Same"));
+    let mut files = clients.api();
+    files.admin_client_ca_path = Some(admins.path("ca.crt"));
+    assert!(refusal(&files, None).contains("roles are bound to the issuer's name"));
+}
+
+#[tokio::test]
+async fn an_intermediate_with_the_admin_cas_name_makes_no_admin() {
+    let (clients, admins) = (Folder::new("Clients"), Folder::new("Admins"));
+    let mut files = clients.api();
+    files.admin_client_ca_path = Some(admins.path("ca.crt"));
+    let tls = load_api(&files, None, false).unwrap();
+    assert_eq!(tls.role_issuer_dn, "CN=Admins");
+
+    let forged_ca = clients.ca.intermediate("Admins");
+    let forged = forged_ca.client("root", "Admin");
+    let config = client(&clients.ca, &[&forged.der, &forged_ca.der], Some(&forged.key_pem));
+    let (chain, _, _) = shake(Arc::clone(&tls.server), config).await.unwrap();
+    assert!(tls.principal(&chain).is_err(), "a forged admin was let in");
+
+    let honest_ca = clients.ca.intermediate("Team A");
+    let honest = honest_ca.client("a", "Trading");
+    let config = client(&clients.ca, &[&honest.der, &honest_ca.der], Some(&honest.key_pem));
+    let (chain, _, _) = shake(Arc::clone(&tls.server), config).await.unwrap();
+    assert_eq!(tls.principal(&chain).unwrap().issuer_dn, "CN=Team A");
+
+    let real = admins.ca.client("root", "Admin");
+    let (chain, _, _) = shake(Arc::clone(&tls.server), with(&clients.ca, &real))
+        .await
+        .unwrap();
+    assert_eq!(tls.principal(&chain).unwrap().issuer_dn, "CN=Admins");
+}
+
+fn node(folder: &Folder, name: &str) -> ClusterTls {
+    let files = folder.peer(name, &format!("hsm://prod/{name}"));
+    load_cluster(&files, "prod", name, &[b"h2"], false).unwrap()
+}
+
+#[tokio::test]
+async fn two_nodes_of_a_cluster_know_each_other() {
+    let folder = Folder::new("Cluster");
+    let (one, two) = (node(&folder, "n1"), node(&folder, "n2"));
+    assert_eq!(one.ca_sha256, two.ca_sha256);
+    let (by_server, by_client, tickets) = shake(Arc::clone(&one.server), Arc::clone(&two.client))
+        .await
+        .unwrap();
+    assert_eq!(peer_identity(&by_server[0]).unwrap().name, "n2");
+    assert_eq!(peer_identity(&by_client[0]).unwrap().name, "n1");
+    assert_eq!(tickets, 0);
+}
+
+#[tokio::test]
+async fn a_node_of_another_ca_or_cluster_is_refused() {
+    let (folder, other) = (Folder::new("Cluster"), Folder::new("Cluster"));
+    let (one, stranger) = (node(&folder, "n1"), node(&other, "n2"));
+    assert!(
+        shake(Arc::clone(&one.server), Arc::clone(&stranger.client))
+            .await
+            .is_err()
+    );
+    assert!(
+        shake(Arc::clone(&stranger.server), Arc::clone(&one.client))
+            .await
+            .is_err()
+    );
+    let files = folder.peer("n3", "hsm://staging/n3");
+    let staging = load_cluster(&files, "staging", "n3", &[b"h2"], false).unwrap();
+    assert!(
+        shake(Arc::clone(&staging.server), Arc::clone(&one.client))
+            .await
+            .is_err()
+    );
+}
+
+#[test]
+fn another_nodes_certificate_is_refused_at_start() {
+    let folder = Folder::new("Cluster");
+    let files = folder.peer("n2", "hsm://prod/n2");
+    let error = load_cluster(&files, "prod", "n1", &[], false)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("hsm://prod/n2") && error.contains("hsm://prod/n1"),
+        "{error}"
+    );
+    let mut foreign = folder.peer("n1", "hsm://prod/n1");
+    foreign.ca_path = Folder::new("Elsewhere").dir.keep().join("ca.crt");
+    let error = load_cluster(&foreign, "prod", "n1", &[], false)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.starts_with("cluster.tls.cert_path: "), "{error}");
+}
+
+#[test]
+fn a_signature_holds_for_its_key_purpose_and_message_only() {
+    let folder = Folder::new("Cluster");
+    let (one, two) = (node(&folder, "n1"), node(&folder, "n2"));
+    let signature = one.sign("slot-key", b"message").unwrap();
+    assert!(verify_signature(&one.certificate, "slot-key", b"message", &signature).is_ok());
+    assert!(verify_signature(&two.certificate, "slot-key", b"message", &signature).is_err());
+    assert!(verify_signature(&one.certificate, "slot-key", b"messagf", &signature).is_err());
+    assert!(verify_signature(&one.certificate, "slot-kez", b"message", &signature).is_err());
+    let odd = ClusterSignature {
+        scheme: 0x0fff,
+        ..signature
+    };
+    assert!(verify_signature(&one.certificate, "slot-key", b"message", &odd).is_err());
+}
