@@ -164,11 +164,9 @@ impl Module {
         for slot in slots {
             match self.token_info(slot) {
                 Ok(token) => tokens.push(token),
-                // Another slot's token was pulled out just now.
-                Err(HsmError::Call(CallError {
-                    code: Ckr(sys::CKR_TOKEN_NOT_PRESENT),
-                    ..
-                })) => {}
+                // A token that is lost or was pulled out (SoftHSM then says GENERAL_ERROR) must not
+                // keep the others from being found.
+                Err(HsmError::Call(_)) => {}
                 Err(error) => return Err(error),
             }
         }

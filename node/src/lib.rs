@@ -15,3 +15,8 @@ pub mod logging;
 pub mod policy;
 pub mod secrets;
 pub mod tls;
+pub mod health;
+pub mod http;
+pub mod keyring;
+pub mod metrics;
+pub mod slots;

@@ -110,8 +110,11 @@ impl Drop for Helper {
     }
 }
 
+/// What a child process can be asked to do, by name.
+pub(crate) type Task<'a> = (&'a str, fn(&Sandbox));
+
 /// The body of the test `helper`: does nothing unless started by [`Sandbox::helper`].
-pub(crate) fn run_helper(helpers: &[(&str, fn(&Sandbox))]) {
+pub(crate) fn run_helper(helpers: &[Task<'_>]) {
     let Ok(wanted) = std::env::var(HELPER) else { return };
     let sandbox = Sandbox {
         root: PathBuf::from(std::env::var_os(DIR).unwrap()),

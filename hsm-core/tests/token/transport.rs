@@ -97,8 +97,9 @@ pub(crate) fn wrong_recipient(sandbox: &Sandbox) {
     refused(&own, "made for another key");
     refused(&[], "empty");
     refused(&own[..100], "made for another key");
-    refused(&[&[9], &own[1..]].concat(), "unknown hash 9");
-    refused(&[&[2], &own[1..]].concat(), "SHA-256");
+    let with_hash = |hash: u8| [[hash].as_slice(), &own[1..]].concat();
+    refused(&with_hash(9), "unknown hash 9");
+    refused(&with_hash(2), "SHA-256");
 
     for (bad, reason) in [
         (b"no key".to_vec(), "no RSA key"),

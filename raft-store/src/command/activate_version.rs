@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyContext, Done, Refusal};
 use crate::names::{ContextName, RaftId};
 use crate::state::ClusterState;
-use crate::state::node::NodeStatus;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
+use crate::state::node::NodeStatus;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,7 +55,11 @@ impl ActivateVersion {
         let holders = cx.voters.intersection(&version.acks).count();
         let accounted = |voter: &RaftId| version.acks.contains(voter) || self.left_out.contains(voter);
         // A member that does not vote yet counts too: it may be serving the moment after.
-        let members = state.nodes.iter().filter(|(_, node)| node.status == NodeStatus::Member).map(|(id, _)| id);
+        let members = state
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.status == NodeStatus::Member)
+            .map(|(id, _)| id);
         if holders * 2 <= cx.voters.len() || !cx.voters.iter().chain(members).all(accounted) {
             return Err(Refusal::Conflict(format!(
                 "version {} of {} is held by {holders} of {} voters",

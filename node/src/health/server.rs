@@ -1,0 +1,136 @@
+//! The health listener's thread: plain HTTP/1, a few connections at once.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Semaphore, watch};
+
+use super::{HealthSource, routes};
+use crate::http::ListenError;
+use crate::metrics::Metrics;
+
+/// Probes and scrapers are few.
+const MAX_CONNECTIONS: usize = 128;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often samples are moved into histograms.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The running listener. Ends when dropped; a node keeps it until the process ends, so that
+/// probes are answered during the whole shutdown.
+pub struct HealthServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    _stop: watch::Sender<()>,
+}
+
+/// Binds the address of `server.health_listen`.
+///
+/// # Errors
+/// [`ListenError`], with the key.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    const KEY: &str = "server.health_listen";
+    TcpListener::bind(address).map_err(|reason| match reason.kind() {
+        std::io::ErrorKind::AddrInUse => ListenError::InUse { key: KEY, address },
+        _ => ListenError::Refused {
+            key: KEY,
+            address,
+            reason,
+        },
+    })
+}
+
+/// Starts the thread.
+///
+/// # Errors
+/// When thread or runtime cannot be made.
+pub fn start(
+    socket: TcpListener,
+    source: Arc<dyn HealthSource>,
+    metrics: Option<Metrics>,
+) -> std::io::Result<HealthServer> {
+    let address = socket.local_addr()?;
+    socket.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (stop, stopped) = watch::channel(());
+    std::thread::Builder::new()
+        .name("health".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                if let Err(error) = serve(socket, source, metrics, stopped).await {
+                    tracing::error!(%error, "the health listener has ended");
+                }
+            });
+        })?;
+    Ok(HealthServer { address, _stop: stop })
+}
+
+async fn serve(
+    socket: TcpListener,
+    source: Arc<dyn HealthSource>,
+    metrics: Option<Metrics>,
+    mut stopped: watch::Receiver<()>,
+) -> std::io::Result<()> {
+    let socket = tokio::net::TcpListener::from_std(socket)?;
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        let accepted = tokio::select! {
+            // Nothing is ever sent: this ends when the handle is dropped.
+            _ = stopped.changed() => return Ok(()),
+            _ = upkeep.tick() => {
+                if let Some(metrics) = &metrics {
+                    metrics.upkeep();
+                }
+                continue;
+            }
+            accepted = socket.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a health connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            // Dropped: a prober that holds this many connections is none.
+            continue;
+        };
+        let source = Arc::clone(&source);
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let source = Arc::clone(&source);
+                async move {
+                    let (parts, _) = request.into_parts();
+                    Ok::<_, Infallible>(routes::answer(
+                        &*source,
+                        &parts.method,
+                        &parts.uri,
+                        &parts.headers,
+                    ))
+                }
+            });
+            let result = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = result {
+                tracing::debug!(%error, "health connection ended");
+            }
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,100 @@
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+use hsm_api::data::{HealthStatus, KekStatus};
+
+use super::*;
+
+struct Source;
+
+impl HealthSource for Source {
+    fn readiness(&self, query: &ReadyQuery) -> Readiness {
+        let failed = query.slot.as_deref() == Some("2fa");
+        Readiness::of(vec![
+            Check::new("fresh", query.stale_ok, "heard of a quorum\n9 s ago"),
+            Check::new("slot:2fa", !failed, "token lost"),
+        ])
+    }
+
+    fn v1_health(&self) -> HealthResponse {
+        HealthResponse {
+            status: HealthStatus::Degraded,
+            hsm_available: true,
+            kek_status: BTreeMap::from([("kek-2fa-v1".to_owned(), KekStatus::Unavailable)]),
+        }
+    }
+
+    fn render_metrics(&self) -> String {
+        "hsm_raft_term 7\n".to_owned()
+    }
+}
+
+fn ask(request: &str) -> String {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = start(socket, Arc::new(Source), None).unwrap();
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn get(path: &str) -> String {
+    ask(&format!(
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    ))
+}
+
+#[test]
+fn livez_says_ok_and_nothing_else() {
+    let answer = get("/livez");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nok\n"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn readyz_passes_its_question_on_and_names_what_fails() {
+    let answer = get("/readyz");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.ends_with("[-] fresh: heard of a quorum 9 s ago\nnot ready\n"),
+        "{answer}"
+    );
+    let answer = get("/readyz?verbose&stale=ok");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("[+] fresh: ") && answer.ends_with("[+] slot:2fa: token lost\nready\n"));
+    let answer = get("/readyz?stale=ok&slot=2fa");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("[-] slot:2fa"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn metrics_and_v1s_health_are_here_too() {
+    assert!(get("/metrics").ends_with("hsm_raft_term 7\n"));
+    let answer = get("/health");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("\"kek-2fa-v1\":\"unavailable\""), "{answer}");
+}
+
+#[test]
+fn anything_else_is_refused() {
+    assert!(get("/encrypt").starts_with("HTTP/1.1 404 "));
+    let post = "POST /readyz HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    assert!(ask(post).starts_with("HTTP/1.1 405 "));
+    let foreign = "GET /metrics HTTP/1.1\r\nhost: x\r\norigin: https://evil\r\nconnection: close\r\n\r\n";
+    assert!(ask(foreign).starts_with("HTTP/1.1 403 "));
+}
+
+#[test]
+fn a_taken_port_names_its_key() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = bind(taken.local_addr().unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("server.health_listen: 127.0.0.1:"), "{error}");
+    assert!(error.contains("in use by another process"), "{error}");
+}

@@ -1,0 +1,114 @@
+//! Shutting down without failing a request: first say so, then let connections end, then cut.
+//! Phases only ever go forward.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// How far a shutdown is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// No shutdown.
+    Serving,
+    /// Not ready any more, still accepting: balancers get time to notice.
+    Notice,
+    /// Each answer closes its connection; idle connections are kept, because a request may be
+    /// on its way on one of them.
+    Closing,
+    /// Everything ends.
+    Stopped,
+}
+
+/// Announces a shutdown's phases.
+#[derive(Debug)]
+pub struct DrainControl {
+    phase: watch::Sender<Phase>,
+}
+
+/// Sees a shutdown's phases. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DrainSignal {
+    phase: watch::Receiver<Phase>,
+}
+
+impl Default for DrainControl {
+    fn default() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Serving),
+        }
+    }
+}
+
+impl DrainControl {
+    /// For everybody who has to know.
+    #[must_use]
+    pub fn signal(&self) -> DrainSignal {
+        DrainSignal {
+            phase: self.phase.subscribe(),
+        }
+    }
+
+    /// Goes on to a phase; never back.
+    pub fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let forward = to > *phase;
+            if forward {
+                *phase = to;
+            }
+            forward
+        });
+    }
+
+    /// The whole shutdown of a listener: notice, closing until no connection is left or `timeout`
+    /// has passed, stop. What has to happen between (a leader handing over) belongs after it.
+    pub async fn run(&self, notice: Duration, timeout: Duration, open: &super::OpenConnections) {
+        self.advance(Phase::Notice);
+        tokio::time::sleep(notice).await;
+        self.advance(Phase::Closing);
+        if tokio::time::timeout(timeout, open.none_left()).await.is_err() {
+            tracing::warn!(
+                open = open.count(),
+                "connections were still open when the time to drain was over"
+            );
+        }
+        self.advance(Phase::Stopped);
+    }
+}
+
+impl DrainSignal {
+    /// The phase now.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// True from the first notice on: not ready.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.phase() >= Phase::Notice
+    }
+
+    /// Waits until a phase is reached. If whoever announces is gone, that is the end too.
+    pub async fn reached(&mut self, phase: Phase) {
+        let _ = self.phase.wait_for(|now| *now >= phase).await;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn phases_only_go_forward() {
+        let control = DrainControl::default();
+        let mut signal = control.signal();
+        assert!(!signal.is_draining());
+        control.advance(Phase::Closing);
+        control.advance(Phase::Notice);
+        assert_eq!(signal.phase(), Phase::Closing);
+        signal.reached(Phase::Notice).await;
+        drop(control);
+        signal.reached(Phase::Stopped).await;
+    }
+}

@@ -1,0 +1,95 @@
+//! Between a request and a slot's threads: whether the slot may be asked, waiting for its answer
+//! within a bound, and what its failures mean to a caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hsm_api::ErrorCode;
+use hsm_core::envelope::Binding;
+use hsm_core::{OpError, SlotState};
+use tokio::sync::oneshot;
+
+use super::problem::ApiError;
+use crate::identity::Principal;
+use crate::keyring::ContextKeys;
+
+/// What a ciphertext is bound to: the first OU, the CN, or nothing.
+pub(super) fn binding_value(binding: Binding, principal: &Principal) -> Arc<str> {
+    Arc::from(match binding {
+        Binding::None => "",
+        Binding::Shared => principal.ou.as_deref().unwrap_or_default(),
+        Binding::Private => principal.cn.as_str(),
+    })
+}
+
+/// Refuses early, with the slot's own reason.
+pub(super) fn usable(keys: &ContextKeys) -> Result<(), ApiError> {
+    match keys.slot.state() {
+        SlotState::Ready => Ok(()),
+        state => Err(slot_error(OpError::SlotNotReady(state))),
+    }
+}
+
+/// Waits for a job's answer.
+pub(super) async fn answered<T>(
+    answer: oneshot::Receiver<Result<T, OpError>>,
+    patience: Duration,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(patience, answer).await {
+        Ok(Ok(outcome)) => outcome.map_err(slot_error),
+        Ok(Err(_)) => {
+            Err(ApiError::new(ErrorCode::SlotFailed)
+                .operator("the slot's thread went away without an answer"))
+        }
+        Err(_) => Err(ApiError::new(ErrorCode::TokenTimeout)
+            .operator(format!("no answer within {} ms", patience.as_millis()))),
+    }
+}
+
+/// What a slot's failure is to a caller.
+pub(super) fn slot_error(error: OpError) -> ApiError {
+    match error {
+        OpError::QueueFull => ApiError::new(ErrorCode::Overloaded).operator("the slot's queue is full"),
+        OpError::SlotNotReady(SlotState::Locked) => ApiError::new(ErrorCode::SlotLocked),
+        OpError::SlotNotReady(state) => ApiError::new(ErrorCode::SlotFailed).operator(state.to_string()),
+        // The ring said it was here; it has been unloaded since, or is being loaded.
+        OpError::KeyNotLoaded => ApiError::new(ErrorCode::KeyVersionNotReady),
+        OpError::AuthenticationFailed => ApiError::new(ErrorCode::AuthenticationFailed),
+        OpError::TooShort => ApiError::new(ErrorCode::CiphertextTooShort),
+        OpError::Deadline => ApiError::new(ErrorCode::TokenTimeout),
+        OpError::Token(error) => ApiError::internal(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_way_of_not_answering_has_its_code() {
+        let brief = Duration::from_millis(20);
+        let (sender, answer) = oneshot::channel::<Result<(), OpError>>();
+        drop(sender);
+        assert_eq!(
+            answered(answer, brief).await.unwrap_err().code(),
+            ErrorCode::SlotFailed
+        );
+        let (_sender, answer) = oneshot::channel::<Result<(), OpError>>();
+        assert_eq!(
+            answered(answer, brief).await.unwrap_err().code(),
+            ErrorCode::TokenTimeout
+        );
+        for (error, code) in [
+            (OpError::QueueFull, ErrorCode::Overloaded),
+            (OpError::SlotNotReady(SlotState::Locked), ErrorCode::SlotLocked),
+            (OpError::SlotNotReady(SlotState::Absent), ErrorCode::SlotFailed),
+            (OpError::KeyNotLoaded, ErrorCode::KeyVersionNotReady),
+            (OpError::AuthenticationFailed, ErrorCode::AuthenticationFailed),
+            (OpError::TooShort, ErrorCode::CiphertextTooShort),
+            (OpError::Deadline, ErrorCode::TokenTimeout),
+        ] {
+            assert_eq!(slot_error(error).code(), code);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The API listener: from the accepted connection to the answer. Nothing here knows consensus or
+//! PKCS#11; it asks the node through [`DataPlane`] and slots through the key ring.
+
+mod body;
+mod data_plane;
+mod decrypt;
+mod drain;
+mod encrypt;
+pub mod guards;
+mod job;
+mod json;
+mod listener;
+pub mod problem;
+mod rate_limit;
+pub mod request_id;
+mod resolve;
+mod respond;
+mod service;
+
+use std::net::SocketAddr;
+
+pub use self::data_plane::{AboveKnown, DataPlane, Freshness};
+pub use self::drain::{DrainControl, DrainSignal, Phase};
+pub use self::listener::{ApiListener, ListenError, OpenConnections, bind};
+pub use self::problem::ApiError;
+pub use self::rate_limit::RateLimiter;
+pub use self::request_id::RequestId;
+pub use self::service::{ApiParts, ApiState, router};
+pub(crate) use self::service::{METRICS_TYPE, v1_health};
+
+/// Response header: `true` when a node answered that is out of readiness and still inside its
+/// staleness bound.
+pub const X_HSM_STALE: &str = "x-hsm-stale";
+
+/// The client's address. An extension of every request; for logs, never identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

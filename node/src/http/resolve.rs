@@ -1,0 +1,335 @@
+//! Which key a ciphertext was made with, and whether this caller's question fits it. A pure
+//! decision over the key ring; the token still has the last word.
+
+use hsm_api::ErrorCode;
+use hsm_core::envelope::{HEADER_LEN, Header, Purpose, TAG_LEN};
+use hsm_core::names::KeyUid;
+
+use super::problem::ApiError;
+use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy};
+
+/// v1: nonce and tag around an empty plaintext.
+const V1_MIN: usize = 12 + TAG_LEN;
+
+/// How a ciphertext is to be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Resolution {
+    /// An envelope of a key held here.
+    V2(Header),
+    /// A v1 ciphertext under a key held here.
+    V1(KeyUid),
+    /// It names a version that this node does not know yet; the leader has to be asked.
+    AboveKnown(u32),
+}
+
+/// Decides. It is v2 only if magic *and* a known (key, version) of the context match, because a
+/// v1 nonce may begin with the magic; else, with `key_id`, it is v1.
+pub(crate) fn resolve(
+    ring: &KeyRing,
+    context: &str,
+    keys: &ContextKeys,
+    ciphertext: &[u8],
+    key_id: &str,
+) -> Result<Resolution, ApiError> {
+    let header = Header::parse(ciphertext).map(|(header, _)| header);
+    if let Some(header) = header
+        && let Some((version, label)) = known(keys, &header.key_uid)
+    {
+        return envelope(keys, ciphertext, key_id, header, version, label);
+    }
+    if !key_id.is_empty()
+        && let Some(key_uid) = keys.by_key_id.get(key_id)
+    {
+        return v1(keys, ciphertext, *key_uid);
+    }
+    if let Some(header) = header {
+        return Err(match ring.owner(&header.key_uid) {
+            Some(_) => ApiError::new(ErrorCode::WrongContext),
+            None if header.version > keys.highest_known => {
+                return Ok(Resolution::AboveKnown(header.version));
+            }
+            None => unknown(format!("key {} version {}", header.key_uid, header.version)),
+        });
+    }
+    if ciphertext.len() < V1_MIN {
+        return Err(too_short(ciphertext));
+    }
+    if key_id.is_empty() {
+        return Err(ApiError::new(ErrorCode::UnknownKeyVersion)
+            .detail("the ciphertext names no key version; a v1 ciphertext needs its key_id"));
+    }
+    Err(match ring.other_context_with_key_id(context, key_id) {
+        Some(_) => ApiError::new(ErrorCode::WrongContext),
+        None => unknown(format!(
+            "key_id {:?}",
+            key_id.chars().take(80).collect::<String>()
+        )),
+    })
+}
+
+fn known<'k>(keys: &'k ContextKeys, key_uid: &KeyUid) -> Option<(u32, &'k str)> {
+    let readable = keys
+        .readable
+        .get(key_uid)
+        .map(|key| (key.version, key.key_id.as_str()));
+    readable.or_else(|| {
+        keys.missing
+            .get(key_uid)
+            .map(|key| (key.version, key.key_id.as_str()))
+    })
+}
+
+fn envelope(
+    keys: &ContextKeys,
+    ciphertext: &[u8],
+    key_id: &str,
+    header: Header,
+    version: u32,
+    label: &str,
+) -> Result<Resolution, ApiError> {
+    if header.version != version {
+        // A key has one version for ever, so these bytes were altered.
+        return Err(ApiError::new(ErrorCode::AuthenticationFailed));
+    }
+    if header.purpose != Purpose::Data {
+        return Err(ApiError::new(ErrorCode::NotADataCiphertext));
+    }
+    if !key_id.is_empty() && key_id != label {
+        return Err(ApiError::new(ErrorCode::KeyIdMismatch));
+    }
+    if ciphertext.len() < HEADER_LEN + TAG_LEN {
+        return Err(too_short(ciphertext));
+    }
+    held(keys, &header.key_uid)?;
+    Ok(Resolution::V2(header))
+}
+
+fn v1(keys: &ContextKeys, ciphertext: &[u8], key_uid: KeyUid) -> Result<Resolution, ApiError> {
+    if ciphertext.len() < V1_MIN {
+        return Err(too_short(ciphertext));
+    }
+    held(keys, &key_uid)?;
+    Ok(Resolution::V1(key_uid))
+}
+
+fn too_short(ciphertext: &[u8]) -> ApiError {
+    ApiError::new(ErrorCode::CiphertextTooShort).detail(format!(
+        "{} bytes cannot hold a nonce and a tag",
+        ciphertext.len()
+    ))
+}
+
+fn unknown(what: String) -> ApiError {
+    ApiError::new(ErrorCode::UnknownKeyVersion).operator(what)
+}
+
+/// Refuses a key that the state names and this node's token lacks.
+pub(crate) fn held(keys: &ContextKeys, key_uid: &KeyUid) -> Result<(), ApiError> {
+    if keys.readable.contains_key(key_uid) {
+        return Ok(());
+    }
+    let Some(MissingKey { version, why, .. }) = keys.missing.get(key_uid) else {
+        return Err(ApiError::new(ErrorCode::KeyVersionNotReady).operator(format!("key {key_uid}")));
+    };
+    Err(match why {
+        MissingWhy::NotImportedYet => ApiError::new(ErrorCode::KeyVersionNotReady)
+            .detail(format!("version {version} is being imported on this node")),
+        MissingWhy::NotReplicable => ApiError::new(ErrorCode::KeyNotOnThisNode)
+            .detail(format!("version {version} is held by other nodes only")),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::collections::HashMap;
+
+    use hsm_core::SlotState;
+    use hsm_core::envelope::{Binding, MAGIC};
+
+    use super::*;
+    use crate::config::ContextName;
+    use crate::keyring::{ClosedSlot, ReadableKey};
+
+    fn uid(byte: u8) -> KeyUid {
+        KeyUid::from_bytes([byte; 16])
+    }
+
+    fn keys(readable: &[(u8, u32)], missing: &[(u8, u32, MissingWhy)]) -> ContextKeys {
+        let label = |uid: u8, version: u32| format!("kek-{uid}-v{version}");
+        ContextKeys {
+            slot: std::sync::Arc::new(ClosedSlot(SlotState::Locked)),
+            slot_name: "s".into(),
+            binding: Binding::Private,
+            active: None,
+            readable: readable
+                .iter()
+                .map(|(u, v)| {
+                    (
+                        uid(*u),
+                        ReadableKey {
+                            version: *v,
+                            key_id: label(*u, *v),
+                        },
+                    )
+                })
+                .collect(),
+            by_key_id: readable
+                .iter()
+                .map(|(u, v)| (label(*u, *v), uid(*u)))
+                .chain(missing.iter().map(|(u, v, _)| (label(*u, *v), uid(*u))))
+                .collect(),
+            highest_known: 3,
+            missing: missing
+                .iter()
+                .map(|(u, v, why)| {
+                    (
+                        uid(*u),
+                        MissingKey {
+                            version: *v,
+                            key_id: label(*u, *v),
+                            why: *why,
+                        },
+                    )
+                })
+                .collect(),
+        }
+    }
+
+    fn ring() -> KeyRing {
+        let here = keys(
+            &[(1, 1), (2, 2)],
+            &[
+                (3, 3, MissingWhy::NotImportedYet),
+                (4, 0, MissingWhy::NotReplicable),
+            ],
+        );
+        KeyRing::new(HashMap::from([
+            (ContextName::new("here").unwrap(), here),
+            (ContextName::new("there").unwrap(), keys(&[(9, 1)], &[])),
+        ]))
+    }
+
+    fn header(key: u8, version: u32) -> Header {
+        Header {
+            purpose: Purpose::Data,
+            binding: Binding::Private,
+            key_uid: uid(key),
+            version,
+            iv: [0; 12],
+        }
+    }
+
+    fn sealed(header: &Header) -> Vec<u8> {
+        let mut bytes = header.encode();
+        bytes.extend_from_slice(&[0; TAG_LEN + 5]);
+        bytes
+    }
+
+    fn ask(ciphertext: &[u8], key_id: &str) -> Result<Resolution, ErrorCode> {
+        let ring = ring();
+        let (_, keys) = ring.context("here").unwrap();
+        resolve(&ring, "here", keys, ciphertext, key_id).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn an_envelope_names_its_key() {
+        assert_eq!(ask(&sealed(&header(1, 1)), ""), Ok(Resolution::V2(header(1, 1))));
+        assert_eq!(
+            ask(&sealed(&header(2, 2)), "kek-2-v2"),
+            Ok(Resolution::V2(header(2, 2)))
+        );
+    }
+
+    #[test]
+    fn a_contradicting_key_id_is_refused() {
+        for key_id in ["kek-1-v1", "no-such"] {
+            assert_eq!(ask(&sealed(&header(2, 2)), key_id), Err(ErrorCode::KeyIdMismatch));
+        }
+    }
+
+    #[test]
+    fn a_v1_ciphertext_needs_a_known_key_id() {
+        let v1 = [7_u8; 40];
+        assert_eq!(ask(&v1, "kek-2-v2"), Ok(Resolution::V1(uid(2))));
+        assert_eq!(ask(&v1, ""), Err(ErrorCode::UnknownKeyVersion));
+        assert_eq!(ask(&v1, "no-such"), Err(ErrorCode::UnknownKeyVersion));
+        assert_eq!(ask(&v1, "kek-9-v1"), Err(ErrorCode::WrongContext));
+    }
+
+    #[test]
+    fn a_v1_nonce_may_begin_with_the_magic() {
+        let mut v1 = [7_u8; 60];
+        v1[..4].copy_from_slice(&MAGIC);
+        assert_eq!(ask(&v1, "kek-2-v2"), Ok(Resolution::V1(uid(2))));
+        // Even one that is a header in every respect, but of no key of this context.
+        assert_eq!(
+            ask(&sealed(&header(8, 1)), "kek-2-v2"),
+            Ok(Resolution::V1(uid(2)))
+        );
+    }
+
+    #[test]
+    fn what_comes_from_another_context_says_so() {
+        assert_eq!(ask(&sealed(&header(9, 1)), ""), Err(ErrorCode::WrongContext));
+    }
+
+    #[test]
+    fn a_version_above_the_highest_is_asked_for_and_others_are_unknown() {
+        assert_eq!(ask(&sealed(&header(8, 4)), ""), Ok(Resolution::AboveKnown(4)));
+        assert_eq!(
+            ask(&sealed(&header(8, 4)), "kek-8-v4"),
+            Ok(Resolution::AboveKnown(4))
+        );
+        assert_eq!(ask(&sealed(&header(8, 3)), ""), Err(ErrorCode::UnknownKeyVersion));
+    }
+
+    #[test]
+    fn a_key_that_is_missing_here_is_the_nodes_fault() {
+        assert_eq!(
+            ask(&sealed(&header(3, 3)), ""),
+            Err(ErrorCode::KeyVersionNotReady)
+        );
+        assert_eq!(ask(&[7; 40], "kek-4-v0"), Err(ErrorCode::KeyNotOnThisNode));
+    }
+
+    #[test]
+    fn data_keys_and_check_records_do_not_come_out() {
+        for purpose in [Purpose::DataKey, Purpose::Check] {
+            let header = Header {
+                purpose,
+                ..header(1, 1)
+            };
+            assert_eq!(ask(&sealed(&header), ""), Err(ErrorCode::NotADataCiphertext));
+        }
+    }
+
+    #[test]
+    fn what_cannot_hold_a_tag_is_too_short() {
+        for length in [0, 1, 27] {
+            assert_eq!(ask(&vec![7; length], ""), Err(ErrorCode::CiphertextTooShort));
+            assert_eq!(
+                ask(&vec![7; length], "kek-1-v1"),
+                Err(ErrorCode::CiphertextTooShort)
+            );
+        }
+        let bare = header(1, 1).encode();
+        assert_eq!(ask(&bare, ""), Err(ErrorCode::CiphertextTooShort));
+    }
+
+    /// Any flipped bit is the caller's fault: never a 503, never another key.
+    #[test]
+    fn a_flipped_bit_in_the_header_is_the_callers_fault() {
+        let good = sealed(&header(2, 2));
+        for bit in 0..HEADER_LEN * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            match ask(&bad, "") {
+                // Binding and nonce: the token finds out.
+                Ok(Resolution::V2(found)) => assert_eq!(found.key_uid, uid(2)),
+                Ok(other) => panic!("bit {bit}: {other:?}"),
+                Err(code) => assert_eq!(code.status(), 400, "bit {bit}: {code}"),
+            }
+        }
+    }
+}

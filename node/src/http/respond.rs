@@ -1,0 +1,234 @@
+//! The outermost layer of every route: request id, guards, identity, the common headers, the
+//! body of errors, metrics and the line in the log. Handlers below it only answer the question.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Version, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use hsm_api::{ErrorCode, paths};
+
+use super::data_plane::Freshness;
+use super::drain::Phase;
+use super::problem::ApiError;
+use super::request_id::RequestId;
+use super::service::ApiState;
+use super::{PeerAddr, X_HSM_STALE, guards};
+use crate::identity::Principal;
+use crate::metrics;
+use crate::policy::Op;
+
+/// Wraps every route.
+pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let id = RequestId::of(request.headers());
+    let endpoint = endpoint(request.uri().path());
+    let version = request.version();
+    let principal = request.extensions().get::<Principal>().cloned();
+    let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
+    request.extensions_mut().insert(id.clone());
+
+    let guarded = guard(&state, principal.as_ref(), &request);
+    let mut response = match guarded {
+        Ok(()) => next.run(request).await,
+        Err(error) => axum::response::IntoResponse::into_response(error),
+    };
+    let error = response.extensions_mut().remove::<ApiError>();
+    if let Some(error) = error.or_else(|| framework_error(&response)) {
+        log(&state, &error, &id, endpoint, principal.as_ref(), peer);
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = error.render(&id);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    common_headers(&state, &mut response, &id, version);
+    metrics::request(endpoint, response.status().as_u16(), began.elapsed());
+    tracing::debug!(
+        request_id = id.as_str(),
+        endpoint,
+        status = response.status().as_u16(),
+        micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        "request"
+    );
+    response
+}
+
+fn guard(state: &ApiState, principal: Option<&Principal>, request: &Request) -> Result<(), ApiError> {
+    guards::same_origin(request.headers(), request.uri())?;
+    let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
+    state.data().policy().check_certificate(principal)?;
+    if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
+        guards::admin(request.method(), request.headers())?;
+    }
+    Ok(())
+}
+
+/// What axum itself refuses (a body it could not read, a path it could not take apart) comes as
+/// plain text; callers get one form of error only.
+fn framework_error(response: &Response) -> Option<ApiError> {
+    let media = response.headers().get(header::CONTENT_TYPE);
+    if media.is_some_and(|media| !media.as_bytes().starts_with(b"text/plain")) {
+        return None;
+    }
+    let code = match response.status().as_u16() {
+        400 | 422 => ErrorCode::InvalidArgument,
+        404 => ErrorCode::NotFound,
+        405 => ErrorCode::MethodNotAllowed,
+        413 => ErrorCode::BodyTooLarge,
+        415 => ErrorCode::UnsupportedMediaType,
+        503 => ErrorCode::NotReady,
+        500.. => ErrorCode::Internal,
+        _ => return None,
+    };
+    Some(ApiError::new(code))
+}
+
+/// The route as a label: one of a fixed few, whatever path was asked for.
+fn endpoint(path: &str) -> &'static str {
+    match path {
+        paths::ENCRYPT => paths::ENCRYPT,
+        paths::DECRYPT => paths::DECRYPT,
+        paths::HEALTH => paths::HEALTH,
+        paths::METRICS => paths::METRICS,
+        path if path.starts_with("/admin/v1/cluster/") => "/admin/v1/cluster",
+        path if path.starts_with(paths::KEYS) => paths::KEYS,
+        path if path.starts_with(paths::ADMIN_PREFIX) => "/admin/v1",
+        _ => "other",
+    }
+}
+
+fn common_headers(state: &ApiState, response: &mut Response, id: &RequestId, version: Version) {
+    let index = HeaderValue::try_from(state.data().index().to_string()).ok();
+    let headers = response.headers_mut();
+    let values = [
+        (hsm_api::headers::X_REQUEST_ID, id.header_value()),
+        (hsm_api::headers::X_HSM_INDEX, index),
+        (hsm_api::headers::X_HSM_NODE, state.node_header()),
+        ("cache-control", Some(HeaderValue::from_static("no-store"))),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+    // HTTP/2 has GOAWAY instead, which the listener sends.
+    if version <= Version::HTTP_11 && state.drain().phase() >= Phase::Closing {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Refusals that anybody can cause share a budget of lines; what is the service's own fault is
+/// always logged.
+fn log(
+    state: &ApiState,
+    error: &ApiError,
+    id: &RequestId,
+    endpoint: &'static str,
+    principal: Option<&Principal>,
+    peer: Option<SocketAddr>,
+) {
+    let status = error.status().as_u16();
+    match error.code() {
+        ErrorCode::CertificateRevoked => metrics::revocation_failure(),
+        code if code.status() == 403 => metrics::acl_failure(),
+        _ => {}
+    }
+    let is_fault = error.code() == ErrorCode::Internal;
+    if !is_fault && !state.may_log() {
+        return;
+    }
+    let who = principal.map(ToString::to_string).unwrap_or_default();
+    let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+    let reason = error.operator_detail().unwrap_or_default();
+    let code = error.code().as_str();
+    let (request_id, detail) = (id.as_str(), error.caller_detail());
+    match status {
+        500 => tracing::error!(
+            request_id,
+            endpoint,
+            status,
+            code,
+            detail,
+            reason,
+            who,
+            peer,
+            "request failed"
+        ),
+        503 => tracing::warn!(
+            request_id,
+            endpoint,
+            status,
+            code,
+            detail,
+            reason,
+            who,
+            peer,
+            "request not served"
+        ),
+        401 | 403 => tracing::info!(
+            request_id,
+            endpoint,
+            status,
+            code,
+            reason,
+            who,
+            peer,
+            "request refused"
+        ),
+        _ => tracing::debug!(
+            request_id,
+            endpoint,
+            status,
+            code,
+            detail,
+            reason,
+            who,
+            peer,
+            "request refused"
+        ),
+    }
+}
+
+/// An error of the data plane: v1 has a text of its own for faults of each route.
+pub(super) fn data_error(error: ApiError, op: Op, v1_failed: &'static str) -> ApiError {
+    if error.code() != ErrorCode::Internal {
+        return error;
+    }
+    metrics::error(op.as_str());
+    error.v1_text(v1_failed)
+}
+
+/// A JSON answer of the data plane, marked if the node is out of readiness.
+pub(super) fn data_answer(body: Bytes, freshness: Freshness) -> Response {
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if freshness.degraded {
+        headers.insert(X_HSM_STALE, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_makes_a_label_of_its_own() {
+        for (path, label) in [
+            ("/encrypt", "/encrypt"),
+            ("/encrypt/", "other"),
+            ("/admin/v1/keys/exchange-key/rotate", "/admin/v1/keys"),
+            ("/admin/v1/cluster/status", "/admin/v1/cluster"),
+            ("/admin/v1/whoami", "/admin/v1"),
+            ("/%00", "other"),
+        ] {
+            assert_eq!(endpoint(path), label);
+        }
+    }
+}

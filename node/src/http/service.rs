@@ -1,0 +1,156 @@
+//! The routes of the API listener. Admin routes are made elsewhere and handed in; everything
+//! here is put around them too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use governor::DefaultDirectRateLimiter;
+use hsm_api::{ErrorCode, paths};
+
+use super::body::BodyLimits;
+use super::data_plane::{DataPlane, Freshness};
+use super::drain::DrainSignal;
+use super::problem::ApiError;
+use super::rate_limit::{RateLimiter, log_budget};
+use super::{decrypt, encrypt, respond};
+use crate::config::RateLimit;
+use crate::health::HealthSource;
+use crate::identity::Principal;
+use crate::policy::{Denial, Op};
+
+/// What the routes are made from.
+pub struct ApiParts {
+    /// The node, as the data plane sees it.
+    pub data: Arc<dyn DataPlane>,
+    /// For `/health` and `/metrics`.
+    pub health: Arc<dyn HealthSource>,
+    /// Requests per principal.
+    pub rate_limit: RateLimit,
+    /// Bytes of a request's body.
+    pub max_body_bytes: usize,
+    /// How long a request waits for a token; a little longer than the slot's own deadline.
+    pub token_timeout: Duration,
+    /// Shutdown.
+    pub drain: DrainSignal,
+}
+
+/// State of all routes; cheap to clone.
+#[derive(Clone)]
+pub struct ApiState(Arc<Inner>);
+
+struct Inner {
+    parts: ApiParts,
+    limiter: RateLimiter,
+    bodies: BodyLimits,
+    log_budget: DefaultDirectRateLimiter,
+    node_header: Option<HeaderValue>,
+}
+
+impl ApiState {
+    /// Takes the parts.
+    #[must_use]
+    pub fn new(parts: ApiParts) -> Self {
+        Self(Arc::new(Inner {
+            limiter: RateLimiter::new(parts.rate_limit),
+            bodies: BodyLimits::new(parts.max_body_bytes),
+            log_budget: log_budget(),
+            node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
+            parts,
+        }))
+    }
+
+    pub(super) fn data(&self) -> &dyn DataPlane {
+        &*self.0.parts.data
+    }
+
+    pub(super) fn bodies(&self) -> &BodyLimits {
+        &self.0.bodies
+    }
+
+    pub(super) fn token_timeout(&self) -> Duration {
+        self.0.parts.token_timeout
+    }
+
+    pub(super) fn drain(&self) -> &DrainSignal {
+        &self.0.parts.drain
+    }
+
+    pub(super) fn node_header(&self) -> Option<HeaderValue> {
+        self.0.node_header.clone()
+    }
+
+    pub(super) fn may_log(&self) -> bool {
+        self.0.log_budget.check().is_ok()
+    }
+
+    /// What can be decided before a byte of the body is read. The certificate itself has been
+    /// looked at already; the context is not known yet.
+    pub(super) fn admit(&self, principal: &Principal, op: Op) -> Result<Freshness, ApiError> {
+        let freshness = self.data().freshness(op)?;
+        if principal.ou.is_none() {
+            return Err(Denial::NoOu.into());
+        }
+        self.0.limiter.check(principal)?;
+        Ok(freshness)
+    }
+}
+
+/// All routes of the API listener. `admin` may take `Extension<Principal>` and
+/// `Extension<RequestId>` in its handlers and return [`ApiError`]; it must have no fallback.
+pub fn router(state: ApiState, admin: Router) -> Router {
+    Router::new()
+        .route(paths::ENCRYPT, post(encrypt::handle))
+        .route(paths::DECRYPT, post(decrypt::handle))
+        .route(paths::HEALTH, get(health))
+        .route(paths::METRICS, get(metrics))
+        .with_state(state.clone())
+        .merge(admin)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(state.0.parts.max_body_bytes))
+        .layer(from_fn_with_state(state, respond::wrap))
+}
+
+async fn not_found() -> ApiError {
+    ApiError::new(ErrorCode::NotFound)
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let error =
+        ApiError::new(ErrorCode::MethodNotAllowed).detail(format!("{} does not take {method}", uri.path()));
+    match uri.path() {
+        paths::ENCRYPT | paths::DECRYPT => error,
+        _ => error.v1_text("method not allowed"),
+    }
+}
+
+/// v1's document.
+async fn health(State(state): State<ApiState>) -> Response {
+    v1_health(&*state.0.parts.health)
+}
+
+pub(crate) fn v1_health(source: &dyn HealthSource) -> Response {
+    let document = source.v1_health();
+    let status = match document.status {
+        hsm_api::data::HealthStatus::Healthy => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    match serde_json::to_vec(&document) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(error) => ApiError::internal(format!("health: {error}")).into_response(),
+    }
+}
+
+async fn metrics(State(state): State<ApiState>) -> Response {
+    let text = state.0.parts.health.render_metrics();
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
+}
+
+/// The Prometheus text format.
+pub(crate) const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

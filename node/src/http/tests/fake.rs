@@ -1,0 +1,332 @@
+//! A node without consensus and a token without PKCS#11. The "cipher" only authenticates: its
+//! tag is a hash over associated data and plaintext, which is all these tests look at.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::routing::get;
+use axum::{Extension, Router};
+use hsm_api::data::{HealthResponse, HealthStatus};
+use hsm_api::{ErrorCode, StateIndex};
+use hsm_core::envelope::{Binding, HEADER_LEN, Header, Purpose, TAG_LEN, aad_v1, aad_v2};
+use hsm_core::names::KeyUid;
+use hsm_core::secrets::Plaintext;
+use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, OpError, SlotState};
+use sha2::{Digest, Sha256};
+
+use super::super::*;
+use crate::config::{ContextName, RateLimit};
+use crate::health::{HealthSource, Readiness, ReadyQuery};
+use crate::identity::{Identity, Principal};
+use crate::keyring::{ActiveKey, ContextKeys, Done, KeyRing, ReadableKey, TokenOps};
+use crate::policy::{Acl, Op, Policy, RevocationKey};
+
+pub(super) fn principal(cn: &str, ou: Option<&str>) -> Principal {
+    Principal::new(Identity {
+        cn: cn.to_owned(),
+        ou: ou.map(str::to_owned),
+        sans: Vec::new(),
+        serial: "1".to_owned(),
+        issuer_dn: "CN=CA".to_owned(),
+        fingerprint: [1; 32],
+        spki_sha256: [2; 32],
+        not_after: i64::MAX,
+    })
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Trouble {
+    Locked,
+    Failed,
+    QueueFull,
+    Hangs,
+    Gone,
+}
+
+#[derive(Default)]
+pub(super) struct FakeToken {
+    trouble: Mutex<Option<Trouble>>,
+    /// Callbacks of jobs that hang.
+    hanging: Mutex<Vec<Box<dyn std::any::Any + Send>>>,
+}
+
+fn tag(aad: &[u8], plaintext: &[u8]) -> [u8; TAG_LEN] {
+    let hash = Sha256::new().chain_update(aad).chain_update(plaintext).finalize();
+    hash[..TAG_LEN].try_into().unwrap()
+}
+
+fn open(aad: &[u8], sealed: &[u8]) -> Result<Plaintext, OpError> {
+    let (plaintext, found) = sealed.split_at(sealed.len() - TAG_LEN);
+    if tag(aad, plaintext) == found {
+        Ok(Plaintext::new(plaintext.to_vec()))
+    } else {
+        Err(OpError::AuthenticationFailed)
+    }
+}
+
+pub(super) fn v1_ciphertext(context: &str, x: &str, plaintext: &[u8]) -> Vec<u8> {
+    let mut out = vec![9; 12];
+    out.extend_from_slice(plaintext);
+    out.extend_from_slice(&tag(&aad_v1(context, x), plaintext));
+    out
+}
+
+pub(super) fn envelope_of_unknown_key(version: u32) -> Vec<u8> {
+    let mut out = Header {
+        purpose: Purpose::Data,
+        binding: Binding::Shared,
+        key_uid: KeyUid::from_bytes([0xee; 16]),
+        version,
+        iv: [0; 12],
+    }
+    .encode();
+    out.extend_from_slice(&[0; TAG_LEN]);
+    out
+}
+
+impl FakeToken {
+    pub(super) fn trouble(&self, trouble: Option<Trouble>) {
+        *self.trouble.lock().unwrap() = trouble;
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        done: Done<T>,
+        work: impl FnOnce() -> Result<T, OpError>,
+    ) -> Result<(), OpError> {
+        match *self.trouble.lock().unwrap() {
+            Some(Trouble::QueueFull) => return Err(OpError::QueueFull),
+            Some(Trouble::Hangs) => self.hanging.lock().unwrap().push(Box::new(done)),
+            Some(Trouble::Gone) => drop(done),
+            _ => done(work()),
+        }
+        Ok(())
+    }
+}
+
+impl TokenOps for FakeToken {
+    fn state(&self) -> SlotState {
+        match *self.trouble.lock().unwrap() {
+            Some(Trouble::Locked) => SlotState::Locked,
+            Some(Trouble::Failed) => SlotState::Failed {
+                code: "hung",
+                reason: "for the test".to_owned(),
+            },
+            _ => SlotState::Ready,
+        }
+    }
+
+    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
+        self.run(done, || {
+            let mut out = Header {
+                purpose: Purpose::Data,
+                binding: job.binding,
+                key_uid: job.key_uid,
+                version: job.version,
+                iv: [5; 12],
+            }
+            .encode();
+            let mut aad = aad_v2(&out, &job.context, &job.binding_value, &job.aad);
+            aad.extend_from_slice(&out[..HEADER_LEN]);
+            out.extend_from_slice(job.plaintext.as_slice());
+            out.extend_from_slice(&tag(&aad, job.plaintext.as_slice()));
+            Ok(out)
+        })
+    }
+
+    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
+        self.run(done, || {
+            let (header, sealed) = job.ciphertext.split_at(HEADER_LEN);
+            let mut aad = aad_v2(header, &job.context, &job.binding_value, &job.aad);
+            aad.extend_from_slice(header);
+            open(&aad, sealed)
+        })
+    }
+
+    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
+        self.run(done, || {
+            open(&aad_v1(&job.context, &job.binding_value), &job.ciphertext[12..])
+        })
+    }
+}
+
+struct State {
+    revoked: Vec<RevocationKey>,
+    degraded: bool,
+    refusal: Option<ErrorCode>,
+    above: AboveKnown,
+}
+
+#[derive(Clone)]
+pub(super) struct FakeNode {
+    pub(super) token: Arc<FakeToken>,
+    pub(super) drain: Arc<DrainControl>,
+    state: Arc<Mutex<State>>,
+}
+
+fn uid(byte: u8) -> KeyUid {
+    KeyUid::from_bytes([byte; 16])
+}
+
+impl FakeNode {
+    pub(super) fn new() -> Self {
+        Self {
+            token: Arc::default(),
+            drain: Arc::default(),
+            state: Arc::new(Mutex::new(State {
+                revoked: Vec::new(),
+                degraded: false,
+                refusal: None,
+                above: AboveKnown::Unknown,
+            })),
+        }
+    }
+
+    pub(super) fn revoke(&self, key: RevocationKey) {
+        self.state.lock().unwrap().revoked.push(key);
+    }
+
+    pub(super) fn stale(&self, degraded: bool) {
+        self.state.lock().unwrap().degraded = degraded;
+    }
+
+    pub(super) fn refuse(&self, code: ErrorCode) {
+        self.state.lock().unwrap().refusal = Some(code);
+    }
+
+    pub(super) fn above_known(&self, answer: AboveKnown) {
+        self.state.lock().unwrap().above = answer;
+    }
+
+    pub(super) fn router(&self) -> Router {
+        self.limited_router(100_000)
+    }
+
+    pub(super) fn limited_router(&self, burst: u32) -> Router {
+        let parts = ApiParts {
+            data: Arc::new(self.clone()),
+            health: Arc::new(self.clone()),
+            rate_limit: RateLimit {
+                requests_per_second: NonZeroU32::MIN,
+                burst: NonZeroU32::new(burst).unwrap(),
+            },
+            max_body_bytes: 1 << 20,
+            token_timeout: Duration::from_millis(100),
+            drain: self.drain.signal(),
+        };
+        let whoami = |Extension(who): Extension<Principal>, Extension(id): Extension<RequestId>| async move {
+            format!("{} {id}", who.cn)
+        };
+        router(
+            ApiState::new(parts),
+            Router::new().route("/admin/v1/whoami", get(whoami)),
+        )
+    }
+
+    fn keys(&self, name: &str, keys: &[(u8, u32)]) -> (ContextName, ContextKeys) {
+        let label = |version: u32| format!("kek-{name}-v{version}");
+        let keys = ContextKeys {
+            slot: self.token.clone(),
+            slot_name: "exchange".into(),
+            binding: Binding::Shared,
+            active: keys.last().map(|(u, version)| ActiveKey {
+                key_uid: uid(*u),
+                version: *version,
+                key_id: label(*version),
+            }),
+            readable: keys
+                .iter()
+                .map(|(u, v)| {
+                    (
+                        uid(*u),
+                        ReadableKey {
+                            version: *v,
+                            key_id: label(*v),
+                        },
+                    )
+                })
+                .collect(),
+            by_key_id: keys.iter().map(|(u, v)| (label(*v), uid(*u))).collect(),
+            highest_known: keys.iter().map(|(_, v)| *v).max().unwrap_or(0),
+            missing: HashMap::new(),
+        };
+        (ContextName::new(name).unwrap(), keys)
+    }
+}
+
+impl DataPlane for FakeNode {
+    fn policy(&self) -> Arc<Policy> {
+        let set = |names: &[&str]| -> BTreeSet<ContextName> {
+            names.iter().map(|name| ContextName::new(name).unwrap()).collect()
+        };
+        let mappings = [
+            (
+                "Trading".to_owned(),
+                set(&["exchange-key", "order-key", "empty-key"]),
+            ),
+            ("2FA".to_owned(), set(&["2fa"])),
+        ];
+        let acl = Acl {
+            mappings: mappings.into(),
+            roles: Vec::new(),
+        };
+        Arc::new(Policy::new(&acl, self.state.lock().unwrap().revoked.clone()))
+    }
+
+    fn freshness(&self, _op: Op) -> Result<Freshness, ApiError> {
+        let state = self.state.lock().unwrap();
+        match state.refusal {
+            Some(code) => Err(ApiError::new(code)),
+            None => Ok(Freshness {
+                degraded: state.degraded,
+            }),
+        }
+    }
+
+    fn keyring(&self) -> Arc<KeyRing> {
+        Arc::new(KeyRing::new(HashMap::from([
+            self.keys("exchange-key", &[(1, 1), (2, 2)]),
+            self.keys("order-key", &[(3, 1)]),
+            self.keys("empty-key", &[]),
+        ])))
+    }
+
+    fn index(&self) -> StateIndex {
+        StateIndex { epoch: 3, index: 42 }
+    }
+
+    fn node_id(&self) -> &str {
+        "hsm-node-1"
+    }
+
+    fn version_above_known<'a>(
+        &'a self,
+        _context: &'a str,
+        _version: u32,
+    ) -> Pin<Box<dyn Future<Output = AboveKnown> + Send + 'a>> {
+        let answer = self.state.lock().unwrap().above;
+        Box::pin(async move { answer })
+    }
+}
+
+impl HealthSource for FakeNode {
+    fn readiness(&self, _query: &ReadyQuery) -> Readiness {
+        Readiness::of(Vec::new())
+    }
+
+    fn v1_health(&self) -> HealthResponse {
+        HealthResponse {
+            status: HealthStatus::Healthy,
+            hsm_available: true,
+            kek_status: std::collections::BTreeMap::new(),
+        }
+    }
+
+    fn render_metrics(&self) -> String {
+        String::new()
+    }
+}

@@ -1,0 +1,188 @@
+//! What this node can encrypt and decrypt with right now, as one immutable snapshot: replicated
+//! state joined with what the tokens really hold. Derived elsewhere, replaced as a whole, read
+//! through one load; it never learns anything by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hsm_core::envelope::Binding;
+use hsm_core::names::KeyUid;
+use hsm_core::secrets::Plaintext;
+use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, OpError, Slot, SlotState};
+
+use crate::config::ContextName;
+
+/// How a slot answers a job: once, on one of its own threads.
+pub type Done<T> = Box<dyn FnOnce(Result<T, OpError>) + Send + 'static>;
+
+/// The data side of a slot. A trait, so that a slot that could not be opened answers too, and
+/// requests can be tested without a token.
+pub trait TokenOps: Send + Sync {
+    /// Whether it serves.
+    fn state(&self) -> SlotState;
+    /// Queues an encryption.
+    ///
+    /// # Errors
+    /// When the job is not taken; `done` is then not called.
+    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError>;
+    /// Queues the opening of an envelope.
+    ///
+    /// # Errors
+    /// As [`TokenOps::encrypt`].
+    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError>;
+    /// Queues the opening of a v1 ciphertext.
+    ///
+    /// # Errors
+    /// As [`TokenOps::encrypt`].
+    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError>;
+}
+
+impl TokenOps for Slot {
+    fn state(&self) -> SlotState {
+        Slot::state(self)
+    }
+
+    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
+        Slot::encrypt(self, job, done)
+    }
+
+    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
+        Slot::decrypt_v2(self, job, done)
+    }
+
+    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
+        Slot::decrypt_v1(self, job, done)
+    }
+}
+
+/// A slot that could not be opened: refuses every job with its state.
+pub struct ClosedSlot(pub SlotState);
+
+impl TokenOps for ClosedSlot {
+    fn state(&self) -> SlotState {
+        self.0.clone()
+    }
+
+    fn encrypt(&self, _job: EncryptJob, _done: Done<Vec<u8>>) -> Result<(), OpError> {
+        Err(OpError::SlotNotReady(self.state()))
+    }
+
+    fn decrypt_v2(&self, _job: DecryptJob, _done: Done<Plaintext>) -> Result<(), OpError> {
+        Err(OpError::SlotNotReady(self.state()))
+    }
+
+    fn decrypt_v1(&self, _job: DecryptV1Job, _done: Done<Plaintext>) -> Result<(), OpError> {
+        Err(OpError::SlotNotReady(self.state()))
+    }
+}
+
+/// The version that encrypts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveKey {
+    /// Which key.
+    pub key_uid: KeyUid,
+    /// Its number.
+    pub version: u32,
+    /// Its stored label, the API's `key_id`.
+    pub key_id: String,
+}
+
+/// A version this node decrypts with: pending and proven, active, or decrypt-only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadableKey {
+    /// Its number.
+    pub version: u32,
+    /// Its stored label.
+    pub key_id: String,
+}
+
+/// A readable version of the state whose key is not in this node's token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingKey {
+    /// Its number.
+    pub version: u32,
+    /// Its stored label.
+    pub key_id: String,
+    /// Why.
+    pub why: MissingWhy,
+}
+
+/// Why a key is not in this node's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingWhy {
+    /// Its import is still to come: a retry will find it.
+    NotImportedYet,
+    /// Adopted from v1 on another node; it cannot be replicated.
+    NotReplicable,
+}
+
+/// The keys of one context.
+#[derive(Clone)]
+pub struct ContextKeys {
+    /// Its slot.
+    pub slot: Arc<dyn TokenOps>,
+    /// The slot's name, for logs and metrics.
+    pub slot_name: Arc<str>,
+    /// Whom new ciphertexts are bound to, and old v1 ones are.
+    pub binding: Binding,
+    /// What encrypts, by the replicated state; it may be among `missing`.
+    pub active: Option<ActiveKey>,
+    /// What decrypts.
+    pub readable: HashMap<KeyUid, ReadableKey>,
+    /// Stored label → key, readable or missing.
+    pub by_key_id: HashMap<String, KeyUid>,
+    /// Highest version of any state this node has applied.
+    pub highest_known: u32,
+    /// What the state names and the token lacks.
+    pub missing: HashMap<KeyUid, MissingKey>,
+}
+
+/// The keys of all contexts.
+#[derive(Clone, Default)]
+pub struct KeyRing {
+    contexts: HashMap<ContextName, ContextKeys>,
+    owners: HashMap<KeyUid, ContextName>,
+}
+
+impl KeyRing {
+    /// Makes a snapshot.
+    #[must_use]
+    pub fn new(contexts: HashMap<ContextName, ContextKeys>) -> Self {
+        let owners = contexts
+            .iter()
+            .flat_map(|(name, keys)| {
+                keys.readable
+                    .keys()
+                    .chain(keys.missing.keys())
+                    .map(|uid| (*uid, name.clone()))
+            })
+            .collect();
+        Self { contexts, owners }
+    }
+
+    /// The keys of a context, with its name to share.
+    #[must_use]
+    pub fn context(&self, name: &str) -> Option<(&ContextName, &ContextKeys)> {
+        self.contexts.get_key_value(name)
+    }
+
+    /// The context a key belongs to.
+    #[must_use]
+    pub fn owner(&self, key_uid: &KeyUid) -> Option<&ContextName> {
+        self.owners.get(key_uid)
+    }
+
+    /// A context other than `context` in which some key has this label.
+    #[must_use]
+    pub fn other_context_with_key_id(&self, context: &str, key_id: &str) -> Option<&ContextName> {
+        self.contexts
+            .iter()
+            .find(|(name, keys)| name.as_str() != context && keys.by_key_id.contains_key(key_id))
+            .map(|(name, _)| name)
+    }
+
+    /// All contexts.
+    pub fn iter(&self) -> impl Iterator<Item = (&ContextName, &ContextKeys)> {
+        self.contexts.iter()
+    }
+}

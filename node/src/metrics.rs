@@ -1,0 +1,436 @@
+//! Every metric of the node, by name: helper functions, so that no call site invents a name or a
+//! label. Labels have few values, fixed by configuration or by this file; nothing a caller sends
+//! ever becomes one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Unit, counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Why metrics could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics could not be set up: {0}")]
+pub struct MetricsError(String);
+
+/// Upper bounds in seconds, from 50 µs: a token call takes 10 µs, a request half a millisecond.
+const LATENCY_BUCKETS: [f64; 16] = [
+    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0,
+];
+
+const REQUESTS: &str = "hsm_requests_total";
+const REQUEST_DURATION: &str = "hsm_request_duration_seconds";
+const ACL_FAILURES: &str = "hsm_acl_failures_total";
+const REVOCATION_FAILURES: &str = "hsm_revocation_failures_total";
+const ENCRYPTIONS: &str = "hsm_encrypt_operations_total";
+const DECRYPTIONS: &str = "hsm_decrypt_operations_total";
+const RATE_LIMIT_HITS: &str = "hsm_rate_limit_hits_total";
+const ERRORS: &str = "hsm_errors_total";
+const CONNECTIONS: &str = "hsm_active_connections";
+const HANDSHAKE_FAILURES: &str = "hsm_tls_handshake_failures_total";
+const TOKEN_CALLS: &str = "hsm_token_calls_total";
+const TOKEN_CALL_DURATION: &str = "hsm_token_call_duration_seconds";
+const SLOT_STATE: &str = "hsm_slot_state";
+const KEYS_MISSING: &str = "hsm_keys_missing";
+const SYNC_AGE: &str = "hsm_sync_age_seconds";
+const RAFT_ROLE: &str = "hsm_raft_role";
+const RAFT_TERM: &str = "hsm_raft_term";
+const LEADER_CHANGES: &str = "hsm_raft_leader_changes_total";
+const LAST_LOG: &str = "hsm_raft_last_log_index";
+const COMMITTED: &str = "hsm_raft_committed_index";
+const APPLIED: &str = "hsm_raft_applied_index";
+const SNAPSHOT: &str = "hsm_raft_snapshot_index";
+const PEER_LAG: &str = "hsm_raft_peer_lag";
+const QUORUM_ACK_AGE: &str = "hsm_raft_quorum_ack_age_seconds";
+const STALENESS: &str = "hsm_staleness_seconds";
+const PROPOSALS_PENDING: &str = "hsm_raft_proposals_pending";
+const PROPOSALS_TIMED_OUT: &str = "hsm_raft_proposals_timed_out_total";
+const FSYNC: &str = "hsm_raft_append_fsync_seconds";
+const STORE_BYTES: &str = "hsm_store_bytes";
+const READY: &str = "hsm_ready";
+const BUILD_INFO: &str = "hsm_build_info";
+
+const ROLES: [&str; 5] = ["leader", "follower", "learner", "candidate", "uninitialised"];
+const SLOT_STATES: [&str; 4] = ["absent", "locked", "ready", "failed"];
+
+/// The recorder of this process.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+/// Sets up the recorder of this process. [`Metrics::upkeep`] has to be called every few seconds.
+///
+/// # Errors
+/// When another recorder is installed already.
+pub fn install() -> Result<Metrics, MetricsError> {
+    let recorder = builder()?.build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).map_err(|error| MetricsError(error.to_string()))?;
+    describe();
+    begin();
+    Ok(Metrics { handle })
+}
+
+fn builder() -> Result<PrometheusBuilder, MetricsError> {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS)
+        .map_err(|error| MetricsError(error.to_string()))
+}
+
+impl Metrics {
+    /// Prometheus text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Moves samples into histograms; without it they pile up until somebody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!(REQUESTS, "Requests by endpoint and status.");
+    describe_histogram!(REQUEST_DURATION, Unit::Seconds, "Time from request to answer.");
+    describe_counter!(ACL_FAILURES, "Requests refused by the access policy.");
+    describe_counter!(REVOCATION_FAILURES, "Requests with a revoked certificate.");
+    describe_counter!(ENCRYPTIONS, "Encryptions by context and status.");
+    describe_counter!(DECRYPTIONS, "Decryptions by context and status.");
+    describe_counter!(RATE_LIMIT_HITS, "Requests above a principal's rate.");
+    describe_counter!(ERRORS, "Faults of the service by operation.");
+    describe_gauge!(CONNECTIONS, "Open connections of the API listener.");
+    describe_counter!(HANDSHAKE_FAILURES, "TLS handshakes that did not succeed.");
+    describe_counter!(TOKEN_CALLS, "Calls of a slot's token by operation and result.");
+    describe_histogram!(
+        TOKEN_CALL_DURATION,
+        Unit::Seconds,
+        "Time of a job in a slot, queue included."
+    );
+    describe_gauge!(SLOT_STATE, "1 for the state a slot is in.");
+    describe_gauge!(KEYS_MISSING, "Keys the state names and the slot's token lacks.");
+    describe_gauge!(
+        SYNC_AGE,
+        Unit::Seconds,
+        "Time since token and state were last compared."
+    );
+    describe_gauge!(RAFT_ROLE, "1 for the role this node has.");
+    describe_gauge!(RAFT_TERM, "Raft term.");
+    describe_counter!(LEADER_CHANGES, "Leaders this node has seen come.");
+    describe_gauge!(LAST_LOG, "Index of the last log entry.");
+    describe_gauge!(COMMITTED, "Highest index known to be committed.");
+    describe_gauge!(APPLIED, "Highest index applied.");
+    describe_gauge!(SNAPSHOT, "Index of the last snapshot.");
+    describe_gauge!(PEER_LAG, "Entries a peer is behind this leader.");
+    describe_gauge!(
+        QUORUM_ACK_AGE,
+        Unit::Seconds,
+        "Time since a quorum last acknowledged this leader; -1 elsewhere."
+    );
+    describe_gauge!(
+        STALENESS,
+        Unit::Seconds,
+        "Time since a leader with a quorum was last heard of; -1 before the first."
+    );
+    describe_gauge!(PROPOSALS_PENDING, "Proposals without an answer yet.");
+    describe_counter!(PROPOSALS_TIMED_OUT, "Proposals whose outcome is unknown.");
+    describe_histogram!(FSYNC, Unit::Seconds, "Time of the barrier after an append.");
+    describe_gauge!(STORE_BYTES, Unit::Bytes, "Size of the store on disk.");
+    describe_gauge!(READY, "1 while this node is ready.");
+    describe_gauge!(BUILD_INFO, "1, with the version.");
+}
+
+/// Every metric without a label of its own exists from the start: what is absent cannot be told
+/// from what is zero.
+fn begin() {
+    for name in [
+        ACL_FAILURES,
+        REVOCATION_FAILURES,
+        RATE_LIMIT_HITS,
+        HANDSHAKE_FAILURES,
+        LEADER_CHANGES,
+        PROPOSALS_TIMED_OUT,
+    ] {
+        counter!(name).increment(0);
+    }
+    for name in [
+        CONNECTIONS,
+        RAFT_TERM,
+        LAST_LOG,
+        COMMITTED,
+        APPLIED,
+        SNAPSHOT,
+        PROPOSALS_PENDING,
+        STORE_BYTES,
+        READY,
+        SYNC_AGE,
+    ] {
+        gauge!(name).set(0.0);
+    }
+    gauge!(QUORUM_ACK_AGE).set(-1.0);
+    gauge!(STALENESS).set(-1.0);
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    for operation in ["encrypt", "decrypt"] {
+        counter!(ERRORS, "operation" => operation).increment(0);
+    }
+    for endpoint in ["/encrypt", "/decrypt"] {
+        counter!(REQUESTS, "endpoint" => endpoint, "status" => "200").increment(0);
+        let _ = histogram!(REQUEST_DURATION, "endpoint" => endpoint);
+    }
+    let _ = histogram!(FSYNC);
+    role("uninitialised");
+}
+
+fn result(ok: bool) -> &'static str {
+    if ok { "success" } else { "error" }
+}
+
+/// Statuses are few; as texts that live for ever they cost no allocation.
+fn status_text(status: u16) -> &'static str {
+    match status {
+        200 => "200",
+        400 => "400",
+        401 => "401",
+        403 => "403",
+        404 => "404",
+        405 => "405",
+        409 => "409",
+        413 => "413",
+        415 => "415",
+        422 => "422",
+        429 => "429",
+        500 => "500",
+        503 => "503",
+        _ => "other",
+    }
+}
+
+/// A request was answered. `endpoint` is a route, never a path as it came.
+pub fn request(endpoint: &'static str, status: u16, duration: Duration) {
+    counter!(REQUESTS, "endpoint" => endpoint, "status" => status_text(status)).increment(1);
+    histogram!(REQUEST_DURATION, "endpoint" => endpoint).record(duration.as_secs_f64());
+}
+
+/// The access policy refused a request.
+pub fn acl_failure() {
+    counter!(ACL_FAILURES).increment(1);
+}
+
+/// A revoked certificate was refused.
+pub fn revocation_failure() {
+    counter!(REVOCATION_FAILURES).increment(1);
+}
+
+/// A principal exceeded its rate.
+pub fn rate_limit_hit() {
+    counter!(RATE_LIMIT_HITS).increment(1);
+}
+
+/// A fault of the service in `operation` (`encrypt`, `decrypt`, `admin`).
+pub fn error(operation: &'static str) {
+    counter!(ERRORS, "operation" => operation).increment(1);
+}
+
+/// An encryption under a known context ended.
+pub fn encryption(context: Arc<str>, ok: bool) {
+    counter!(ENCRYPTIONS, "context" => context, "status" => result(ok)).increment(1);
+}
+
+/// A decryption under a known context ended.
+pub fn decryption(context: Arc<str>, ok: bool) {
+    counter!(DECRYPTIONS, "context" => context, "status" => result(ok)).increment(1);
+}
+
+/// Open connections of the API listener.
+pub fn connections(open: usize) {
+    gauge!(CONNECTIONS).set(lossy(open as u64));
+}
+
+/// A TLS handshake failed.
+pub fn handshake_failure() {
+    counter!(HANDSHAKE_FAILURES).increment(1);
+}
+
+/// A job of a slot ended; `op` is `encrypt`, `decrypt` or a control operation.
+pub fn token_call(slot: Arc<str>, op: &'static str, ok: bool, duration: Duration) {
+    histogram!(TOKEN_CALL_DURATION, "slot" => Arc::clone(&slot), "op" => op).record(duration.as_secs_f64());
+    counter!(TOKEN_CALLS, "slot" => slot, "op" => op, "result" => result(ok)).increment(1);
+}
+
+/// The state of a slot: `absent`, `locked`, `ready` or `failed`.
+pub fn slot_state(slot: &Arc<str>, state: &str) {
+    for known in SLOT_STATES {
+        let value = f64::from(u8::from(known == state));
+        gauge!(SLOT_STATE, "slot" => Arc::clone(slot), "state" => known).set(value);
+    }
+}
+
+/// Keys the state names and a slot's token lacks.
+pub fn keys_missing(slot: &Arc<str>, keys: usize) {
+    gauge!(KEYS_MISSING, "slot" => Arc::clone(slot)).set(lossy(keys as u64));
+}
+
+/// Time since token and state were last compared.
+pub fn sync_age(age: Duration) {
+    gauge!(SYNC_AGE).set(age.as_secs_f64());
+}
+
+/// The role of this node: `leader`, `follower`, `learner`, `candidate` or `uninitialised`.
+pub fn role(role: &str) {
+    for known in ROLES {
+        gauge!(RAFT_ROLE, "role" => known).set(f64::from(u8::from(known == role)));
+    }
+}
+
+/// A new leader was seen.
+pub fn leader_change() {
+    counter!(LEADER_CHANGES).increment(1);
+}
+
+/// Raft's numbers, all at once.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RaftIndexes {
+    /// Term.
+    pub term: u64,
+    /// Last log entry.
+    pub last_log: u64,
+    /// Highest committed.
+    pub committed: u64,
+    /// Highest applied.
+    pub applied: u64,
+    /// Last snapshot.
+    pub snapshot: u64,
+}
+
+/// Sets Raft's numbers.
+pub fn raft_indexes(indexes: RaftIndexes) {
+    gauge!(RAFT_TERM).set(lossy(indexes.term));
+    gauge!(LAST_LOG).set(lossy(indexes.last_log));
+    gauge!(COMMITTED).set(lossy(indexes.committed));
+    gauge!(APPLIED).set(lossy(indexes.applied));
+    gauge!(SNAPSHOT).set(lossy(indexes.snapshot));
+}
+
+/// How many entries a peer is behind; `peer` is a member's name. Zero where this node does not lead.
+pub fn peer_lag(peer: &Arc<str>, entries: u64) {
+    gauge!(PEER_LAG, "peer" => Arc::clone(peer)).set(lossy(entries));
+}
+
+/// Time since a quorum last acknowledged this leader; `None` where this node does not lead.
+pub fn quorum_ack_age(age: Option<Duration>) {
+    gauge!(QUORUM_ACK_AGE).set(age.map_or(-1.0, |age| age.as_secs_f64()));
+}
+
+/// Time since a leader with a quorum was last heard of; `None` before the first.
+pub fn staleness(age: Option<Duration>) {
+    gauge!(STALENESS).set(age.map_or(-1.0, |age| age.as_secs_f64()));
+}
+
+/// Proposals without an answer yet.
+pub fn proposals_pending(count: usize) {
+    gauge!(PROPOSALS_PENDING).set(lossy(count as u64));
+}
+
+/// A proposal's outcome is unknown.
+pub fn proposal_timed_out() {
+    counter!(PROPOSALS_TIMED_OUT).increment(1);
+}
+
+/// The barrier after an append took this long.
+pub fn fsync(duration: Duration) {
+    histogram!(FSYNC).record(duration.as_secs_f64());
+}
+
+/// Size of the store on disk.
+pub fn store_bytes(bytes: u64) {
+    gauge!(STORE_BYTES).set(lossy(bytes));
+}
+
+/// Whether this node is ready.
+pub fn ready(ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(ready)));
+}
+
+/// Gauges are floating-point; beyond 2^53 their last digits are of no interest.
+#[allow(clippy::cast_precision_loss)]
+fn lossy(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn rendered(record: impl FnOnce()) -> String {
+        let recorder = builder().unwrap().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            begin();
+            record();
+        });
+        handle.run_upkeep();
+        handle.render()
+    }
+
+    #[test]
+    fn what_has_no_label_is_there_before_anything_happens() {
+        let text = rendered(|| {});
+        for name in [
+            "hsm_acl_failures_total 0",
+            "hsm_active_connections 0",
+            "hsm_raft_term 0",
+            "hsm_raft_quorum_ack_age_seconds -1",
+            "hsm_raft_append_fsync_seconds_count 0",
+            "hsm_request_duration_seconds_count{endpoint=\"/encrypt\"} 0",
+            "hsm_raft_role{role=\"uninitialised\"} 1",
+            "# TYPE hsm_raft_append_fsync_seconds histogram",
+        ] {
+            assert!(text.contains(name), "{name} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn v1s_names_and_labels_stand() {
+        let text = rendered(|| {
+            request("/encrypt", 200, Duration::from_micros(300));
+            encryption("exchange-key".into(), true);
+            decryption("exchange-key".into(), false);
+            error("encrypt");
+        });
+        for line in [
+            "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
+            "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
+            "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
+            "hsm_errors_total{operation=\"encrypt\"} 1",
+            "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0002\"} 0",
+            "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0005\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_slot_or_node_is_in_one_state_at_a_time() {
+        let slot: Arc<str> = "exchange".into();
+        let text = rendered(|| {
+            slot_state(&slot, "ready");
+            slot_state(&slot, "failed");
+            role("leader");
+            keys_missing(&slot, 2);
+            token_call(Arc::clone(&slot), "encrypt", true, Duration::from_micros(20));
+        });
+        assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"failed\"} 1"));
+        assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"ready\"} 0"));
+        assert!(text.contains("hsm_raft_role{role=\"leader\"} 1"));
+        assert!(text.contains("hsm_raft_role{role=\"uninitialised\"} 0"));
+        assert!(text.contains("hsm_keys_missing{slot=\"exchange\"} 2"));
+        assert!(text.contains(
+            "hsm_token_call_duration_seconds_bucket{slot=\"exchange\",op=\"encrypt\",le=\"0.00005\"} 1"
+        ));
+    }
+}

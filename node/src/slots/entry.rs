@@ -1,0 +1,233 @@
+//! One configured slot for as long as the process lives: open, or closed with the reason. Whoever
+//! holds an entry sees it change; an open slot is never closed again.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use hsm_core::names::KeyUid;
+use hsm_core::secrets::Plaintext;
+use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, HsmError, OpError, Slot, SlotState};
+use raft_store::names::{ContextName, SlotName};
+use tokio::sync::Notify;
+
+use super::marker::ReadyMarker;
+use super::open::{self, OpenFailure};
+use crate::config::Slot as SlotConfig;
+use crate::keyring::{Done, TokenOps};
+
+/// A key the slot is judged by: proven to be in its token before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The key.
+    pub key_uid: KeyUid,
+    /// Its context.
+    pub context: ContextName,
+    /// Its version.
+    pub version: u32,
+    /// Its committed check record.
+    pub check_record: Vec<u8>,
+}
+
+/// Why a slot is not open.
+struct Closed {
+    state: SlotState,
+    reason: String,
+}
+
+/// See the module.
+pub struct SlotEntry {
+    config: SlotConfig,
+    dir: PathBuf,
+    handle: ArcSwapOption<Slot>,
+    closed: ArcSwap<Closed>,
+    probes: ArcSwap<Vec<Probe>>,
+    next_probe: AtomicUsize,
+    last_proof: Mutex<Option<Instant>>,
+    changed: Notify,
+}
+
+impl SlotEntry {
+    pub(super) fn new(config: SlotConfig, dir: PathBuf) -> Self {
+        let reason = "not opened yet".to_owned();
+        Self {
+            config,
+            dir,
+            handle: ArcSwapOption::empty(),
+            closed: ArcSwap::from_pointee(Closed { state: SlotState::Locked, reason }),
+            probes: ArcSwap::from_pointee(Vec::new()),
+            next_probe: AtomicUsize::new(0),
+            last_proof: Mutex::new(None),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The slot's name in configuration and cluster.
+    pub fn name(&self) -> &SlotName {
+        &self.config.name
+    }
+
+    /// The configured label of its token.
+    pub fn label(&self) -> &str {
+        &self.config.label
+    }
+
+    /// The contexts the configuration gives it.
+    pub fn contexts(&self) -> &[ContextName] {
+        &self.config.contexts
+    }
+
+    pub(super) fn config(&self) -> &SlotConfig {
+        &self.config
+    }
+
+    /// The open slot; `None` while it could not be opened.
+    pub fn handle(&self) -> Option<Slot> {
+        self.handle.load().as_ref().map(|slot| Slot::clone(slot))
+    }
+
+    /// Whether it serves.
+    pub fn state(&self) -> SlotState {
+        match self.handle.load().as_ref() {
+            Some(slot) => slot.state(),
+            None => self.closed.load().state.clone(),
+        }
+    }
+
+    /// Why it does not serve, for people; `None` while it does.
+    pub fn reason(&self) -> Option<String> {
+        match self.handle.load().as_ref() {
+            Some(slot) => match slot.state() {
+                SlotState::Failed { reason, .. } => Some(reason),
+                _ => None,
+            },
+            None => Some(self.closed.load().reason.clone()),
+        }
+    }
+
+    /// When the known-answer test last passed.
+    pub fn last_proof(&self) -> Option<Instant> {
+        *self.last_proof.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a key to test the slot with.
+    pub fn has_probes(&self) -> bool {
+        !self.probes.load().is_empty()
+    }
+
+    /// Sets the keys to test the slot with, in turn.
+    pub fn set_probes(&self, probes: Vec<Probe>) {
+        if **self.probes.load() != probes {
+            self.probes.store(Arc::new(probes));
+        }
+    }
+
+    /// Waits until something about the slot has changed since the last call. For one waiter.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(super) fn say_changed(&self) {
+        self.changed.notify_one();
+    }
+
+    pub(super) fn marker(&self) -> ReadyMarker {
+        ReadyMarker::of(&self.dir, &self.config.name)
+    }
+
+    /// Tries to open the slot. Blocks for as long as the token takes.
+    pub(super) fn open(&self) -> Result<(), OpenFailure> {
+        match open::open(&self.config, &self.dir) {
+            Ok(slot) => {
+                self.remember_ready(&slot);
+                self.handle.store(Some(Arc::new(slot)));
+                self.say_changed();
+                Ok(())
+            }
+            Err(failure) => {
+                let (state, reason) = (failure.state(), failure.to_string());
+                self.closed.store(Arc::new(Closed { state, reason }));
+                Err(failure)
+            }
+        }
+    }
+
+    fn remember_ready(&self, slot: &Slot) {
+        let (name, marker) = (self.name().as_str(), self.marker());
+        match marker.read() {
+            Ok(Some(serial)) if serial == slot.serial() => return,
+            Ok(Some(serial)) if !serial.is_empty() => tracing::error!(
+                slot = name,
+                before = serial,
+                now = slot.serial(),
+                "another token than before has this slot's label; it is of use only if it holds the slot's keys"
+            ),
+            _ => {}
+        }
+        // Without the marker a failure would refuse the next start, which is loud enough.
+        if let Err(error) = marker.write(slot.serial()) {
+            tracing::error!(slot = name, path = %marker.path().display(), %error, "cannot note that the slot was ready");
+        }
+    }
+
+    /// One known-answer test with the next key. `None` if there is no key or no open slot.
+    pub(super) fn test(&self) -> Option<Result<(), HsmError>> {
+        let slot = self.handle()?;
+        let probes = self.probes.load_full();
+        let turn = self.next_probe.fetch_add(1, Ordering::Relaxed);
+        let probe = probes.get(turn.checked_rem(probes.len())?)?;
+        let tested = slot.known_answer_test(
+            probe.key_uid,
+            probe.version,
+            probe.context.as_str(),
+            &probe.check_record,
+        );
+        if tested.is_ok() {
+            *self.last_proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        Some(tested)
+    }
+
+    fn open_slot(&self) -> Result<Arc<Slot>, OpError> {
+        self.handle.load_full().ok_or_else(|| OpError::SlotNotReady(self.state()))
+    }
+}
+
+impl TokenOps for SlotEntry {
+    fn state(&self) -> SlotState {
+        SlotEntry::state(self)
+    }
+
+    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
+        self.open_slot()?.encrypt(job, done)
+    }
+
+    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
+        self.open_slot()?.decrypt_v2(job, done)
+    }
+
+    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
+        self.open_slot()?.decrypt_v1(job, done)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::slots::open::tests::config;
+
+    #[test]
+    fn a_slot_that_could_not_be_opened_refuses_with_its_state_and_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = SlotEntry::new(config("a"), dir.path().to_path_buf());
+        assert!(entry.open().is_err());
+        assert!(entry.handle().is_none());
+        assert_eq!(entry.state().name(), "failed");
+        assert!(entry.reason().unwrap().contains("/nonexistent/libhsm.so"));
+        assert!(matches!(entry.open_slot(), Err(OpError::SlotNotReady(SlotState::Failed { .. }))));
+        assert!(entry.test().is_none() && entry.last_proof().is_none());
+    }
+}
