@@ -1,22 +1,26 @@
 //! hsm-node: a node of the clustered key service.
 //!
 //! `config`, `secrets`, `tls`, `identity` and `policy` are read at the edge; `consensus` replicates;
-//! `slots` and `sync` keep tokens and state together; `http`, `health` and `admin` answer.
+//! `slots` and `sync` keep tokens and state together; `rotation` makes keys; `http`, `health` and `admin`
+//! answer; `app` puts it all together.
 
-pub mod admin {
-    //! Administration.
-    pub mod call;
-}
+pub mod admin;
+pub mod app;
 pub mod clock;
 pub mod config;
 pub mod consensus;
-pub mod identity;
-pub mod logging;
-pub mod policy;
-pub mod secrets;
-pub mod tls;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 pub mod health;
 pub mod http;
+pub mod identity;
 pub mod keyring;
+pub mod logging;
 pub mod metrics;
+pub mod policy;
+pub mod readiness;
+pub mod rotation;
+pub mod secrets;
 pub mod slots;
+pub mod sync;
+pub mod tls;

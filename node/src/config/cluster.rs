@@ -1,5 +1,6 @@
 //! `cluster`: who this node is, how it finds its peers, and Raft's timing.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,6 +55,8 @@ pub struct PeerListener {
     pub listen: SocketAddr,
     /// `host:port` that peers use.
     pub advertise: String,
+    /// Addresses to use for some peers instead of the advertised ones, by node_id: split networks.
+    pub addresses: BTreeMap<String, String>,
     /// Certificates of the cluster CA.
     pub tls: PeerTlsFiles,
 }
@@ -156,7 +159,7 @@ pub(crate) fn resolve(
         mode,
         node_id,
         name,
-        peer: peer(section.tls, section.listen, section.advertise, standalone)?,
+        peer: peer(section.tls, section.listen, section.advertise, section.peer_addresses, standalone)?,
         api_advertise: api_advertise(section.api_advertise, api, standalone)?,
         raft: section.raft.resolve()?,
         replication: section.token_replication.resolve(standalone, env)?,
@@ -205,6 +208,7 @@ fn peer(
     tls: Option<ClusterTlsSection>,
     listen: Option<String>,
     advertise: Option<String>,
+    addresses: BTreeMap<String, String>,
     standalone: bool,
 ) -> Result<Option<PeerListener>, ConfigError> {
     if standalone && tls.is_none() {
@@ -228,6 +232,7 @@ fn peer(
     Ok(Some(PeerListener {
         listen: socket_address("cluster.listen", text)?,
         advertise: advertised("cluster.advertise", advertise.as_deref().unwrap_or(text))?,
+        addresses,
         tls,
     }))
 }

@@ -218,6 +218,9 @@ pub(crate) struct ClusterSection {
     pub(crate) listen: Option<String>,
     /// Where peers find this node. Default: `listen`.
     pub(crate) advertise: Option<String>,
+    /// Addresses this node uses for some peers instead of the advertised ones, by node_id.
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) peer_addresses: BTreeMap<String, String>,
     /// Where clients find this node's API. Default: `server.listen`.
     pub(crate) api_advertise: Option<String>,
     pub(crate) tls: Option<ClusterTlsSection>,

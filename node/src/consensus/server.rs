@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use raft_store::command::Op;
 use raft_store::storage::SnapshotReceiver;
 use raft_store::{Snapshot, SnapshotMeta, Vote};
 use rustls::ServerConfig;
@@ -61,6 +62,8 @@ struct Peer {
     member: bool,
     /// Seconds since the epoch at which its certificate ends.
     not_after: i64,
+    /// SubjectPublicKeyInfo (DER) of its certificate.
+    spki: Vec<u8>,
 }
 
 /// A snapshot that is being received on a connection.
@@ -121,20 +124,22 @@ async fn greet(
         return Ok(None);
     }
     wire::send(&mut stream, &HelloReply::Welcome(handshake::hello(&control))).await?;
-    let not_after = not_after(&certificate).unwrap_or(0);
+    let Some((not_after, spki)) = end_and_key(&certificate) else { return Ok(None) };
     Ok(Some((
         stream,
         Peer {
             hello,
             member: !joining,
             not_after,
+            spki,
         },
     )))
 }
 
-fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+/// When a certificate ends, in seconds since the epoch, and its public key.
+fn end_and_key(certificate: &CertificateDer<'_>) -> Option<(i64, Vec<u8>)> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.validity().not_after.timestamp())
+    Some((certificate.validity().not_after.timestamp(), certificate.public_key().raw.to_vec()))
 }
 
 fn now_seconds() -> i64 {
@@ -181,12 +186,17 @@ async fn handle(
             }
             Response::Admin(shared.execute_here(*call).await.map(|value| value.to_string()))
         }
-        Request::Own { nonce, op } => Response::Own(
-            shared
-                .propose_for_member(peer.hello.raft_id, nonce, *op)
-                .await
-                .map_err(Into::into),
-        ),
+        Request::Own { nonce, op } => {
+            // Whoever grants trusts the signature, so the key that signed has to be the one that is here.
+            if let Op::RegisterSlotKey(register) = &*op
+                && register.key.signer_spki != peer.spki
+            {
+                tracing::warn!(target: "audit", peer = peer.hello.name, "slot key signed by another key refused");
+                return None;
+            }
+            let proposed = shared.propose_for_member(peer.hello.raft_id, nonce, *op).await;
+            Response::Own(proposed.map_err(Into::into))
+        }
         Request::ReadIndex => Response::ReadIndex(shared.read_index_here().await.map_err(Into::into)),
         Request::GoAway(reason) => {
             tracing::error!(target: "audit", peer = peer.hello.name, %reason, "a peer refuses this node's identity");

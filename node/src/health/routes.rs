@@ -99,7 +99,7 @@ fn failpoint(uri: &Uri) -> Result<Response, ApiError> {
             .ok_or_else(|| ApiError::new(ErrorCode::InvalidArgument).detail(format!("{key} is missing")))
     };
     let (name, action) = (given("name")?, given("action")?);
-    fail::cfg(name, &unescape(action))
+    crate::failpoints::arm(name, &unescape(action))
         .map_err(|error| ApiError::new(ErrorCode::InvalidArgument).detail(error))?;
     Ok(text(StatusCode::OK, "ok\n"))
 }

@@ -101,7 +101,10 @@ impl OpenConnections {
     #[must_use]
     pub fn new(max: usize) -> Self {
         let max = max.min(Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(max)), open: Arc::default() }
+        Self {
+            places: Arc::new(Semaphore::new(max)),
+            open: Arc::default(),
+        }
     }
 
     /// How many are open.

@@ -119,7 +119,9 @@ pub(crate) fn string_value(part: &AttributeTypeAndValue<'_>) -> Option<String> {
                 .chunks_exact(2)
                 .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
                 .collect();
-            (bytes.len() % 2 == 0)
+            bytes
+                .len()
+                .is_multiple_of(2)
                 .then(|| String::from_utf16(&units).ok())
                 .flatten()
         }

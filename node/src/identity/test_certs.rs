@@ -67,7 +67,26 @@ impl TestCa {
         self.issue(cn, None, &sans, 4096)
     }
 
+    /// A client certificate that ends at a moment, given as time since the Unix epoch.
+    pub(crate) fn ending(&self, cn: &str, ou: &str, at: std::time::Duration) -> TestCert {
+        self.issue_until(cn, Some(ou), &[], |params| {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + at;
+        })
+    }
+
     pub(crate) fn issue(&self, cn: &str, ou: Option<&str>, sans: &[SanType], year: i32) -> TestCert {
+        self.issue_until(cn, ou, sans, |params| {
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        })
+    }
+
+    fn issue_until(
+        &self,
+        cn: &str,
+        ou: Option<&str>,
+        sans: &[SanType],
+        end: impl FnOnce(&mut CertificateParams),
+    ) -> TestCert {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -80,7 +99,7 @@ impl TestCa {
             ExtendedKeyUsagePurpose::ClientAuth,
             ExtendedKeyUsagePurpose::ServerAuth,
         ];
-        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        end(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         TestCert {
             pem: certificate.pem(),

@@ -56,7 +56,10 @@ impl SlotEntry {
             config,
             dir,
             handle: ArcSwapOption::empty(),
-            closed: ArcSwap::from_pointee(Closed { state: SlotState::Locked, reason }),
+            closed: ArcSwap::from_pointee(Closed {
+                state: SlotState::Locked,
+                reason,
+            }),
             probes: ArcSwap::from_pointee(Vec::new()),
             next_probe: AtomicUsize::new(0),
             last_proof: Mutex::new(None),
@@ -162,13 +165,14 @@ impl SlotEntry {
                 slot = name,
                 before = serial,
                 now = slot.serial(),
-                "another token than before has this slot's label; it is of use only if it holds the slot's keys"
+                "another token than before has this slot's label; it is of use only with the slot's keys"
             ),
             _ => {}
         }
         // Without the marker a failure would refuse the next start, which is loud enough.
         if let Err(error) = marker.write(slot.serial()) {
-            tracing::error!(slot = name, path = %marker.path().display(), %error, "cannot note that the slot was ready");
+            let path = marker.path().display();
+            tracing::error!(slot = name, %path, %error, "cannot note that the slot was ready");
         }
     }
 
@@ -191,7 +195,9 @@ impl SlotEntry {
     }
 
     fn open_slot(&self) -> Result<Arc<Slot>, OpError> {
-        self.handle.load_full().ok_or_else(|| OpError::SlotNotReady(self.state()))
+        self.handle
+            .load_full()
+            .ok_or_else(|| OpError::SlotNotReady(self.state()))
     }
 }
 
@@ -227,7 +233,10 @@ mod tests {
         assert!(entry.handle().is_none());
         assert_eq!(entry.state().name(), "failed");
         assert!(entry.reason().unwrap().contains("/nonexistent/libhsm.so"));
-        assert!(matches!(entry.open_slot(), Err(OpError::SlotNotReady(SlotState::Failed { .. }))));
+        assert!(matches!(
+            entry.open_slot(),
+            Err(OpError::SlotNotReady(SlotState::Failed { .. }))
+        ));
         assert!(entry.test().is_none() && entry.last_proof().is_none());
     }
 }

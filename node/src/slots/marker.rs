@@ -22,7 +22,9 @@ pub(super) struct ReadyMarker {
 
 impl ReadyMarker {
     pub(super) fn of(dir: &Path, slot: &SlotName) -> Self {
-        Self { path: dir.join(format!("{slot}.ready")) }
+        Self {
+            path: dir.join(format!("{slot}.ready")),
+        }
     }
 
     /// Where it is, for messages.
@@ -43,8 +45,12 @@ impl ReadyMarker {
     /// Written beside, synced, renamed, folder synced.
     pub(super) fn write(&self, serial: &str) -> io::Result<()> {
         let partial = self.path.with_extension("ready.partial");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)?;
         // A serial is text of the token's choosing; the marker has one line for it.
         let serial: String = serial.chars().filter(|c| !c.is_control()).collect();
         file.write_all(format!("{MAGIC}\n{serial}\n").as_bytes())?;

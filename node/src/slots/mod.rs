@@ -83,7 +83,10 @@ impl SlotManager {
     /// SHA-256 of each slot's own public key, for people to compare at join; the reason where the
     /// token cannot say. Makes the key pair where there is none yet, which takes seconds. Blocks.
     pub fn fingerprints(&self) -> Vec<(SlotName, Result<[u8; 32], String>)> {
-        self.entries.iter().map(|(name, entry)| (name.clone(), fingerprint(entry))).collect()
+        self.entries
+            .iter()
+            .map(|(name, entry)| (name.clone(), fingerprint(entry)))
+            .collect()
     }
 
     /// Starts the watch over every slot: known-answer tests, and new attempts for closed ones. Ends
@@ -121,8 +124,16 @@ fn judge(entry: &SlotEntry, failure: &OpenFailure, legacy: bool) -> Result<(), S
             let (key, value) = failure.blame(entry.config(), legacy);
             // Errors of secrets begin with the key already.
             let problem = failure.to_string();
-            let problem = problem.strip_prefix(&format!("{key}: ")).unwrap_or(&problem).to_owned();
-            Err(SlotStartError { key, value, problem, about_pin: failure.is_about_pin() })
+            let problem = problem
+                .strip_prefix(&format!("{key}: "))
+                .unwrap_or(&problem)
+                .to_owned();
+            Err(SlotStartError {
+                key,
+                value,
+                problem,
+                about_pin: failure.is_about_pin(),
+            })
         }
         Err(error) => Err(SlotStartError {
             key: "data_dir".to_owned(),
@@ -181,7 +192,10 @@ mod tests {
     #[test]
     fn a_slot_that_was_never_ready_keeps_the_node_from_starting() {
         let data = tempfile::tempdir().unwrap();
-        let error = SlotManager::open(&hsm(&["a"]), data.path()).err().unwrap().to_string();
+        let error = SlotManager::open(&hsm(&["a"]), data.path())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(
             error.starts_with("config: hsm.slots.a.pkcs11_lib: /nonexistent/libhsm.so: "),
             "{error}"
@@ -193,7 +207,9 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let dir = marker::make_dir(data.path()).unwrap();
         for name in ["a", "b"] {
-            marker::ReadyMarker::of(&dir, &SlotName::new(name).unwrap()).write("1").unwrap();
+            marker::ReadyMarker::of(&dir, &SlotName::new(name).unwrap())
+                .write("1")
+                .unwrap();
         }
         let slots = SlotManager::open(&hsm(&["a", "b"]), data.path()).ok().unwrap();
         assert_eq!(slots.names().len(), 2);
@@ -206,7 +222,9 @@ mod tests {
     fn one_slot_that_was_ready_does_not_excuse_another_that_never_was() {
         let data = tempfile::tempdir().unwrap();
         let dir = marker::make_dir(data.path()).unwrap();
-        marker::ReadyMarker::of(&dir, &SlotName::new("a").unwrap()).write("1").unwrap();
+        marker::ReadyMarker::of(&dir, &SlotName::new("a").unwrap())
+            .write("1")
+            .unwrap();
         let error = SlotManager::open(&hsm(&["a", "b"]), data.path()).err().unwrap();
         assert!(error.key.starts_with("hsm.slots.b."), "{error}");
     }

@@ -36,7 +36,10 @@ impl OpenFailure {
     pub(super) fn state(&self) -> SlotState {
         match self {
             Self::Secret(_) => SlotState::Locked,
-            Self::Module(error) => SlotState::Failed { code: "open_failed", reason: error.to_string() },
+            Self::Module(error) => SlotState::Failed {
+                code: "open_failed",
+                reason: error.to_string(),
+            },
             Self::Slot(error) => error.state(),
         }
     }
@@ -49,7 +52,10 @@ impl OpenFailure {
     /// Serial number of a token that this process owns already, under another slot's name.
     pub(super) fn owned_here(&self) -> Option<&str> {
         match self {
-            Self::Slot(SlotError::Hsm { error: HsmError::Owned { serial, .. }, .. }) => Some(serial),
+            Self::Slot(SlotError::Hsm {
+                error: HsmError::Owned { serial, .. },
+                ..
+            }) => Some(serial),
             _ => None,
         }
     }
@@ -60,7 +66,11 @@ impl OpenFailure {
         match self {
             Self::Secret(_) => pin_key(&config.pin),
             Self::Module(_) => {
-                let key = if legacy { "hsm.pkcs11_lib".to_owned() } else { field(config, "pkcs11_lib") };
+                let key = if legacy {
+                    "hsm.pkcs11_lib".to_owned()
+                } else {
+                    field(config, "pkcs11_lib")
+                };
                 (key, config.pkcs11_lib.display().to_string())
             }
             Self::Slot(error) if error.is_about_pin() => pin_key(&config.pin),
@@ -75,7 +85,11 @@ fn field(config: &SlotConfig, field: &str) -> String {
 
 /// The key that names a slot's token.
 pub(super) fn label_key(config: &SlotConfig, legacy: bool) -> String {
-    if legacy { "hsm.slot_id".to_owned() } else { field(config, "label") }
+    if legacy {
+        "hsm.slot_id".to_owned()
+    } else {
+        field(config, "label")
+    }
 }
 
 fn pin_key(source: &PinSource) -> (String, String) {
@@ -109,7 +123,11 @@ pub(super) fn open(config: &SlotConfig, state_dir: &Path) -> Result<Slot, OpenFa
 /// What opening the token had to repair.
 fn tell(config: &SlotConfig, module: &Module, slot: &Slot) {
     let name = config.name.as_str();
-    if module.restored_tokens().iter().any(|serial| serial == slot.serial()) {
+    if module
+        .restored_tokens()
+        .iter()
+        .any(|serial| serial == slot.serial())
+    {
         tracing::warn!(
             slot = name,
             serial = slot.serial(),
@@ -119,12 +137,21 @@ fn tell(config: &SlotConfig, module: &Module, slot: &Slot) {
     match slot.remove_torn_objects() {
         Ok(torn) => {
             for object in torn {
-                tracing::warn!(slot = name, object, "torn object removed; its key is imported again");
+                tracing::warn!(
+                    slot = name,
+                    object,
+                    "torn object removed; its key is imported again"
+                );
             }
         }
         Err(error) => tracing::warn!(slot = name, %error, "torn objects could not be looked for"),
     }
-    tracing::info!(slot = name, label = slot.label(), serial = slot.serial(), "slot open");
+    tracing::info!(
+        slot = name,
+        label = slot.label(),
+        serial = slot.serial(),
+        "slot open"
+    );
 }
 
 #[cfg(test)]
@@ -162,7 +189,10 @@ pub(super) mod tests {
         });
         assert_eq!(
             refused.blame(&slot, false),
-            ("hsm.slots.exchange.pin_file".to_owned(), "/nonexistent/pin".to_owned())
+            (
+                "hsm.slots.exchange.pin_file".to_owned(),
+                "/nonexistent/pin".to_owned()
+            )
         );
         assert!(refused.is_about_pin());
         assert_eq!(refused.state(), SlotState::Locked);
@@ -184,7 +214,10 @@ pub(super) mod tests {
         let failure = open(&config("a"), Path::new("/nonexistent")).err().unwrap();
         assert_eq!(
             failure.blame(&config("a"), false),
-            ("hsm.slots.a.pkcs11_lib".to_owned(), "/nonexistent/libhsm.so".to_owned())
+            (
+                "hsm.slots.a.pkcs11_lib".to_owned(),
+                "/nonexistent/libhsm.so".to_owned()
+            )
         );
         assert_eq!(failure.state().name(), "failed");
         assert!(!failure.is_about_pin());

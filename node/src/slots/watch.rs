@@ -42,7 +42,6 @@ enum Attempt {
 
 /// Watches until `shutdown`.
 pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<bool>) {
-    let name = entry.name().to_arc();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut told = Told::by_opening(&entry);
@@ -55,17 +54,27 @@ pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<boo
             _ = shutdown.changed() => return,
         }
         let state = entry.state();
-        crate::metrics::slot_state(&name, state.name());
         told.say_state(&entry, &state);
         if let Some(running) = attempt.take_if(|running| running.is_finished()) {
             match running.await {
                 Ok(Attempt::Test(tested)) => told.say_test(&entry, tested.as_ref()),
                 Ok(Attempt::Open(opened)) => {
-                    pause = if opened { RETRY_FIRST } else { (pause * 2).min(RETRY_MOST) };
+                    pause = if opened {
+                        RETRY_FIRST
+                    } else {
+                        (pause * 2).min(RETRY_MOST)
+                    };
                 }
-                Err(error) => tracing::error!(slot = &*name, %error, "the watch over the slot failed"),
+                Err(error) => {
+                    tracing::error!(slot = entry.name().as_str(), %error, "the watch over the slot failed");
+                }
             }
-            due = Instant::now() + if entry.handle().is_some() { TEST_EVERY } else { pause };
+            due = Instant::now()
+                + if entry.handle().is_some() {
+                    TEST_EVERY
+                } else {
+                    pause
+                };
         }
         if attempt.is_none() && Instant::now() >= due {
             let entry = Arc::clone(&entry);
@@ -80,7 +89,11 @@ pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<boo
 impl Told {
     /// Opening the slot has said how that went.
     fn by_opening(entry: &SlotEntry) -> Self {
-        Self { state: summary(&entry.state()), reason: entry.reason(), test: None }
+        Self {
+            state: summary(&entry.state()),
+            reason: entry.reason(),
+            test: None,
+        }
     }
 
     fn say_state(&mut self, entry: &SlotEntry, state: &SlotState) {
@@ -93,9 +106,22 @@ impl Told {
         let (slot, label) = (entry.name().as_str(), entry.label());
         match &reason {
             Some(reason) => {
-                tracing::error!(slot, label, state = now.0, code = now.1, reason, "slot does not serve");
+                tracing::error!(
+                    slot,
+                    label,
+                    state = now.0,
+                    code = now.1,
+                    reason,
+                    "slot does not serve"
+                );
             }
-            None => tracing::info!(slot, label, before = self.state.0, state = now.0, "slot serves again"),
+            None => tracing::info!(
+                slot,
+                label,
+                before = self.state.0,
+                state = now.0,
+                "slot serves again"
+            ),
         }
         self.state = now;
         self.reason = reason;
@@ -112,7 +138,11 @@ impl Told {
             return;
         }
         if let Some(reason) = &failure {
-            tracing::warn!(slot = entry.name().as_str(), reason, "known-answer test did not pass");
+            tracing::warn!(
+                slot = entry.name().as_str(),
+                reason,
+                "known-answer test did not pass"
+            );
             // The key at fault may be lost or quarantined: token and state are to be compared.
             entry.say_changed();
         }
@@ -127,11 +157,17 @@ mod tests {
 
     #[test]
     fn figures_in_a_reason_are_no_change_of_state() {
-        let hung = |reason: &str| SlotState::Failed { code: "hung", reason: reason.to_owned() };
+        let hung = |reason: &str| SlotState::Failed {
+            code: "hung",
+            reason: reason.to_owned(),
+        };
         assert_eq!(summary(&hung("for 3 s")), summary(&hung("for 4 s")));
         assert_ne!(
             summary(&hung("x")),
-            summary(&SlotState::Failed { code: "token_error", reason: "x".to_owned() })
+            summary(&SlotState::Failed {
+                code: "token_error",
+                reason: "x".to_owned()
+            })
         );
         assert_ne!(summary(&SlotState::Ready), summary(&SlotState::Locked));
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::server::WebPkiClientVerifier;
-use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use sha2::{Digest, Sha256};
@@ -13,7 +12,6 @@ use sha2::{Digest, Sha256};
 use super::api::{CLUSTER_CA, forget_sessions};
 use super::files::{CaFile, certificates, private_key, refuse_dev};
 use super::peer_verifier::PeerVerifier;
-use super::signing::{ClusterSignature, sign};
 use super::{TlsError, provider};
 use crate::config::PeerTlsFiles;
 use crate::identity::{NodeIdentity, peer_identity};
@@ -36,7 +34,6 @@ pub struct ClusterTls {
     pub certificate: CertificateDer<'static>,
     /// Its SHA-256: information, not identity, so that a renewed one works.
     pub fingerprint: [u8; 32],
-    key: Arc<dyn SigningKey>,
 }
 
 /// Loads the cluster's certificates; `alpn` is what both sides speak.
@@ -77,7 +74,6 @@ pub fn load_cluster(
     verifier
         .verify(leaf, intermediates, UnixTime::now())
         .map_err(rejected)?;
-    let certified = CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(rejected)?;
 
     let client_verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .build()
@@ -97,7 +93,6 @@ pub fn load_cluster(
         ca_sha256: ca.cas.first().map(|ca| ca.sha256).unwrap_or_default(),
         fingerprint: Sha256::digest(leaf).into(),
         certificate: leaf.clone(),
-        key: certified.key,
     })
 }
 
@@ -144,15 +139,4 @@ fn own_identity(
         found: format!("{}/{}", identity.cluster, identity.name),
         expected: format!("{cluster}/{node_id}"),
     })
-}
-
-impl ClusterTls {
-    /// Signs a statement of this node with the key of its cluster certificate. `purpose` keeps
-    /// signatures of one kind from being taken for another.
-    ///
-    /// # Errors
-    /// When the key cannot sign.
-    pub fn sign(&self, purpose: &str, message: &[u8]) -> Result<ClusterSignature, TlsError> {
-        sign(&*self.key, purpose, message)
-    }
 }

@@ -5,7 +5,6 @@ mod api;
 mod cluster;
 mod files;
 mod peer_verifier;
-mod signing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +13,6 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::api::{ApiTls, load_api};
 pub use self::cluster::{ClusterTls, load_cluster};
-pub use self::signing::{ClusterSignature, verify_signature};
 use crate::identity::IdentityError;
 
 /// Why certificates cannot be used. Each message names the configuration key.
@@ -112,9 +110,6 @@ pub enum TlsError {
         /// Why.
         reason: IdentityError,
     },
-    /// A signature that does not hold.
-    #[error("the signature of the cluster certificate's key does not hold: {0}")]
-    Signature(String),
     /// The TLS library refused its own defaults.
     #[error("TLS could not be set up: {0}")]
     Setup(String),

@@ -299,19 +299,3 @@ fn another_nodes_certificate_is_refused_at_start() {
         .to_string();
     assert!(error.starts_with("cluster.tls.cert_path: "), "{error}");
 }
-
-#[test]
-fn a_signature_holds_for_its_key_purpose_and_message_only() {
-    let folder = Folder::new("Cluster");
-    let (one, two) = (node(&folder, "n1"), node(&folder, "n2"));
-    let signature = one.sign("slot-key", b"message").unwrap();
-    assert!(verify_signature(&one.certificate, "slot-key", b"message", &signature).is_ok());
-    assert!(verify_signature(&two.certificate, "slot-key", b"message", &signature).is_err());
-    assert!(verify_signature(&one.certificate, "slot-key", b"messagf", &signature).is_err());
-    assert!(verify_signature(&one.certificate, "slot-kez", b"message", &signature).is_err());
-    let odd = ClusterSignature {
-        scheme: 0x0fff,
-        ..signature
-    };
-    assert!(verify_signature(&one.certificate, "slot-key", b"message", &odd).is_err());
-}

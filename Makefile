@@ -1,0 +1,63 @@
+# The commands people use. `make help` lists them; scripts/ holds what they do.
+# A target that needs a tool or a Debian package installs it when it is absent.
+
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+.PHONY: help
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing: softhsm2 opensc strace (Debian, sudo where not root), cargo-nextest, cargo-deny
+	@scripts/setup.sh
+
+.PHONY: setup-packages
+setup-packages:
+	@scripts/setup.sh packages
+
+.PHONY: setup-tools
+setup-tools:
+	@scripts/setup.sh tools
+
+.PHONY: build
+build: setup-packages ## build hsm-node and hsmctl into target/debug
+	$(CARGO) build --locked -p hsm-node -p admin-cli --bins
+
+.PHONY: fix
+fix: ## format, and apply what clippy can mend by itself; the only target that changes sources
+	$(CARGO) clippy --workspace --all-targets --features failpoints --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+.PHONY: verify
+verify: setup-packages setup-tools ## check without running tests: format, clippy, dependencies, documents; changes nothing
+	@scripts/test.sh scripts fmt clippy deny doc
+
+.PHONY: test
+test: ## everything that CI runs, with the wall time of each step
+	@scripts/test.sh
+
+.PHONY: advisories
+advisories: setup-tools ## check dependencies against the advisory database (fetches it)
+	$(CARGO) deny --locked check advisories
+
+.PHONY: demo
+demo: build ## the main job on a real cluster: encrypt, rotate, kill -9 of the leader, go on; under a minute once built
+	@scripts/demo.sh
+
+.PHONY: dev
+dev: build ## start a cluster to play with, and say what to try
+	@scripts/dev.sh up
+
+.PHONY: dev-down
+dev-down: ## stop that cluster; its data stays
+	@scripts/dev.sh down
+
+.PHONY: release
+release: setup-packages ## pack optimised binaries into target/package; refuses binaries with failpoints
+	@scripts/release.sh
+
+.PHONY: clean
+clean: ## stop and remove the cluster of `make dev`, and everything built
+	@if [ -d "$${HSM_DEV_DIR:-.dev}" ]; then scripts/dev.sh clean; fi
+	$(CARGO) clean

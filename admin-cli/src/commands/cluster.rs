@@ -1,0 +1,389 @@
+//! `hsmctl cluster`: making a cluster, joining it, join tokens, status and members. A join token is read
+//! from a file or standard input, never from the arguments.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use hsm_api::SecretText;
+use hsm_api::admin::{ClusterStatus, JoinRequest, JoinTokenRequest, JoinTokenResponse, Member};
+use hsm_api::client::Retry;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::{CHANGE, MEMBERSHIP, READ, Session};
+use crate::exit::{repeatable_failed, usage};
+use crate::files;
+use crate::output::{self, note, or_dash, patiently};
+
+/// Longest input with a token.
+const MAX_TOKEN: usize = 4096;
+
+/// The cluster and its members.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Make a cluster of one node, seeded by that node's configuration.
+    Init,
+    /// Make a one-time token with which a node joins.
+    Token(Token),
+    /// Make the node at --endpoint join a cluster; returns once it votes.
+    Join(Join),
+    /// Show the cluster as a node sees it.
+    Status(Status),
+    /// List the members.
+    Members,
+}
+
+/// Arguments of `cluster token`.
+#[derive(Debug, Args)]
+pub(crate) struct Token {
+    /// How long the token lives; nodes have a default and a maximum.
+    #[arg(long, value_name = "SECONDS")]
+    ttl: Option<u64>,
+    /// Only the node of this name may use it.
+    #[arg(long, value_name = "NODE_ID")]
+    node: Option<String>,
+}
+
+/// Arguments of `cluster join`.
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// File with the token, or with the JSON of `cluster token -o json` [default: standard input].
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// SHA-256 of the cluster CA, from `cluster token`; needed unless the JSON has it.
+    #[arg(long, value_name = "HEX")]
+    cluster_ca_sha256: Option<String>,
+    /// Cluster listeners of members, host:port; any will do.
+    #[arg(
+        long = "leader",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        required = true
+    )]
+    leaders: Vec<String>,
+    /// You have compared the slots' fingerprints with the joining node's log.
+    #[arg(long)]
+    confirm_fingerprints: bool,
+}
+
+/// Arguments of `cluster status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Ask every endpoint, one line each.
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()> {
+    match command {
+        ClusterCommand::Init => init(session).await,
+        ClusterCommand::Token(args) => token(session, args).await,
+        ClusterCommand::Join(args) => join(session, args).await,
+        ClusterCommand::Status(args) if args.all => status_of_all(session).await,
+        ClusterCommand::Status(_) => status(session).await,
+        ClusterCommand::Members => members(session).await,
+    }
+}
+
+async fn init(session: &Session) -> Result<()> {
+    let client = session.client_of_one(MEMBERSHIP)?;
+    let answer = patiently("making the cluster", client.cluster_init())
+        .await
+        .map_err(repeatable_failed)?;
+    let made = &answer.body;
+    output::print(session.format(), made, || {
+        output::pairs([
+            ("cluster", made.cluster_id.clone()),
+            ("epoch", made.epoch.to_string()),
+            ("raft id", made.raft_id.to_string()),
+        ])
+    })
+}
+
+async fn token(session: &Session, args: Token) -> Result<()> {
+    let request = JoinTokenRequest {
+        ttl_seconds: args.ttl,
+        node_id: args.node,
+    };
+    let answer = session
+        .client(CHANGE)?
+        .create_join_token(&request)
+        .await
+        .map_err(repeatable_failed)?;
+    let made = &answer.body;
+    note("the token lets one node join: whoever has it can use it; it is shown once");
+    output::print(session.format(), made, || {
+        output::pairs([
+            ("token", made.token.expose().to_owned()),
+            ("cluster-ca-sha256", made.cluster_ca_sha256.clone()),
+            ("expires", made.expires_at.clone()),
+        ])
+    })
+}
+
+async fn join(session: &Session, args: Join) -> Result<()> {
+    let client = session.client_of_one(MEMBERSHIP)?;
+    let text = match &args.token_file {
+        Some(path) => files::read_secret(path)?,
+        None => token_from_stdin()?,
+    };
+    let (token, printed_digest) = parse_token(&text)?;
+    let Some(cluster_ca_sha256) = args.cluster_ca_sha256.or(printed_digest) else {
+        return Err(usage(
+            "the cluster CA is not pinned: give --cluster-ca-sha256 as `hsmctl cluster token` printed it",
+        ));
+    };
+    let request = JoinRequest {
+        token,
+        cluster_ca_sha256,
+        leader_addresses: args.leaders,
+        confirm_fingerprints: args.confirm_fingerprints.then_some(true),
+    };
+    let answer = patiently(
+        "joining: receiving state, importing and proving every key",
+        client.join(&request),
+    )
+    .await
+    .map_err(repeatable_failed)?;
+    let joined = &answer.body;
+    output::print(session.format(), joined, || {
+        let mut text = output::pairs([
+            ("cluster", joined.cluster_id.clone()),
+            ("raft id", joined.raft_id.to_string()),
+            ("role", joined.role.to_string()),
+        ]);
+        for slot in &joined.slots {
+            text.push_str(&format!("slot {}  node key {}\n", slot.slot, slot.spki_sha256));
+        }
+        text
+    })
+}
+
+fn token_from_stdin() -> Result<Zeroizing<String>> {
+    let input = data_of_stdin()?;
+    let text = std::str::from_utf8(&input).context("the token on standard input is not text")?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+fn data_of_stdin() -> Result<Zeroizing<Vec<u8>>> {
+    files::read_bounded(
+        super::data::unbuffered_stdin()?,
+        MAX_TOKEN,
+        "the token on standard input",
+    )
+}
+
+/// The token, and the digest of the CA if the text is the JSON that `cluster token` prints.
+fn parse_token(text: &str) -> Result<(SecretText, Option<String>)> {
+    let text = text.trim();
+    if text.is_empty() {
+        bail!("there is no token: make one with `hsmctl cluster token`");
+    }
+    if !text.starts_with('{') {
+        return Ok((SecretText::from(text), None));
+    }
+    // serde's messages may repeat what they could not read.
+    let Ok(printed) = serde_json::from_str::<JoinTokenResponse>(text) else {
+        bail!("the token's JSON is not what `hsmctl cluster token -o json` prints");
+    };
+    Ok((printed.token, Some(printed.cluster_ca_sha256)))
+}
+
+async fn status(session: &Session) -> Result<()> {
+    let answer = session.client(READ)?.cluster_status().await?;
+    let status = &answer.body;
+    output::print(session.format(), status, || status_text(status))
+}
+
+fn status_text(status: &ClusterStatus) -> String {
+    let millis = |value: Option<u64>| or_dash(value.map(|ms| format!("{ms} ms")));
+    let mut text = output::pairs([
+        (
+            "cluster",
+            format!("{} ({})", status.cluster_name, or_dash(known(&status.cluster_id))),
+        ),
+        ("epoch", status.epoch.to_string()),
+        ("node", format!("{} (raft id {})", status.node_id, status.raft_id)),
+        ("role", status.role.to_string()),
+        ("term", status.term.to_string()),
+        (
+            "leader",
+            or_dash(status.leader.as_ref().map(|leader| leader.node_id.clone())),
+        ),
+        (
+            "log",
+            format!(
+                "last {}, committed {}, applied {}",
+                status.last_log_index, status.committed_index, status.applied_index
+            ),
+        ),
+        ("quorum ack age", millis(status.quorum_ack_age_ms)),
+        ("staleness", millis(status.staleness_ms)),
+        ("failures tolerated", status.failure_tolerance.to_string()),
+        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
+    ]);
+    for reason in &status.not_ready {
+        text.push_str(&format!("  not ready: {}: {}\n", reason.code, reason.detail));
+    }
+    let slots = status.slots.iter().map(|slot| {
+        [
+            slot.slot.clone(),
+            slot.label.clone(),
+            slot.state.to_string(),
+            slot.missing_keys.to_string(),
+            slot.reason.clone().unwrap_or_default(),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&output::table(
+        ["SLOT", "LABEL", "STATE", "MISSING", "REASON"],
+        slots,
+    ));
+    text
+}
+
+fn known(id: &str) -> Option<&str> {
+    Some(id).filter(|id| !id.is_empty())
+}
+
+/// What one endpoint said.
+#[derive(Serialize)]
+struct Seen {
+    endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<ClusterStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+async fn status_of_all(session: &Session) -> Result<()> {
+    // One attempt each: a dead node is an answer here.
+    let client = session
+        .client(READ)?
+        .with_retry(Retry::Until(Duration::from_secs(2)));
+    let endpoints: Vec<String> = client.endpoints().map(str::to_owned).collect();
+    let mut seen = Vec::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        let answer = client.on(&endpoint)?.cluster_status().await;
+        let (status, error) = match answer {
+            Ok(answer) => (Some(answer.into_body()), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        seen.push(Seen {
+            endpoint,
+            status,
+            error,
+        });
+    }
+    output::print(session.format(), &seen, || {
+        let header = [
+            "ENDPOINT", "NODE", "ROLE", "TERM", "LEADER", "LAST", "APPLIED", "STALE", "READY",
+        ];
+        output::table(header, seen.iter().map(row_of_one))
+    })
+}
+
+fn row_of_one(seen: &Seen) -> [String; 9] {
+    let Some(status) = &seen.status else {
+        let mut row: [String; 9] = std::array::from_fn(|_| "-".to_owned());
+        row[0].clone_from(&seen.endpoint);
+        row[2] = "no answer".to_owned();
+        return row;
+    };
+    [
+        seen.endpoint.clone(),
+        status.node_id.clone(),
+        status.role.to_string(),
+        status.term.to_string(),
+        or_dash(status.leader.as_ref().map(|leader| leader.node_id.clone())),
+        status.last_log_index.to_string(),
+        status.applied_index.to_string(),
+        or_dash(status.staleness_ms.map(|ms| format!("{ms} ms"))),
+        if status.ready { "yes" } else { "no" }.to_owned(),
+    ]
+}
+
+async fn members(session: &Session) -> Result<()> {
+    let answer = session.client(READ)?.members().await?;
+    output::print(session.format(), &answer.body, || {
+        let header = [
+            "NODE",
+            "RAFT ID",
+            "ROLE",
+            "LEADER",
+            "API",
+            "CLUSTER",
+            "LAG",
+            "LAST SEEN",
+            "SLOTS",
+            "JOINED",
+        ];
+        output::table(header, answer.members.iter().map(member_row))
+    })
+}
+
+fn member_row(member: &Member) -> [String; 10] {
+    let slots: Vec<String> = member
+        .slots
+        .iter()
+        .map(|slot| format!("{}:{}", slot.slot, slot.state))
+        .collect();
+    [
+        member.node_id.clone(),
+        member.raft_id.to_string(),
+        member.role.to_string(),
+        if member.is_leader { "yes" } else { "" }.to_owned(),
+        member.api_address.clone(),
+        member.cluster_address.clone(),
+        or_dash(member.lag),
+        or_dash(member.last_seen_ms.map(|ms| format!("{ms} ms"))),
+        slots.join(" "),
+        member.joined_at.clone(),
+    ]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_taken_bare_or_as_it_was_printed() {
+        let (token, digest) = parse_token(" hsm-join-1.7.ab\n").unwrap();
+        assert_eq!((token.expose(), digest), ("hsm-join-1.7.ab", None));
+        let printed = r#"{"token": "hsm-join-1.7.ab", "cluster_ca_sha256": "00ff", "expires_at": "2030-01-01T00:00:00Z"}"#;
+        let (token, digest) = parse_token(printed).unwrap();
+        assert_eq!(
+            (token.expose(), digest.as_deref()),
+            ("hsm-join-1.7.ab", Some("00ff"))
+        );
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_repeating_it() {
+        assert!(parse_token(" \n").is_err());
+        let error = parse_token("{\"token\": planted}").unwrap_err().to_string();
+        assert!(!error.contains("planted"), "{error}");
+    }
+
+    #[test]
+    fn a_node_without_a_cluster_is_shown_as_such() {
+        let status: ClusterStatus = serde_json::from_value(serde_json::json!({
+            "cluster_id": "", "cluster_name": "playground", "epoch": 0, "node_id": "hsm-node-1", "raft_id": 0,
+            "role": "uninitialised", "term": 0, "leader": null, "last_log_index": 0, "committed_index": 0,
+            "applied_index": 0, "quorum_ack_age_ms": null, "staleness_ms": null, "ready": false,
+            "not_ready": [{"code": "uninitialised", "detail": "run cluster init or join"}],
+            "slots": [{"slot": "2fa", "label": "slot-2fa", "state": "ready", "missing_keys": 0}],
+            "failure_tolerance": 0
+        }))
+        .unwrap();
+        let text = status_text(&status);
+        assert!(
+            text.contains("playground (-)") && text.contains("not ready: uninitialised"),
+            "{text}"
+        );
+        assert!(text.contains("slot-2fa"), "{text}");
+    }
+}

@@ -1,0 +1,229 @@
+//! `hsmctl dev up` and `dev start`: makes what is missing, starts what does not run, forms what is not
+//! formed. The same command again continues wherever the last one ended.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use super::layout::{Facts, Layout, Node};
+use super::{Place, Start, config, env, form, pki, ports, process, ready, status, tokens};
+use crate::commands::slot::DEFAULT_MODULE;
+use crate::commands::{Session, on_runtime};
+use crate::files;
+use crate::output::note;
+
+const DEFAULT_NODES: u32 = 3;
+const DEFAULT_PORT: u16 = 8443;
+/// A node opens its store and its tokens before it listens.
+const LIVE: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
+
+/// Arguments of `dev up`.
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    place: Place,
+    /// How many nodes [default: 3, or as many as there are]; more than before adds nodes.
+    #[arg(long, value_name = "N")]
+    nodes: Option<u32>,
+    /// API port of node 1; its health and cluster ports follow, the next node's are 10 higher
+    /// [default: 8443, or as before].
+    #[arg(long, value_name = "PORT")]
+    base_port: Option<u16>,
+    /// The PKCS#11 module of new nodes.
+    #[arg(long, env = "HSM_PKCS11_LIB", value_name = "FILE", default_value = DEFAULT_MODULE)]
+    module: PathBuf,
+    /// Tell peers the port this much above each cluster port: a relay has to stand there. For tests.
+    #[arg(long, value_name = "N", hide = true)]
+    relay_offset: Option<u16>,
+    /// Only start the nodes; init, join and keys are left to the caller. For tests.
+    #[arg(long, hide = true)]
+    no_form: bool,
+}
+
+pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
+    files::harden()?;
+    let layout = Layout::create(&args.place.dir)?;
+    let _lock = layout.lock()?;
+    let before = layout.facts()?;
+    let facts = decide(before, args.nodes, args.base_port, args.relay_offset)?;
+    if before != Some(facts) {
+        layout.remember(facts)?;
+    }
+    let nodes = layout.nodes(facts)?;
+    let stopped: Vec<&Node> = nodes
+        .iter()
+        .filter(|node| process::running(node).is_none())
+        .collect();
+    for node in &stopped {
+        ports::check_free(node)?;
+    }
+    prepare(&layout, facts, &nodes, &args.module)?;
+    on_runtime(async {
+        start_all(&layout, &stopped).await?;
+        if args.no_form {
+            return Ok(());
+        }
+        form::form(&layout, &nodes).await?;
+        ready::wait_ready(&nodes, READY).await
+    })?
+    .with_context(|| {
+        let dir = args.place.dir.display();
+        format!(
+            "the nodes that run were left running: the same command again continues, and \
+             `hsmctl dev down --dir {dir}` stops them"
+        )
+    })?;
+    note(&format!("talk to it with: . {}", layout.env_file().display()));
+    status::print(session, &nodes)
+}
+
+pub(super) fn start(args: &Start) -> Result<()> {
+    files::harden()?;
+    let (layout, facts) = Layout::open(&args.place.dir)?;
+    let _lock = layout.lock()?;
+    let node = layout.node(facts, args.node)?;
+    if let Some(pid) = process::running(&node) {
+        note(&format!("node {} runs already (pid {pid})", node.number));
+        return Ok(());
+    }
+    if !node.config().exists() {
+        bail!(
+            "node {}: not made yet; continue with: hsmctl dev up --dir {}",
+            node.number,
+            args.place.dir.display()
+        );
+    }
+    ports::check_free(&node)?;
+    on_runtime(start_all(&layout, &[&node]))?
+}
+
+/// What is remembered and what is asked for have to agree, except that nodes may be added.
+fn decide(
+    before: Option<Facts>,
+    nodes: Option<u32>,
+    base_port: Option<u16>,
+    relay_offset: Option<u16>,
+) -> Result<Facts> {
+    let Some(before) = before else {
+        return Facts::new(
+            nodes.unwrap_or(DEFAULT_NODES),
+            base_port.unwrap_or(DEFAULT_PORT),
+            relay_offset.unwrap_or(0),
+        );
+    };
+    if let Some(port) = base_port.filter(|port| *port != before.base_port) {
+        bail!(
+            "--base-port {port}: this playground was made with {}, which its members know each other by; leave the \
+             option out, or name another folder",
+            before.base_port
+        );
+    }
+    if relay_offset.is_some_and(|offset| offset != before.relay_offset) {
+        bail!(
+            "--relay-offset: this playground was made with {}",
+            before.relay_offset
+        );
+    }
+    let nodes = nodes.unwrap_or(before.nodes);
+    if nodes < before.nodes {
+        bail!(
+            "--nodes {nodes}: this playground has {}; stop single ones with: hsmctl dev kill",
+            before.nodes
+        );
+    }
+    Facts::new(nodes, before.base_port, before.relay_offset)
+}
+
+/// Certificates, configurations, tokens, secrets, the env file: whatever is missing.
+fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Result<()> {
+    if !module.is_file() {
+        bail!(
+            "PKCS#11 module {}: no such file; install SoftHSM (Debian: apt-get install softhsm2), or name the module \
+             with --module",
+            module.display()
+        );
+    }
+    files::private_dir(&layout.secrets())?;
+    pki::ensure(layout, facts)?;
+    let replication_key = layout.replication_key_file();
+    if !replication_key.exists() {
+        let key = hsm_core::replication::ReplicationKey::generate()?;
+        files::write(&replication_key, key.to_hex().as_bytes())?;
+    }
+    for node in nodes {
+        files::private_dir(&node.dir)?;
+        config::ensure(layout, node, module)?;
+        tokens::ensure(layout, node, module).with_context(|| format!("node {}", node.number))?;
+    }
+    env::write(layout, facts)
+}
+
+async fn start_all(layout: &Layout, stopped: &[&Node]) -> Result<()> {
+    let mut started: Vec<(&Node, Child)> = Vec::with_capacity(stopped.len());
+    for node in stopped {
+        note(&format!(
+            "node {}: starts, log in {}",
+            node.number,
+            node.log().display()
+        ));
+        started.push((node, process::spawn(layout, node)?));
+    }
+    for (node, child) in &mut started {
+        ready::wait_live(node, Some(child), LIVE).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn facts(nodes: u32, port: u16) -> Facts {
+        Facts::new(nodes, port, 0).unwrap()
+    }
+
+    #[test]
+    fn a_new_playground_has_three_nodes_from_8443() {
+        assert_eq!(decide(None, None, None, None).unwrap(), facts(3, 8443));
+        assert_eq!(decide(None, Some(5), Some(9000), None).unwrap(), facts(5, 9000));
+    }
+
+    #[test]
+    fn an_existing_one_is_continued_and_may_grow() {
+        let before = Some(facts(3, 9000));
+        assert_eq!(decide(before, None, None, None).unwrap(), facts(3, 9000));
+        assert_eq!(decide(before, Some(3), Some(9000), None).unwrap(), facts(3, 9000));
+        assert_eq!(decide(before, Some(4), None, None).unwrap(), facts(4, 9000));
+    }
+
+    #[test]
+    fn what_contradicts_an_existing_one_is_refused() {
+        let before = Some(facts(3, 9000));
+        assert!(
+            decide(before, Some(2), None, None)
+                .unwrap_err()
+                .to_string()
+                .contains("dev kill")
+        );
+        assert!(
+            decide(before, None, Some(8443), None)
+                .unwrap_err()
+                .to_string()
+                .contains("9000")
+        );
+        assert!(decide(before, None, None, Some(5)).is_err());
+    }
+
+    #[test]
+    fn a_missing_module_says_what_to_install() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let error = prepare(&layout, facts(1, 8443), &[], Path::new("/nonexistent.so")).unwrap_err();
+        assert!(error.to_string().contains("apt-get install softhsm2"), "{error}");
+    }
+}

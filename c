@@ -1,0 +1,2 @@
+directories.tokendir = /tmp/w2/tok
+objectstore.backend = file

@@ -1,0 +1,181 @@
+//! Who speaks to the nodes: the playground's certificates, further ones from its CAs for what the playground
+//! has nobody for, and clients that never repeat a request unless they are told to.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hsm_api::Client;
+use hsm_api::client::Retry;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A certificate and its key, as PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate.
+    pub cert: String,
+    /// Its key.
+    pub key: String,
+}
+
+/// A playground's `pki` folder.
+#[derive(Clone)]
+pub struct Pki {
+    dir: PathBuf,
+}
+
+/// One attempt of a request; a test that waits longer is a test of something else.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+fn name(common: &str, unit: Option<&str>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(Vec::<String>::new())?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "DEV");
+    if let Some(unit) = unit {
+        params
+            .distinguished_name
+            .push(DnType::OrganizationalUnitName, unit);
+    }
+    params.distinguished_name.push(DnType::CommonName, common);
+    Ok(params)
+}
+
+fn client_params(common: &str, unit: Option<&str>) -> Result<CertificateParams> {
+    let mut params = name(common, unit)?;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+fn sign(params: &CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<Identity> {
+    let key = KeyPair::generate()?;
+    let cert = params.signed_by(&key, issuer)?;
+    Ok(Identity {
+        cert: cert.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
+impl Pki {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.dir.join(file);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// One of the playground's own: `admin`, `trading-1`, ….
+    pub fn identity(&self, profile: &str) -> Result<Identity> {
+        Ok(Identity {
+            cert: self.read(&format!("clients/{profile}.crt"))?,
+            key: self.read(&format!("clients/{profile}.key"))?,
+        })
+    }
+
+    /// A further client of the playground's CA.
+    pub fn issue(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        let key = KeyPair::from_pem(&self.read("ca.key")?)?;
+        let issuer = Issuer::new(name("DEV hsm-service client CA", None)?, key);
+        sign(&client_params(common, unit)?, &issuer)
+    }
+
+    /// A client of a CA that no node knows, under the playground's CA's name.
+    pub fn foreign(common: &str, unit: Option<&str>) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let mut params = name("DEV hsm-service client CA", None)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        sign(&client_params(common, unit)?, &Issuer::new(params, key))
+    }
+
+    /// A new cluster certificate, with a new key, for the node of this name.
+    pub fn issue_cluster(&self, node_id: &str) -> Result<Identity> {
+        let key = KeyPair::from_pem(&self.read("cluster-ca.key")?)?;
+        let issuer = Issuer::new(name("DEV hsm-service cluster CA", None)?, key);
+        let mut params = name(node_id, None)?;
+        let uri = format!("hsm://playground/{node_id}");
+        params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        sign(&params, &issuer)
+    }
+
+    /// Where a node's cluster certificate lies.
+    #[must_use]
+    pub fn cluster_files(&self, node_id: &str) -> (PathBuf, PathBuf) {
+        let folder = self.dir.join("nodes").join(node_id);
+        (folder.join("cluster.crt"), folder.join("cluster.key"))
+    }
+
+    /// A client that sends each request once; `None` has no certificate.
+    pub fn client(&self, identity: Option<&Identity>, endpoints: &[String]) -> Result<Client> {
+        let mut builder = Client::builder()
+            .endpoints(endpoints.iter().cloned())
+            .ca_pem(self.read("ca.crt")?)
+            .retry(Retry::None)
+            .request_timeout(ATTEMPT);
+        if let Some(identity) = identity {
+            builder = builder.identity_pem(&identity.cert, &identity.key);
+        }
+        Ok(builder.build()?)
+    }
+}
+
+/// Offers TLS 1.2 as the newest version, and gives level and description of the alert that comes back.
+pub async fn alert_for_tls12(port: u16) -> Result<(u8, u8)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(&client_hello_of_tls12()).await?;
+    let mut answer = [0_u8; 7];
+    let read = tokio::time::timeout(ATTEMPT, stream.read_exact(&mut answer)).await;
+    read.context("no answer to a TLS 1.2 hello")??;
+    match answer {
+        [21, _, _, 0, 2, level, description] => Ok((level, description)),
+        [kind, ..] => bail!("record of type {kind} instead of an alert"),
+    }
+}
+
+/// RFC 5246 section 7.4.1.2, with the extensions every client of its time sent.
+fn client_hello_of_tls12() -> Vec<u8> {
+    let extensions: [&[u8]; 3] = [
+        // supported_groups: secp256r1
+        &[0, 10, 0, 4, 0, 2, 0, 23],
+        // ec_point_formats: uncompressed
+        &[0, 11, 0, 2, 1, 0],
+        // signature_algorithms: ecdsa_secp256r1_sha256, rsa_pss_rsae_sha256, rsa_pkcs1_sha256
+        &[0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1],
+    ];
+    let extensions = extensions.concat();
+    let mut body = vec![3, 3];
+    body.extend_from_slice(&[7; 32]);
+    body.push(0);
+    // TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    body.extend_from_slice(&[0, 4, 0xc0, 0x2b, 0xc0, 0x2f]);
+    body.extend_from_slice(&[1, 0]);
+    body.extend_from_slice(&length(&extensions));
+    body.extend_from_slice(&extensions);
+    let mut handshake = vec![1, 0];
+    handshake.extend_from_slice(&length(&body));
+    handshake.extend_from_slice(&body);
+    let mut record = vec![22, 3, 1];
+    record.extend_from_slice(&length(&handshake));
+    record.extend_from_slice(&handshake);
+    record
+}
+
+fn length(bytes: &[u8]) -> [u8; 2] {
+    u16::try_from(bytes.len()).unwrap_or_default().to_be_bytes()
+}

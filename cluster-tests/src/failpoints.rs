@@ -1,0 +1,52 @@
+//! Failpoints of a running node, over its health listener. Only builds with the feature have them.
+
+use anyhow::{Context, Result, bail};
+use hsm_api::paths;
+
+use crate::node::Node;
+
+/// The steps of a rotation, in the order in which a leader passes them.
+pub const ROTATION: [&str; 10] = [
+    "rotation::before_wrap",
+    "rotation::after_wrap",
+    "rotation::before_prepare_commit",
+    "rotation::after_prepare_commit",
+    "rotation::before_import",
+    "rotation::after_import",
+    "rotation::before_ack",
+    "rotation::after_ack",
+    "rotation::before_activate_commit",
+    "rotation::after_activate_commit",
+];
+
+/// Configures a failpoint with `kill` or an action of the `fail` crate; `off` disarms it.
+pub async fn arm(node: &Node, name: &str, action: &str) -> Result<()> {
+    let path = format!(
+        "{}?name={}&action={}",
+        paths::FAILPOINTS,
+        // The listener decodes the action only.
+        name,
+        paths::encode_segment(action)
+    );
+    let answer = node.health().post(&path).await.with_context(|| node.id())?;
+    if answer.status == 404 {
+        bail!(
+            "{}: no failpoints in this build; build with --features failpoints",
+            node.id()
+        );
+    }
+    if !answer.is_success() {
+        bail!(
+            "{}: {name}={action}: {} {}",
+            node.id(),
+            answer.status,
+            answer.text()
+        );
+    }
+    Ok(())
+}
+
+/// Lets the node kill itself with SIGKILL when it reaches the point.
+pub async fn kill_at(node: &Node, name: &str) -> Result<()> {
+    arm(node, name, "kill").await
+}

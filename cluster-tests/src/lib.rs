@@ -1,0 +1,52 @@
+//! The harness of the cluster tests: real nodes as processes, made by `hsmctl dev` in a folder and on ports of
+//! their own, clients that never retry behind a test's back, relays for partitions, load, failpoints and
+//! metrics. It waits for conditions with deadlines, and leaves no process behind, however a test ends.
+
+#![warn(missing_docs)]
+
+pub mod client;
+pub mod failpoints;
+pub mod load;
+pub mod metrics;
+pub mod node;
+pub mod playground;
+pub mod relay;
+pub mod wait;
+
+pub use client::{Identity, Pki};
+pub use load::Load;
+pub use metrics::Metrics;
+pub use node::Node;
+pub use playground::{Leader, Playground};
+pub use relay::Relays;
+pub use wait::until;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// A program that was built beside these tests: `target/debug/NAME` for `target/debug/deps/cluster-…`.
+/// `HSM_BIN_DIR` names another folder.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let folder = match std::env::var_os("HSM_BIN_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let own = std::env::current_exe().context("find this test")?;
+            let folder = own.parent().context("this test is in no folder")?;
+            let folder = if folder.ends_with("deps") {
+                folder.parent()
+            } else {
+                Some(folder)
+            };
+            folder.context("this test is in no folder")?.to_owned()
+        }
+    };
+    let path = folder.join(name);
+    if !path.is_file() {
+        bail!(
+            "{}: no such program; build it first: cargo build --workspace --bins --features failpoints",
+            path.display()
+        );
+    }
+    path.canonicalize().with_context(|| path.display().to_string())
+}

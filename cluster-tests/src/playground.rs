@@ -1,0 +1,474 @@
+//! A cluster for one test: made by `hsmctl dev` as a child process, in a folder and on ports of its own. When
+//! it is dropped every node is killed by its pid; when the test itself is killed, a small guard does it.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use hsm_api::Client;
+use hsm_api::admin::{ClusterStatus, NodeRole};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
+
+use crate::client::Pki;
+use crate::node::Node;
+use crate::relay::{Place, Relays};
+use crate::wait::until;
+
+/// From a node's cluster port to its relay's.
+const RELAY_OFFSET: u16 = 5;
+/// More nodes than any test has.
+const MAX_NODES: u32 = 16;
+/// Forming a cluster of five on a slow machine.
+const DEV_LIMIT: Duration = Duration::from_secs(300);
+/// Readiness after a start.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const LEADER_LIMIT: Duration = Duration::from_secs(20);
+/// A leader whose quorum is older than this is none any more.
+const QUORUM_MS: u64 = 1200;
+/// Lines of each log that a failed test shows.
+const TAIL: usize = 25;
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Output {
+    /// Exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Standard output, if the program succeeded; otherwise what it said.
+    pub fn ok(self) -> Result<Vec<u8>> {
+        if self.code == Some(0) {
+            return Ok(self.stdout);
+        }
+        bail!("exit code {:?}:\n{}", self.code, self.stderr)
+    }
+}
+
+/// Who leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// Number of the node.
+    pub node: u32,
+    /// Its term.
+    pub term: u64,
+}
+
+/// What a test wants of its cluster.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    nodes: u32,
+    relayed: bool,
+    form: bool,
+    env: Vec<(String, OsString)>,
+}
+
+impl Builder {
+    /// How many nodes; three unless it is said.
+    #[must_use]
+    pub fn nodes(mut self, nodes: u32) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// With relays between the nodes, see [`Playground::relays`].
+    #[must_use]
+    pub fn relayed(mut self) -> Self {
+        self.relayed = true;
+        self
+    }
+
+    /// Only start the nodes; make no cluster of them.
+    #[must_use]
+    pub fn unformed(mut self) -> Self {
+        self.form = false;
+        self
+    }
+
+    /// A variable for `hsmctl dev` and, where it lets it through, the nodes.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Makes the cluster; returns once every node is ready.
+    pub async fn start(self) -> Result<Playground> {
+        let root = tempfile::Builder::new().prefix("hsm-cluster-").tempdir()?;
+        let base_port = free_base_port(self.nodes)?;
+        let dir = root.path().join("playground");
+        let hsmctl = crate::binary("hsmctl")?;
+        crate::binary("hsm-node")?;
+        let guard = Guard::start(&hsmctl, root.path(), &dir)?;
+        let mut playground = Playground {
+            root,
+            dir,
+            hsmctl,
+            base_port,
+            nodes: self.nodes,
+            relays: None,
+            env: self.env,
+            guard,
+            passed: false,
+        };
+        if self.relayed {
+            let places = playground.nodes().iter().map(place).collect();
+            playground.relays = Some(Relays::start(playground.pki().dir(), places).await?);
+        }
+        let (nodes, port, offset) = (
+            self.nodes.to_string(),
+            base_port.to_string(),
+            RELAY_OFFSET.to_string(),
+        );
+        let mut args = vec!["--nodes", &nodes, "--base-port", &port];
+        if self.relayed {
+            args.extend(["--relay-offset", &offset]);
+        }
+        if !self.form {
+            args.push("--no-form");
+        }
+        playground.dev("up", &args).await?;
+        Ok(playground)
+    }
+}
+
+fn place(node: &Node) -> Place {
+    Place {
+        number: node.number,
+        relay_port: node.cluster_port + RELAY_OFFSET,
+        cluster_port: node.cluster_port,
+    }
+}
+
+/// A running cluster.
+pub struct Playground {
+    root: TempDir,
+    dir: PathBuf,
+    hsmctl: PathBuf,
+    base_port: u16,
+    nodes: u32,
+    relays: Option<Relays>,
+    env: Vec<(String, OsString)>,
+    guard: Guard,
+    passed: bool,
+}
+
+impl Playground {
+    /// Three nodes unless the builder is told otherwise.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 3,
+            relayed: false,
+            form: true,
+            env: Vec::new(),
+        }
+    }
+
+    /// A formed cluster of `nodes` nodes, all ready.
+    pub async fn start(nodes: u32) -> Result<Self> {
+        Self::builder().nodes(nodes).start().await
+    }
+
+    /// The playground's folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A folder beside it, for a test's own files; removed with it.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Its certificates.
+    #[must_use]
+    pub fn pki(&self) -> Pki {
+        Pki::new(self.dir.join("pki"))
+    }
+
+    /// A node by number, from 1.
+    #[must_use]
+    pub fn node(&self, number: u32) -> Node {
+        Node::new(&self.dir, self.base_port, number)
+    }
+
+    /// All nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        (1..=self.nodes).map(|number| self.node(number)).collect()
+    }
+
+    /// All nodes but one.
+    #[must_use]
+    pub fn others(&self, number: u32) -> Vec<Node> {
+        self.nodes()
+            .into_iter()
+            .filter(|node| node.number != number)
+            .collect()
+    }
+
+    /// The relays, if the builder was asked for them.
+    pub fn relays(&self) -> Result<&Relays> {
+        self.relays
+            .as_ref()
+            .context("this playground was started without relays")
+    }
+
+    /// A client of all nodes that sends each request once.
+    pub fn client(&self, profile: &str) -> Result<Client> {
+        let endpoints: Vec<String> = self.nodes().iter().map(Node::endpoint).collect();
+        self.pki()
+            .client(Some(&self.pki().identity(profile)?), &endpoints)
+    }
+
+    /// A client of one node that sends each request once.
+    pub fn client_on(&self, profile: &str, number: u32) -> Result<Client> {
+        self.pki().client(
+            Some(&self.pki().identity(profile)?),
+            &[self.node(number).endpoint()],
+        )
+    }
+
+    /// Runs hsmctl as somebody, with this on its standard input.
+    pub async fn hsmctl_as(&self, profile: &str, args: &[&str], input: &[u8]) -> Result<Output> {
+        let endpoints: Vec<String> = self.nodes().iter().map(Node::endpoint).collect();
+        let pki = self.dir.join("pki");
+        let mut command = tokio::process::Command::new(&self.hsmctl);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("HSM") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(args)
+            .env("HSMCTL_ENDPOINTS", endpoints.join(","))
+            .env("HSMCTL_CA", pki.join("ca.crt"))
+            .env("HSMCTL_PKI", pki)
+            .env("HSMCTL_PROFILE", profile)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command
+            .spawn()
+            .with_context(|| self.hsmctl.display().to_string())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that does not read its input may end before it is written.
+            let _ = stdin.write_all(input).await;
+        }
+        let output = tokio::time::timeout(DEV_LIMIT, child.wait_with_output())
+            .await
+            .with_context(|| format!("hsmctl {}: still running after {DEV_LIMIT:?}", args.join(" ")))??;
+        Ok(Output {
+            code: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs hsmctl as the administrator.
+    pub async fn hsmctl(&self, args: &[&str]) -> Result<Output> {
+        self.hsmctl_as("admin", args, &[]).await
+    }
+
+    /// Runs `hsmctl dev COMMAND --dir DIR …`, which has to succeed.
+    pub async fn dev(&self, command: &str, args: &[&str]) -> Result<Vec<u8>> {
+        let dir = self.dir.to_str().context("folder is not UTF-8")?;
+        let mut all = vec!["dev", command, "--dir", dir];
+        all.extend_from_slice(args);
+        let output = self.hsmctl(&all).await?;
+        output
+            .ok()
+            .with_context(|| format!("hsmctl dev {command} {}", args.join(" ")))
+    }
+
+    /// Starts a node that does not run; returns once it listens.
+    pub async fn start_node(&self, number: u32) -> Result<()> {
+        self.dev("start", &["--node", &number.to_string()])
+            .await
+            .map(drop)
+    }
+
+    /// Starts all nodes again and waits until they are ready, forming what is not formed.
+    pub async fn up(&self) -> Result<()> {
+        self.dev("up", &[]).await.map(drop)
+    }
+
+    /// One more node. With `join` false it only listens.
+    pub async fn add_node(&mut self, join: bool) -> Result<Node> {
+        let nodes = (self.nodes + 1).to_string();
+        let mut args = vec!["--nodes", nodes.as_str()];
+        if !join {
+            args.push("--no-form");
+        }
+        self.dev("up", &args).await?;
+        self.nodes += 1;
+        Ok(self.node(self.nodes))
+    }
+
+    /// Until all of these are ready.
+    pub async fn wait_ready(&self, nodes: &[Node]) -> Result<()> {
+        for node in nodes {
+            node.wait_ready(READY_LIMIT).await?;
+        }
+        Ok(())
+    }
+
+    /// One node's view, or nothing if it does not answer.
+    pub async fn status(&self, number: u32) -> Option<ClusterStatus> {
+        let client = self.client_on("admin", number).ok()?;
+        client
+            .cluster_status()
+            .await
+            .ok()
+            .map(hsm_api::client::Answer::into_body)
+    }
+
+    /// The leader among all nodes that run.
+    pub async fn leader(&self) -> Result<Leader> {
+        self.leader_among(&self.nodes()).await
+    }
+
+    /// The leader among these.
+    pub async fn leader_among(&self, nodes: &[Node]) -> Result<Leader> {
+        until("a leader with a quorum", LEADER_LIMIT, async || {
+            let mut best: Option<Leader> = None;
+            for node in nodes.iter().filter(|node| node.pid().is_some()) {
+                let Some(status) = self.status(node.number).await else {
+                    continue;
+                };
+                let fresh = status.quorum_ack_age_ms.is_none_or(|age| age < QUORUM_MS);
+                let newer = best.is_none_or(|best| best.term < status.term);
+                if status.role == NodeRole::Leader && fresh && newer {
+                    best = Some(Leader {
+                        node: node.number,
+                        term: status.term,
+                    });
+                }
+            }
+            best
+        })
+        .await
+    }
+
+    /// The end of a test that succeeded: no logs are shown.
+    pub fn passed(mut self) {
+        self.passed = true;
+    }
+
+    fn show_logs(&self) {
+        for node in self.nodes() {
+            let log = node.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- end of the log of {}", node.id());
+            for line in &lines[lines.len().saturating_sub(TAIL)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Playground {
+    fn drop(&mut self) {
+        if !self.passed {
+            self.show_logs();
+        }
+        for number in 1..=MAX_NODES {
+            // Nothing can be done about one that cannot be killed.
+            let _ = self.node(number).signal(Signal::SIGKILL);
+        }
+        if keep() {
+            self.root.disable_cleanup(true);
+            eprintln!("kept: {}", self.root.path().display());
+        }
+        self.guard.end();
+    }
+}
+
+/// `HSM_TEST_KEEP=1` keeps the folders of tests.
+fn keep() -> bool {
+    std::env::var_os("HSM_TEST_KEEP").is_some_and(|value| !value.is_empty())
+}
+
+/// A shell that waits for this process to end, however it does, and then kills the nodes: a runner that has
+/// lost patience kills a test without asking it.
+struct Guard {
+    child: Child,
+}
+
+impl Guard {
+    fn start(hsmctl: &Path, root: &Path, dir: &Path) -> Result<Self> {
+        const SCRIPT: &str = "cat >/dev/null; [ -d \"$2\" ] || exit 0; \"$1\" dev down --now --dir \"$3\"; \
+                              [ -n \"$HSM_TEST_KEEP\" ] || rm -rf \"$2\"";
+        let child = std::process::Command::new("sh")
+            .args(["-c", SCRIPT, "sh"])
+            .args([hsmctl, root, dir])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A signal to the test's group must not reach it.
+            .process_group(0)
+            .spawn()
+            .context("start the guard")?;
+        Ok(Self { child })
+    }
+
+    fn end(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A base port whose ten ports a node are free, below those that the kernel gives to outgoing connections.
+fn free_base_port(nodes: u32) -> Result<u16> {
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.subsec_nanos());
+    let mut pick = nanos ^ std::process::id().rotate_left(16);
+    for _ in 0..200 {
+        // Any full-period generator will do.
+        pick = pick.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let base = 20_000 + u16::try_from((pick >> 16) % 1150).unwrap_or_default() * 10;
+        // One more: tests add a node.
+        let ports = 10 * u16::try_from(nodes + 1).unwrap_or_default();
+        let free = (base..base + ports).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
+        if free {
+            return Ok(base);
+        }
+    }
+    bail!("no free range of ports between 20000 and 32000: is something listening on all of them?")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_port_leaves_room_for_its_nodes() {
+        let base = free_base_port(5).unwrap();
+        assert!((20_000..31_500).contains(&base) && base % 10 == 0, "{base}");
+    }
+
+    #[test]
+    fn a_guard_ends_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let mut guard = Guard::start(Path::new("true"), &path.join("gone"), &path).unwrap();
+        guard.end();
+        assert!(path.is_dir());
+    }
+}

@@ -1,0 +1,303 @@
+//! Bad input: each kind gets its documented status and stable code, v1's clients their text, and the node
+//! stays healthy.
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::client::alert_for_tls12;
+use cluster_tests::{Pki, Playground};
+use hsm_api::client::{Method, RawResponse};
+use hsm_api::data::{DecryptRequest, EncryptRequest};
+use hsm_api::{Client, ClientError, ErrorCode, Problem, paths};
+
+use crate::common::{CONTEXT, open, seal};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const ADMIN: (&str, &str) = ("x-hsm-request", "1");
+
+async fn post(client: &Client, path: &str, headers: &[(&str, &str)], body: &str) -> Result<RawResponse> {
+    Ok(client
+        .request(Method::POST, path, headers, body.as_bytes().to_vec())
+        .await?)
+}
+
+/// The answer is this code, with its status, as a problem that v1's clients read too.
+fn check(answer: &RawResponse, code: ErrorCode) -> Result<()> {
+    let problem: Problem = answer
+        .problem()
+        .with_context(|| format!("{code}: no problem body: {}", answer.text()))?;
+    ensure!(
+        problem.code == code.as_str(),
+        "{} instead of {code}: {}",
+        problem.code,
+        problem.detail
+    );
+    ensure!(
+        answer.status == code.status(),
+        "{code} with status {}",
+        answer.status
+    );
+    ensure!(
+        problem.status == code.status(),
+        "{code}: status {} in the body",
+        problem.status
+    );
+    ensure!(
+        problem.error == code.v1_text(),
+        "{code}: v1 text {:?}",
+        problem.error
+    );
+    ensure!(
+        answer.header("content-type") == Some("application/problem+json"),
+        "{code}: content type {:?}",
+        answer.header("content-type")
+    );
+    ensure!(!problem.request_id.is_empty(), "{code}: no request id");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_bad_input_has_its_answer() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let trading = cluster.client("trading-1")?;
+    let admin = cluster.client("admin")?;
+    let body = r#"{"context":"exchange-key","plaintext":"aGVsbG8="}"#;
+
+    // Bodies.
+    for (text, code) in [
+        ("", ErrorCode::InvalidJson),
+        ("{", ErrorCode::InvalidJson),
+        ("[]", ErrorCode::InvalidJson),
+        (r#"{"context":7,"plaintext":""}"#, ErrorCode::InvalidJson),
+        (
+            r#"{"context":"exchange-key","plaintext":"%%%"}"#,
+            ErrorCode::InvalidBase64Plaintext,
+        ),
+        (
+            r#"{"context":"exchange-key","plaintext":"aGVsbG8"}"#,
+            ErrorCode::InvalidBase64Plaintext,
+        ),
+        (
+            r#"{"context":"exchange-key","plaintext":"","aad":"!"}"#,
+            ErrorCode::InvalidBase64Aad,
+        ),
+    ] {
+        let answer = post(&trading, paths::ENCRYPT, &[JSON], text).await?;
+        check(&answer, code).with_context(|| format!("encrypt {text}"))?;
+    }
+    for (text, code) in [
+        ("nothing", ErrorCode::InvalidJson),
+        (
+            r#"{"context":"exchange-key","ciphertext":"%"}"#,
+            ErrorCode::InvalidBase64Ciphertext,
+        ),
+        (
+            r#"{"context":"exchange-key","ciphertext":"aGVsbG8="}"#,
+            ErrorCode::CiphertextTooShort,
+        ),
+        (
+            r#"{"context":"exchange-key","ciphertext":""}"#,
+            ErrorCode::CiphertextTooShort,
+        ),
+    ] {
+        let answer = post(&trading, paths::DECRYPT, &[JSON], text).await?;
+        check(&answer, code).with_context(|| format!("decrypt {text}"))?;
+    }
+    let large = format!(
+        r#"{{"context":"exchange-key","plaintext":"{}"}}"#,
+        "A".repeat(5 << 20)
+    );
+    check(
+        &post(&trading, paths::ENCRYPT, &[JSON], &large).await?,
+        ErrorCode::BodyTooLarge,
+    )?;
+
+    // Methods and paths.
+    let answer = trading
+        .request(Method::GET, paths::ENCRYPT, &[], Vec::new())
+        .await?;
+    check(&answer, ErrorCode::MethodNotAllowed)?;
+    check(
+        &post(&trading, "/nowhere", &[JSON], "{}").await?,
+        ErrorCode::NotFound,
+    )?;
+
+    // Admin routes: who, and how. `init` would say that the cluster is there already, if it got so far.
+    let init = paths::CLUSTER_INIT;
+    check(
+        &post(&trading, init, &[JSON, ADMIN], "{}").await?,
+        ErrorCode::RoleRequired,
+    )?;
+    check(
+        &post(&admin, init, &[JSON], "{}").await?,
+        ErrorCode::RequestHeaderMissing,
+    )?;
+    check(
+        &post(&admin, init, &[ADMIN, ("content-type", "text/plain")], "{}").await?,
+        ErrorCode::UnsupportedMediaType,
+    )?;
+    check(
+        &post(&admin, init, &[JSON, ADMIN], "{}").await?,
+        ErrorCode::AlreadyInitialised,
+    )?;
+
+    // Pages of other origins, on every route.
+    for (path, client) in [(paths::ENCRYPT, &trading), (init, &admin)] {
+        for header in [
+            ("origin", "https://evil.example"),
+            ("sec-fetch-site", "cross-site"),
+        ] {
+            let answer = post(client, path, &[JSON, ADMIN, header], body).await?;
+            check(&answer, ErrorCode::ForeignOrigin).with_context(|| format!("{path} {header:?}"))?;
+        }
+    }
+
+    still_healthy(&cluster, &trading).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_learns_no_more_than_that() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let trading = cluster.client("trading-1")?;
+    let endpoints = [cluster.node(1).endpoint()];
+    let encrypt = async |client: &Client, context: &str| {
+        let body = format!(r#"{{"context":"{context}","plaintext":"aGVsbG8="}}"#);
+        post(client, paths::ENCRYPT, &[JSON], &body).await
+    };
+
+    // A foreign context and one that does not exist: the same answer but for the request's id.
+    let foreign = encrypt(&trading, "2fa").await?;
+    let unknown = encrypt(&trading, "no-such-context").await?;
+    for answer in [&foreign, &unknown] {
+        check(answer, ErrorCode::AccessDenied)?;
+    }
+    let bare = |answer: &RawResponse| {
+        let mut problem = answer.problem().unwrap();
+        problem.request_id.clear();
+        problem
+    };
+    assert_eq!(bare(&foreign), bare(&unknown));
+    let keks = cluster.client("admin")?.list_keks().await?.into_body();
+    ensure!(
+        keks.contexts.iter().all(|info| info.context != "no-such-context"),
+        "an unknown context made a key"
+    );
+
+    // Units.
+    check(
+        &encrypt(&cluster.client("nobody")?, CONTEXT).await?,
+        ErrorCode::UnknownOrganizationalUnit,
+    )?;
+    let without_unit = cluster.pki().issue("plain", None)?;
+    let without_unit = cluster.pki().client(Some(&without_unit), &endpoints)?;
+    check(
+        &encrypt(&without_unit, CONTEXT).await?,
+        ErrorCode::NoOrganizationalUnit,
+    )?;
+
+    // Roles: an auditor reads, and changes nothing; an officer does neither yet.
+    let auditor = cluster.client("auditor")?;
+    auditor.cluster_status().await?;
+    auditor.list_keks().await?;
+    for profile in ["auditor", "officer-1", "trading-1"] {
+        let outcome = cluster.client(profile)?.rotate(CONTEXT, None).await;
+        let code = outcome.err().and_then(|error| error.code());
+        assert_eq!(code, Some(ErrorCode::RoleRequired), "{profile}");
+    }
+
+    // TLS itself.
+    let no_certificate = cluster.pki().client(None, &endpoints)?;
+    let foreign_ca = cluster
+        .pki()
+        .client(Some(&Pki::foreign("trading-1", Some("Trading"))?), &endpoints)?;
+    let node_as_client = cluster.pki().issue_cluster("hsm-node-1")?;
+    let node_as_client = cluster.pki().client(Some(&node_as_client), &endpoints)?;
+    for (what, client) in [
+        ("no certificate", no_certificate),
+        ("foreign CA", foreign_ca),
+        ("cluster CA", node_as_client),
+    ] {
+        let outcome = client.encrypt(&EncryptRequest::new(CONTEXT, b"x")).await;
+        let refused = matches!(
+            outcome,
+            Err(ClientError::Tls { .. } | ClientError::Transport { .. })
+        );
+        ensure!(refused, "{what}: {outcome:?}");
+    }
+    // 2: fatal, 70: protocol_version.
+    assert_eq!(alert_for_tls12(cluster.node(1).api_port).await?, (2, 70));
+
+    still_healthy(&cluster, &trading).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ciphertexts_that_cannot_be_opened_here_say_why() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let trading = cluster.client("trading-1")?;
+    let sealed = seal(&trading, CONTEXT, b"of exchange-key").await?;
+    let code = async |request: DecryptRequest| trading.decrypt(&request).await.err().and_then(|e| e.code());
+
+    // order-key belongs to a slot and to this unit, and has no key yet.
+    let outcome = trading.encrypt(&EncryptRequest::new("order-key", b"x")).await;
+    let refused = outcome.err().and_then(|error| error.code());
+    assert_eq!(refused, Some(ErrorCode::ContextHasNoKey));
+    let made = cluster.hsmctl(&["create-kek", "--context", "order-key"]).await?;
+    made.ok()?;
+    cluster
+        .node(1)
+        .wait_ready(std::time::Duration::from_secs(10))
+        .await?;
+    open(
+        &trading,
+        "order-key",
+        &seal(&trading, "order-key", b"of order-key").await?,
+    )
+    .await?;
+    let moved = DecryptRequest::new("order-key", sealed.ciphertext.clone());
+    assert_eq!(code(moved).await, Some(ErrorCode::WrongContext));
+
+    // Bytes 8 to 23 of an envelope are its key's id, 24 to 27 the version: a key nobody has, and a
+    // version nobody made.
+    let mut unknown = sealed.ciphertext.as_slice().to_vec();
+    unknown[8..24].fill(0x5a);
+    assert_eq!(
+        code(DecryptRequest::new(CONTEXT, unknown.clone())).await,
+        Some(ErrorCode::UnknownKeyVersion)
+    );
+    unknown[24..28].copy_from_slice(&9_u32.to_be_bytes());
+    assert_eq!(
+        code(DecryptRequest::new(CONTEXT, unknown)).await,
+        Some(ErrorCode::UnknownKeyVersion)
+    );
+    // v1's form needs its key_id, and one that exists.
+    let v1 = vec![7_u8; 40];
+    assert_eq!(
+        code(DecryptRequest::new(CONTEXT, v1.clone())).await,
+        Some(ErrorCode::UnknownKeyVersion)
+    );
+    let no_such = DecryptRequest::new(CONTEXT, v1.clone()).with_key_id("kek-exchange-key-v77");
+    assert_eq!(code(no_such).await, Some(ErrorCode::UnknownKeyVersion));
+    let not_its_own = DecryptRequest::new(CONTEXT, v1).with_key_id(&sealed.key_id);
+    assert_eq!(code(not_its_own).await, Some(ErrorCode::AuthenticationFailed));
+    let cut = sealed.ciphertext.as_slice()[..40].to_vec();
+    assert_eq!(
+        code(DecryptRequest::new(CONTEXT, cut)).await,
+        Some(ErrorCode::CiphertextTooShort)
+    );
+
+    still_healthy(&cluster, &trading).await?;
+    cluster.passed();
+    Ok(())
+}
+
+async fn still_healthy(cluster: &Playground, client: &Client) -> Result<()> {
+    ensure!(
+        cluster.node(1).is_ready().await,
+        "not ready: {}",
+        cluster.node(1).checks().await
+    );
+    let sealed = seal(client, CONTEXT, b"still here").await?;
+    open(client, CONTEXT, &sealed).await
+}

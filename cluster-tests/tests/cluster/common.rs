@@ -1,0 +1,112 @@
+//! What several tests need: sealing and opening, and looking at key versions.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::Playground;
+use hsm_api::admin::{ContextInfo, KeyState};
+use hsm_api::client::Retry;
+use hsm_api::data::{DecryptRequest, EncryptRequest};
+use hsm_api::{Base64, Client};
+
+/// The context most tests use.
+pub const CONTEXT: &str = "exchange-key";
+
+/// An acknowledged encryption.
+#[derive(Clone)]
+pub struct Sealed {
+    pub plaintext: Vec<u8>,
+    pub ciphertext: Base64,
+    pub key_id: String,
+    pub version: u32,
+}
+
+/// Encrypts once.
+pub async fn seal(client: &Client, context: &str, plaintext: &[u8]) -> Result<Sealed> {
+    let answer = client
+        .encrypt(&EncryptRequest::new(context, plaintext))
+        .await?
+        .into_body();
+    Ok(Sealed {
+        plaintext: plaintext.to_vec(),
+        ciphertext: answer.ciphertext,
+        key_id: answer.key_id,
+        version: answer.key_version,
+    })
+}
+
+/// Decrypts once; what comes out has to be what went in.
+pub async fn open(client: &Client, context: &str, sealed: &Sealed) -> Result<()> {
+    let answer = client
+        .decrypt(&DecryptRequest::new(context, sealed.ciphertext.clone()))
+        .await?;
+    ensure!(
+        answer.plaintext.as_slice() == sealed.plaintext,
+        "version {} decrypted to something else",
+        sealed.version
+    );
+    Ok(())
+}
+
+/// Everything acknowledged decrypts on every node.
+pub async fn open_everywhere(
+    cluster: &Playground,
+    profile: &str,
+    context: &str,
+    all: &[Sealed],
+) -> Result<()> {
+    for node in cluster.nodes() {
+        let client = cluster.client_on(profile, node.number)?;
+        for sealed in all {
+            open(&client, context, sealed)
+                .await
+                .with_context(|| format!("version {} on {}", sealed.version, node.id()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A context as one node sees it.
+pub async fn context_on(cluster: &Playground, number: u32, context: &str) -> Result<ContextInfo> {
+    let client = cluster
+        .client_on("admin", number)?
+        .with_retry(Retry::Until(Duration::from_secs(5)));
+    let keks = client.list_keks().await?.into_body();
+    keks.contexts
+        .into_iter()
+        .find(|info| info.context == context)
+        .with_context(|| format!("node {number} does not know {context}"))
+}
+
+/// Numbers of the versions in a state.
+pub fn in_state(info: &ContextInfo, state: KeyState) -> Vec<u32> {
+    info.versions
+        .iter()
+        .filter(|version| version.state == state)
+        .map(|version| version.version)
+        .collect()
+}
+
+/// Exactly one version is active, none is pending, and no number is used twice.
+pub fn check_settled(info: &ContextInfo) -> Result<u32> {
+    let active = in_state(info, KeyState::Active);
+    ensure!(active.len() == 1, "active versions: {active:?}");
+    let pending = in_state(info, KeyState::Pending);
+    ensure!(pending.is_empty(), "pending versions: {pending:?}");
+    let mut numbers: Vec<u32> = info.versions.iter().map(|version| version.version).collect();
+    let count = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    ensure!(numbers.len() == count, "a number twice: {:?}", info.versions);
+    ensure!(
+        info.active_version == active.first().copied(),
+        "active_version {:?}",
+        info.active_version
+    );
+    Ok(active[0])
+}
+
+/// Versions that were made and not given up.
+pub fn made(info: &ContextInfo) -> usize {
+    info.versions.len() - in_state(info, KeyState::Abandoned).len()
+}

@@ -1,0 +1,157 @@
+//! Every node exports everything an operator needs to see, with buckets fine enough for a token.
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Playground, until};
+use std::time::Duration;
+
+use crate::common::{CONTEXT, open_everywhere, seal};
+
+/// What has to be there on every node, whatever it does.
+const EVERYWHERE: [&str; 25] = [
+    "hsm_raft_role",
+    "hsm_raft_term",
+    "hsm_raft_leader_changes_total",
+    "hsm_raft_last_log_index",
+    "hsm_raft_committed_index",
+    "hsm_raft_applied_index",
+    "hsm_raft_snapshot_index",
+    "hsm_raft_quorum_ack_age_seconds",
+    "hsm_staleness_seconds",
+    "hsm_raft_proposals_pending",
+    "hsm_raft_proposals_timed_out_total",
+    "hsm_raft_append_fsync_seconds",
+    "hsm_store_bytes",
+    "hsm_keys_missing",
+    "hsm_slot_state",
+    "hsm_sync_age_seconds",
+    "hsm_requests_total",
+    "hsm_request_duration_seconds",
+    "hsm_token_calls_total",
+    "hsm_token_call_duration_seconds",
+    "hsm_encrypt_operations_total",
+    "hsm_decrypt_operations_total",
+    "hsm_acl_failures_total",
+    "hsm_rate_limit_hits_total",
+    "hsm_active_connections",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_exports_what_is_promised() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let mut acknowledged = Vec::new();
+    for node in cluster.nodes() {
+        acknowledged.push(seal(&cluster.client_on("trading-1", node.number)?, CONTEXT, b"x").await?);
+    }
+    open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
+    cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    let leader = cluster.leader().await?;
+
+    for node in cluster.nodes() {
+        let metrics = node.metrics().await?;
+        for name in EVERYWHERE {
+            ensure!(metrics.has(name), "{}: no {name}", node.id());
+        }
+        let role = if node.number == leader.node {
+            "leader"
+        } else {
+            "follower"
+        };
+        ensure!(
+            metrics.with_label("hsm_raft_role", "role", role) == Some(1.0),
+            "{} is no {role}",
+            node.id()
+        );
+        for slot in ["exchange", "2fa"] {
+            let ready = metrics
+                .all("hsm_slot_state")
+                .find(|sample| {
+                    sample.labels.get("slot").is_some_and(|found| found == slot)
+                        && sample.labels["state"] == "ready"
+                })
+                .with_context(|| format!("{}: no state of slot {slot}", node.id()))?;
+            ensure!(ready.value == 1.0, "{}: slot {slot} is not ready", node.id());
+            let missing = metrics.with_label("hsm_keys_missing", "slot", slot);
+            ensure!(
+                missing == Some(0.0),
+                "{}: {missing:?} keys missing in {slot}",
+                node.id()
+            );
+        }
+        ensure!(
+            metrics.sum("hsm_store_bytes").is_some_and(|bytes| bytes > 0.0),
+            "{}: an empty store",
+            node.id()
+        );
+        for name in [
+            "hsm_request_duration_seconds",
+            "hsm_token_call_duration_seconds",
+            "hsm_raft_append_fsync_seconds",
+        ] {
+            let fine = metrics
+                .buckets(name)
+                .iter()
+                .filter_map(|bound| bound.parse::<f64>().ok())
+                .filter(|bound| *bound < 0.001)
+                .count();
+            ensure!(
+                fine >= 3,
+                "{}: {name} has {fine} buckets below a millisecond",
+                node.id()
+            );
+        }
+        // Labels come from configuration, never from callers.
+        for sample in &metrics.samples {
+            ensure!(
+                !sample.labels.contains_key("client_cn"),
+                "{}: label client_cn",
+                sample.name
+            );
+        }
+        // v1's path, on the API itself.
+        let on_api = cluster.client_on("auditor", node.number)?.metrics().await?;
+        ensure!(
+            on_api.contains("hsm_raft_term"),
+            "{}: /metrics of the API",
+            node.id()
+        );
+    }
+
+    // Only a leader knows its peers.
+    let peers = cluster.node(leader.node);
+    until("the lag of both peers", Duration::from_secs(10), async || {
+        let metrics = peers.metrics().await.ok()?;
+        (metrics.all("hsm_raft_peer_lag").count() >= 2).then_some(())
+    })
+    .await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_cluster_appends_nothing() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let last_log = async || -> Result<f64> {
+        cluster
+            .node(1)
+            .metrics()
+            .await?
+            .sum("hsm_raft_last_log_index")
+            .context("no last log index")
+    };
+    // What forming has left to report is reported within a few seconds: wait for a quiet one.
+    let mut before = last_log().await?;
+    until(
+        "ten seconds without an entry",
+        Duration::from_secs(60),
+        async || {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let now = last_log().await.ok()?;
+            let quiet = now == before;
+            before = now;
+            quiet.then_some(())
+        },
+    )
+    .await?;
+    cluster.passed();
+    Ok(())
+}

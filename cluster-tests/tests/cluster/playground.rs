@@ -1,0 +1,279 @@
+//! `hsmctl dev` and the other commands as people use them: what they print, how they end, what they refuse.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cluster_tests::{Playground, until};
+use serde_json::Value;
+
+fn mode(path: &Path) -> Result<u32> {
+    Ok(std::fs::metadata(path)
+        .with_context(|| path.display().to_string())?
+        .permissions()
+        .mode()
+        & 0o777)
+}
+
+fn json(text: &[u8]) -> Result<Value> {
+    serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_commands_of_the_readme_work() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let endpoint = |number: u32| cluster.node(number).endpoint();
+
+    // Everything is there and private.
+    assert_eq!(mode(cluster.dir())?, 0o700);
+    for file in [
+        "env",
+        "pki/ca.crt",
+        "pki/clients/admin.key",
+        "secrets/2fa.pin",
+        "node1/config.yaml",
+        "node1/log",
+    ] {
+        assert_eq!(mode(&cluster.dir().join(file))?, 0o600, "{file}");
+    }
+    for name in [
+        "trading-1",
+        "trading-2",
+        "2fa-1",
+        "auditor",
+        "officer-1",
+        "officer-2",
+        "officer-3",
+        "nobody",
+    ] {
+        ensure!(
+            cluster.dir().join(format!("pki/clients/{name}.crt")).is_file(),
+            "no certificate of {name}"
+        );
+    }
+
+    // Encrypt, pipe, decrypt.
+    let encrypt = ["encrypt", "--context", "exchange-key", "--endpoint", &endpoint(1)];
+    let sealed = cluster.hsmctl_as("trading-1", &encrypt, b"hello").await?.ok()?;
+    let decrypt = ["decrypt", "--context", "exchange-key", "--endpoint", &endpoint(3)];
+    assert_eq!(
+        cluster.hsmctl_as("trading-2", &decrypt, &sealed).await?.ok()?,
+        b"hello"
+    );
+    let mut as_json = decrypt.to_vec();
+    as_json.extend(["-o", "json"]);
+    let opened = json(&cluster.hsmctl_as("trading-1", &as_json, &sealed).await?.ok()?)?;
+    assert_eq!(opened["plaintext"], STANDARD.encode("hello"));
+
+    // Look around.
+    let status = json(&cluster.hsmctl(&["cluster", "status", "-o", "json"]).await?.ok()?)?;
+    assert_eq!(
+        (&status["cluster_name"], &status["ready"]),
+        (&"playground".into(), &true.into())
+    );
+    assert_eq!(status["failure_tolerance"], 1);
+    let members = json(
+        &cluster
+            .hsmctl(&["cluster", "members", "-o", "json"])
+            .await?
+            .ok()?,
+    )?;
+    assert_eq!(members["members"].as_array().map(Vec::len), Some(3));
+    let all = json(
+        &cluster
+            .hsmctl(&["cluster", "status", "--all", "-o", "json"])
+            .await?
+            .ok()?,
+    )?;
+    assert_eq!(all.as_array().map(Vec::len), Some(3));
+    let table = String::from_utf8(cluster.hsmctl(&["list-kek", "--verbose"]).await?.ok()?)?;
+    for word in ["exchange-key", "kek-2fa-v1", "slot-", "active"] {
+        // The slot's own name stands there, not its label.
+        ensure!(
+            word == "slot-" || table.contains(word),
+            "{word} is not in\n{table}"
+        );
+    }
+    let whoami = json(&cluster.hsmctl(&["whoami", "-o", "json"]).await?.ok()?)?;
+    assert_eq!(whoami["cn"], "admin");
+
+    // Rotate through a follower, and see it.
+    let rotated = json(
+        &cluster
+            .hsmctl(&["rotate", "exchange-key", "-o", "json"])
+            .await?
+            .ok()?,
+    )?;
+    assert_eq!(
+        (&rotated["version"], &rotated["previous_version"]),
+        (&2.into(), &1.into())
+    );
+    let rotation = json(&cluster.hsmctl(&["rotation-status", "-o", "json"]).await?.ok()?)?;
+    let exchange = rotation["contexts"]
+        .as_array()
+        .and_then(|contexts| {
+            contexts
+                .iter()
+                .find(|context| context["context"] == "exchange-key")
+        })
+        .context("exchange-key is not in rotation-status")?;
+    assert_eq!(exchange["active_version"], 2);
+
+    // dev status, kill, start.
+    let running = json(&cluster.dev("status", &["-o", "json"]).await?)?;
+    let nodes = running.as_array().context("no array")?;
+    ensure!(
+        nodes
+            .iter()
+            .all(|node| node["ready"] == true && node["pid"].is_number()),
+        "{running}"
+    );
+    cluster.dev("kill", &["--node", "2"]).await?;
+    let running = json(&cluster.dev("status", &["-o", "json"]).await?)?;
+    ensure!(
+        running[1]["pid"].is_null() && running[1]["ready"] == false,
+        "{running}"
+    );
+    let again = cluster
+        .hsmctl(&[
+            "dev",
+            "kill",
+            "--node",
+            "2",
+            "--dir",
+            &cluster.dir().display().to_string(),
+        ])
+        .await?;
+    ensure!(
+        again.code == Some(1) && again.stderr.contains("does not run"),
+        "{again:?}"
+    );
+    cluster.start_node(2).await?;
+    cluster.wait_ready(&cluster.nodes()).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_have_their_exit_codes() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let encrypt = ["encrypt", "--context", "exchange-key"];
+    let code = async |profile: &str, args: &[&str]| {
+        let output = cluster.hsmctl_as(profile, args, b"x").await?;
+        ensure!(
+            output.stdout.is_empty() || output.code == Some(0),
+            "a result with a failure: {output:?}"
+        );
+        anyhow::Ok(output.code)
+    };
+    assert_eq!(code("trading-1", &encrypt).await?, Some(0));
+    assert_eq!(code("trading-1", &["no-such-command"]).await?, Some(2));
+    assert_eq!(code("trading-1", &["encrypt"]).await?, Some(2));
+    assert_eq!(code("../admin", &encrypt).await?, Some(2));
+    assert_eq!(code("nobody", &encrypt).await?, Some(3));
+    assert_eq!(code("trading-1", &["rotate", "exchange-key"]).await?, Some(3));
+    assert_eq!(code("admin", &["cluster", "init"]).await?, Some(4));
+    let dead = [
+        "encrypt",
+        "--context",
+        "exchange-key",
+        "--timeout",
+        "1",
+        "--endpoint",
+        "https://127.0.0.1:9",
+    ];
+    assert_eq!(code("trading-1", &dead).await?, Some(5));
+    let decrypt = ["decrypt", "--context", "exchange-key"];
+    assert_eq!(
+        cluster.hsmctl_as("trading-1", &decrypt, b"AAAA").await?.code,
+        Some(1)
+    );
+
+    // Under the old names: one code, the PIN is ignored and warned about.
+    let hsmctl = cluster_tests::binary("hsmctl")?;
+    let links = cluster.scratch().join("v1");
+    std::fs::create_dir(&links)?;
+    for name in ["hsm-admin", "create-kek"] {
+        std::os::unix::fs::symlink(&hsmctl, links.join(name))?;
+    }
+    let pki = cluster.dir().join("pki");
+    let run = |name: &str, args: &[&str]| {
+        std::process::Command::new(links.join(name))
+            .args(args)
+            .env("HSMCTL_ENDPOINTS", cluster.node(1).endpoint())
+            .env("HSMCTL_PKI", &pki)
+            .env("HSMCTL_PROFILE", "admin")
+            .stdin(Stdio::null())
+            .output()
+    };
+    let output = run("create-kek", &["kek-order-key-v1", "1234-planted", "1"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    ensure!(
+        said.contains("DEPRECATED: use 'hsmctl create-kek --label kek-order-key-v1'"),
+        "{said}"
+    );
+    ensure!(said.contains("WARNING") && !said.contains("planted"), "{said}");
+    let output = run("hsm-admin", &["list-kek"])?;
+    let listed = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && listed.contains("kek-order-key-v1"),
+        "{listed}"
+    );
+    assert_eq!(run("hsm-admin", &["no-such-command"])?.status.code(), Some(1));
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_up_is_continued() -> Result<()> {
+    let cluster = Playground::builder().unformed().start().await?;
+    for node in cluster.nodes() {
+        ensure!(!node.is_ready().await, "{} is ready without a cluster", node.id());
+    }
+    // Killed at several moments, it goes on where it was.
+    let hsmctl = cluster_tests::binary("hsmctl")?;
+    for sign in ["makes the cluster", "node 2: joins", "makes its first key"] {
+        let log = cluster.scratch().join("up.log");
+        let file = std::fs::File::create(&log)?;
+        let mut child = tokio::process::Command::new(&hsmctl)
+            .args(["dev", "up", "--dir"])
+            .arg(cluster.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .kill_on_drop(true)
+            .spawn()?;
+        until(sign, Duration::from_secs(60), async || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            (said.contains(sign) || child.try_wait().ok()?.is_some()).then_some(())
+        })
+        .await?;
+        child.kill().await?;
+    }
+    cluster.up().await?;
+    let status = cluster.status(1).await.context("no status")?;
+    ensure!(status.failure_tolerance == 1, "{status:?}");
+    let keks = cluster.client("admin")?.list_keks().await?.into_body();
+    for context in ["exchange-key", "2fa"] {
+        let found = keks.contexts.iter().find(|info| info.context == context);
+        ensure!(
+            found.is_some_and(|info| info.active_version.is_some()),
+            "{context}: {keks:?}"
+        );
+    }
+    // Down and up again: the same cluster.
+    cluster.dev("down", &[]).await?;
+    for node in cluster.nodes() {
+        ensure!(node.pid().is_none(), "{} still runs", node.id());
+    }
+    cluster.up().await?;
+    let again = cluster.status(1).await.context("no status")?;
+    assert_eq!(again.cluster_id, status.cluster_id);
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! What keeps a node from starting, each with key, value and remedy; and what must not keep it from starting.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Node, Playground};
+use hsm_api::ErrorCode;
+use hsm_api::admin::SlotState;
+use tokio::io::AsyncReadExt;
+
+use crate::common::{CONTEXT, open, seal};
+
+/// A node that cannot start says so at once; opening two tokens takes a moment.
+const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+/// Of a supervisor's `RestartPreventExitStatus`.
+const EXIT_PIN: i32 = 77;
+
+/// How a start ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    said: String,
+}
+
+/// hsm-node, started by hand with one configuration and the playground's secrets.
+struct Start {
+    config: String,
+    env: BTreeMap<String, String>,
+}
+
+impl Start {
+    fn of(cluster: &Playground, node: &Node) -> Result<Self> {
+        let secret = |file: &str| -> Result<String> {
+            let path = cluster.dir().join("secrets").join(file);
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            Ok(text.trim().to_owned())
+        };
+        let env = BTreeMap::from([
+            (
+                "SOFTHSM2_CONF".to_owned(),
+                node.dir.join("softhsm2.conf").display().to_string(),
+            ),
+            ("HSM_PIN_EXCHANGE".to_owned(), secret("exchange.pin")?),
+            ("HSM_PIN_2FA".to_owned(), secret("2fa.pin")?),
+            ("TOKEN_REPLICATION_KEY".to_owned(), secret("replication.key")?),
+        ]);
+        Ok(Self {
+            config: node.config()?,
+            env,
+        })
+    }
+
+    /// With something replaced that has to be there.
+    fn with(mut self, from: &str, to: &str) -> Result<Self> {
+        ensure!(
+            self.config.contains(from),
+            "the playground's configuration has no {from:?}:\n{}",
+            self.config
+        );
+        self.config = self.config.replace(from, to);
+        Ok(self)
+    }
+
+    /// With an empty data folder of its own: a store that never saw a slot ready.
+    fn with_fresh_data(self, node: &Node, data: &Path) -> Result<Self> {
+        let old = node.dir.join("data").display().to_string();
+        self.with(&old, &data.display().to_string())
+    }
+
+    fn with_env(mut self, name: &str, value: Option<&str>) -> Self {
+        match value {
+            Some(value) => self.env.insert(name.to_owned(), value.to_owned()),
+            None => self.env.remove(name),
+        };
+        self
+    }
+
+    /// Until it ends by itself, or is killed because it runs.
+    async fn run(&self, scratch: &Path) -> Result<Ended> {
+        let config = scratch.join("startup.yaml");
+        std::fs::write(&config, &self.config)?;
+        let mut child = tokio::process::Command::new(cluster_tests::binary("hsm-node")?)
+            .arg("--config")
+            .arg(&config)
+            .env_clear()
+            .envs(&self.env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut stderr = child.stderr.take().context("no stderr")?;
+        let said = tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            let _ = stderr.read_to_end(&mut bytes).await;
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        let code = match tokio::time::timeout(REFUSED_WITHIN, child.wait()).await {
+            Ok(status) => status?.code(),
+            Err(_) => {
+                child.kill().await?;
+                None
+            }
+        };
+        Ok(Ended {
+            code,
+            said: said.await?,
+        })
+    }
+
+    /// It does not start, and says all of this.
+    async fn refused(&self, scratch: &Path, named: &[&str]) -> Result<Ended> {
+        let ended = self.run(scratch).await?;
+        ensure!(
+            ended.code.is_some_and(|code| code != 0),
+            "{named:?}: it started: {}",
+            ended.said
+        );
+        for word in named {
+            ensure!(ended.said.contains(word), "{word:?} is not named: {}", ended.said);
+        }
+        Ok(ended)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    cluster.dev("down", &[]).await?;
+    let (node, scratch) = (cluster.node(1), cluster.scratch());
+    let start = || Start::of(&cluster, &node);
+
+    let unset = start()?.with_env("HSM_PIN_2FA", None);
+    unset
+        .refused(scratch, &["hsm.slots.2fa.pin_env", "HSM_PIN_2FA", "export it"])
+        .await?;
+    let unset = start()?.with_env("TOKEN_REPLICATION_KEY", None);
+    unset
+        .refused(
+            scratch,
+            &["encryption_key_env", "TOKEN_REPLICATION_KEY", "export it"],
+        )
+        .await?;
+    let wrong = start()?.with_env("TOKEN_REPLICATION_KEY", Some(&"5a".repeat(32)));
+    wrong.refused(scratch, &["TOKEN_REPLICATION_KEY"]).await?;
+    let twice = start()?.with("contexts: [2fa]", "contexts: [2fa, order-key]")?;
+    twice
+        .refused(scratch, &["order-key", "hsm.slots.exchange", "hsm.slots.2fa"])
+        .await?;
+    let both = start()?.with("  slots:\n", "  slot_id: hsm-token\n  slots:\n")?;
+    both.refused(scratch, &["hsm.slot_id", "hsm-token", "hsm.slots"])
+        .await?;
+    let misspelt = start()?.with("drain:", "drian:")?;
+    misspelt
+        .refused(scratch, &["server.drian", "did you mean drain?"])
+        .await?;
+    let unreadable = start()?.with("server.crt", "absent.crt")?;
+    unreadable
+        .refused(scratch, &["server.tls.cert_path", "absent.crt", "readable"])
+        .await?;
+    let production = start()?.with("dev: true", "dev: false")?;
+    production.refused(scratch, &["DEV", "dev: true"]).await?;
+    let one_ca = start()?.with("cluster-ca.crt", "ca.crt")?;
+    one_ca.refused(scratch, &["cluster.tls.ca_path"]).await?;
+    let external = start()?.with("type: raft", "type: etcd")?;
+    external
+        .refused(scratch, &["cluster.coordination.type", "etcd", "built in"])
+        .await?;
+
+    for (port, key) in [
+        (node.api_port, "server.listen"),
+        (node.health_port, "server.health_listen"),
+        (node.cluster_port, "cluster.listen"),
+    ] {
+        let taken = TcpListener::bind(("127.0.0.1", port))?;
+        start()?.refused(scratch, &[key, &port.to_string()]).await?;
+        drop(taken);
+    }
+
+    // None of it has changed anything.
+    cluster.up().await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    cluster.dev("down", &[]).await?;
+    let (node, scratch) = (cluster.node(1), cluster.scratch());
+    let fresh = |name: &str| Start::of(&cluster, &node)?.with_fresh_data(&node, &scratch.join(name));
+
+    let unknown = fresh("label")?.with("label: slot-2fa", "label: slot-of-nobody")?;
+    unknown
+        .refused(scratch, &["hsm.slots.2fa.label", "slot-of-nobody", "slot-2fa"])
+        .await?;
+    let absent = fresh("module")?.with("libsofthsm2.so", "libabsent.so")?;
+    absent.refused(scratch, &["pkcs11_lib", "libabsent.so"]).await?;
+
+    // A wrong PIN is tried once, whatever a supervisor does.
+    let wrong_pin = "0123456789ABCDEFGHJKMNPQRSTV";
+    let wrong = fresh("pin")?.with_env("HSM_PIN_2FA", Some(wrong_pin));
+    let first = wrong
+        .refused(scratch, &["hsm.slots.2fa.pin_env", "HSM_PIN_2FA"])
+        .await?;
+    assert_eq!(first.code, Some(EXIT_PIN), "{}", first.said);
+    for _ in 0..5 {
+        let again = wrong
+            .refused(scratch, &["hsm.slots.2fa.pin_env", "not tried again"])
+            .await?;
+        assert_eq!(again.code, Some(EXIT_PIN), "{}", again.said);
+        ensure!(!again.said.contains(wrong_pin), "the PIN is in the log");
+    }
+    // A short one is not tried at all.
+    let short = fresh("short")?.with_env("HSM_PIN_2FA", Some("1234"));
+    short
+        .refused(scratch, &["2fa", "128 random bits", "insecure_pin"])
+        .await?;
+    // With the right one the token is as it was, and the node runs until it is stopped.
+    let right = fresh("pin")?.run(scratch).await?;
+    ensure!(right.code.is_none(), "with the right PIN: {right:?}");
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let node = cluster.node(1);
+    let trading = cluster.client("trading-1")?;
+    let sealed = seal(&trading, CONTEXT, b"before").await?;
+    let config = node.config()?;
+
+    // Its token is gone: another label has the same effect, and loses nothing.
+    cluster.dev("down", &[]).await?;
+    node.set_config(&config.replace("label: slot-2fa", "label: slot-of-nobody"))?;
+    cluster.start_node(1).await?;
+    // A slot that nobody serves makes nobody unready.
+    node.wait_ready(Duration::from_secs(30)).await?;
+    open(&trading, CONTEXT, &sealed).await?;
+    seal(&trading, CONTEXT, b"meanwhile").await?;
+    let outcome = cluster
+        .client("2fa-1")?
+        .encrypt(&hsm_api::data::EncryptRequest::new("2fa", b"x"))
+        .await;
+    let code = outcome.err().and_then(|error| error.code());
+    ensure!(
+        matches!(code, Some(ErrorCode::SlotFailed | ErrorCode::SlotLocked)),
+        "the failed slot answers {code:?}"
+    );
+    assert_eq!(node.health().get("/readyz?slot=exchange").await?.status, 200);
+    assert_eq!(node.health().get("/readyz?slot=2fa").await?.status, 503);
+    let status = cluster.status(1).await.context("no status")?;
+    let slot = status
+        .slots
+        .iter()
+        .find(|slot| slot.slot == "2fa")
+        .context("no slot 2fa in status")?;
+    ensure!(
+        slot.state != SlotState::Ready && slot.reason.is_some(),
+        "{slot:?}"
+    );
+
+    // Put right, it serves again.
+    cluster.dev("down", &[]).await?;
+    node.set_config(&config)?;
+    cluster.start_node(1).await?;
+    node.wait_ready(Duration::from_secs(30)).await?;
+    seal(&cluster.client("2fa-1")?, "2fa", b"again").await?;
+    cluster.passed();
+    Ok(())
+}

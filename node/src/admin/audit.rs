@@ -1,0 +1,192 @@
+//! The audit line of an administrator's call: who asked from where for what, under which request id,
+//! and how it ended. One line where the call arrived and, for changes, one on the leader that decided;
+//! the request id joins them. Holds no secret and no control character.
+
+use super::authorise::Act;
+use super::call::CallError;
+use crate::identity::Principal;
+
+/// Longest text of a line's field.
+const MAX: usize = 300;
+
+/// Where a line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The node the client spoke to.
+    Entry,
+    /// The leader.
+    Leader,
+}
+
+/// A call to be recorded.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Where.
+    pub place: Place,
+    /// Who asks.
+    pub principal: &'a Principal,
+    /// From where.
+    pub source: &'a str,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// For what.
+    pub act: Act,
+    /// On what: a context, a node; may be empty.
+    pub target: &'a str,
+}
+
+/// What a line says of the end of a call.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    outcome: &'static str,
+    code: &'static str,
+    reason: String,
+}
+
+fn end(error: Option<&CallError>) -> End {
+    match error {
+        None => End {
+            outcome: "done",
+            code: "",
+            reason: String::new(),
+        },
+        Some(error) => End {
+            outcome: if error.is_refusal() { "refused" } else { "failed" },
+            code: error.code.as_str(),
+            reason: plain(&error.detail),
+        },
+    }
+}
+
+/// One line of text, whatever a certificate or request holds.
+fn plain(text: &str) -> String {
+    text.chars()
+        .take(MAX)
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// Writes the line.
+pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
+    let End {
+        outcome,
+        code,
+        reason,
+    } = end(error);
+    let principal = plain(&subject.principal.to_string());
+    let fingerprint = subject.principal.fingerprint_hex();
+    let issuer = plain(&subject.principal.issuer_dn);
+    let place = match subject.place {
+        Place::Entry => "entry",
+        Place::Leader => "leader",
+    };
+    let (source, request_id) = (plain(subject.source), plain(subject.request_id));
+    let (action, target) = (subject.act.name(), plain(subject.target));
+    if error.is_none() {
+        tracing::info!(
+            target: "audit",
+            principal, issuer, fingerprint, source, request_id, action, resource = target, place, outcome,
+            "admin call"
+        );
+    } else {
+        tracing::warn!(
+            target: "audit",
+            principal, issuer, fingerprint, source, request_id, action, resource = target, place, outcome,
+            code, reason,
+            "admin call"
+        );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use hsm_api::ErrorCode;
+
+    use super::*;
+    use crate::identity::Identity;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(error: Option<&CallError>) -> String {
+        let principal = Principal::new(Identity {
+            cn: "root\nforged line".to_owned(),
+            ou: Some("Admin".to_owned()),
+            sans: Vec::new(),
+            serial: "ab".to_owned(),
+            issuer_dn: "CN=CA".to_owned(),
+            fingerprint: [7; 32],
+            spki_sha256: [0; 32],
+            not_after: 0,
+        });
+        let subject = Subject {
+            place: Place::Leader,
+            principal: &principal,
+            source: "10.0.0.1:5",
+            request_id: "r-1",
+            act: Act::Rotate,
+            target: "exchange-key",
+        };
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || record(&subject, error));
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_line_says_who_from_where_what_and_how_it_ended() {
+        let line = written(None);
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for (field, value) in [
+            ("target", "audit"),
+            ("source", "10.0.0.1:5"),
+            ("request_id", "r-1"),
+            ("action", "key.rotate"),
+            ("resource", "exchange-key"),
+            ("place", "leader"),
+            ("outcome", "done"),
+        ] {
+            assert_eq!(json[field], value, "{field} in {line}");
+        }
+        assert!(json["principal"].as_str().unwrap().contains("OU=Admin"));
+        assert_eq!(line.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_failure_with_its_reason() {
+        let refused = CallError::new(ErrorCode::RoleRequired, "needs one of the roles admin");
+        let json: serde_json::Value = serde_json::from_str(&written(Some(&refused))).unwrap();
+        assert_eq!(json["outcome"], "refused");
+        assert_eq!(json["code"], "role_required");
+        assert_eq!(json["reason"], "needs one of the roles admin");
+        let failed = CallError::new(ErrorCode::NoQuorum, "x");
+        let json: serde_json::Value = serde_json::from_str(&written(Some(&failed))).unwrap();
+        assert_eq!(json["outcome"], "failed");
+    }
+
+    #[test]
+    fn no_text_makes_a_second_line() {
+        assert_eq!(plain("a\nb\r\u{7}c"), "a\u{fffd}b\u{fffd}\u{fffd}c");
+        assert_eq!(plain(&"x".repeat(1000)).len(), MAX);
+    }
+}

@@ -1,0 +1,225 @@
+//! Who may administer. Rules come from the replicated state once there is one; before, from the
+//! configuration, because somebody has to be allowed to found or join a cluster.
+
+use hsm_api::ErrorCode;
+use raft_store::state::ClusterState;
+
+use super::call::{AdminBody, CallError};
+use super::seed::Seed;
+use crate::identity::Principal;
+use crate::policy::{Denial, Policy, Role};
+
+/// What an administrator wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `cluster init`.
+    Init,
+    /// `cluster join`.
+    Join,
+    /// `cluster token`.
+    CreateJoinToken,
+    /// `cluster status`.
+    Status,
+    /// `cluster members`.
+    Members,
+    /// `create-kek`.
+    CreateKey,
+    /// `rotate`.
+    Rotate,
+    /// `list-kek`.
+    ListKeys,
+    /// `rotation-status`.
+    RotationStatus,
+    /// `whoami`.
+    WhoAmI,
+}
+
+/// Who else than an admin may act on keys.
+const OPERATE: &[Role] = &[Role::Operator];
+/// Who else than an admin may read.
+const READ: &[Role] = &[Role::Operator, Role::Auditor];
+
+impl Act {
+    /// The name in the audit.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Init => "cluster.init",
+            Self::Join => "cluster.join",
+            Self::CreateJoinToken => "cluster.token",
+            Self::Status => "cluster.status",
+            Self::Members => "cluster.members",
+            Self::CreateKey => "key.create",
+            Self::Rotate => "key.rotate",
+            Self::ListKeys => "key.list",
+            Self::RotationStatus => "key.rotation_status",
+            Self::WhoAmI => "whoami",
+        }
+    }
+
+    /// The roles that suffice; `None`: every certificate that is not revoked.
+    fn roles(self) -> Option<&'static [Role]> {
+        match self {
+            Self::Init | Self::Join | Self::CreateJoinToken => Some(&[Role::Admin]),
+            Self::CreateKey | Self::Rotate => Some(OPERATE),
+            Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus => Some(READ),
+            Self::WhoAmI => None,
+        }
+    }
+}
+
+impl AdminBody {
+    /// The act it is.
+    #[must_use]
+    pub fn act(&self) -> Act {
+        match self {
+            Self::Rotate { .. } => Act::Rotate,
+            Self::CreateKey { .. } => Act::CreateKey,
+            Self::CreateJoinToken { .. } => Act::CreateJoinToken,
+        }
+    }
+}
+
+/// Whether a caller may.
+///
+/// # Errors
+/// `certificate_revoked` or `role_required`.
+pub fn authorise(policy: &Policy, principal: &Principal, act: Act) -> Result<(), CallError> {
+    let allowed = match act.roles() {
+        Some(roles) => policy.require_role(principal, roles),
+        None => policy.check_certificate(principal),
+    };
+    allowed.map_err(CallError::from)
+}
+
+impl From<Denial> for CallError {
+    fn from(denial: Denial) -> Self {
+        let code = match &denial {
+            Denial::Revoked => ErrorCode::CertificateRevoked,
+            Denial::NoOu => ErrorCode::NoOrganizationalUnit,
+            Denial::UnknownOu(_) => ErrorCode::UnknownOrganizationalUnit,
+            Denial::Context { .. } => ErrorCode::AccessDenied,
+            Denial::Role { .. } => ErrorCode::RoleRequired,
+        };
+        Self::new(code, denial.to_string())
+    }
+}
+
+/// The policy of the replicated state; `None` before there is a cluster.
+#[must_use]
+pub fn state_policy(state: &ClusterState) -> Option<Policy> {
+    let acl = state.acl()?;
+    Some(Policy::new(
+        acl,
+        state.revocations().iter().map(|(key, _)| key.clone()),
+    ))
+}
+
+/// The rules in force on a node: the state's, or the seed's before there is a state.
+#[must_use]
+pub fn rules(state: &ClusterState, seed: &Seed) -> Policy {
+    state_policy(state).unwrap_or_else(|| seed.policy())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use raft_store::state::access::{Acl, RevocationKey};
+
+    use super::*;
+    use crate::identity::Identity;
+    use crate::rotation::testing::{ISSUER, World};
+
+    fn caller(ou: &str, issuer: &str) -> Principal {
+        Principal::new(Identity {
+            cn: "someone".to_owned(),
+            ou: Some(ou.to_owned()),
+            sans: Vec::new(),
+            serial: "1".to_owned(),
+            issuer_dn: issuer.to_owned(),
+            fingerprint: [1; 32],
+            spki_sha256: [2; 32],
+            not_after: 0,
+        })
+    }
+
+    const ALL: [Act; 10] = [
+        Act::Init,
+        Act::Join,
+        Act::CreateJoinToken,
+        Act::Status,
+        Act::Members,
+        Act::CreateKey,
+        Act::Rotate,
+        Act::ListKeys,
+        Act::RotationStatus,
+        Act::WhoAmI,
+    ];
+
+    fn allowed(ou: &str, issuer: &str) -> Vec<&'static str> {
+        let policy = state_policy(&World::new(1).state).unwrap();
+        let may = |act: &Act| authorise(&policy, &caller(ou, issuer), *act).is_ok();
+        ALL.iter().filter(|act| may(act)).map(|act| act.name()).collect()
+    }
+
+    #[test]
+    fn each_role_may_what_it_is_for() {
+        assert_eq!(allowed("Admin", ISSUER).len(), ALL.len());
+        let reads = [
+            "cluster.status",
+            "cluster.members",
+            "key.list",
+            "key.rotation_status",
+            "whoami",
+        ];
+        assert_eq!(allowed("Audit", ISSUER), reads);
+        let operator = allowed("Ops", ISSUER);
+        assert_eq!(operator.len(), reads.len() + 2);
+        assert!(operator.contains(&"key.rotate") && operator.contains(&"key.create"));
+        assert_eq!(allowed("Trading", ISSUER), ["whoami"]);
+    }
+
+    #[test]
+    fn another_cas_certificates_have_no_role() {
+        assert_eq!(allowed("Admin", "CN=Other CA"), ["whoami"]);
+    }
+
+    #[test]
+    fn the_state_rules_once_there_is_one() {
+        let admin = caller("Boss", "CN=Seed CA");
+        let acl = Acl {
+            mappings: Default::default(),
+            roles: vec![crate::policy::RoleEntry {
+                role: Role::Admin,
+                issuer: "CN=Seed CA".to_owned(),
+                ou: Some("Boss".to_owned()),
+                cn: None,
+                spki_sha256: None,
+            }],
+        };
+        let seed = Seed {
+            acl,
+            revocations: vec![],
+        };
+        let before = rules(&ClusterState::default(), &seed);
+        assert!(authorise(&before, &admin, Act::Init).is_ok());
+        let after = rules(&World::new(1).state, &seed);
+        assert_eq!(
+            authorise(&after, &admin, Act::Init).unwrap_err().code,
+            ErrorCode::RoleRequired
+        );
+    }
+
+    #[test]
+    fn a_revoked_certificate_may_not_even_ask_who_it_is() {
+        let revocations = vec![(RevocationKey::CommonName("someone".to_owned()), String::new())];
+        let policy = Seed {
+            acl: Acl::default(),
+            revocations,
+        }
+        .policy();
+        let error = authorise(&policy, &caller("Admin", ISSUER), Act::WhoAmI).unwrap_err();
+        assert_eq!(error.code, ErrorCode::CertificateRevoked);
+        assert!(error.is_refusal());
+    }
+}

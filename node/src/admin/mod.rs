@@ -1,0 +1,17 @@
+//! Administration: calls over HTTP, authorised where they arrive and again on the leader, which carries
+//! them out. Reads are answered by the node that was asked; every call leaves an audit line.
+
+pub mod arrival;
+pub mod audit;
+pub mod authorise;
+pub mod call;
+pub mod join_token;
+pub mod routes;
+pub mod seed;
+pub mod service;
+pub mod views;
+
+pub use call::{AdminBody, AdminCall, CallError};
+pub use routes::{AdminParts, Placements, router};
+pub use seed::Seed;
+pub use service::{AdminService, ServiceParts};

@@ -1,0 +1,231 @@
+//! The cluster: found, let join, join, status, members. Founding and joining happen on the node that is
+//! asked; everything else goes by the replicated state.
+
+use std::collections::BTreeSet;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::Response;
+use hsm_api::ErrorCode;
+use hsm_api::admin::{
+    ClusterInitRequest, ClusterInitResponse, ClusterStatus, JoinRequest, JoinResponse, JoinTokenRequest,
+    LeaderRef, MemberRole, NodeRole, NotReadyReason, SlotState, SlotStatus,
+};
+use raft_store::names::{NodeName, RaftId};
+use raft_store::storage::Published;
+
+use super::caller::Caller;
+use super::{AdminState, json, parse};
+use crate::admin::authorise::{Act, authorise};
+use crate::admin::call::{AdminBody, CallError};
+use crate::admin::{join_token, views};
+use crate::health::ReadyQuery;
+use crate::http::ApiError;
+
+/// Addresses a joining node may try.
+const MAX_ADDRESSES: usize = 32;
+
+pub(super) async fn init(
+    State(state): State<AdminState>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let ClusterInitRequest {} = parse(&body)?;
+    let result = found(&state, &caller).await;
+    state.record(&caller, Act::Init, "", result.as_ref().err());
+    json(&result?)
+}
+
+async fn found(state: &AdminState, caller: &Caller) -> Result<ClusterInitResponse, CallError> {
+    let policy = state.policy(&state.consensus.published());
+    authorise(&policy, &caller.principal, Act::Init)?;
+    let founded = state.seed.found(&state.consensus).await?;
+    Ok(ClusterInitResponse {
+        cluster_id: founded.cluster_id.to_string(),
+        epoch: founded.epoch,
+        raft_id: founded.raft_id,
+    })
+}
+
+pub(super) async fn tokens(
+    State(state): State<AdminState>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let request: JoinTokenRequest = parse(&body)?;
+    let invalid = |why: String| ApiError::new(ErrorCode::InvalidArgument).detail(why);
+    let node = request.node_id.as_deref().map(NodeName::new).transpose();
+    let node = node.map_err(|error| invalid(error.to_string()))?;
+    let ttl_seconds = join_token::ttl(request.ttl_seconds)?;
+    let target = request.node_id.clone().unwrap_or_default();
+    let body = AdminBody::CreateJoinToken { ttl_seconds, node };
+    state.change(&caller, body, &request, &target).await
+}
+
+pub(super) async fn join(
+    State(state): State<AdminState>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let request: JoinRequest = parse(&body)?;
+    let result = enter(&state, &caller, request).await;
+    state.record(&caller, Act::Join, "", result.as_ref().err());
+    json(&result?)
+}
+
+async fn enter(state: &AdminState, caller: &Caller, request: JoinRequest) -> Result<JoinResponse, CallError> {
+    let policy = state.policy(&state.consensus.published());
+    authorise(&policy, &caller.principal, Act::Join)?;
+    let request = join_request(request, state)?;
+    let joined = state.consensus.join(request).await?;
+    let published = state.consensus.published();
+    Ok(JoinResponse {
+        raft_id: joined.raft_id,
+        cluster_id: joined.cluster_id.to_string(),
+        role: member_role(&published, joined.raft_id),
+        slots: views::fingerprints(&published.state, joined.raft_id),
+    })
+}
+
+fn join_request(
+    request: JoinRequest,
+    state: &AdminState,
+) -> Result<crate::consensus::JoinRequest, CallError> {
+    let invalid = |why: &str| CallError::new(ErrorCode::InvalidArgument, why);
+    let addresses = request.leader_addresses;
+    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
+        return Err(invalid(
+            "leader_addresses: give 1 to 32 cluster addresses of members, host:port",
+        ));
+    }
+    Ok(crate::consensus::JoinRequest {
+        token: request.token.expose().to_owned(),
+        cluster_ca_sha256: ca_hash(&request.cluster_ca_sha256)
+            .ok_or_else(|| invalid("cluster_ca_sha256: expected 64 hex digits"))?,
+        addresses,
+        slots: state.slots.names(),
+    })
+}
+
+/// Hex, with or without colons as fingerprints are often printed.
+fn ca_hash(text: &str) -> Option<[u8; 32]> {
+    let digits: String = text.trim().chars().filter(|c| *c != ':').collect();
+    let mut hash = [0; 32];
+    hex::decode_to_slice(digits, &mut hash).ok()?;
+    Some(hash)
+}
+
+fn member_role(published: &Published, id: RaftId) -> MemberRole {
+    let votes = published.membership.voter_ids().any(|voter| voter == id);
+    if votes {
+        MemberRole::Voter
+    } else {
+        MemberRole::Learner
+    }
+}
+
+pub(super) async fn members(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
+    let (view, own) = (state.consensus.view(), state.consensus.raft_id());
+    state.read(&caller, Act::Members, |published| {
+        views::members(published, &view, own)
+    })
+}
+
+pub(super) async fn status(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
+    state.read(&caller, Act::Status, |published| {
+        cluster_status(&state, published)
+    })
+}
+
+fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
+    let view = state.consensus.view();
+    let meta = published.state.meta();
+    let failing: Vec<NotReadyReason> = state
+        .view
+        .checks(&ReadyQuery::default())
+        .into_iter()
+        .filter(|check| !check.ok)
+        .map(|check| NotReadyReason {
+            code: check.code.into_owned(),
+            detail: check.detail,
+        })
+        .collect();
+    let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+    let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    ClusterStatus {
+        cluster_id: meta.map(|meta| meta.cluster_id.to_string()).unwrap_or_default(),
+        cluster_name: meta.map_or_else(|| state.cluster_name.clone(), |meta| meta.name.clone()),
+        epoch: published.state.epoch(),
+        node_id: state.consensus.node_name().to_string(),
+        raft_id: state.consensus.raft_id().unwrap_or_default(),
+        role: NodeRole::from_word(view.role.as_str()),
+        term: view.term,
+        leader: view.leader.map(|raft_id| LeaderRef {
+            raft_id,
+            node_id: views::node_name(&published.state, raft_id),
+        }),
+        last_log_index: view.last_log,
+        committed_index: view.committed,
+        applied_index: view.applied,
+        quorum_ack_age_ms: view.quorum_ack_age.map(millis),
+        staleness_ms: view.staleness.map(millis),
+        ready: failing.is_empty(),
+        not_ready: failing,
+        slots: slots(state),
+        failure_tolerance: views::failure_tolerance(voters.len()),
+    }
+}
+
+fn slots(state: &AdminState) -> Vec<SlotStatus> {
+    let known = state.view.slots();
+    let shown = state.slots.entries().filter_map(|entry| {
+        let local = known.get(entry.name())?;
+        Some(SlotStatus {
+            slot: entry.name().to_string(),
+            label: entry.label().to_owned(),
+            state: SlotState::from_word(local.state.name()),
+            reason: local.reason.clone(),
+            missing_keys: local.missing_keys,
+        })
+    });
+    shown.collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::consensus::Role;
+    use crate::rotation::testing::World;
+
+    #[test]
+    fn a_ca_hash_may_be_written_as_fingerprints_are() {
+        let expected = Some([0xab; 32]);
+        assert_eq!(ca_hash(&"ab".repeat(32)), expected);
+        assert_eq!(ca_hash(&["AB"; 32].join(":")), expected);
+        for bad in ["", "ab", &"zz".repeat(32)] {
+            assert_eq!(ca_hash(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_joined_node_votes_and_a_joining_one_does_not() {
+        let mut world = World::new(1);
+        let learner = world.join();
+        assert_eq!(member_role(&world.published(), 1), MemberRole::Voter);
+        assert_eq!(member_role(&world.published(), learner), MemberRole::Learner);
+    }
+
+    #[test]
+    fn every_part_of_a_node_is_a_word_of_the_api() {
+        for role in [
+            Role::Leader,
+            Role::Follower,
+            Role::Candidate,
+            Role::Learner,
+            Role::Uninitialised,
+        ] {
+            assert_ne!(NodeRole::from_word(role.as_str()), NodeRole::Unknown, "{role:?}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What the leader does for administrators, whichever node they spoke to. It authorises each call
+//! again with its own policy, after catching up with everything committed: the node that forwards is
+//! trusted to say who asks, never whether that suffices.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hsm_api::admin::{CreateKekResponse, JoinTokenResponse, KeyState, RotateResponse};
+use hsm_api::{ErrorCode, SecretText};
+use raft_store::command::{CreateContext, Op, Origin, RequestId};
+use raft_store::names::{ContextName, ContextUid, NodeName, SlotName};
+use raft_store::state::context::{BindingMode, RotationPolicy};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::arrival::principal_hash;
+use super::audit::{Place, Subject, record};
+use super::authorise::{authorise, state_policy};
+use super::call::{AdminBody, AdminCall, CallError};
+use super::join_token;
+use super::views::rfc3339;
+use crate::clock;
+use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
+use crate::rotation::cluster::catch_up;
+use crate::rotation::plan::{Asked, Wish, check_label, no_transport, unknown_context};
+use crate::rotation::progress::Made;
+use crate::rotation::{Cluster, Rotator};
+
+/// The leader answers within this time: less than the asking node waits for one attempt.
+const EXECUTE_WITHIN: Duration = Duration::from_millis(11_500);
+/// Calls in hand at a time.
+const MAX_CALLS: usize = 64;
+
+/// What the service is made from.
+pub struct ServiceParts {
+    /// Consensus.
+    pub cluster: Arc<dyn Cluster>,
+    /// Makes key versions.
+    pub rotator: Rotator,
+    /// The policy of new contexts, from this node's configuration.
+    pub policy: RotationPolicy,
+    /// SHA-256 of the cluster CA's certificate; `None` on a standalone node.
+    pub cluster_ca_sha256: Option<[u8; 32]>,
+}
+
+/// See the module.
+pub struct AdminService {
+    parts: ServiceParts,
+    calls: Semaphore,
+    execute_within: Duration,
+}
+
+/// Where a context's keys are, if it has to be made.
+struct Placement<'a> {
+    slot: Option<&'a SlotName>,
+    binding: BindingMode,
+}
+
+impl LeaderCalls for AdminService {
+    fn execute(&self, call: AdminCall) -> BoxFuture<'_, Result<Value, CallError>> {
+        Box::pin(async move {
+            let result = self.run(&call).await;
+            let principal = call.principal();
+            let target = call.body.target();
+            let subject = Subject {
+                place: Place::Leader,
+                principal: &principal,
+                source: &call.source,
+                request_id: &call.request_id,
+                act: call.body.act(),
+                target: &target,
+            };
+            record(&subject, result.as_ref().err());
+            result
+        })
+    }
+}
+
+impl AdminService {
+    /// Takes the parts.
+    #[must_use]
+    pub fn new(parts: ServiceParts) -> Self {
+        Self {
+            parts,
+            calls: Semaphore::new(MAX_CALLS),
+            execute_within: EXECUTE_WITHIN,
+        }
+    }
+
+    async fn run(&self, call: &AdminCall) -> Result<Value, CallError> {
+        let _turn = self.calls.try_acquire().map_err(|_| {
+            CallError::new(
+                ErrorCode::Overloaded,
+                format!("the leader has {MAX_CALLS} calls in hand"),
+            )
+        })?;
+        let deadline = Instant::now() + self.execute_within;
+        let asked = asked(call)?;
+        let cluster = &*self.parts.cluster;
+        // A new leader may not have applied a revocation, or this very request's first attempt.
+        catch_up(cluster, deadline).await?;
+        let published = cluster.published();
+        let policy = state_policy(&published.state).ok_or(ProposeError::Uninitialised)?;
+        authorise(&policy, &call.principal(), call.body.act())?;
+        match &call.body {
+            AdminBody::Rotate { context } => {
+                let made = self
+                    .parts
+                    .rotator
+                    .make(context, &Wish::Rotate, &asked, deadline)
+                    .await?;
+                rotated(context, made)
+            }
+            AdminBody::CreateKey {
+                context,
+                label,
+                version,
+                slot,
+                binding,
+            } => {
+                let placement = Placement {
+                    slot: slot.as_ref(),
+                    binding: *binding,
+                };
+                let wish = Wish::Create {
+                    label: label.clone(),
+                    version: *version,
+                };
+                self.create(context, &wish, &placement, &asked, deadline).await
+            }
+            AdminBody::CreateJoinToken { ttl_seconds, node } => {
+                self.join_token(*ttl_seconds, node.clone(), &asked).await
+            }
+        }
+    }
+
+    async fn create(
+        &self,
+        context: &ContextName,
+        wish: &Wish,
+        placement: &Placement<'_>,
+        asked: &Asked,
+        deadline: Instant,
+    ) -> Result<Value, CallError> {
+        if let Wish::Create {
+            label: Some(label), ..
+        } = wish
+        {
+            check_label(label)?;
+        }
+        if !self.parts.cluster.published().state.contexts().contains(context) {
+            self.create_context(context, placement, asked).await?;
+        }
+        let made = self.parts.rotator.make(context, wish, asked, deadline).await?;
+        let state = KeyState::from_word(made.state.as_str());
+        json(&CreateKekResponse {
+            context: context.to_string(),
+            version: made.version,
+            key_id: made.key_id,
+            state,
+        })
+    }
+
+    /// A context cannot be taken back, so everything its first key needs is looked at before.
+    async fn create_context(
+        &self,
+        context: &ContextName,
+        placement: &Placement<'_>,
+        asked: &Asked,
+    ) -> Result<(), CallError> {
+        let Some(slot) = placement.slot else {
+            let mut error = unknown_context(context);
+            error.detail.push_str(
+                ", and no slot in the configuration of the node that was asked lists it \
+                 (hsm.slots.<name>.contexts)",
+            );
+            return Err(error);
+        };
+        self.parts.rotator.keys().check(slot)?;
+        let published = self.parts.cluster.published();
+        let known = published.state.slots().get(slot);
+        if known.and_then(|slot| slot.current_transport()).is_none() {
+            return Err(no_transport(slot));
+        }
+        let op = Op::CreateContext(CreateContext {
+            name: context.clone(),
+            uid: ContextUid(clock::random_id()),
+            slot: slot.clone(),
+            binding: placement.binding,
+            policy: self.parts.policy.clone(),
+        });
+        let (id, origin) = (asked.side_id("context"), asked.origin.clone());
+        self.parts
+            .cluster
+            .propose(id, asked.body_hash, origin, op)
+            .await?;
+        tracing::info!(%context, %slot, "context created");
+        Ok(())
+    }
+
+    async fn join_token(
+        &self,
+        ttl_seconds: u64,
+        node: Option<NodeName>,
+        asked: &Asked,
+    ) -> Result<Value, CallError> {
+        let Some(ca) = self.parts.cluster_ca_sha256 else {
+            return Err(CallError::new(
+                ErrorCode::Conflict,
+                "the leader is a standalone node without cluster.tls: nothing can join it",
+            ));
+        };
+        let issued = join_token::issue(&*self.parts.cluster, asked, ttl_seconds, node).await?;
+        json(&JoinTokenResponse {
+            token: SecretText::from(issued.text.as_str()),
+            cluster_ca_sha256: hex::encode(ca),
+            expires_at: rfc3339(issued.expires_at),
+        })
+    }
+}
+
+impl AdminBody {
+    /// What it acts on, for the audit.
+    fn target(&self) -> String {
+        match self {
+            Self::Rotate { context } | Self::CreateKey { context, .. } => context.to_string(),
+            Self::CreateJoinToken { node, .. } => node.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+}
+
+/// The request behind a call. Identity and origin must say the same: a repeat is found under the one
+/// and authorised under the other.
+fn asked(call: &AdminCall) -> Result<Asked, CallError> {
+    let contradiction = || {
+        CallError::new(
+            ErrorCode::InvalidArgument,
+            "the forwarded call contradicts itself",
+        )
+    };
+    let RequestId::Client {
+        principal,
+        operation,
+        key,
+    } = &call.id
+    else {
+        return Err(contradiction());
+    };
+    if *principal != principal_hash(&call.origin) || *operation != call.body.operation() {
+        return Err(contradiction());
+    }
+    Ok(Asked {
+        principal: *principal,
+        operation: operation.clone(),
+        key: key.clone(),
+        body_hash: call.body_hash,
+        origin: Origin::Admin(call.origin.clone()),
+    })
+}
+
+fn rotated(context: &ContextName, made: Made) -> Result<Value, CallError> {
+    json(&RotateResponse {
+        context: context.to_string(),
+        version: made.version,
+        key_id: made.key_id,
+        previous_version: made.previous.unwrap_or_default(),
+    })
+}
+
+fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
+    serde_json::to_value(answer).map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "service_tests.rs"]
+mod tests;

@@ -1,0 +1,253 @@
+use std::collections::BTreeSet;
+
+use hsm_api::admin::{CreateKekRequest, JoinTokenRequest, RotateRequest};
+use raft_store::state::access::RevocationKey;
+use serde_json::json;
+
+use super::super::arrival::Arrival;
+use super::*;
+use crate::identity::{Identity, Principal};
+use crate::rotation::testing::{FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot};
+use crate::rotation::{KeyMaker, Limits, drive};
+
+struct Bench {
+    cluster: Arc<FakeCluster>,
+    keys: Arc<FakeKeys>,
+    service: AdminService,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+fn bench() -> Bench {
+    let cluster = FakeCluster::new(World::new(3));
+    let limits = Limits::new(Duration::from_secs(60));
+    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+    let keys = Arc::new(FakeKeys::default());
+    let service = AdminService::new(ServiceParts {
+        cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
+        rotator: Rotator::new(
+            Arc::clone(&cluster) as Arc<dyn Cluster>,
+            Arc::clone(&keys) as Arc<dyn KeyMaker>,
+            cluster_keys(),
+        ),
+        policy: RotationPolicy {
+            max_versions: 7,
+            ..RotationPolicy::default()
+        },
+        cluster_ca_sha256: Some([0xca; 32]),
+    });
+    Bench {
+        cluster,
+        keys,
+        service,
+        driver,
+    }
+}
+
+fn caller(ou: &str, issuer: &str) -> Principal {
+    Principal::new(Identity {
+        cn: "someone".to_owned(),
+        ou: Some(ou.to_owned()),
+        sans: Vec::new(),
+        serial: "1".to_owned(),
+        issuer_dn: issuer.to_owned(),
+        fingerprint: [1; 32],
+        spki_sha256: [2; 32],
+        not_after: 0,
+    })
+}
+
+fn call(ou: &str, key: &str, body: AdminBody, asked: &impl Serialize) -> AdminCall {
+    let arrival = Arrival {
+        principal: &caller(ou, ISSUER),
+        via_node: 2,
+        source: "127.0.0.1:1".to_owned(),
+        request_id: "r".to_owned(),
+        key: key.to_owned(),
+    };
+    AdminCall::new(arrival, body, asked)
+}
+
+fn rotate(ou: &str, key: &str) -> AdminCall {
+    call(
+        ou,
+        key,
+        AdminBody::Rotate { context: name("c") },
+        &RotateRequest {},
+    )
+}
+
+fn create(context: &str, key: &str, slot_name: Option<&str>) -> AdminCall {
+    let body = AdminBody::CreateKey {
+        context: name(context),
+        label: None,
+        version: None,
+        slot: slot_name.map(slot),
+        binding: BindingMode::Private,
+    };
+    call("Admin", key, body, &CreateKekRequest::new(context))
+}
+
+fn token(ou: &str) -> AdminCall {
+    let body = AdminBody::CreateJoinToken {
+        ttl_seconds: 60,
+        node: None,
+    };
+    call(ou, "k", body, &JoinTokenRequest::default())
+}
+
+impl Bench {
+    async fn ask(&self, call: AdminCall) -> Result<Value, ErrorCode> {
+        self.service.execute(call).await.map_err(|error| error.code)
+    }
+}
+
+#[tokio::test]
+async fn create_kek_makes_context_and_first_version_and_rotate_the_next() {
+    let bench = bench();
+    let created = bench.ask(create("new", "k", Some("s"))).await.unwrap();
+    let expected = json!({"context": "new", "version": 1, "key_id": "kek-new-v1", "state": "active"});
+    assert_eq!(created, expected);
+    let state = bench.cluster.published().state.clone();
+    let context = state.contexts().get(&name("new")).unwrap();
+    assert_eq!(
+        (context.binding, context.policy.max_versions),
+        (BindingMode::Private, 7)
+    );
+    // The first version of `c`, then a rotation by an operator.
+    bench.ask(create("c", "k", None)).await.unwrap();
+    let rotated = bench.ask(rotate("Ops", "k")).await.unwrap();
+    let expected = json!({"context": "c", "version": 2, "key_id": "kek-c-v2", "previous_version": 1});
+    assert_eq!(rotated, expected);
+}
+
+#[tokio::test]
+async fn a_repeated_create_makes_one_context_and_one_version() {
+    let bench = bench();
+    let first = bench.ask(create("new", "k", Some("s"))).await.unwrap();
+    assert_eq!(bench.ask(create("new", "k", Some("s"))).await.unwrap(), first);
+    // Another node, whose configuration does not know the context, is asked the same.
+    assert_eq!(bench.ask(create("new", "k", None)).await.unwrap(), first);
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::PrepareVersion(_))), 1);
+    // Nor is the second command of a request taken for its first.
+    assert_eq!(
+        bench
+            .cluster
+            .count(|op| matches!(op, Op::CreateContext(c) if c.name.as_str() == "new")),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_context_that_could_not_get_a_key_is_not_made() {
+    let bench = bench();
+    let before = bench.cluster.count(|_| true);
+    assert_eq!(
+        bench.ask(create("new", "k1", None)).await,
+        Err(ErrorCode::NotFound)
+    );
+    assert_eq!(
+        bench.ask(create("new", "k2", Some("other"))).await,
+        Err(ErrorCode::NotReady)
+    );
+    *bench.keys.refuse.lock().unwrap() = Some(CallError::new(ErrorCode::SlotLocked, ""));
+    assert_eq!(
+        bench.ask(create("new", "k3", Some("s"))).await,
+        Err(ErrorCode::SlotLocked)
+    );
+    assert_eq!(bench.cluster.count(|_| true), before);
+}
+
+#[tokio::test]
+async fn the_leader_authorises_by_its_own_state() {
+    let bench = bench();
+    bench.ask(create("c", "k", None)).await.unwrap();
+    for ou in ["Trading", "Audit", ""] {
+        assert_eq!(
+            bench.ask(rotate(ou, "x")).await,
+            Err(ErrorCode::RoleRequired),
+            "{ou}"
+        );
+    }
+    assert_eq!(bench.ask(token("Ops")).await, Err(ErrorCode::RoleRequired));
+    let mut other_ca = rotate("Admin", "x");
+    other_ca.origin.issuer = "CN=Application CA".to_owned();
+    other_ca.id = RequestId::Client {
+        principal: principal_hash(&other_ca.origin),
+        operation: "rotate c".to_owned(),
+        key: "x".to_owned(),
+    };
+    assert_eq!(bench.ask(other_ca).await, Err(ErrorCode::RoleRequired));
+    bench.cluster.with(|world| {
+        world.ok(Op::AddRevocations(raft_store::command::AddRevocations {
+            revocations: vec![(RevocationKey::Fingerprint([1; 32]), String::new())],
+        }))
+    });
+    assert_eq!(
+        bench.ask(rotate("Admin", "x")).await,
+        Err(ErrorCode::CertificateRevoked)
+    );
+}
+
+#[tokio::test]
+async fn a_call_whose_id_is_not_its_askers_is_refused() {
+    let bench = bench();
+    bench.ask(create("c", "k", None)).await.unwrap();
+    let mut foreign = rotate("Admin", "x");
+    foreign.origin.cn = "somebody else".to_owned();
+    assert_eq!(bench.ask(foreign).await, Err(ErrorCode::InvalidArgument));
+    let mut node = rotate("Admin", "x");
+    node.id = RequestId::Node {
+        node: 1,
+        nonce: [0; 16],
+    };
+    assert_eq!(bench.ask(node).await, Err(ErrorCode::InvalidArgument));
+    let mut other = rotate("Admin", "x");
+    other.body = AdminBody::Rotate {
+        context: name("other"),
+    };
+    assert_eq!(bench.ask(other).await, Err(ErrorCode::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_join_token_comes_with_the_ca_it_belongs_to() {
+    let bench = bench();
+    let answer = bench.ask(token("Admin")).await.unwrap();
+    assert_eq!(answer["cluster_ca_sha256"], "ca".repeat(32));
+    assert!(answer["token"].as_str().unwrap().starts_with("hsm-join-1."));
+    assert!(answer["expires_at"].as_str().unwrap().ends_with('Z'));
+}
+
+#[tokio::test]
+async fn commands_carry_the_administrator_they_are_for() {
+    let bench = bench();
+    bench.ask(create("c", "k", None)).await.unwrap();
+    let prepared = asked(&rotate("Admin", "k")).unwrap();
+    let Origin::Admin(origin) = prepared.origin else {
+        panic!()
+    };
+    assert_eq!((origin.cn.as_str(), origin.via_node), ("someone", 2));
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_lead_says_so() {
+    let bench = bench();
+    *bench.cluster.leadership.lock().unwrap() = None;
+    assert_eq!(bench.ask(rotate("Admin", "k")).await, Err(ErrorCode::NotLeader));
+    let errors: BTreeSet<_> = [ProposeError::NotLeader { leader: None }, ProposeError::NoQuorum]
+        .map(|error| CallError::from(error).code)
+        .into();
+    assert_eq!(errors.len(), 2);
+}
+
+#[tokio::test]
+async fn too_many_calls_are_shed() {
+    let bench = bench();
+    let _all = bench.service.calls.try_acquire_many(MAX_CALLS as u32).unwrap();
+    assert_eq!(bench.ask(rotate("Admin", "k")).await, Err(ErrorCode::Overloaded));
+}

@@ -1,0 +1,204 @@
+//! What administrators read, made from one snapshot of the state. Pure: every node with the same state
+//! gives the same answer.
+
+use std::collections::BTreeSet;
+
+use hsm_api::admin::{
+    BindingMode as ApiBinding, ContextInfo, KeyOrigin as ApiOrigin, KeyState, KeyVersionInfo,
+    ListKeksResponse, Member, MemberRole, MemberSlot, MembersResponse, RotationStatus,
+    RotationStatusResponse, SlotFingerprint, SlotState,
+};
+use raft_store::names::{ContextName, RaftId, SlotName, UnixMillis};
+use raft_store::state::ClusterState;
+use raft_store::state::context::{BindingMode, Context, KeyOrigin, KeyVersion, VersionState};
+use raft_store::state::node::{Node, NodeStatus, SlotReport};
+use raft_store::storage::Published;
+use sha2::{Digest, Sha256};
+
+use crate::consensus::View;
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+/// RFC 3339 in UTC.
+#[must_use]
+pub fn rfc3339(at: UnixMillis) -> String {
+    jiff::Timestamp::from_millisecond(at)
+        .map(|at| at.to_string())
+        .unwrap_or_default()
+}
+
+/// A node's name.
+#[must_use]
+pub fn node_name(state: &ClusterState, id: RaftId) -> String {
+    state
+        .nodes()
+        .get(&id)
+        .map_or_else(|| format!("raft-id-{id}"), |node| node.name.to_string())
+}
+
+fn node_names<'a>(state: &ClusterState, ids: impl IntoIterator<Item = &'a RaftId>) -> Vec<String> {
+    ids.into_iter().map(|id| node_name(state, *id)).collect()
+}
+
+/// Contexts and their key versions.
+#[must_use]
+pub fn keys(state: &ClusterState) -> ListKeksResponse {
+    let context = |name: &ContextName, context: &Context| ContextInfo {
+        context: name.to_string(),
+        slot: context.slot.to_string(),
+        binding: match context.binding {
+            BindingMode::None => ApiBinding::None,
+            BindingMode::Shared => ApiBinding::Shared,
+            BindingMode::Private => ApiBinding::Private,
+        },
+        active_version: context.active_version,
+        versions: state
+            .versions_of(name)
+            .map(|(number, key)| version(state, number, key))
+            .collect(),
+    };
+    ListKeksResponse {
+        contexts: state
+            .contexts()
+            .iter()
+            .map(|(name, known)| context(name, known))
+            .collect(),
+    }
+}
+
+fn version(state: &ClusterState, number: u32, key: &KeyVersion) -> KeyVersionInfo {
+    KeyVersionInfo {
+        version: number,
+        key_id: key.label.clone(),
+        key_uid: key.key_uid.to_string(),
+        state: KeyState::from_word(key.state.as_str()),
+        created_at: rfc3339(key.created_at),
+        activated_at: key.activated_at.map(rfc3339),
+        retired_at: key.ended_at.map(rfc3339),
+        acks: node_names(state, &key.acks),
+        origin: match key.origin {
+            KeyOrigin::Generated => ApiOrigin::Generated,
+            KeyOrigin::Adopted { .. } => ApiOrigin::Adopted,
+        },
+    }
+}
+
+/// Where each context stands in its rotation.
+#[must_use]
+pub fn rotation_status(state: &ClusterState) -> RotationStatusResponse {
+    let contexts = state.contexts().iter();
+    RotationStatusResponse {
+        contexts: contexts
+            .map(|(name, context)| rotation(state, name, context))
+            .collect(),
+    }
+}
+
+fn rotation(state: &ClusterState, name: &ContextName, context: &Context) -> RotationStatus {
+    let active = context
+        .active_version
+        .and_then(|number| state.version(name, number));
+    let pending = state
+        .versions_of(name)
+        .find(|(_, version)| version.state == VersionState::Pending);
+    let watched = pending.map(|(_, version)| version).or(active);
+    let acks = watched.map(|version| version.acks.clone()).unwrap_or_default();
+    let members: BTreeSet<RaftId> = state
+        .nodes()
+        .iter()
+        .filter(|(_, node)| node.status == NodeStatus::Member)
+        .map(|(id, _)| *id)
+        .collect();
+    let missing = watched.map(|_| members.difference(&acks).copied().collect::<BTreeSet<_>>());
+    let since = active.and_then(|version| version.activated_at);
+    let days = context.policy.interval_days;
+    let due = since.filter(|_| days > 0);
+    RotationStatus {
+        context: name.to_string(),
+        active_version: context.active_version,
+        active_since: since.map(rfc3339),
+        pending_version: pending.map(|(number, _)| number),
+        pending_since: pending.map(|(_, version)| rfc3339(version.created_at)),
+        acks: node_names(state, &acks),
+        missing: node_names(state, &missing.unwrap_or_default()),
+        rotation_interval_days: days,
+        next_rotation_due: due.map(|since| rfc3339(since.saturating_add(i64::from(days) * DAY_MS))),
+    }
+}
+
+/// All members, joining ones too. `view` is this node's: a follower knows less than a leader.
+#[must_use]
+pub fn members(published: &Published, view: &View, own: Option<RaftId>) -> MembersResponse {
+    let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+    let nodes = published.state.nodes().iter();
+    let present = nodes.filter(|(_, node)| !matches!(node.status, NodeStatus::Removed { .. }));
+    let one = |id: RaftId, node: &Node| {
+        let leads = view.leader == Some(id);
+        // The leader has its own log whole, and hears itself.
+        let itself = (leads && own == Some(id)).then_some(view.last_log);
+        let peer = view.peers.get(&id);
+        let matched_index = itself.or_else(|| peer.and_then(|peer| peer.matched));
+        let silent = peer.and_then(|peer| peer.silent_for);
+        let silent_ms = silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        Member {
+            node_id: node.name.to_string(),
+            raft_id: id,
+            role: if voters.contains(&id) {
+                MemberRole::Voter
+            } else {
+                MemberRole::Learner
+            },
+            api_address: node.api_address.clone(),
+            cluster_address: node.cluster_address.clone(),
+            is_leader: leads,
+            matched_index,
+            lag: matched_index.map(|matched| view.last_log.saturating_sub(matched)),
+            last_seen_ms: itself.map(|_| 0).or(silent_ms),
+            slots: member_slots(&published.state, id),
+            joined_at: rfc3339(node.registered_at),
+        }
+    };
+    MembersResponse {
+        members: present.map(|(id, node)| one(*id, node)).collect(),
+    }
+}
+
+fn member_slots(state: &ClusterState, id: RaftId) -> Vec<MemberSlot> {
+    let Some(report) = state.reports().get(&id) else {
+        return Vec::new();
+    };
+    let slot = |name: &SlotName, slot: &SlotReport| MemberSlot {
+        slot: name.to_string(),
+        state: SlotState::from_word(&slot.state),
+    };
+    report
+        .slots
+        .iter()
+        .map(|(name, known)| slot(name, known))
+        .collect()
+}
+
+/// Fingerprints of a node's own keys, for people to compare.
+#[must_use]
+pub fn fingerprints(state: &ClusterState, node: RaftId) -> Vec<SlotFingerprint> {
+    let Some(node) = state.nodes().get(&node) else {
+        return Vec::new();
+    };
+    let keys = node.slot_keys.iter();
+    keys.map(|(slot, key)| SlotFingerprint {
+        slot: slot.to_string(),
+        spki_sha256: hex::encode(Sha256::digest(&key.spki)),
+    })
+    .collect()
+}
+
+/// How many voters may fail before the quorum is lost.
+#[must_use]
+pub fn failure_tolerance(voters: usize) -> u32 {
+    u32::try_from(voters.saturating_sub(1) / 2).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "views_tests.rs"]
+mod tests;

@@ -1,0 +1,192 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use raft_store::command::{Op, ReportNode};
+use raft_store::names::Incarnation;
+use raft_store::state::node::NodeReport;
+
+use super::*;
+use crate::consensus::{Gate, Peer, Role};
+use crate::rotation::testing::{World, slot};
+
+fn view(role: Role, leader: RaftId, peers: BTreeMap<RaftId, Peer>) -> View {
+    View {
+        role,
+        term: 3,
+        leader: Some(leader),
+        last_log: 100,
+        committed: 100,
+        applied: 100,
+        snapshot: 0,
+        quorum_ack_age: None,
+        staleness: None,
+        start_gate: Gate::Open,
+        peers,
+        proposals_pending: 0,
+        proposals_timed_out: 0,
+        leader_changes: 0,
+        stopped: None,
+    }
+}
+
+#[test]
+fn every_version_is_listed_with_who_has_proven_it() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        let version = world.prepare("c");
+        world.activate("c", version);
+    }
+    world.prepare("c");
+    world.abandon("c", 3);
+    let listed = keys(&world.state);
+    let [context] = &listed.contexts[..] else { panic!() };
+    assert_eq!((context.context.as_str(), context.slot.as_str()), ("c", "s"));
+    assert_eq!(
+        (context.binding, context.active_version),
+        (ApiBinding::Shared, Some(2))
+    );
+    let states: Vec<_> = context.versions.iter().map(|v| (v.version, v.state)).collect();
+    let expected = [
+        (1, KeyState::DecryptOnly),
+        (2, KeyState::Active),
+        (3, KeyState::Abandoned),
+    ];
+    assert_eq!(states, expected);
+    let first = &context.versions[0];
+    assert_eq!(
+        (first.key_id.as_str(), first.acks.clone()),
+        ("kek-c-v1", vec!["n1".to_owned()])
+    );
+    assert!(first.retired_at.is_some() && first.activated_at.is_some());
+    assert_eq!(first.key_uid.len(), 32);
+    assert_eq!(context.versions[1].retired_at, None);
+}
+
+#[test]
+fn a_pending_rotation_shows_who_is_missing() {
+    let mut world = World::new(3);
+    let idle = rotation_status(&world.state);
+    assert_eq!(
+        (idle.contexts[0].active_version, idle.contexts[0].missing.len()),
+        (None, 0)
+    );
+    let version = world.prepare("c");
+    world.activate("c", version);
+    world.prepare("c");
+    world.ack(1, "c", 2);
+    let status = &rotation_status(&world.state).contexts[0];
+    assert_eq!(
+        (status.active_version, status.pending_version),
+        (Some(1), Some(2))
+    );
+    assert_eq!(
+        (status.acks.clone(), status.missing.len()),
+        (vec!["n1".to_owned()], 2)
+    );
+    assert!(status.pending_since.is_some() && !status.missing.contains(&"n1".to_owned()));
+    world.activate("c", 2);
+    let status = &rotation_status(&world.state).contexts[0];
+    assert_eq!(
+        (status.pending_version, status.acks.len(), status.missing.len()),
+        (None, 3, 0)
+    );
+}
+
+#[test]
+fn a_rotation_is_due_its_interval_after_activation() {
+    let mut world = World::new(1);
+    let version = world.prepare("c");
+    world.activate("c", version);
+    let activated = world
+        .state
+        .version(&crate::rotation::testing::context("c"), 1)
+        .unwrap()
+        .activated_at;
+    let status = &rotation_status(&world.state).contexts[0];
+    assert_eq!(status.rotation_interval_days, 90);
+    assert_eq!(status.active_since, activated.map(rfc3339));
+    assert_eq!(
+        status.next_rotation_due,
+        activated.map(|at| rfc3339(at + 90 * DAY_MS))
+    );
+}
+
+#[test]
+fn a_leader_knows_how_far_its_peers_are_and_a_follower_does_not() {
+    let mut world = World::new(2);
+    let learner = world.join();
+    let two = world.voters.iter().copied().max().unwrap();
+    let peer = Peer {
+        matched: Some(97),
+        silent_for: Some(Duration::from_millis(40)),
+    };
+    let leading = view(Role::Leader, 1, BTreeMap::from([(two, peer)]));
+    let known = members(&world.published(), &leading, Some(1)).members;
+    assert_eq!(known.len(), 3);
+    assert!(known[0].is_leader && !known[1].is_leader);
+    assert_eq!(
+        (known[0].matched_index, known[0].lag, known[0].last_seen_ms),
+        (Some(100), Some(0), Some(0))
+    );
+    assert_eq!(
+        (known[1].matched_index, known[1].lag, known[1].last_seen_ms),
+        (Some(97), Some(3), Some(40))
+    );
+    assert_eq!(
+        (known[2].raft_id, known[2].role, known[2].matched_index),
+        (learner, MemberRole::Learner, None)
+    );
+    let following = view(Role::Follower, 1, BTreeMap::new());
+    let known = members(&world.published(), &following, Some(two)).members;
+    assert!(known[0].is_leader);
+    assert!(
+        known
+            .iter()
+            .all(|member| member.matched_index.is_none() && member.last_seen_ms.is_none())
+    );
+    assert!(known[..2].iter().all(|member| member.role == MemberRole::Voter));
+}
+
+#[test]
+fn slots_are_shown_as_last_reported() {
+    let mut world = World::new(1);
+    let report = NodeReport {
+        seq: 1,
+        incarnation: Incarnation([1; 16]),
+        clock: 0,
+        durable_index: 1,
+        proven_at: None,
+        feature_level: 1,
+        slots: BTreeMap::from([(
+            slot("s"),
+            SlotReport {
+                serving: false,
+                state: "locked".to_owned(),
+                missing_keys: 2,
+            },
+        )]),
+    };
+    world.ok(Op::ReportNode(ReportNode { node: 1, report }));
+    let shown = member_slots(&world.state, 1);
+    assert_eq!(
+        shown,
+        [MemberSlot {
+            slot: "s".to_owned(),
+            state: SlotState::Locked
+        }]
+    );
+    assert!(member_slots(&world.state, 99).is_empty() && fingerprints(&world.state, 1).is_empty());
+}
+
+#[test]
+fn one_of_three_may_fail() {
+    let tolerated: Vec<_> = (0..=5).map(failure_tolerance).collect();
+    assert_eq!(tolerated, [0, 0, 0, 1, 1, 2]);
+}
+
+#[test]
+fn times_are_rfc_3339() {
+    assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+    assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+    assert_eq!(node_name(&ClusterState::default(), 7), "raft-id-7");
+}

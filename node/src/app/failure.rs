@@ -1,0 +1,74 @@
+//! Why a node does not start, and the exit code that tells a supervisor whether to try again.
+
+use crate::config::ConfigError;
+use crate::consensus::StartError;
+use crate::http::ListenError;
+use crate::logging::LoggingError;
+use crate::metrics::MetricsError;
+use crate::secrets::SecretError;
+use crate::slots::SlotStartError;
+use crate::tls::TlsError;
+
+/// Store or Raft have stopped; a restart may help (`EX_SOFTWARE`).
+pub(super) const FATAL: u8 = 70;
+/// A PIN was refused: list it in `RestartPreventExitStatus`, or a supervisor locks the token (`EX_NOPERM`).
+const PIN: u8 = 77;
+/// The configuration or what it names must be corrected first (`EX_CONFIG`).
+const CONFIG: u8 = 78;
+
+/// See the module. Every message names key, value and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The log.
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
+    /// A PIN or the replication key.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The cluster certificate's key.
+    #[error("cluster.tls.key_path: {0}")]
+    Signer(String),
+    /// A token.
+    #[error(transparent)]
+    Slot(#[from] SlotStartError),
+    /// An address.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Store or Raft.
+    #[error(transparent)]
+    Consensus(#[from] StartError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A thread or runtime.
+    #[error("the operating system refuses a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The cluster of one could not be founded.
+    #[error("a standalone node founds its own cluster at the first start: {0}")]
+    Found(String),
+    /// A fail point that is none.
+    #[cfg(feature = "failpoints")]
+    #[error("{0}")]
+    Failpoints(String),
+}
+
+impl StartFailure {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartFailure::Slot(error) if error.about_pin => PIN,
+            StartFailure::Consensus(StartError::Listen { .. }) => CONFIG,
+            StartFailure::Consensus(_)
+            | StartFailure::Thread(_)
+            | StartFailure::Metrics(_)
+            | StartFailure::Found(_) => FATAL,
+            _ => CONFIG,
+        }
+    }
+}

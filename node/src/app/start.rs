@@ -1,0 +1,222 @@
+//! The start, in the order in which failures are cheapest to find: addresses and certificates before
+//! tokens, tokens before anything is served.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use raft_store::state::context::RotationPolicy;
+use raft_store::storage::install_log_hook;
+use tokio::sync::watch;
+
+use super::{StartFailure, die, stop};
+use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts};
+use crate::config::{Config, Mode, PeerListener, ReplicationKeySource};
+use crate::consensus::{self, Consensus, ConsensusOptions, RaftTiming};
+use crate::http::{self, ApiListener, ApiParts, ApiState, DataPlane, DrainControl};
+use crate::keyring::KeyRing;
+use crate::metrics;
+use crate::readiness::{NodeParts, NodeView, Rules};
+use crate::rotation::{self, Cluster, HeldSlot, Limits, Rotator, TokenKeys};
+use crate::secrets::read_replication_key;
+use crate::slots::SlotManager;
+use crate::sync::{self, ClusterSigner, Replication, SyncOptions};
+use crate::tls::{ClusterTls, load_api, load_cluster};
+use crate::health;
+
+/// What peers speak on the cluster listener.
+const CLUSTER_PROTOCOL: &[u8] = b"hsm-cluster/1";
+/// How long a request waits for a token: more than the slot's own deadline, so that it is the slot
+/// that judges a hang.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Starts the node and serves until a signal.
+pub(super) fn run(config: Config) -> Result<(), StartFailure> {
+    let recorder = metrics::install()?;
+    install_log_hook(|why| die(&why));
+    let peer = config.cluster.peer.as_ref();
+    let cluster_ca = peer.map(|peer| peer.tls.ca_path.as_path());
+    let api_tls = load_api(&config.server.tls, cluster_ca, config.dev)?;
+    let cluster_tls = peer.map(|peer| cluster_tls(&config, peer)).transpose()?;
+    let signer = peer.map(|peer| ClusterSigner::from_pem_file(&peer.tls.key_path)).transpose();
+    let signer = signer.map_err(|error| StartFailure::Signer(error.to_string()))?;
+    let seed = Seed::of(&config, &api_tls.role_issuer_dn)?;
+    let replication = replication(&config)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("request").build()?;
+    let health_socket = health::bind(config.server.health_listen)?;
+    let api_socket = runtime.block_on(http::bind(config.server.listen_key, config.server.listen))?;
+    let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
+    let consensus = start_consensus(&config, cluster_tls.clone(), &replication)?;
+
+    runtime.block_on(async move {
+        let (_running, stopping) = watch::channel(false);
+        let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
+        let options = SyncOptions {
+            consensus: consensus.clone(),
+            slots: Arc::clone(&slots),
+            replication: Arc::clone(&replication),
+            signer: signer.map(Arc::new),
+            ring: Arc::clone(&ring),
+            interval: config.cluster.replication.interval,
+        };
+        let (sync, _workers) = sync::start(options, &stopping);
+        let _watches = slots.watch(&stopping);
+        let drain = DrainControl::default();
+        let view = NodeView::new(NodeParts {
+            consensus: consensus.clone(),
+            seed: seed.clone(),
+            ring,
+            sync,
+            slots: Arc::clone(&slots),
+            rules: rules(&config),
+            drain: drain.signal(),
+            metrics: Arc::new(recorder.clone()),
+        });
+        let _health = health::start(health_socket, Arc::clone(&view) as _, Some(recorder))?;
+        lead(&config, &consensus, &slots, &replication, cluster_tls.as_deref());
+
+        let open = ApiListener::room(&config.server.limits);
+        let api = ApiState::new(ApiParts {
+            data: Arc::clone(&view) as Arc<dyn DataPlane>,
+            health: Arc::clone(&view) as _,
+            rate_limit: config.rate_limit,
+            max_body_bytes: config.server.limits.max_body_bytes,
+            token_timeout: TOKEN_TIMEOUT,
+            drain: drain.signal(),
+        });
+        let admin = admin::router(AdminParts {
+            consensus: consensus.clone(),
+            seed: seed.clone(),
+            placements: Placements::of(&config.hsm),
+            slots,
+            view,
+            cluster_name: config.cluster.name.clone(),
+        });
+        let listener = ApiListener {
+            socket: api_socket,
+            tls: Arc::new(ArcSwap::from_pointee(api_tls)),
+            router: http::router(api, admin),
+            http2: config.server.http2,
+            drain: drain.signal(),
+            open: open.clone(),
+        };
+        tokio::spawn(listener.serve());
+        if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {
+            found_alone(&consensus, &seed).await?;
+        }
+        tracing::info!(node = %config.cluster.node_id, api = %config.server.listen, "started");
+        stop::wait(&consensus, &drain, config.server.drain, &open).await;
+        Ok(())
+    })
+}
+
+fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
+    let (name, node) = (&config.cluster.name, config.cluster.node_id.as_str());
+    Ok(Arc::new(load_cluster(&peer.tls, name, node, &[CLUSTER_PROTOCOL], config.dev)?))
+}
+
+fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
+    let source = &config.cluster.replication.key;
+    let loaded = read_replication_key(source, &config.data_dir)?;
+    if let Some(path) = &loaded.created {
+        tracing::warn!(
+            path = %path.display(),
+            "a replication key was made: keep a copy, every key of this node is sealed under it"
+        );
+    }
+    let named = match source {
+        ReplicationKeySource::Env { key, variable } => format!("{key} ({variable})"),
+        ReplicationKeySource::File { key, path } => format!("{key} ({})", path.display()),
+        ReplicationKeySource::DataDir => format!("{}/replication.key", config.data_dir.display()),
+    };
+    Ok(Arc::new(Replication::new(loaded.key, named)))
+}
+
+fn start_consensus(
+    config: &Config,
+    tls: Option<Arc<ClusterTls>>,
+    replication: &Arc<Replication>,
+) -> Result<Consensus, StartFailure> {
+    let cluster = &config.cluster;
+    let key = Arc::clone(replication);
+    let options = ConsensusOptions {
+        node_name: cluster.node_id.clone(),
+        data_dir: config.data_dir.clone(),
+        listen: cluster.peer.as_ref().map(|peer| peer.listen),
+        advertise: cluster.peer.as_ref().map(|peer| peer.advertise.clone()).unwrap_or_default(),
+        api_advertise: cluster.api_advertise.clone(),
+        peer_addresses: cluster.peer.as_ref().map(|peer| peer.addresses.clone()).unwrap_or_default(),
+        cluster_name: cluster.name.clone(),
+        tls,
+        timing: timing(config),
+        trk_id: Arc::new(move |id| key.trk_id(id)),
+        on_barrier: Mutex::new(Some(Box::new(|| {
+            let begun = Instant::now();
+            Box::new(move || metrics::fsync(begun.elapsed()))
+        }))),
+        on_fatal: Arc::new(|why| die(&why)),
+    };
+    Ok(consensus::start(options)?)
+}
+
+fn timing(config: &Config) -> RaftTiming {
+    let raft = config.cluster.raft;
+    let standalone = config.cluster.mode == Mode::Standalone;
+    // An election of one needs no patience: a restarted standalone node serves after 0.3 s.
+    let brisk = |cluster: Duration, alone: u64| if standalone { Duration::from_millis(alone) } else { cluster };
+    RaftTiming {
+        heartbeat: brisk(raft.heartbeat, 50),
+        election_min: brisk(raft.election_min, 150),
+        election_max: brisk(raft.election_max, 300),
+        snapshot_every: raft.snapshot_every,
+        keep_logs: raft.keep_logs,
+    }
+}
+
+fn rules(config: &Config) -> Rules {
+    Rules {
+        staleness: config.staleness,
+        mode: config.cluster.mode,
+        election_max: timing(config).election_max,
+        without_quorum: config.serve_after_restart_without_quorum,
+    }
+}
+
+/// What this node does whenever it leads: rotations, and calls of administrators.
+fn lead(
+    config: &Config,
+    consensus: &Consensus,
+    slots: &Arc<SlotManager>,
+    replication: &Arc<Replication>,
+    tls: Option<&ClusterTls>,
+) {
+    let cluster: Arc<dyn Cluster> = Arc::new(consensus.clone());
+    let held = Arc::clone(slots);
+    let find = move |name: &raft_store::names::SlotName| {
+        let entry = held.get(name.as_str())?;
+        Some(HeldSlot { handle: entry.handle(), state: entry.state() })
+    };
+    let keys = Arc::clone(replication);
+    let cluster_keys: rotation::rotator::ClusterKeys =
+        Arc::new(move |meta| keys.for_cluster(meta).map_err(|error| error.to_string()));
+    let rotator = Rotator::new(Arc::clone(&cluster), Arc::new(TokenKeys::new(Box::new(find))), cluster_keys);
+    let service = AdminService::new(ServiceParts {
+        cluster: Arc::clone(&cluster),
+        rotator,
+        policy: RotationPolicy {
+            max_versions: config.hsm.max_versions,
+            cleanup_after_days: config.hsm.cleanup_after_days,
+            ..RotationPolicy::default()
+        },
+        cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
+    });
+    consensus.serve_leader_calls(Arc::new(service));
+    tokio::spawn(rotation::drive(cluster, Limits::new(config.cluster.fence_after)));
+}
+
+async fn found_alone(consensus: &Consensus, seed: &Seed) -> Result<(), StartFailure> {
+    let founded = seed.found(consensus).await.map_err(|error| StartFailure::Found(error.detail))?;
+    tracing::info!(cluster = %founded.cluster_id, "founded a cluster of one");
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! The node as its listeners see it: whether it may be sent requests, how fresh its answers are, under
+//! which policy and with which keys. Everything here is judged at the moment it is asked; nothing is
+//! remembered but what cannot change back.
+
+mod gauges;
+mod health;
+mod judge;
+mod plane;
+mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use raft_store::names::{RaftId, SlotName};
+use tokio::sync::{Mutex, Semaphore};
+
+pub use self::judge::{Local, Rules};
+use crate::admin::seed::Seed;
+use crate::consensus::{Consensus, Gate};
+use crate::health::{Check, ReadyQuery};
+use crate::http::DrainSignal;
+use crate::keyring::KeyRing;
+use crate::metrics::Metrics;
+use crate::slots::{SlotEntry, SlotManager};
+use crate::sync::SyncHandle;
+
+/// Ciphertexts of unknown versions that may wait for this node to catch up at a time.
+const MAX_ASKING: usize = 256;
+
+/// What the view is made from.
+pub struct NodeParts {
+    /// Consensus.
+    pub consensus: Consensus,
+    /// Rules before there is a cluster.
+    pub seed: Seed,
+    /// The keys, as sync publishes them.
+    pub ring: Arc<ArcSwap<KeyRing>>,
+    /// Token sync.
+    pub sync: SyncHandle,
+    /// The slots.
+    pub slots: Arc<SlotManager>,
+    /// What the configuration says.
+    pub rules: Rules,
+    /// Shutdown.
+    pub drain: DrainSignal,
+    /// The recorder.
+    pub metrics: Arc<Metrics>,
+}
+
+/// See the module.
+pub struct NodeView {
+    parts: NodeParts,
+    started: Instant,
+    node_id: String,
+    policies: rules::PolicyCache,
+    /// The applied index when the start gate was first seen open; 0 = not yet.
+    gate_index: AtomicU64,
+    counted: gauges::Counted,
+    asking: Semaphore,
+    /// When the leader's index was last asked for, and what it was.
+    last_read: Mutex<Option<(Instant, u64)>>,
+}
+
+impl NodeView {
+    /// Takes the parts; the node counts as started now.
+    #[must_use]
+    pub fn new(parts: NodeParts) -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            node_id: parts.consensus.node_name().to_string(),
+            policies: rules::PolicyCache::new(parts.seed.policy()),
+            gate_index: AtomicU64::new(0),
+            counted: gauges::Counted::default(),
+            asking: Semaphore::new(MAX_ASKING),
+            last_read: Mutex::new(None),
+            parts,
+        })
+    }
+
+    /// Every slot of this node, as readiness sees it.
+    #[must_use]
+    pub fn slots(&self) -> BTreeMap<SlotName, Local> {
+        let sync = self.parts.sync.status();
+        let gate = self.gate_index();
+        let local = |entry: &SlotEntry| {
+            let known = sync.slots.get(entry.name());
+            let complete_at = known.and_then(|slot| slot.complete_at);
+            Local {
+                state: entry.state(),
+                reason: entry.reason(),
+                synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
+                complete: gate.is_some() && complete_at >= gate,
+                missing_keys: known.map_or(0, |slot| slot.missing_keys),
+                destructions: known.map_or(0, |slot| slot.destructions_pending),
+            }
+        };
+        self.parts
+            .slots
+            .entries()
+            .map(|entry| (entry.name().clone(), local(entry)))
+            .collect()
+    }
+
+    /// The applied index from which on this start of the node may serve; `None` while the gate is shut.
+    fn gate_index(&self) -> Option<u64> {
+        match self.gate_index.load(Ordering::Acquire) {
+            0 => {}
+            index => return Some(index),
+        }
+        let view = self.parts.consensus.view();
+        let open = view.start_gate == Gate::Open || self.parts.rules.without_quorum;
+        if !open {
+            return None;
+        }
+        let index = view.applied.max(1);
+        // Waived by configuration, it may still be truly opened later: then nothing is forgotten.
+        if view.start_gate == Gate::Open {
+            self.gate_index.store(index, Ordering::Release);
+        }
+        Some(index)
+    }
+
+    /// Whether it was truly opened, not waived.
+    fn gate_is_open(&self) -> bool {
+        self.gate_index();
+        self.gate_index.load(Ordering::Acquire) != 0
+    }
+
+    /// What `/readyz` says.
+    #[must_use]
+    pub fn checks(&self, query: &ReadyQuery) -> Vec<Check> {
+        let published = self.parts.consensus.published();
+        let view = self.parts.consensus.view();
+        let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+        let sync = self.parts.sync.status();
+        let slots = self.slots();
+        let picture = judge::Picture {
+            state: &published.state,
+            voters: &voters,
+            view: &view,
+            own: self.parts.consensus.raft_id(),
+            slots: &slots,
+            uptime: self.started.elapsed(),
+            draining: self.parts.drain.is_draining(),
+            below_reserve: self.parts.consensus.control().figures().below_reserve,
+            wrong_replication_key: sync.wrong_replication_key.as_deref(),
+        };
+        judge::checks(&self.parts.rules, &picture, query)
+    }
+}

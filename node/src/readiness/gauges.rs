@@ -1,0 +1,89 @@
+//! The gauges that are read rather than counted: set from one picture of the node each time somebody
+//! asks for metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use raft_store::state::ClusterState;
+use raft_store::storage::StoreFigures;
+
+use crate::consensus::View;
+use crate::metrics;
+use crate::slots::SlotManager;
+use crate::sync::SyncStatus;
+
+/// What was counted when the metrics were last asked for.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    timed_out: AtomicU64,
+    leader_changes: AtomicU64,
+}
+
+/// Repeats what was added since the last time.
+fn add_since(last: &AtomicU64, now: u64, add: impl Fn()) {
+    let before = last.fetch_max(now, Ordering::Relaxed);
+    for _ in before..now {
+        add();
+    }
+}
+
+impl Counted {
+    pub(super) fn consensus(&self, view: &View, state: &ClusterState) {
+        metrics::role(view.role.as_str());
+        metrics::raft_indexes(metrics::RaftIndexes {
+            term: view.term,
+            last_log: view.last_log,
+            committed: view.committed,
+            applied: view.applied,
+            snapshot: view.snapshot,
+        });
+        metrics::quorum_ack_age(view.quorum_ack_age);
+        metrics::staleness(view.staleness);
+        metrics::proposals_pending(view.proposals_pending);
+        add_since(
+            &self.timed_out,
+            view.proposals_timed_out,
+            metrics::proposal_timed_out,
+        );
+        add_since(&self.leader_changes, view.leader_changes, metrics::leader_change);
+        for (id, node) in state.nodes().iter() {
+            let matched = view.peers.get(id).and_then(|peer| peer.matched);
+            let lag = matched.map_or(0, |matched| view.last_log.saturating_sub(matched));
+            metrics::peer_lag(&node.name.to_arc(), lag);
+        }
+    }
+}
+
+pub(super) fn store(figures: &StoreFigures) {
+    metrics::store_bytes(figures.sled_bytes);
+}
+
+pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus) {
+    for entry in slots.entries() {
+        let name: Arc<str> = entry.name().to_arc();
+        metrics::slot_state(&name, entry.state().name());
+        let missing = sync.missing_keys(entry.name().as_str());
+        metrics::keys_missing(&name, usize::try_from(missing).unwrap_or(usize::MAX));
+    }
+    if let Some(at) = sync.last_full_sync() {
+        metrics::sync_age(Instant::now().saturating_duration_since(at));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_added_once() {
+        let (last, added) = (AtomicU64::new(0), Cell::new(0));
+        for (now, total) in [(0, 0), (3, 3), (3, 3), (2, 3), (5, 5)] {
+            add_since(&last, now, || added.set(added.get() + 1));
+            assert_eq!(added.get(), total);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Whether a node may be sent requests: a pure judgement over one picture of it. Every reason has a
+//! stable code and says what would change it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hsm_core::SlotState;
+use raft_store::names::{RaftId, SlotName};
+use raft_store::state::ClusterState;
+use raft_store::state::node::NodeStatus;
+
+use crate::config::{Mode, Staleness};
+use crate::consensus::{Gate, Role, View};
+use crate::health::{Check, ReadyQuery};
+
+/// What the configuration says about readiness.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bounds of staleness.
+    pub staleness: Staleness,
+    /// How the nodes share the work.
+    pub mode: Mode,
+    /// A leader whose quorum is older is about to be replaced.
+    pub election_max: Duration,
+    /// Serve after a restart although no quorum answers.
+    pub without_quorum: bool,
+}
+
+/// A slot of this node.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// Its state.
+    pub state: SlotState,
+    /// Why it does not serve, for people.
+    pub reason: Option<String>,
+    /// The token was compared with the state since the start.
+    pub synced: bool,
+    /// It had everything that the state asked for when the start gate opened, and has now.
+    pub complete: bool,
+    /// Versions it has to serve and lacks.
+    pub missing_keys: u32,
+    /// Keys of ended versions still in the token.
+    pub destructions: u32,
+}
+
+impl Local {
+    fn is_ready(&self) -> bool {
+        self.state == SlotState::Ready
+    }
+
+    fn serves(&self) -> bool {
+        self.is_ready() && self.complete
+    }
+
+    fn why(&self) -> String {
+        if !self.is_ready() {
+            return self.reason.clone().unwrap_or_else(|| self.state.to_string());
+        }
+        if !self.synced {
+            return "the token was not compared with the state yet".to_owned();
+        }
+        if self.destructions > 0 {
+            return format!("{} keys of ended versions are being removed", self.destructions);
+        }
+        format!("{} keys are being imported", self.missing_keys)
+    }
+}
+
+/// One picture of the node.
+pub struct Picture<'a> {
+    /// The replicated state.
+    pub state: &'a ClusterState,
+    /// Its voters.
+    pub voters: &'a BTreeSet<RaftId>,
+    /// Where this node stands.
+    pub view: &'a View,
+    /// Its id.
+    pub own: Option<RaftId>,
+    /// Its slots.
+    pub slots: &'a BTreeMap<SlotName, Local>,
+    /// Since the start.
+    pub uptime: Duration,
+    /// It is shutting down.
+    pub draining: bool,
+    /// The disk is nearly full.
+    pub below_reserve: bool,
+    /// Its replication key is not the cluster's.
+    pub wrong_replication_key: Option<&'a str>,
+}
+
+/// Everything readiness depends on.
+#[must_use]
+pub fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -> Vec<Check> {
+    let Some(own) = picture.own.filter(|_| picture.state.meta().is_some()) else {
+        let detail = "belongs to no cluster: run `hsmctl cluster init` or `hsmctl cluster join`";
+        return vec![Check::new("cluster", false, detail)];
+    };
+    let view = picture.view;
+    let mut checks = vec![
+        Check::new("cluster", true, "belongs to a cluster"),
+        check("draining", !picture.draining, "serving", || {
+            "the node is shutting down".to_owned()
+        }),
+        check("consensus", view.stopped.is_none(), "runs", || {
+            format!("has stopped: {}", view.stopped.clone().unwrap_or_default())
+        }),
+        gate(rules, view, query),
+        fresh(rules, picture, query),
+        check("voter", picture.voters.contains(&own), "this node votes", || {
+            "this node does not vote yet: it has to prove every key first".to_owned()
+        }),
+        check("disk", !picture.below_reserve, "above the reserve", || {
+            "the data directory's file system is below its reserve: free some space".to_owned()
+        }),
+    ];
+    if let Some(why) = picture.wrong_replication_key {
+        checks.push(Check::new("replication_key", false, why));
+    }
+    if rules.mode == Mode::ActivePassive && !query.stale_ok {
+        checks.push(steering(rules, view));
+    }
+    slots(rules, picture, query, &mut checks);
+    checks
+}
+
+fn check(code: &'static str, ok: bool, good: &str, bad: impl FnOnce() -> String) -> Check {
+    Check::new(code, ok, if ok { good.to_owned() } else { bad() })
+}
+
+/// The start gate: whoever starts must have caught up with a quorum once.
+fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
+    match view.start_gate {
+        Gate::Open => Check::new("start_gate", true, "open"),
+        _ if rules.without_quorum && query.stale_ok => Check::new(
+            "start_gate",
+            true,
+            "closed, and serve_after_restart_without_quorum is set",
+        ),
+        Gate::NoLeaderSeen => Check::new(
+            "start_gate",
+            false,
+            "no quorum-backed leader was heard since the start",
+        ),
+        Gate::CatchingUp { target } => {
+            let detail = format!("applied index {} of {target}", view.applied);
+            Check::new("start_gate", false, detail)
+        }
+    }
+}
+
+/// How stale the node is; a node that may serve without a quorum counts from its start.
+#[must_use]
+pub fn staleness(rules: &Rules, known: Option<Duration>, uptime: Duration) -> Option<Duration> {
+    known.or_else(|| rules.without_quorum.then_some(uptime))
+}
+
+fn fresh(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -> Check {
+    let bounds = &rules.staleness;
+    let (age, bound) = if query.stale_ok {
+        let age = staleness(rules, picture.view.staleness, picture.uptime);
+        (age, bounds.encrypt.max(bounds.decrypt))
+    } else {
+        (picture.view.staleness, bounds.ready)
+    };
+    let bound_ms = bound.as_millis();
+    match age {
+        None => Check::new(
+            "fresh",
+            false,
+            "no leader with a quorum was heard since the start",
+        ),
+        Some(age) => {
+            let detail = format!(
+                "a quorum was heard of {} ms ago; the bound is {bound_ms} ms",
+                age.as_millis()
+            );
+            Check::new("fresh", age <= bound, detail)
+        }
+    }
+}
+
+/// Active-passive: the balancer is steered to the leader, and to anybody while there is none.
+fn steering(rules: &Rules, view: &View) -> Check {
+    match (view.role, view.leader) {
+        (Role::Leader, _) => {
+            let backed = view.quorum_ack_age.is_some_and(|age| age < rules.election_max);
+            check("leader", backed, "this node leads", || {
+                "this leader has lost its quorum".to_owned()
+            })
+        }
+        (_, None) => Check::new("leader", true, "no leader is known; standbys answer"),
+        (_, Some(_)) => Check::new("leader", false, "a standby: the leader answers"),
+    }
+}
+
+/// What this node must serve: what is asked for, or else every slot that a fresh member serves, and
+/// every open one it has not compared with the state or cleaned up yet.
+fn slots(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
+    let served = served_by_members(rules, picture);
+    let names: BTreeSet<&str> = match &query.slot {
+        Some(name) => BTreeSet::from([name.as_str()]),
+        None => served
+            .iter()
+            .copied()
+            .chain(picture.slots.keys().map(SlotName::as_str))
+            .collect(),
+    };
+    for name in names {
+        let code = format!("slot:{name}");
+        let wanted = query.slot.is_some() || served.contains(name);
+        checks.push(match picture.slots.get(name) {
+            None => Check::new(code, false, "not configured on this node (hsm.slots)"),
+            Some(local) if local.serves() => Check::new(code, true, "serving"),
+            Some(local) => {
+                let unfinished = local.is_ready() && (!local.synced || local.destructions > 0);
+                let why = local.why();
+                if wanted || unfinished {
+                    Check::new(code, false, why)
+                } else {
+                    Check::new(code, true, format!("served by no node: {why}"))
+                }
+            }
+        });
+    }
+}
+
+/// Slots that members report as served. A leader leaves out whom it has not heard lately; others
+/// cannot know that.
+fn served_by_members<'a>(rules: &Rules, picture: &Picture<'a>) -> BTreeSet<&'a str> {
+    let leads = picture.view.role == Role::Leader;
+    let heard = |id: RaftId| {
+        let silent = picture.view.peers.get(&id).and_then(|peer| peer.silent_for);
+        silent.is_some_and(|silent| silent <= rules.staleness.ready)
+    };
+    let fresh = |id: RaftId| !leads || picture.own == Some(id) || heard(id);
+    let member = |id: &RaftId| {
+        picture
+            .state
+            .nodes()
+            .get(id)
+            .is_some_and(|node| node.status == NodeStatus::Member)
+    };
+    let reports = picture
+        .state
+        .reports()
+        .iter()
+        .filter(|(id, _)| member(id) && fresh(**id));
+    let slots = reports.flat_map(|(_, report)| report.slots.iter());
+    slots
+        .filter(|(_, slot)| slot.serving)
+        .map(|(name, _)| name.as_str())
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "judge_tests.rs"]
+mod tests;

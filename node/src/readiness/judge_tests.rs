@@ -1,0 +1,192 @@
+#[path = "judge_fixture.rs"]
+mod fixture;
+
+use super::*;
+use crate::consensus::Peer;
+use fixture::{MS, Node, locked, serving};
+
+#[test]
+fn a_node_that_lacks_nothing_is_ready() {
+    let node = Node::new();
+    assert!(node.not_ready().is_empty() && node.not_stale_ok().is_empty());
+}
+
+#[test]
+fn a_node_without_a_cluster_says_what_to_do() {
+    let mut node = Node::new();
+    node.world.state = ClusterState::default();
+    let checks = node.ask(&ReadyQuery::default());
+    assert_eq!(checks.len(), 1);
+    assert!(!checks[0].ok && checks[0].detail.contains("hsmctl cluster init"));
+}
+
+#[test]
+fn each_thing_that_is_wrong_has_its_code() {
+    let spoil: [(&str, fn(&mut Node)); 8] = [
+        ("draining", |node| node.draining = true),
+        ("consensus", |node| node.view.stopped = Some("store".to_owned())),
+        ("start_gate", |node| {
+            node.view.start_gate = Gate::CatchingUp { target: 10 }
+        }),
+        ("fresh", |node| node.view.staleness = Some(5001 * MS)),
+        ("fresh", |node| node.view.staleness = None),
+        ("voter", |node| node.world.voters = BTreeSet::from([2, 3])),
+        ("disk", |node| node.below_reserve = true),
+        ("replication_key", |node| node.wrong_key = Some("another key")),
+    ];
+    for (code, spoil) in spoil {
+        let mut node = Node::new();
+        spoil(&mut node);
+        assert_eq!(node.not_ready(), [code]);
+    }
+}
+
+#[test]
+fn a_stale_node_is_ready_for_those_who_say_stale_is_ok_until_its_bound() {
+    let mut node = Node::new();
+    node.view.staleness = Some(299_000 * MS);
+    assert_eq!(node.not_ready(), ["fresh"]);
+    assert!(node.not_stale_ok().is_empty());
+    node.view.staleness = Some(300_001 * MS);
+    assert_eq!(node.not_stale_ok(), ["fresh"]);
+}
+
+#[test]
+fn a_restarted_node_in_isolation_never_becomes_ready() {
+    let mut node = Node::new();
+    node.view.staleness = None;
+    node.view.start_gate = Gate::NoLeaderSeen;
+    for uptime in [1, 1_000_000] {
+        node.uptime = uptime * MS;
+        assert_eq!(node.not_ready(), ["start_gate", "fresh"]);
+        assert_eq!(node.not_stale_ok(), ["start_gate", "fresh"]);
+    }
+    // Only if the operator has said so, only as stale, and only within the bound.
+    node.rules.without_quorum = true;
+    node.uptime = 1000 * MS;
+    assert_eq!(node.not_ready(), ["start_gate", "fresh"]);
+    assert!(node.not_stale_ok().is_empty());
+    node.uptime = 300_001 * MS;
+    assert_eq!(node.not_stale_ok(), ["fresh"]);
+}
+
+#[test]
+fn a_slot_that_another_member_serves_must_be_served_here() {
+    let mut node = Node::new();
+    let other = node.other();
+    node.report(other, "s", true);
+    assert!(node.not_ready().is_empty());
+    node.slot("s", locked());
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    node.report(other, "s", false);
+    assert!(
+        node.not_ready().is_empty(),
+        "what nobody serves makes nobody unready"
+    );
+    node.report(other, "elsewhere", true);
+    assert_eq!(node.not_ready(), ["slot:elsewhere"]);
+}
+
+#[test]
+fn a_leader_leaves_out_whom_it_does_not_hear() {
+    let mut node = Node::new();
+    let other = node.other();
+    node.report(other, "s", true);
+    node.slot("s", locked());
+    node.view.role = Role::Leader;
+    let heard = |ms: u32| Peer {
+        matched: None,
+        silent_for: Some(ms * MS),
+    };
+    node.view.peers = BTreeMap::from([(other, heard(100))]);
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    node.view.peers = BTreeMap::from([(other, heard(5001))]);
+    assert!(node.not_ready().is_empty());
+    node.view.peers.clear();
+    assert!(node.not_ready().is_empty());
+}
+
+#[test]
+fn a_slot_is_ready_only_after_sync_and_destruction() {
+    let mut node = Node::new();
+    for unfinished in [
+        Local {
+            synced: false,
+            complete: false,
+            ..serving()
+        },
+        Local {
+            destructions: 2,
+            complete: false,
+            ..serving()
+        },
+    ] {
+        node.slot("s", unfinished);
+        assert_eq!(node.not_ready(), ["slot:s"]);
+    }
+    // A key that no node has any more keeps nobody out of service.
+    node.slot(
+        "s",
+        Local {
+            missing_keys: 1,
+            complete: false,
+            ..serving()
+        },
+    );
+    assert!(node.not_ready().is_empty());
+    let other = node.other();
+    node.report(other, "s", true);
+    assert_eq!(node.not_ready(), ["slot:s"]);
+}
+
+/// After a restart of everything the reports of before are what tells that keys are missing.
+#[test]
+fn what_this_node_served_before_its_restart_counts_too() {
+    let mut node = Node::new();
+    node.report(1, "s", true);
+    node.slot(
+        "s",
+        Local {
+            missing_keys: 1,
+            complete: false,
+            ..serving()
+        },
+    );
+    assert_eq!(node.not_ready(), ["slot:s"]);
+}
+
+#[test]
+fn a_slot_aware_balancer_asks_for_its_slot_only() {
+    let mut node = Node::new();
+    let other = node.other();
+    node.report(other, "t", true);
+    node.slot("t", locked());
+    let ask = |node: &Node, name: &str| {
+        node.failing(&ReadyQuery {
+            slot: Some(name.to_owned()),
+            stale_ok: false,
+        })
+    };
+    assert_eq!(node.not_ready(), ["slot:t"]);
+    assert!(ask(&node, "s").is_empty());
+    assert_eq!(ask(&node, "t"), ["slot:t"]);
+    assert_eq!(ask(&node, "nope"), ["slot:nope"]);
+    // Asked for, it has to serve, whoever else does not.
+    node.report(other, "t", false);
+    assert_eq!(ask(&node, "t"), ["slot:t"]);
+}
+
+#[test]
+fn active_passive_steers_to_the_leader_and_to_anybody_without_one() {
+    let mut node = Node::new();
+    node.rules.mode = Mode::ActivePassive;
+    assert_eq!(node.not_ready(), ["leader"]);
+    assert!(node.not_stale_ok().is_empty());
+    node.view.leader = None;
+    assert!(node.not_ready().is_empty());
+    node.view.role = Role::Leader;
+    node.view.quorum_ack_age = Some(300 * MS);
+    assert!(node.not_ready().is_empty());
+    node.view.quorum_ack_age = Some(1200 * MS);
+    assert_eq!(node.not_ready(), ["leader"]);
+}

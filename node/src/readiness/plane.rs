@@ -1,0 +1,203 @@
+//! The data plane's view: policy, freshness, keys, and the one question that has to ask the leader.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hsm_api::{ErrorCode, StateIndex};
+use raft_store::storage::Published;
+
+use super::{NodeView, Rules, judge};
+use crate::http::{AboveKnown, ApiError, DataPlane, Freshness};
+use crate::keyring::KeyRing;
+use crate::policy::{Op, Policy};
+
+/// How long a ciphertext of an unknown version may wait for this node to catch up.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+impl NodeView {
+    /// The leader's index, asked for once for all who arrived before the question.
+    async fn leaders_index(&self) -> Option<u64> {
+        let arrived = Instant::now();
+        let mut last = self.last_read.lock().await;
+        if let Some((asked, index)) = *last
+            && asked >= arrived
+        {
+            return Some(index);
+        }
+        let asked = Instant::now();
+        let index = self.parts.consensus.read_index().await.ok()?;
+        *last = Some((asked, index));
+        Some(index)
+    }
+
+    async fn above_known(&self, context: &str, version: u32) -> AboveKnown {
+        let Ok(_turn) = self.asking.try_acquire() else {
+            return AboveKnown::NoQuorum;
+        };
+        let mut applied = self.parts.consensus.applied();
+        let caught_up = async {
+            let index = self.leaders_index().await?;
+            applied
+                .wait_for(|applied| *applied >= index)
+                .await
+                .ok()
+                .map(|_| ())
+        };
+        match tokio::time::timeout(CATCH_UP, caught_up).await {
+            Ok(Some(())) => judge_version(&self.parts.consensus.published(), context, version),
+            Ok(None) | Err(_) => AboveKnown::NoQuorum,
+        }
+    }
+}
+
+/// Whether a version exists, in a state that holds everything committed when it was asked for.
+fn judge_version(published: &Published, context: &str, version: u32) -> AboveKnown {
+    let highest = published
+        .state
+        .contexts()
+        .get(context)
+        .map_or(0, |context| context.highest_version);
+    if version <= highest {
+        AboveKnown::OnItsWay
+    } else {
+        AboveKnown::Unknown
+    }
+}
+
+/// The freshness of answers: `Err` beyond the bound of the operation.
+fn judge_freshness(
+    rules: &Rules,
+    op: Op,
+    age: Option<Duration>,
+    gate_open: bool,
+) -> Result<Freshness, ApiError> {
+    if !gate_open && !rules.without_quorum {
+        return Err(ApiError::new(ErrorCode::NotReady)
+            .detail("the node has not heard of a quorum since its start, or is catching up"));
+    }
+    let bound = match op {
+        Op::Encrypt => rules.staleness.encrypt,
+        Op::Decrypt => rules.staleness.decrypt,
+    };
+    match age {
+        Some(age) if age <= bound => Ok(Freshness {
+            degraded: !gate_open || age > rules.staleness.ready,
+        }),
+        _ => Err(ApiError::new(ErrorCode::Stale).detail(format!(
+            "no quorum was heard of for more than {} s",
+            bound.as_secs()
+        ))),
+    }
+}
+
+impl DataPlane for NodeView {
+    fn policy(&self) -> Arc<Policy> {
+        self.policies.of(self.parts.consensus.published())
+    }
+
+    fn freshness(&self, op: Op) -> Result<Freshness, ApiError> {
+        if self.parts.consensus.raft_id().is_none() {
+            return Err(ApiError::new(ErrorCode::Uninitialised));
+        }
+        let rules = &self.parts.rules;
+        let age = judge::staleness(rules, self.parts.consensus.staleness(), self.started.elapsed());
+        judge_freshness(rules, op, age, self.gate_is_open())
+    }
+
+    fn keyring(&self) -> Arc<KeyRing> {
+        self.parts.ring.load_full()
+    }
+
+    fn index(&self) -> StateIndex {
+        let published = self.parts.consensus.published();
+        StateIndex {
+            epoch: published.state.epoch(),
+            index: published.applied.map_or(0, |id| id.index),
+        }
+    }
+
+    fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    fn version_above_known<'a>(
+        &'a self,
+        context: &'a str,
+        version: u32,
+    ) -> Pin<Box<dyn Future<Output = AboveKnown> + Send + 'a>> {
+        Box::pin(self.above_known(context, version))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::config::{Mode, Staleness};
+    use crate::rotation::testing::World;
+
+    fn rules(without_quorum: bool) -> Rules {
+        Rules {
+            staleness: Staleness {
+                ready: Duration::from_secs(5),
+                encrypt: Duration::from_secs(60),
+                decrypt: Duration::from_secs(300),
+            },
+            mode: Mode::ActiveActive,
+            election_max: Duration::from_millis(1200),
+            without_quorum,
+        }
+    }
+
+    fn fresh(op: Op, seconds: u64) -> Result<bool, ErrorCode> {
+        let age = Some(Duration::from_secs(seconds));
+        judge_freshness(&rules(false), op, age, true)
+            .map(|freshness| freshness.degraded)
+            .map_err(|error| error.code())
+    }
+
+    #[test]
+    fn encryption_and_decryption_have_bounds_of_their_own() {
+        for op in [Op::Encrypt, Op::Decrypt] {
+            assert_eq!(fresh(op, 0), Ok(false));
+            assert_eq!(fresh(op, 5), Ok(false));
+            assert_eq!(fresh(op, 6), Ok(true));
+        }
+        assert_eq!(fresh(Op::Encrypt, 61), Err(ErrorCode::Stale));
+        assert_eq!(fresh(Op::Decrypt, 61), Ok(true));
+        assert_eq!(fresh(Op::Decrypt, 301), Err(ErrorCode::Stale));
+    }
+
+    #[test]
+    fn before_the_start_gate_nothing_is_answered() {
+        let age = Some(Duration::ZERO);
+        let refused = judge_freshness(&rules(false), Op::Decrypt, age, false).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::NotReady);
+        // Where the operator allows it, such an answer is marked and bounded all the same.
+        let waived = |age| judge_freshness(&rules(true), Op::Decrypt, age, false);
+        assert_eq!(waived(age), Ok(Freshness { degraded: true }));
+        let late = Some(Duration::from_secs(301));
+        assert_eq!(waived(late).unwrap_err().code(), ErrorCode::Stale);
+        assert_eq!(waived(None).unwrap_err().code(), ErrorCode::Stale);
+    }
+
+    #[test]
+    fn a_node_that_may_serve_without_a_quorum_is_as_stale_as_its_start() {
+        let uptime = Duration::from_secs(9);
+        assert_eq!(judge::staleness(&rules(false), None, uptime), None);
+        assert_eq!(judge::staleness(&rules(true), None, uptime), Some(uptime));
+        let known = Some(Duration::from_secs(1));
+        assert_eq!(judge::staleness(&rules(true), known, uptime), known);
+    }
+
+    #[test]
+    fn a_version_above_the_highest_committed_one_does_not_exist() {
+        let mut world = World::new(1);
+        world.prepare("c");
+        let published = world.published();
+        assert_eq!(judge_version(&published, "c", 1), AboveKnown::OnItsWay);
+        assert_eq!(judge_version(&published, "c", 2), AboveKnown::Unknown);
+        assert_eq!(judge_version(&published, "nope", 1), AboveKnown::Unknown);
+    }
+}

@@ -1,0 +1,108 @@
+//! The policy in force, as requests read it: rebuilt only when access control or revocations have
+//! changed, in force with the first request after they were applied.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use raft_store::storage::Published;
+
+use crate::admin::authorise::state_policy;
+use crate::policy::Policy;
+
+struct Known {
+    /// Keeps the rows alive that `policy` was made of, so that their addresses stay theirs.
+    published: Arc<Published>,
+    policy: Arc<Policy>,
+}
+
+/// See the module.
+pub(super) struct PolicyCache {
+    known: ArcSwapOption<Known>,
+    /// Before there is a cluster.
+    seed: Arc<Policy>,
+}
+
+impl PolicyCache {
+    pub(super) fn new(seed: Policy) -> Self {
+        Self {
+            known: ArcSwapOption::empty(),
+            seed: Arc::new(seed),
+        }
+    }
+
+    /// The policy of a state.
+    pub(super) fn of(&self, published: Arc<Published>) -> Arc<Policy> {
+        let known = self.known.load();
+        if let Some(known) = known.as_ref()
+            && same(&known.published, &published)
+        {
+            return Arc::clone(&known.policy);
+        }
+        let Some(policy) = state_policy(&published.state) else {
+            return Arc::clone(&self.seed);
+        };
+        let policy = Arc::new(policy);
+        // A slower thread may put an older one back; the next request sees that it is.
+        self.known.store(Some(Arc::new(Known {
+            published,
+            policy: Arc::clone(&policy),
+        })));
+        policy
+    }
+}
+
+/// Whether two states have the same rules. Rows are replaced, never changed in place, and revocations
+/// are only ever added.
+fn same(a: &Published, b: &Published) -> bool {
+    let rows = match (a.state.acl(), b.state.acl()) {
+        (Some(a), Some(b)) => std::ptr::eq(a, b),
+        (None, None) => true,
+        _ => false,
+    };
+    rows && a.state.revocations().len() == b.state.revocations().len()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use raft_store::command::{AddRevocations, Op};
+    use raft_store::state::access::RevocationKey;
+
+    use super::*;
+    use crate::rotation::testing::World;
+
+    #[test]
+    fn a_revocation_is_in_force_with_the_next_request() {
+        let cache = PolicyCache::new(Policy::default());
+        let mut world = World::new(1);
+        let before = cache.of(Arc::new(world.published()));
+        world.ok(Op::AddRevocations(AddRevocations {
+            revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
+        }));
+        let after = cache.of(Arc::new(world.published()));
+        assert_eq!((before.revocations.len(), after.revocations.len()), (0, 1));
+    }
+
+    #[test]
+    fn what_does_not_change_is_not_made_again() {
+        let cache = PolicyCache::new(Policy::default());
+        let mut world = World::new(1);
+        let before = cache.of(Arc::new(world.published()));
+        world.prepare("c");
+        let after = cache.of(Arc::new(world.published()));
+        assert!(Arc::ptr_eq(&before, &after));
+        assert_eq!(after.roles.len(), 3);
+    }
+
+    #[test]
+    fn before_there_is_a_cluster_the_seed_rules() {
+        let revoked = [RevocationKey::CommonName("gone".to_owned())]
+            .into_iter()
+            .collect();
+        let cache = PolicyCache::new(Policy {
+            revocations: revoked,
+            ..Policy::default()
+        });
+        assert_eq!(cache.of(Arc::new(Published::default())).revocations.len(), 1);
+    }
+}

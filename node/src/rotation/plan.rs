@@ -1,0 +1,264 @@
+//! What a request for a new version has to do next, judged from the state alone. The state remembers
+//! what each id of a request was answered, so the same request on another leader, after whatever
+//! crash, finds the version it made before and never makes a second one.
+
+use hsm_api::ErrorCode;
+use raft_store::command::{Done, Origin, Outcome, Refusal, RequestId};
+use raft_store::names::{ContextName, SlotName, TransportId};
+use raft_store::state::ClusterState;
+use raft_store::state::context::VersionState;
+use raft_store::state::requests::Seen;
+
+use crate::admin::call::CallError;
+
+/// Ids one request may use up. More conflicts than that are no coincidence.
+pub const MAX_ATTEMPTS: u32 = 256;
+/// How far a chosen version number may lie above the highest: a slip must not use the numbers up.
+pub const MAX_JUMP: u32 = 1_000_000;
+/// Longest label. The token takes 255 bytes.
+const MAX_LABEL: usize = 128;
+
+/// A request under its identity.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// SHA-256 of the principal.
+    pub principal: [u8; 32],
+    /// The operation.
+    pub operation: String,
+    /// The `Idempotency-Key`.
+    pub key: String,
+    /// SHA-256 of what was asked.
+    pub body_hash: [u8; 32],
+    /// On whose behalf.
+    pub origin: Origin,
+}
+
+impl Asked {
+    /// The id of the n-th attempt. A next attempt is allowed only once the state says that the one
+    /// before has made nothing, which no replay can change: so at most one attempt makes something.
+    #[must_use]
+    pub fn id(&self, attempt: u32) -> RequestId {
+        let operation = match attempt {
+            0 => self.operation.clone(),
+            // No name contains a `#`.
+            n => format!("{} #{n}", self.operation),
+        };
+        RequestId::Client {
+            principal: self.principal,
+            operation,
+            key: self.key.clone(),
+        }
+    }
+
+    /// The id of another command of the same request.
+    #[must_use]
+    pub fn side_id(&self, step: &str) -> RequestId {
+        RequestId::Client {
+            principal: self.principal,
+            operation: format!("{} @{step}", self.operation),
+            key: self.key.clone(),
+        }
+    }
+
+    /// The first attempt that was not made yet, or whose outcome `settled` accepts.
+    ///
+    /// # Errors
+    /// What the state refuses for good.
+    pub fn attempt<T>(
+        &self,
+        state: &ClusterState,
+        mut settled: impl FnMut(Done) -> Option<T>,
+    ) -> Result<Attempt<T>, CallError> {
+        for attempt in 0..MAX_ATTEMPTS {
+            match state.requests().look_up(&self.id(attempt), &self.body_hash) {
+                Seen::New => return Ok(Attempt::New(attempt)),
+                Seen::Repeat(Outcome::Done(done)) => {
+                    if let Some(result) = settled(done) {
+                        return Ok(Attempt::Settled(result));
+                    }
+                }
+                // The state was another than the proposer saw: nothing was made.
+                Seen::Repeat(Outcome::Refused(Refusal::Conflict(_))) => {}
+                Seen::Repeat(Outcome::Refused(refusal)) => return Err(refusal.into()),
+                Seen::Repeat(Outcome::Nothing) => {
+                    return Err(CallError::new(
+                        ErrorCode::Internal,
+                        "a request without an outcome",
+                    ));
+                }
+                Seen::OtherBody => return Err(Refusal::KeyReused.into()),
+                Seen::Expired => return Err(Refusal::KeyExpired.into()),
+            }
+        }
+        Err(CallError::new(
+            ErrorCode::Conflict,
+            "this Idempotency-Key has met too many conflicts; ask again with a new one",
+        ))
+    }
+}
+
+/// See [`Asked::attempt`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Attempt<T> {
+    /// To be made under this number.
+    New(u32),
+    /// Done before.
+    Settled(T),
+}
+
+/// What kind of new version is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The next one of a context that has an active one.
+    Rotate,
+    /// Any one of a context, the first one too.
+    Create {
+        /// Its label; the default names context and number.
+        label: Option<String>,
+        /// Its number; the default is the next.
+        version: Option<u32>,
+    },
+}
+
+/// A version to be prepared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The attempt it is made under.
+    pub attempt: u32,
+    /// The highest version seen: compare and set.
+    pub expected_highest: u32,
+    /// Its number.
+    pub version: u32,
+    /// Its label.
+    pub label: String,
+    /// The slot that makes it.
+    pub slot: SlotName,
+    /// The transport key it is wrapped under.
+    pub transport_id: TransportId,
+}
+
+/// The next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// This request has prepared this version: wait until it is active.
+    Await(u32),
+    /// Another request's version is pending: wait until it is not.
+    Hold(u32),
+    /// Make a key and propose it.
+    Prepare(Draft),
+}
+
+/// Decides the next step of a request for a new version of `name`.
+///
+/// # Errors
+/// When the request can never be met as it stands.
+pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked) -> Result<Step, CallError> {
+    // A version that was given up settles nothing: its number is a gap, the wish is open again.
+    let made = |done: Done| match done {
+        Done::Version { version, .. } => {
+            (version_state(state, name, version) != Some(VersionState::Abandoned)).then_some(version)
+        }
+        _ => None,
+    };
+    let attempt = match asked.attempt(state, made)? {
+        Attempt::Settled(version) => return Ok(Step::Await(version)),
+        Attempt::New(attempt) => attempt,
+    };
+    let context = state.contexts().get(name).ok_or_else(|| unknown_context(name))?;
+    let pending = state
+        .versions_of(name)
+        .find(|(_, version)| version.state == VersionState::Pending);
+    if let Some((number, _)) = pending {
+        return Ok(Step::Hold(number));
+    }
+    let highest = context.highest_version;
+    let (label, number) = match wish {
+        Wish::Rotate if context.active_version.is_none() => {
+            let detail = format!(
+                "context {name} has no active version to rotate; make its first one with: \
+                 hsmctl create-kek --context {name}"
+            );
+            return Err(CallError::new(ErrorCode::ContextHasNoKey, detail));
+        }
+        Wish::Rotate => (None, None),
+        Wish::Create { label, version } => (label.as_deref(), *version),
+    };
+    let version = match number {
+        Some(number) => chosen(state, name, highest, number)?,
+        None => highest.checked_add(1).ok_or_else(|| {
+            CallError::new(
+                ErrorCode::Conflict,
+                format!("context {name} has no version number left"),
+            )
+        })?,
+    };
+    let transport = state
+        .slots()
+        .get(&context.slot)
+        .and_then(|slot| slot.current_transport());
+    let transport = transport.ok_or_else(|| no_transport(&context.slot))?;
+    Ok(Step::Prepare(Draft {
+        attempt,
+        expected_highest: highest,
+        version,
+        label: label.map_or_else(|| format!("kek-{name}-v{version}"), str::to_owned),
+        slot: context.slot.clone(),
+        transport_id: transport.id,
+    }))
+}
+
+fn version_state(state: &ClusterState, name: &ContextName, version: u32) -> Option<VersionState> {
+    state.version(name, version).map(|version| version.state)
+}
+
+/// Numbers only grow; gaps are allowed upwards.
+fn chosen(state: &ClusterState, name: &ContextName, highest: u32, number: u32) -> Result<u32, CallError> {
+    if let Some(known) = version_state(state, name, number) {
+        let detail = format!("version {number} of {name} exists already ({})", known.as_str());
+        return Err(CallError::new(ErrorCode::AlreadyExists, detail));
+    }
+    let invalid = |why: String| {
+        let detail = format!("version {number} of {name} {why}");
+        Err(CallError::new(ErrorCode::InvalidArgument, detail))
+    };
+    if number <= highest {
+        return invalid(format!(
+            "is not above the highest, {highest}; numbers are never reused"
+        ));
+    }
+    if number - highest > MAX_JUMP {
+        return invalid(format!("is more than {MAX_JUMP} above the highest, {highest}"));
+    }
+    Ok(number)
+}
+
+/// Whether a label can be one: what tokens store, and what fits in a log line.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn check_label(label: &str) -> Result<(), CallError> {
+    let printable = label.bytes().all(|byte| byte.is_ascii_graphic());
+    if printable && (1..=MAX_LABEL).contains(&label.len()) {
+        return Ok(());
+    }
+    let detail = format!("label: use 1 to {MAX_LABEL} printable ASCII characters without spaces");
+    Err(CallError::new(ErrorCode::InvalidArgument, detail))
+}
+
+/// The answer for a context that does not exist.
+#[must_use]
+pub fn unknown_context(name: &ContextName) -> CallError {
+    CallError::new(ErrorCode::NotFound, format!("context {name} does not exist"))
+}
+
+/// The answer while a slot cannot hold keys.
+#[must_use]
+pub fn no_transport(slot: &SlotName) -> CallError {
+    let detail = format!("slot {slot} has no transport key yet: its token must be ready on the leader first");
+    CallError::new(ErrorCode::NotReady, detail)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "plan_tests.rs"]
+mod tests;

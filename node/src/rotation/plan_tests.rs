@@ -1,0 +1,192 @@
+use raft_store::command::Op;
+
+use super::super::testing::{World, asked, context, prepare, slot};
+use super::*;
+
+fn rotate(world: &World, key: &str) -> Result<Step, CallError> {
+    plan(
+        &world.state,
+        &context("c"),
+        &Wish::Rotate,
+        &asked("rotate c", key),
+    )
+}
+
+fn create(world: &World, name: &str, version: Option<u32>) -> Result<Step, CallError> {
+    let wish = Wish::Create { label: None, version };
+    plan(&world.state, &context(name), &wish, &asked("create-kek c", "k"))
+}
+
+fn code(step: Result<Step, CallError>) -> ErrorCode {
+    step.unwrap_err().code
+}
+
+fn draft(step: Result<Step, CallError>) -> Draft {
+    match step.unwrap() {
+        Step::Prepare(draft) => draft,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn active(world: &mut World) -> u32 {
+    let version = world.prepare("c");
+    world.activate("c", version);
+    version
+}
+
+/// Applies a prepare under one of a request's ids.
+fn send(world: &mut World, key: &str, attempt: u32, op: Op) -> Outcome {
+    let asked = asked("rotate c", key);
+    world.send(asked.id(attempt), asked.body_hash, asked.origin.clone(), op)
+}
+
+#[test]
+fn a_rotation_makes_the_next_version_under_the_current_transport_key() {
+    let mut world = World::new(1);
+    active(&mut world);
+    world.transport("s", 2, 1);
+    let expected = Draft {
+        attempt: 0,
+        expected_highest: 1,
+        version: 2,
+        label: "kek-c-v2".to_owned(),
+        slot: slot("s"),
+        transport_id: TransportId([2; 16]),
+    };
+    assert_eq!(draft(rotate(&world, "k")), expected);
+}
+
+#[test]
+fn what_does_not_exist_cannot_be_rotated() {
+    let mut world = World::new(1);
+    assert_eq!(code(rotate(&world, "k")), ErrorCode::ContextHasNoKey);
+    assert_eq!(code(create(&world, "nope", None)), ErrorCode::NotFound);
+    world.context("d", "other");
+    assert_eq!(code(create(&world, "d", None)), ErrorCode::NotReady);
+}
+
+#[test]
+fn a_request_finds_the_version_it_made() {
+    let mut world = World::new(1);
+    active(&mut world);
+    send(&mut world, "k", 0, prepare("c", 1, 2));
+    assert_eq!(rotate(&world, "k"), Ok(Step::Await(2)));
+    assert_eq!(rotate(&world, "another"), Ok(Step::Hold(2)));
+    world.activate("c", 2);
+    assert_eq!(rotate(&world, "k"), Ok(Step::Await(2)));
+    assert_eq!(draft(rotate(&world, "another")).version, 3);
+    // Still the same one when a later version has replaced it.
+    active(&mut world);
+    assert_eq!(rotate(&world, "k"), Ok(Step::Await(2)));
+}
+
+#[test]
+fn a_conflict_leaves_the_request_open_under_its_next_id() {
+    let mut world = World::new(1);
+    active(&mut world);
+    let refused = send(&mut world, "k", 0, prepare("c", 0, 1));
+    assert!(matches!(refused, Outcome::Refused(Refusal::Conflict(_))));
+    assert_eq!(draft(rotate(&world, "k")).attempt, 1);
+    send(&mut world, "k", 1, prepare("c", 1, 2));
+    assert_eq!(rotate(&world, "k"), Ok(Step::Await(2)));
+}
+
+#[test]
+fn a_version_given_up_leaves_the_request_open_and_its_number_a_gap() {
+    let mut world = World::new(1);
+    active(&mut world);
+    send(&mut world, "k", 0, prepare("c", 1, 2));
+    world.abandon("c", 2);
+    let next = draft(rotate(&world, "k"));
+    assert_eq!((next.attempt, next.version), (1, 3));
+}
+
+#[test]
+fn a_key_used_for_another_body_is_refused() {
+    let mut world = World::new(1);
+    active(&mut world);
+    send(&mut world, "k", 0, prepare("c", 1, 2));
+    let other = Asked {
+        body_hash: [0; 32],
+        ..asked("rotate c", "k")
+    };
+    let step = plan(&world.state, &context("c"), &Wish::Rotate, &other);
+    assert_eq!(code(step), ErrorCode::IdempotencyKeyReused);
+}
+
+#[test]
+fn a_final_refusal_is_given_again() {
+    let mut world = World::new(1);
+    active(&mut world);
+    let Op::PrepareVersion(mut taken) = prepare("c", 1, 2) else {
+        panic!()
+    };
+    taken.label = "kek-c-v1".to_owned();
+    send(&mut world, "k", 0, Op::PrepareVersion(taken));
+    assert_eq!(code(rotate(&world, "k")), ErrorCode::AlreadyExists);
+}
+
+#[test]
+fn a_request_that_only_meets_conflicts_ends() {
+    let mut world = World::new(1);
+    active(&mut world);
+    for attempt in 0..MAX_ATTEMPTS {
+        send(&mut world, "k", attempt, prepare("c", 0, 1));
+    }
+    assert_eq!(code(rotate(&world, "k")), ErrorCode::Conflict);
+}
+
+#[test]
+fn a_chosen_number_must_be_above_the_highest() {
+    let mut world = World::new(1);
+    assert_eq!(draft(create(&world, "c", None)).version, 1);
+    assert_eq!(draft(create(&world, "c", Some(7))).version, 7);
+    world.ok(prepare("c", 0, 7));
+    assert_eq!(create(&world, "c", None), Ok(Step::Hold(7)));
+    world.activate("c", 7);
+    assert_eq!(draft(create(&world, "c", None)).version, 8);
+    assert_eq!(draft(create(&world, "c", Some(9))).label, "kek-c-v9");
+    assert_eq!(code(create(&world, "c", Some(7))), ErrorCode::AlreadyExists);
+    for below in [0, 3, 6] {
+        assert_eq!(code(create(&world, "c", Some(below))), ErrorCode::InvalidArgument);
+    }
+    assert_eq!(
+        code(create(&world, "c", Some(u32::MAX))),
+        ErrorCode::InvalidArgument
+    );
+}
+
+#[test]
+fn a_label_may_be_chosen() {
+    let world = World::new(1);
+    let wish = Wish::Create {
+        label: Some("mine".to_owned()),
+        version: None,
+    };
+    let step = plan(&world.state, &context("c"), &wish, &asked("create-kek c", "k"));
+    assert_eq!(draft(step).label, "mine");
+    assert!(check_label("kek-exchange-key-v1").is_ok());
+    for bad in ["", "a b", "a\nb", "ä", &"x".repeat(129)] {
+        assert_eq!(
+            check_label(bad).unwrap_err().code,
+            ErrorCode::InvalidArgument,
+            "{bad:?}"
+        );
+    }
+}
+
+#[test]
+fn no_two_ids_of_requests_meet() {
+    let one = asked("rotate c", "k");
+    let ids = [
+        one.id(0),
+        one.id(1),
+        one.id(11),
+        one.side_id("context"),
+        asked("rotate c", "k #1").id(0),
+        asked("rotate d", "k").id(1),
+    ];
+    for (at, id) in ids.iter().enumerate() {
+        assert!(!ids[at + 1..].contains(id), "{id:?}");
+    }
+}

@@ -1,0 +1,266 @@
+//! New key versions on the leader, from the wish to the active version: make, seal, propose, wait.
+//! Outside Raft, before a version is proposed, nothing is promised to anybody; after it, every repeat
+//! of the request finds it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hsm_api::ErrorCode;
+use hsm_core::replication::{ClusterKey, SealedKeyContext};
+use raft_store::command::{Done, Op, PrepareVersion, Refusal};
+use raft_store::names::{ContextName, KeyUid};
+use raft_store::state::context::{KeyMaterial, VersionState};
+use raft_store::state::{ClusterMeta, ClusterState};
+use raft_store::storage::Published;
+use tokio::time::{Instant, timeout_at};
+
+use super::cluster::{Cluster, Waited, lost_lead, wait_leading};
+use super::keys::{KeyMaker, KeyOrder, NewKey};
+use super::plan::{Asked, Draft, Step, Wish, plan};
+use super::progress::{Made, outcome};
+use super::reach;
+use crate::admin::call::CallError;
+use crate::clock;
+use crate::consensus::ProposeError;
+
+/// Rounds of one call. Each but the last met another request's version or a change of the state.
+const MAX_ROUNDS: usize = 32;
+/// After a conflict, before the state is read again.
+const AFTER_CONFLICT: Duration = Duration::from_millis(20);
+
+/// The keys derived from this node's replication key, or why it is not the cluster's.
+pub type ClusterKeys = Arc<dyn Fn(&ClusterMeta) -> Result<Arc<ClusterKey>, String> + Send + Sync>;
+
+type Lane = Arc<tokio::sync::Mutex<()>>;
+
+/// See the module.
+pub struct Rotator {
+    cluster: Arc<dyn Cluster>,
+    keys: Arc<dyn KeyMaker>,
+    cluster_keys: ClusterKeys,
+    /// One key is made at a time for a context: a second one would only meet a conflict.
+    lanes: Mutex<BTreeMap<ContextName, Lane>>,
+}
+
+impl Rotator {
+    /// Makes versions of what `keys` makes.
+    #[must_use]
+    pub fn new(cluster: Arc<dyn Cluster>, keys: Arc<dyn KeyMaker>, cluster_keys: ClusterKeys) -> Self {
+        Self {
+            cluster,
+            keys,
+            cluster_keys,
+            lanes: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The tokens keys are made in.
+    #[must_use]
+    pub fn keys(&self) -> &dyn KeyMaker {
+        &*self.keys
+    }
+
+    /// Makes the version `asked` wishes for, or finds the one it made, and waits until it is active.
+    ///
+    /// # Errors
+    /// `outcome_unknown` when the deadline comes while the version is pending, `key_version_not_ready`
+    /// when it was abandoned (ask again), `conflict` when another request's version does not end,
+    /// and what state, token or consensus refuse.
+    pub async fn make(
+        &self,
+        context: &ContextName,
+        wish: &Wish,
+        asked: &Asked,
+        deadline: Instant,
+    ) -> Result<Made, CallError> {
+        for _ in 0..MAX_ROUNDS {
+            let published = self.cluster.published();
+            match plan(&published.state, context, wish, asked)? {
+                Step::Await(version) => return self.active(context, version, deadline).await,
+                Step::Hold(version) => self.hold(context, version, deadline).await?,
+                Step::Prepare(_) => {
+                    if let Some(version) = self.prepare(context, wish, asked, deadline).await? {
+                        return self.active(context, version, deadline).await;
+                    }
+                }
+            }
+        }
+        let detail = format!("context {context} changes faster than this request can follow");
+        Err(CallError::new(ErrorCode::Conflict, detail))
+    }
+
+    /// Makes and proposes a version; `None` when the state was another by then.
+    async fn prepare(
+        &self,
+        context: &ContextName,
+        wish: &Wish,
+        asked: &Asked,
+        deadline: Instant,
+    ) -> Result<Option<u32>, CallError> {
+        let late = |_| CallError::new(ErrorCode::Overloaded, format!("context {context} is busy"));
+        let lane = self.lane(context);
+        let _turn = timeout_at(deadline, lane.lock()).await.map_err(late)?;
+        self.membership_settled(deadline).await?;
+        // What was planned before the wait may be done by now.
+        let published = self.cluster.published();
+        let Step::Prepare(draft) = plan(&published.state, context, wish, asked)? else {
+            return Ok(None);
+        };
+        let op = self.seal(&published.state, context, &draft, deadline).await?;
+        reach("rotation::before_prepare_commit").await;
+        let (id, origin) = (asked.id(draft.attempt), asked.origin.clone());
+        match self
+            .cluster
+            .propose(id, asked.body_hash, origin, Op::PrepareVersion(op))
+            .await
+        {
+            Ok(Done::Version { version, .. }) => {
+                reach("rotation::after_prepare_commit").await;
+                tracing::info!(%context, version, "key version prepared");
+                Ok(Some(version))
+            }
+            Ok(_) => Err(CallError::new(
+                ErrorCode::Internal,
+                "unexpected outcome of a rotation",
+            )),
+            Err(ProposeError::Refused(Refusal::Conflict(why))) => {
+                tracing::info!(%context, why, "rotation met a conflict; looking again");
+                tokio::time::sleep(AFTER_CONFLICT).await;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn lane(&self, context: &ContextName) -> Lane {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(lanes.entry(context.clone()).or_default())
+    }
+
+    /// Makes the key in the token and seals it.
+    async fn seal(
+        &self,
+        state: &ClusterState,
+        context: &ContextName,
+        draft: &Draft,
+        deadline: Instant,
+    ) -> Result<PrepareVersion, CallError> {
+        let key_uid = clock::random_id();
+        let order = KeyOrder {
+            slot: draft.slot.clone(),
+            context: context.clone(),
+            version: draft.version,
+            key_uid: hsm_core::names::KeyUid::from_bytes(key_uid),
+            transport_id: hsm_core::names::TransportId::from_bytes(draft.transport_id.0),
+        };
+        let internal = |why: String| CallError::new(ErrorCode::Internal, why);
+        let meta = state.meta().ok_or(ProposeError::Uninitialised)?;
+        // Before the token is asked: a key that cannot be sealed must not be made.
+        let cluster_key = (self.cluster_keys)(meta).map_err(internal)?;
+        let key = self.make_key(order.clone(), deadline).await?;
+        let sealed = SealedKeyContext {
+            cluster_id: meta.cluster_id.0,
+            slot: draft.slot.as_str(),
+            context: context.as_str(),
+            version: draft.version,
+            key_uid: order.key_uid,
+            transport_id: order.transport_id,
+            check_record: &key.check_record,
+        };
+        let sealed_key = cluster_key
+            .seal_key(&sealed, &key.wrapped)
+            .map_err(|error| internal(error.to_string()))?;
+        Ok(PrepareVersion {
+            context: context.clone(),
+            expected_highest: draft.expected_highest,
+            version: draft.version,
+            key_uid: KeyUid(key_uid),
+            label: draft.label.clone(),
+            material: KeyMaterial {
+                transport_id: draft.transport_id,
+                sealed_key,
+                check_record: key.check_record,
+            },
+        })
+    }
+
+    async fn make_key(&self, order: KeyOrder, deadline: Instant) -> Result<NewKey, CallError> {
+        let keys = Arc::clone(&self.keys);
+        let slot = order.slot.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            fail::fail_point!("rotation::before_wrap");
+            let key = keys.make(&order)?;
+            fail::fail_point!("rotation::after_wrap");
+            Ok::<_, CallError>(key)
+        });
+        match timeout_at(deadline, made).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(error)) => Err(CallError::new(
+                ErrorCode::Internal,
+                format!("slot {slot}: {error}"),
+            )),
+            Err(_) => Err(CallError::new(
+                ErrorCode::TokenTimeout,
+                format!("slot {slot} on the leader did not make a key in time"),
+            )),
+        }
+    }
+
+    /// No version is prepared inside a change of the membership: who has to prove it is open then.
+    async fn membership_settled(&self, deadline: Instant) -> Result<(), CallError> {
+        let settled = |published: &Published| {
+            (published.membership.membership().get_joint_config().len() <= 1).then_some(())
+        };
+        match wait_leading(&*self.cluster, deadline, settled).await {
+            Waited::Met(()) => Ok(()),
+            Waited::LostLead => Err(lost_lead()),
+            Waited::Late => Err(CallError::new(
+                ErrorCode::NotReady,
+                "a change of the membership is in progress; try again",
+            )),
+        }
+    }
+
+    /// Waits until another request's version is pending no more.
+    async fn hold(&self, context: &ContextName, version: u32, deadline: Instant) -> Result<(), CallError> {
+        let ended = |published: &Published| {
+            let pending = published.state.version(context, version)?.state == VersionState::Pending;
+            (!pending).then_some(())
+        };
+        match wait_leading(&*self.cluster, deadline, ended).await {
+            Waited::Met(()) => Ok(()),
+            Waited::LostLead => Err(lost_lead()),
+            Waited::Late => Err(CallError::new(
+                ErrorCode::Conflict,
+                format!("version {version} of {context} is still being rotated in; nothing was changed"),
+            )),
+        }
+    }
+
+    /// Waits until a version is active, or is given up.
+    async fn active(
+        &self,
+        context: &ContextName,
+        version: u32,
+        deadline: Instant,
+    ) -> Result<Made, CallError> {
+        let ended = |published: &Published| outcome(&published.state, context, version);
+        match wait_leading(&*self.cluster, deadline, ended).await {
+            Waited::Met(outcome) => outcome,
+            Waited::LostLead => Err(lost_lead()),
+            Waited::Late => Err(CallError::new(
+                ErrorCode::OutcomeUnknown,
+                format!(
+                    "version {version} of {context} is prepared and not active yet; ask again with \
+                     the same Idempotency-Key"
+                ),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "rotator_tests.rs"]
+mod tests;

@@ -1,0 +1,253 @@
+use std::sync::atomic::Ordering;
+
+use super::super::decide::Limits;
+use super::super::driver::drive;
+use super::super::testing::{FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key};
+use super::*;
+
+struct Bench {
+    cluster: Arc<FakeCluster>,
+    keys: Arc<FakeKeys>,
+    rotator: Arc<Rotator>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Bench {
+    /// Three nodes that acknowledge at once, a driver, and version 1 of `c`.
+    fn new() -> Self {
+        let mut world = World::new(3);
+        let first = world.prepare("c");
+        world.activate("c", first);
+        Self::of(world, Duration::from_secs(30))
+    }
+
+    fn of(world: World, pending: Duration) -> Self {
+        let cluster = FakeCluster::new(world);
+        let limits = Limits {
+            fence_after: Duration::from_secs(30),
+            pending,
+        };
+        let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+        let keys = Arc::new(FakeKeys::default());
+        let rotator = Arc::new(rotator(&cluster, &keys));
+        Self {
+            cluster,
+            keys,
+            rotator,
+            driver,
+        }
+    }
+
+    async fn rotate(&self, key: &str) -> Result<Made, CallError> {
+        rotate(&self.rotator, key, Duration::from_secs(20)).await
+    }
+
+    fn prepared(&self) -> usize {
+        self.cluster.count(|op| matches!(op, Op::PrepareVersion(_)))
+    }
+}
+
+fn rotator(cluster: &Arc<FakeCluster>, keys: &Arc<FakeKeys>) -> Rotator {
+    Rotator::new(
+        Arc::clone(cluster) as Arc<dyn Cluster>,
+        Arc::clone(keys) as Arc<dyn KeyMaker>,
+        cluster_keys(),
+    )
+}
+
+async fn rotate(rotator: &Rotator, key: &str, within: Duration) -> Result<Made, CallError> {
+    let deadline = Instant::now() + within;
+    rotator
+        .make(&context("c"), &Wish::Rotate, &asked("rotate c", key), deadline)
+        .await
+}
+
+fn made(result: Result<Made, CallError>) -> (u32, Option<u32>) {
+    let made = result.unwrap();
+    assert_eq!(made.key_id, format!("kek-c-v{}", made.version));
+    (made.version, made.previous)
+}
+
+#[tokio::test]
+async fn a_rotation_returns_once_its_version_is_active() {
+    let bench = Bench::new();
+    let result = bench.rotate("k").await;
+    assert_eq!(result.as_ref().unwrap().state, VersionState::Active);
+    assert_eq!(made(result), (2, Some(1)));
+}
+
+#[tokio::test]
+async fn a_retried_rotate_makes_one_version() {
+    let bench = Bench::new();
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    assert_eq!(made(bench.rotate("another").await), (3, Some(2)));
+    // The same answer when a later version has replaced it.
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    assert_eq!(bench.keys.made.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn another_leader_finds_the_version_and_waits_for_it() {
+    let bench = Bench::new();
+    // The leader dies after the commit and before the answer.
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((ProposeError::Unknown, true));
+    assert_eq!(
+        bench.rotate("k").await.unwrap_err().code,
+        ErrorCode::OutcomeUnknown
+    );
+    let keys = Arc::new(FakeKeys::default());
+    let next = rotator(&bench.cluster, &keys);
+    assert_eq!(
+        made(rotate(&next, "k", Duration::from_secs(20)).await),
+        (2, Some(1))
+    );
+    assert_eq!(keys.made.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_before_the_commit_has_made_nothing() {
+    let bench = Bench::new();
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((ProposeError::Unknown, false));
+    assert_eq!(
+        bench.rotate("k").await.unwrap_err().code,
+        ErrorCode::OutcomeUnknown
+    );
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    assert_eq!(bench.prepared(), 2);
+}
+
+#[tokio::test]
+async fn two_rotates_at_once_are_two_consecutive_versions() {
+    let bench = Bench::new();
+    let (one, two) = tokio::join!(bench.rotate("k1"), bench.rotate("k2"));
+    let mut versions = [made(one).0, made(two).0];
+    versions.sort_unstable();
+    assert_eq!(versions, [2, 3]);
+}
+
+#[tokio::test]
+async fn the_same_rotate_twice_at_once_is_one_version() {
+    let bench = Bench::new();
+    let (one, two) = tokio::join!(bench.rotate("k"), bench.rotate("k"));
+    assert_eq!((made(one), made(two)), ((2, Some(1)), (2, Some(1))));
+}
+
+#[tokio::test]
+async fn a_conflict_is_followed_by_another_attempt() {
+    let bench = Bench::new();
+    let conflict = ProposeError::Refused(Refusal::Conflict("version 2".to_owned()));
+    bench.cluster.failures.lock().unwrap().push((conflict, false));
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    assert_eq!(bench.keys.made.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_version_that_cannot_finish_is_an_error_that_may_be_repeated() {
+    let mut world = World::new(3);
+    let first = world.prepare("c");
+    world.activate("c", first);
+    let bench = Bench::of(world, Duration::from_millis(150));
+    bench.cluster.acking.lock().unwrap().clear();
+    let error = bench.rotate("k").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::KeyVersionNotReady);
+    assert!(
+        error.code.retryable() && error.detail.contains("abandoned"),
+        "{error}"
+    );
+    // The nodes are back: the same request succeeds, under a number of its own.
+    *bench.cluster.acking.lock().unwrap() = bench.cluster.with(|world| world.voters.clone());
+    assert_eq!(made(bench.rotate("k").await), (3, Some(1)));
+}
+
+#[tokio::test]
+async fn a_version_that_is_pending_at_the_deadline_is_unknown_to_its_own_and_a_conflict_to_others() {
+    let bench = Bench::new();
+    bench.cluster.acking.lock().unwrap().clear();
+    let short = Duration::from_millis(200);
+    let own = rotate(&bench.rotator, "k", short).await.unwrap_err();
+    assert_eq!(own.code, ErrorCode::OutcomeUnknown);
+    let other = rotate(&bench.rotator, "other", short).await.unwrap_err();
+    assert_eq!(other.code, ErrorCode::Conflict);
+    assert_eq!(bench.prepared(), 2);
+}
+
+#[tokio::test]
+async fn a_leader_that_stops_leading_sends_its_callers_on() {
+    let bench = Bench::new();
+    bench.cluster.acking.lock().unwrap().clear();
+    let (result, ()) = tokio::join!(bench.rotate("k"), async {
+        while bench.prepared() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        *bench.cluster.leadership.lock().unwrap() = None;
+    });
+    assert_eq!(result.unwrap_err().code, ErrorCode::NotLeader);
+}
+
+#[tokio::test]
+async fn without_a_quorum_nothing_is_appended() {
+    let bench = Bench::new();
+    let before = bench.cluster.count(|_| true);
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((ProposeError::NoQuorum, false));
+    assert_eq!(bench.rotate("k").await.unwrap_err().code, ErrorCode::NoQuorum);
+    assert_eq!(bench.cluster.count(|_| true), before);
+}
+
+#[tokio::test]
+async fn the_sealed_key_opens_for_exactly_this_version() {
+    let bench = Bench::new();
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    let state = bench.cluster.published().state.clone();
+    let version = state.version(&context("c"), 2).unwrap();
+    let material = version.material.as_ref().unwrap();
+    let cluster_key = replication_key().for_cluster(&state.meta().unwrap().cluster_id.0);
+    let open = |version_number| {
+        let sealed = SealedKeyContext {
+            cluster_id: state.meta().unwrap().cluster_id.0,
+            slot: "s",
+            context: "c",
+            version: version_number,
+            key_uid: hsm_core::names::KeyUid::from_bytes(version.key_uid.0),
+            transport_id: hsm_core::names::TransportId::from_bytes(material.transport_id.0),
+            check_record: &material.check_record,
+        };
+        cluster_key.open_key(&sealed, &material.sealed_key).ok()
+    };
+    assert_eq!(open(2).unwrap().as_slice(), [8; 40]);
+    assert!(open(3).is_none());
+}
+
+#[tokio::test]
+async fn a_leader_with_another_replication_key_makes_no_version() {
+    let bench = Bench::new();
+    let rotator = Rotator::new(
+        Arc::clone(&bench.cluster) as Arc<dyn Cluster>,
+        Arc::clone(&bench.keys) as Arc<dyn KeyMaker>,
+        Arc::new(|_: &ClusterMeta| Err("another key".to_owned())),
+    );
+    let error = rotate(&rotator, "k", Duration::from_secs(20)).await.unwrap_err();
+    assert_eq!(error, CallError::new(ErrorCode::Internal, "another key"));
+    assert_eq!((bench.prepared(), bench.keys.made.load(Ordering::SeqCst)), (1, 0));
+}

@@ -1,0 +1,219 @@
+//! The comparison of one slot's token with the replicated state. Pure: the same picture gives the same
+//! plan, so that whatever a node died in, the next start goes on from there.
+
+mod transport;
+
+use std::collections::BTreeMap;
+
+use raft_store::names::{KeyUid, RaftId, SlotName};
+use raft_store::state::ClusterState;
+use raft_store::state::context::{KeyVersion, VersionKey, VersionState};
+use raft_store::state::node::NodeStatus;
+
+use super::held::{Held, HeldKek};
+use super::plan::{Action, Plan, Problem};
+use super::wanted::{concerns, is_served, versions};
+
+/// Acknowledgements in one command, well below its 64 KiB.
+const ACKS_PER_COMMAND: usize = 400;
+
+/// Everything the decision looks at.
+#[derive(Clone, Copy)]
+pub struct Picture<'a> {
+    /// The replicated state.
+    pub state: &'a ClusterState,
+    /// This node.
+    pub me: RaftId,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it has a cluster key to vouch with; a standalone node may have none.
+    pub can_sign: bool,
+    /// Whether it has the cluster's replication key.
+    pub can_open: bool,
+    /// The slot.
+    pub slot: &'a SlotName,
+    /// What its token holds; `None` while the token cannot be asked.
+    pub held: Option<&'a Held>,
+}
+
+/// Decides what this node's slot needs next.
+pub fn decide(picture: &Picture<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let Some(meta) = picture.state.meta() else {
+        return plan;
+    };
+    let Some(node) = picture.state.nodes().get(&picture.me) else {
+        return plan;
+    };
+    if matches!(node.status, NodeStatus::Removed { .. }) {
+        return plan;
+    }
+    let versions = versions(picture.state, picture.slot);
+    let Some(held) = picture.held else {
+        let lacking = versions
+            .iter()
+            .filter(|(_, version)| is_served(version, picture.me));
+        plan.missing = u32::try_from(lacking.count()).unwrap_or(u32::MAX);
+        return plan;
+    };
+    transport::own_key(picture, held, &mut plan);
+    transport::keys(picture, held, &versions, &mut plan);
+    keys(picture, held, &versions, &mut plan);
+    transport::grants(picture, meta, held, &mut plan);
+    let states = versions
+        .iter()
+        .map(|(_, version)| (version.key_uid, version.state))
+        .collect();
+    leftovers(held, &states, &mut plan);
+    unknown(picture, held, &states, &mut plan);
+    plan
+}
+
+/// What one readable version needs next.
+fn keys(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
+    let mut acks = Vec::new();
+    for (key, version) in versions {
+        if !version.state.is_readable() || !concerns(version, picture.me) {
+            continue;
+        }
+        let kek = held.keks.get(&version.key_uid);
+        let ready = match kek {
+            Some(HeldKek {
+                problem: None,
+                proven,
+                loaded,
+                ..
+            }) => usable(key, version, *proven, *loaded, plan),
+            _ => {
+                import(picture, held, key, version, kek, plan);
+                false
+            }
+        };
+        if ready && !version.acks.contains(&picture.me) {
+            acks.push((key.context.clone(), key.version, version.key_uid));
+        }
+        if !ready && is_served(version, picture.me) {
+            plan.missing += 1;
+        }
+    }
+    plan.actions.extend(
+        acks.chunks(ACKS_PER_COMMAND)
+            .map(|chunk| Action::Ack(chunk.to_vec())),
+    );
+}
+
+/// Proves and loads what is held. True once it can be used: only then is it acknowledged, because from
+/// then on other nodes may encrypt with it.
+fn usable(
+    key: &VersionKey,
+    version: &KeyVersion,
+    proven: bool,
+    loaded: Option<bool>,
+    plan: &mut Plan,
+) -> bool {
+    if !proven {
+        plan.actions.push(Action::Prove(key.clone()));
+        return false;
+    }
+    // A pending version is loaded for encryption at once, so that activating it takes nothing but the
+    // entry that does it.
+    let encrypts = version.state != VersionState::DecryptOnly;
+    match loaded {
+        Some(true) if !encrypts => plan.actions.push(Action::Retire(version.key_uid)),
+        Some(true) => {}
+        Some(false) if !encrypts => {}
+        Some(false) | None => {
+            plan.actions.push(Action::Load(version.key_uid, encrypts));
+            return false;
+        }
+    }
+    true
+}
+
+fn import(
+    picture: &Picture<'_>,
+    held: &Held,
+    key: &VersionKey,
+    version: &KeyVersion,
+    kek: Option<&HeldKek>,
+    plan: &mut Plan,
+) {
+    if let Some(HeldKek {
+        label,
+        problem: Some(why),
+        ..
+    }) = kek
+    {
+        let (uid, label, why) = (version.key_uid, label.clone(), why.clone());
+        plan.problems.push(Problem::Quarantined { uid, label, why });
+    }
+    let obstacle = match &version.material {
+        None => Some("it is not in this token and cannot be replicated".to_owned()),
+        Some(_) if !picture.can_open => Some("this node has another replication key".to_owned()),
+        Some(material) => {
+            let slot = picture.state.slots().get(picture.slot);
+            let generation = slot.and_then(|slot| slot.transport(material.transport_id));
+            match generation {
+                Some(generation) if transport::trusted(held, generation) => None,
+                _ => Some(format!(
+                    "its transport key {} is not in this token",
+                    material.transport_id
+                )),
+            }
+        }
+    };
+    match obstacle {
+        None => plan.actions.push(Action::Import {
+            key: key.clone(),
+            replace: kek.is_some(),
+        }),
+        Some(why) => {
+            let (context, version) = (key.context.clone(), key.version);
+            plan.problems.push(Problem::Missing {
+                context,
+                version,
+                why,
+            });
+        }
+    }
+}
+
+/// Copies nobody may use any more, and objects whose tombstone is in the state.
+fn leftovers(held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Plan) {
+    for (uid, kek) in &held.keks {
+        match states.get(uid) {
+            Some(VersionState::Abandoned | VersionState::Destroying | VersionState::Destroyed) => {
+                plan.actions.push(Action::Remove(*uid));
+                plan.destructions += 1;
+            }
+            Some(state) if state.is_readable() => {}
+            _ if kek.loaded.is_some() => plan.actions.push(Action::Unload(*uid)),
+            _ => {}
+        }
+    }
+}
+
+/// Reported, never destroyed: it may be another cluster's, or v1's.
+fn unknown(picture: &Picture<'_>, held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Plan) {
+    for (uid, kek) in held.keks.iter().filter(|(uid, _)| !states.contains_key(uid)) {
+        plan.problems.push(Problem::Unknown {
+            what: format!("key {uid} ({:?})", kek.label),
+        });
+    }
+    let slot = picture.state.slots().get(picture.slot);
+    for id in held.transport.keys() {
+        if slot.is_none_or(|slot| slot.transport(*id).is_none()) {
+            plan.problems.push(Problem::Unknown {
+                what: format!("transport key {id}"),
+            });
+        }
+    }
+    plan.problems
+        .extend(held.foreign.iter().map(|what| Problem::Unknown {
+            what: format!("object {what}"),
+        }));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

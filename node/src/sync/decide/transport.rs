@@ -1,0 +1,138 @@
+//! A slot's transport keys: who has to make one, who is granted one, which one may be used.
+
+use raft_store::names::{RaftId, TransportId};
+use raft_store::state::ClusterMeta;
+use raft_store::state::context::{KeyVersion, VersionKey};
+use raft_store::state::node::NodeStatus;
+use raft_store::state::slot::{Grantee, TransportGeneration, TransportState};
+
+use super::Picture;
+use crate::sync::held::Held;
+use crate::sync::plan::{Action, Plan, Problem};
+use crate::sync::slot_key::{self, SlotKeyContext};
+
+/// The public key registered for this slot by a node.
+fn registered<'a>(picture: &Picture<'a>, node: RaftId) -> Option<&'a [u8]> {
+    let node = picture.state.nodes().get(&node)?;
+    node.slot_keys.get(picture.slot).map(|key| key.spki.as_slice())
+}
+
+pub(super) fn own_key(picture: &Picture<'_>, held: &Held, plan: &mut Plan) {
+    match registered(picture, picture.me) {
+        None if picture.can_sign => plan.actions.push(Action::RegisterSlotKey),
+        Some(known) if known != held.node_spki => plan.problems.push(Problem::TokenReplaced),
+        _ => {}
+    }
+}
+
+/// The generations that new keys, or keys in use, are wrapped under.
+fn needed<'a>(
+    picture: &Picture<'a>,
+    versions: &[(VersionKey, &KeyVersion)],
+) -> impl Iterator<Item = &'a TransportGeneration> {
+    let generations = picture
+        .state
+        .slots()
+        .get(picture.slot)
+        .map(|slot| slot.transport.as_slice());
+    let used: Vec<TransportId> = versions
+        .iter()
+        .filter(|(_, version)| version.state.is_readable())
+        .filter_map(|(_, version)| version.material.as_ref().map(|material| material.transport_id))
+        .collect();
+    generations
+        .unwrap_or_default()
+        .iter()
+        .filter(move |generation| match generation.state {
+            TransportState::Current => true,
+            TransportState::Superseded => used.contains(&generation.id),
+            TransportState::Destroyed => false,
+        })
+}
+
+/// Whether the token holds the very transport key that the cluster committed to.
+pub(super) fn trusted(held: &Held, generation: &TransportGeneration) -> bool {
+    generation.state != TransportState::Destroyed
+        && matches!(held.transport.get(&generation.id), Some(Ok(check)) if *check == generation.check)
+}
+
+pub(super) fn keys(
+    picture: &Picture<'_>,
+    held: &Held,
+    versions: &[(VersionKey, &KeyVersion)],
+    plan: &mut Plan,
+) {
+    let own = registered(picture, picture.me);
+    let own_holds = own == Some(held.node_spki.as_slice());
+    let current = picture
+        .state
+        .slots()
+        .get(picture.slot)
+        .and_then(|slot| slot.current_transport());
+    let vouched = own_holds || (own.is_none() && !picture.can_sign);
+    let may_create = picture.leader && picture.can_open && vouched;
+    if current.is_none() && may_create {
+        plan.actions.push(Action::CreateTransport);
+    }
+    for generation in needed(picture, versions) {
+        let id = generation.id;
+        match held.transport.get(&id) {
+            Some(Ok(check)) if *check == generation.check => {}
+            Some(Ok(_)) => {
+                let why = "its check differs".to_owned();
+                plan.problems.push(Problem::TransportDiffers { id, why });
+            }
+            Some(Err(why)) => plan
+                .problems
+                .push(Problem::TransportDiffers { id, why: why.clone() }),
+            None if !generation.grants.contains_key(&Grantee::Node(picture.me)) => {
+                plan.problems.push(Problem::NoGrant { id });
+            }
+            None if own_holds && picture.can_open => plan.actions.push(Action::AcceptTransport(id)),
+            // Said already: the token was replaced, or the replication key is the wrong one.
+            None => {}
+        }
+    }
+}
+
+/// Transport keys held here, for every node whose slot key holds.
+pub(super) fn grants(picture: &Picture<'_>, meta: &ClusterMeta, held: &Held, plan: &mut Plan) {
+    let Some(slot) = picture
+        .state
+        .slots()
+        .get(picture.slot)
+        .filter(|_| picture.can_open)
+    else {
+        return;
+    };
+    for generation in slot
+        .transport
+        .iter()
+        .filter(|generation| trusted(held, generation))
+    {
+        for (id, node) in picture.state.nodes().iter() {
+            if matches!(node.status, NodeStatus::Removed { .. }) {
+                continue;
+            }
+            let Some(key) = node.slot_keys.get(picture.slot) else {
+                continue;
+            };
+            if generation.grants.contains_key(&Grantee::Node(*id)) {
+                continue;
+            }
+            match slot_key::verify(&SlotKeyContext::new(meta, *id, picture.slot), key) {
+                Ok(()) => plan.actions.push(Action::Grant(generation.id, *id)),
+                Err(why) => {
+                    let problem = Problem::BadSlotKey {
+                        node: *id,
+                        name: node.name.to_string(),
+                        why: why.to_string(),
+                    };
+                    if !plan.problems.contains(&problem) {
+                        plan.problems.push(problem);
+                    }
+                }
+            }
+        }
+    }
+}

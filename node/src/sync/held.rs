@@ -1,0 +1,182 @@
+//! What one token holds, as last seen: the token's side of the comparison with the state. Looking
+//! blocks; the picture itself is plain data.
+
+use std::collections::BTreeMap;
+
+use hsm_core::{HsmError, KekUse, Slot};
+use raft_store::names::{KeyUid, TransportId};
+
+use super::convert::{to_state_key, to_state_transport, to_token_transport};
+
+/// A key object in the token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeldKek {
+    /// Its label.
+    pub label: String,
+    /// Why it must not be used.
+    pub problem: Option<String>,
+    /// Its check record was decrypted by this process, with the object as it is in the token.
+    pub proven: bool,
+    /// Its session copies, and whether they may encrypt.
+    pub loaded: Option<bool>,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The token's own public key (SPKI, DER).
+    pub node_spki: Vec<u8>,
+    /// Transport keys with their checks, or why one cannot be used.
+    pub transport: BTreeMap<TransportId, Result<Vec<u8>, String>>,
+    /// Keys by id.
+    pub keks: BTreeMap<KeyUid, HeldKek>,
+    /// Objects of other kinds, described for people.
+    pub foreign: Vec<String>,
+}
+
+/// How a token step changed the token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Not at all.
+    Nothing,
+    /// It holds a transport key with this check.
+    Transport(TransportId, Vec<u8>),
+    /// It holds a proven key under this label.
+    Proven(KeyUid, String),
+    /// A key has session copies; whether they may encrypt.
+    Loaded(KeyUid, bool),
+    /// A key has no session copies.
+    Unloaded(KeyUid),
+    /// A key is not in the token any more.
+    Removed(KeyUid),
+    /// A key turned out to be unusable.
+    Unusable(KeyUid, String),
+}
+
+impl Held {
+    /// Looks into the token; makes the node key if there is none. `before` is what is known of
+    /// session copies and proofs, neither of which the token shows. Blocks.
+    pub fn look(slot: &Slot, before: Option<&Held>) -> Result<Self, HsmError> {
+        let node_spki = slot.node_key()?;
+        let inventory = slot.objects()?;
+        let mut transport = BTreeMap::new();
+        for id in inventory.transport_keys {
+            let id = to_state_transport(id);
+            transport.entry(id).or_insert_with(|| check_of(slot, id));
+        }
+        let keks = inventory.keks.into_iter().map(|key| {
+            let uid = to_state_key(key.key_uid);
+            let known = before.and_then(|before| before.keks.get(&uid));
+            // A quarantined key has lost its copies, and proofs of it say nothing.
+            let known = known.filter(|_| key.problem.is_none());
+            let kek = HeldKek {
+                label: key.label,
+                problem: key
+                    .problem
+                    .or_else(|| known.and_then(|known| known.problem.clone())),
+                proven: known.is_some_and(|known| known.proven),
+                loaded: known.and_then(|known| known.loaded),
+            };
+            (uid, kek)
+        });
+        let foreign = inventory.foreign.into_iter().map(|object| {
+            let class = object
+                .class
+                .map_or("no class".to_owned(), |class| format!("class {class:#x}"));
+            format!("{:?} ({class}, id {})", object.label, object.id)
+        });
+        Ok(Self {
+            node_spki,
+            transport,
+            keks: keks.collect(),
+            foreign: foreign.collect(),
+        })
+    }
+
+    /// Takes over what a step did.
+    pub fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Nothing => {}
+            Effect::Transport(id, check) => {
+                self.transport.insert(id, Ok(check));
+            }
+            Effect::Proven(uid, label) => {
+                let kek = self.keks.entry(uid).or_default();
+                kek.label = label;
+                kek.problem = None;
+                kek.proven = true;
+            }
+            Effect::Loaded(uid, encrypts) => {
+                if let Some(kek) = self.keks.get_mut(&uid) {
+                    kek.loaded = Some(encrypts);
+                }
+            }
+            Effect::Unloaded(uid) => {
+                if let Some(kek) = self.keks.get_mut(&uid) {
+                    kek.loaded = None;
+                }
+            }
+            Effect::Removed(uid) => {
+                self.keks.remove(&uid);
+            }
+            Effect::Unusable(uid, why) => {
+                if let Some(kek) = self.keks.get_mut(&uid) {
+                    let label = std::mem::take(&mut kek.label);
+                    *kek = HeldKek {
+                        label,
+                        problem: Some(why),
+                        ..HeldKek::default()
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// One transport key's trouble must not hide the rest of the token.
+fn check_of(slot: &Slot, id: TransportId) -> Result<Vec<u8>, String> {
+    match slot.transport_check(to_token_transport(id)) {
+        Ok(Some(check)) => Ok(check.to_vec()),
+        Ok(None) => Err("it was there a moment ago and cannot be found".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// How session copies are asked for.
+pub fn kek_use(encrypts: bool) -> KekUse {
+    if encrypts {
+        KekUse::EncryptDecrypt
+    } else {
+        KekUse::DecryptOnly
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_change_the_picture() {
+        let uid = KeyUid([1; 16]);
+        let mut held = Held::default();
+        held.apply(Effect::Loaded(uid, true));
+        assert!(held.keks.is_empty(), "what is not held cannot be loaded");
+        held.apply(Effect::Proven(uid, "kek-a-v1".to_owned()));
+        held.apply(Effect::Loaded(uid, true));
+        let expected = HeldKek {
+            label: "kek-a-v1".to_owned(),
+            problem: None,
+            proven: true,
+            loaded: Some(true),
+        };
+        assert_eq!(held.keks[&uid], expected);
+        held.apply(Effect::Unusable(uid, "twice".to_owned()));
+        let kek = &held.keks[&uid];
+        assert_eq!(
+            (kek.proven, kek.loaded, kek.problem.as_deref()),
+            (false, None, Some("twice"))
+        );
+        held.apply(Effect::Removed(uid));
+        assert!(held.keks.is_empty());
+    }
+}

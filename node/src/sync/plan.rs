@@ -1,0 +1,170 @@
+//! What a comparison of token and state comes to: steps to take, and what people have to know.
+
+use raft_store::names::{ContextName, KeyUid, RaftId, TransportId};
+use raft_store::state::context::VersionKey;
+
+/// One step. Details are looked up in the state when it is taken, so that a step decided long ago
+/// does nothing that the state does not want any more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Name this token's public key to the cluster.
+    RegisterSlotKey,
+    /// Make the slot's first transport key.
+    CreateTransport,
+    /// Take the transport key that was granted to this node.
+    AcceptTransport(TransportId),
+    /// Prove a key that is in the token.
+    Prove(VersionKey),
+    /// Bring a key into the token.
+    Import {
+        /// Which.
+        key: VersionKey,
+        /// An object with its id is there and must not be used: it goes first.
+        replace: bool,
+    },
+    /// Make session copies; whether they may encrypt.
+    Load(KeyUid, bool),
+    /// Replace session copies by ones that cannot encrypt, once nothing that was under way needs them.
+    Retire(KeyUid),
+    /// Tell the cluster what is proven and can be used here.
+    Ack(Vec<(ContextName, u32, KeyUid)>),
+    /// Grant a transport key to a node.
+    Grant(TransportId, RaftId),
+    /// Give session copies up.
+    Unload(KeyUid),
+    /// Destroy the object of a version that was abandoned or destroyed.
+    Remove(KeyUid),
+}
+
+impl Action {
+    /// The step's name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Action::RegisterSlotKey => "register_slot_key",
+            Action::CreateTransport => "create_transport_key",
+            Action::AcceptTransport(_) => "accept_transport_key",
+            Action::Prove(_) => "prove_key",
+            Action::Import { .. } => "import_key",
+            Action::Load(..) => "load_key",
+            Action::Retire(_) => "retire_key",
+            Action::Ack(_) => "acknowledge",
+            Action::Grant(..) => "grant_transport_key",
+            Action::Unload(_) => "unload_key",
+            Action::Remove(_) => "remove_key",
+        }
+    }
+
+    /// What it is about, for logs.
+    pub fn subject(&self) -> String {
+        match self {
+            Action::RegisterSlotKey | Action::CreateTransport => String::new(),
+            Action::AcceptTransport(id) => id.to_string(),
+            Action::Prove(key) | Action::Import { key, .. } => format!("{} v{}", key.context, key.version),
+            Action::Load(uid, _) | Action::Retire(uid) | Action::Unload(uid) | Action::Remove(uid) => {
+                uid.to_string()
+            }
+            Action::Ack(versions) => {
+                let first = versions
+                    .first()
+                    .map(|(context, version, _)| format!("{context} v{version}"));
+                match versions.len() {
+                    0 | 1 => first.unwrap_or_default(),
+                    count => format!("{} and {} more", first.unwrap_or_default(), count - 1),
+                }
+            }
+            Action::Grant(id, node) => format!("{id} to node {node}"),
+        }
+    }
+}
+
+/// Something that no step can put right by itself, or that people should know. Said once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// The registered slot key is another one than the token's.
+    #[error(
+        "this token's own key is not the one this node registered: the token was replaced; put the old token \
+         back, or remove this node and join it again under a new data directory"
+    )]
+    TokenReplaced,
+    /// A node's slot key does not hold.
+    #[error("no transport key is granted to node {name} ({node}): {why}")]
+    BadSlotKey {
+        /// Its raft id.
+        node: RaftId,
+        /// Its name.
+        name: String,
+        /// What does not hold.
+        why: String,
+    },
+    /// The token holds another transport key under a committed id.
+    #[error(
+        "transport key {id} in this token is not the committed one ({why}); it is never used: remove it from \
+         the token with the vendor's tool, then it is accepted again from its grant"
+    )]
+    TransportDiffers {
+        /// Its id.
+        id: TransportId,
+        /// How it differs.
+        why: String,
+    },
+    /// The token lacks a transport key and nobody has granted it yet.
+    #[error("transport key {id} was not granted to this node yet; a member that holds it does so by itself")]
+    NoGrant {
+        /// Its id.
+        id: TransportId,
+    },
+    /// A readable version is not usable here.
+    #[error("{context} version {version}: {why}")]
+    Missing {
+        /// Its context.
+        context: ContextName,
+        /// Its number.
+        version: u32,
+        /// Why.
+        why: String,
+    },
+    /// A key object is kept out of use.
+    #[error("key {uid} ({label:?}) is quarantined: {why}")]
+    Quarantined {
+        /// Its id.
+        uid: KeyUid,
+        /// Its label.
+        label: String,
+        /// Why.
+        why: String,
+    },
+    /// An object the state does not know.
+    #[error("the token holds {what}, which the cluster does not know; it is left alone")]
+    Unknown {
+        /// What it is.
+        what: String,
+    },
+}
+
+impl Problem {
+    /// Somebody may be trying something: it belongs in the audit.
+    pub fn is_security(&self) -> bool {
+        matches!(
+            self,
+            Problem::TokenReplaced | Problem::BadSlotKey { .. } | Problem::TransportDiffers { .. }
+        )
+    }
+
+    /// It is part of normal operation.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Problem::NoGrant { .. } | Problem::Unknown { .. })
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps, those that matter most first.
+    pub actions: Vec<Action>,
+    /// What people have to know.
+    pub problems: Vec<Problem>,
+    /// Versions the node has to serve and does not, pending ones apart.
+    pub missing: u32,
+    /// Objects to be destroyed before the node is ready.
+    pub destructions: u32,
+}

@@ -1,0 +1,235 @@
+//! What this node tells the cluster of itself: at most once a second, and only what has changed. An
+//! idle cluster appends nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use raft_store::command::{Op, ReportNode};
+use raft_store::names::{RaftId, UnixMillis};
+use raft_store::state::node::{NodeReport, NodeStatus, SlotReport};
+use raft_store::state::{ClusterState, FEATURE_LEVEL};
+use raft_store::storage::Control;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use super::SyncHandle;
+use super::status::SyncStatus;
+use crate::clock;
+use crate::consensus::Consensus;
+use crate::slots::SlotManager;
+
+/// How often it is seen whether anything has changed.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two reports.
+const APART: Duration = Duration::from_secs(1);
+/// Growth of the log that is worth a report of its own: how far a data directory may be put back
+/// before the cluster can tell from the last report.
+const DRIFT: u64 = 1000;
+
+/// A slot's name and state, as `SlotState::name` gives it.
+pub type SlotLine = (raft_store::names::SlotName, &'static str);
+
+/// The report this node would make now; `None` while the state does not know this filling of its data
+/// directory as a member or joiner.
+pub fn draft(
+    state: &ClusterState,
+    me: RaftId,
+    control: &Control,
+    slots: &[SlotLine],
+    sync: &SyncStatus,
+    clock: UnixMillis,
+) -> Option<NodeReport> {
+    let node = state.nodes().get(&me)?;
+    if matches!(node.status, NodeStatus::Removed { .. }) || node.incarnation != control.incarnation {
+        return None;
+    }
+    let known = state.reports().get(&me);
+    let lines = slots.iter().map(|(name, slot_state)| {
+        let slot = sync.slots.get(name);
+        let missing_keys = slot.map_or(0, |slot| slot.missing_keys);
+        let compared = slot.is_some_and(|slot| slot.last_full_sync.is_some());
+        let serving = *slot_state == "ready" && compared && missing_keys == 0;
+        (
+            name.clone(),
+            SlotReport {
+                serving,
+                state: (*slot_state).to_owned(),
+                missing_keys,
+            },
+        )
+    });
+    // It only grows: a node whose log ends below what it reported before is turned away elsewhere.
+    let durable = control.last_log.map_or(0, |id| id.index);
+    Some(NodeReport {
+        seq: known.map_or(1, |known| known.seq.saturating_add(1)),
+        incarnation: control.incarnation,
+        clock,
+        durable_index: durable.max(known.map_or(0, |known| known.durable_index)),
+        proven_at: sync.proven_at,
+        feature_level: FEATURE_LEVEL,
+        slots: lines.collect(),
+    })
+}
+
+/// Whether a report says anything that the last one did not.
+pub fn is_news(known: Option<&NodeReport>, report: &NodeReport) -> bool {
+    let Some(known) = known else { return true };
+    known.incarnation != report.incarnation
+        || known.proven_at != report.proven_at
+        || known.feature_level != report.feature_level
+        || known.slots != report.slots
+        || report.durable_index >= known.durable_index.saturating_add(DRIFT)
+}
+
+/// Reports until `shutdown`. A report that cannot be proposed is dropped: the next one says it all.
+pub(super) async fn run(
+    consensus: Consensus,
+    slots: Arc<SlotManager>,
+    sync: SyncHandle,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut sent: Option<Instant> = None;
+    let mut trouble: Option<String> = None;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = shutdown.changed() => return,
+        }
+        let Some(me) = consensus.raft_id() else { continue };
+        if sent.is_some_and(|at| at.elapsed() < APART) {
+            continue;
+        }
+        let published = consensus.published();
+        let lines: Vec<SlotLine> = slots
+            .entries()
+            .map(|entry| (entry.name().clone(), entry.state().name()))
+            .collect();
+        let (control, status) = (consensus.control().get(), sync.status());
+        let report = draft(
+            &published.state,
+            me,
+            &control,
+            &lines,
+            &status,
+            clock::unix_millis(),
+        );
+        let known = published.state.reports().get(&me).map(|known| &**known);
+        let Some(report) = report.filter(|report| is_news(known, report)) else {
+            continue;
+        };
+        sent = Some(Instant::now());
+        let proposed = consensus
+            .propose_as_node(Op::ReportNode(ReportNode { node: me, report }))
+            .await;
+        let failure = proposed.err().map(|error| error.to_string());
+        if let Some(why) = failure.as_ref().filter(|_| failure != trouble) {
+            tracing::info!(why, "node report not made; the next one says it all");
+        }
+        trouble = failure;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use raft_store::names::{ClusterId, Incarnation};
+
+    use super::super::status::SlotSync;
+    use super::super::testing::{Cluster, ME, slot};
+    use super::*;
+
+    fn control() -> Control {
+        Control {
+            node_name: "hsm-node-1".to_owned(),
+            incarnation: Incarnation([1; 16]),
+            cluster_id: ClusterId([1; 16]),
+            epoch: 1,
+            raft_id: ME,
+            vote: None,
+            last_log: None,
+            last_purged: None,
+            poison: None,
+        }
+    }
+
+    fn status(missing_keys: u32) -> SyncStatus {
+        let slot_sync = SlotSync {
+            missing_keys,
+            last_full_sync: Some(Instant::now()),
+            ..SlotSync::default()
+        };
+        SyncStatus {
+            slots: BTreeMap::from([(slot(), slot_sync)]),
+            ..SyncStatus::default()
+        }
+    }
+
+    fn report(cluster: &Cluster, state: &'static str, sync: &SyncStatus) -> NodeReport {
+        draft(&cluster.state, ME, &control(), &[(slot(), state)], sync, 5).unwrap()
+    }
+
+    #[test]
+    fn a_slot_serves_only_if_it_is_ready_compared_and_lacks_nothing() {
+        let cluster = Cluster::founded();
+        assert!(report(&cluster, "ready", &status(0)).slots[&slot()].serving);
+        assert!(!report(&cluster, "failed", &status(0)).slots[&slot()].serving);
+        let lacking = report(&cluster, "ready", &status(2));
+        assert_eq!(
+            (
+                lacking.slots[&slot()].serving,
+                lacking.slots[&slot()].missing_keys
+            ),
+            (false, 2)
+        );
+        assert!(!report(&cluster, "ready", &SyncStatus::default()).slots[&slot()].serving);
+    }
+
+    #[test]
+    fn reports_count_on_and_the_clock_alone_is_no_news() {
+        let mut cluster = Cluster::founded();
+        let first = report(&cluster, "ready", &status(0));
+        assert_eq!(first.seq, 1);
+        assert!(is_news(None, &first));
+        cluster.run(
+            ME,
+            Op::ReportNode(ReportNode {
+                node: ME,
+                report: first.clone(),
+            }),
+        );
+        let second = NodeReport {
+            clock: 9,
+            ..report(&cluster, "ready", &status(0))
+        };
+        assert_eq!(second.seq, 2);
+        assert!(!is_news(Some(&first), &second));
+        let growth = |by: u64| NodeReport {
+            durable_index: first.durable_index + by,
+            ..second.clone()
+        };
+        assert!(!is_news(Some(&first), &growth(DRIFT - 1)) && is_news(Some(&first), &growth(DRIFT)));
+        assert!(is_news(
+            Some(&first),
+            &NodeReport {
+                proven_at: Some(4),
+                ..second.clone()
+            }
+        ));
+        assert!(is_news(Some(&first), &report(&cluster, "failed", &status(0))));
+    }
+
+    #[test]
+    fn another_filling_of_the_data_directory_does_not_report() {
+        let cluster = Cluster::founded();
+        let other = Control {
+            incarnation: Incarnation([9; 16]),
+            ..control()
+        };
+        assert!(draft(&cluster.state, ME, &other, &[], &status(0), 5).is_none());
+        assert!(draft(&cluster.state, 99, &control(), &[], &status(0), 5).is_none());
+    }
+}

@@ -1,0 +1,174 @@
+//! The key ring's part of one slot: replicated state joined with what the token really holds. A key is
+//! readable here only if it was proven and its session copies are made.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use raft_store::names::{ContextName, RaftId, SlotName};
+use raft_store::state::ClusterState;
+use raft_store::state::context::{Context, KeyVersion};
+
+use super::convert::{to_token_binding, to_token_key};
+use super::held::{Held, HeldKek};
+use super::wanted::concerns;
+use crate::keyring::{ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, TokenOps};
+
+/// Where a slot's keys are.
+pub(super) enum Source<'a> {
+    /// In a token that was looked into.
+    Token(&'a Held),
+    /// In a token that was not looked into yet.
+    Unseen,
+    /// Behind a slot that is not open: what it would answer is the slot's state.
+    Closed,
+}
+
+/// The keys of all contexts of one slot.
+pub(super) fn contexts(
+    state: &ClusterState,
+    me: RaftId,
+    slot: &SlotName,
+    ops: &Arc<dyn TokenOps>,
+    source: &Source<'_>,
+) -> HashMap<ContextName, ContextKeys> {
+    let contexts = state
+        .contexts()
+        .iter()
+        .filter(|(_, context)| context.slot == *slot);
+    contexts
+        .map(|(name, context)| (name.clone(), keys(state, me, name, context, ops, source)))
+        .collect()
+}
+
+fn keys(
+    state: &ClusterState,
+    me: RaftId,
+    name: &ContextName,
+    context: &Context,
+    ops: &Arc<dyn TokenOps>,
+    source: &Source<'_>,
+) -> ContextKeys {
+    let active = context.active_version.and_then(|version| {
+        let key = state.version(name, version)?;
+        Some(ActiveKey {
+            key_uid: to_token_key(key.key_uid),
+            version,
+            key_id: key.label.clone(),
+        })
+    });
+    let mut keys = ContextKeys {
+        slot: Arc::clone(ops),
+        slot_name: context.slot.to_arc(),
+        binding: to_token_binding(context.binding),
+        active,
+        readable: HashMap::new(),
+        by_key_id: HashMap::new(),
+        highest_known: context.highest_version,
+        missing: HashMap::new(),
+    };
+    for (version, key) in state.versions_of(name).filter(|(_, key)| key.state.is_readable()) {
+        let (uid, key_id) = (to_token_key(key.key_uid), key.label.clone());
+        keys.by_key_id.insert(key_id.clone(), uid);
+        match missing(key, me, source) {
+            None => {
+                keys.readable.insert(uid, ReadableKey { version, key_id });
+            }
+            Some(why) => {
+                keys.missing.insert(uid, MissingKey { version, key_id, why });
+            }
+        }
+    }
+    keys
+}
+
+fn missing(key: &KeyVersion, me: RaftId, source: &Source<'_>) -> Option<MissingWhy> {
+    if !concerns(key, me) {
+        return Some(MissingWhy::NotReplicable);
+    }
+    match source {
+        Source::Closed => None,
+        Source::Unseen => Some(MissingWhy::NotImportedYet),
+        Source::Token(held) => match held.keks.get(&key.key_uid) {
+            Some(HeldKek {
+                problem: None,
+                proven: true,
+                loaded: Some(_),
+                ..
+            }) => None,
+            _ => Some(MissingWhy::NotImportedYet),
+        },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use hsm_core::SlotState;
+
+    use super::super::held::Effect;
+    use super::super::testing::{Cluster, ME, context, slot};
+    use super::*;
+    use crate::keyring::ClosedSlot;
+
+    fn ring(cluster: &Cluster, source: &Source<'_>) -> ContextKeys {
+        let ops: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Locked));
+        contexts(&cluster.state, ME, &slot(), &ops, source)
+            .remove(&context("a"))
+            .unwrap()
+    }
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::founded();
+        cluster.registered(ME).transport(&[]).context("a");
+        cluster.active("a", 1);
+        cluster.pending("a", 2);
+        cluster
+    }
+
+    #[test]
+    fn a_key_is_readable_once_it_is_proven_and_loaded() {
+        let cluster = cluster();
+        let first = cluster.state.version(&context("a"), 1).unwrap().key_uid;
+        let mut held = Held::default();
+        for (effect, readable) in [
+            (Effect::Proven(first, "x".to_owned()), false),
+            (Effect::Loaded(first, true), true),
+        ] {
+            held.apply(effect);
+            let keys = ring(&cluster, &Source::Token(&held));
+            assert_eq!(keys.readable.contains_key(&to_token_key(first)), readable);
+            assert_eq!(keys.missing.len(), if readable { 1 } else { 2 });
+            assert_eq!(keys.active.as_ref().unwrap().version, 1);
+            assert_eq!((keys.highest_known, keys.by_key_id.len()), (2, 2));
+            assert_eq!(keys.active.unwrap().key_id, "kek-a-v1");
+        }
+        held.apply(Effect::Unusable(first, "twice".to_owned()));
+        assert!(ring(&cluster, &Source::Token(&held)).readable.is_empty());
+    }
+
+    #[test]
+    fn a_closed_slot_answers_with_its_own_state_and_an_unseen_token_with_not_yet() {
+        let cluster = cluster();
+        assert_eq!(ring(&cluster, &Source::Closed).readable.len(), 2);
+        let unseen = ring(&cluster, &Source::Unseen);
+        assert!(unseen.readable.is_empty());
+        assert!(
+            unseen
+                .missing
+                .values()
+                .all(|key| key.why == MissingWhy::NotImportedYet)
+        );
+    }
+
+    #[test]
+    fn an_abandoned_version_is_in_no_ring() {
+        let mut cluster = cluster();
+        cluster.abandon("a", 2);
+        let keys = ring(&cluster, &Source::Closed);
+        assert_eq!(
+            (keys.readable.len(), keys.missing.len(), keys.by_key_id.len()),
+            (1, 0, 1)
+        );
+        assert_eq!(keys.highest_known, 2);
+    }
+}

@@ -1,0 +1,107 @@
+//! What a worker shows: its part of the key ring and the status, the keys its slot is judged by, and
+//! each problem once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use raft_store::names::RaftId;
+use raft_store::state::ClusterState;
+use raft_store::storage::Published;
+
+use super::board::Part;
+use super::convert::to_token_key;
+use super::plan::{Plan, Problem};
+use super::ring::{self, Source};
+use super::status::SlotSync;
+use super::wanted::versions;
+use super::worker::Worker;
+use crate::keyring::TokenOps;
+use crate::slots::{Probe, SlotEntry};
+
+/// Problems said one by one; with thousands of keys the rest is a number.
+const SAID_AT_MOST: usize = 50;
+
+impl Worker {
+    /// Shows what this slot has: first of all steps, so that nothing is acknowledged that the key ring
+    /// does not have yet.
+    pub(super) fn post(&self, published: &Published, me: RaftId, plan: &Plan) {
+        let name = self.entry.name();
+        let held = self.known.held.as_ref();
+        let source = match (held, self.entry.handle()) {
+            (Some(held), _) => Source::Token(held),
+            (None, Some(_)) => Source::Unseen,
+            (None, None) => Source::Closed,
+        };
+        let ops: Arc<dyn TokenOps> = Arc::<SlotEntry>::clone(&self.entry);
+        let keks = held.map(|held| &held.keks);
+        let serving = keks
+            .into_iter()
+            .flatten()
+            .filter(|(_, kek)| kek.proven && kek.loaded.is_some() && kek.problem.is_none());
+        let mut problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
+        problems.extend(self.known.look_trouble.clone());
+        problems.truncate(SAID_AT_MOST);
+        let part = Part {
+            contexts: ring::contexts(&published.state, me, name, &ops, &source),
+            sync: SlotSync {
+                missing_keys: plan.missing,
+                destructions_pending: plan.destructions,
+                last_full_sync: held.and(self.known.looked),
+                problems,
+                compared_at: published.applied.map_or(0, |id| id.index),
+                complete_at: None,
+                serving: Arc::new(serving.map(|(uid, _)| *uid).collect()),
+            },
+        };
+        self.board.post(name, part, me, || self.consensus.published());
+        self.entry.set_probes(self.probes(&published.state));
+    }
+
+    /// The keys the slot can be judged by: proven here, and still wanted.
+    fn probes(&self, state: &ClusterState) -> Vec<Probe> {
+        let Some(held) = &self.known.held else {
+            return Vec::new();
+        };
+        let readable = versions(state, self.entry.name())
+            .into_iter()
+            .filter(|(_, v)| v.state.is_readable());
+        let probe = readable.filter_map(|(key, version)| {
+            let kek = held.keks.get(&version.key_uid)?;
+            let material = version.material.as_ref()?;
+            (kek.proven && kek.problem.is_none()).then(|| Probe {
+                key_uid: to_token_key(version.key_uid),
+                context: key.context,
+                version: key.version,
+                check_record: material.check_record.clone(),
+            })
+        });
+        probe.collect()
+    }
+
+    /// Says each problem once, and once when it is gone.
+    pub(super) fn say(&mut self, problems: &[Problem]) {
+        let now: BTreeSet<Problem> = problems.iter().cloned().collect();
+        let slot = self.entry.name().as_str();
+        let new: Vec<&Problem> = now.difference(&self.known.told).collect();
+        for problem in new.iter().take(SAID_AT_MOST) {
+            if problem.is_security() {
+                tracing::error!(target: "audit", slot, %problem, "token sync refuses");
+            } else if problem.is_passing() {
+                tracing::info!(slot, %problem, "token sync");
+            } else {
+                tracing::warn!(slot, %problem, "token sync");
+            }
+        }
+        if new.len() > SAID_AT_MOST {
+            tracing::warn!(
+                slot,
+                more = new.len() - SAID_AT_MOST,
+                "token sync: more of the same"
+            );
+        }
+        for problem in self.known.told.difference(&now).take(SAID_AT_MOST) {
+            tracing::info!(slot, %problem, "token sync: no longer");
+        }
+        self.known.told = now;
+    }
+}

@@ -1,0 +1,222 @@
+//! Taking one step in a token: the blocking half of every action. A step that concerns the cluster ends
+//! in a proposal, which is made afterwards. Nothing is imported under a transport key that is not the
+//! committed one, and no sealed record is trusted before it has been opened with the replication key.
+
+mod transport;
+
+use std::sync::Arc;
+
+use hsm_core::replication::{ClusterKey, SealError, SealedKeyContext};
+use hsm_core::{HsmError, ImportKek, Slot};
+use raft_store::command::{AckVersions, Op};
+use raft_store::names::{KeyUid, RaftId, SlotName, TransportId};
+use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey};
+use raft_store::state::slot::TransportGeneration;
+use raft_store::state::{ClusterMeta, ClusterState};
+use zeroize::Zeroizing;
+
+use super::convert::{to_token_key, to_token_transport};
+use super::held::{Effect, kek_use};
+use super::plan::Action;
+use super::slot_key::{ClusterSigner, SlotKeyError};
+
+/// What a step works with; owned, so that it can go to a blocking thread.
+pub(super) struct Workbench {
+    pub(super) slot: Slot,
+    pub(super) name: SlotName,
+    pub(super) state: ClusterState,
+    pub(super) me: RaftId,
+    pub(super) cluster_key: Option<Arc<ClusterKey>>,
+    pub(super) signer: Option<Arc<ClusterSigner>>,
+    /// The token's own public key.
+    pub(super) node_spki: Vec<u8>,
+    /// Id of a transport key this node would make; the same one until it is committed.
+    pub(super) new_transport: TransportId,
+}
+
+/// What a step came to.
+pub(super) struct Outcome {
+    pub(super) effect: Effect,
+    pub(super) proposal: Option<Op>,
+}
+
+/// Why a step was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Token(#[from] HsmError),
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+    #[error(transparent)]
+    SlotKey(#[from] SlotKeyError),
+    #[error("{0} is not in the state any more")]
+    Gone(&'static str),
+    #[error("this node has no key for that: {0}")]
+    NoKey(&'static str),
+    #[error("transport key {0}: its committed check has {1} bytes: the record is damaged or forged")]
+    Check(TransportId, usize),
+    #[error("the step ended abnormally: {0}")]
+    Abnormal(String),
+}
+
+impl StepError {
+    /// Somebody may have altered or forged something: it belongs in the audit.
+    pub(super) fn is_security(&self) -> bool {
+        matches!(
+            self,
+            Self::Sealed(SealError::Altered { .. })
+                | Self::Sealed(SealError::OtherTransportKey { .. })
+                | Self::Sealed(SealError::Format { .. })
+                | Self::Token(HsmError::TransportCheck { .. })
+                | Self::Check(..)
+        )
+    }
+}
+
+fn done(effect: Effect) -> Result<Outcome, StepError> {
+    Ok(Outcome {
+        effect,
+        proposal: None,
+    })
+}
+
+fn propose(effect: Effect, op: Op) -> Result<Outcome, StepError> {
+    Ok(Outcome {
+        effect,
+        proposal: Some(op),
+    })
+}
+
+impl Workbench {
+    /// Takes the step. Blocks.
+    pub(super) fn take(&self, action: &Action) -> Result<Outcome, StepError> {
+        match action {
+            Action::RegisterSlotKey => self.register(),
+            Action::CreateTransport => self.create_transport(),
+            Action::AcceptTransport(id) => self.accept(*id),
+            Action::Prove(key) => self.prove(key),
+            Action::Import { key, replace } => self.import(key, *replace),
+            Action::Load(uid, encrypts) => self.load(*uid, *encrypts),
+            Action::Retire(uid) => self.load(*uid, false),
+            Action::Ack(versions) => {
+                let versions = versions.clone();
+                propose(
+                    Effect::Nothing,
+                    Op::AckVersions(AckVersions {
+                        node: self.me,
+                        versions,
+                    }),
+                )
+            }
+            Action::Grant(id, node) => self.grant(*id, *node),
+            Action::Unload(uid) => {
+                self.slot.unload_kek(to_token_key(*uid))?;
+                done(Effect::Unloaded(*uid))
+            }
+            Action::Remove(uid) => {
+                let objects = self.slot.destroy_kek(to_token_key(*uid))?;
+                let slot = self.name.as_str();
+                tracing::info!(slot, key = %uid, objects, "key of an ended version destroyed");
+                done(Effect::Removed(*uid))
+            }
+        }
+    }
+
+    fn meta(&self) -> Result<&ClusterMeta, StepError> {
+        self.state.meta().ok_or(StepError::Gone("the cluster"))
+    }
+
+    fn key(&self) -> Result<&ClusterKey, StepError> {
+        self.cluster_key
+            .as_deref()
+            .ok_or(StepError::NoKey("the replication key is not the cluster's"))
+    }
+
+    fn generation(&self, id: TransportId) -> Result<&TransportGeneration, StepError> {
+        let slot = self.state.slots().get(&self.name);
+        slot.and_then(|slot| slot.transport(id))
+            .ok_or(StepError::Gone("the transport key"))
+    }
+
+    fn version(&self, key: &VersionKey) -> Result<(&KeyVersion, &KeyMaterial), StepError> {
+        let version = self.state.version(&key.context, key.version);
+        let version = version.filter(|version| version.state.is_readable());
+        let version = version.ok_or(StepError::Gone("the key version"))?;
+        let material = version
+            .material
+            .as_ref()
+            .ok_or(StepError::Gone("the sealed key"))?;
+        Ok((version, material))
+    }
+
+    /// Decrypts the check record with the object in the token. `import_kek` does that, and no more, for a
+    /// key that is held; one that has vanished meanwhile is refused, because there is nothing to import.
+    fn prove(&self, key: &VersionKey) -> Result<Outcome, StepError> {
+        let (version, material) = self.version(key)?;
+        let nothing = Zeroizing::new(Vec::new());
+        let proven = self.slot.import_kek(&import_of(key, version, material, nothing));
+        match proven {
+            Ok(()) => done(Effect::Proven(version.key_uid, version.label.clone())),
+            Err(error) => unusable(version.key_uid, error),
+        }
+    }
+
+    fn import(&self, key: &VersionKey, replace: bool) -> Result<Outcome, StepError> {
+        let (version, material) = self.version(key)?;
+        let context = SealedKeyContext {
+            cluster_id: self.meta()?.cluster_id.0,
+            slot: self.name.as_str(),
+            context: key.context.as_str(),
+            version: key.version,
+            key_uid: to_token_key(version.key_uid),
+            transport_id: to_token_transport(material.transport_id),
+            check_record: &material.check_record,
+        };
+        let wrapped = self.key()?.open_key(&context, &material.sealed_key)?;
+        self.compare(self.generation(material.transport_id)?)?;
+        fail::fail_point!("rotation::before_import");
+        if replace {
+            // Its sealed key opens and its transport key is the right one: what goes comes back.
+            tracing::warn!(slot = self.name.as_str(), key = %version.key_uid, "unusable key object replaced");
+            self.slot.destroy_kek(to_token_key(version.key_uid))?;
+        }
+        self.slot
+            .import_kek(&import_of(key, version, material, wrapped))?;
+        fail::fail_point!("rotation::after_import");
+        done(Effect::Proven(version.key_uid, version.label.clone()))
+    }
+
+    fn load(&self, uid: KeyUid, encrypts: bool) -> Result<Outcome, StepError> {
+        match self.slot.load_kek(to_token_key(uid), kek_use(encrypts)) {
+            Ok(()) => done(Effect::Loaded(uid, encrypts)),
+            Err(error) => unusable(uid, error),
+        }
+    }
+}
+
+fn import_of(
+    key: &VersionKey,
+    version: &KeyVersion,
+    material: &KeyMaterial,
+    wrapped: Zeroizing<Vec<u8>>,
+) -> ImportKek {
+    ImportKek {
+        key_uid: to_token_key(version.key_uid),
+        version: key.version,
+        context: key.context.to_string(),
+        label: version.label.clone(),
+        transport_id: to_token_transport(material.transport_id),
+        wrapped,
+        check_record: material.check_record.clone(),
+    }
+}
+
+/// An object that is not what it should be is a finding; anything else is a failure of the step.
+fn unusable(uid: KeyUid, error: HsmError) -> Result<Outcome, StepError> {
+    match error {
+        HsmError::Quarantined { .. } | HsmError::CheckRecord { .. } | HsmError::Attribute { .. } => {
+            done(Effect::Unusable(uid, error.to_string()))
+        }
+        error => Err(error.into()),
+    }
+}

@@ -1,0 +1,143 @@
+//! The steps that concern transport keys: who a key belongs to, who gets it, and that it is the one the
+//! cluster committed to.
+
+use std::collections::BTreeMap;
+
+use hsm_core::replication::GrantContext;
+use hsm_core::{HsmError, TRANSPORT_CHECK_LEN};
+use raft_store::command::{AddTransportKey, GrantTransportKey, Op, RegisterSlotKey};
+use raft_store::names::{RaftId, TransportId};
+use raft_store::state::slot::{Grantee, TransportGeneration, TransportMode};
+use sha2::{Digest, Sha256};
+
+use super::{Outcome, StepError, Workbench, done, propose};
+use crate::sync::convert::to_token_transport;
+use crate::sync::held::Effect;
+use crate::sync::slot_key::SlotKeyContext;
+
+impl Workbench {
+    pub(super) fn register(&self) -> Result<Outcome, StepError> {
+        let signer = self
+            .signer
+            .as_ref()
+            .ok_or(StepError::NoKey("it has no cluster certificate"))?;
+        let context = SlotKeyContext::new(self.meta()?, self.me, &self.name);
+        let key = signer.sign(&context, &self.node_spki)?;
+        let op = RegisterSlotKey {
+            node: self.me,
+            slot: self.name.clone(),
+            key,
+        };
+        propose(Effect::Nothing, Op::RegisterSlotKey(op))
+    }
+
+    pub(super) fn create_transport(&self) -> Result<Outcome, StepError> {
+        let id = self.new_transport;
+        let check = self.slot.create_transport_key(to_token_transport(id))?.to_vec();
+        let own = self
+            .state
+            .nodes()
+            .get(&self.me)
+            .and_then(|node| node.slot_keys.get(&self.name));
+        let grants = match own {
+            // So that a token that loses it gets it back like anybody else's.
+            Some(own) => {
+                let blob = self.sealed_grant(id, self.me, &own.spki)?;
+                BTreeMap::from([(Grantee::Node(self.me), blob)])
+            }
+            None => BTreeMap::new(),
+        };
+        let highest = self
+            .state
+            .slots()
+            .get(&self.name)
+            .and_then(|slot| slot.transport.last());
+        let op = AddTransportKey {
+            slot: self.name.clone(),
+            id,
+            expected_generation: highest.map_or(0, |generation| generation.generation),
+            mode: TransportMode::Standard,
+            check: check.clone(),
+            grants,
+        };
+        propose(Effect::Transport(id, check), Op::AddTransportKey(op))
+    }
+
+    fn grant_context(
+        &self,
+        id: TransportId,
+        node: RaftId,
+        spki: &[u8],
+    ) -> Result<GrantContext<'_>, StepError> {
+        let meta = self.meta()?;
+        Ok(GrantContext {
+            cluster_id: meta.cluster_id.0,
+            epoch: meta.epoch,
+            slot: self.name.as_str(),
+            transport_id: to_token_transport(id),
+            raft_id: node,
+            spki_sha256: Sha256::digest(spki).into(),
+        })
+    }
+
+    fn sealed_grant(&self, id: TransportId, node: RaftId, spki: &[u8]) -> Result<Vec<u8>, StepError> {
+        let context = self.grant_context(id, node, spki)?;
+        let blob = self.slot.grant_transport_key(to_token_transport(id), spki)?;
+        Ok(self.key()?.seal_grant(&context, &blob)?)
+    }
+
+    pub(super) fn grant(&self, id: TransportId, node: RaftId) -> Result<Outcome, StepError> {
+        let recipient = self
+            .state
+            .nodes()
+            .get(&node)
+            .and_then(|node| node.slot_keys.get(&self.name));
+        let recipient = recipient.ok_or(StepError::Gone("the node's slot key"))?;
+        self.compare(self.generation(id)?)?;
+        let blob = self.sealed_grant(id, node, &recipient.spki)?;
+        let slot = self.name.clone();
+        tracing::info!(target: "audit", %slot, transport = %id, node, "transport key granted");
+        let op = GrantTransportKey {
+            slot,
+            id,
+            grantee: Grantee::Node(node),
+            blob,
+        };
+        propose(Effect::Nothing, Op::GrantTransportKey(op))
+    }
+
+    pub(super) fn accept(&self, id: TransportId) -> Result<Outcome, StepError> {
+        let generation = self.generation(id)?;
+        let sealed = generation
+            .grants
+            .get(&Grantee::Node(self.me))
+            .ok_or(StepError::Gone("the grant"))?;
+        let context = self.grant_context(id, self.me, &self.node_spki)?;
+        let blob = self.key()?.open_grant(&context, sealed)?;
+        let expected = committed_check(generation)?;
+        self.slot
+            .accept_transport_key(to_token_transport(id), &blob, &expected)?;
+        tracing::info!(target: "audit", slot = self.name.as_str(), transport = %id, "transport key accepted");
+        done(Effect::Transport(id, generation.check.clone()))
+    }
+
+    /// Refuses a transport key that is not, this moment, the committed one.
+    pub(super) fn compare(&self, generation: &TransportGeneration) -> Result<(), StepError> {
+        let id = to_token_transport(generation.id);
+        let expected = committed_check(generation)?;
+        match self.slot.transport_check(id)? {
+            Some(found) if found == expected => Ok(()),
+            Some(_) => Err(HsmError::TransportCheck { id: id.to_string() }.into()),
+            None => Err(HsmError::NotFound {
+                what: "transport key",
+                id: id.to_string(),
+            }
+            .into()),
+        }
+    }
+}
+
+fn committed_check(generation: &TransportGeneration) -> Result<[u8; TRANSPORT_CHECK_LEN], StepError> {
+    let check = <[u8; TRANSPORT_CHECK_LEN]>::try_from(generation.check.as_slice());
+    check.map_err(|_| StepError::Check(generation.id, generation.check.len()))
+}

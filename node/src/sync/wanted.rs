@@ -1,0 +1,56 @@
+//! Which key versions the state wants a node to hold.
+
+use raft_store::names::{KeyUid, RaftId, SlotName};
+use raft_store::state::ClusterState;
+use raft_store::state::context::{KeyOrigin, KeyVersion, VersionKey, VersionState};
+
+/// Versions of this slot's contexts, those in use first: pending ones make a rotation wait, active
+/// ones make callers wait.
+pub fn versions<'a>(state: &'a ClusterState, slot: &SlotName) -> Vec<(VersionKey, &'a KeyVersion)> {
+    let contexts = state
+        .contexts()
+        .iter()
+        .filter(|(_, context)| context.slot == *slot);
+    let versions = contexts.flat_map(|(name, _)| {
+        let key = move |version| VersionKey {
+            context: name.clone(),
+            version,
+        };
+        state
+            .versions_of(name)
+            .map(move |(version, row)| (key(version), row))
+    });
+    let mut versions: Vec<_> = versions.collect();
+    versions.sort_by_key(|(_, version)| match version.state {
+        VersionState::Pending => 0,
+        VersionState::Active => 1,
+        _ => 2,
+    });
+    versions
+}
+
+/// Whether this node has to hold a version: adopted keys are only where they were found.
+pub fn concerns(version: &KeyVersion, me: RaftId) -> bool {
+    match &version.origin {
+        KeyOrigin::Generated => true,
+        KeyOrigin::Adopted { holders } => holders.contains(&me),
+    }
+}
+
+/// Whether a node that lacks it is not complete. What is pending is asked for by acknowledgements.
+pub fn is_served(version: &KeyVersion, me: RaftId) -> bool {
+    version.state.is_readable() && version.state != VersionState::Pending && concerns(version, me)
+}
+
+/// The keys this node has to serve, by slot: what is proven is measured against this.
+pub fn required(state: &ClusterState, me: RaftId) -> Vec<(SlotName, KeyUid)> {
+    let served = state
+        .versions()
+        .iter()
+        .filter(|(_, version)| is_served(version, me));
+    let placed = served.filter_map(|(key, version)| {
+        let context = state.contexts().get(&key.context)?;
+        Some((context.slot.clone(), version.key_uid))
+    });
+    placed.collect()
+}

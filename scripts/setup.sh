@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs what the project needs besides Rust, and only what is missing.
+#
+#   scripts/setup.sh            all of it
+#   scripts/setup.sh packages   Debian packages: enough to build and to run a cluster (make demo, make dev)
+#   scripts/setup.sh tools      cargo-nextest and cargo-deny: needed by make test and make verify
+#
+# With nothing missing it needs neither root nor a network.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+# softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
+# strace: injects kills into system calls and counts fdatasync.
+packages=(softhsm2 opensc strace)
+
+# Versions known to build with the toolchain of Cargo.toml's rust-version; any version that is there already is kept.
+nextest_version=0.9.143
+deny_version=0.20.2
+
+installed() {
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+install_packages() {
+  local missing=() package
+  if ! have dpkg-query; then
+    for tool in softhsm2-util pkcs11-tool strace cc; do
+      have "$tool" || missing+=("$tool")
+    done
+    [ ${#missing[@]} -eq 0 ] || die "not a Debian system, and these commands are missing: ${missing[*]}; install them, then start again"
+    return 0
+  fi
+  for package in "${packages[@]}"; do
+    installed "$package" || missing+=("$package")
+  done
+  # The cryptography below rustls is C: it needs a compiler, whoever packaged it.
+  have cc || missing+=(build-essential)
+  [ ${#missing[@]} -eq 0 ] && return 0
+  echo "installing Debian packages: ${missing[*]}"
+  as_root apt-get update -q
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+install_tools() {
+  # Asked with --version: a stale shim or a binary of another system counts as absent.
+  cargo nextest --version >/dev/null 2>&1 || cargo install --locked cargo-nextest --version "$nextest_version"
+  cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny --version "$deny_version"
+}
+
+have cargo || die "cargo is not on the PATH: install Rust first (the version is rust-version in Cargo.toml)"
+
+case "${1:-all}" in
+  packages) install_packages ;;
+  tools) install_tools ;;
+  all)
+    install_packages
+    install_tools
+    ;;
+  *) die "unknown argument '$1': one of packages, tools, all" ;;
+esac
