@@ -42,7 +42,9 @@ pub(crate) struct Killer {
 impl Killer {
     /// With a seed.
     pub(crate) fn new(seed: u64) -> Self {
-        Self { random: Random::new(seed) }
+        Self {
+            random: Random::new(seed),
+        }
     }
 
     /// Kills and restarts until the time is over.
@@ -80,7 +82,10 @@ async fn leader(playground: &Playground) -> Option<usize> {
     for node in 1..=playground.nodes {
         let client = playground.client("admin", &[node], Retry::None).ok()?;
         if let Ok(status) = client.cluster_status().await
-            && status.leader.as_ref().is_some_and(|leader| leader.raft_id == status.raft_id)
+            && status
+                .leader
+                .as_ref()
+                .is_some_and(|leader| leader.raft_id == status.raft_id)
         {
             return Some(node);
         }

@@ -41,7 +41,12 @@ enum Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments::Run { seed, minutes, nodes, base_port } = Arguments::parse();
+    let Arguments::Run {
+        seed,
+        minutes,
+        nodes,
+        base_port,
+    } = Arguments::parse();
     match run(seed, minutes, nodes, base_port).await {
         Ok(violations) if violations.is_empty() => {
             println!("verdict: pass");
@@ -66,8 +71,13 @@ async fn run(seed: u64, minutes: f64, nodes: usize, base_port: u16) -> Result<Ve
     let playground = Playground::up(nodes, base_port)?;
     let workload = Workload::start(&playground)?;
     let killer = Killer::new(seed);
-    let kills = killer.kill_for(&playground, Duration::from_secs_f64(minutes * 60.0)).await?;
-    anyhow::ensure!(kills.total() > 0, "no node was killed in {minutes} minutes: nothing was tested");
+    let kills = killer
+        .kill_for(&playground, Duration::from_secs_f64(minutes * 60.0))
+        .await?;
+    anyhow::ensure!(
+        kills.total() > 0,
+        "no node was killed in {minutes} minutes: nothing was tested"
+    );
     playground.all_ready().await?;
     let history = workload.stop().await;
     println!(
@@ -76,6 +86,9 @@ async fn run(seed: u64, minutes: f64, nodes: usize, base_port: u16) -> Result<Ve
         history.rotations,
         history.failures
     );
-    anyhow::ensure!(!history.ciphertexts.is_empty(), "nothing was acknowledged: nothing was tested");
+    anyhow::ensure!(
+        !history.ciphertexts.is_empty(),
+        "nothing was acknowledged: nothing was tested"
+    );
     history.check(&playground).await
 }

@@ -20,10 +20,25 @@ impl Playground {
     pub(crate) fn up(nodes: usize, base_port: u16) -> Result<Self> {
         let own = std::env::current_exe().context("path of this program")?;
         let hsmctl = own.with_file_name("hsmctl");
-        ensure!(hsmctl.exists(), "{} does not exist; build the workspace first", hsmctl.display());
+        ensure!(
+            hsmctl.exists(),
+            "{} does not exist; build the workspace first",
+            hsmctl.display()
+        );
         let dir = tempfile::tempdir()?;
-        let this = Self { dir, hsmctl, nodes, base_port };
-        this.dev(&["up", "--nodes", &nodes.to_string(), "--base-port", &base_port.to_string()])?;
+        let this = Self {
+            dir,
+            hsmctl,
+            nodes,
+            base_port,
+        };
+        this.dev(&[
+            "up",
+            "--nodes",
+            &nodes.to_string(),
+            "--base-port",
+            &base_port.to_string(),
+        ])?;
         Ok(this)
     }
 
@@ -38,13 +53,21 @@ impl Playground {
             .output()
             .with_context(|| format!("run {}", self.hsmctl.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "hsmctl dev {}: {}", arguments.join(" "), said.trim());
+        ensure!(
+            output.status.success(),
+            "hsmctl dev {}: {}",
+            arguments.join(" "),
+            said.trim()
+        );
         Ok(())
     }
 
     /// Address of a node's API; nodes count from 1.
     pub(crate) fn endpoint(&self, node: usize) -> String {
-        format!("https://127.0.0.1:{}", usize::from(self.base_port) + 10 * (node - 1))
+        format!(
+            "https://127.0.0.1:{}",
+            usize::from(self.base_port) + 10 * (node - 1)
+        )
     }
 
     /// A client with one of the playground's certificates.
@@ -70,7 +93,10 @@ impl Playground {
             let port = usize::from(self.base_port) + 10 * (node - 1) + 1;
             let health = HealthClient::new(&format!("127.0.0.1:{port}"));
             while !health.is_ready().await {
-                ensure!(Instant::now() < deadline, "node {node} is not ready after a minute");
+                ensure!(
+                    Instant::now() < deadline,
+                    "node {node} is not ready after a minute"
+                );
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -37,8 +37,10 @@ impl Workload {
     /// Starts it.
     pub(crate) fn start(playground: &Playground) -> Result<Self> {
         let nodes: Vec<usize> = (1..=playground.nodes).collect();
-        let each: Result<Vec<Client>> =
-            nodes.iter().map(|node| playground.client("trading-1", &[*node], Retry::None)).collect();
+        let each: Result<Vec<Client>> = nodes
+            .iter()
+            .map(|node| playground.client("trading-1", &[*node], Retry::None))
+            .collect();
         let admin = playground.client("admin", &nodes, Retry::Until(Duration::from_secs(15)))?;
         let stop = Arc::new(AtomicBool::new(false));
         Ok(Self {
@@ -67,15 +69,23 @@ async fn encrypt(nodes: Vec<Client>, stop: Arc<AtomicBool>) -> History {
         let plaintext = format!("plaintext {number}").into_bytes();
         let here = &nodes[number % nodes.len()];
         let there = &nodes[(number + 1) % nodes.len()];
-        let Ok(answer) = here.encrypt(&EncryptRequest::new(CONTEXT, plaintext.clone())).await else {
+        let Ok(answer) = here
+            .encrypt(&EncryptRequest::new(CONTEXT, plaintext.clone()))
+            .await
+        else {
             history.failures += 1;
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
         let ciphertext = answer.into_body().ciphertext.as_slice().to_vec();
-        match there.decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone())).await {
+        match there
+            .decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone()))
+            .await
+        {
             Ok(answer) if answer.plaintext.as_slice() == plaintext.as_slice() => {}
-            Ok(_) => history.wrong.push(format!("ciphertext {number} decrypted to something else")),
+            Ok(_) => history
+                .wrong
+                .push(format!("ciphertext {number} decrypted to something else")),
             Err(_) => history.failures += 1,
         }
         if history.ciphertexts.len() < MAX_KEPT {
@@ -104,7 +114,10 @@ impl History {
         for node in 1..=playground.nodes {
             let client = playground.client("trading-1", &[node], Retry::None)?;
             for (plaintext, ciphertext) in &self.ciphertexts {
-                match client.decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone())).await {
+                match client
+                    .decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone()))
+                    .await
+                {
                     Ok(answer) if answer.plaintext.as_slice() == plaintext.as_slice() => {}
                     Ok(_) => wrong.push(format!("node {node}: {} is another plaintext", text(plaintext))),
                     Err(error) => wrong.push(format!("node {node}: {}: {error}", text(plaintext))),

@@ -97,7 +97,10 @@ impl Node {
         let (_, rest) = stat.rsplit_once(')')?;
         let mut fields = rest.split_whitespace();
         let state = fields.next()?;
-        let lives = !matches!(state, "Z" | "X") && fields.nth(18)? == started;
+        let threads: u32 = fields.nth(16)?.parse().ok()?;
+        // Its first thread may have ended while others still hold its ports.
+        let dead = matches!(state, "Z" | "X") && threads <= 1;
+        let lives = !dead && fields.nth(1)? == started;
         lives.then(|| pid.parse().ok()).flatten()
     }
 

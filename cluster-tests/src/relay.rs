@@ -230,7 +230,11 @@ fn provider() -> Arc<CryptoProvider> {
 fn node_of(certificate: &CertificateDer<'_>) -> Result<u32> {
     let (_, certificate) =
         X509Certificate::from_der(certificate).map_err(|error| anyhow::anyhow!("certificate: {error}"))?;
-    let names = certificate.subject_alternative_name().ok().flatten().context("no SAN")?;
+    let names = certificate
+        .subject_alternative_name()
+        .ok()
+        .flatten()
+        .context("no SAN")?;
     for name in &names.value.general_names {
         if let GeneralName::URI(uri) = name
             && let Some(number) = uri.strip_prefix("hsm://playground/hsm-node-")

@@ -20,9 +20,13 @@ pub fn arm(name: &str, action: &str) -> Result<(), String> {
 /// # Errors
 /// The pair that is wrong.
 pub fn arm_from_environment() -> Result<(), String> {
-    let Ok(text) = std::env::var("HSM_FAILPOINTS") else { return Ok(()) };
+    let Ok(text) = std::env::var("HSM_FAILPOINTS") else {
+        return Ok(());
+    };
     for pair in text.split(';').filter(|pair| !pair.is_empty()) {
-        let (name, action) = pair.split_once('=').ok_or_else(|| format!("HSM_FAILPOINTS: {pair}: no `=`"))?;
+        let (name, action) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("HSM_FAILPOINTS: {pair}: no `=`"))?;
         arm(name, action).map_err(|error| format!("HSM_FAILPOINTS: {pair}: {error}"))?;
     }
     Ok(())

@@ -27,9 +27,10 @@ pub enum LoggingError {
 }
 
 /// Libraries that below `info` describe every frame they see: quiet them unless the operator
-/// writes a filter of their own.
+/// writes a filter of their own. openraft reports a dead peer several times a second; what matters of
+/// it is reported by `consensus`.
 const QUIET: &str = "h2=info,hyper=info,hyper_util=info,rustls=info,tokio_rustls=info,tower=info,\
-                     sled=info,openraft=warn";
+                     sled=info,openraft=off";
 
 /// Words that stand alone; `warning` is what some loggers call it.
 const LEVELS: [(&str, &str); 7] = [

@@ -19,7 +19,10 @@ struct Arguments {
 
 /// Release packaging looks for the feature's name.
 const LONG_VERSION: &str = if cfg!(feature = "failpoints") {
-    concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: failpoints (for tests only)")
+    concat!(
+        env!("CARGO_PKG_VERSION"),
+        "\nfeatures: failpoints (for tests only)"
+    )
 } else {
     concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: none")
 };

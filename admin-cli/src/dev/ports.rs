@@ -1,11 +1,17 @@
 //! Whether a node's ports are free, asked before anything is started: a node that dies of it says so only
 //! in its log.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::layout::Node;
+
+/// A node that was just killed is gone from the process table a moment before the last of its threads has
+/// given its sockets back.
+const GIVEN_BACK: Duration = Duration::from_secs(3);
 
 /// Refuses ports that somebody listens on.
 pub(crate) fn check_free(node: &Node) -> Result<()> {
@@ -14,7 +20,7 @@ pub(crate) fn check_free(node: &Node) -> Result<()> {
         (node.health_port, "health"),
         (node.cluster_port, "cluster"),
     ] {
-        if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        if let Err(error) = bind(port) {
             bail!(
                 "port {port} ({what} of node {}): {error}; stop what listens there \
                  (`ss -ltnp 'sport = :{port}'` names it), or make a playground in another folder with another --base-port",
@@ -23,6 +29,18 @@ pub(crate) fn check_free(node: &Node) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn bind(port: u16) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + GIVEN_BACK;
+    loop {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -32,12 +32,14 @@ struct Identity {
 }
 
 impl Identity {
-    /// The living process of this pid; a zombie is dead.
+    /// The living process of this pid. A zombie is dead, unless other threads of it are still ending:
+    /// until they have, its ports are taken.
     fn of(pid: i32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, started) = parse_stat(&stat)?;
+        let (state, threads, started) = parse_stat(&stat)?;
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        (!matches!(state, 'Z' | 'X' | 'x')).then(|| Self {
+        let dead = matches!(state, 'Z' | 'X' | 'x') && threads <= 1;
+        (!dead).then(|| Self {
             pid,
             started,
             boot: boot.trim().to_owned(),
@@ -60,13 +62,14 @@ impl Identity {
     }
 }
 
-/// State and start time in `/proc/<pid>/stat` (proc(5): fields 3 and 22). The second field, the program's
-/// name, may hold anything, brackets too.
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
+/// State, number of threads and start time in `/proc/<pid>/stat` (proc(5): fields 3, 20 and 22). The second
+/// field, the program's name, may hold anything, brackets too.
+fn parse_stat(stat: &str) -> Option<(char, u32, u64)> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads = fields.nth(16)?.parse().ok()?;
+    Some((state, threads, fields.nth(1)?.parse().ok()?))
 }
 
 /// The pid of a node's process, if it lives.
@@ -211,7 +214,7 @@ mod tests {
     #[test]
     fn the_name_of_a_program_cannot_confuse() {
         let stat = "7 (a) Z 1 (b) S 1 7 7 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 1 0 4711 1 2";
-        assert_eq!(parse_stat(stat), Some(('S', 4711)));
+        assert_eq!(parse_stat(stat), Some(('S', 1, 4711)));
         assert_eq!(parse_stat("7 (a) S 1"), None);
         assert_eq!(parse_stat(""), None);
     }

@@ -10,19 +10,19 @@ use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Base64, Client};
 
 /// The context most tests use.
-pub const CONTEXT: &str = "exchange-key";
+pub(crate) const CONTEXT: &str = "exchange-key";
 
 /// An acknowledged encryption.
 #[derive(Clone)]
-pub struct Sealed {
-    pub plaintext: Vec<u8>,
-    pub ciphertext: Base64,
-    pub key_id: String,
-    pub version: u32,
+pub(crate) struct Sealed {
+    pub(crate) plaintext: Vec<u8>,
+    pub(crate) ciphertext: Base64,
+    pub(crate) key_id: String,
+    pub(crate) version: u32,
 }
 
 /// Encrypts once.
-pub async fn seal(client: &Client, context: &str, plaintext: &[u8]) -> Result<Sealed> {
+pub(crate) async fn seal(client: &Client, context: &str, plaintext: &[u8]) -> Result<Sealed> {
     let answer = client
         .encrypt(&EncryptRequest::new(context, plaintext))
         .await?
@@ -36,7 +36,7 @@ pub async fn seal(client: &Client, context: &str, plaintext: &[u8]) -> Result<Se
 }
 
 /// Decrypts once; what comes out has to be what went in.
-pub async fn open(client: &Client, context: &str, sealed: &Sealed) -> Result<()> {
+pub(crate) async fn open(client: &Client, context: &str, sealed: &Sealed) -> Result<()> {
     let answer = client
         .decrypt(&DecryptRequest::new(context, sealed.ciphertext.clone()))
         .await?;
@@ -49,7 +49,7 @@ pub async fn open(client: &Client, context: &str, sealed: &Sealed) -> Result<()>
 }
 
 /// Everything acknowledged decrypts on every node.
-pub async fn open_everywhere(
+pub(crate) async fn open_everywhere(
     cluster: &Playground,
     profile: &str,
     context: &str,
@@ -67,7 +67,7 @@ pub async fn open_everywhere(
 }
 
 /// A context as one node sees it.
-pub async fn context_on(cluster: &Playground, number: u32, context: &str) -> Result<ContextInfo> {
+pub(crate) async fn context_on(cluster: &Playground, number: u32, context: &str) -> Result<ContextInfo> {
     let client = cluster
         .client_on("admin", number)?
         .with_retry(Retry::Until(Duration::from_secs(5)));
@@ -79,7 +79,7 @@ pub async fn context_on(cluster: &Playground, number: u32, context: &str) -> Res
 }
 
 /// Numbers of the versions in a state.
-pub fn in_state(info: &ContextInfo, state: KeyState) -> Vec<u32> {
+pub(crate) fn in_state(info: &ContextInfo, state: KeyState) -> Vec<u32> {
     info.versions
         .iter()
         .filter(|version| version.state == state)
@@ -88,7 +88,7 @@ pub fn in_state(info: &ContextInfo, state: KeyState) -> Vec<u32> {
 }
 
 /// Exactly one version is active, none is pending, and no number is used twice.
-pub fn check_settled(info: &ContextInfo) -> Result<u32> {
+pub(crate) fn check_settled(info: &ContextInfo) -> Result<u32> {
     let active = in_state(info, KeyState::Active);
     ensure!(active.len() == 1, "active versions: {active:?}");
     let pending = in_state(info, KeyState::Pending);
@@ -107,6 +107,6 @@ pub fn check_settled(info: &ContextInfo) -> Result<u32> {
 }
 
 /// Versions that were made and not given up.
-pub fn made(info: &ContextInfo) -> usize {
+pub(crate) fn made(info: &ContextInfo) -> usize {
     info.versions.len() - in_state(info, KeyState::Abandoned).len()
 }

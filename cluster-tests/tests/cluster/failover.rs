@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Load, Node, Playground};
 use hsm_api::admin::JoinTokenRequest;
 
-/// How many kills; `HSM_LEADER_KILLS` names another number.
-const KILLS: usize = 100;
+/// How many kills in a run of all tests; `HSM_LEADER_KILLS=100` makes the figures of docs/reliability.md.
+const KILLS: usize = 15;
 /// At the 99th percentile.
 const BACK_WITHIN: Duration = Duration::from_secs(4);
 const GIVE_UP: Duration = Duration::from_secs(30);
@@ -107,7 +107,8 @@ async fn a_leader_that_hangs_is_replaced_and_steps_down() -> Result<()> {
     let stopped = Instant::now();
     cluster.node(before.node).signal(Signal::SIGSTOP)?;
     let took = first_change(&cluster, &survivors, stopped).await?;
-    ensure!(took < Duration::from_secs(10), "took {took:?}");
+    // The call that was on its way to it ends by the deadline of forwarding.
+    ensure!(took < Duration::from_secs(16), "took {took:?}");
     let after = cluster.leader_among(&survivors).await?;
     ensure!(
         after.node != before.node && after.term > before.term,

@@ -31,6 +31,9 @@ pub enum StartFailure {
     /// A certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The replication key is not the cluster's.
+    #[error("{0}")]
+    ReplicationKey(String),
     /// The cluster certificate's key.
     #[error("cluster.tls.key_path: {0}")]
     Signer(String),

@@ -13,6 +13,7 @@ use super::{StartFailure, die, stop};
 use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts};
 use crate::config::{Config, Mode, PeerListener, ReplicationKeySource};
 use crate::consensus::{self, Consensus, ConsensusOptions, RaftTiming};
+use crate::health;
 use crate::http::{self, ApiListener, ApiParts, ApiState, DataPlane, DrainControl};
 use crate::keyring::KeyRing;
 use crate::metrics;
@@ -22,7 +23,6 @@ use crate::secrets::read_replication_key;
 use crate::slots::SlotManager;
 use crate::sync::{self, ClusterSigner, Replication, SyncOptions};
 use crate::tls::{ClusterTls, load_api, load_cluster};
-use crate::health;
 
 /// What peers speak on the cluster listener.
 const CLUSTER_PROTOCOL: &[u8] = b"hsm-cluster/1";
@@ -38,16 +38,27 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
     let cluster_ca = peer.map(|peer| peer.tls.ca_path.as_path());
     let api_tls = load_api(&config.server.tls, cluster_ca, config.dev)?;
     let cluster_tls = peer.map(|peer| cluster_tls(&config, peer)).transpose()?;
-    let signer = peer.map(|peer| ClusterSigner::from_pem_file(&peer.tls.key_path)).transpose();
+    let signer = peer
+        .map(|peer| ClusterSigner::from_pem_file(&peer.tls.key_path))
+        .transpose();
     let signer = signer.map_err(|error| StartFailure::Signer(error.to_string()))?;
     let seed = Seed::of(&config, &api_tls.role_issuer_dn)?;
     let replication = replication(&config)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("request").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("request")
+        .build()?;
     let health_socket = health::bind(config.server.health_listen)?;
     let api_socket = runtime.block_on(http::bind(config.server.listen_key, config.server.listen))?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
     let consensus = start_consensus(&config, cluster_tls.clone(), &replication)?;
+    if let Some(meta) = consensus.published().state.meta() {
+        // Found here, not in the first import that fails.
+        replication
+            .for_cluster(meta)
+            .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
+    }
 
     runtime.block_on(async move {
         let (_running, stopping) = watch::channel(false);
@@ -113,7 +124,13 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
 
 fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
     let (name, node) = (&config.cluster.name, config.cluster.node_id.as_str());
-    Ok(Arc::new(load_cluster(&peer.tls, name, node, &[CLUSTER_PROTOCOL], config.dev)?))
+    Ok(Arc::new(load_cluster(
+        &peer.tls,
+        name,
+        node,
+        &[CLUSTER_PROTOCOL],
+        config.dev,
+    )?))
 }
 
 fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
@@ -144,9 +161,17 @@ fn start_consensus(
         node_name: cluster.node_id.clone(),
         data_dir: config.data_dir.clone(),
         listen: cluster.peer.as_ref().map(|peer| peer.listen),
-        advertise: cluster.peer.as_ref().map(|peer| peer.advertise.clone()).unwrap_or_default(),
+        advertise: cluster
+            .peer
+            .as_ref()
+            .map(|peer| peer.advertise.clone())
+            .unwrap_or_default(),
         api_advertise: cluster.api_advertise.clone(),
-        peer_addresses: cluster.peer.as_ref().map(|peer| peer.addresses.clone()).unwrap_or_default(),
+        peer_addresses: cluster
+            .peer
+            .as_ref()
+            .map(|peer| peer.addresses.clone())
+            .unwrap_or_default(),
         cluster_name: cluster.name.clone(),
         tls,
         timing: timing(config),
@@ -164,7 +189,13 @@ fn timing(config: &Config) -> RaftTiming {
     let raft = config.cluster.raft;
     let standalone = config.cluster.mode == Mode::Standalone;
     // An election of one needs no patience: a restarted standalone node serves after 0.3 s.
-    let brisk = |cluster: Duration, alone: u64| if standalone { Duration::from_millis(alone) } else { cluster };
+    let brisk = |cluster: Duration, alone: u64| {
+        if standalone {
+            Duration::from_millis(alone)
+        } else {
+            cluster
+        }
+    };
     RaftTiming {
         heartbeat: brisk(raft.heartbeat, 50),
         election_min: brisk(raft.election_min, 150),
@@ -195,12 +226,19 @@ fn lead(
     let held = Arc::clone(slots);
     let find = move |name: &raft_store::names::SlotName| {
         let entry = held.get(name.as_str())?;
-        Some(HeldSlot { handle: entry.handle(), state: entry.state() })
+        Some(HeldSlot {
+            handle: entry.handle(),
+            state: entry.state(),
+        })
     };
     let keys = Arc::clone(replication);
     let cluster_keys: rotation::rotator::ClusterKeys =
         Arc::new(move |meta| keys.for_cluster(meta).map_err(|error| error.to_string()));
-    let rotator = Rotator::new(Arc::clone(&cluster), Arc::new(TokenKeys::new(Box::new(find))), cluster_keys);
+    let rotator = Rotator::new(
+        Arc::clone(&cluster),
+        Arc::new(TokenKeys::new(Box::new(find))),
+        cluster_keys,
+    );
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator,
@@ -216,7 +254,10 @@ fn lead(
 }
 
 async fn found_alone(consensus: &Consensus, seed: &Seed) -> Result<(), StartFailure> {
-    let founded = seed.found(consensus).await.map_err(|error| StartFailure::Found(error.detail))?;
+    let founded = seed
+        .found(consensus)
+        .await
+        .map_err(|error| StartFailure::Found(error.detail))?;
     tracing::info!(cluster = %founded.cluster_id, "founded a cluster of one");
     Ok(())
 }

@@ -8,7 +8,8 @@ use crate::http::{DrainControl, OpenConnections};
 
 /// Waits for SIGTERM or SIGINT, then drains.
 pub(super) async fn wait(consensus: &Consensus, drain: &DrainControl, times: Drain, open: &OpenConnections) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         super::die("signals cannot be received");
     };

@@ -186,6 +186,16 @@ impl Shared {
                 detail,
             });
         }
+        // Asking a quorum that is not there would only use up the caller's time.
+        if self
+            .quorum_ack_age(Instant::now())
+            .is_none_or(|age| age > self.options.timing.election_max)
+        {
+            return Err(CallError {
+                code: ErrorCode::NoQuorum,
+                detail: ProposeError::NoQuorum.to_string(),
+            });
+        }
         match self.calls.get() {
             Some(calls) => calls.execute(call).await,
             None => Err(CallError {

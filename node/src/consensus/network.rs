@@ -50,11 +50,12 @@ type RpcResult<T> = Result<T, RPCError<RaftId, MemberNode, RaftError<RaftId>>>;
 
 fn rpc_error(failure: CallFailure) -> RPCError<RaftId, MemberNode, RaftError<RaftId>> {
     match failure {
-        // openraft waits before it tries an unreachable peer again.
-        CallFailure::Away { .. } => RPCError::Unreachable(Unreachable::new(&failure)),
-        CallFailure::Io { .. } | CallFailure::TimedOut { .. } => {
-            RPCError::Network(NetworkError::new(&failure))
+        // openraft waits before it tries an unreachable peer again; after any other error it tries at once,
+        // which against a closed port is thousands of times a second.
+        CallFailure::Away { .. } | CallFailure::Io { .. } => {
+            RPCError::Unreachable(Unreachable::new(&failure))
         }
+        CallFailure::TimedOut { .. } => RPCError::Network(NetworkError::new(&failure)),
     }
 }
 

@@ -124,7 +124,9 @@ async fn greet(
         return Ok(None);
     }
     wire::send(&mut stream, &HelloReply::Welcome(handshake::hello(&control))).await?;
-    let Some((not_after, spki)) = end_and_key(&certificate) else { return Ok(None) };
+    let Some((not_after, spki)) = end_and_key(&certificate) else {
+        return Ok(None);
+    };
     Ok(Some((
         stream,
         Peer {
@@ -139,7 +141,10 @@ async fn greet(
 /// When a certificate ends, in seconds since the epoch, and its public key.
 fn end_and_key(certificate: &CertificateDer<'_>) -> Option<(i64, Vec<u8>)> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some((certificate.validity().not_after.timestamp(), certificate.public_key().raw.to_vec()))
+    Some((
+        certificate.validity().not_after.timestamp(),
+        certificate.public_key().raw.to_vec(),
+    ))
 }
 
 fn now_seconds() -> i64 {

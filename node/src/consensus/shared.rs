@@ -32,13 +32,6 @@ pub(super) struct Sample {
     pub(super) metrics: Metrics,
 }
 
-/// The newest accepted AppendEntries frame.
-pub(super) struct FrameSeen {
-    pub(super) at: Instant,
-    /// The leader's quorum-ack age when it was sent.
-    pub(super) age: Duration,
-}
-
 /// See the module.
 pub(super) struct Shared {
     pub(super) options: ConsensusOptions,
@@ -47,7 +40,11 @@ pub(super) struct Shared {
     pub(super) control: ControlHandle,
     pub(super) raft: OnceLock<Running>,
     pub(super) sample: ArcSwapOption<Sample>,
-    pub(super) frame: ArcSwapOption<FrameSeen>,
+    /// The process's own zero of time.
+    pub(super) begun: Instant,
+    /// The newest moment at which a quorum backed what this node knows, in milliseconds since `begun`
+    /// plus one; 0 = never since the start.
+    pub(super) contact: AtomicU64,
     /// Index that must be applied before this start of the node may serve; 0 = not known yet.
     pub(super) gate_target: AtomicU64,
     pub(super) gate_open: AtomicBool,
@@ -92,14 +89,26 @@ impl Shared {
         Some(age + now.saturating_duration_since(sample.at))
     }
 
-    /// Age of the newest quorum-backed contact: a leader's own, a follower's through its leader's frames.
+    /// Age of the newest quorum-backed contact, a leader's own or through its leader's frames. It is kept
+    /// over changes of role: a new leader that has not heard from its quorum yet is as fresh as it was as a
+    /// follower.
     pub(super) fn staleness(&self, now: Instant) -> Option<Duration> {
-        if self.is_leader() {
-            return self.quorum_ack_age(now);
-        }
-        let frame = self.frame.load();
-        let frame = frame.as_ref()?;
-        Some(now.saturating_duration_since(frame.at) + frame.age)
+        let contact = self.contact.load(Ordering::Acquire).checked_sub(1)?;
+        Some(now.saturating_duration_since(self.begun + Duration::from_millis(contact)))
+    }
+
+    fn note_contact(&self, seen: Instant, age: Duration) {
+        // Whoever claims a contact from before this process began claims none that counts here.
+        let Some(at) = seen
+            .checked_sub(age)
+            .and_then(|at| at.checked_duration_since(self.begun))
+        else {
+            return;
+        };
+        self.contact.fetch_max(
+            u64::try_from(at.as_millis()).unwrap_or(u64::MAX - 1) + 1,
+            Ordering::AcqRel,
+        );
     }
 
     /// Notes an accepted frame and the commit index it named.
@@ -107,7 +116,7 @@ impl Shared {
         self.committed.fetch_max(commit, Ordering::AcqRel);
         // A leader that has not heard from a quorum in its term backs nothing.
         let Some(age) = age else { return };
-        self.frame.store(Some(Arc::new(FrameSeen { at: received, age })));
+        self.note_contact(received, age);
         self.note_gate(commit);
     }
 
@@ -147,6 +156,9 @@ impl Shared {
         let applied = metrics.last_applied.map_or(0, |id| id.index);
         self.committed.fetch_max(applied, Ordering::AcqRel);
         if metrics.state == ServerState::Leader {
+            if let Some(age) = metrics.millis_since_quorum_ack {
+                self.note_contact(Instant::now(), Duration::from_millis(age));
+            }
             // A new leader has caught up once an entry of its own term is applied: all before it is
             // committed then.
             let own_term = metrics

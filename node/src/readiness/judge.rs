@@ -67,30 +67,30 @@ impl Local {
 }
 
 /// One picture of the node.
-pub struct Picture<'a> {
+pub(super) struct Picture<'a> {
     /// The replicated state.
-    pub state: &'a ClusterState,
+    pub(super) state: &'a ClusterState,
     /// Its voters.
-    pub voters: &'a BTreeSet<RaftId>,
+    pub(super) voters: &'a BTreeSet<RaftId>,
     /// Where this node stands.
-    pub view: &'a View,
+    pub(super) view: &'a View,
     /// Its id.
-    pub own: Option<RaftId>,
+    pub(super) own: Option<RaftId>,
     /// Its slots.
-    pub slots: &'a BTreeMap<SlotName, Local>,
+    pub(super) slots: &'a BTreeMap<SlotName, Local>,
     /// Since the start.
-    pub uptime: Duration,
+    pub(super) uptime: Duration,
     /// It is shutting down.
-    pub draining: bool,
+    pub(super) draining: bool,
     /// The disk is nearly full.
-    pub below_reserve: bool,
+    pub(super) below_reserve: bool,
     /// Its replication key is not the cluster's.
-    pub wrong_replication_key: Option<&'a str>,
+    pub(super) wrong_replication_key: Option<&'a str>,
 }
 
 /// Everything readiness depends on.
 #[must_use]
-pub fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -> Vec<Check> {
+pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -> Vec<Check> {
     let Some(own) = picture.own.filter(|_| picture.state.meta().is_some()) else {
         let detail = "belongs to no cluster: run `hsmctl cluster init` or `hsmctl cluster join`";
         return vec![Check::new("cluster", false, detail)];
@@ -150,7 +150,7 @@ fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
 
 /// How stale the node is; a node that may serve without a quorum counts from its start.
 #[must_use]
-pub fn staleness(rules: &Rules, known: Option<Duration>, uptime: Duration) -> Option<Duration> {
+pub(super) fn staleness(rules: &Rules, known: Option<Duration>, uptime: Duration) -> Option<Duration> {
     known.or_else(|| rules.without_quorum.then_some(uptime))
 }
 

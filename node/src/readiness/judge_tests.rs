@@ -22,7 +22,8 @@ fn a_node_without_a_cluster_says_what_to_do() {
 
 #[test]
 fn each_thing_that_is_wrong_has_its_code() {
-    let spoil: [(&str, fn(&mut Node)); 8] = [
+    type Spoil = (&'static str, fn(&mut Node));
+    let spoil: [Spoil; 8] = [
         ("draining", |node| node.draining = true),
         ("consensus", |node| node.view.stopped = Some("store".to_owned())),
         ("start_gate", |node| {

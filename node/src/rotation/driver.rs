@@ -34,9 +34,8 @@ pub async fn drive(cluster: Arc<dyn Cluster>, limits: Limits) {
             tokio::time::sleep(pause).await;
             continue;
         }
-        match tokio::time::timeout(pause, applied.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(pause, applied.changed()).await {
+            return;
         }
     }
 }

@@ -1,5 +1,5 @@
 //! sled's periodic flush thread stops at its first error and only logs it. This hook turns such a log
-//! record into a fatal condition; all other records go on to `tracing`.
+//! record into a fatal condition.
 
 use std::sync::OnceLock;
 
@@ -17,24 +17,23 @@ pub fn install_log_hook(on_fatal: impl Fn(String) + Send + Sync + 'static) {
 }
 
 impl log::Log for Hook {
+    // Of what logs through `log`, only sled says anything that is heard nowhere else.
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
+        metadata.level() <= log::Level::Warn && metadata.target().starts_with("sled")
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let from_sled = record.target().starts_with("sled");
         match record.level() {
-            log::Level::Error => tracing::error!(source = record.target(), "{}", record.args()),
-            _ => tracing::warn!(source = record.target(), "{}", record.args()),
-        }
-        if from_sled
-            && record.level() == log::Level::Error
-            && let Some(on_fatal) = ON_FATAL.get()
-        {
-            on_fatal(format!("sled reports: {}", record.args()));
+            log::Level::Error => {
+                tracing::error!("sled: {}", record.args());
+                if let Some(on_fatal) = ON_FATAL.get() {
+                    on_fatal(format!("sled reports: {}", record.args()));
+                }
+            }
+            _ => tracing::warn!("sled: {}", record.args()),
         }
     }
 

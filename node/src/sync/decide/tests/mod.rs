@@ -147,7 +147,7 @@ fn a_holder_grants_to_every_node_whose_slot_key_holds_once() {
     );
     cluster.registered(joiner);
     let grant = Action::Grant(transport_id(1), joiner);
-    assert_eq!(plan(&cluster, ME, &held).actions, [grant.clone()]);
+    assert_eq!(plan(&cluster, ME, &held).actions, std::slice::from_ref(&grant));
     let follower = look(&cluster, ME, &held, |picture| picture.leader = false);
     assert_eq!(follower.actions, [grant], "any holder may");
     assert!(

@@ -1,2 +1,0 @@
-directories.tokendir = /tmp/w2/tok
-objectstore.backend = file
