@@ -131,11 +131,17 @@ fn a_certificate_of_another_authority_or_for_another_node_does_not_connect() {
     let foreign = Pki::new(&cluster.dir.path().join("foreign"));
     foreign.issue("n2");
     let mut config = cluster.config(2);
+    config.ca = cluster.dir.path().join("foreign/ca.crt");
     config.cert = cluster.dir.path().join("foreign/n2.crt");
     config.key = cluster.dir.path().join("foreign/n2.key");
     cluster.start_as(2, &config);
-    let why = cluster.join(2).unwrap_err();
-    assert!(!why.contains("node_id"), "TLS itself refuses: {why}");
+    let (token, address) = (cluster.token(), cluster.address(0));
+    let command = format!("join {token} {} {address}", foreign.ca_sha256);
+    let why = cluster.node(2).ask(&command, LONG).unwrap_err();
+    assert!(
+        why.contains(&address) && !why.contains("node_id"),
+        "TLS itself refuses: {why}"
+    );
     let leader = cluster.leader();
     cluster.node(leader).ask("put unharmed", SHORT).unwrap();
 }
