@@ -35,24 +35,39 @@ impl RegisterNode {
         if token.secret_hash != self.secret_hash {
             return Err(invalid());
         }
-        // The same filling of the same node asks again after a lost answer: it has its id already.
-        if let Some((raft_id, node)) = state.node_named(&self.name) {
-            if node.incarnation == self.incarnation && token.used_by == Some(raft_id) {
-                return Ok(Done::Registered { raft_id });
-            }
+        let known = state
+            .node_named(&self.name)
+            .map(|(raft_id, node)| (raft_id, node.incarnation));
+        if let Some((_, incarnation)) = known
+            && incarnation != self.incarnation
+        {
             return Err(Refusal::Exists(format!(
                 "node_id {}: remove the old node first, or give this one another name; it",
                 self.name
             )));
         }
-        if token.used_by.is_some() || token.expires_at < cx.at {
-            return Err(invalid());
-        }
+        let used = token.used_by.is_some() || token.expires_at < cx.at;
         if token.node.as_ref().is_some_and(|only| *only != self.name) {
             return Err(Refusal::Forbidden(format!(
                 "the join token is not for node_id {}",
                 self.name
             )));
+        }
+        // The same filling of the same node asks again, because it never heard the answer: it has its id
+        // already, and learns it again for the token it got it with, or for a new one.
+        if let Some((raft_id, _)) = known {
+            if used && token.used_by != Some(raft_id) {
+                return Err(invalid());
+            }
+            let told = JoinToken {
+                used_by: Some(raft_id),
+                ..JoinToken::clone(&token)
+            };
+            state.join_tokens.put(self.token, told);
+            return Ok(Done::Registered { raft_id });
+        }
+        if used {
+            return Err(invalid());
         }
         let raft_id = cx.index;
         state.join_tokens.put(

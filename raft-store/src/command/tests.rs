@@ -339,6 +339,14 @@ fn a_join_token_works_once_but_tells_its_node_the_id_again() {
 }
 
 #[test]
+fn a_node_that_never_heard_its_id_learns_it_with_a_new_token_too() {
+    let mut world = World::new();
+    let id = world.join("n2", 2);
+    assert_eq!(world.join("n2", 2), id, "the same filling asks again");
+    assert_eq!(world.state.nodes().len(), 2);
+}
+
+#[test]
 fn an_expired_token_is_refused_by_the_proposers_clock() {
     let mut world = World::new();
     let expires_at = world.index as i64 * 1000 + 1;
