@@ -201,19 +201,20 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
 }
 
 impl Shared {
-    /// Starts Raft under `id`, once; later calls return the running one.
+    /// Starts Raft under `id`, once; later calls return the running one. In a task of its own on the
+    /// consensus runtime: a caller that goes away half-way must not leave half a Raft behind.
     pub(super) async fn start_raft(self: &Arc<Self>, id: RaftId) -> Result<&Running, String> {
-        let mut parts = self.parts.lock().await;
-        if let Some((log, machine)) = parts.take() {
-            let shared = Arc::clone(self);
-            // Raft's tasks belong to the consensus runtime, whoever asks for it.
-            let raft = self
-                .runtime
-                .spawn(async move { build(&shared, id, log, machine).await });
-            let raft = raft.await.map_err(|e| e.to_string())??;
-            self.runtime.spawn(watch(Arc::clone(self), raft.clone()));
-            let _ = self.raft.set(Running { id, raft });
-        }
+        let shared = Arc::clone(self);
+        let started = self.runtime.spawn(async move {
+            let mut parts = shared.parts.lock().await;
+            if let Some((log, machine)) = parts.take() {
+                let raft = build(&shared, id, log, machine).await?;
+                tokio::spawn(watch(Arc::clone(&shared), raft.clone()));
+                let _ = shared.raft.set(Running { id, raft });
+            }
+            Ok::<_, String>(())
+        });
+        started.await.map_err(|e| e.to_string())??;
         self.raft
             .get()
             .ok_or_else(|| "raft could not be started earlier; restart the node".to_string())
