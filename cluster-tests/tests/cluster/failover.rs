@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Load, Node, Playground};
 use hsm_api::admin::JoinTokenRequest;
 
-/// How many kills in a run of all tests; `HSM_LEADER_KILLS=100` makes the figures of docs/reliability.md.
+/// How many kills in a run of all tests; `HSM_LEADER_KILLS` names another number.
 const KILLS: usize = 15;
 /// At the 99th percentile.
 const BACK_WITHIN: Duration = Duration::from_secs(4);

@@ -171,6 +171,16 @@ async fn handle(
         tracing::warn!(target: "audit", peer = peer.hello.name, %reason, "peer turned away");
         return None;
     }
+    // Raft's own messages may come from a node that this one has not applied the registration of; whatever
+    // acts in somebody's name needs a node that the state knows.
+    let acts = matches!(
+        request,
+        Request::Admin(_) | Request::Own { .. } | Request::ReadIndex | Request::GoAway(_)
+    );
+    if acts && !is_registered(shared, &peer.hello) {
+        tracing::warn!(target: "audit", peer = peer.hello.name, "call of a node that is no member refused");
+        return None;
+    }
     Some(match request {
         Request::Append(frame) => append(shared, frame).await,
         Request::Vote(rpc) => match shared.raft.get() {
@@ -209,6 +219,17 @@ async fn handle(
             return None;
         }
         Request::Join(_) => return None,
+    })
+}
+
+/// Whether the state knows this node, under this name and incarnation, and has not removed it.
+fn is_registered(shared: &Shared, hello: &Hello) -> bool {
+    use raft_store::state::node::NodeStatus;
+    let published = shared.published.load();
+    published.state.nodes().get(&hello.raft_id).is_some_and(|node| {
+        node.name.as_str() == hello.name
+            && node.incarnation == hello.incarnation
+            && !matches!(node.status, NodeStatus::Removed { .. })
     })
 }
 
