@@ -1,5 +1,7 @@
 //! Every error a node can answer with. Codes and statuses are stable: clients branch on them, so a
 //! code is never renamed, never given another status, and never removed.
+//!
+//! `docs/errors.md` has the table for people: meaning and remedy of each, in the same order.
 
 use std::fmt;
 use std::str::FromStr;
@@ -249,6 +251,34 @@ mod tests {
             let code: ErrorCode = code.parse().unwrap();
             assert_eq!((code.status(), code.v1_text()), (status, text), "{code}");
         }
+    }
+
+    #[test]
+    fn the_documentation_has_every_code_once_with_its_status_and_retry() {
+        let documented: Vec<String> = include_str!("../../docs/errors.md")
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|row| {
+                let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+                assert!(
+                    cells.len() == 5 && cells.iter().all(|cell| !cell.is_empty()),
+                    "code, status, retry, meaning, what to do: {row}"
+                );
+                cells[..3].join(" ")
+            })
+            .collect();
+        let expected: Vec<String> = ErrorCode::ALL
+            .iter()
+            .map(|code| {
+                let retry = match (code.retryable(), code.retry_after()) {
+                    (false, _) => "no".to_owned(),
+                    (true, None) => "yes".to_owned(),
+                    (true, Some(seconds)) => format!("after {seconds} s"),
+                };
+                format!("`{code}` {} {retry}", code.status())
+            })
+            .collect();
+        assert_eq!(documented, expected);
     }
 
     /// The whole table, so that a change of a stable code, status or flag shows in review.

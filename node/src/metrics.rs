@@ -2,11 +2,15 @@
 //! label. Labels have few values, fixed by configuration or by this file; nothing a caller sends
 //! ever becomes one.
 
+mod unnamed;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use self::unnamed::without_names;
 
 /// Why metrics could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,7 @@ const PROPOSALS_TIMED_OUT: &str = "hsm_raft_proposals_timed_out_total";
 const FSYNC: &str = "hsm_raft_append_fsync_seconds";
 const STORE_BYTES: &str = "hsm_store_bytes";
 const READY: &str = "hsm_ready";
+const CONFIG_DIFFERS: &str = "hsm_config_differs";
 const BUILD_INFO: &str = "hsm_build_info";
 
 const ROLES: [&str; 5] = ["leader", "follower", "learner", "candidate", "uninitialised"];
@@ -140,6 +145,10 @@ fn describe() {
     describe_histogram!(FSYNC, Unit::Seconds, "Time of the barrier after an append.");
     describe_gauge!(STORE_BYTES, Unit::Bytes, "Size of the store on disk.");
     describe_gauge!(READY, "1 while this node is ready.");
+    describe_gauge!(
+        CONFIG_DIFFERS,
+        "1 where this node's configuration differs from the cluster's state, which rules."
+    );
     describe_gauge!(BUILD_INFO, "1, with the version.");
 }
 
@@ -182,6 +191,7 @@ fn begin() {
     }
     let _ = histogram!(FSYNC);
     role("uninitialised");
+    config_differs(false, false, false);
 }
 
 fn result(ok: bool) -> &'static str {
@@ -354,6 +364,14 @@ pub fn ready(ready: bool) {
     gauge!(READY).set(f64::from(u8::from(ready)));
 }
 
+/// Whether the configuration differs from the state in access control, in roles, and in revocations that
+/// the state lacks.
+pub fn config_differs(acl: bool, roles: bool, revocations: bool) {
+    for (section, differs) in [("acl", acl), ("roles", roles), ("revocations", revocations)] {
+        gauge!(CONFIG_DIFFERS, "section" => section).set(f64::from(u8::from(differs)));
+    }
+}
+
 /// Gauges are floating-point; beyond 2^53 their last digits are of no interest.
 #[allow(clippy::cast_precision_loss)]
 fn lossy(value: u64) -> f64 {
@@ -388,9 +406,22 @@ mod tests {
             "hsm_raft_append_fsync_seconds_count 0",
             "hsm_request_duration_seconds_count{endpoint=\"/encrypt\"} 0",
             "hsm_raft_role{role=\"uninitialised\"} 1",
+            "hsm_config_differs{section=\"revocations\"} 0",
             "# TYPE hsm_raft_append_fsync_seconds histogram",
         ] {
             assert!(text.contains(name), "{name} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_section_of_the_configuration_differs_by_itself() {
+        let text = rendered(|| config_differs(true, false, true));
+        for line in [
+            "hsm_config_differs{section=\"acl\"} 1",
+            "hsm_config_differs{section=\"roles\"} 0",
+            "hsm_config_differs{section=\"revocations\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
         }
     }
 
@@ -412,6 +443,29 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn without_a_certificate_only_contexts_are_missing() {
+        let text = rendered(|| {
+            request("/encrypt", 200, Duration::from_micros(300));
+            encryption("exchange-key".into(), true);
+            encryption("2fa".into(), true);
+            token_call("a".into(), "encrypt", true, Duration::from_micros(20));
+        });
+        let open = without_names(&text);
+        let differ = |a: &str, b: &str| -> Vec<String> {
+            let gone = a.lines().filter(|line| !b.lines().any(|other| other == *line));
+            gone.map(str::to_owned).collect()
+        };
+        let sum = "hsm_encrypt_operations_total{status=\"success\"} 2";
+        assert_eq!(differ(&open, &text), [sum]);
+        let hidden = differ(&text, &open);
+        assert_eq!(hidden.len(), 2, "{hidden:?}");
+        assert!(
+            hidden.iter().all(|line| line.contains("{context=\"")),
+            "{hidden:?}"
+        );
     }
 
     #[test]

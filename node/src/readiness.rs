@@ -10,7 +10,6 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -56,10 +55,9 @@ pub struct NodeView {
     started: Instant,
     node_id: String,
     policies: rules::PolicyCache,
-    /// The applied index when the start gate was first seen open; 0 = not yet.
-    gate_index: AtomicU64,
     counted: gauges::Counted,
     asking: Semaphore,
+    waived: plane::Waived,
     /// When the leader's index was last asked for, and what it was.
     last_read: Mutex<Option<(Instant, u64)>>,
 }
@@ -72,9 +70,9 @@ impl NodeView {
             started: Instant::now(),
             node_id: parts.consensus.node_name().to_string(),
             policies: rules::PolicyCache::new(parts.seed.policy()),
-            gate_index: AtomicU64::new(0),
             counted: gauges::Counted::default(),
             asking: Semaphore::new(MAX_ASKING),
+            waived: plane::Waived::default(),
             last_read: Mutex::new(None),
             parts,
         })
@@ -104,29 +102,16 @@ impl NodeView {
             .collect()
     }
 
-    /// The applied index from which on this start of the node may serve; `None` while the gate is shut.
+    /// The applied index that tokens must be in step with before they are served from; `None` while the
+    /// gate is shut.
     fn gate_index(&self) -> Option<u64> {
-        match self.gate_index.load(Ordering::Acquire) {
-            0 => {}
-            index => return Some(index),
-        }
         let view = self.parts.consensus.view();
-        let open = view.start_gate == Gate::Open || self.parts.rules.without_quorum;
-        if !open {
-            return None;
+        match view.start_gate {
+            Gate::Open { since } => Some(since),
+            // Waived by configuration before any quorum was heard of; a shut gate after a silence is not.
+            Gate::NoLeaderSeen if self.parts.rules.without_quorum => Some(view.applied.max(1)),
+            Gate::NoLeaderSeen | Gate::CatchingUp { .. } => None,
         }
-        let index = view.applied.max(1);
-        // Waived by configuration, it may still be truly opened later: then nothing is forgotten.
-        if view.start_gate == Gate::Open {
-            self.gate_index.store(index, Ordering::Release);
-        }
-        Some(index)
-    }
-
-    /// Whether it was truly opened, not waived.
-    fn gate_is_open(&self) -> bool {
-        self.gate_index();
-        self.gate_index.load(Ordering::Acquire) != 0
     }
 
     /// What `/readyz` says.

@@ -122,6 +122,9 @@ id16!(
     /// Random identity of one filling of a data directory; a wiped node comes back with another.
     Incarnation);
 id16!(
+    /// Random identity of one run of a node's process.
+    Boot);
+id16!(
     /// A key version's identity: its `CKA_ID`.
     KeyUid);
 id16!(

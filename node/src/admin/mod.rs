@@ -5,9 +5,11 @@ pub mod arrival;
 pub mod audit;
 pub mod authorise;
 pub mod call;
+pub mod differences;
 pub mod join_token;
 pub mod routes;
 pub mod seed;
+pub mod seeding;
 pub mod service;
 pub mod views;
 

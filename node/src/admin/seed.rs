@@ -1,12 +1,16 @@
 //! What a node's configuration brings into a new cluster. It rules until there is a state; later
-//! differences are not applied from here.
+//! differences are not applied from here, except that revocations are still added
+//! ([`super::seeding`]).
 
-use raft_store::command::{AddRevocations, Op};
+use std::path::Path;
+
 use raft_store::state::access::{Acl, RevocationKey};
 
 use super::call::CallError;
+use super::seeding;
 use crate::config::{Config, ConfigError, RevokedEntry, read_revoked};
 use crate::consensus::{Consensus, FoundSeed, Founded};
+use crate::identity::dn;
 use crate::policy::{Policy, seed_roles};
 
 /// What the configuration brings into a new cluster, and rules until there is one.
@@ -18,18 +22,20 @@ pub struct Seed {
     pub revocations: Vec<(RevocationKey, String)>,
 }
 
-/// Revocations that fit into the founding command with certainty; the rest follows in commands of
-/// its own before the foundation is reported.
-pub const FIRST_REVOCATIONS: usize = 100;
-
 impl Seed {
-    /// Reads the seed. `role_issuer_dn` is what roles without an issuer are bound to.
+    /// Reads the seed. `role_issuer_dn` is what roles without an issuer are bound to;
+    /// `client_issuer_dns` are the CAs that client certificates are accepted from.
     ///
     /// # Errors
-    /// When `acl.revoked_file` cannot be read: a list that vanished must not start as an empty one.
-    pub fn of(config: &Config, role_issuer_dn: &str) -> Result<Self, ConfigError> {
-        let revoked = match &config.acl.revoked_file {
-            Some(path) => read_revoked(path)?,
+    /// When `acl.revoked_file` cannot be read, because a list that vanished must not start as an empty
+    /// one; when an entry of it revokes nothing, or not what its author meant.
+    pub fn of(
+        config: &Config,
+        role_issuer_dn: &str,
+        client_issuer_dns: &[String],
+    ) -> Result<Self, ConfigError> {
+        let revocations = match &config.acl.revoked_file {
+            Some(path) => revocations(path, read_revoked(path)?, client_issuer_dns)?,
             None => Vec::new(),
         };
         Ok(Self {
@@ -37,10 +43,7 @@ impl Seed {
                 mappings: config.acl.mappings.clone(),
                 roles: seed_roles(&config.roles, role_issuer_dn),
             },
-            revocations: revoked
-                .into_iter()
-                .filter_map(|entry| revocation(entry, role_issuer_dn))
-                .collect(),
+            revocations,
         })
     }
 
@@ -51,91 +54,298 @@ impl Seed {
     }
 
     /// Founds a cluster with what the configuration brings in; the revocations that do not fit into
-    /// the founding command are added before it is reported.
+    /// the founding command are added before it is reported. A founder that dies in between goes on
+    /// as soon as it leads again.
     ///
     /// # Errors
     /// As [`Consensus::found`], and what refuses the further revocations.
     pub async fn found(&self, consensus: &Consensus) -> Result<Founded, CallError> {
-        let (seed, more) = self.split();
-        let founded = consensus.found(seed).await?;
-        for chunk in more.chunks(FIRST_REVOCATIONS) {
-            let op = Op::AddRevocations(AddRevocations {
-                revocations: chunk.to_vec(),
-            });
-            consensus.propose_as_leader(op).await?;
-        }
+        let founded = consensus.found(self.founding()).await?;
+        seeding::add_missing(consensus, &self.revocations).await?;
         Ok(founded)
     }
 
-    /// What founds a cluster, and the revocations to be added after.
-    #[must_use]
-    pub fn split(&self) -> (FoundSeed, Vec<(RevocationKey, String)>) {
-        let (first, rest) = self
-            .revocations
-            .split_at(FIRST_REVOCATIONS.min(self.revocations.len()));
-        let seed = FoundSeed {
+    /// What goes into the founding command.
+    fn founding(&self) -> FoundSeed {
+        let first = seeding::fitting(&self.revocations);
+        FoundSeed {
             acl: self.acl.clone(),
-            revocations: first.to_vec(),
-        };
-        (seed, rest.to_vec())
+            revocations: self.revocations.iter().take(first).cloned().collect(),
+        }
     }
 }
 
-/// v1 matched by CN alone; an entry with only a serial is taken for one of the client CA's.
-fn revocation(entry: RevokedEntry, issuer: &str) -> Option<(RevocationKey, String)> {
-    let mut reason = entry.reason.unwrap_or_default();
-    if let Some(date) = entry.date {
-        reason = format!("{reason} ({date})").trim_start().to_owned();
+fn revocations(
+    path: &Path,
+    entries: Vec<RevokedEntry>,
+    client_issuer_dns: &[String],
+) -> Result<Vec<(RevocationKey, String)>, ConfigError> {
+    let mut revocations = Vec::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let place = format!("{}, entry {}", path.display(), index + 1);
+        let reason = reason(&entry);
+        for key in keys(entry, &place, client_issuer_dns)? {
+            revocations.push((key, reason.clone()));
+        }
     }
-    let reason: String = reason.chars().take(200).collect();
-    if !entry.cn.is_empty() {
-        return Some((RevocationKey::CommonName(entry.cn), reason));
-    }
-    let digits: String = entry.serial?.chars().filter(|c| c.is_ascii_hexdigit()).collect();
-    let serial = digits.trim_start_matches('0').to_ascii_lowercase();
-    let key = RevocationKey::Serial {
-        issuer: issuer.to_owned(),
-        serial,
+    Ok(revocations)
+}
+
+fn reason(entry: &RevokedEntry) -> String {
+    let given = entry.reason.as_deref().unwrap_or_default();
+    let text = match &entry.date {
+        Some(date) => format!("{given} ({date})"),
+        None => given.to_owned(),
     };
-    Some((key, reason))
+    text.trim_start().chars().take(200).collect()
+}
+
+/// What an entry revokes; never nothing. v1 matched by CN alone, and so does an entry with a CN, unless
+/// it is one of this version, with an issuer. A serial number without either stands for that of every
+/// known CA: which of them gave it out is not known, and a revocation must not miss.
+fn keys(
+    entry: RevokedEntry,
+    place: &str,
+    client_issuer_dns: &[String],
+) -> Result<Vec<RevocationKey>, ConfigError> {
+    let refuse =
+        |problem: String, remedy: &str| ConfigError::invalid("acl.revoked_file", place, problem, remedy);
+    let given = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
+    let (cn, written, issuer) = (given(Some(entry.cn)), given(entry.serial), given(entry.issuer));
+    let by_cn = cn.map(RevocationKey::CommonName);
+    if by_cn.is_some() && issuer.is_none() {
+        return Ok(by_cn.into_iter().collect());
+    }
+    let Some(written) = written else {
+        return Err(match issuer {
+            Some(issuer) => refuse(
+                format!("names the issuer {issuer} and no serial number, and a CN counts for every issuer"),
+                "give serial, or take issuer out",
+            ),
+            None => refuse(
+                "revokes nothing: it has neither a CN nor a serial number".to_owned(),
+                "give cn or serial, or take the entry out",
+            ),
+        });
+    };
+    let serial = serial(&written).ok_or_else(|| {
+        refuse(
+            format!("revokes nothing: {written:?} is not a serial number in hex digits"),
+            "write it as `openssl x509 -noout -serial` prints it after `serial=`",
+        )
+    })?;
+    let issuers = match issuer {
+        Some(issuer) => vec![named_issuer(&issuer, place, client_issuer_dns)?],
+        None => client_issuer_dns.to_vec(),
+    };
+    let by_serial = issuers.into_iter().map(|issuer| RevocationKey::Serial {
+        issuer,
+        serial: serial.clone(),
+    });
+    Ok(by_cn.into_iter().chain(by_serial).collect())
+}
+
+/// An issuer in the form in which identities have it.
+fn named_issuer(written: &str, place: &str, known: &[String]) -> Result<String, ConfigError> {
+    let issuer = dn::normalise(written);
+    if !issuer.contains('=') {
+        return Err(ConfigError::invalid(
+            "acl.revoked_file",
+            place,
+            format!("{written:?} is not an issuer's name"),
+            "write it as `openssl x509 -noout -issuer -nameopt RFC2253` prints it after `issuer=`",
+        ));
+    }
+    // Not an error: clients may bring intermediate CAs that stand in no file.
+    if !known.contains(&issuer) {
+        tracing::warn!(
+            issuer,
+            "configuration: acl.revoked_file: {place}: the issuer is none of the configured client CAs; \
+             this is right for an intermediate CA only"
+        );
+    }
+    Ok(issuer)
+}
+
+/// A serial number as identities have it: lower-case hex without leading zeros. People write it with or
+/// without `0x`, `:` and spaces.
+fn serial(written: &str) -> Option<String> {
+    let written = written.trim();
+    let digits = written
+        .strip_prefix("0x")
+        .or_else(|| written.strip_prefix("0X"))
+        .unwrap_or(written);
+    let digits: String = digits
+        .chars()
+        .filter(|c| *c != ':' && !c.is_whitespace())
+        .collect();
+    if digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    let trimmed = digits.trim_start_matches('0').to_ascii_lowercase();
+    Some(if trimmed.is_empty() {
+        "0".to_owned()
+    } else {
+        trimmed
+    })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::identity::Principal;
+    use crate::identity::test_certs::TestCa;
 
-    #[test]
-    fn v1s_revocations_match_by_name_as_in_v1() {
-        let entry = |cn: &str, serial: Option<&str>| RevokedEntry {
+    fn entry(cn: &str, serial: Option<&str>, issuer: Option<&str>) -> RevokedEntry {
+        RevokedEntry {
             cn: cn.to_owned(),
             serial: serial.map(str::to_owned),
-            reason: Some("lost".to_owned()),
-            date: Some("2025-01-01".to_owned()),
-        };
-        let (key, reason) = revocation(entry("a", Some("12")), "CN=CA").unwrap();
-        assert_eq!(key, RevocationKey::CommonName("a".to_owned()));
-        assert_eq!(reason, "lost (2025-01-01)");
-        let (key, _) = revocation(entry("", Some("00:AB:12")), "CN=CA").unwrap();
-        let serial = RevocationKey::Serial {
-            issuer: "CN=CA".to_owned(),
-            serial: "ab12".to_owned(),
-        };
-        assert_eq!(key, serial);
-        assert!(revocation(entry("", None), "CN=CA").is_none());
+            issuer: issuer.map(str::to_owned),
+            reason: None,
+            date: None,
+        }
+    }
+
+    fn known() -> Vec<String> {
+        vec!["CN=A".to_owned(), "CN=B,O=Example".to_owned()]
+    }
+
+    fn revoked(entry: RevokedEntry) -> Vec<RevocationKey> {
+        keys(entry, "r.yaml, entry 1", &known()).unwrap()
+    }
+
+    fn by_cn(cn: &str) -> RevocationKey {
+        RevocationKey::CommonName(cn.to_owned())
+    }
+
+    fn by_serial(issuer: &str, serial: &str) -> RevocationKey {
+        RevocationKey::Serial {
+            issuer: issuer.to_owned(),
+            serial: serial.to_owned(),
+        }
     }
 
     #[test]
-    fn many_revocations_are_split() {
+    fn v1s_entries_match_by_name_as_in_v1() {
+        assert_eq!(revoked(entry("a", Some("12"), None)), [by_cn("a")]);
+        assert_eq!(revoked(entry("a", Some("unknown"), None)), [by_cn("a")]);
+        assert_eq!(revoked(entry("a", None, None)), [by_cn("a")]);
+    }
+
+    #[test]
+    fn a_serial_number_without_an_issuer_is_revoked_for_every_known_ca() {
+        let expected = [by_serial("CN=A", "ab12"), by_serial("CN=B,O=Example", "ab12")];
+        assert_eq!(revoked(entry("", Some("00:AB:12"), None)), expected);
+        assert_eq!(revoked(entry(" ", Some("0xab12"), Some(""))), expected);
+    }
+
+    #[test]
+    fn a_named_issuer_is_the_only_one() {
+        let expected = [by_serial("CN=B,O=Example", "ab12")];
+        assert_eq!(
+            revoked(entry("", Some("ab12"), Some("cn = B, o = Example"))),
+            expected
+        );
+        assert_eq!(
+            revoked(entry("", Some("1"), Some("CN=Intermediate"))),
+            [by_serial("CN=Intermediate", "1")]
+        );
+        assert_eq!(
+            revoked(entry("a", Some("1"), Some("CN=A"))),
+            [by_cn("a"), by_serial("CN=A", "1")]
+        );
+    }
+
+    #[test]
+    fn an_entry_that_revokes_nothing_is_refused_with_file_and_number() {
+        let path = Path::new("pki/revoked.yaml");
+        for (bad, problem) in [
+            (
+                entry("", None, None),
+                "revokes nothing: it has neither a CN nor a serial number; give cn or serial",
+            ),
+            (entry(" ", Some(" "), None), "revokes nothing"),
+            (entry("", Some("zebra"), None), "\"zebra\" is not a serial number"),
+            (entry("", Some("0x"), None), "\"0x\" is not a serial number"),
+            (entry("", Some("-1"), None), "\"-1\" is not a serial number"),
+            (
+                entry("a", Some("zebra"), Some("CN=A")),
+                "\"zebra\" is not a serial number",
+            ),
+            (
+                entry("a", None, Some("CN=A")),
+                "names the issuer CN=A and no serial number",
+            ),
+            (
+                entry("", Some("1"), Some("Client CA")),
+                "\"Client CA\" is not an issuer's name",
+            ),
+        ] {
+            let entries = vec![entry("fine", None, None), bad];
+            let error = revocations(path, entries, &known()).unwrap_err().to_string();
+            assert!(
+                error.starts_with("config: acl.revoked_file: pki/revoked.yaml, entry 2: "),
+                "{error}"
+            );
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_revoked_by_serial_number_is_refused_whichever_ca_issued_it() {
+        let cas = [TestCa::new("Clients"), TestCa::new("Admins, new")];
+        let principals = cas.map(|ca| Principal::from_der(&ca.client("c", "Trading").der).unwrap());
+        let issuers: Vec<String> = principals.iter().map(|p| p.issuer_dn.clone()).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("revoked.yaml");
+        for (caller, other) in [(0, 1), (1, 0)] {
+            let (caller, other) = (&principals[caller], &principals[other]);
+            let rule = |text: String| {
+                std::fs::write(&path, text).unwrap();
+                let seed = Seed {
+                    acl: Acl::default(),
+                    revocations: revocations(&path, read_revoked(&path).unwrap(), &issuers).unwrap(),
+                };
+                seed.policy()
+            };
+            let anywhere = rule(format!("revoked:\n  - serial: \"{}\"\n", caller.serial));
+            assert!(anywhere.check_certificate(caller).is_err());
+            assert!(anywhere.check_certificate(other).is_ok());
+            let (serial, issuer) = (&caller.serial, &caller.issuer_dn);
+            let here = rule(format!(
+                "revoked:\n  - serial: \"{serial}\"\n    issuer: '{issuer}'\n"
+            ));
+            assert!(here.check_certificate(caller).is_err());
+            let issuer = &other.issuer_dn;
+            let elsewhere = rule(format!(
+                "revoked:\n  - serial: \"{serial}\"\n    issuer: '{issuer}'\n"
+            ));
+            assert!(elsewhere.check_certificate(caller).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_reason_keeps_the_date_and_has_an_end() {
+        let dated = |given: Option<&str>| {
+            reason(&RevokedEntry {
+                reason: given.map(str::to_owned),
+                date: Some("2025-01-01".to_owned()),
+                ..entry("a", None, None)
+            })
+        };
+        assert_eq!(dated(Some("lost")), "lost (2025-01-01)");
+        assert_eq!(dated(None), "(2025-01-01)");
+        assert_eq!(dated(Some(&"x".repeat(1000))).len(), 200);
+    }
+
+    #[test]
+    fn the_founding_command_takes_what_fits() {
         let many = |n: usize| Seed {
             acl: Acl::default(),
-            revocations: (0..n)
-                .map(|i| (RevocationKey::CommonName(i.to_string()), String::new()))
-                .collect(),
+            revocations: (0..n).map(|i| (by_cn(&i.to_string()), String::new())).collect(),
         };
-        let (first, rest) = many(3).split();
-        assert_eq!((first.revocations.len(), rest.len()), (3, 0));
-        let (first, rest) = many(250).split();
-        assert_eq!((first.revocations.len(), rest.len()), (FIRST_REVOCATIONS, 150));
+        assert_eq!(many(3).founding().revocations.len(), 3);
+        assert_eq!(many(250).founding().revocations.len(), seeding::MAX_REVOCATIONS);
     }
 }

@@ -20,7 +20,8 @@ fn view(role: Role, leader: RaftId, peers: BTreeMap<RaftId, Peer>) -> View {
         snapshot: 0,
         quorum_ack_age: None,
         staleness: None,
-        start_gate: Gate::Open,
+        start_gate: Gate::Open { since: 1 },
+        silent: std::collections::BTreeSet::new(),
         peers,
         proposals_pending: 0,
         proposals_timed_out: 0,
@@ -152,6 +153,7 @@ fn slots_are_shown_as_last_reported() {
     let mut world = World::new(1);
     let report = NodeReport {
         seq: 1,
+        boot: raft_store::names::Boot([0; 16]),
         incarnation: Incarnation([1; 16]),
         clock: 0,
         durable_index: 1,

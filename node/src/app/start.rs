@@ -10,7 +10,7 @@ use raft_store::storage::install_log_hook;
 use tokio::sync::watch;
 
 use super::{StartFailure, die, stop};
-use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts};
+use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts, differences, seeding};
 use crate::config::{Config, Mode, PeerListener, ReplicationKeySource};
 use crate::consensus::{self, Consensus, ConsensusOptions, RaftTiming};
 use crate::health;
@@ -39,10 +39,11 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
     let api_tls = load_api(&config.server.tls, cluster_ca, config.dev)?;
     let cluster_tls = peer.map(|peer| cluster_tls(&config, peer)).transpose()?;
     let signer = peer
-        .map(|peer| ClusterSigner::from_pem_file(&peer.tls.key_path))
+        .zip(cluster_tls.as_ref())
+        .map(|(peer, tls)| ClusterSigner::from_files(&peer.tls, Arc::clone(&tls.verifier)))
         .transpose();
     let signer = signer.map_err(|error| StartFailure::Signer(error.to_string()))?;
-    let seed = Seed::of(&config, &api_tls.role_issuer_dn)?;
+    let seed = Seed::of(&config, &api_tls.role_issuer_dn, &api_tls.client_issuer_dns())?;
     let replication = replication(&config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -85,7 +86,15 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             metrics: Arc::new(recorder.clone()),
         });
         let _health = health::start(health_socket, Arc::clone(&view) as _, Some(recorder))?;
-        lead(&config, &consensus, &slots, &replication, cluster_tls.as_deref());
+        lead(
+            &config,
+            &consensus,
+            &seed,
+            &slots,
+            &replication,
+            cluster_tls.as_deref(),
+        );
+        tokio::spawn(differences::report(consensus.clone(), seed.clone()));
 
         let open = ApiListener::room(&config.server.limits);
         let api = ApiState::new(ApiParts {
@@ -200,6 +209,7 @@ fn timing(config: &Config) -> RaftTiming {
         heartbeat: brisk(raft.heartbeat, 50),
         election_min: brisk(raft.election_min, 150),
         election_max: brisk(raft.election_max, 300),
+        ready: config.staleness.ready,
         snapshot_every: raft.snapshot_every,
         keep_logs: raft.keep_logs,
     }
@@ -214,10 +224,11 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What this node does whenever it leads: rotations, and calls of administrators.
+/// What this node does whenever it leads: rotations, calls of administrators, and its own revocations.
 fn lead(
     config: &Config,
     consensus: &Consensus,
+    seed: &Seed,
     slots: &Arc<SlotManager>,
     replication: &Arc<Replication>,
     tls: Option<&ClusterTls>,
@@ -250,6 +261,8 @@ fn lead(
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
     });
     consensus.serve_leader_calls(Arc::new(service));
+    let revocations = seed.revocations.clone();
+    tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
     tokio::spawn(rotation::drive(cluster, Limits::new(config.cluster.fence_after)));
 }
 

@@ -36,15 +36,18 @@ pub struct RoleSeed {
     pub spki_sha256: Option<[u8; 32]>,
 }
 
-/// An entry of v1's `revoked.yaml`.
+/// An entry of `revoked.yaml`: v1's, and `issuer`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RevokedEntry {
     /// Common name; v1 matched by this alone.
     #[serde(default)]
     pub cn: String,
-    /// Serial number, as people wrote it.
+    /// Serial number in hex, as people wrote it.
     #[serde(default)]
     pub serial: Option<String>,
+    /// Name of the CA that gave out the serial number, as people wrote it; v1 had no such field.
+    #[serde(default)]
+    pub issuer: Option<String>,
     /// Why.
     #[serde(default)]
     pub reason: Option<String>,
@@ -159,8 +162,9 @@ fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
 /// [`ConfigError::Unreadable`] also if the file does not exist: a list of revocations that
 /// vanished must not start as an empty one.
 pub fn read_revoked(path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
+    // A misspelt key must not read as an empty list.
     #[derive(Default, Deserialize)]
-    #[serde(default)]
+    #[serde(default, deny_unknown_fields)]
     struct Revoked {
         revoked: Option<Vec<RevokedEntry>>,
     }

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use raft_store::names::RaftId;
-use raft_store::storage::{Control, Published};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -29,7 +27,12 @@ pub(super) enum CallFailure {
     #[error("{address}: no answer in time")]
     TimedOut { address: String },
     #[error("{address}: turned away: {reason}")]
-    Away { address: String, reason: TurnedAway },
+    Away {
+        address: String,
+        /// The node's name in its certificate.
+        name: String,
+        reason: TurnedAway,
+    },
 }
 
 /// An open connection.
@@ -40,46 +43,37 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the member `target`.
-    pub(super) async fn to_member(
-        options: &ConsensusOptions,
-        address: &str,
-        target: RaftId,
-        ours: &Control,
-        published: &Published,
-    ) -> Result<Self, CallFailure> {
-        let (mut connection, certificate) = Self::open(options, address, ours).await?;
-        let checked = handshake::check_dialled(target, &connection.peer)
-            .and_then(|()| handshake::check_member(ours, published, &certificate, &connection.peer));
-        if let Err(reason) = checked {
-            // It has to know: a node that runs with a refused identity must stop, not keep trying.
-            let _ = wire::send(&mut connection.stream, &Request::GoAway(reason.clone())).await;
-            return Err(CallFailure::Away {
-                address: address.into(),
-                reason,
-            });
+    /// Tells the peer that it is refused, which ends the connection. It has to know: a node that runs with
+    /// a refused identity must stop, not keep trying.
+    pub(super) async fn turn_away(mut self, name: String, reason: TurnedAway) -> CallFailure {
+        let _ = wire::send(&mut self.stream, &Request::GoAway(reason.clone())).await;
+        CallFailure::Away {
+            address: self.address,
+            name,
+            reason,
         }
-        Ok(connection)
     }
 
     /// Connects as a node that belongs to no cluster yet.
     pub(super) async fn to_join(
         options: &ConsensusOptions,
         address: &str,
-        ours: &Control,
+        ours: &Hello,
     ) -> Result<Self, CallFailure> {
         let (connection, certificate) = Self::open(options, address, ours).await?;
         handshake::check_name(&certificate, &connection.peer).map_err(|reason| CallFailure::Away {
             address: address.into(),
+            name: certificate,
             reason,
         })?;
         Ok(connection)
     }
 
-    async fn open(
+    /// Connects and greets; the peer and the name in its certificate are still to be checked.
+    pub(super) async fn open(
         options: &ConsensusOptions,
         address: &str,
-        ours: &Control,
+        ours: &Hello,
     ) -> Result<(Self, String), CallFailure> {
         let io = |source| CallFailure::Io {
             address: address.to_string(),
@@ -95,7 +89,7 @@ impl Connection {
             let mut stream = TlsConnector::from(std::sync::Arc::clone(&tls.client))
                 .connect(name, tcp)
                 .await?;
-            wire::send(&mut stream, &handshake::hello(ours)).await?;
+            wire::send(&mut stream, ours).await?;
             let reply: HelloReply = wire::receive(&mut stream, MAX_HELLO).await?;
             Ok::<_, std::io::Error>((stream, reply))
         };
@@ -105,15 +99,6 @@ impl Connection {
                 address: address.to_string(),
             })?
             .map_err(io)?;
-        let peer = match reply {
-            HelloReply::Welcome(peer) => peer,
-            HelloReply::Away(reason) => {
-                return Err(CallFailure::Away {
-                    address: address.into(),
-                    reason,
-                });
-            }
-        };
         let certificate = stream
             .get_ref()
             .1
@@ -122,6 +107,16 @@ impl Connection {
         let certificate = certificate
             .and_then(|cert| options.peer_name(cert))
             .unwrap_or_default();
+        let peer = match reply {
+            HelloReply::Welcome(peer) => peer,
+            HelloReply::Away(reason) => {
+                return Err(CallFailure::Away {
+                    address: address.into(),
+                    name: certificate,
+                    reason,
+                });
+            }
+        };
         Ok((
             Self {
                 stream,

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use raft_store::command::{Done, Op};
 use raft_store::names::RaftId;
 
+use super::connection::CallFailure;
+use super::pool::Unanswered;
+use super::repeat::{Pace, repeat};
 use super::shared::Shared;
 use super::wire::{Request, Response};
 use super::{Consensus, ProposeError};
@@ -13,50 +16,24 @@ use crate::admin::call::{AdminCall, CallError};
 use crate::clock;
 use hsm_api::ErrorCode;
 
-/// An administrator's call ends within this time.
-const ADMIN_DEADLINE: Duration = Duration::from_secs(15);
-/// One attempt at the leader; longer than a rotation takes.
-const ADMIN_ATTEMPT: Duration = Duration::from_secs(12);
+/// An administrator's call. An attempt takes longer than a rotation does.
+const ADMIN_PACE: Pace = Pace {
+    within: Duration::from_secs(15),
+    attempt: Duration::from_secs(12),
+    pause: Duration::from_millis(50),
+    answered: Duration::from_millis(500),
+};
 /// A node's own operation; its driver tries again.
 const OWN_ATTEMPT: Duration = Duration::from_secs(6);
-/// Between attempts while there is no leader.
-const PAUSE: Duration = Duration::from_millis(50);
 
 impl Consensus {
     /// Runs an administrator's call on the leader. The caller sets `origin.via_node` and `hop` 0.
     ///
     /// # Errors
-    /// The leader's answer, or `no_quorum`, `not_leader`, `outcome_unknown` once the deadline has passed.
+    /// The leader's answer, or `no_quorum`, `not_leader` once the deadline has passed; `outcome_unknown` if an
+    /// attempt may have been done by then.
     pub async fn admin_call(&self, call: AdminCall) -> Result<serde_json::Value, CallError> {
-        let deadline = Instant::now() + ADMIN_DEADLINE;
-        let mut maybe_done = false;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let attempt = self.shared.admin_attempt(&call, left.min(ADMIN_ATTEMPT));
-            let error = match tokio::time::timeout(left, attempt).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(Attempt::Final(error))) => return Err(error),
-                Ok(Err(Attempt::Again { error, unknown })) => {
-                    maybe_done |= unknown;
-                    error
-                }
-                Err(_) => {
-                    maybe_done = true;
-                    CallError {
-                        code: ErrorCode::OutcomeUnknown,
-                        detail: ProposeError::Unknown.to_string(),
-                    }
-                }
-            };
-            if Instant::now() + PAUSE >= deadline {
-                let unknown = CallError {
-                    code: ErrorCode::OutcomeUnknown,
-                    detail: ProposeError::Unknown.to_string(),
-                };
-                return Err(if maybe_done { unknown } else { error });
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        repeat(ADMIN_PACE, |within| self.shared.admin_attempt(&call, within)).await
     }
 
     /// Proposes as this node: here if it leads, else through the leader.
@@ -82,7 +59,7 @@ impl Consensus {
             .call_on_runtime(leader, address, request, OWN_ATTEMPT)
             .await
         {
-            Some(Response::Own(answer)) => answer.map_err(Into::into),
+            Ok(Response::Own(answer)) => answer.map_err(Into::into),
             _ => Err(ProposeError::Unknown),
         }
     }
@@ -104,76 +81,50 @@ impl Consensus {
             .call_on_runtime(leader, address, Request::ReadIndex, Duration::from_secs(1))
             .await
         {
-            Some(Response::ReadIndex(answer)) => answer.map_err(Into::into),
+            Ok(Response::ReadIndex(answer)) => answer.map_err(Into::into),
             _ => Err(ProposeError::NoQuorum),
         }
     }
 }
 
-/// How one attempt ended without success.
-enum Attempt {
-    Final(CallError),
-    Again { error: CallError, unknown: bool },
-}
-
-fn again(code: ErrorCode, detail: impl ToString, unknown: bool) -> Attempt {
-    Attempt::Again {
-        error: CallError {
-            code,
-            detail: detail.to_string(),
-        },
-        unknown,
-    }
-}
-
-fn judge(error: CallError) -> Attempt {
-    match error.code {
-        ErrorCode::NotLeader | ErrorCode::NoQuorum | ErrorCode::NodeDraining => Attempt::Again {
-            error,
-            unknown: false,
-        },
-        ErrorCode::OutcomeUnknown => Attempt::Again { error, unknown: true },
-        _ => Attempt::Final(error),
-    }
-}
-
 impl Shared {
+    /// One attempt at an administrator's call, here or at the leader.
     async fn admin_attempt(
         self: &std::sync::Arc<Self>,
         call: &AdminCall,
         within: Duration,
-    ) -> Result<serde_json::Value, Attempt> {
+    ) -> Result<serde_json::Value, CallError> {
         if self.raft.get().is_none() {
-            let detail = ProposeError::Uninitialised.to_string();
-            return Err(Attempt::Final(CallError {
-                code: ErrorCode::Uninitialised,
-                detail,
-            }));
+            return Err(ProposeError::Uninitialised.into());
         }
         if self.is_leader() {
-            return self.execute_here(call.clone()).await.map_err(judge);
+            return self.execute_here(call.clone()).await;
         }
         let Some((leader, address)) = self.leader_address() else {
-            return Err(again(
+            return Err(CallError::new(
                 ErrorCode::NoQuorum,
                 "no leader is known; the cluster may have lost its quorum",
-                false,
             ));
         };
         let request = Request::Admin(Box::new(AdminCall {
             hop: 1,
             ..call.clone()
         }));
+        let unknown = |what: String| {
+            CallError::new(
+                ErrorCode::OutcomeUnknown,
+                format!("{what}; {}", ProposeError::Unknown),
+            )
+        };
         match self.call_on_runtime(leader, address, request, within).await {
-            Some(Response::Admin(Ok(text))) => serde_json::from_str(&text).map_err(|e| {
-                again(
-                    ErrorCode::OutcomeUnknown,
-                    format!("the leader's answer does not parse: {e}"),
-                    true,
-                )
-            }),
-            Some(Response::Admin(Err(error))) => Err(judge(error)),
-            _ => Err(again(ErrorCode::NoQuorum, "the leader does not answer", true)),
+            Ok(Response::Admin(Ok(text))) => serde_json::from_str(&text)
+                .map_err(|error| unknown(format!("the leader's answer does not parse ({error})"))),
+            Ok(Response::Admin(Err(error))) => Err(error),
+            Err(Unanswered { sent: false, .. }) => Err(CallError::new(
+                ErrorCode::NoQuorum,
+                "the leader cannot be reached; the cluster may have lost its quorum",
+            )),
+            Ok(_) | Err(_) => Err(unknown("the leader did not answer".to_owned())),
         }
     }
 
@@ -239,18 +190,25 @@ impl Shared {
         address: String,
         request: Request,
         within: Duration,
-    ) -> Option<Response> {
+    ) -> Result<Response, Unanswered> {
         let shared = std::sync::Arc::clone(self);
+        let called = address.clone();
         let task = self
             .runtime
-            .spawn(async move { shared.call(target, &address, &request, within).await });
-        match task.await {
-            Ok(Ok(response)) => Some(response),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "call to the leader failed");
-                None
-            }
-            Err(_) => None,
+            .spawn(async move { shared.ask(target, &address, &request, within).await });
+        let answer = task.await.unwrap_or_else(|error| {
+            // The task ended somewhere in the middle.
+            Err(Unanswered {
+                failure: CallFailure::Io {
+                    address: called,
+                    source: std::io::Error::other(error),
+                },
+                sent: true,
+            })
+        });
+        if let Err(Unanswered { failure, .. }) = &answer {
+            tracing::debug!(error = %failure, "call to the leader failed");
         }
+        answer
     }
 }

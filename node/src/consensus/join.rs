@@ -200,8 +200,7 @@ impl Consensus {
         let shared = Arc::clone(&self.shared);
         let address = address.to_string();
         let asked = self.shared.runtime.spawn(async move {
-            let control = shared.control.get();
-            let mut connection = Connection::to_join(&shared.options, &address, &control)
+            let mut connection = Connection::to_join(&shared.options, &address, &shared.hello())
                 .await
                 .map_err(|e| e.to_string())?;
             if connection.peer.cluster_id == ClusterId::default() {

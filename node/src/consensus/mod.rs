@@ -2,30 +2,34 @@
 //! thread of their own, so that requests can never starve heartbeats, and offers the rest of the node a
 //! [`Consensus`] handle. Nothing on the data plane's hot path awaits anything here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use raft_store::command::Refusal;
-use raft_store::names::{NodeName, RaftId};
+use raft_store::names::{Boot, NodeName, RaftId};
 use raft_store::storage::{ControlHandle, Published};
 use tokio::sync::watch;
 
+mod admission;
 mod connection;
 mod forward;
 mod found;
+mod gate;
 mod handshake;
 mod join;
 mod membership;
 mod network;
 mod pool;
 mod propose;
+mod repeat;
 mod server;
 mod shared;
 mod start;
 mod wire;
 
 pub use found::{FoundSeed, Founded};
+pub use gate::Gate;
 pub use join::{JoinRequest, Joined, join_token_text};
 pub use start::{ConsensusOptions, RaftTiming, StartError, start};
 
@@ -69,20 +73,6 @@ impl Role {
     }
 }
 
-/// Whether this start of the node has caught up with a quorum-backed leader once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// Not yet: no frame of a leader was seen since the start.
-    NoLeaderSeen,
-    /// Not yet: the index the first frame named is not applied.
-    CatchingUp {
-        /// Must be applied.
-        target: u64,
-    },
-    /// Caught up; stays open until the process ends.
-    Open,
-}
-
 /// What the leader knows of a peer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peer {
@@ -115,6 +105,9 @@ pub struct View {
     pub staleness: Option<Duration>,
     /// See [`Gate`].
     pub start_gate: Gate,
+    /// Members that the leader has not heard from for longer than readiness allows: on the leader its own
+    /// finding, elsewhere as its last frame said.
+    pub silent: BTreeSet<RaftId>,
     /// Leader only.
     pub peers: BTreeMap<RaftId, Peer>,
     /// Proposals that openraft has not answered.
@@ -201,6 +194,11 @@ impl Consensus {
     /// This node's raft id; `None` until it founded or joined a cluster.
     pub fn raft_id(&self) -> Option<RaftId> {
         self.shared.raft.get().map(|raft| raft.id)
+    }
+
+    /// This run of the process.
+    pub fn boot(&self) -> Boot {
+        self.shared.run.boot
     }
 
     /// Whether this node leads, as far as it knows.

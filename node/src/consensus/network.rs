@@ -119,11 +119,13 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<RaftId>> {
-        let age = self.shared.quorum_ack_age(std::time::Instant::now());
+        let now = std::time::Instant::now();
+        let age = self.shared.quorum_ack_age(now);
         let quorum_ack_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let frame = AppendFrame {
             rpc,
             quorum_ack_age_ms,
+            silent: self.shared.silent_peers(now),
         };
         match self
             .call(&Request::Append(frame), &option)

@@ -131,10 +131,9 @@ impl Shared {
         };
         match answer {
             Ok(written) => Ok(written.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                // Raised before anything was appended.
-                Err(ProposeError::NotLeader { leader: to.leader_id })
-            }
+            // Also raised for an entry that was appended and then taken back by a new leader. Another node may
+            // still have it, and bring it through as the next leader.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::Unknown),
             Err(RaftError::APIError(error)) => Err(ProposeError::Fatal(error.to_string())),
             // openraft drops its answer channel when it stops: the entry may be in the log.
             Err(RaftError::Fatal(_)) => Err(ProposeError::Unknown),

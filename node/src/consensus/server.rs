@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::handshake;
 use super::shared::Shared;
 use super::wire::{
-    self, AppendFrame, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway,
+    self, AppendFrame, FrameSaid, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway,
 };
 
 /// Connections of peers at a time; a cluster of seven needs fewer than a hundred.
@@ -110,20 +110,19 @@ async fn greet(
         return Ok(None);
     };
     let name = shared.options.peer_name(&certificate).unwrap_or_default();
-    let control = shared.control.get();
     // A node without a cluster may ask to join; everyone else has to be a member.
     let joining = hello.raft_id == 0;
     let checked = if joining {
         handshake::check_name(&name, &hello)
     } else {
-        handshake::check_member(&control, &shared.published.load_full(), &name, &hello)
+        shared.admit(&name, &hello).await
     };
     if let Err(reason) = checked {
         tracing::warn!(target: "audit", peer = hello.name, raft_id = hello.raft_id, %reason, "peer turned away");
         wire::send(&mut stream, &HelloReply::Away(reason)).await?;
         return Ok(None);
     }
-    wire::send(&mut stream, &HelloReply::Welcome(handshake::hello(&control))).await?;
+    wire::send(&mut stream, &HelloReply::Welcome(shared.hello())).await?;
     let Some((not_after, spki)) = end_and_key(&certificate) else {
         return Ok(None);
     };
@@ -145,6 +144,13 @@ fn end_and_key(certificate: &CertificateDer<'_>) -> Option<(i64, Vec<u8>)> {
         certificate.validity().not_after.timestamp(),
         certificate.public_key().raw.to_vec(),
     ))
+}
+
+/// Whether a chain begins with a certificate for this public key.
+fn signed_with(chain: &[Vec<u8>], spki: &[u8]) -> bool {
+    let leaf = chain.first().map(|leaf| CertificateDer::from(leaf.as_slice()));
+    leaf.and_then(|leaf| end_and_key(&leaf))
+        .is_some_and(|(_, signer)| signer == spki)
 }
 
 fn now_seconds() -> i64 {
@@ -171,11 +177,11 @@ async fn handle(
         tracing::warn!(target: "audit", peer = peer.hello.name, %reason, "peer turned away");
         return None;
     }
-    // Raft's own messages may come from a node that this one has not applied the registration of; whatever
-    // acts in somebody's name needs a node that the state knows.
+    // Raft's own messages may come from a member by Raft's membership or by another member's word, whose
+    // registration is not applied here yet; whatever acts in somebody's name needs a node of the state.
     let acts = matches!(
         request,
-        Request::Admin(_) | Request::Own { .. } | Request::ReadIndex | Request::GoAway(_)
+        Request::Admin(_) | Request::Own { .. } | Request::ReadIndex | Request::Vouch(_) | Request::GoAway(_)
     );
     if acts && !is_registered(shared, &peer.hello) {
         tracing::warn!(target: "audit", peer = peer.hello.name, "call of a node that is no member refused");
@@ -204,7 +210,7 @@ async fn handle(
         Request::Own { nonce, op } => {
             // Whoever grants trusts the signature, so the key that signed has to be the one that is here.
             if let Op::RegisterSlotKey(register) = &*op
-                && register.key.signer_spki != peer.spki
+                && !signed_with(&register.key.signer_chain, &peer.spki)
             {
                 tracing::warn!(target: "audit", peer = peer.hello.name, "slot key signed by another key refused");
                 return None;
@@ -212,10 +218,11 @@ async fn handle(
             let proposed = shared.propose_for_member(peer.hello.raft_id, nonce, *op).await;
             Response::Own(proposed.map_err(Into::into))
         }
+        Request::Vouch(id) => Response::Vouch(shared.vouch(id)),
         Request::ReadIndex => Response::ReadIndex(shared.read_index_here().await.map_err(Into::into)),
         Request::GoAway(reason) => {
             tracing::error!(target: "audit", peer = peer.hello.name, %reason, "a peer refuses this node's identity");
-            shared.poison_if_meant(&reason);
+            shared.accused(peer.hello.raft_id, &peer.hello.name, &reason);
             return None;
         }
         Request::Join(_) => return None,
@@ -236,13 +243,15 @@ fn is_registered(shared: &Shared, hello: &Hello) -> bool {
 fn still_member(shared: &Shared, peer: &Peer) -> Result<(), TurnedAway> {
     use raft_store::state::node::NodeStatus;
     let published = shared.published.load();
-    match published
-        .state
-        .nodes()
-        .get(&peer.hello.raft_id)
-        .map(|node| &node.status)
-    {
-        Some(NodeStatus::Removed { .. }) => Err(TurnedAway::Unknown(peer.hello.raft_id)),
+    let applied = published.applied.map_or(0, |id| id.index);
+    match published.state.nodes().get(&peer.hello.raft_id) {
+        Some(node) if matches!(node.status, NodeStatus::Removed { .. }) => {
+            Err(TurnedAway::Unknown(peer.hello.raft_id))
+        }
+        // Its registration should be here by now.
+        None if applied >= peer.hello.raft_id && published.state.meta().is_some() => {
+            Err(TurnedAway::Unknown(peer.hello.raft_id))
+        }
         _ => Ok(()),
     }
 }
@@ -252,16 +261,18 @@ async fn append(shared: &Arc<Shared>, frame: AppendFrame) -> Response {
     let Some(running) = shared.raft.get() else {
         return Response::Failed("raft is not running".into());
     };
-    let commit = frame.rpc.leader_commit.map_or(0, |id| id.index);
+    let said = FrameSaid {
+        quorum_ack_age: frame.quorum_ack_age_ms.map(Duration::from_millis),
+        silent: frame.silent,
+        commit: frame.rpc.leader_commit.map_or(0, |id| id.index),
+    };
     match running.raft.append_entries(frame.rpc).await {
         Ok(answer) => {
-            // Only a frame that Raft took as its leader's says anything about freshness.
-            if !matches!(answer, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
-                shared.note_frame(
-                    received,
-                    frame.quorum_ack_age_ms.map(Duration::from_millis),
-                    commit,
-                );
+            use openraft::raft::AppendEntriesResponse::{PartialSuccess, Success};
+            // A frame of a deposed leader, or one that does not continue this log, says nothing about how
+            // much of what is committed is here.
+            if matches!(answer, Success | PartialSuccess(_)) {
+                shared.note_frame(received, &said);
             }
             Response::Append(answer)
         }

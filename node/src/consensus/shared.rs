@@ -1,7 +1,7 @@
 //! What the consensus thread and its handles share: the running Raft, the newest metrics and frame, and
 //! how fresh this node is. All reads are loads; nothing here waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,9 +14,13 @@ use raft_store::{MemberNode, TypeConfig};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
+use super::admission::Peers;
+use super::gate::StartGate;
+use super::handshake::{self, Run};
 use super::pool::Pool;
 use super::start::ConsensusOptions;
-use super::{Gate, LeaderCalls, Peer, Role, View};
+use super::wire::{FrameSaid, Hello};
+use super::{LeaderCalls, Peer, Role, View};
 
 pub(super) type Metrics = RaftMetrics<RaftId, MemberNode>;
 
@@ -40,17 +44,17 @@ pub(super) struct Shared {
     pub(super) control: ControlHandle,
     pub(super) raft: OnceLock<Running>,
     pub(super) sample: ArcSwapOption<Sample>,
-    /// The process's own zero of time.
-    pub(super) begun: Instant,
-    /// The newest moment at which a quorum backed what this node knows, in milliseconds since `begun`
-    /// plus one; 0 = never since the start.
-    pub(super) contact: AtomicU64,
-    /// Index that must be applied before this start of the node may serve; 0 = not known yet.
-    pub(super) gate_target: AtomicU64,
-    pub(super) gate_open: AtomicBool,
+    /// This run of the process.
+    pub(super) run: Run,
+    pub(super) peers_seen: Peers,
+    pub(super) gate: StartGate,
+    /// Members that the leader has not heard from lately, as it last said.
+    pub(super) silent: ArcSwap<BTreeSet<RaftId>>,
     /// Highest commit index seen, own or named by a leader.
     pub(super) committed: AtomicU64,
     pub(super) peers: ArcSwap<BTreeMap<RaftId, Instant>>,
+    /// When this node last began to lead.
+    pub(super) leads_since: ArcSwapOption<Instant>,
     pub(super) in_flight: Arc<Semaphore>,
     pub(super) timed_out: AtomicU64,
     pub(super) leader_changes: AtomicU64,
@@ -71,6 +75,11 @@ impl Shared {
         self.sample.load_full()
     }
 
+    /// How this node greets.
+    pub(super) fn hello(&self) -> Hello {
+        handshake::hello(&self.control.get(), self.run)
+    }
+
     pub(super) fn is_leader(&self) -> bool {
         self.sample
             .load()
@@ -89,61 +98,50 @@ impl Shared {
         Some(age + now.saturating_duration_since(sample.at))
     }
 
-    /// Age of the newest quorum-backed contact, a leader's own or through its leader's frames. It is kept
-    /// over changes of role: a new leader that has not heard from its quorum yet is as fresh as it was as a
-    /// follower.
+    /// Age of the newest quorum-backed contact that counts, a leader's own or through its leader's frames.
+    /// It is kept over changes of role: a new leader that has not heard from its quorum yet is as fresh as
+    /// it was as a follower.
     pub(super) fn staleness(&self, now: Instant) -> Option<Duration> {
-        let contact = self.contact.load(Ordering::Acquire).checked_sub(1)?;
-        Some(now.saturating_duration_since(self.begun + Duration::from_millis(contact)))
+        self.gate.staleness(now)
     }
 
-    fn note_contact(&self, seen: Instant, age: Duration) {
-        // Whoever claims a contact from before this process began claims none that counts here.
-        let Some(at) = seen
-            .checked_sub(age)
-            .and_then(|at| at.checked_duration_since(self.begun))
-        else {
-            return;
-        };
-        self.contact.fetch_max(
-            u64::try_from(at.as_millis()).unwrap_or(u64::MAX - 1) + 1,
-            Ordering::AcqRel,
-        );
+    fn applied_index(&self) -> u64 {
+        *self.applied.borrow()
     }
 
-    /// Notes an accepted frame and the commit index it named.
-    pub(super) fn note_frame(&self, received: Instant, age: Option<Duration>, commit: u64) {
-        self.committed.fetch_max(commit, Ordering::AcqRel);
+    /// Notes a frame that was accepted as the leader's, and that continued this node's log.
+    pub(super) fn note_frame(&self, received: Instant, said: &FrameSaid) {
+        self.committed.fetch_max(said.commit, Ordering::AcqRel);
+        if **self.silent.load() != said.silent {
+            self.silent.store(Arc::new(said.silent.clone()));
+        }
         // A leader that has not heard from a quorum in its term backs nothing.
-        let Some(age) = age else { return };
-        self.note_contact(received, age);
-        self.note_gate(commit);
-    }
-
-    /// The first quorum-backed contact of this start fixes what must be applied.
-    pub(super) fn note_gate(&self, commit: u64) {
-        let _ = self
-            .gate_target
-            .compare_exchange(0, commit.max(1), Ordering::AcqRel, Ordering::Acquire);
-        self.try_open_gate();
-    }
-
-    pub(super) fn try_open_gate(&self) {
-        let target = self.gate_target.load(Ordering::Acquire);
-        if target > 0 && *self.applied.borrow() >= target {
-            self.gate_open.store(true, Ordering::Release);
+        if let Some(age) = said.quorum_ack_age {
+            self.gate
+                .contact(received, age, said.commit, self.applied_index());
         }
     }
 
-    fn gate(&self) -> Gate {
-        self.try_open_gate();
-        if self.gate_open.load(Ordering::Acquire) {
-            return Gate::Open;
-        }
-        match self.gate_target.load(Ordering::Acquire) {
-            0 => Gate::NoLeaderSeen,
-            target => Gate::CatchingUp { target },
-        }
+    /// Members that this leader has not heard from for longer than readiness allows; with this, followers
+    /// know whose reports are old news.
+    pub(super) fn silent_peers(&self, now: Instant) -> BTreeSet<RaftId> {
+        let bound = self.options.timing.ready;
+        let heard = self.peers.load();
+        let own = self.raft.get().map(|running| running.id);
+        let published = self.published.load();
+        // Nobody is silent towards a leader that has only just begun to ask.
+        let asked_since = self.leads_since.load();
+        let silent = |id: &RaftId| {
+            let last = heard.get(id).copied().max(asked_since.as_deref().copied());
+            last.is_none_or(|at| now.saturating_duration_since(at) > bound)
+        };
+        published
+            .state
+            .nodes()
+            .iter()
+            .map(|(id, _)| *id)
+            .filter(|id| Some(*id) != own && silent(id))
+            .collect()
     }
 
     /// Takes over new metrics.
@@ -155,17 +153,22 @@ impl Shared {
         }
         let applied = metrics.last_applied.map_or(0, |id| id.index);
         self.committed.fetch_max(applied, Ordering::AcqRel);
+        let led = before
+            .as_ref()
+            .is_some_and(|sample| sample.metrics.state == ServerState::Leader);
         if metrics.state == ServerState::Leader {
-            if let Some(age) = metrics.millis_since_quorum_ack {
-                self.note_contact(Instant::now(), Duration::from_millis(age));
+            if !led {
+                self.leads_since.store(Some(Arc::new(Instant::now())));
             }
             // A new leader has caught up once an entry of its own term is applied: all before it is
             // committed then.
             let own_term = metrics
                 .last_applied
                 .is_some_and(|id| id.leader_id.term == metrics.current_term);
-            if own_term && metrics.millis_since_quorum_ack.is_some() {
-                self.note_gate(applied);
+            if let Some(age) = metrics.millis_since_quorum_ack.filter(|_| own_term) {
+                let age = Duration::from_millis(age);
+                self.gate
+                    .contact(Instant::now(), age, applied, self.applied_index());
             }
         }
         self.sample.store(Some(Arc::new(Sample {
@@ -197,7 +200,8 @@ impl Shared {
             snapshot: 0,
             quorum_ack_age: self.quorum_ack_age(now),
             staleness: self.staleness(now),
-            start_gate: self.gate(),
+            start_gate: self.gate.stand(),
+            silent: BTreeSet::clone(&self.silent.load()),
             peers: BTreeMap::new(),
             proposals_pending: MAX_IN_FLIGHT.saturating_sub(self.in_flight.available_permits()),
             proposals_timed_out: self.timed_out.load(Ordering::Relaxed),
@@ -219,6 +223,9 @@ impl Shared {
         view.last_log = metrics.last_log_index.unwrap_or(0);
         view.snapshot = metrics.snapshot.map_or(0, |id| id.index);
         view.stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
+        if view.role == Role::Leader {
+            view.silent = self.silent_peers(now);
+        }
         if let Some(replication) = &metrics.replication {
             let heard = self.peers.load();
             let own = self.raft.get().map(|raft| raft.id);

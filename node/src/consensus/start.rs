@@ -1,6 +1,6 @@
 //! Starting consensus: one thread with a runtime of its own holds store, Raft and cluster listener.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use openraft::{Raft, SnapshotPolicy};
-use raft_store::names::{ClusterId, Incarnation, NodeName, RaftId};
+use raft_store::names::{Boot, ClusterId, Incarnation, NodeName, RaftId};
 use raft_store::storage::{BarrierHook, LogStore, OpenError, Opened, StateMachine, Store, StoreOptions};
 use raft_store::{MemberNode, TypeConfig};
 use tokio::sync::Semaphore;
 
-use super::handshake::poison_of;
+use super::admission::Peers;
+use super::gate::StartGate;
+use super::handshake::Run;
 use super::network::Network;
 use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
-use super::wire::TurnedAway;
 use super::{Consensus, membership, server};
 use crate::clock;
 use crate::identity::peer_identity;
@@ -33,6 +34,8 @@ pub struct RaftTiming {
     pub election_min: Duration,
     /// Longest.
     pub election_max: Duration,
+    /// Bound of readiness: a node that heard of no quorum for longer may have been left behind.
+    pub ready: Duration,
     /// Log entries between snapshots.
     pub snapshot_every: u64,
     /// Log entries kept behind a snapshot.
@@ -161,6 +164,11 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
         control,
     } = opened;
     let identity = control.get();
+    let run = Run {
+        boot: Boot(clock::random_id()),
+        log_index: identity.last_log.map_or(0, |id| id.index),
+    };
+    let gate = StartGate::new(options.timing.ready);
     let shared = Arc::new(Shared {
         options,
         published: machine.published(),
@@ -168,12 +176,13 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
         control,
         raft: OnceLock::new(),
         sample: ArcSwapOption::empty(),
-        begun: std::time::Instant::now(),
-        contact: AtomicU64::new(0),
-        gate_target: AtomicU64::new(0),
-        gate_open: AtomicBool::new(false),
+        run,
+        peers_seen: Peers::default(),
+        gate,
+        silent: ArcSwap::from_pointee(BTreeSet::new()),
         committed: AtomicU64::new(0),
         peers: ArcSwap::from_pointee(BTreeMap::new()),
+        leads_since: ArcSwapOption::empty(),
         in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
         timed_out: AtomicU64::new(0),
         leader_changes: AtomicU64::new(0),
@@ -196,6 +205,7 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
             listener,
         ));
     }
+    tokio::spawn(follow_applied(Arc::clone(&shared)));
     tokio::spawn(membership::drive(Arc::clone(&shared)));
     Ok(Consensus { shared })
 }
@@ -218,18 +228,6 @@ impl Shared {
         self.raft
             .get()
             .ok_or_else(|| "raft could not be started earlier; restart the node".to_string())
-    }
-
-    /// A word that this directory must never run again: remember it, then end the process.
-    pub(super) fn poison_if_meant(&self, reason: &TurnedAway) {
-        let Some(poison) = poison_of(&self.control.get(), reason) else {
-            return;
-        };
-        let why = poison.to_string();
-        if let Err(error) = self.control.poison(poison) {
-            tracing::error!(%error, "cannot remember that this node must not run again");
-        }
-        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
     }
 }
 
@@ -262,6 +260,18 @@ async fn build(
     Raft::new(id, config, network, log, machine)
         .await
         .map_err(|e| e.to_string())
+}
+
+/// Opens the start gate once what it waits for is applied.
+async fn follow_applied(shared: Arc<Shared>) {
+    let mut applied = shared.applied.clone();
+    loop {
+        let index = *applied.borrow_and_update();
+        shared.gate.applied(index);
+        if applied.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Follows Raft's metrics; ends the process when Raft has stopped.

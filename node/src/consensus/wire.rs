@@ -5,8 +5,11 @@
 //! ```
 //! The first frame each way is a [`Hello`]; nothing else is read before both were accepted.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use raft_store::command::{Done, Op};
-use raft_store::names::{ClusterId, Incarnation, RaftId};
+use raft_store::names::{Boot, ClusterId, Incarnation, RaftId};
 use raft_store::{SnapshotMeta, TypeConfig, Vote, codec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -36,7 +39,9 @@ pub(super) struct Hello {
     /// Zero when it has none yet.
     pub(super) raft_id: RaftId,
     pub(super) incarnation: Incarnation,
-    /// Where its durable log ends: a rolled back directory shows here.
+    /// Which run of its process this is.
+    pub(super) boot: Boot,
+    /// Where its durable log ended when this run began: a rolled back directory shows here.
     pub(super) log_index: u64,
 }
 
@@ -61,9 +66,11 @@ pub(super) enum TurnedAway {
         incarnation: Incarnation,
     },
     #[error(
-        "its data directory ends at index {log_index}, the cluster has seen it at {seen_index}: an older copy"
+        "the data directory of raft id {raft_id} ends at index {log_index}, the cluster has seen it at {seen_index}: \
+         an older copy"
     )]
     RolledBack {
+        raft_id: RaftId,
         incarnation: Incarnation,
         log_index: u64,
         seen_index: u64,
@@ -99,6 +106,8 @@ pub(super) enum Request {
     },
     /// The leader's commit index, confirmed by a quorum.
     ReadIndex,
+    /// Whether a raft id that the asking node does not know yet is a member's.
+    Vouch(RaftId),
     /// A node without identity asks to be registered.
     Join(Box<JoinDetails>),
     /// The leader found this node's identity refused; see [`TurnedAway`].
@@ -111,6 +120,16 @@ pub(super) struct AppendFrame {
     pub(super) rpc: openraft::raft::AppendEntriesRequest<TypeConfig>,
     /// Milliseconds since the leader last heard from a quorum; `None`: never in this term.
     pub(super) quorum_ack_age_ms: Option<u64>,
+    /// Members that the leader has not heard from lately.
+    pub(super) silent: BTreeSet<RaftId>,
+}
+
+/// What a frame says besides Raft's own message.
+pub(super) struct FrameSaid {
+    pub(super) quorum_ack_age: Option<Duration>,
+    pub(super) silent: BTreeSet<RaftId>,
+    /// The leader's commit index.
+    pub(super) commit: u64,
 }
 
 /// The answer to a [`Request`].
@@ -124,9 +143,18 @@ pub(super) enum Response {
     Admin(Result<String, CallError>),
     Own(Result<Done, Declined>),
     ReadIndex(Result<u64, Declined>),
+    /// Whose it is, if it is one.
+    Vouch(Option<Vouched>),
     Join(Result<JoinAccepted, JoinDeclined>),
     /// Raft on the peer has stopped or is not running.
     Failed(String),
+}
+
+/// A member, as the state of the answering node has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Vouched {
+    pub(super) name: String,
+    pub(super) incarnation: Incarnation,
 }
 
 /// A [`ProposeError`] as it travels.

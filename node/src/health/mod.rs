@@ -16,10 +16,10 @@ pub trait HealthSource: Send + Sync + 'static {
     /// Whether the node may be sent requests, judged now.
     fn readiness(&self, query: &ReadyQuery) -> Readiness;
 
-    /// v1's document.
+    /// v1's document, with the labels of keys.
     fn v1_health(&self) -> HealthResponse;
 
-    /// Prometheus text.
+    /// Prometheus text, with contexts as labels.
     fn render_metrics(&self) -> String;
 }
 

@@ -11,6 +11,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use governor::DefaultDirectRateLimiter;
+use hsm_api::data::{HealthResponse, HealthStatus};
 use hsm_api::{ErrorCode, paths};
 
 use super::body::BodyLimits;
@@ -132,16 +133,15 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 
 /// v1's document.
 async fn health(State(state): State<ApiState>) -> Response {
-    v1_health(&*state.0.parts.health)
+    v1_health(&state.0.parts.health.v1_health())
 }
 
-pub(crate) fn v1_health(source: &dyn HealthSource) -> Response {
-    let document = source.v1_health();
+pub(crate) fn v1_health(document: &HealthResponse) -> Response {
     let status = match document.status {
-        hsm_api::data::HealthStatus::Healthy => StatusCode::OK,
+        HealthStatus::Healthy => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    match serde_json::to_vec(&document) {
+    match serde_json::to_vec(document) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => ApiError::internal(format!("health: {error}")).into_response(),
     }

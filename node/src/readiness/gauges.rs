@@ -8,6 +8,7 @@ use std::time::Instant;
 use raft_store::state::ClusterState;
 use raft_store::storage::StoreFigures;
 
+use crate::admin::differences::Differences;
 use crate::consensus::View;
 use crate::metrics;
 use crate::slots::SlotManager;
@@ -57,6 +58,14 @@ impl Counted {
 
 pub(super) fn store(figures: &StoreFigures) {
     metrics::store_bytes(figures.sled_bytes);
+}
+
+pub(super) fn configuration(differences: &Differences) {
+    metrics::config_differs(
+        !differences.mappings.is_empty(),
+        !differences.roles.is_empty(),
+        differences.revocations > 0,
+    );
 }
 
 pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus) {

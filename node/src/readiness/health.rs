@@ -6,6 +6,7 @@ use hsm_api::data::{HealthResponse, HealthStatus, KekStatus};
 use hsm_core::SlotState;
 
 use super::{NodeView, gauges};
+use crate::admin::differences::Differences;
 use crate::health::{HealthSource, Readiness, ReadyQuery};
 use crate::metrics;
 
@@ -60,6 +61,7 @@ impl HealthSource for NodeView {
             .consensus(&self.parts.consensus.view(), &published.state);
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status());
+        gauges::configuration(&Differences::between(&self.parts.seed, &published.state));
         metrics::ready(self.readiness(&ReadyQuery::default()).ready);
         self.parts.metrics.render()
     }

@@ -119,7 +119,7 @@ pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -
     if rules.mode == Mode::ActivePassive && !query.stale_ok {
         checks.push(steering(rules, view));
     }
-    slots(rules, picture, query, &mut checks);
+    slots(picture, query, &mut checks);
     checks
 }
 
@@ -130,8 +130,8 @@ fn check(code: &'static str, ok: bool, good: &str, bad: impl FnOnce() -> String)
 /// The start gate: whoever starts must have caught up with a quorum once.
 fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
     match view.start_gate {
-        Gate::Open => Check::new("start_gate", true, "open"),
-        _ if rules.without_quorum && query.stale_ok => Check::new(
+        Gate::Open { .. } => Check::new("start_gate", true, "open"),
+        Gate::NoLeaderSeen if rules.without_quorum && query.stale_ok => Check::new(
             "start_gate",
             true,
             "closed, and serve_after_restart_without_quorum is set",
@@ -195,8 +195,8 @@ fn steering(rules: &Rules, view: &View) -> Check {
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves, and
 /// every open one it has not compared with the state or cleaned up yet.
-fn slots(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
-    let served = served_by_members(rules, picture);
+fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
+    let served = served_by_members(picture);
     let names: BTreeSet<&str> = match &query.slot {
         Some(name) => BTreeSet::from([name.as_str()]),
         None => served
@@ -224,15 +224,9 @@ fn slots(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery, checks: &mut 
     }
 }
 
-/// Slots that members report as served. A leader leaves out whom it has not heard lately; others
-/// cannot know that.
-fn served_by_members<'a>(rules: &Rules, picture: &Picture<'a>) -> BTreeSet<&'a str> {
-    let leads = picture.view.role == Role::Leader;
-    let heard = |id: RaftId| {
-        let silent = picture.view.peers.get(&id).and_then(|peer| peer.silent_for);
-        silent.is_some_and(|silent| silent <= rules.staleness.ready)
-    };
-    let fresh = |id: RaftId| !leads || picture.own == Some(id) || heard(id);
+/// Slots that members report as served, leaving out members that the leader has not heard from lately.
+fn served_by_members<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
+    let fresh = |id: RaftId| picture.own == Some(id) || !picture.view.silent.contains(&id);
     let member = |id: &RaftId| {
         picture
             .state

@@ -76,7 +76,8 @@ impl Node {
                 snapshot: 0,
                 quorum_ack_age: None,
                 staleness: Some(200 * MS),
-                start_gate: Gate::Open,
+                start_gate: Gate::Open { since: 1 },
+                silent: std::collections::BTreeSet::new(),
                 peers: BTreeMap::new(),
                 proposals_pending: 0,
                 proposals_timed_out: 0,
@@ -138,6 +139,7 @@ impl Node {
         let state = if serving { "ready" } else { "failed" };
         let report = NodeReport {
             seq: known + 1,
+            boot: raft_store::names::Boot([0; 16]),
             incarnation,
             clock: 0,
             durable_index: 1,

@@ -2,7 +2,6 @@
 mod fixture;
 
 use super::*;
-use crate::consensus::Peer;
 use fixture::{MS, Node, locked, serving};
 
 #[test]
@@ -89,22 +88,17 @@ fn a_slot_that_another_member_serves_must_be_served_here() {
 }
 
 #[test]
-fn a_leader_leaves_out_whom_it_does_not_hear() {
-    let mut node = Node::new();
-    let other = node.other();
-    node.report(other, "s", true);
-    node.slot("s", locked());
-    node.view.role = Role::Leader;
-    let heard = |ms: u32| Peer {
-        matched: None,
-        silent_for: Some(ms * MS),
-    };
-    node.view.peers = BTreeMap::from([(other, heard(100))]);
-    assert_eq!(node.not_ready(), ["slot:s"]);
-    node.view.peers = BTreeMap::from([(other, heard(5001))]);
-    assert!(node.not_ready().is_empty());
-    node.view.peers.clear();
-    assert!(node.not_ready().is_empty());
+fn whom_the_leader_does_not_hear_serves_nothing() {
+    for role in [Role::Leader, Role::Follower] {
+        let mut node = Node::new();
+        let other = node.other();
+        node.report(other, "s", true);
+        node.slot("s", locked());
+        node.view.role = role;
+        assert_eq!(node.not_ready(), ["slot:s"]);
+        node.view.silent.insert(other);
+        assert!(node.not_ready().is_empty());
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hsm_api::{ErrorCode, StateIndex};
@@ -65,9 +66,33 @@ fn judge_version(published: &Published, context: &str, version: u32) -> AboveKno
     }
 }
 
+/// Whether this start of the node has said that it serves before its start gate was opened.
+#[derive(Debug, Default)]
+pub(super) struct Waived(AtomicBool);
+
+impl Waived {
+    /// A request is let through. The first one is told to the log and the audit: from here on answers may
+    /// come from a state that the cluster has left behind.
+    fn used(&self, op: Op, age: Duration) {
+        if self.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!(
+            target: "audit",
+            action = "start_gate.waive",
+            setting = "serve_after_restart_without_quorum",
+            first_request = op.as_str(),
+            age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            outcome = "done",
+            "requests are answered although no quorum confirmed this node's state since its start"
+        );
+    }
+}
+
 /// The freshness of answers: `Err` beyond the bound of the operation.
 fn judge_freshness(
     rules: &Rules,
+    waived: &Waived,
     op: Op,
     age: Option<Duration>,
     gate_open: bool,
@@ -81,9 +106,14 @@ fn judge_freshness(
         Op::Decrypt => rules.staleness.decrypt,
     };
     match age {
-        Some(age) if age <= bound => Ok(Freshness {
-            degraded: !gate_open || age > rules.staleness.ready,
-        }),
+        Some(age) if age <= bound => {
+            if !gate_open {
+                waived.used(op, age);
+            }
+            Ok(Freshness {
+                degraded: !gate_open || age > rules.staleness.ready,
+            })
+        }
         _ => Err(ApiError::new(ErrorCode::Stale).detail(format!(
             "no quorum was heard of for more than {} s",
             bound.as_secs()
@@ -101,8 +131,10 @@ impl DataPlane for NodeView {
             return Err(ApiError::new(ErrorCode::Uninitialised));
         }
         let rules = &self.parts.rules;
-        let age = judge::staleness(rules, self.parts.consensus.staleness(), self.started.elapsed());
-        judge_freshness(rules, op, age, self.gate_is_open())
+        let heard = self.parts.consensus.staleness();
+        let age = judge::staleness(rules, heard, self.started.elapsed());
+        // A contact counts only from when the gate was opened first.
+        judge_freshness(rules, &self.waived, op, age, heard.is_some())
     }
 
     fn keyring(&self) -> Arc<KeyRing> {
@@ -133,6 +165,8 @@ impl DataPlane for NodeView {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::config::{Mode, Staleness};
     use crate::rotation::testing::World;
@@ -152,7 +186,7 @@ mod tests {
 
     fn fresh(op: Op, seconds: u64) -> Result<bool, ErrorCode> {
         let age = Some(Duration::from_secs(seconds));
-        judge_freshness(&rules(false), op, age, true)
+        judge_freshness(&rules(false), &Waived::default(), op, age, true)
             .map(|freshness| freshness.degraded)
             .map_err(|error| error.code())
     }
@@ -172,14 +206,83 @@ mod tests {
     #[test]
     fn before_the_start_gate_nothing_is_answered() {
         let age = Some(Duration::ZERO);
-        let refused = judge_freshness(&rules(false), Op::Decrypt, age, false).unwrap_err();
+        let freshness = |without_quorum, age| {
+            judge_freshness(
+                &rules(without_quorum),
+                &Waived::default(),
+                Op::Decrypt,
+                age,
+                false,
+            )
+        };
+        let refused = freshness(false, age).unwrap_err();
         assert_eq!(refused.code(), ErrorCode::NotReady);
         // Where the operator allows it, such an answer is marked and bounded all the same.
-        let waived = |age| judge_freshness(&rules(true), Op::Decrypt, age, false);
-        assert_eq!(waived(age), Ok(Freshness { degraded: true }));
+        assert_eq!(freshness(true, age), Ok(Freshness { degraded: true }));
         let late = Some(Duration::from_secs(301));
-        assert_eq!(waived(late).unwrap_err().code(), ErrorCode::Stale);
-        assert_eq!(waived(None).unwrap_err().code(), ErrorCode::Stale);
+        assert_eq!(freshness(true, late).unwrap_err().code(), ErrorCode::Stale);
+        assert_eq!(freshness(true, None).unwrap_err().code(), ErrorCode::Stale);
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged meanwhile, a line of JSON each.
+    fn logged(judge: impl FnOnce()) -> Vec<serde_json::Value> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, judge);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let parse = |line| serde_json::from_str(line).unwrap();
+        text.lines().map(parse).collect()
+    }
+
+    #[test]
+    fn the_first_request_before_the_start_gate_is_audited_once_a_start() {
+        let now = Some(Duration::ZERO);
+        let waived = Waived::default();
+        let ask = |without_quorum, op, age, open| {
+            let _ = judge_freshness(&rules(without_quorum), &waived, op, age, open);
+        };
+        // Nothing is served this way: refused, stale, or the gate is open.
+        let before = logged(|| {
+            ask(false, Op::Encrypt, now, false);
+            ask(true, Op::Encrypt, Some(Duration::from_secs(61)), false);
+            ask(true, Op::Encrypt, None, false);
+            ask(true, Op::Encrypt, now, true);
+        });
+        assert!(before.is_empty(), "{before:?}");
+        let served = logged(|| {
+            for op in [Op::Decrypt, Op::Encrypt, Op::Decrypt] {
+                ask(true, op, now, false);
+            }
+        });
+        assert_eq!(served.len(), 1, "{served:?}");
+        for (field, value) in [
+            ("level", "WARN"),
+            ("target", "audit"),
+            ("action", "start_gate.waive"),
+            ("setting", "serve_after_restart_without_quorum"),
+            ("first_request", "decrypt"),
+        ] {
+            assert_eq!(served[0][field], value, "{field}");
+        }
     }
 
     #[test]

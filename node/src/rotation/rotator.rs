@@ -64,9 +64,9 @@ impl Rotator {
     /// Makes the version `asked` wishes for, or finds the one it made, and waits until it is active.
     ///
     /// # Errors
-    /// `outcome_unknown` when the deadline comes while the version is pending, `key_version_not_ready`
-    /// when it was abandoned (ask again), `conflict` when another request's version does not end,
-    /// and what state, token or consensus refuse.
+    /// `outcome_unknown` when the deadline comes, or leadership goes, while the version is pending,
+    /// `key_version_not_ready` when it was abandoned (ask again), `conflict` when another request's
+    /// version does not end, and what state, token or consensus refuse.
     pub async fn make(
         &self,
         context: &ContextName,
@@ -248,8 +248,8 @@ impl Rotator {
         let ended = |published: &Published| outcome(&published.state, context, version);
         match wait_leading(&*self.cluster, deadline, ended).await {
             Waited::Met(outcome) => outcome,
-            Waited::LostLead => Err(lost_lead()),
-            Waited::Late => Err(CallError::new(
+            // Whoever leads next goes on with the version: to say `not_leader` would say it was not made.
+            Waited::LostLead | Waited::Late => Err(CallError::new(
                 ErrorCode::OutcomeUnknown,
                 format!(
                     "version {version} of {context} is prepared and not active yet; ask again with \

@@ -13,6 +13,7 @@ use raft_store::state::node::NodeStatus;
 use super::held::{Held, HeldKek};
 use super::plan::{Action, Plan, Problem};
 use super::wanted::{concerns, is_served, versions};
+use crate::tls::PeerVerifier;
 
 /// Acknowledgements in one command, well below its 64 KiB.
 const ACKS_PER_COMMAND: usize = 400;
@@ -26,8 +27,8 @@ pub struct Picture<'a> {
     pub me: RaftId,
     /// Whether it leads.
     pub leader: bool,
-    /// Whether it has a cluster key to vouch with; a standalone node may have none.
-    pub can_sign: bool,
+    /// Verifies who vouches for a slot's key; a standalone node has none, nor a key to vouch with.
+    pub trust: Option<&'a PeerVerifier>,
     /// Whether it has the cluster's replication key.
     pub can_open: bool,
     /// The slot.

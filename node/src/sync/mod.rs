@@ -52,7 +52,7 @@ pub struct SyncOptions {
     pub slots: Arc<SlotManager>,
     /// The replication key.
     pub replication: Arc<Replication>,
-    /// The key of this node's cluster certificate; `None` on a standalone node without one.
+    /// This node's cluster certificate and key; `None` on a standalone node without one.
     pub signer: Option<Arc<ClusterSigner>>,
     /// Where the key ring is published.
     pub ring: Arc<ArcSwap<KeyRing>>,

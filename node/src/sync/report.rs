@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use raft_store::command::{Op, ReportNode};
-use raft_store::names::{RaftId, UnixMillis};
+use raft_store::names::{Boot, RaftId, UnixMillis};
 use raft_store::state::node::{NodeReport, NodeStatus, SlotReport};
 use raft_store::state::{ClusterState, FEATURE_LEVEL};
 use raft_store::storage::Control;
@@ -22,9 +22,19 @@ use crate::slots::SlotManager;
 const LOOK: Duration = Duration::from_millis(200);
 /// Between two reports.
 const APART: Duration = Duration::from_secs(1);
-/// Growth of the log that is worth a report of its own: how far a data directory may be put back
-/// before the cluster can tell from the last report.
+/// Growth of the log by nothing but reports that is worth one more.
 const DRIFT: u64 = 1000;
+
+/// Where a node's log and state stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which run of the process this is.
+    pub boot: Boot,
+    /// Last index applied.
+    pub applied: u64,
+    /// Last index applied in this run that was more than a report; 0 = none.
+    pub changed: u64,
+}
 
 /// A slot's name and state, as `SlotState::name` gives it.
 pub type SlotLine = (raft_store::names::SlotName, &'static str);
@@ -35,6 +45,7 @@ pub fn draft(
     state: &ClusterState,
     me: RaftId,
     control: &Control,
+    progress: Progress,
     slots: &[SlotLine],
     sync: &SyncStatus,
     clock: UnixMillis,
@@ -58,11 +69,12 @@ pub fn draft(
             },
         )
     });
-    // It only grows: a node whose log ends below what it reported before is turned away elsewhere.
-    let durable = control.last_log.map_or(0, |id| id.index);
+    // What is applied is committed: the rest of the log may still be taken back, and its loss is none.
+    let durable = control.last_log.map_or(0, |id| id.index).min(progress.applied);
     Some(NodeReport {
         seq: known.map_or(1, |known| known.seq.saturating_add(1)),
         incarnation: control.incarnation,
+        boot: progress.boot,
         clock,
         durable_index: durable.max(known.map_or(0, |known| known.durable_index)),
         proven_at: sync.proven_at,
@@ -71,10 +83,13 @@ pub fn draft(
     })
 }
 
-/// Whether a report says anything that the last one did not.
-pub fn is_news(known: Option<&NodeReport>, report: &NodeReport) -> bool {
+/// Whether a report says anything that the last one did not. That anything but reports was applied is
+/// news: what is not reported may be lost unnoticed with an older copy of the data directory.
+pub fn is_news(known: Option<&NodeReport>, report: &NodeReport, progress: Progress) -> bool {
     let Some(known) = known else { return true };
-    known.incarnation != report.incarnation
+    known.boot != report.boot
+        || (progress.changed > known.durable_index && report.durable_index > known.durable_index)
+        || known.incarnation != report.incarnation
         || known.proven_at != report.proven_at
         || known.feature_level != report.feature_level
         || known.slots != report.slots
@@ -106,17 +121,23 @@ pub(super) async fn run(
             .entries()
             .map(|entry| (entry.name().clone(), entry.state().name()))
             .collect();
+        let progress = Progress {
+            boot: consensus.boot(),
+            applied: published.applied.map_or(0, |id| id.index),
+            changed: published.changed,
+        };
         let (control, status) = (consensus.control().get(), sync.status());
         let report = draft(
             &published.state,
             me,
             &control,
+            progress,
             &lines,
             &status,
             clock::unix_millis(),
         );
         let known = published.state.reports().get(&me).map(|known| &**known);
-        let Some(report) = report.filter(|report| is_news(known, report)) else {
+        let Some(report) = report.filter(|report| is_news(known, report, progress)) else {
             continue;
         };
         sent = Some(Instant::now());
@@ -141,6 +162,12 @@ mod tests {
     use super::super::status::SlotSync;
     use super::super::testing::{Cluster, ME, slot};
     use super::*;
+
+    const QUIET: Progress = Progress {
+        boot: Boot([1; 16]),
+        applied: 0,
+        changed: 0,
+    };
 
     fn control() -> Control {
         Control {
@@ -169,7 +196,7 @@ mod tests {
     }
 
     fn report(cluster: &Cluster, state: &'static str, sync: &SyncStatus) -> NodeReport {
-        draft(&cluster.state, ME, &control(), &[(slot(), state)], sync, 5).unwrap()
+        draft(&cluster.state, ME, &control(), QUIET, &[(slot(), state)], sync, 5).unwrap()
     }
 
     #[test]
@@ -193,7 +220,7 @@ mod tests {
         let mut cluster = Cluster::founded();
         let first = report(&cluster, "ready", &status(0));
         assert_eq!(first.seq, 1);
-        assert!(is_news(None, &first));
+        assert!(is_news(None, &first, QUIET));
         cluster.run(
             ME,
             Op::ReportNode(ReportNode {
@@ -206,20 +233,56 @@ mod tests {
             ..report(&cluster, "ready", &status(0))
         };
         assert_eq!(second.seq, 2);
-        assert!(!is_news(Some(&first), &second));
+        let is_news = |report: &NodeReport| is_news(Some(&first), report, QUIET);
+        assert!(!is_news(&second));
         let growth = |by: u64| NodeReport {
             durable_index: first.durable_index + by,
             ..second.clone()
         };
-        assert!(!is_news(Some(&first), &growth(DRIFT - 1)) && is_news(Some(&first), &growth(DRIFT)));
-        assert!(is_news(
-            Some(&first),
-            &NodeReport {
-                proven_at: Some(4),
-                ..second.clone()
-            }
-        ));
-        assert!(is_news(Some(&first), &report(&cluster, "failed", &status(0))));
+        assert!(!is_news(&growth(DRIFT - 1)) && is_news(&growth(DRIFT)));
+        assert!(is_news(&NodeReport {
+            proven_at: Some(4),
+            ..second.clone()
+        }));
+        assert!(is_news(&NodeReport {
+            boot: Boot([9; 16]),
+            ..second.clone()
+        }));
+        assert!(is_news(&report(&cluster, "failed", &status(0))));
+    }
+
+    #[test]
+    fn what_is_applied_is_reported_once() {
+        let known = NodeReport {
+            durable_index: 10,
+            ..report(&Cluster::founded(), "ready", &status(0))
+        };
+        let after = |changed, durable_index| {
+            let report = NodeReport {
+                durable_index,
+                ..known.clone()
+            };
+            is_news(Some(&known), &report, Progress { changed, ..QUIET })
+        };
+        assert!(after(12, 12));
+        assert!(!after(10, 12), "only reports came after");
+        assert!(!after(12, 10), "not durable here yet");
+    }
+
+    #[test]
+    fn a_tail_that_is_not_committed_is_not_reported() {
+        let cluster = Cluster::founded();
+        let control = Control {
+            last_log: Some(raft_store::LogId::new(openraft::CommittedLeaderId::new(1, ME), 9)),
+            ..control()
+        };
+        let durable = |applied| {
+            let progress = Progress { applied, ..QUIET };
+            draft(&cluster.state, ME, &control, progress, &[], &status(0), 5)
+                .unwrap()
+                .durable_index
+        };
+        assert_eq!((durable(7), durable(9), durable(12)), (7, 9, 9));
     }
 
     #[test]
@@ -229,7 +292,7 @@ mod tests {
             incarnation: Incarnation([9; 16]),
             ..control()
         };
-        assert!(draft(&cluster.state, ME, &other, &[], &status(0), 5).is_none());
-        assert!(draft(&cluster.state, 99, &control(), &[], &status(0), 5).is_none());
+        assert!(draft(&cluster.state, ME, &other, QUIET, &[], &status(0), 5).is_none());
+        assert!(draft(&cluster.state, 99, &control(), QUIET, &[], &status(0), 5).is_none());
     }
 }

@@ -143,7 +143,8 @@ impl Cluster {
         let meta = self.state.meta().unwrap().clone();
         let name = slot();
         let context = SlotKeyContext::new(&meta, node, &name);
-        let key = signer(&rcgen::PKCS_ED25519).sign(&context, &spki(node)).unwrap();
+        let vouching = self.state.nodes().get(&node).unwrap().name.clone();
+        let key = signer(vouching.as_str()).sign(&context, &spki(node)).unwrap();
         self.registered_with(node, key)
     }
 

@@ -136,7 +136,7 @@ impl Worker {
                 state,
                 me,
                 leader,
-                can_sign: self.signer.is_some(),
+                trust: self.signer.as_deref().map(ClusterSigner::trust),
                 can_open: cluster_key.is_some(),
                 slot: self.entry.name(),
                 held: self.known.held.as_ref(),

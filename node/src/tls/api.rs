@@ -113,6 +113,16 @@ pub(super) fn forget_sessions(config: &mut ServerConfig) {
 }
 
 impl ApiTls {
+    /// The names of the CAs that may have issued a client's certificate: those of both CA files, each
+    /// once, as [`Principal`] has them.
+    #[must_use]
+    pub fn client_issuer_dns(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.by_name.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// The caller behind a finished handshake's certificates.
     ///
     /// Roles are bound to the issuer's *name*, and whoever may make intermediate CAs may choose

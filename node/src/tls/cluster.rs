@@ -26,6 +26,8 @@ pub struct ClusterTls {
     pub server: Arc<ServerConfig>,
     /// For connections to peers; any server name will do, the identity is checked instead.
     pub client: Arc<ClientConfig>,
+    /// Verifies any node's certificate, outside a handshake.
+    pub verifier: Arc<PeerVerifier>,
     /// Who this node is.
     pub identity: NodeIdentity,
     /// SHA-256 of the CA's certificate (the first in its file): what a joiner pins.
@@ -60,11 +62,11 @@ pub fn load_cluster(
     };
     refuse_dev(CERT, &files.cert_path, leaf, dev)?;
     let identity = own_identity(&files.cert_path, leaf, cluster, node_id)?;
-    let verifier = PeerVerifier {
+    let verifier = Arc::new(PeerVerifier {
         roots: Arc::clone(&roots),
         cluster: cluster.to_owned(),
         provider: provider(),
-    };
+    });
     let rejected = |reason| TlsError::Rejected {
         key: CERT,
         path: files.cert_path.clone(),
@@ -88,7 +90,8 @@ pub fn load_cluster(
     server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(ClusterTls {
         server: Arc::new(server),
-        client: Arc::new(client(verifier, &chain, key, alpn)?),
+        client: Arc::new(client(Arc::clone(&verifier), &chain, key, alpn)?),
+        verifier,
         identity,
         ca_sha256: ca.cas.first().map(|ca| ca.sha256).unwrap_or_default(),
         fingerprint: Sha256::digest(leaf).into(),
@@ -101,7 +104,7 @@ fn setup(error: impl std::fmt::Display) -> TlsError {
 }
 
 fn client(
-    verifier: PeerVerifier,
+    verifier: Arc<PeerVerifier>,
     chain: &[CertificateDer<'static>],
     key: PrivateKeyDer<'static>,
     alpn: &[&[u8]],
@@ -110,7 +113,7 @@ fn client(
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(setup)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain.to_vec(), key)
         .map_err(setup)?;
     client.resumption = Resumption::disabled();

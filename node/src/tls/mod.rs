@@ -13,6 +13,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::api::{ApiTls, load_api};
 pub use self::cluster::{ClusterTls, load_cluster};
+pub use self::peer_verifier::PeerVerifier;
 use crate::identity::IdentityError;
 
 /// Why certificates cannot be used. Each message names the configuration key.

@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::identity::peer_identity;
 
 /// Accepts any node of one cluster. Which node it is, the caller reads from the connection.
-pub(super) struct PeerVerifier {
+pub struct PeerVerifier {
     pub(super) roots: Arc<RootCertStore>,
     pub(super) cluster: String,
     pub(super) provider: Arc<CryptoProvider>,
@@ -29,7 +29,23 @@ impl fmt::Debug for PeerVerifier {
 }
 
 impl PeerVerifier {
-    pub(super) fn verify(
+    /// A verifier of one CA.
+    #[cfg(test)]
+    pub(crate) fn for_tests(cluster: &str, ca: &[u8]) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(ca.to_vec())).expect("a CA");
+        Self {
+            roots: Arc::new(roots),
+            cluster: cluster.to_owned(),
+            provider: super::provider(),
+        }
+    }
+
+    /// Verifies a node's certificate as of `now`.
+    ///
+    /// # Errors
+    /// When the cluster's CA did not issue it, or it names no node of this cluster.
+    pub fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],

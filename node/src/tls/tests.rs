@@ -7,8 +7,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::config::{ApiTlsFiles, PeerTlsFiles};
-use crate::identity::peer_identity;
 use crate::identity::test_certs::{TestCa, TestCert};
+use crate::identity::{Principal, peer_identity};
 
 struct Folder {
     dir: tempfile::TempDir,
@@ -209,6 +209,26 @@ fn two_cas_of_one_name_are_refused() {
     let mut files = clients.api();
     files.admin_client_ca_path = Some(admins.path("ca.crt"));
     assert!(refusal(&files, None).contains("roles are bound to the issuer's name"));
+}
+
+#[test]
+fn every_ca_of_both_files_is_known_by_the_name_its_certificates_bear() {
+    let (clients, admins) = (Folder::new("Clients, old"), Folder::new("Admins"));
+    let second = TestCa::new("Clients #2 ");
+    let bundle = [&clients.ca.pem, &second.pem, &clients.ca.pem].map(String::as_str);
+    std::fs::write(clients.path("ca.crt"), bundle.join("\n")).unwrap();
+    let mut files = clients.api();
+    files.admin_client_ca_path = Some(admins.path("ca.crt"));
+    let known = load_api(&files, None, false).unwrap().client_issuer_dns();
+    assert_eq!(known.len(), 3, "{known:?}");
+    for ca in [&clients.ca, &second, &admins.ca] {
+        let caller = Principal::from_der(&ca.client("a", "A").der).unwrap();
+        assert!(
+            known.contains(&caller.issuer_dn),
+            "{} not in {known:?}",
+            caller.issuer_dn
+        );
+    }
 }
 
 #[tokio::test]

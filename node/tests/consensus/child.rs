@@ -56,6 +56,7 @@ fn child_that_is_a_node_until_it_is_killed() {
             heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(800),
             election_max: Duration::from_millis(1200),
+            ready: Duration::from_secs(5),
             snapshot_every: 200,
             keep_logs: 100,
         },
@@ -120,6 +121,7 @@ async fn send_report(consensus: &Consensus, node: u64) -> Result<Done, consensus
             .reports()
             .get(&node)
             .map_or(1, |report| report.seq + 1),
+        boot: consensus.boot(),
         incarnation: consensus.control().get().incarnation,
         clock: clock::unix_millis(),
         durable_index: applied,

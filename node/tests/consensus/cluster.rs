@@ -364,7 +364,7 @@ impl Cluster {
             last_log: words[3].parse().ok()?,
             applied: words[4].parse().ok()?,
             staleness_ms: words[5].parse().ok()?,
-            gate_open: words[6] == "Open",
+            gate_open: words[6].starts_with("Open"),
         })
     }
 

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
-use crate::names::{SlotName, TransportId};
+use super::{ApplyContext, Done, Origin, Refusal};
+use crate::names::{RaftId, SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::node::NodeStatus;
 use crate::state::slot::{Grantee, Slot};
@@ -22,7 +22,7 @@ pub struct GrantTransportKey {
 }
 
 impl GrantTransportKey {
-    pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         let mut slot = match state.slots.get(&self.slot) {
             Some(slot) => Slot::clone(slot),
             None => return Err(Refusal::NotFound(format!("slot {}", self.slot))),
@@ -48,6 +48,17 @@ impl GrantTransportKey {
                 self.id, self.slot
             )));
         };
+        // Whoever holds the key is a node that was granted it: no other can wrap it to anybody. Only a node
+        // that began alone, without a cluster key to vouch with, has made one that it granted to nobody.
+        let holds = |node: &RaftId| {
+            transport.grants.is_empty() || transport.grants.contains_key(&Grantee::Node(*node))
+        };
+        if !matches!(cx.origin, Origin::Node(node) if holds(node)) {
+            return Err(Refusal::Forbidden(format!(
+                "transport key {} of slot {} may be granted only by a node that was granted it",
+                self.id, self.slot
+            )));
+        }
         // The first grant stands: two granters at once must not make the grantee's view change.
         if !transport.grants.contains_key(&self.grantee) {
             transport.grants.insert(self.grantee.clone(), self.blob.clone());

@@ -9,8 +9,8 @@ use crate::names::*;
 use crate::state::access::Acl;
 use crate::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionState};
 use crate::state::node::{NodeReport, NodeStatus, SlotKey};
-use crate::state::requests::{RECOGNISED, WINDOW};
-use crate::state::slot::TransportMode;
+use crate::state::requests::{CLIENTS, NODES};
+use crate::state::slot::{Grantee, TransportMode};
 
 struct World {
     state: ClusterState,
@@ -47,6 +47,14 @@ impl World {
             policy: RotationPolicy::default(),
         }));
         world
+    }
+
+    fn ok_as(&mut self, node: RaftId, op: Op) -> Done {
+        let command = self.command(op, Origin::Node(node));
+        match self.send(&command) {
+            Outcome::Done(done) => done,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn command(&self, op: Op, origin: Origin) -> Command {
@@ -300,19 +308,47 @@ fn a_repeat_gets_the_stored_answer_and_changes_nothing() {
     assert_eq!(world.send(&other), Outcome::Refused(Refusal::KeyReused));
 }
 
+fn nothing_much() -> Op {
+    Op::AddRevocations(AddRevocations { revocations: vec![] })
+}
+
 #[test]
 fn the_window_is_bounded_and_what_left_it_is_still_recognised() {
     let mut world = World::new();
-    let first = world.command(
-        Op::AddRevocations(AddRevocations { revocations: vec![] }),
-        Origin::Node(1),
-    );
+    let first = world.command(nothing_much(), Origin::Node(1));
     world.send(&first);
-    for _ in 0..WINDOW {
-        world.ok(Op::AddRevocations(AddRevocations { revocations: vec![] }));
+    for _ in 0..NODES.answers {
+        world.ok(nothing_much());
     }
     assert_eq!(world.send(&first), Outcome::Refused(Refusal::KeyExpired));
-    assert!(world.state.requests().len() <= RECOGNISED);
+    for _ in 0..NODES.recognised {
+        world.ok(nothing_much());
+    }
+    assert_eq!(world.state.requests().len(), NODES.recognised);
+    assert_eq!(world.send(&first), Outcome::Done(Done::Ok), "long forgotten");
+}
+
+#[test]
+fn the_nodes_own_steps_push_no_clients_answer_out() {
+    let mut world = World::new();
+    let client = Command {
+        id: RequestId::Client {
+            principal: [1; 32],
+            operation: "revoke".into(),
+            key: "k".into(),
+        },
+        ..world.command(nothing_much(), Origin::Node(1))
+    };
+    let answer = world.send(&client);
+    for _ in 0..NODES.recognised + CLIENTS.answers {
+        world.ok(nothing_much());
+    }
+    assert_eq!(world.send(&client), answer);
+    let other = Command {
+        body_hash: [7; 32],
+        ..client
+    };
+    assert_eq!(world.send(&other), Outcome::Refused(Refusal::KeyReused));
 }
 
 #[test]
@@ -371,6 +407,7 @@ fn a_learner_is_admitted_only_once_it_has_proven_every_key() {
     assert!(matches!(world.refused(admit()), Refusal::Conflict(_)));
     let report = NodeReport {
         seq: 1,
+        boot: Boot([0; 16]),
         incarnation: Incarnation([2; 16]),
         clock: 0,
         durable_index: 1,
@@ -389,13 +426,25 @@ fn a_learner_is_admitted_only_once_it_has_proven_every_key() {
     world.ok(admit());
 }
 
+fn slot_key(node: RaftId) -> Op {
+    Op::RegisterSlotKey(RegisterSlotKey {
+        node,
+        slot: slot(),
+        key: SlotKey {
+            spki: vec![1],
+            signature: vec![],
+            signer_chain: vec![],
+        },
+    })
+}
+
 #[test]
 fn a_slot_key_is_registered_once_per_raft_id() {
     let mut world = World::new();
     let key = |byte| SlotKey {
         spki: vec![byte],
         signature: vec![],
-        signer_spki: vec![],
+        signer_chain: vec![],
     };
     let register = |byte| {
         Op::RegisterSlotKey(RegisterSlotKey {
@@ -410,6 +459,60 @@ fn a_slot_key_is_registered_once_per_raft_id() {
         matches!(world.refused(register(2)), Refusal::Conflict(_)),
         "a substituted key"
     );
+}
+
+#[test]
+fn an_endless_certificate_chain_is_not_kept() {
+    let mut world = World::new();
+    for signer_chain in [vec![vec![0]; 5], vec![vec![0; 17 << 10]]] {
+        let register = Op::RegisterSlotKey(RegisterSlotKey {
+            node: 1,
+            slot: slot(),
+            key: SlotKey {
+                spki: vec![1],
+                signature: vec![],
+                signer_chain,
+            },
+        });
+        assert!(matches!(world.refused(register), Refusal::Invalid(_)));
+    }
+}
+
+#[test]
+fn only_a_node_that_was_granted_a_transport_key_grants_it() {
+    let mut world = World::new();
+    let joiner = world.join("n2", 2);
+    world.ok(Op::AddTransportKey(AddTransportKey {
+        slot: slot(),
+        id: TransportId([2; 16]),
+        expected_generation: 1,
+        mode: TransportMode::Standard,
+        check: vec![2; 40],
+        grants: BTreeMap::from([(Grantee::Node(1), vec![1])]),
+    }));
+    world.ok_as(joiner, slot_key(joiner));
+    let grant = |blob: u8| {
+        Op::GrantTransportKey(GrantTransportKey {
+            slot: slot(),
+            id: TransportId([2; 16]),
+            grantee: Grantee::Node(joiner),
+            blob: vec![blob],
+        })
+    };
+    let granted = |world: &World| {
+        let slots = world.state.slots();
+        let transport = slots.get(&slot()).unwrap().current_transport().unwrap();
+        transport.grants.get(&Grantee::Node(joiner)).cloned()
+    };
+    let forged = world.command(grant(9), Origin::Node(joiner));
+    assert!(matches!(
+        world.send(&forged),
+        Outcome::Refused(Refusal::Forbidden(_))
+    ));
+    assert_eq!(granted(&world), None);
+    world.ok(grant(1));
+    world.ok(grant(2));
+    assert_eq!(granted(&world), Some(vec![1]), "the first one stands");
 }
 
 #[test]
@@ -432,6 +535,7 @@ fn older_reports_are_ignored_and_other_incarnations_refused() {
             report: NodeReport {
                 seq,
                 incarnation: Incarnation([filling; 16]),
+                boot: Boot([0; 16]),
                 clock: 0,
                 durable_index: seq,
                 proven_at: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::table::{Row, RowKind};
-use crate::names::{Incarnation, NodeName, RaftId, SlotName, UnixMillis};
+use crate::names::{Boot, Incarnation, NodeName, RaftId, SlotName, UnixMillis};
 
 /// A node's public key for one slot, signed by its cluster key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,8 +14,9 @@ pub struct SlotKey {
     pub spki: Vec<u8>,
     /// Signature by the node's cluster key over cluster id, epoch, raft id, slot and SPKI.
     pub signature: Vec<u8>,
-    /// SubjectPublicKeyInfo (DER) of the cluster key that signed.
-    pub signer_spki: Vec<u8>,
+    /// Certificate (DER) of the cluster key that signed, and its intermediates: whoever acts on the key
+    /// verifies them against the cluster's CA, and needs nobody's word for whose key it is.
+    pub signer_chain: Vec<Vec<u8>>,
 }
 
 /// Whether a node belongs to the cluster.
@@ -73,9 +74,12 @@ pub struct NodeReport {
     pub seq: u64,
     /// Must be the node's registered incarnation.
     pub incarnation: Incarnation,
+    /// Which run of its process reported: what a later run starts with is compared with this.
+    pub boot: Boot,
     /// The node's wall clock when it reported.
     pub clock: UnixMillis,
-    /// Its last durable log index. It only grows: a node that starts below it was rolled back.
+    /// Last index that was committed and durable there. It only grows: a later run whose log ends below
+    /// it has been rolled back.
     pub durable_index: u64,
     /// `Some(i)`: with state as of index i, every readable version is held and proven.
     pub proven_at: Option<u64>,

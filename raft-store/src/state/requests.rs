@@ -1,18 +1,32 @@
 //! The idempotency window: what each recent request was answered, so that a repeat gets the same
 //! answer and changes nothing. Bounded by count; what left it is still recognised for a while.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::table::{Row, RowChange, RowKind, Table};
 use crate::codec::CodecError;
 use crate::command::{Outcome, RequestId};
 
-/// Requests whose answers are kept.
-pub const WINDOW: usize = 4096;
-/// Requests that are still recognised, answered `idempotency_expired`.
-pub const RECOGNISED: usize = 65_536;
+/// How long requests of one kind are remembered. Clients' and nodes' own have windows apart: however many
+/// steps the nodes take, no client's answer is pushed out by them.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Requests whose answers are kept.
+    pub answers: usize,
+    /// Requests that are recognised, those with answers included; the others get `idempotency_expired`.
+    pub recognised: usize,
+}
+
+/// Clients' requests: operators repeat by hand, minutes later.
+pub const CLIENTS: Bounds = Bounds {
+    answers: 4096,
+    recognised: 65_536,
+};
+/// The nodes' own steps: a driver repeats within seconds, or looks again.
+pub const NODES: Bounds = Bounds {
+    answers: 1024,
+    recognised: 4096,
+};
 
 /// A remembered request, keyed by the log index that first carried it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,15 +56,20 @@ pub enum Seen {
     Expired,
 }
 
-/// The window.
+/// The requests of one kind, oldest first.
+#[derive(Clone, Default)]
+struct Window {
+    answered: rpds::QueueSync<u64>,
+    forgotten: rpds::QueueSync<u64>,
+}
+
+/// The windows.
 #[derive(Clone, Default)]
 pub struct Requests {
     rows: Table<u64, Request>,
     by_id: rpds::HashTrieMapSync<RequestId, u64>,
-    /// First index whose answer is still kept.
-    answers_from: u64,
-    /// How many answers are kept.
-    answers: usize,
+    clients: Window,
+    nodes: Window,
 }
 
 impl Requests {
@@ -75,43 +94,47 @@ impl Requests {
         self.rows.is_empty()
     }
 
+    fn window(&mut self, id: &RequestId) -> (&mut Window, Bounds) {
+        match id {
+            RequestId::Client { .. } => (&mut self.clients, CLIENTS),
+            RequestId::Node { .. } => (&mut self.nodes, NODES),
+        }
+    }
+
     pub(crate) fn remember(&mut self, index: u64, id: RequestId, body_hash: [u8; 32], outcome: Outcome) {
+        let (window, bounds) = self.window(&id);
+        window.answered.enqueue_mut(index);
+        let unanswered = (window.answered.len() > bounds.answers)
+            .then(|| take(&mut window.answered))
+            .flatten();
+        if let Some(index) = unanswered {
+            window.forgotten.enqueue_mut(index);
+        }
+        let unknown = (window.answered.len() + window.forgotten.len() > bounds.recognised)
+            .then(|| take(&mut window.forgotten))
+            .flatten();
         self.by_id.insert_mut(id.clone(), index);
+        let outcome = Some(outcome);
         self.rows.put(
             index,
             Request {
                 id,
                 body_hash,
-                outcome: Some(outcome),
+                outcome,
             },
         );
-        self.answers += 1;
-        self.expire();
-        while self.rows.len() > RECOGNISED {
-            let Some((&oldest, row)) = self.rows.first() else {
-                break;
+        if let Some((index, row)) = unanswered.and_then(|index| Some((index, self.rows.get(&index)?))) {
+            let forgotten = Request {
+                outcome: None,
+                ..Request::clone(row)
             };
+            self.rows.put(index, forgotten);
+        }
+        if let Some((index, row)) = unknown.and_then(|index| Some((index, self.rows.get(&index)?))) {
             let id = row.id.clone();
             self.by_id.remove_mut(&id);
-            self.rows.remove(&oldest);
+            self.rows.remove(&index);
         }
-    }
-
-    /// Drops the answer of the one request that leaves the window when another enters it.
-    fn expire(&mut self) {
-        if self.answers <= WINDOW {
-            return;
-        }
-        let Some((&index, row)) = self.rows.range(self.answers_from..).next() else {
-            return;
-        };
-        let forgotten = Request {
-            outcome: None,
-            ..Request::clone(row)
-        };
-        self.answers_from = index + 1;
-        self.answers -= 1;
-        self.rows.put(index, forgotten);
     }
 
     pub(crate) fn drain(&mut self, out: &mut Vec<RowChange>) -> Result<(), CodecError> {
@@ -128,13 +151,27 @@ impl Requests {
 
     /// Rebuilds what is derived, after all rows were loaded.
     pub(crate) fn index(&mut self) {
-        let ids: BTreeMap<u64, RequestId> = self.rows.iter().map(|(i, r)| (*i, r.id.clone())).collect();
-        self.by_id = ids.into_iter().map(|(index, id)| (id, index)).collect();
-        self.answers = self.rows.values().filter(|row| row.outcome.is_some()).count();
-        self.answers_from = self
+        let rows: Vec<_> = self
             .rows
             .iter()
-            .find(|(_, row)| row.outcome.is_some())
-            .map_or(0, |(index, _)| *index);
+            .map(|(index, row)| (*index, row.id.clone(), row.outcome.is_some()))
+            .collect();
+        (self.clients, self.nodes) = Default::default();
+        for (index, id, answered) in &rows {
+            let (window, _) = self.window(id);
+            let queue = if *answered {
+                &mut window.answered
+            } else {
+                &mut window.forgotten
+            };
+            queue.enqueue_mut(*index);
+        }
+        self.by_id = rows.into_iter().map(|(index, id, _)| (id, index)).collect();
     }
+}
+
+fn take(queue: &mut rpds::QueueSync<u64>) -> Option<u64> {
+    let first = queue.peek().copied()?;
+    queue.dequeue_mut();
+    Some(first)
 }

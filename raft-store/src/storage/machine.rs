@@ -20,7 +20,7 @@ use super::frame::KIND_POINTER;
 use super::rows::Changes;
 use super::snapshot::{self, Contents};
 use super::writer::Core;
-use crate::command::{self, ApplyContext, Outcome};
+use crate::command::{self, ApplyContext, Op, Outcome};
 use crate::names::RaftId;
 use crate::state::ClusterState;
 use crate::state::table::{RowChange, RowKind};
@@ -43,6 +43,8 @@ pub struct Published {
     pub membership: StoredMembership,
     /// Order-independent digest of all rows: equal states have equal digests.
     pub digest: u128,
+    /// Last entry applied since the start that was no report; 0 = none.
+    pub changed: u64,
 }
 
 /// The row that says how far a state tree has come.
@@ -77,6 +79,8 @@ pub(super) struct Loaded {
     pub(super) sizes: RowSizes,
     pub(super) applied_len: Option<usize>,
     pub(super) tree: String,
+    /// See [`Published::changed`].
+    pub(super) changed: u64,
 }
 
 /// See the module.
@@ -141,6 +145,7 @@ impl Loaded {
             applied: self.row.applied,
             membership: self.row.membership.clone(),
             digest: self.row.digest,
+            changed: self.changed,
         }
     }
 }
@@ -180,6 +185,9 @@ impl StateMachine {
         let mut outcomes = Vec::new();
         let mut voters: BTreeSet<RaftId> = self.now.row.membership.voter_ids().collect();
         for entry in entries {
+            if !is_report(&entry) {
+                self.now.changed = entry.log_id.index;
+            }
             let outcome = match entry.payload {
                 EntryPayload::Blank => Outcome::Nothing,
                 EntryPayload::Membership(membership) => {
@@ -225,6 +233,10 @@ impl StateMachine {
     }
 }
 
+fn is_report(entry: &Entry) -> bool {
+    matches!(&entry.payload, EntryPayload::Normal(command) if matches!(command.op, Op::ReportNode(_)))
+}
+
 /// Replaces the state by a snapshot: a new tree is written whole, then one pointer row is flipped.
 pub(super) fn install(core: &Core, old_tree: &str, contents: Contents) -> Result<Loaded, StoreFailure> {
     fail::fail_point!("store::before_install");
@@ -263,6 +275,7 @@ pub(super) fn install(core: &Core, old_tree: &str, contents: Contents) -> Result
         ));
     }
     next.row.applied = contents.meta.last_log_id;
+    next.changed = contents.meta.last_log_id.map_or(0, |id| id.index);
     next.row.membership = contents.meta.last_membership;
     let mut changes = Changes::default();
     next.record_applied(&mut changes)?;

@@ -132,6 +132,11 @@ fn open(options: StoreOptions) -> Result<Opened, OpenError> {
             dir: dir.clone(),
             what,
         },
+        // sled locks its file too, and gives the lock back a moment after it is dropped.
+        StoreFailure::Sled {
+            source: sled::Error::Io(source),
+            ..
+        } if source.to_string().contains("could not acquire lock") => OpenError::InUse(dir.clone()),
         failure => OpenError::Failure {
             dir: dir.clone(),
             failure,

@@ -39,6 +39,7 @@ fn report() -> NodeReport {
     NodeReport {
         seq: 4,
         incarnation: Incarnation([5; 16]),
+        boot: Boot([9; 16]),
         clock: 6,
         durable_index: 7,
         proven_at: Some(8),
@@ -66,7 +67,7 @@ fn slot_key() -> SlotKey {
     SlotKey {
         spki: vec![1],
         signature: vec![2],
-        signer_spki: vec![3],
+        signer_chain: vec![vec![3]],
     }
 }
 

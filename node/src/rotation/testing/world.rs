@@ -127,6 +127,7 @@ impl World {
     pub(crate) fn admit(&mut self, node: RaftId) {
         let report = NodeReport {
             seq: 1,
+            boot: raft_store::names::Boot([0; 16]),
             incarnation: Incarnation([9; 16]),
             clock: 0,
             durable_index: 1,
@@ -217,6 +218,7 @@ impl World {
             applied: Some(LogId::new(CommittedLeaderId::new(1, 1), self.index)),
             membership: StoredMembership::new(None, membership),
             digest: 0,
+            changed: self.index,
         }
     }
 }

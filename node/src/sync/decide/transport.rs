@@ -19,7 +19,7 @@ fn registered<'a>(picture: &Picture<'a>, node: RaftId) -> Option<&'a [u8]> {
 
 pub(super) fn own_key(picture: &Picture<'_>, held: &Held, plan: &mut Plan) {
     match registered(picture, picture.me) {
-        None if picture.can_sign => plan.actions.push(Action::RegisterSlotKey),
+        None if picture.trust.is_some() => plan.actions.push(Action::RegisterSlotKey),
         Some(known) if known != held.node_spki => plan.problems.push(Problem::TokenReplaced),
         _ => {}
     }
@@ -69,7 +69,7 @@ pub(super) fn keys(
         .slots()
         .get(picture.slot)
         .and_then(|slot| slot.current_transport());
-    let vouched = own_holds || (own.is_none() && !picture.can_sign);
+    let vouched = own_holds || (own.is_none() && picture.trust.is_none());
     let may_create = picture.leader && picture.can_open && vouched;
     if current.is_none() && may_create {
         plan.actions.push(Action::CreateTransport);
@@ -97,12 +97,13 @@ pub(super) fn keys(
 
 /// Transport keys held here, for every node whose slot key holds.
 pub(super) fn grants(picture: &Picture<'_>, meta: &ClusterMeta, held: &Held, plan: &mut Plan) {
-    let Some(slot) = picture
+    let slot = picture
         .state
         .slots()
         .get(picture.slot)
-        .filter(|_| picture.can_open)
-    else {
+        .filter(|_| picture.can_open);
+    // A standalone node knows no cluster CA, and has nobody to grant to.
+    let (Some(slot), Some(trust)) = (slot, picture.trust) else {
         return;
     };
     for generation in slot
@@ -120,7 +121,8 @@ pub(super) fn grants(picture: &Picture<'_>, meta: &ClusterMeta, held: &Held, pla
             if generation.grants.contains_key(&Grantee::Node(*id)) {
                 continue;
             }
-            match slot_key::verify(&SlotKeyContext::new(meta, *id, picture.slot), key) {
+            let context = SlotKeyContext::new(meta, *id, picture.slot);
+            match slot_key::verify(&context, node.name.as_str(), key, trust) {
                 Ok(()) => plan.actions.push(Action::Grant(generation.id, *id)),
                 Err(why) => {
                     let problem = Problem::BadSlotKey {

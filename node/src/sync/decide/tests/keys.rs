@@ -139,7 +139,7 @@ fn a_token_that_cannot_be_asked_lacks_everything_but_what_is_pending() {
         state: &cluster.state,
         me: ME,
         leader: true,
-        can_sign: true,
+        trust: None,
         can_open: true,
         slot: &name,
         held: None,

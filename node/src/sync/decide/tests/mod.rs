@@ -4,7 +4,7 @@ mod keys;
 
 use super::super::held::Effect;
 use super::super::slot_key::SlotKeyContext;
-use super::super::slot_key::tests::signer;
+use super::super::slot_key::tests::{signer, trust};
 use super::super::testing::{Cluster, ME, check, context, slot, spki, transport_id};
 use super::*;
 use raft_store::state::node::SlotKey;
@@ -31,12 +31,12 @@ fn with_keys(mut held: Held, keys: &[KeyUid]) -> Held {
 }
 
 fn look(cluster: &Cluster, me: RaftId, held: &Held, change: impl FnOnce(&mut Picture<'_>)) -> Plan {
-    let slot = slot();
+    let (slot, trust) = (slot(), trust());
     let mut picture = Picture {
         state: &cluster.state,
         me,
         leader: me == ME,
-        can_sign: true,
+        trust: Some(&trust),
         can_open: true,
         slot: &slot,
         held: None,
@@ -110,7 +110,7 @@ fn only_the_leader_with_the_right_replication_key_makes_a_transport_key() {
 #[test]
 fn a_standalone_node_without_a_cluster_key_does_without_vouching() {
     let cluster = Cluster::founded();
-    let plan = look(&cluster, ME, &token(ME, &[]), |picture| picture.can_sign = false);
+    let plan = look(&cluster, ME, &token(ME, &[]), |picture| picture.trust = None);
     assert_eq!(plan.actions, [Action::CreateTransport]);
 }
 
@@ -171,7 +171,7 @@ fn a_substituted_slot_key_gets_no_grant_and_is_named() {
     let joiner = cluster.join("hsm-node-2");
     let meta = cluster.state.meta().unwrap().clone();
     let name = slot();
-    let signed = signer(&rcgen::PKCS_ED25519)
+    let signed = signer("hsm-node-2")
         .sign(&SlotKeyContext::new(&meta, joiner, &name), &spki(joiner))
         .unwrap();
     cluster.registered_with(

@@ -1,0 +1,189 @@
+//! How fresh this node is, and the start gate. A contact with a quorum counts only once everything that
+//! was committed at it is applied here; after a silence in which the cluster may have gone on without this
+//! node, as after a start, the gate stays shut until that is so.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Not yet: no quorum was heard of since the start.
+    NoLeaderSeen,
+    /// Not yet: what was committed at the first contact is not applied.
+    CatchingUp {
+        /// Index that must be applied.
+        target: u64,
+    },
+    /// Caught up. Shut again by the first contact after a silence longer than the bound of readiness.
+    Open {
+        /// The applied index at which it opened: tokens must be in step with it.
+        since: u64,
+    },
+}
+
+/// Moments are milliseconds since the process began, plus one; 0 = never.
+type Moment = u64;
+
+#[derive(Default)]
+struct Inner {
+    /// Newest quorum-backed contact.
+    heard: Moment,
+    /// What must be applied before contacts count; 0 = nothing was heard yet.
+    target: u64,
+}
+
+/// See the module. Written by the consensus thread, read by every request without a lock.
+pub(super) struct StartGate {
+    begun: Instant,
+    /// Longest silence after which this node is still taken for one that missed nothing.
+    bound: Duration,
+    inner: Mutex<Inner>,
+    /// Newest contact that counts.
+    contact: AtomicU64,
+    /// Applied index at which the gate opened; 0 = shut.
+    open_since: AtomicU64,
+}
+
+impl StartGate {
+    pub(super) fn new(bound: Duration) -> Self {
+        Self {
+            begun: Instant::now(),
+            bound,
+            inner: Mutex::default(),
+            contact: AtomicU64::new(0),
+            open_since: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that at `seen` a quorum had been heard of `age` ago, and had committed up to `commit`.
+    pub(super) fn contact(&self, seen: Instant, age: Duration, commit: u64, applied: u64) {
+        // Whoever claims a contact from before this process began claims none that counts here.
+        let Some(at) = seen
+            .checked_sub(age)
+            .and_then(|at| at.checked_duration_since(self.begun))
+        else {
+            return;
+        };
+        let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let mut inner = self.lock();
+        if at > inner.heard {
+            let silence = Duration::from_millis(at - inner.heard);
+            if inner.heard == 0 || silence > self.bound {
+                self.open_since.store(0, Ordering::Release);
+                inner.target = commit.max(1);
+            }
+            inner.heard = at;
+        }
+        self.count(&inner, applied);
+    }
+
+    /// Notes what is applied.
+    pub(super) fn applied(&self, applied: u64) {
+        self.count(&self.lock(), applied);
+    }
+
+    fn count(&self, inner: &Inner, applied: u64) {
+        if inner.target == 0 || applied < inner.target {
+            return;
+        }
+        self.contact.store(inner.heard, Ordering::Release);
+        // Opened once until it is shut: `since` must not move with every entry.
+        let _ = self
+            .open_since
+            .compare_exchange(0, applied, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Age of the newest contact that counts; `None`: none since the start.
+    pub(super) fn staleness(&self, now: Instant) -> Option<Duration> {
+        let contact = self.contact.load(Ordering::Acquire).checked_sub(1)?;
+        Some(now.saturating_duration_since(self.begun + Duration::from_millis(contact)))
+    }
+
+    /// Where it stands.
+    pub(super) fn stand(&self) -> Gate {
+        match self.open_since.load(Ordering::Acquire) {
+            0 => match self.lock().target {
+                0 => Gate::NoLeaderSeen,
+                target => Gate::CatchingUp { target },
+            },
+            since => Gate::Open { since },
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn gate() -> (StartGate, Instant) {
+        let gate = StartGate::new(5 * SECOND);
+        let begun = gate.begun;
+        (gate, begun)
+    }
+
+    #[test]
+    fn it_opens_once_what_the_first_contact_named_is_applied() {
+        let (gate, begun) = gate();
+        assert_eq!(gate.stand(), Gate::NoLeaderSeen);
+        gate.applied(50);
+        assert_eq!((gate.stand(), gate.staleness(begun)), (Gate::NoLeaderSeen, None));
+        gate.contact(begun + SECOND, Duration::ZERO, 60, 50);
+        assert_eq!(gate.stand(), Gate::CatchingUp { target: 60 });
+        assert_eq!(gate.staleness(begun + SECOND), None);
+        // Later contacts do not move the target away.
+        gate.contact(begun + 2 * SECOND, Duration::ZERO, 70, 59);
+        assert_eq!(gate.stand(), Gate::CatchingUp { target: 60 });
+        gate.applied(61);
+        assert_eq!(gate.stand(), Gate::Open { since: 61 });
+        assert_eq!(gate.staleness(begun + 3 * SECOND), Some(SECOND));
+        gate.applied(80);
+        assert_eq!(gate.stand(), Gate::Open { since: 61 });
+    }
+
+    #[test]
+    fn after_a_silence_it_is_shut_until_what_was_missed_is_applied() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, Duration::ZERO, 10, 10);
+        assert_eq!(gate.stand(), Gate::Open { since: 10 });
+        // Exactly the bound is no silence yet.
+        gate.contact(begun + 6 * SECOND, Duration::ZERO, 20, 10);
+        assert_eq!(gate.stand(), Gate::Open { since: 10 });
+        let healed = begun + 6 * SECOND + Duration::from_millis(5001);
+        gate.contact(healed, Duration::ZERO, 30, 29);
+        assert_eq!(gate.stand(), Gate::CatchingUp { target: 30 });
+        // Until then the node is as stale as it was.
+        assert_eq!(gate.staleness(healed), Some(Duration::from_millis(5001)));
+        gate.contact(healed + SECOND, Duration::ZERO, 31, 30);
+        assert_eq!(gate.stand(), Gate::Open { since: 30 });
+        assert_eq!(gate.staleness(healed + SECOND), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_claim_older_than_the_process_or_than_the_last_one_counts_for_nothing() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, 2 * SECOND, 1, 1);
+        assert_eq!(gate.stand(), Gate::NoLeaderSeen);
+        gate.contact(begun + 4 * SECOND, SECOND, 1, 1);
+        gate.contact(begun + 5 * SECOND, 4 * SECOND, 9, 1);
+        assert_eq!(gate.stand(), Gate::Open { since: 1 });
+        assert_eq!(gate.staleness(begun + 5 * SECOND), Some(2 * SECOND));
+    }
+
+    #[test]
+    fn an_empty_log_opens_it_too_once_something_is_applied() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, Duration::ZERO, 0, 0);
+        assert_eq!(gate.stand(), Gate::CatchingUp { target: 1 });
+        gate.applied(1);
+        assert_eq!(gate.stand(), Gate::Open { since: 1 });
+    }
+}
