@@ -1,16 +1,19 @@
-//! Secrets are planted, and then looked for in everything a node leaves behind: logs, Raft's files, tokens,
-//! configuration, process arguments.
+//! Secrets are planted, and then looked for in everything a node leaves behind: logs, Raft's files and snapshots,
+//! tokens, configuration, process arguments. A process's environment is not looked at: the playground hands
+//! secrets over in it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cluster_tests::Playground;
+use cluster_tests::{Playground, until};
+use hsm_api::admin::JoinTokenRequest;
 use hsm_api::client::Method;
 use hsm_api::paths;
 
-use crate::common::{CONTEXT, open_everywhere, seal};
+use crate::common::{CONTEXT, formed_with, open_everywhere, seal};
 
 /// Something that must be nowhere.
 struct Canary {
@@ -60,12 +63,63 @@ fn look_for(canaries: &[Canary], content: &[u8], whence: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes entries until every node has written a snapshot of all that is committed now; says up to where that is.
+async fn force_snapshots(cluster: &Playground) -> Result<u64> {
+    let mut last = 0.0_f64;
+    for node in cluster.nodes() {
+        let index = node.metrics().await?.sum("hsm_raft_last_log_index");
+        last = last.max(index.context("no last log index")?);
+    }
+    let admin = cluster.client("admin")?;
+    let request = JoinTokenRequest {
+        ttl_seconds: Some(60),
+        node_id: None,
+    };
+    until("snapshots on all nodes", Duration::from_secs(60), async || {
+        admin.create_join_token(&request).await.ok()?;
+        for node in cluster.nodes() {
+            let covered = node.metrics().await.ok()?.sum("hsm_raft_snapshot_index")?;
+            if covered < last {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await?;
+    // An index, as the metrics give it.
+    Ok(last as u64)
+}
+
+/// Up to which index a file is a snapshot: `data/snapshots/INDEX-TERM.snapshot`.
+fn snapshot_index(file: &Path) -> Option<u64> {
+    if file.extension()? != "snapshot" {
+        return None;
+    }
+    let (index, _) = file.file_stem()?.to_str()?.split_once('-')?;
+    index.parse().ok()
+}
+
+/// A crash leaves no core file behind, and the process cannot raise its limit again.
+fn check_no_core_dump(pid: i32) -> Result<()> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let core = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max core file size"))
+        .context("no limit of core files")?;
+    let words: Vec<&str> = core.split_whitespace().collect();
+    ensure!(words.starts_with(&["0", "0"]), "core files up to {core}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_left_anywhere() -> Result<()> {
-    let cluster = Playground::builder()
-        .env("HSM_LOG_LEVEL", "debug")
-        .start()
-        .await?;
+    let builder = Playground::builder().env("HSM_LOG_LEVEL", "debug");
+    // Snapshots soon, and logs that are cut behind them.
+    let cluster = formed_with(builder, |config| {
+        let raft = "cluster:\n  raft: {snapshot_every: 20, keep_logs: 20}\n  enabled: true\n";
+        config.replace("cluster:\n  enabled: true\n", raft)
+    })
+    .await?;
     let mut canaries = Vec::new();
     for file in ["exchange.pin", "2fa.pin", "exchange.so-pin", "2fa.so-pin"] {
         let secret = std::fs::read_to_string(cluster.dir().join("secrets").join(file))?;
@@ -126,11 +180,13 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
     canaries.extend(Canary::of_text("a join token", token));
     canaries.push(Canary::new("a join token's secret", secret));
 
+    let planted_until = force_snapshots(&cluster).await?;
     let mut searched = 0;
     for node in cluster.nodes() {
         let pid = node
             .pid()
             .with_context(|| format!("{} does not run", node.id()))?;
+        check_no_core_dump(pid).with_context(|| node.id())?;
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
         look_for(&canaries, &arguments, &format!("the arguments of {}", node.id()))?;
     }
@@ -140,7 +196,7 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
             cluster.dev("down", &[]).await?;
         }
         for node in cluster.nodes() {
-            let mut files = Vec::new();
+            let (mut files, mut snapshots) = (Vec::new(), 0);
             files_below(&node.dir, &mut files)?;
             for file in files {
                 // Files of the store come and go while it runs.
@@ -149,7 +205,18 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
                 };
                 look_for(&canaries, &content, &format!("{} ({round})", file.display()))?;
                 searched += 1;
+                if snapshot_index(&file).is_some_and(|index| index >= planted_until) {
+                    // Of everything planted, and in a form in which it would be found.
+                    let known = Canary::new("the context's name", CONTEXT);
+                    ensure!(known.is_in(&content), "{} hides its rows", file.display());
+                    snapshots += 1;
+                }
             }
+            ensure!(
+                snapshots > 0 || round == "running",
+                "{} has no snapshot up to {planted_until}",
+                node.id()
+            );
         }
     }
     ensure!(searched > 20, "only {searched} files were searched");

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::Playground;
+use cluster_tests::playground::Builder;
+use cluster_tests::{Playground, until};
 use hsm_api::admin::{ContextInfo, KeyState};
 use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
@@ -11,6 +12,23 @@ use hsm_api::{Base64, Client};
 
 /// The context most tests use.
 pub(crate) const CONTEXT: &str = "exchange-key";
+
+/// A cluster whose nodes have a changed configuration from its first entry on.
+pub(crate) async fn formed_with(builder: Builder, change: impl Fn(&str) -> String) -> Result<Playground> {
+    let cluster = builder.unformed().start().await?;
+    for node in cluster.nodes() {
+        node.kill().await?;
+        let before = node.config()?;
+        let after = change(&before);
+        ensure!(
+            after != before,
+            "the playground's configuration has changed:\n{before}"
+        );
+        node.set_config(&after)?;
+    }
+    cluster.up().await?;
+    Ok(cluster)
+}
 
 /// An acknowledged encryption.
 #[derive(Clone)]
@@ -33,6 +51,21 @@ pub(crate) async fn seal(client: &Client, context: &str, plaintext: &[u8]) -> Re
         key_id: answer.key_id,
         version: answer.key_version,
     })
+}
+
+/// Encrypts until it is done under this version: a node begins to use a version a moment after it is active.
+pub(crate) async fn seal_under(
+    client: &Client,
+    context: &str,
+    plaintext: &[u8],
+    version: u32,
+) -> Result<Sealed> {
+    let what = format!("a ciphertext of version {version}");
+    until(&what, Duration::from_secs(5), async || {
+        let sealed = seal(client, context, plaintext).await.ok()?;
+        (sealed.version == version).then_some(sealed)
+    })
+    .await
 }
 
 /// Decrypts once; what comes out has to be what went in.

@@ -1,20 +1,25 @@
-//! What is acknowledged is on the disk: the system calls of real nodes, counted.
+//! What is acknowledged is on the disk: the system calls of real nodes, in their order. sled's file has to be
+//! synced, then the control file has to be written and synced, and only then may anybody be told.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, Result};
-use cluster_tests::{Node, Playground, until};
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Node, Playground};
 use hsm_api::admin::JoinTokenRequest;
 
-/// A program that runs hsm-node under strace and writes every fdatasync beside the node's configuration. The
-/// tracer is a grandchild (`-D`): the pid that the playground knows is the node's own.
+/// Acknowledged changes, one after the other, so that nothing can be grouped.
+const CHANGES: usize = 20;
+
+/// A program that runs hsm-node under strace and writes what a barrier is made of, with the files' paths, beside
+/// the node's configuration. The tracer is a grandchild (`-D`): the pid that the playground knows is the node's
+/// own.
 fn traced(folder: &Path) -> Result<PathBuf> {
     let node = cluster_tests::binary("hsm-node")?;
     let script = folder.join("traced-node");
     let text = format!(
-        "#!/bin/sh\nexec strace -D --seccomp-bpf -f -qq -e trace=fdatasync -e signal=none \
+        "#!/bin/sh\nexec strace -D --seccomp-bpf -f -y -qq -s 0 -e trace=fdatasync,pwrite64 -e signal=none \
          -o \"${{2%/*}}/strace\" '{}' \"$@\"\n",
         node.display()
     );
@@ -23,71 +28,228 @@ fn traced(folder: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-fn syncs(node: &Node) -> Result<usize> {
-    let path = node.dir.join("strace");
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    Ok(text
-        .lines()
-        .filter(|line| line.contains("fdatasync(") && line.contains("= 0"))
-        .count()
-        + text
-            .lines()
-            .filter(|line| line.contains("fdatasync resumed") && line.contains("= 0"))
-            .count())
+/// A call that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    SledSynced,
+    ControlWritten,
+    ControlSynced,
+}
+
+impl Call {
+    /// From `fdatasync(21</…/data/sled/db>`, and what may follow.
+    fn parse(text: &str) -> Option<Self> {
+        let (name, arguments) = text.split_once('(')?;
+        let (path, _) = arguments.split_once('<')?.1.split_once('>')?;
+        match name {
+            "fdatasync" if path.ends_with("/data/sled/db") => Some(Self::SledSynced),
+            "fdatasync" if path.ends_with("/data/control") => Some(Self::ControlSynced),
+            "pwrite64" if path.ends_with("/data/control") => Some(Self::ControlWritten),
+            _ => None,
+        }
+    }
+}
+
+/// Calls with the thread that made them, in the order in which they returned. strace lets a thread go on only
+/// after its call is in the file: whoever hears an answer finds here all that came before it.
+struct Trace {
+    calls: Vec<(String, Call)>,
+}
+
+impl Trace {
+    fn of(node: &Node) -> Result<Self> {
+        let path = node.dir.join("strace");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let trace = Self::parse(&text);
+        ensure!(!trace.calls.is_empty(), "{}: nothing was traced", path.display());
+        Ok(trace)
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut calls = Vec::new();
+        // Calls that another thread's came in between: `… <unfinished ...>`, later `<... name resumed>…`.
+        let mut begun: BTreeMap<&str, Option<Call>> = BTreeMap::new();
+        for line in text.lines() {
+            let Some((thread, text)) = line.split_once(' ') else {
+                continue;
+            };
+            let text = text.trim_start();
+            let call = if text.starts_with("<... ") {
+                begun.remove(thread).flatten()
+            } else {
+                Call::parse(text)
+            };
+            if text.ends_with("<unfinished ...>") {
+                begun.insert(thread, call);
+            } else if let Some(call) = call
+                && let Some((_, returned)) = text.rsplit_once("= ")
+                // A failure has words behind its number.
+                && returned.parse::<i64>().is_ok_and(|value| value >= 0)
+            {
+                calls.push((thread.to_owned(), call));
+            }
+        }
+        Self { calls }
+    }
+
+    /// How often since `mark` a thread has kept the rule as a whole: sled's sync, control's write, control's
+    /// sync. Any other order is an error.
+    fn kept_since(&self, mark: usize) -> Result<usize> {
+        use Call::{ControlSynced, ControlWritten, SledSynced};
+
+        let mut last: BTreeMap<&str, (Call, usize)> = BTreeMap::new();
+        let mut kept = 0;
+        for (at, (thread, call)) in self.calls.iter().enumerate() {
+            let before = last.get(thread.as_str()).copied();
+            let begun = match (before, call) {
+                (Some((ControlWritten, _)), SledSynced) if at >= mark => {
+                    bail!("control was written and not synced before the next barrier")
+                }
+                (_, SledSynced) => at,
+                (Some((SledSynced, begun)), ControlWritten) => begun,
+                (Some((ControlWritten, begun)), ControlSynced) => {
+                    kept += usize::from(begun >= mark);
+                    begun
+                }
+                // Before the mark a node may have become a member, which promises nothing about sled.
+                _ if at < mark => at,
+                (before, call) => bail!("{call:?} after {before:?} in one thread"),
+            };
+            last.insert(thread, (*call, begun));
+        }
+        Ok(kept)
+    }
+}
+
+/// How much each node's trace holds now.
+fn marks(nodes: &[Node]) -> Result<Vec<usize>> {
+    nodes
+        .iter()
+        .map(|node| Ok(Trace::of(node)?.calls.len()))
+        .collect()
+}
+
+/// How often each node has kept the rule since.
+fn kept(nodes: &[Node], marks: &[usize]) -> Result<Vec<usize>> {
+    let of = |(node, mark): (&Node, &usize)| -> Result<usize> {
+        Trace::of(node)?.kept_since(*mark).with_context(|| node.id())
+    };
+    nodes.iter().zip(marks).map(of).collect()
+}
+
+/// The term of the vote that a node's control file holds: `raft-store/src/storage/control.rs` has its form.
+fn voted_term(node: &Node) -> Result<u64> {
+    let path = node.dir.join("data/control");
+    let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let slots = [0_usize, 4096].into_iter().filter_map(|at| {
+        let slot = bytes.get(at..)?;
+        let sequence = u64::from_be_bytes(slot.get(8..16)?.try_into().ok()?);
+        slot.starts_with(b"HSMCTRL1")
+            .then_some((sequence, slot.get(20..)?))
+    });
+    let (_, body) = slots.max_by_key(|(sequence, _)| *sequence).context("no slot")?;
+    let number = |at: usize| -> Result<u64> {
+        let digits = body.get(at..at + 8).context("control ends early")?;
+        Ok(u64::from_le_bytes(digits.try_into()?))
+    };
+    // Name of the node, incarnation, cluster id, epoch, raft id; then the vote, if there is one.
+    let vote = 8 + usize::try_from(number(0)?)? + 16 + 16 + 8 + 8;
+    ensure!(body.get(vote) == Some(&1), "{} holds no vote", path.display());
+    number(vote + 1)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_acknowledged_change_was_synced_on_a_majority() -> Result<()> {
-    let scratch = tempfile_dir()?;
+    let scratch = tempfile::Builder::new().prefix("hsm-traced-").tempdir()?;
     let cluster = Playground::builder()
         .env("HSM_NODE_BIN", traced(scratch.path())?)
         .start()
         .await?;
-    let changes = 20;
-    let before: Vec<usize> = cluster.nodes().iter().map(syncs).collect::<Result<_>>()?;
+    let nodes = cluster.nodes();
     let admin = cluster.client("admin")?;
-    for _ in 0..changes {
-        let request = JoinTokenRequest {
-            ttl_seconds: Some(60),
-            node_id: None,
-        };
-        admin.create_join_token(&request).await?;
-    }
-    let grown = || -> Result<Vec<usize>> {
-        cluster
-            .nodes()
-            .iter()
-            .zip(&before)
-            .map(|(node, before)| Ok(syncs(node)? - before))
-            .collect()
+    let request = JoinTokenRequest {
+        ttl_seconds: Some(60),
+        node_id: None,
     };
-    // One after the other, so that nothing could be grouped: the leader and one more for each of them. strace
-    // writes its file a little later.
-    let counted = until("the calls of a majority", Duration::from_secs(10), async || {
-        let grown = grown().ok()?;
-        (grown.iter().filter(|count| **count >= changes).count() >= 2).then_some(grown)
-    })
-    .await
-    .with_context(|| format!("{changes} changes, calls: {:?}", grown()))?;
-    println!("{changes} changes: {counted:?} calls of fdatasync");
+    let begun = marks(&nodes)?;
+    for number in 1..=CHANGES {
+        let before = marks(&nodes)?;
+        admin.create_join_token(&request).await?;
+        let each = kept(&nodes, &before)?;
+        ensure!(
+            each.iter().filter(|times| **times >= 1).count() >= 2,
+            "change {number} was acknowledged, and the nodes have synced {each:?} times"
+        );
+    }
+    println!(
+        "{CHANGES} changes; synced on each node: {:?}",
+        kept(&nodes, &begun)?
+    );
 
-    // A vote, too: each survivor of a dead leader votes, and syncs before it says so.
+    // A vote, too: both survivors of a dead leader have voted for the next one, and had it on disk before.
     let leader = cluster.leader().await?;
     let survivors = cluster.others(leader.node);
-    let before: Vec<usize> = survivors.iter().map(syncs).collect::<Result<_>>()?;
+    let before = marks(&survivors)?;
+    for node in &survivors {
+        let term = voted_term(node)?;
+        ensure!(
+            term == leader.term,
+            "{} has voted in term {term}, {leader:?}",
+            node.id()
+        );
+    }
     cluster.node(leader.node).kill().await?;
-    cluster.leader_among(&survivors).await?;
-    for (node, before) in survivors.iter().zip(before) {
-        until("the sync of a vote", Duration::from_secs(10), async || {
-            (syncs(node).ok()? > before).then_some(())
-        })
-        .await
-        .with_context(|| node.id())?;
+    let next = cluster.leader_among(&survivors).await?;
+    let each = kept(&survivors, &before)?;
+    ensure!(
+        each.iter().all(|times| *times >= 1),
+        "votes were synced {each:?} times"
+    );
+    for node in &survivors {
+        let term = voted_term(node)?;
+        ensure!(
+            term >= next.term,
+            "{} has term {term} on disk, {next:?}",
+            node.id()
+        );
     }
     cluster.passed();
     Ok(())
 }
 
-fn tempfile_dir() -> Result<tempfile::TempDir> {
-    Ok(tempfile::Builder::new().prefix("hsm-traced-").tempdir()?)
+#[test]
+fn a_trace_is_read_by_thread_and_a_missing_sync_is_seen() -> Result<()> {
+    fn parse(lines: &[&str]) -> Trace {
+        Trace::parse(&lines.join("\n"))
+    }
+    let sled = "7 fdatasync(21</p/data/sled/db>) = 0";
+    let write = "7 pwrite64(19</p/data/control>, \"\"..., 135, 0) = 135";
+    let sync = "7 fdatasync(19</p/data/control>) = 0";
+    let whole = [sled, write, sync].repeat(2);
+    assert_eq!(parse(&whole).kept_since(0)?, 2);
+    // What began before the mark does not count after it.
+    assert_eq!(parse(&whole).kept_since(1)?, 1);
+    let mixed = [
+        "7 fdatasync(21</p/data/sled/db> <unfinished ...>",
+        "8 fdatasync(30</p/tokens/x>) = 0",
+        "8 pwrite64(20</p/data/sled/db>, \"\"..., 24, 537) = 24",
+        "7 <... fdatasync resumed>)          = 0",
+        write,
+        sync,
+    ];
+    assert_eq!(parse(&mixed).kept_since(0)?, 1);
+    let failed = "7 fdatasync(21</p/data/sled/db>) = -1 EIO (Input/output error)";
+    for broken in [
+        vec![write, sync],
+        vec![failed, write, sync],
+        vec![sled, sync],
+        vec![sled, write, sled],
+        vec![sled, write, sync, write],
+    ] {
+        assert!(parse(&broken).kept_since(0).is_err(), "{broken:?}");
+    }
+    // A sync that has not returned says nothing.
+    let open = [sled, write, "7 fdatasync(19</p/data/control>"];
+    assert_eq!(parse(&open).kept_since(0)?, 0);
+    Ok(())
 }

@@ -99,18 +99,28 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
                 node.id()
             );
         }
-        // Labels come from configuration, never from callers.
+        // Labels come from configuration, never from callers; without a certificate they name no key.
         for sample in &metrics.samples {
-            ensure!(
-                !sample.labels.contains_key("client_cn"),
-                "{}: label client_cn",
-                sample.name
-            );
+            for label in ["client_cn", "context", "key_id"] {
+                ensure!(
+                    !sample.labels.contains_key(label),
+                    "{}: {}: label {label}",
+                    node.id(),
+                    sample.name
+                );
+            }
         }
-        // v1's path, on the API itself.
-        let on_api = cluster.client_on("auditor", node.number)?.metrics().await?;
+        let health = node.health().get("/health").await?.text();
         ensure!(
-            on_api.contains("hsm_raft_term"),
+            health.contains("\"kek_status\":{}"),
+            "{}: /health: {health}",
+            node.id()
+        );
+        // v1's paths, on the API itself.
+        let on_api = cluster.client_on("auditor", node.number)?.metrics().await?;
+        let by_context = format!("hsm_encrypt_operations_total{{context=\"{CONTEXT}\"");
+        ensure!(
+            on_api.contains("hsm_raft_term") && on_api.contains(&by_context),
             "{}: /metrics of the API",
             node.id()
         );

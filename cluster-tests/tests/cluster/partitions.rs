@@ -1,16 +1,30 @@
-//! Cut links: an isolated leader changes nothing, whoever hears no quorum leaves readiness within its bound,
-//! and nobody becomes ready alone.
+//! Cut links: an isolated leader changes nothing and serves what it may for as long as it may, whoever hears no
+//! quorum leaves readiness within its bound, nobody becomes ready alone, and whoever comes back is ready only with
+//! what it missed.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::ErrorCode;
+use hsm_api::admin::{ContextInfo, KeyState, ListKeksResponse, MemberRole, NodeRole};
+use hsm_api::client::Retry;
+use hsm_api::{Client, ClientError, ErrorCode};
 
-use crate::common::{CONTEXT, check_settled, context_on, open_everywhere, seal};
+use crate::common::{
+    CONTEXT, Sealed, check_settled, context_on, formed_with, open, open_everywhere, seal, seal_under,
+};
 
 /// `staleness.ready_ms`, and what noticing may add on a busy machine.
 const STALE_WITHIN: Duration = Duration::from_millis(5000 + 1500);
+/// `cluster.raft.election_max_ms`, and the same: a leader that hears nobody appends nothing from then on.
+const NO_QUORUM_AFTER: Duration = Duration::from_millis(1200 + 800);
+/// What the isolated leader of a test is given as `staleness.encrypt_ms` and `staleness.decrypt_ms`.
+const ENCRYPT_BOUND: Duration = Duration::from_secs(20);
+const DECRYPT_BOUND: Duration = Duration::from_secs(40);
+/// Around a bound: the leader had last heard of its quorum before the cut.
+const AROUND: Duration = Duration::from_secs(1);
+/// How long it stays alone.
+const ALONE: Duration = Duration::from_secs(60);
 
 async fn last_log(node: &Node) -> Result<f64> {
     node.metrics()
@@ -19,65 +33,313 @@ async fn last_log(node: &Node) -> Result<f64> {
         .context("no last log index")
 }
 
+/// What an isolated node said at one moment, counted from the cut.
+#[derive(Debug)]
+struct Sample {
+    asked: Duration,
+    answered: Duration,
+    ready: u16,
+    ready_if_stale: u16,
+    last_log: f64,
+    encrypt: Result<(), Option<ErrorCode>>,
+    decrypt: Result<(), Option<ErrorCode>>,
+}
+
+fn code_of(outcome: Result<(), anyhow::Error>) -> Result<(), Option<ErrorCode>> {
+    outcome.map_err(|error| error.downcast_ref::<ClientError>().and_then(ClientError::code))
+}
+
+impl Sample {
+    async fn take(node: &Node, client: &Client, sealed: &Sealed, cut: Instant) -> Result<Self> {
+        let asked = cut.elapsed();
+        let health = node.health();
+        let sample = Self {
+            asked,
+            ready: health.get("/readyz").await?.status,
+            ready_if_stale: health.get("/readyz?stale=ok").await?.status,
+            last_log: last_log(node).await?,
+            encrypt: code_of(seal(client, CONTEXT, b"alone").await.map(drop)),
+            decrypt: code_of(open(client, CONTEXT, sealed).await),
+            answered: Duration::ZERO,
+        };
+        Ok(Self {
+            answered: cut.elapsed(),
+            ..sample
+        })
+    }
+
+    /// An operation succeeds until its bound, and is refused as stale after it.
+    fn check_bound(
+        &self,
+        what: &str,
+        outcome: &Result<(), Option<ErrorCode>>,
+        bound: Duration,
+    ) -> Result<()> {
+        if self.answered < bound - AROUND {
+            ensure!(outcome.is_ok(), "{what} before {bound:?}: {self:?}");
+        } else if self.asked > bound + AROUND {
+            ensure!(
+                *outcome == Err(Some(ErrorCode::Stale)),
+                "{what} after {bound:?}: {self:?}"
+            );
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check_bound("encrypt", &self.encrypt, ENCRYPT_BOUND)?;
+        self.check_bound("decrypt", &self.decrypt, DECRYPT_BOUND)?;
+        if self.asked > STALE_WITHIN {
+            ensure!(self.ready == 503, "ready for fresh requests: {self:?}");
+        }
+        if self.answered < DECRYPT_BOUND - AROUND {
+            ensure!(
+                self.ready_if_stale == 200,
+                "not ready for stale requests: {self:?}"
+            );
+        } else if self.asked > DECRYPT_BOUND + AROUND {
+            ensure!(self.ready_if_stale == 503, "ready for stale requests: {self:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Rotates on one node again and again; gives each call's start and how it failed.
+async fn rotate_in_vain(client: Client, cut: Instant) -> Result<Vec<(Duration, ClientError)>> {
+    let mut refusals = Vec::new();
+    while cut.elapsed() < ALONE {
+        let asked = cut.elapsed();
+        match client.rotate(CONTEXT, None).await {
+            Ok(answer) => anyhow::bail!("an isolated leader activated version {}", answer.version),
+            Err(error) => refusals.push((asked, error)),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(refusals)
+}
+
+/// Version, key and state of each version: what all nodes have to agree on.
+fn versions(info: &ContextInfo) -> Vec<(u32, &str, KeyState)> {
+    info.versions
+        .iter()
+        .map(|held| (held.version, held.key_uid.as_str(), held.state))
+        .collect()
+}
+
+/// A node's applied index, keys and members.
+type Known = (u64, ListKeksResponse, Vec<(u64, String, MemberRole)>);
+
+async fn known(cluster: &Playground) -> Result<Vec<Known>> {
+    let mut all = Vec::new();
+    for node in cluster.nodes() {
+        let client = cluster.client_on("admin", node.number)?;
+        let members = client.members().await?.into_body().members;
+        let members = members
+            .into_iter()
+            .map(|member| (member.raft_id, member.node_id, member.role))
+            .collect();
+        let keys = client.list_keks().await?.into_body();
+        let status = client.cluster_status().await?;
+        ensure!(
+            status.last_log_index == status.applied_index,
+            "{} still applies",
+            node.id()
+        );
+        all.push((status.applied_index, keys, members));
+    }
+    Ok(all)
+}
+
+/// Until all nodes have applied the same, and know the same.
+async fn wait_agreed(cluster: &Playground) -> Result<()> {
+    let agreed = until("nodes that agree", Duration::from_secs(20), async || {
+        let all = known(cluster).await.ok()?;
+        all.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
+    })
+    .await;
+    match agreed {
+        Ok(()) => Ok(()),
+        Err(error) => Err(error.context(format!("{:#?}", known(cluster).await))),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_isolated_leader_appends_next_to_nothing() -> Result<()> {
-    let cluster = Playground::builder().relayed().start().await?;
+async fn an_isolated_leader_changes_nothing_and_serves_within_its_bounds() -> Result<()> {
+    let cluster = formed_with(Playground::builder().relayed(), |config| {
+        format!(
+            "{config}staleness: {{encrypt_ms: {}, decrypt_ms: {}}}\n",
+            ENCRYPT_BOUND.as_millis(),
+            DECRYPT_BOUND.as_millis()
+        )
+    })
+    .await?;
     let leader = cluster.leader().await?;
     let node = cluster.node(leader.node);
+    let client = cluster.client_on("trading-1", leader.node)?;
+    let mut acknowledged = vec![seal(&client, CONTEXT, b"before").await?];
     let before = last_log(&node).await?;
     cluster.relays()?.isolate(leader.node);
+    let cut = Instant::now();
 
-    // Retried rotates for a minute, four at a time.
-    let until_then = Instant::now() + Duration::from_secs(60);
-    let workers: Vec<_> = (0..4)
-        .map(|_| {
-            let client = cluster.client_on("admin", leader.node);
-            tokio::spawn(async move {
-                let client = client?;
-                let mut codes = Vec::new();
-                while Instant::now() < until_then {
-                    match client.rotate(CONTEXT, None).await {
-                        Ok(answer) => {
-                            anyhow::bail!("an isolated leader activated version {}", answer.version)
-                        }
-                        Err(error) => codes.push(error.code()),
-                    }
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Ok(codes)
-            })
+    // Retried rotates for a minute, eight at a time; each is tried again and again inside the node, too.
+    let mut rotations = Vec::new();
+    for _ in 0..8 {
+        let admin = cluster.client_on("admin", leader.node)?;
+        rotations.push(tokio::spawn(rotate_in_vain(admin, cut)));
+    }
+    let watched = {
+        let (node, sealed) = (node.clone(), acknowledged[0].clone());
+        tokio::spawn(async move {
+            let mut samples = Vec::new();
+            while cut.elapsed() < ALONE {
+                samples.push(Sample::take(&node, &client, &sealed, cut).await?);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            anyhow::Ok(samples)
         })
-        .collect();
-    // Meanwhile the others have a leader of their own, and can change things.
+    };
+    // Meanwhile the others have a leader of their own, and change things once the silent one may be left out.
     let others = cluster.others(leader.node);
     let next = cluster.leader_among(&others).await?;
     ensure!(
         next.node != leader.node && next.term > leader.term,
         "{next:?} after {leader:?}"
     );
-    let mut codes = Vec::new();
-    for worker in workers {
-        codes.extend(worker.await??);
+    let admin = cluster
+        .client_on("admin", next.node)?
+        .with_retry(Retry::Until(Duration::from_secs(40)));
+    let trading = cluster.client_on("trading-1", next.node)?;
+    for _ in 0..2 {
+        let version = admin.rotate(CONTEXT, None).await?.version;
+        acknowledged.push(seal_under(&trading, CONTEXT, b"meanwhile", version).await?);
     }
     ensure!(
-        codes.contains(&Some(ErrorCode::NoQuorum)),
-        "never no_quorum: {codes:?}"
+        cut.elapsed() < ALONE,
+        "the majority needed {:?} for two rotations",
+        cut.elapsed()
+    );
+
+    let mut refusals = Vec::new();
+    for rotation in rotations {
+        refusals.extend(rotation.await??);
+    }
+    for (asked, error) in &refusals {
+        // Only of what it was asked before it noticed may it be in doubt.
+        ensure!(
+            *asked < NO_QUORUM_AFTER
+                || error.code() == Some(ErrorCode::NoQuorum) && error.status() == Some(503),
+            "asked after {asked:?}: {error}"
+        );
+    }
+    let late = refusals.iter().filter(|(asked, _)| *asked >= NO_QUORUM_AFTER);
+    ensure!(late.count() >= 8, "hardly any rotates: {refusals:?}");
+    let samples = watched.await??;
+    ensure!(samples.len() > 100, "only {} samples", samples.len());
+    for sample in &samples {
+        sample.check()?;
+    }
+    let noticed: Vec<f64> = samples
+        .iter()
+        .filter(|sample| sample.asked > NO_QUORUM_AFTER)
+        .map(|sample| sample.last_log)
+        .collect();
+    ensure!(
+        noticed.windows(2).all(|pair| pair[0] == pair[1]),
+        "an isolated leader appended: {noticed:?}"
     );
     let grown = last_log(&node).await? - before;
     ensure!(
         grown < 100.0,
         "the log of an isolated leader grew by {grown} entries"
     );
-    ensure!(!node.is_ready().await, "an isolated leader is ready");
 
+    // Healed, it follows, and has what the majority has: nothing of its own, nothing lost.
+    let there = context_on(&cluster, next.node, CONTEXT).await?;
     cluster.relays()?.heal();
+    until("the old leader follows", Duration::from_secs(20), async || {
+        let status = cluster.status(leader.node).await?;
+        (status.role == NodeRole::Follower && status.term >= next.term).then_some(())
+    })
+    .await?;
     cluster.wait_ready(&cluster.nodes()).await?;
-    let settled = until("one active version", Duration::from_secs(20), async || {
-        check_settled(&context_on(&cluster, leader.node, CONTEXT).await.ok()?).ok()
-    });
-    settled.await?;
-    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"healed").await?;
-    open_everywhere(&cluster, "trading-1", CONTEXT, &[sealed]).await?;
+    wait_agreed(&cluster).await?;
+    let here = context_on(&cluster, leader.node, CONTEXT).await?;
+    check_settled(&here)?;
+    ensure!(
+        versions(&here) == versions(&there),
+        "{here:?} instead of {there:?}"
+    );
+    acknowledged.push(seal(&cluster.client("trading-1")?, CONTEXT, b"healed").await?);
+    open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
+    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    ensure!(
+        here.versions.iter().all(|held| held.version < version),
+        "version {version} once more"
+    );
+    cluster.passed();
+    Ok(())
+}
+
+/// The moment of the first 200 is what a balancer goes by: whatever was encrypted elsewhere opens here at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
+    let cluster = Playground::builder().relayed().start().await?;
+    let mut missed = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
+    for round in 0..2 {
+        // A node that has been alone comes back with a higher term: another one may lead.
+        let leader = cluster.leader().await?;
+        let node = cluster.others(leader.node)[0].clone();
+        let client = cluster.client_on("trading-1", node.number)?;
+        let trading = cluster.client_on("trading-1", leader.node)?;
+        let admin = cluster
+            .client_on("admin", leader.node)?
+            .with_retry(Retry::Until(Duration::from_secs(40)));
+        cluster.relays()?.isolate(node.number);
+        // The first rotation waits until the silent member may be left out, the others add to what it misses.
+        for _ in 0..4 {
+            let version = admin.rotate(CONTEXT, None).await?.version;
+            missed.push(seal_under(&trading, CONTEXT, b"missed", version).await?);
+        }
+        ensure!(!node.is_ready().await, "round {round}: ready in isolation");
+        let newest = missed.last().context("nothing was sealed")?;
+        // A connection is there already; the new version cannot be.
+        open(&client, CONTEXT, &missed[0]).await?;
+        let unknown = open(&client, CONTEXT, newest).await.err();
+        let unknown = unknown.with_context(|| format!("round {round}: it opens what it cannot know"))?;
+        let status = unknown
+            .downcast_ref::<ClientError>()
+            .and_then(ClientError::status);
+        ensure!(status == Some(503), "round {round}: {unknown:#}");
+
+        let healed = Instant::now();
+        cluster.relays()?.heal();
+        while !node.is_ready().await {
+            ensure!(
+                healed.elapsed() < Duration::from_secs(30),
+                "round {round}: {}",
+                node.checks().await
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        open(&client, CONTEXT, newest)
+            .await
+            .with_context(|| format!("round {round}: ready {:?} after the heal", healed.elapsed()))?;
+        let sealed = seal(&client, CONTEXT, b"back").await?;
+        ensure!(
+            sealed.version == newest.version,
+            "round {round}: it encrypts under version {} instead of {}",
+            sealed.version,
+            newest.version
+        );
+        for sealed in &missed {
+            open(&client, CONTEXT, sealed)
+                .await
+                .with_context(|| format!("round {round}: version {}", sealed.version))?;
+        }
+        missed.push(sealed);
+        cluster.wait_ready(&cluster.nodes()).await?;
+    }
+    open_everywhere(&cluster, "trading-1", CONTEXT, &missed).await?;
     cluster.passed();
     Ok(())
 }
@@ -154,9 +416,7 @@ async fn a_minority_of_five_is_stale_in_time_and_still_answers() -> Result<()> {
             node.checks().await
         );
         let client = cluster.client_on("trading-1", node.number)?;
-        crate::common::open(&client, CONTEXT, &sealed)
-            .await
-            .with_context(|| node.id())?;
+        open(&client, CONTEXT, &sealed).await.with_context(|| node.id())?;
         seal(&client, CONTEXT, b"while stale")
             .await
             .with_context(|| node.id())?;

@@ -4,10 +4,11 @@ use std::sync::mpsc::channel;
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit};
-use hsm_core::envelope::{Header, aad_v1};
+use hsm_core::envelope::Header;
 use hsm_core::names::KeyUid;
 use hsm_core::test_support::import_test_key;
-use hsm_core::{DecryptV1Job, KekUse, OpError, SlotState};
+use hsm_core::{DecryptV1Job, KekUse, OpError, Slot, SlotState};
+use sha2::{Digest, Sha256};
 
 use crate::harness::Sandbox;
 use crate::keys::{CONTEXT, Kek, decrypt};
@@ -75,46 +76,113 @@ pub(crate) fn other_associated_data(sandbox: &Sandbox) {
     }
 }
 
+/// X, plaintext and ciphertext of v1 under the key `00 01 … 1f`, made with Python's `cryptography` and `hashlib`
+/// as the v1 service does it. The last two nonces begin like a v2 envelope.
+const V1_VECTORS: [(&str, &str, &str); 4] = [
+    (
+        "Trading",
+        "676f6c64656e207368617265642074657874",
+        concat!(
+            "6162636465666768696a6b6c98581b3b648dd6c778b06bd1d22d3f69a19e25abba36e05e0ea2f6fe",
+            "3d166f5303a1",
+        ),
+    ),
+    (
+        "trading-1",
+        "",
+        "6162636465666768696a6b6d96848d966ee712eaa7ce1be094853207",
+    ),
+    (
+        "trading-1",
+        "000102030405060708090a0b0c0d0e0f",
+        concat!(
+            "f5485332696a6b6c6d6e6f7097e3b22a11506668a9732949ff3d1cf14b295d808ebaa9160bec7666",
+            "fb0e8a9c",
+        ),
+    ),
+    (
+        "Trading",
+        concat!(
+            "612068656164657220696e20657665727920726573706563742c206f66206e6f206b657920686572",
+            "6521",
+        ),
+        concat!(
+            "f54853320101020c393837369846fe20fbf2f019e0b5c73ed40f0621512f0f3160360a37c1e2f4a3",
+            "3b9a9211012f6987386fc40a962de969b3f9f08bd0d68563bac8122d889d",
+        ),
+    ),
+];
+
+fn open_v1(
+    slot: &Slot,
+    uid: KeyUid,
+    ciphertext: &[u8],
+    context: &str,
+    principal: &str,
+) -> Result<Vec<u8>, OpError> {
+    let (send, receive) = channel();
+    let job = DecryptV1Job {
+        key_uid: uid,
+        ciphertext: ciphertext.to_vec(),
+        context: context.into(),
+        binding_value: principal.into(),
+    };
+    slot.decrypt_v1(job, move |outcome| {
+        send.send(outcome.map(|plaintext| plaintext.as_slice().to_vec()))
+            .unwrap();
+    })?;
+    receive.recv().unwrap()
+}
+
 pub(crate) fn v1_vector(sandbox: &Sandbox) {
     let slot = sandbox.new_slot("slot-a");
     let key: [u8; 32] = std::array::from_fn(|i| i as u8);
     let uid = KeyUid::random().unwrap();
     import_test_key(&slot, &key, uid, "kek-exchange-key-v1").unwrap();
     slot.load_kek(uid, KekUse::DecryptOnly).unwrap();
-    let cipher = Aes256Gcm::new_from_slice(&key).unwrap();
-    // A v1 nonce may begin with the magic of a v2 envelope.
-    for nonce in [*b"\xf5HS2\x01\x01\x00\x0c0123", *b"abcdefghijkl"] {
-        for (principal, plaintext) in [("Trading", b"shared".as_slice()), ("trading-1", b"")] {
-            let aad = aad_v1(CONTEXT, principal);
-            let sealed = cipher
-                .encrypt(
-                    (&nonce).into(),
-                    Payload {
-                        msg: plaintext,
-                        aad: &aad,
-                    },
-                )
-                .unwrap();
-            let ciphertext = [nonce.as_slice(), &sealed].concat();
-            let open = |principal: &str| {
-                let (send, receive) = channel();
-                let job = DecryptV1Job {
-                    key_uid: uid,
-                    ciphertext: ciphertext.clone(),
-                    context: CONTEXT.into(),
-                    binding_value: principal.into(),
-                };
-                slot.decrypt_v1(job, move |outcome| {
-                    send.send(outcome.map(|plaintext| plaintext.as_slice().to_vec()))
-                        .unwrap();
-                })
-                .unwrap();
-                receive.recv().unwrap()
-            };
-            assert_eq!(open(principal).unwrap(), plaintext);
-            assert_eq!(open("another").unwrap_err(), OpError::AuthenticationFailed);
+    let open = |ciphertext: &[u8], principal: &str| open_v1(&slot, uid, ciphertext, CONTEXT, principal);
+    let refused = |outcome: Result<Vec<u8>, OpError>| {
+        assert_eq!(outcome.unwrap_err(), OpError::AuthenticationFailed);
+    };
+
+    for (principal, plaintext, ciphertext) in V1_VECTORS {
+        let ciphertext = hex::decode(ciphertext).unwrap();
+        assert_eq!(hex::encode(open(&ciphertext, principal).unwrap()), plaintext);
+        refused(open(&ciphertext, "another"));
+        refused(open(&ciphertext, ""));
+        refused(open_v1(&slot, uid, &ciphertext, "order-key", principal));
+        for bit in 0..ciphertext.len() * 8 {
+            let mut flipped = ciphertext.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            refused(open(&flipped, principal));
+        }
+        for length in 28..ciphertext.len() {
+            refused(open(&ciphertext[..length], principal));
         }
     }
+
+    let cipher = Aes256Gcm::new_from_slice(&key).unwrap();
+    let sizes = [0_usize, 1, 15, 16, 17, 24, 32, 4096, 65_536];
+    for (number, size) in sizes.into_iter().enumerate() {
+        let plaintext = vec![number as u8; size];
+        for (mode, principal) in [(1_u8, "Trading"), (2, "trading-1")] {
+            for first in [*b"v1 nonce--", *b"\xf5HS2\x01\x01\x00\x0c--"] {
+                let mut nonce = [0_u8; 12];
+                nonce[..10].copy_from_slice(&first);
+                nonce[10..].copy_from_slice(&[number as u8, mode]);
+                let aad = Sha256::digest([CONTEXT.as_bytes(), b"\0", principal.as_bytes()].concat());
+                let payload = Payload {
+                    msg: &plaintext,
+                    aad: &aad,
+                };
+                let sealed = cipher.encrypt((&nonce).into(), payload).unwrap();
+                let ciphertext = [nonce.as_slice(), &sealed].concat();
+                assert!(open(&ciphertext, principal).unwrap() == plaintext, "{size} bytes");
+                refused(open(&ciphertext, "another"));
+            }
+        }
+    }
+    assert_eq!(slot.state(), SlotState::Ready);
 }
 
 pub(crate) fn too_short(sandbox: &Sandbox) {

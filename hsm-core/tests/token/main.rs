@@ -60,6 +60,7 @@ scenarios! {
     a_granted_transport_key_carries_keys_to_another_token: transport::grant_and_accept, transport::after_restart;
     a_substituted_transport_key_is_refused: transport::substituted;
     a_grant_for_another_token_does_not_open: transport::wrong_recipient;
+    the_sealed_keys_of_another_slot_stay_closed: transport::sealed_for_another_slot;
 
     an_initialised_token_is_kept: init::refuses_initialised;
     an_owned_token_is_not_initialised: init::refuses_owned;

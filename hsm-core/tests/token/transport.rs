@@ -1,10 +1,13 @@
 //! Transport keys on their way from one token to another.
 
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use hsm_core::names::TransportId;
+use hsm_core::replication::{ReplicationKey, SealError, SealedKeyContext};
 use hsm_core::{HsmError, KekUse, Slot};
 
 use crate::harness::Sandbox;
-use crate::keys::Kek;
+use crate::keys::{CONTEXT, Kek};
 
 fn two_slots(sandbox: &Sandbox) -> (Slot, Slot) {
     (sandbox.new_slot("slot-a"), sandbox.new_slot("slot-b"))
@@ -121,4 +124,105 @@ pub(crate) fn wrong_recipient(sandbox: &Sandbox) {
         ),
         "{error}"
     );
+}
+
+/// Whoever has a slot's whole token, its PIN, the replication key and the state lacks the transport key of the
+/// other slot, and so has nothing that opens the other slot's sealed keys.
+pub(crate) fn sealed_for_another_slot(sandbox: &Sandbox) {
+    let (a, b) = two_slots(sandbox);
+    let (kek, own) = (Kek::new(&a), Kek::new(&b));
+    b.node_key().unwrap();
+    let cluster_id = *b"cluster-id-16-by";
+    let cluster_key = ReplicationKey::generate().unwrap().for_cluster(&cluster_id);
+    let context = |slot: &'static str, transport_id: TransportId| SealedKeyContext {
+        cluster_id,
+        slot,
+        context: CONTEXT,
+        version: kek.version,
+        key_uid: kek.uid,
+        transport_id,
+        check_record: &kek.check_record,
+    };
+    let home = context("exchange", kek.transport);
+    let sealed = cluster_key.seal_key(&home, &kek.wrapped).unwrap();
+
+    // Moved to the other slot, the record does not open, whichever transport key it is said to be under.
+    let error = cluster_key
+        .open_key(&context("2fa", own.transport), &sealed)
+        .unwrap_err();
+    assert!(matches!(error, SealError::OtherTransportKey { .. }), "{error}");
+    let mut renamed = sealed.clone();
+    let id = renamed
+        .windows(16)
+        .position(|window| window == kek.transport.as_bytes())
+        .unwrap();
+    renamed[id..id + 16].copy_from_slice(own.transport.as_bytes());
+    for (context, record) in [
+        (context("2fa", kek.transport), &sealed),
+        (context("2fa", own.transport), &renamed),
+        (context("exchange", own.transport), &renamed),
+    ] {
+        let error = cluster_key.open_key(&context, record).unwrap_err();
+        assert!(matches!(error, SealError::Altered { .. }), "{error}");
+    }
+
+    // Opened as what it is, it is a wrapped key, and no key of this token unwraps it.
+    let wrapped = cluster_key.open_key(&home, &sealed).unwrap();
+    assert!(wrapped.as_slice() == kek.wrapped);
+    let error = kek.import(&b).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            HsmError::NotFound {
+                what: "transport key",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let swapped = Kek {
+        transport: own.transport,
+        ..kek.clone()
+    };
+    let error = swapped.import(&b).unwrap_err().to_string();
+    assert!(error.contains("does not unwrap"), "{error}");
+    // Nor is the transport key to be had by the grant that the other slot's token got.
+    let check = a.transport_check(kek.transport).unwrap().unwrap();
+    let grant = a
+        .grant_transport_key(kek.transport, &a.node_key().unwrap())
+        .unwrap();
+    let error = b
+        .accept_transport_key(kek.transport, &grant, &check)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("made for another key"), "{error}");
+
+    // Past this crate: the call that opens it in its own token fails here with every key.
+    let template = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(false),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+    ];
+    let opened_in = |slot: &Slot| {
+        let session = crate::objects::beside(slot);
+        let secret = [Attribute::Token(true), Attribute::Class(ObjectClass::SECRET_KEY)];
+        let keys = session.find_objects(&secret).unwrap();
+        assert_eq!(keys.len(), 2, "a transport key and a KEK");
+        keys.into_iter()
+            .filter(|key| {
+                session
+                    .unwrap_key(&Mechanism::AesKeyWrap, *key, &wrapped, &template)
+                    .is_ok()
+            })
+            .count()
+    };
+    assert_eq!((opened_in(&a), opened_in(&b)), (1, 0));
+
+    let objects = b.objects().unwrap();
+    assert_eq!(objects.transport_keys, [own.transport]);
+    assert_eq!(objects.keks.len(), 1, "{objects:?}");
 }

@@ -1,0 +1,197 @@
+//! Ciphertexts of the v1 service: `nonce ‖ ciphertext ‖ tag`, with a `key_id`. They are made in a stopped node's
+//! token by plain PKCS#11, so that nothing of this project but the keys has a part in them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::Playground;
+use hsm_api::data::DecryptRequest;
+use hsm_api::{Client, ErrorCode};
+
+use crate::common::{CONTEXT, seal};
+use crate::pkcs11::{Token, Vector};
+
+const READY: Duration = Duration::from_secs(30);
+
+/// `SHA-256(context ‖ 0x00 ‖ X)` of v1, computed with Python's hashlib: the context, X, and the digest.
+const SHARED: &str = "fc86400a275c2b59f339a0dddd4e61112e7aedfc7278a0d1a94b8c276c636003"; // exchange-key, Trading
+const SHARED_BY_NAME: &str = "8c208f321706a962277e0823efd9b06dac17399618d21de570d3fa5b6483826e"; // …, trading-1
+const PRIVATE: &str = "a3d69989cb42e67983aecdb9737f05673676a0431024dc967aa37b1116b4c7bc"; // 2fa, 2fa-1
+const PRIVATE_BY_UNIT: &str = "3a0efcd63e128f52eddd6ef1f176ce615608b44cc570d62e419fde3f0f6cb04c"; // 2fa, 2FA
+
+const SIZES: [usize; 9] = [0, 1, 15, 16, 17, 24, 32, 4096, 65_536];
+/// The first bytes of a v2 header with everything in it right: magic, suite, purpose, binding, length of the IV.
+const LIKE_V2: [u8; 8] = [0xf5, b'H', b'S', b'2', 1, 1, 1, 12];
+
+/// A v1 ciphertext and what is in it.
+struct V1 {
+    plaintext: Vec<u8>,
+    ciphertext: Vec<u8>,
+}
+
+fn nonce(first: [u8; 8], number: usize) -> [u8; 12] {
+    let number = u32::try_from(number).unwrap();
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&first);
+    nonce[8..].copy_from_slice(&number.to_be_bytes());
+    nonce
+}
+
+/// Every size, each with an ordinary nonce and with one that looks like a v2 envelope.
+fn make(token: &Token, key: &str, aad: &'static str) -> Result<Vec<V1>> {
+    let mut vectors = Vec::new();
+    for first in [*b"v1 nonce", LIKE_V2] {
+        for size in SIZES {
+            vectors.push(Vector {
+                nonce: nonce(first, vectors.len()),
+                aad,
+                plaintext: (0..size).map(|at| (at % 251) as u8).collect(),
+            });
+        }
+    }
+    let sealed = token.seal(key, &vectors)?;
+    ensure!(
+        sealed.len() == vectors.len(),
+        "{} of {} were sealed",
+        sealed.len(),
+        vectors.len()
+    );
+    let made = vectors.into_iter().zip(sealed).map(|(vector, ciphertext)| V1 {
+        plaintext: vector.plaintext,
+        ciphertext,
+    });
+    Ok(made.collect())
+}
+
+fn ask(context: &str, ciphertext: &[u8], key_id: &str) -> DecryptRequest {
+    DecryptRequest::new(context, ciphertext).with_key_id(key_id)
+}
+
+async fn opens(client: &Client, context: &str, key_id: &str, all: &[V1]) -> Result<()> {
+    for v1 in all {
+        let answer = client
+            .decrypt(&ask(context, &v1.ciphertext, key_id))
+            .await
+            .with_context(|| format!("{key_id}, {} bytes", v1.plaintext.len()))?;
+        ensure!(
+            answer.plaintext.as_slice() == v1.plaintext,
+            "{key_id}, {} bytes: something else came out",
+            v1.plaintext.len()
+        );
+    }
+    Ok(())
+}
+
+async fn code(client: &Client, request: &DecryptRequest) -> Option<ErrorCode> {
+    let outcome = client.decrypt(request).await;
+    outcome.err().and_then(|error| error.code())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn v1_ciphertexts_open_on_every_node_for_whom_they_were_made() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    // An old version as well as the active one.
+    cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    let leader = cluster.leader().await?;
+    let node = cluster.others(leader.node)[0].clone();
+    node.kill().await?;
+    let (exchange, private) = (
+        Token::of(&cluster, &node, "exchange"),
+        Token::of(&cluster, &node, "2fa"),
+    );
+    let [old, active, own_key] = ["kek-exchange-key-v1", "kek-exchange-key-v2", "kek-2fa-v1"];
+    let of_old = make(&exchange, old, SHARED)?;
+    let of_active = make(&exchange, active, SHARED)?;
+    let of_name = make(&exchange, old, SHARED_BY_NAME)?;
+    let own = make(&private, own_key, PRIVATE)?;
+    let of_unit = make(&private, own_key, PRIVATE_BY_UNIT)?;
+    cluster.start_node(node.number).await?;
+    cluster.wait_ready(&cluster.nodes()).await?;
+
+    let colleague = cluster.pki().issue("2fa-2", Some("2FA"))?;
+    for node in cluster.nodes() {
+        // Shared: for everyone of the unit.
+        for profile in ["trading-1", "trading-2"] {
+            let client = cluster.client_on(profile, node.number)?;
+            opens(&client, CONTEXT, old, &of_old)
+                .await
+                .with_context(|| node.id())?;
+            opens(&client, CONTEXT, active, &of_active)
+                .await
+                .with_context(|| node.id())?;
+        }
+        // Private: for one name.
+        let owner = cluster.client_on("2fa-1", node.number)?;
+        opens(&owner, "2fa", own_key, &own)
+            .await
+            .with_context(|| node.id())?;
+
+        let refused = Some(ErrorCode::AuthenticationFailed);
+        let other = cluster.pki().client(Some(&colleague), &[node.endpoint()])?;
+        for v1 in &own {
+            let found = code(&other, &ask("2fa", &v1.ciphertext, own_key)).await;
+            ensure!(
+                found == refused,
+                "{}: a colleague's decryption: {found:?}",
+                node.id()
+            );
+        }
+        let trading = cluster.client_on("trading-1", node.number)?;
+        let (v1, end) = (&of_old[3], of_old[3].ciphertext.len() - 1);
+        let mut altered = v1.ciphertext.clone();
+        altered[end] ^= 1;
+        for (what, client, request) in [
+            (
+                "made for a name",
+                &trading,
+                ask(CONTEXT, &of_name[3].ciphertext, old),
+            ),
+            (
+                "made for a unit",
+                &owner,
+                ask("2fa", &of_unit[3].ciphertext, own_key),
+            ),
+            ("another version", &trading, ask(CONTEXT, &v1.ciphertext, active)),
+            ("altered", &trading, ask(CONTEXT, &altered, old)),
+            ("cut", &trading, ask(CONTEXT, &v1.ciphertext[..end], old)),
+            (
+                "with associated data",
+                &trading,
+                ask(CONTEXT, &v1.ciphertext, old).with_aad(b"order 42"),
+            ),
+        ] {
+            let found = code(client, &request).await;
+            ensure!(found == refused, "{}: {what}: {found:?}", node.id());
+        }
+        for (what, request, expected) in [
+            (
+                "no key_id",
+                DecryptRequest::new(CONTEXT, v1.ciphertext.as_slice()),
+                ErrorCode::UnknownKeyVersion,
+            ),
+            (
+                "an unknown key_id",
+                ask(CONTEXT, &v1.ciphertext, "kek-exchange-key-v77"),
+                ErrorCode::UnknownKeyVersion,
+            ),
+            (
+                "a key_id of another context",
+                ask(CONTEXT, &v1.ciphertext, own_key),
+                ErrorCode::WrongContext,
+            ),
+            (
+                "27 bytes",
+                ask(CONTEXT, &[7; 27], old),
+                ErrorCode::CiphertextTooShort,
+            ),
+        ] {
+            let found = code(&trading, &request).await;
+            ensure!(found == Some(expected), "{}: {what}: {found:?}", node.id());
+        }
+        // None of it was the token's fault.
+        node.wait_ready(READY).await?;
+        seal(&trading, CONTEXT, b"afterwards").await?;
+    }
+    cluster.passed();
+    Ok(())
+}
