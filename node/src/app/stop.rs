@@ -1,4 +1,4 @@
-//! Stopping: readiness goes first, then connections drain, then the leader stops proposing.
+//! Stopping: readiness goes first, then connections drain, then a leader hands over.
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +19,6 @@ pub(super) async fn wait(consensus: &Consensus, drain: &DrainControl, times: Dra
     }
     tracing::info!("stopping: not ready from now on, draining connections");
     drain.run(times.notice, times.timeout, open).await;
-    consensus.stop_proposals();
+    consensus.step_down().await;
     tracing::info!("stopped");
 }

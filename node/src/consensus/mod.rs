@@ -16,6 +16,7 @@ mod connection;
 mod forward;
 mod found;
 mod gate;
+mod handover;
 mod handshake;
 mod join;
 mod membership;
@@ -219,12 +220,5 @@ impl Consensus {
     /// Registers what the leader does for administrators. Once.
     pub fn serve_leader_calls(&self, calls: Arc<dyn LeaderCalls>) {
         let _ = self.shared.calls.set(calls);
-    }
-
-    /// Stops accepting proposals, internal ones too.
-    pub fn stop_proposals(&self) {
-        self.shared
-            .draining
-            .store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }

@@ -181,7 +181,12 @@ async fn handle(
     // registration is not applied here yet; whatever acts in somebody's name needs a node of the state.
     let acts = matches!(
         request,
-        Request::Admin(_) | Request::Own { .. } | Request::ReadIndex | Request::Vouch(_) | Request::GoAway(_)
+        Request::Admin(_)
+            | Request::Own { .. }
+            | Request::ReadIndex
+            | Request::Vouch(_)
+            | Request::Stand
+            | Request::GoAway(_)
     );
     if acts && !is_registered(shared, &peer.hello) {
         tracing::warn!(target: "audit", peer = peer.hello.name, "call of a node that is no member refused");
@@ -218,6 +223,7 @@ async fn handle(
             let proposed = shared.propose_for_member(peer.hello.raft_id, nonce, *op).await;
             Response::Own(proposed.map_err(Into::into))
         }
+        Request::Stand => shared.stand(peer.hello.raft_id).await,
         Request::Vouch(id) => Response::Vouch(shared.vouch(id)),
         Request::ReadIndex => Response::ReadIndex(shared.read_index_here().await.map_err(Into::into)),
         Request::GoAway(reason) => {

@@ -110,6 +110,8 @@ pub(super) enum Request {
     Vouch(RaftId),
     /// A node without identity asks to be registered.
     Join(Box<JoinDetails>),
+    /// The leader, about to stop, asks for an election.
+    Stand,
     /// The leader found this node's identity refused; see [`TurnedAway`].
     GoAway(TurnedAway),
 }
@@ -138,7 +140,7 @@ pub(super) enum Response {
     Append(openraft::raft::AppendEntriesResponse<RaftId>),
     Vote(openraft::raft::VoteResponse<RaftId>),
     Snapshot(openraft::raft::SnapshotResponse<RaftId>),
-    /// Go on sending.
+    /// Done; or go on sending.
     More,
     Admin(Result<String, CallError>),
     Own(Result<Done, Declined>),

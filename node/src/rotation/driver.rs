@@ -28,23 +28,33 @@ pub async fn drive(cluster: Arc<dyn Cluster>, limits: Limits) {
     let mut sightings = Sightings::default();
     loop {
         applied.borrow_and_update();
-        let pause = look(&*cluster, &mut sightings, &limits).await;
-        if pause == AFTER_ERROR {
-            // Not cut short by what is applied: a refusal is an entry too.
-            tokio::time::sleep(pause).await;
-            continue;
-        }
+        let pause = match look(&*cluster, &mut sightings, &limits).await {
+            Next::Change { within } => within,
+            Next::Pause => {
+                tokio::time::sleep(AFTER_ERROR).await;
+                continue;
+            }
+        };
         if let Ok(Err(_)) = tokio::time::timeout(pause, applied.changed()).await {
             return;
         }
     }
 }
 
-/// Looks once; returns how long to wait before the next look.
-async fn look(cluster: &dyn Cluster, sightings: &mut Sightings, limits: &Limits) -> Duration {
+/// When to look again.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Once the state has changed, or after this time.
+    Change { within: Duration },
+    /// After [`AFTER_ERROR`], whatever is applied meanwhile: a refusal is an entry too.
+    Pause,
+}
+
+/// Looks once.
+async fn look(cluster: &dyn Cluster, sightings: &mut Sightings, limits: &Limits) -> Next {
     let Some(leadership) = cluster.leadership() else {
         sightings.forget();
-        return IDLE_LOOK;
+        return Next::Change { within: IDLE_LOOK };
     };
     let published = cluster.published();
     let now = Instant::now();
@@ -55,10 +65,11 @@ async fn look(cluster: &dyn Cluster, sightings: &mut Sightings, limits: &Limits)
         failed |= !carry_out(cluster, &published, action).await;
     }
     if failed {
-        return AFTER_ERROR;
+        return Next::Pause;
     }
     let pending = published.state.pending().next().is_some();
-    if pending { PENDING_LOOK } else { IDLE_LOOK }
+    let within = if pending { PENDING_LOOK } else { IDLE_LOOK };
+    Next::Change { within }
 }
 
 fn actions(
@@ -187,6 +198,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_idle_driver_acts_on_a_change_at_once() {
+        let (cluster, driver) = start(World::new(1), limits(60_000, 60_000));
+        let rotations = 8;
+        let begun = Instant::now();
+        for version in 1..=rotations {
+            cluster.with(|world| {
+                world.prepare("c");
+                world.ack(1, "c", version);
+            });
+            assert!(becomes(&cluster, version, VersionState::Active).await);
+        }
+        assert!(
+            begun.elapsed() < IDLE_LOOK * rotations / 2,
+            "{:?}",
+            begun.elapsed()
+        );
+        driver.abort();
+    }
+
+    #[tokio::test]
     async fn a_version_that_nobody_else_imports_is_abandoned() {
         let (cluster, driver) = start(World::new(3), limits(60_000, 150));
         cluster.with(|world| {
@@ -238,7 +269,10 @@ mod tests {
         let before = cluster.count(|_| true);
         *cluster.leadership.lock().unwrap() = None;
         let mut sightings = Sightings::default();
-        assert_eq!(look(&*cluster, &mut sightings, &limits(0, 0)).await, IDLE_LOOK);
+        assert_eq!(
+            look(&*cluster, &mut sightings, &limits(0, 0)).await,
+            Next::Change { within: IDLE_LOOK }
+        );
         assert_eq!(cluster.count(|_| true), before);
     }
 
@@ -254,6 +288,6 @@ mod tests {
             .unwrap()
             .push((ProposeError::NoQuorum, false));
         let mut sightings = Sightings::default();
-        assert_eq!(look(&*cluster, &mut sightings, &limits(0, 0)).await, AFTER_ERROR);
+        assert_eq!(look(&*cluster, &mut sightings, &limits(0, 0)).await, Next::Pause);
     }
 }
