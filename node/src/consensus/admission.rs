@@ -223,7 +223,7 @@ impl Shared {
     }
 
     /// Whether that this node was rolled back is more than one node's mistake: its leader says so, by the
-    /// last vote it gave, or as many members as there are others, two at most.
+    /// last vote it gave, or two members, or the only other one.
     fn is_believed(&self, accuser: RaftId) -> bool {
         let control = self.control.get();
         let leader = control
@@ -231,16 +231,19 @@ impl Shared {
             .as_ref()
             .filter(|vote| vote.committed)
             .and_then(|vote| vote.leader_id.voted_for());
-        let others = self
-            .published
-            .load()
+        let published = self.published.load();
+        let others: BTreeSet<RaftId> = published
             .state
             .nodes()
             .iter()
             .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
-            .count();
+            .map(|(id, _)| *id)
+            .collect();
+        if !others.contains(&accuser) {
+            return false;
+        }
         let mut accusers = lock(&self.peers_seen.accusers);
         accusers.insert(accuser);
-        leader == Some(accuser) || accusers.len() >= BELIEVED.min(others)
+        leader == Some(accuser) || accusers.len() >= BELIEVED.min(others.len())
     }
 }

@@ -13,6 +13,8 @@ use tokio::sync::watch;
 
 mod admission;
 mod connection;
+#[cfg(test)]
+mod forgery_tests;
 mod forward;
 mod found;
 mod gate;
