@@ -120,6 +120,22 @@ pub(crate) fn in_state(info: &ContextInfo, state: KeyState) -> Vec<u32> {
         .collect()
 }
 
+/// A context on one node, once that node has this version active and none pending: a follower hears of an
+/// activation a moment after it was acknowledged.
+pub(crate) async fn settled_on(
+    cluster: &Playground,
+    number: u32,
+    context: &str,
+    version: u32,
+) -> Result<ContextInfo> {
+    let what = format!("version {version} of {context} active on node {number}, none pending");
+    until(&what, Duration::from_secs(5), async || {
+        let info = context_on(cluster, number, context).await.ok()?;
+        (check_settled(&info).ok()? == version).then_some(info)
+    })
+    .await
+}
+
 /// Exactly one version is active, none is pending, and no number is used twice.
 pub(crate) fn check_settled(info: &ContextInfo) -> Result<u32> {
     let active = in_state(info, KeyState::Active);

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::common::{CONTEXT, Sealed, check_settled, context_on, open, open_everywhere, seal};
+use crate::common::{CONTEXT, Sealed, context_on, open, open_everywhere, seal, settled_on};
 
 /// How many kills in a run of all tests; `HSM_LEADER_KILLS` names another number. A hundred take six minutes.
 const KILLS: usize = 20;
@@ -279,8 +279,12 @@ async fn a_terminated_leader_hands_over() -> Result<()> {
 
     // What was on its way was answered, every time, and stands.
     let versions = rotations.await?.context("a rotation on its way")?;
-    let info = context_on(&cluster, next.node, CONTEXT).await?;
-    check_settled(&info)?;
+    let newest = versions
+        .iter()
+        .copied()
+        .max()
+        .context("no rotation was acknowledged")?;
+    let info = settled_on(&cluster, next.node, CONTEXT, newest).await?;
     let known = |version: &u32| info.versions.iter().any(|held| held.version == *version);
     ensure!(
         !versions.is_empty() && versions.iter().all(known),

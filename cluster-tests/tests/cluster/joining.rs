@@ -9,7 +9,7 @@ use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
 use hsm_api::{ClientError, ErrorCode, SecretText};
 
-use crate::common::{CONTEXT, open, open_everywhere, seal};
+use crate::common::{CONTEXT, open, open_everywhere, seal, seal_under};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fourth_node_joins_under_load() -> Result<()> {
@@ -44,12 +44,7 @@ async fn a_fourth_node_joins_under_load() -> Result<()> {
     ensure!(report.decrypted > 50, "hardly any load: {report:?}");
     // It counts: the next version needs it too.
     let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
-    let sealed = seal(&client, CONTEXT, b"by the fourth").await?;
-    ensure!(
-        sealed.version == version,
-        "the fourth node encrypts under {}",
-        sealed.version
-    );
+    let sealed = seal_under(&client, CONTEXT, b"by the fourth", version).await?;
     open_everywhere(&cluster, "trading-1", CONTEXT, &[sealed]).await?;
     let members = cluster.client("admin")?.members().await?.into_body().members;
     ensure!(
@@ -258,8 +253,7 @@ async fn a_renewed_cluster_certificate_changes_nothing() -> Result<()> {
     }
     // All of them are heard: a rotation needs every member.
     let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
-    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"renewed").await?;
-    ensure!(sealed.version == version, "version {}", sealed.version);
+    let sealed = seal_under(&cluster.client("trading-1")?, CONTEXT, b"renewed", version).await?;
     open_everywhere(&cluster, "trading-1", CONTEXT, &[sealed]).await?;
     cluster.passed();
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::Playground;
 use nix::sys::signal::Signal;
 
-use crate::common::{CONTEXT, check_settled, context_on, open_everywhere, seal};
+use crate::common::{CONTEXT, check_settled, context_on, open_everywhere, seal, settled_on};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_cluster_killed_at_once_has_lost_nothing() -> Result<()> {
@@ -24,7 +24,7 @@ async fn a_whole_cluster_killed_at_once_has_lost_nothing() -> Result<()> {
             .rotate(CONTEXT, Some(&format!("round-{round}")))
             .await?
             .version;
-        let before = context_on(&cluster, 1, CONTEXT).await?;
+        let before = settled_on(&cluster, 1, CONTEXT, version).await?;
         // All signals before any of them is looked at again.
         for node in cluster.nodes() {
             ensure!(node.signal(Signal::SIGKILL)?, "{} did not run", node.id());
