@@ -66,7 +66,6 @@ mod tests {
             token: SecretText::from("canary"),
             cluster_ca_sha256: "00".to_owned(),
             leader_addresses: vec!["127.0.0.1:8445".to_owned()],
-            confirm_fingerprints: None,
         };
         assert!(!format!("{request:?}").contains("canary"));
         assert_eq!(serde_json::to_value(&request).unwrap()["token"], "canary");

@@ -233,7 +233,7 @@ pub enum SlotError {
     },
     /// Somebody entered a wrong PIN.
     #[error(
-        "slot {slot}: token {serial} reports wrong PINs since the last right one; find out who tried, then allow one more attempt with: hsmctl slot unlock --retry"
+        "slot {slot}: token {serial} reports wrong PINs since the last right one; find out who tried, then stop the node, log in to the token once with the vendor's own tool, and start the node"
     )]
     PinCountLow {
         /// Configured name of the slot.

@@ -63,9 +63,6 @@ pub(crate) struct Join {
         required = true
     )]
     leaders: Vec<String>,
-    /// You have compared the slots' fingerprints with the joining node's log.
-    #[arg(long)]
-    confirm_fingerprints: bool,
 }
 
 /// Arguments of `cluster status`.
@@ -139,7 +136,6 @@ async fn join(session: &Session, args: Join) -> Result<()> {
         token,
         cluster_ca_sha256,
         leader_addresses: args.leaders,
-        confirm_fingerprints: args.confirm_fingerprints.then_some(true),
     };
     let answer = patiently(
         "joining: receiving state, importing and proving every key",

@@ -120,8 +120,6 @@ async fn join_once(
         token: token.token,
         cluster_ca_sha256: token.cluster_ca_sha256,
         leader_addresses: members.iter().map(|member| member.advertised()).collect(),
-        // Both sides of the comparison are on this machine, in this user's hands.
-        confirm_fingerprints: Some(true),
     };
     match joining.join(&request).await {
         Ok(_) => Ok(()),

@@ -90,9 +90,6 @@ pub struct JoinRequest {
     pub cluster_ca_sha256: String,
     /// `host:port` of members' cluster listeners, tried in order.
     pub leader_addresses: Vec<String>,
-    /// The operator has compared the slots' fingerprints.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub confirm_fingerprints: Option<bool>,
 }
 
 /// Answer of `POST /admin/v1/cluster/join`, once the node votes.

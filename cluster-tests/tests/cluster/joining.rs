@@ -77,7 +77,6 @@ async fn join(
         leader_addresses: (1..=3)
             .map(|number| format!("127.0.0.1:{}", cluster.node(number).cluster_port))
             .collect(),
-        confirm_fingerprints: Some(true),
     };
     change(&mut request);
     Ok(cluster

@@ -46,8 +46,8 @@ pub struct SlotOptions {
     pub state_dir: PathBuf,
     /// Accept a PIN that could be guessed.
     pub insecure_pin: bool,
-    /// Log in although the token reports wrong PINs (`slot unlock --retry`). Never applies to a
-    /// PIN that was refused, to a last attempt or to a locked PIN.
+    /// Log in although the token reports wrong PINs. Never applies to a PIN that was refused, to a last
+    /// attempt or to a locked PIN.
     pub retry_pin: bool,
     /// Threads that encrypt and decrypt. One is best for SoftHSM.
     pub threads: usize,

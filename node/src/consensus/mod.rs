@@ -104,7 +104,7 @@ pub struct View {
     pub snapshot: u64,
     /// Leader only: age of the last contact with a quorum.
     pub quorum_ack_age: Option<Duration>,
-    /// Age of the newest quorum-backed contact; `None`: none since the start.
+    /// Age of the newest quorum-backed contact that counts; `None`: none since the start.
     pub staleness: Option<Duration>,
     /// See [`Gate`].
     pub start_gate: Gate,

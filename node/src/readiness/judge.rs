@@ -31,11 +31,11 @@ pub struct Rules {
 pub struct Local {
     /// Its state.
     pub state: SlotState,
-    /// Why it does not serve, for people.
+    /// Why it does not serve, for administrators.
     pub reason: Option<String>,
     /// The token was compared with the state since the start.
     pub synced: bool,
-    /// It had everything that the state asked for when the start gate opened, and has now.
+    /// It had everything that the state asked for when the start gate last opened, and has now.
     pub complete: bool,
     /// Versions it has to serve and lacks.
     pub missing_keys: u32,
@@ -54,7 +54,12 @@ impl Local {
 
     fn why(&self) -> String {
         if !self.is_ready() {
-            return self.reason.clone().unwrap_or_else(|| self.state.to_string());
+            // Whoever reaches the health listener is nobody in particular: no labels, serials or paths.
+            let state = match &self.state {
+                SlotState::Failed { code, .. } => format!("failed ({code})"),
+                state => state.name().to_owned(),
+            };
+            return format!("{state}; the node's log and `hsmctl cluster status` say why");
         }
         if !self.synced {
             return "the token was not compared with the state yet".to_owned();
@@ -127,7 +132,7 @@ fn check(code: &'static str, ok: bool, good: &str, bad: impl FnOnce() -> String)
     Check::new(code, ok, if ok { good.to_owned() } else { bad() })
 }
 
-/// The start gate: whoever starts must have caught up with a quorum once.
+/// The start gate: whoever starts, or heard of no quorum for too long, must catch up with one first.
 fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
     match view.start_gate {
         Gate::Open { .. } => Check::new("start_gate", true, "open"),

@@ -43,7 +43,7 @@ pub(super) fn serving() -> Local {
 pub(super) fn locked() -> Local {
     Local {
         state: SlotState::Locked,
-        reason: Some("no PIN".to_owned()),
+        reason: Some("the token labelled 7 has no PIN".to_owned()),
         complete: false,
         ..serving()
     }

@@ -88,6 +88,18 @@ fn a_slot_that_another_member_serves_must_be_served_here() {
 }
 
 #[test]
+fn a_probe_learns_no_reason_that_may_name_a_token() {
+    let mut node = Node::new();
+    let other = node.other();
+    node.report(other, "s", true);
+    node.slot("s", locked());
+    let checks = node.ask(&ReadyQuery::default());
+    let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
+    assert!(slot.detail.starts_with("locked;"), "{}", slot.detail);
+    assert!(!slot.detail.contains("labelled"), "{}", slot.detail);
+}
+
+#[test]
 fn whom_the_leader_does_not_hear_serves_nothing() {
     for role in [Role::Leader, Role::Follower] {
         let mut node = Node::new();

@@ -83,7 +83,7 @@ pub enum Problem {
     /// The registered slot key is another one than the token's.
     #[error(
         "this token's own key is not the one this node registered: the token was replaced; put the old token \
-         back, or remove this node and join it again under a new data directory"
+         back, or join a new node under a new node_id with an empty data directory"
     )]
     TokenReplaced,
     /// A node's slot key does not hold.

@@ -54,9 +54,9 @@ impl From<StoreFailure> for io::Error {
 }
 
 /// What to do with a node whose store is refused. Said with every refusal.
-const REMEDY: &str = "this node cannot go on with this data directory: keep a copy, remove the node from \
-     the cluster on another node, empty the directory and join it again (docs/operations.md, \
-     \"A store that is refused\")";
+const REMEDY: &str = "this node cannot go on with this data directory: keep it, and join a new node under a \
+     new node_id with an empty directory; the old one stays listed, because members cannot be removed yet \
+     (docs/operations.md, \"A store that is refused\")";
 
 /// Why a store was refused at open.
 #[derive(Debug, thiserror::Error)]

@@ -96,7 +96,9 @@ impl Workbench {
         self.compare(self.generation(id)?)?;
         let blob = self.sealed_grant(id, node, &recipient.spki)?;
         let slot = self.name.clone();
-        tracing::info!(target: "audit", %slot, transport = %id, node, "transport key granted");
+        // Said before it is proposed: what may have happened must not be missing from the audit.
+        let spki_sha256 = hex::encode(Sha256::digest(&recipient.spki));
+        tracing::info!(target: "audit", %slot, transport = %id, node, spki_sha256, "granting a transport key");
         let op = GrantTransportKey {
             slot,
             id,
