@@ -164,9 +164,11 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
         control,
     } = opened;
     let identity = control.get();
+    // A snapshot that was received whole stands for the log it covers, whether or not that was purged yet.
+    let has = identity.last_log.max(machine.published().load().applied);
     let run = Run {
         boot: Boot(clock::random_id()),
-        log_index: identity.last_log.map_or(0, |id| id.index),
+        log_index: has.map_or(0, |id| id.index),
     };
     let gate = StartGate::new(options.timing.ready);
     let shared = Arc::new(Shared {
