@@ -70,7 +70,7 @@ impl ControlHandle {
         epoch: u64,
         raft_id: RaftId,
     ) -> Result<(), StoreFailure> {
-        let promised = self.core.promise(|control| {
+        let promised = self.core.settle(|control| {
             control.cluster_id = cluster_id;
             control.epoch = epoch;
             control.raft_id = raft_id;
@@ -80,7 +80,7 @@ impl ControlHandle {
 
     /// Marks the node so that it never runs again with this directory. Blocks on the disk.
     pub fn poison(&self, poison: Poison) -> Result<(), StoreFailure> {
-        let promised = self.core.promise(|control| control.poison = Some(poison));
+        let promised = self.core.settle(|control| control.poison = Some(poison));
         self.core.fatal(promised)
     }
 

@@ -105,6 +105,18 @@ impl Core {
         Ok(())
     }
 
+    /// Changes who the node is, or whether it may run: in both slots of the file, because no row of sled
+    /// says it again, and one flipped bit must not take it back.
+    pub(super) fn settle(&self, change: impl FnOnce(&mut Control)) -> Result<(), StoreFailure> {
+        let mut guard = self.lock();
+        let mut next = guard.1.clone();
+        change(&mut next);
+        guard.0.write(&next)?;
+        guard.0.write(&next)?;
+        guard.1 = next;
+        Ok(())
+    }
+
     /// Passes a success on; a failure ends the store first.
     pub(super) fn fatal<T>(&self, result: Result<T, StoreFailure>) -> Result<T, StoreFailure> {
         if let Err(failure) = &result
