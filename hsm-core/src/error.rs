@@ -141,8 +141,8 @@ pub enum HsmError {
         /// What to do.
         remedy: String,
     },
-    /// The token forgot the login, and logging in again did not work.
-    #[error("logging in again: {0}")]
+    /// The token forgot the login; if logging in again was tried, why that did not work.
+    #[error("login: {0}")]
     Login(String),
     /// The operating system's random source failed.
     #[error("{0}")]
@@ -233,7 +233,7 @@ pub enum SlotError {
     },
     /// Somebody entered a wrong PIN.
     #[error(
-        "slot {slot}: token {serial} reports wrong PINs since the last right one; find out who tried, then stop the node, log in to the token once with the vendor's own tool, and start the node"
+        "slot {slot}: token {serial} reports wrong PINs since the last right one; find out who tried, then allow one more attempt with: hsmctl slot unlock --slot {slot} --retry (a node that does not start because of this: log in to the token once with the vendor's own tool)"
     )]
     PinCountLow {
         /// Configured name of the slot.

@@ -7,6 +7,7 @@ use crate::error::HsmError;
 use crate::ffi::Obj;
 use crate::gcm::{Cipher, GcmError};
 use crate::names::KeyUid;
+use crate::return_codes::{Verdict, classify};
 use crate::token::Token;
 
 /// A check record with what it belongs to, its form checked.
@@ -53,7 +54,9 @@ impl<'a> CheckRecord<'a> {
             Ok(text) if check_record::matches(text.as_slice()) => Ok(()),
             Ok(_) => Err(self.failed("its check record decrypts to another text")),
             Err(GcmError::TooShort) => Err(self.failed("its check record is too short")),
-            Err(GcmError::Call(error)) if error.call == "C_Decrypt" => {
+            // Only what the table calls a wrong tag speaks of the key; a token in trouble, or a session
+            // that is of no more use, must never cost a good key its object.
+            Err(GcmError::Call(error)) if classify(&error) == Verdict::CallersFault => {
                 Err(self.failed(&format!("its check record does not decrypt ({error})")))
             }
             Err(GcmError::Call(error)) => Err(error.into()),

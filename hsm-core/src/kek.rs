@@ -67,6 +67,8 @@ pub struct ImportKek {
     pub wrapped: Zeroizing<Vec<u8>>,
     /// The committed check record.
     pub check_record: Vec<u8>,
+    /// Replace whatever is in the token under this id, once the wrapped key has proven itself.
+    pub replace: bool,
 }
 
 /// Generates, encrypts the check record, wraps, destroys. Nothing of it stays in the token.
@@ -106,6 +108,8 @@ pub(crate) fn generate(token: &Token<'_>, kek: &GenerateKek) -> Result<Generated
     };
     let record = CheckRecord::parse(kek.key_uid, kek.version, &kek.context, &generated.check_record)?;
     record.prove(token, key.object())?;
+    // It is extractable: a leader that cannot get rid of it must not commit it.
+    key.destroy()?;
     Ok(generated)
 }
 
@@ -115,10 +119,11 @@ pub(crate) fn import(token: &Token<'_>, kek: &ImportKek) -> Result<(), HsmError>
     let record = CheckRecord::parse(kek.key_uid, kek.version, &kek.context, &kek.check_record)?;
     match token.find(sys::CKO_SECRET_KEY, kek.key_uid.as_bytes())? {
         Found::None => {}
+        _ if kek.replace => {}
         Found::Many(count) => return Err(duplicates(WHAT, kek.key_uid.as_bytes(), count)),
         Found::One(held) => {
-            // Durable too: what was there when the slot was opened was synced then, what was
-            // imported since was synced by its import.
+            // Durable too: what was there when the slot was opened was synced then, and `keep` leaves
+            // nothing behind that it could not sync.
             check_held(token, kek.key_uid, held)?;
             return record.prove(token, held).map_err(|error| match error {
                 HsmError::CheckRecord { key_uid, reason } => HsmError::Quarantined {
@@ -136,6 +141,9 @@ pub(crate) fn import(token: &Token<'_>, kek: &ImportKek) -> Result<(), HsmError>
     let unwrapped = token.ephemeral(unwrapped);
     token.verify(unwrapped.object(), WHAT, &templates::kek_session(false))?;
     record.prove(token, unwrapped.object())?;
+    if kek.replace {
+        destroy(token, kek.key_uid)?;
+    }
     keep(token, kek.key_uid, &kek.label, unwrapped.object()).map(|_| ())
 }
 

@@ -48,6 +48,6 @@ pub use inventory::{ForeignObject, HeldKey, Inventory};
 pub use kek::{GenerateKek, GeneratedKek, ImportKek, KekUse};
 pub use module::{Module, TokenInfo};
 pub use pin::generate_pin;
-pub use slot::{DecryptJob, DecryptV1Job, EncryptJob, Slot, SlotOptions, SlotState};
+pub use slot::{DecryptJob, DecryptV1Job, EncryptJob, Slot, SlotOptions, SlotState, TOKEN_REPLACED};
 pub use token_init::{InitToken, init_token};
 pub use transport::CHECK_LEN as TRANSPORT_CHECK_LEN;

@@ -111,7 +111,8 @@ impl Login<'_> {
             // Proves no PIN: somebody in this process is logged in, perhaps with another one.
             sys::CKR_USER_ALREADY_LOGGED_IN | sys::CKR_USER_ANOTHER_ALREADY_LOGGED_IN => self.unproven(),
             sys::CKR_USER_PIN_NOT_INITIALIZED => SlotError::PinNotSet { slot, serial },
-            code_value if about_pin.contains(&code_value) => {
+            // Hardware may have codes of its own for a bad PIN, and counts it all the same.
+            code_value if about_pin.contains(&code_value) || code_value >= sys::CKR_VENDOR_DEFINED => {
                 // Without the marker the next start would try again: that is worse to report than
                 // the refusal itself.
                 match marker.write(&serial, self.pin) {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error as CryptokiError, RvError};
 use cryptoki::mechanism::MechanismType;
-use cryptoki::session::Session;
+use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot as SlotId;
 use cryptoki_sys as sys;
 use sha2::{Digest, Sha256};
@@ -97,6 +97,9 @@ impl Module {
             path: path.display().to_string(),
             reason,
         };
+        if let Some(root) = VendorProfile::token_root_by_name(&path) {
+            softhsm_files::refuse_same_serial(&root)?;
+        }
         let pkcs11 = Pkcs11::new(&path).map_err(|error| fail(error.to_string()))?;
         let raw = Raw::load(&path).map_err(fail)?;
         let start = || {
@@ -116,6 +119,10 @@ impl Module {
             None => Vec::new(),
         };
         if !restored.is_empty() {
+            // A restored file may say a serial number that another folder has too.
+            if let Some(root) = &profile.token_root {
+                softhsm_files::refuse_same_serial(root)?;
+            }
             // No session exists yet; only a fresh start makes the module see these tokens.
             pkcs11
                 .clone()
@@ -280,6 +287,14 @@ impl Module {
 /// no reason to stop.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who a session is logged in as.
+pub(crate) fn session_state(session: &Session) -> Result<SessionState, HsmError> {
+    session
+        .get_session_info()
+        .map(|info| info.session_state())
+        .map_err(|error| cryptoki_error("C_GetSessionInfo", error))
 }
 
 fn cryptoki_error(call: &'static str, error: CryptokiError) -> HsmError {

@@ -18,15 +18,23 @@ const LABEL: &str = "hsm-node-key";
 /// Only the private half is kept: it holds modulus and exponent too, and of one object there is
 /// no half.
 pub(crate) fn ensure(token: &Token<'_>) -> Result<Vec<u8>, HsmError> {
-    let private = match token.find(sys::CKO_PRIVATE_KEY, &NODE_KEY_ID)? {
+    match find(token)? {
+        Some(public) => Ok(public),
+        None => public_key(token, generate(token)?),
+    }
+}
+
+/// The public key as SubjectPublicKeyInfo; `None` if there is no pair. Changes nothing: a token that
+/// is only looked at may be somebody else's.
+pub(crate) fn find(token: &Token<'_>) -> Result<Option<Vec<u8>>, HsmError> {
+    match token.find(sys::CKO_PRIVATE_KEY, &NODE_KEY_ID)? {
         Found::One(private) => {
             token.verify(private, WHAT, &templates::node_private_held())?;
-            private
+            public_key(token, private).map(Some)
         }
-        Found::None => generate(token)?,
-        Found::Many(count) => return Err(duplicates(WHAT, &NODE_KEY_ID, count)),
-    };
-    public_key(token, private)
+        Found::None => Ok(None),
+        Found::Many(count) => Err(duplicates(WHAT, &NODE_KEY_ID, count)),
+    }
 }
 
 /// The private half, checked, to unwrap with.

@@ -73,6 +73,13 @@ impl VendorProfile {
         }
     }
 
+    /// The token directory of SoftHSM, if `library` is it by its file's name: known before the library
+    /// is initialised, which is when it can still be kept from aborting the process.
+    pub(crate) fn token_root_by_name(library: &Path) -> Option<PathBuf> {
+        let name = library.file_name()?.to_string_lossy().to_lowercase();
+        name.contains("softhsm").then(softhsm_token_root).flatten()
+    }
+
     /// True if a token is no safer than the PIN its files are encrypted with.
     #[must_use]
     pub fn is_software(&self) -> bool {

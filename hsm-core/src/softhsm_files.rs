@@ -2,7 +2,7 @@
 //! `token.object`, and a kill inside a write leaves torn objects. Only files that SoftHSM cannot
 //! read are ever replaced or removed here, and only under the token's lock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -167,6 +167,38 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
     Ok(restored)
 }
 
+/// Refuses two token folders of one serial number, a copy left beside its original for example:
+/// SoftHSM 2.6.1 takes its slot numbers from serial numbers and aborts the whole process in
+/// `C_Initialize` over two that are alike, at every start and without a word.
+///
+/// A folder that cannot be read is left to the module.
+pub(crate) fn refuse_same_serial(token_root: &Path) -> Result<(), HsmError> {
+    let Ok(dirs) = token_dirs(token_root) else {
+        return Ok(());
+    };
+    let mut seen: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for dir in dirs {
+        let Ok(Some(contents)) = durable::read(&dir.join(TOKEN_OBJECT)) else {
+            continue;
+        };
+        let Some(serial) = object_file::parse(&contents).serial() else {
+            continue;
+        };
+        if let Some(other) = seen.insert(serial.clone(), dir.clone()) {
+            return Err(HsmError::File {
+                path: token_root.display().to_string(),
+                action: "look for tokens",
+                reason: format!(
+                    "{} and {} are one token (serial {serial}), and SoftHSM aborts over that; move one of them away",
+                    other.display(),
+                    dir.display()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// True if `now` can be a beginning of what `copy` is a copy of: nothing in it contradicts the
 /// copy, and something is missing. A token that was initialised anew has another SO PIN blob and
 /// so contradicts it; flags differ after every wrong PIN and say nothing.
@@ -270,6 +302,22 @@ mod tests {
         let _lock = TokenLock::beside(root.path(), "abcd").unwrap();
         assert!(restore_torn_tokens(root.path()).unwrap().is_empty());
         assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), b"");
+    }
+
+    #[test]
+    fn two_folders_of_one_token_are_refused_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        token(root.path(), &whole, &whole);
+        refuse_same_serial(root.path()).unwrap();
+        refuse_same_serial(&root.path().join("absent")).unwrap();
+        let copy = root.path().join("copy-of-it");
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::write(copy.join(TOKEN_OBJECT), &whole).unwrap();
+        let error = refuse_same_serial(root.path()).unwrap_err().to_string();
+        for part in ["1f2e-uuid", "copy-of-it", "serial abcd", "move one of them away"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

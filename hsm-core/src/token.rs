@@ -31,12 +31,20 @@ impl Ephemeral<'_> {
     pub(crate) fn object(&self) -> Obj {
         self.object
     }
+
+    /// Destroys it now, for objects whose survival would be a fault: sessions are never closed, so
+    /// nothing else would end it.
+    pub(crate) fn destroy(self) -> Result<(), CallError> {
+        let destroyed = self.token.raw.destroy(self.token.session, self.object);
+        std::mem::forget(self);
+        destroyed
+    }
 }
 
 impl Drop for Ephemeral<'_> {
     fn drop(&mut self) {
-        // If this fails the object still dies with its session, and cannot be extracted unless
-        // it is a KEK that is being generated or the public check constant.
+        // One that cannot be destroyed stays until the process ends. It cannot be extracted, unless
+        // it is the public check constant; a KEK that is being generated goes by `destroy`.
         let _ = self.token.raw.destroy(self.token.session, self.object);
     }
 }
@@ -126,7 +134,8 @@ impl Token<'_> {
     }
 
     /// Makes a token object of a session object: copy, find again by id, compare, sync. An
-    /// object that is not as expected is destroyed again. On disk when this returns.
+    /// object that is not as expected, or does not reach the disk, is destroyed again. On disk when
+    /// this returns.
     ///
     /// A copy is written to disk twice, an unwrapping straight into the token 34 times; in
     /// between, a killed copy still says that it is no token object, and is removed at start.
@@ -145,20 +154,21 @@ impl Token<'_> {
             .copy(self.session, object, &templates::to_token(id, label))?;
         let kept = self.find_one(class, id, what).and_then(|kept| {
             self.verify(kept, &format!("{what} {}", hex::encode(id)), expected)?;
+            if let (Some(files), Some(before)) = (self.files, before) {
+                files.sync_since(&before)?;
+            }
             Ok(kept)
         });
-        match kept {
-            Ok(kept) => {
-                if let (Some(files), Some(before)) = (self.files, before) {
-                    files.sync_since(&before)?;
-                }
-                Ok(kept)
-            }
-            Err(error) => {
-                let _ = self.raw.destroy(self.session, made);
-                Err(error)
-            }
-        }
+        // What is not certainly on disk must not be found later and taken for an import: after a
+        // failed fsync a second one says nothing.
+        kept.map_err(|error| match self.raw.destroy(self.session, made) {
+            Ok(()) => error,
+            Err(left) => HsmError::Quarantined {
+                what,
+                id: hex::encode(id),
+                reason: format!("{error}; and the object could not be taken back ({left})"),
+            },
+        })
     }
 
     /// Destroys token objects for good: gone from disk too when this returns.

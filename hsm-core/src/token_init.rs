@@ -41,7 +41,7 @@ pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, Hsm
     let (token, existing_lock) = match same_label.as_slice() {
         [] => (free_slot(module, &tokens)?, None),
         [existing] if init.destroy_existing => {
-            let lock = TokenLock::acquire(module.profile(), &existing.serial, None)?;
+            let lock = TokenLock::acquire(module.profile(), &existing.serial)?;
             may_try_so_pin(existing)?;
             (*existing, Some(lock))
         }
@@ -78,7 +78,7 @@ pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, Hsm
     // A token that was free had no serial number to lock by until now.
     let _lock = match existing_lock {
         Some(lock) => lock,
-        None => TokenLock::acquire(module.profile(), &made.serial, None)?,
+        None => TokenLock::acquire(module.profile(), &made.serial)?,
     };
     set_user_pin(module, &made, init)?;
     if let Some(files) = files(module, &made)? {

@@ -7,6 +7,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::libc::O_NOFOLLOW;
+
 use crate::durable;
 use crate::error::HsmError;
 use crate::profile::VendorProfile;
@@ -22,12 +24,8 @@ pub(crate) struct TokenLock {
 
 impl TokenLock {
     /// Takes the token's lock, or says who holds it. Never waits.
-    pub(crate) fn acquire(
-        profile: &VendorProfile,
-        serial: &str,
-        state_dir: Option<&Path>,
-    ) -> Result<Self, HsmError> {
-        Self::lock(&lock_path(profile, serial, state_dir)?, serial)
+    pub(crate) fn acquire(profile: &VendorProfile, serial: &str) -> Result<Self, HsmError> {
+        Self::lock(&lock_path(profile, serial)?, serial)
     }
 
     /// As [`TokenLock::acquire`], for the file-based token of this serial in `token_root`.
@@ -42,6 +40,7 @@ impl TokenLock {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(O_NOFOLLOW)
             .open(path)
             .map_err(|error| HsmError::file(path, "open lock", &error))?;
         match file.try_lock() {
@@ -74,7 +73,7 @@ fn holder(file: &mut File) -> String {
     }
 }
 
-fn lock_path(profile: &VendorProfile, serial: &str, state_dir: Option<&Path>) -> Result<PathBuf, HsmError> {
+fn lock_path(profile: &VendorProfile, serial: &str) -> Result<PathBuf, HsmError> {
     if let Some(root) = &profile.token_root {
         return Ok(beside(root, serial));
     }
@@ -82,19 +81,17 @@ fn lock_path(profile: &VendorProfile, serial: &str, state_dir: Option<&Path>) ->
         "{}.hsm-owner",
         file_name(&format!("{}-{serial}", profile.library))
     );
+    // A folder that two processes of this machine would not share is no place for a lock.
     let shared = Path::new(HARDWARE_LOCKS);
-    if durable::private_dir(shared).is_ok() {
-        return Ok(shared.join(name));
-    }
-    // Not root, and no directory prepared by the service manager: the lock then only holds
-    // between processes that share a state directory.
-    match state_dir {
-        Some(dir) => {
-            durable::private_dir(dir)?;
-            Ok(dir.join(name))
-        }
-        None => Ok(std::env::temp_dir().join(name)),
-    }
+    durable::private_dir(shared).map_err(|error| HsmError::File {
+        path: shared.display().to_string(),
+        action: "make the folder of token locks",
+        reason: format!(
+            "{error}; without it nothing keeps two processes from one token: have the service manager make it \
+             (systemd: RuntimeDirectory=hsm-service), or make it yourself, mode 0700, owned by this user"
+        ),
+    })?;
+    Ok(shared.join(name))
 }
 
 fn beside(token_root: &Path, serial: &str) -> PathBuf {

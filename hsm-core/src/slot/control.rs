@@ -6,18 +6,16 @@ use std::time::{Duration, Instant};
 
 use cryptoki::session::Session;
 
+use super::retired::Retired;
 use super::watchdog::CallClock;
 use crate::error::HsmError;
 use crate::module::lock;
-
-/// Sessions given up in a slot's life before something must be badly wrong with its module.
-const MAX_RETIRED: usize = 16;
 
 struct Desk {
     /// `None` while an operation has it.
     session: Option<Session>,
     /// Unusable but open: session copies may belong to them.
-    retired: Vec<Session>,
+    retired: Retired<Session>,
     running: &'static str,
 }
 
@@ -40,7 +38,7 @@ impl Control {
             slot: slot.to_owned(),
             desk: Mutex::new(Desk {
                 session: Some(session),
-                retired: Vec::new(),
+                retired: Retired::default(),
                 running: "",
             }),
             freed: Condvar::new(),
@@ -99,11 +97,13 @@ impl Turn<'_> {
     /// Takes another session in place of this one, which stays open. False if that has happened
     /// too often.
     pub(crate) fn retire(&mut self, fresh: Session) -> bool {
-        let mut desk = lock(&self.control.desk);
-        if desk.retired.len() >= MAX_RETIRED {
+        let (mut desk, now) = (lock(&self.control.desk), Instant::now());
+        if !desk.retired.has_room(now) {
             return false;
         }
-        desk.retired.extend(self.session.replace(fresh));
+        if let Some(given_up) = self.session.replace(fresh) {
+            desk.retired.keep(given_up, now);
+        }
         true
     }
 }

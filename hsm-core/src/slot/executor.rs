@@ -10,6 +10,7 @@ use cryptoki::session::Session;
 
 use super::job::{EncryptJob, Output, Work};
 use super::queue::Desk;
+use super::retired::Retired;
 use super::shared::Shared;
 use super::state::{LOGGED_OUT, TOKEN_ERROR};
 use crate::envelope::{Header, IV_LEN, Purpose, aad_v2};
@@ -20,16 +21,12 @@ use crate::kek::KekUse;
 use crate::return_codes::{Verdict, classify};
 use crate::secrets::random_bytes;
 
-/// Sessions a thread may give up before something must be badly wrong with the module.
-const MAX_RETIRED: usize = 16;
-
 /// The sessions of one thread.
 pub(crate) struct Sessions {
     current: Session,
     spare: Option<Session>,
-    /// Carry an operation that cannot be cancelled. Never closed: SoftHSM 2.6.1 crashes when a
-    /// session is closed while others work.
-    retired: Vec<Session>,
+    /// Carry an operation that cannot be cancelled.
+    retired: Retired<Session>,
 }
 
 impl Sessions {
@@ -39,21 +36,23 @@ impl Sessions {
         Ok(Self {
             current,
             spare: Some(spare),
-            retired: Vec::new(),
+            retired: Retired::default(),
         })
     }
 
-    fn retire(&mut self, shared: &Shared) -> Result<(), HsmError> {
-        if self.retired.len() >= MAX_RETIRED {
-            shared
-                .state
-                .fail(TOKEN_ERROR, "a thread had to give up one session after the other");
+    fn retire(&mut self, shared: &Shared) -> Result<(), OpError> {
+        let now = Instant::now();
+        if !self.retired.has_room(now) {
+            let reason = "a thread had to give up one session after the other";
+            shared.state.fail(TOKEN_ERROR, reason);
+            return Err(OpError::SlotNotReady(shared.state.get()));
         }
         let fresh = match self.spare.take() {
             Some(spare) => spare,
             None => shared.module.session(&shared.token)?,
         };
-        self.retired.push(std::mem::replace(&mut self.current, fresh));
+        let given_up = std::mem::replace(&mut self.current, fresh);
+        self.retired.keep(given_up, now);
         self.spare = shared.module.session(&shared.token).ok();
         Ok(())
     }
@@ -129,14 +128,21 @@ fn perform(shared: &Shared, index: usize, sessions: &mut Sessions, work: &Work) 
             }
             Verdict::SlotFailed => {
                 shared.state.fail(TOKEN_ERROR, error.to_string());
-                return Err(token_error(error));
+                return Err(OpError::SlotNotReady(shared.state.get()));
             }
             Verdict::Refused => return Err(token_error(error)),
             // Also the second time: the session is of no more use.
             Verdict::RetireSession => sessions.retire(shared)?,
             Verdict::Retry | Verdict::FindHandleAgain if second => return Err(token_error(error)),
             Verdict::Retry => {}
-            Verdict::FindHandleAgain => shared.reload(work.key_uid())?,
+            Verdict::FindHandleAgain => match shared.reload(work.key_uid(), index, copy) {
+                Ok(()) => {}
+                // The token has lost the key: the node has to bring it back, which is no fault of the call.
+                Err(HsmError::NotFound { .. } | HsmError::Quarantined { .. }) => {
+                    return Err(OpError::KeyNotLoaded);
+                }
+                Err(error) => return Err(error.into()),
+            },
         }
         if second {
             return Err(token_error(error));

@@ -1,6 +1,8 @@
 //! The slot's own judgement of its health: the known-answer test finds the *token object* again
 //! and decrypts through it and through every copy, because copies go on working when the token
-//! is long gone. Nothing else makes a failed slot ready, except the end of a hang.
+//! is long gone. Nothing else makes a failed slot ready, unless it has no key to be tested with.
+
+use cryptoki::session::SessionState;
 
 use super::shared::Shared;
 use super::state::{KAT_FAILED, LOGGED_OUT};
@@ -8,11 +10,18 @@ use crate::error::{HsmError, SlotError};
 use crate::kat::CheckRecord;
 use crate::kek;
 use crate::login::Login;
+use crate::module::session_state;
 use crate::names::KeyUid;
 use crate::token::Token;
 
+const FORGOTTEN: &str = "the token has forgotten the login";
+
 /// Runs the test. Failure fails the slot and destroys its copies; success makes it ready and
 /// makes the copies again.
+///
+/// A key that fails its own check record is quarantined besides: the test of another key would
+/// otherwise bring it back. One that is quarantined already, or turns out to be there twice, says
+/// nothing about the slot.
 pub(crate) fn known_answer_test(
     shared: &Shared,
     key_uid: KeyUid,
@@ -27,7 +36,11 @@ pub(crate) fn known_answer_test(
         let outcome = test(shared, token, key_uid, &record);
         match &outcome {
             Ok(()) => shared.state.proven(),
+            Err(HsmError::Quarantined { .. }) => shared.note_quarantine(token, key_uid, &outcome),
             Err(error) if error.is_about_health() => {
+                if let HsmError::CheckRecord { reason, .. } = error {
+                    shared.quarantine(key_uid, reason);
+                }
                 shared.state.fail(KAT_FAILED, error.to_string());
                 shared.drop_all_copies(token);
             }
@@ -43,15 +56,8 @@ fn test(
     key_uid: KeyUid,
     record: &CheckRecord<'_>,
 ) -> Result<(), HsmError> {
-    if shared.state.is_failed_with(LOGGED_OUT) {
-        log_in_again(shared, token)?;
-    }
-    if shared.files.as_ref().is_some_and(|files| !files.are_there()) {
-        return Err(HsmError::NotFound {
-            what: "directory of token",
-            id: shared.token.serial.clone(),
-        });
-    }
+    is_there(shared)?;
+    ensure_login(shared, token, false)?;
     let held = kek::held(token, key_uid)?;
     record.prove(token, held)?;
     shared.load_missing(token);
@@ -61,8 +67,52 @@ fn test(
     Ok(())
 }
 
-/// A logout killed every handle of a private object, copies included.
-fn log_in_again(shared: &Shared, token: &Token<'_>) -> Result<(), HsmError> {
+/// The test of a slot that has no key yet.
+pub(crate) fn check_session(shared: &Shared) -> Result<(), HsmError> {
+    shared.control("check_session", |token| {
+        let outcome = is_there(shared).and_then(|()| ensure_login(shared, token, false));
+        match &outcome {
+            Ok(()) => shared.state.proven(),
+            Err(error) => shared.state.fail(KAT_FAILED, error.to_string()),
+        }
+        outcome
+    })
+}
+
+/// Logs in again where the token has forgotten the login.
+pub(crate) fn log_in(shared: &Shared, retry: bool) -> Result<(), HsmError> {
+    shared.control("log_in", |token| ensure_login(shared, token, retry))
+}
+
+/// A removed token directory does not show in calls: SoftHSM goes on with what it has in memory.
+fn is_there(shared: &Shared) -> Result<(), HsmError> {
+    if shared.files.as_ref().is_some_and(|files| !files.are_there()) {
+        return Err(HsmError::NotFound {
+            what: "directory of token",
+            id: shared.token.serial.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// An error unless the token knows the login: without one, private objects are only not found, and a
+/// token that is only looked at seems empty.
+pub(crate) fn require_login(shared: &Shared, token: &Token<'_>) -> Result<(), HsmError> {
+    if session_state(token.session)? == SessionState::RwUser {
+        return Ok(());
+    }
+    shared.state.fail(LOGGED_OUT, FORGOTTEN);
+    Err(HsmError::Login(FORGOTTEN.to_owned()))
+}
+
+/// The session itself is asked: after a logout private objects are only not found, which no return
+/// code tells from a key that was lost.
+fn ensure_login(shared: &Shared, token: &Token<'_>, retry: bool) -> Result<(), HsmError> {
+    if session_state(token.session)? == SessionState::RwUser {
+        return Ok(());
+    }
+    shared.state.fail(LOGGED_OUT, FORGOTTEN);
+    // A logout killed every handle of a private object, copies included.
     shared.drop_all_copies(token);
     shared.module.forget_login(&shared.token.serial);
     let login = Login {
@@ -73,7 +123,7 @@ fn log_in_again(shared: &Shared, token: &Token<'_>) -> Result<(), HsmError> {
         pin: &shared.pin,
         state_dir: &shared.state_dir,
         insecure_pin: shared.insecure_pin,
-        retry: false,
+        retry,
     };
     match login.run(token.session) {
         Ok(()) => Ok(()),

@@ -7,6 +7,7 @@ mod health;
 mod job;
 mod open;
 mod queue;
+mod retired;
 mod shared;
 mod state;
 mod watchdog;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use job::{DecryptJob, DecryptV1Job, EncryptJob};
-pub use state::SlotState;
+pub use state::{SlotState, TOKEN_REPLACED};
 
 use crate::envelope::{HEADER_LEN, Header, TAG_LEN, V1_NONCE_LEN};
 use crate::error::{HsmError, OpError, SlotError};
@@ -134,6 +135,18 @@ impl Slot {
         self.0.shared.state.get()
     }
 
+    /// Fails the slot for as long as it is open: its token turned out to be another one than the slot's.
+    /// Its session copies go; the token itself is left as it is.
+    pub fn disown(&self, reason: &str) -> Result<(), HsmError> {
+        let shared = &self.0.shared;
+        shared.state.fail(state::TOKEN_REPLACED, reason);
+        shared.control("disown", |token| {
+            shared.want_nothing();
+            shared.drop_all_copies(token);
+            Ok(())
+        })
+    }
+
     /// Jobs waiting for a thread.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
@@ -142,8 +155,17 @@ impl Slot {
 
     // Control operations. They block, one at a time.
 
-    /// Public key of the token's own pair as SubjectPublicKeyInfo (DER); makes the pair if there
-    /// is none.
+    /// Public key of the token's own pair as SubjectPublicKeyInfo (DER); `None` if it has none.
+    pub fn find_node_key(&self) -> Result<Option<Vec<u8>>, HsmError> {
+        let shared = &self.0.shared;
+        shared.control("find_node_key", |token| {
+            health::require_login(shared, token)?;
+            node_key::find(token)
+        })
+    }
+
+    /// As [`Slot::find_node_key`]; makes the pair if there is none. Only for a token that is known to
+    /// be this slot's, or to be nobody's yet.
     pub fn node_key(&self) -> Result<Vec<u8>, HsmError> {
         self.0.shared.control("node_key", node_key::ensure)
     }
@@ -195,13 +217,21 @@ impl Slot {
             .control("generate_kek", |token| kek::generate(token, kek))
     }
 
-    /// Imports a key. Proven and on disk when this returns; importing it again changes nothing.
+    /// Imports a key. Proven and on disk when this returns; importing it again changes nothing. With
+    /// [`ImportKek::replace`] it takes the place of a quarantined object, whose quarantine ends.
     pub fn import_kek(&self, kek: &ImportKek) -> Result<(), HsmError> {
         let shared = &self.0.shared;
         shared.control("import_kek", |token| {
-            shared.usable(kek.key_uid)?;
+            if kek.replace {
+                shared.drop_copies(token, kek.key_uid);
+            } else {
+                shared.usable(kek.key_uid)?;
+            }
             let outcome = kek::import(token, kek);
             shared.note_quarantine(token, kek.key_uid, &outcome);
+            if kek.replace && outcome.is_ok() {
+                shared.end_quarantine(kek.key_uid);
+            }
             outcome
         })
     }
@@ -221,13 +251,18 @@ impl Slot {
     pub fn objects(&self) -> Result<Inventory, HsmError> {
         let shared = &self.0.shared;
         shared.control("inventory", |token| {
-            let inventory = inventory::take(token)?;
+            health::require_login(shared, token)?;
+            let mut inventory = inventory::take(token)?;
             for key in inventory.keks.iter().filter(|key| key.duplicate) {
                 shared.quarantine(
                     key.key_uid,
                     "more than one object has this id; destroy the id and import the key again",
                 );
                 shared.drop_copies(token, key.key_uid);
+            }
+            // What failed its check record looks like any other key.
+            for key in inventory.keks.iter_mut().filter(|key| key.problem.is_none()) {
+                key.problem = shared.quarantined(key.key_uid);
             }
             Ok(inventory)
         })
@@ -274,7 +309,8 @@ impl Slot {
 
     /// Judges the slot's health: finds the token object again and decrypts the check record
     /// through it and through every session copy. Failure fails the slot; success makes a failed
-    /// slot ready.
+    /// slot ready. A key that fails its own check record is quarantined besides, so that no success of
+    /// another key brings it back.
     pub fn known_answer_test(
         &self,
         key_uid: KeyUid,
@@ -283,6 +319,18 @@ impl Slot {
         check_record: &[u8],
     ) -> Result<(), HsmError> {
         health::known_answer_test(&self.0.shared, key_uid, version, context, check_record)
+    }
+
+    /// Judges the health of a slot that has no key to be judged by: the token answers, and knows the
+    /// login. Success makes a failed slot ready.
+    pub fn check_session(&self) -> Result<(), HsmError> {
+        health::check_session(&self.0.shared)
+    }
+
+    /// Logs in again if the token has forgotten the login, by the rules for PINs. `retry` as in
+    /// [`SlotOptions::retry_pin`]. The slot serves again once a test has passed.
+    pub fn log_in(&self, retry: bool) -> Result<(), HsmError> {
+        health::log_in(&self.0.shared, retry)
     }
 
     /// Removes what a kill left behind, and says what that was; includes what opening the slot

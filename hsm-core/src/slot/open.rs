@@ -29,8 +29,7 @@ pub(crate) fn open(module: &Arc<Module>, options: SlotOptions) -> Result<Slot, S
     };
     let token = find_token(module, &options)?;
     // Before anything is written to the token's files.
-    let lock =
-        TokenLock::acquire(module.profile(), &token.serial, Some(&options.state_dir)).map_err(&failed)?;
+    let lock = TokenLock::acquire(module.profile(), &token.serial).map_err(&failed)?;
     let missing = module.missing_mechanisms(token.slot).map_err(&failed)?;
     if !missing.is_empty() {
         return Err(failed(HsmError::NotSupported {

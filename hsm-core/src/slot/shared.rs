@@ -218,8 +218,9 @@ impl Shared {
         }
     }
 
-    /// Makes the copies of one key again after a handle died in a thread.
-    pub(crate) fn reload(&self, key_uid: KeyUid) -> Result<(), HsmError> {
+    /// Makes the copies of one key again after a handle died in thread `index`; unless another thread has
+    /// done so meanwhile, whose new copies must not be taken away from it.
+    pub(crate) fn reload(&self, key_uid: KeyUid, index: usize, dead: Obj) -> Result<(), HsmError> {
         let Some(kek_use) = lock(&self.wanted).get(&key_uid).copied() else {
             return Err(HsmError::NotFound {
                 what: "session copy of KEK",
@@ -229,6 +230,12 @@ impl Shared {
         // The caller is a call of its own, and its deadline runs.
         self.control_within(self.deadline / 2, "reload_kek", |token| {
             self.usable(key_uid)?;
+            if self
+                .copy_for(key_uid, index)
+                .is_some_and(|(_, copy)| copy != dead)
+            {
+                return Ok(());
+            }
             self.load(token, key_uid, kek_use)
         })
     }
@@ -255,13 +262,22 @@ impl Shared {
         };
     }
 
+    pub(crate) fn want_nothing(&self) {
+        lock(&self.wanted).clear();
+    }
+
+    /// Why a key is quarantined, if it is.
+    pub(crate) fn quarantined(&self, key_uid: KeyUid) -> Option<String> {
+        lock(&self.quarantined).get(&key_uid).cloned()
+    }
+
     /// An error if the key is quarantined.
     pub(crate) fn usable(&self, key_uid: KeyUid) -> Result<(), HsmError> {
-        match lock(&self.quarantined).get(&key_uid) {
+        match self.quarantined(key_uid) {
             Some(reason) => Err(HsmError::Quarantined {
                 what: kek::WHAT,
                 id: key_uid.to_string(),
-                reason: reason.clone(),
+                reason,
             }),
             None => Ok(()),
         }
@@ -274,12 +290,12 @@ impl Shared {
         key_uid: KeyUid,
         outcome: &Result<T, HsmError>,
     ) {
-        if let Err(HsmError::Quarantined { what, reason, .. }) = outcome
-            && *what == kek::WHAT
-        {
-            lock(&self.quarantined).insert(key_uid, reason.clone());
-            self.drop_copies(token, key_uid);
-        }
+        let reason = match outcome {
+            Err(HsmError::Quarantined { what, reason, .. }) if *what == kek::WHAT => reason,
+            _ => return,
+        };
+        lock(&self.quarantined).insert(key_uid, reason.clone());
+        self.drop_copies(token, key_uid);
     }
 
     pub(crate) fn quarantine(&self, key_uid: KeyUid, reason: &str) {

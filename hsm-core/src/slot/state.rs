@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::module::lock;
 
-/// A call hangs. Ends by itself when the call comes back.
+/// A call hangs. When it comes back the slot is [`UNTESTED`].
 pub(crate) const HUNG: &str = "hung";
+/// A call that hung has come back; nothing says yet that the token is well.
+pub(crate) const UNTESTED: &str = "untested";
 /// The token forgot the login.
 pub(crate) const LOGGED_OUT: &str = "logged_out";
 /// A return code that speaks of the token as a whole.
@@ -15,6 +17,8 @@ pub(crate) const TOKEN_ERROR: &str = "token_error";
 /// The known-answer test failed.
 pub(crate) const KAT_FAILED: &str = "known_answer_test";
 
+/// The token is not the one this node registered. Nothing but another opening ends it.
+pub const TOKEN_REPLACED: &str = "token_replaced";
 /// Nobody holds the slot any more.
 pub(crate) const CLOSED: &str = "closed";
 
@@ -26,10 +30,10 @@ pub(crate) const CLOSED: &str = "closed";
 ///   Locked: no usable PIN   Ready ── known-answer test fails, token error, ─┤
 ///      │                      │ ▲      logged out                           │
 ///      └────── opened ────────┘ │                                        Failed
-///                             └─┴── a call hangs / comes back ──────────────┘
+///                             └── a call hangs (stays failed when it is back) ┘
 /// ```
 ///
-/// A hang that comes while the slot has failed otherwise changes nothing, so that its end
+/// `token_replaced` and `closed` have no way back. A hang that comes while the slot has failed otherwise changes nothing, so that its end
 /// cannot make the slot ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SlotState {
@@ -41,8 +45,8 @@ pub enum SlotState {
     Ready,
     /// Not serving.
     Failed {
-        /// Stable, for metrics and readiness: `hung`, `logged_out`, `token_error`,
-        /// `known_answer_test`, `closed`, `token_owned`, `duplicate_label`, `open_failed`.
+        /// Stable, for metrics and readiness: `hung`, `untested`, `logged_out`, `token_error`,
+        /// `known_answer_test`, `token_replaced`, `closed`, `token_owned`, `duplicate_label`, `open_failed`.
         code: &'static str,
         /// For people.
         reason: String,
@@ -101,6 +105,7 @@ impl StateCell {
         lock(&self.state).clone()
     }
 
+    #[cfg(test)]
     pub(crate) fn is_failed_with(&self, code: &'static str) -> bool {
         matches!(&*lock(&self.state), SlotState::Failed { code: found, .. } if *found == code)
     }
@@ -108,30 +113,36 @@ impl StateCell {
     /// Fails the slot, unless it is only a hang of a slot that has failed already.
     pub(crate) fn fail(&self, code: &'static str, reason: impl Into<String>) {
         let mut state = lock(&self.state);
-        if code == HUNG && *state != SlotState::Ready {
+        let only_hangs = code == HUNG && *state != SlotState::Ready;
+        if only_hangs || is_final(&state) && code != CLOSED {
             return;
         }
         self.ready.store(false, Ordering::Release);
         *state = SlotState::failed(code, reason);
     }
 
-    /// The hang is over.
+    /// The hang is over. The slot serves again once it has passed a test.
     pub(crate) fn hang_ended(&self) {
         let mut state = lock(&self.state);
         if matches!(&*state, SlotState::Failed { code, .. } if *code == HUNG) {
-            *state = SlotState::Ready;
-            self.ready.store(true, Ordering::Release);
+            *state = SlotState::failed(UNTESTED, "a call that hung has come back; a test decides");
         }
     }
 
     /// The known-answer test passed. Does not end a hang.
     pub(crate) fn proven(&self) {
         let mut state = lock(&self.state);
-        if !matches!(&*state, SlotState::Failed { code, .. } if *code == HUNG) {
+        let hangs = matches!(&*state, SlotState::Failed { code, .. } if *code == HUNG);
+        if !hangs && !is_final(&state) {
             *state = SlotState::Ready;
             self.ready.store(true, Ordering::Release);
         }
     }
+}
+
+/// Whether no test and no return of a call can make the slot ready again.
+fn is_final(state: &SlotState) -> bool {
+    matches!(state, SlotState::Failed { code, .. } if [TOKEN_REPLACED, CLOSED].contains(code))
 }
 
 #[cfg(test)]
@@ -140,11 +151,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_hang_makes_ready_only_what_hung() {
+    fn the_end_of_a_hang_asks_for_a_test_and_hides_no_other_failure() {
         let cell = StateCell::ready();
         cell.fail(HUNG, "C_Encrypt");
         assert!(!cell.is_ready());
         cell.hang_ended();
+        assert!(cell.is_failed_with(UNTESTED) && !cell.is_ready());
+        cell.proven();
         assert!(cell.is_ready());
 
         cell.fail(KAT_FAILED, "key is gone");
@@ -162,6 +175,19 @@ mod tests {
         cell.proven();
         assert!(cell.is_failed_with(HUNG));
         assert!(!cell.is_ready());
+    }
+
+    #[test]
+    fn a_replaced_token_stays_failed_whatever_it_proves() {
+        let cell = StateCell::ready();
+        cell.fail(TOKEN_REPLACED, "another node's");
+        cell.proven();
+        cell.fail(HUNG, "C_Encrypt");
+        cell.hang_ended();
+        cell.fail(KAT_FAILED, "key is gone");
+        assert!(cell.is_failed_with(TOKEN_REPLACED));
+        cell.fail(CLOSED, "the slot has been closed");
+        assert!(cell.is_failed_with(CLOSED));
     }
 
     #[test]

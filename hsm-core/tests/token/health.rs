@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cryptoki::object::Attribute;
 use hsm_core::names::KeyUid;
+use hsm_core::test_support::import_test_key;
 use hsm_core::{HsmError, KekUse, OpError, Slot, SlotState};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::harness::{Sandbox, eventually};
 use crate::keys::Kek;
+use crate::objects::beside;
 
 fn failed_with(slot: &Slot, expected: &str) -> bool {
     matches!(slot.state(), SlotState::Failed { code, .. } if code == expected)
@@ -55,30 +58,85 @@ pub(crate) fn lost_token(sandbox: &Sandbox) {
 
 pub(crate) fn fail_and_recover(sandbox: &Sandbox) {
     let slot = sandbox.new_slot("slot-a");
-    let kek = Kek::new(&slot);
+    let (kek, other) = (Kek::new(&slot), Kek::new(&slot));
+    // A record that belongs to another version says nothing about the slot.
+    let misplaced = Kek {
+        version: 9,
+        ..kek.clone()
+    };
+    assert!(matches!(
+        misplaced.test(&slot).unwrap_err(),
+        HsmError::Argument { .. }
+    ));
+    assert_eq!(slot.state(), SlotState::Ready);
+
     let mut wrong = kek.clone();
     *wrong.check_record.last_mut().unwrap() ^= 1;
     let error = wrong.test(&slot).unwrap_err();
     assert!(matches!(error, HsmError::CheckRecord { .. }), "{error}");
     assert!(failed_with(&slot, "known_answer_test"));
-    assert!(not_ready(&slot, &kek));
+    assert!(not_ready(&slot, &kek) && not_ready(&slot, &other));
 
-    // A record that belongs to another version says nothing about the slot.
-    kek.test(&slot).unwrap();
+    // Another key passes: its copies are back without being asked for.
+    other.test(&slot).unwrap();
     assert_eq!(slot.state(), SlotState::Ready);
-    let other = Kek {
-        version: 9,
+    let ciphertext = other.encrypt(&slot, b"text").unwrap();
+    assert_eq!(other.decrypt(&slot, &ciphertext).unwrap(), b"text");
+}
+
+/// Somebody put another key in the place of one that was proven.
+pub(crate) fn planted(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let (kek, other) = (Kek::new(&slot), Kek::new(&slot));
+    let ciphertext = kek.encrypt(&slot, b"text").unwrap();
+    let session = beside(&slot);
+    let held = session
+        .find_objects(&[Attribute::Token(true), Attribute::Id(kek.uid.as_bytes().to_vec())])
+        .unwrap();
+    session.destroy_object(held[0]).unwrap();
+    import_test_key(&slot, &[7; 32], kek.uid, &kek.label()).unwrap();
+
+    let error = kek.test(&slot).unwrap_err();
+    assert!(matches!(error, HsmError::CheckRecord { .. }), "{error}");
+    other.test(&slot).unwrap();
+    assert_eq!(slot.state(), SlotState::Ready);
+    assert_eq!(
+        kek.encrypt(&slot, b"text").unwrap_err(),
+        OpError::KeyNotLoaded,
+        "encrypted under a key that was planted"
+    );
+    let found = slot.inventory().unwrap();
+    let planted = found.iter().find(|key| key.key_uid == kek.uid).unwrap();
+    assert!(planted.problem.is_some(), "{planted:?}");
+
+    // A sealed key that does not prove itself takes nothing away; the right one takes its place.
+    let forged = Kek {
+        wrapped: other.wrapped.clone(),
         ..kek.clone()
     };
-    assert!(matches!(
-        other.test(&slot).unwrap_err(),
-        HsmError::Argument { .. }
-    ));
-    assert_eq!(slot.state(), SlotState::Ready);
-
-    // The copies are back without being asked for.
-    let ciphertext = kek.encrypt(&slot, b"text").unwrap();
+    forged.replace(&slot).unwrap_err();
+    assert_eq!(slot.inventory().unwrap().len(), 2);
+    kek.replace(&slot).unwrap();
+    slot.load_kek(kek.uid, KekUse::EncryptDecrypt).unwrap();
+    kek.test(&slot).unwrap();
     assert_eq!(kek.decrypt(&slot, &ciphertext).unwrap(), b"text");
+}
+
+pub(crate) fn logout(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    slot.check_session().unwrap();
+    let kek = Kek::new(&slot);
+    for _ in 0..2 {
+        beside(&slot).logout().unwrap();
+        kek.encrypt(&slot, b"text").unwrap_err();
+        kek.test(&slot).unwrap();
+        assert_eq!(slot.state(), SlotState::Ready);
+        kek.encrypt(&slot, b"text").unwrap();
+    }
+    // A slot without a key to be tested with asks the session.
+    beside(&slot).logout().unwrap();
+    slot.check_session().unwrap();
+    kek.test(&slot).unwrap();
 }
 
 pub(crate) fn hang(sandbox: &Sandbox) {
@@ -112,7 +170,10 @@ pub(crate) fn hang(sandbox: &Sandbox) {
     );
 
     helper.kill();
-    eventually("the recovery", || slot.state() == SlotState::Ready);
+    eventually("its end", || failed_with(&slot, "untested"));
+    assert!(not_ready(&slot, &kek));
+    kek.test(&slot).unwrap();
+    assert_eq!(slot.state(), SlotState::Ready);
     assert_eq!(hanging.join().unwrap().unwrap(), 1);
     let ciphertext = kek.encrypt(&slot, b"text").unwrap();
     assert_eq!(kek.decrypt(&slot, &ciphertext).unwrap(), b"text");

@@ -59,6 +59,15 @@ impl Kek {
     }
 
     pub(crate) fn import(&self, slot: &Slot) -> Result<(), HsmError> {
+        self.import_as(slot, false)
+    }
+
+    /// In place of whatever has its id.
+    pub(crate) fn replace(&self, slot: &Slot) -> Result<(), HsmError> {
+        self.import_as(slot, true)
+    }
+
+    fn import_as(&self, slot: &Slot, replace: bool) -> Result<(), HsmError> {
         slot.import_kek(&ImportKek {
             key_uid: self.uid,
             version: self.version,
@@ -67,6 +76,7 @@ impl Kek {
             transport_id: self.transport,
             wrapped: self.wrapped.clone().into(),
             check_record: self.check_record.clone(),
+            replace,
         })
     }
 

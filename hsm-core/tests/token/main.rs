@@ -69,7 +69,9 @@ scenarios! {
 
     a_lost_token_fails_its_slot_and_nothing_else: health::lost_token;
     a_failed_test_takes_the_copies_out_of_use_and_a_passed_one_brings_them_back: health::fail_and_recover;
-    a_hanging_call_fails_the_slot_until_it_comes_back: health::hang;
+    a_planted_key_is_never_used_and_can_be_replaced: health::planted;
+    a_forgotten_login_is_made_again: health::logout;
+    a_hanging_call_fails_the_slot_until_it_has_come_back_and_passed_a_test: health::hang;
     operations_are_reported_with_their_outcome: health::on_call;
 }
 
