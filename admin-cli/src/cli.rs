@@ -86,7 +86,7 @@ pub(crate) enum Command {
     Decrypt(data::Decrypt),
     /// Show who a node takes you for.
     Whoami,
-    /// Prepare tokens; runs on the machine that has them.
+    /// Prepare tokens, on the machine that has them; open slots of a node.
     #[command(subcommand)]
     Slot(slot::SlotCommand),
     /// Run a complete cluster on this machine, to play with and for tests.

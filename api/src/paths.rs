@@ -27,6 +27,8 @@ pub const KEYS: &str = "/admin/v1/keys";
 pub const KEYS_ROTATE_PATTERN: &str = "/admin/v1/keys/{context}/rotate";
 /// `GET`: where each context stands in its rotation.
 pub const ROTATION_STATUS: &str = "/admin/v1/keys/rotation-status";
+/// `POST`: open a slot of the node that is asked, as a route pattern; clients use [`unlock_slot`].
+pub const SLOT_UNLOCK_PATTERN: &str = "/admin/v1/slots/{slot}/unlock";
 /// `GET`: who the caller is to this node.
 pub const WHOAMI: &str = "/admin/v1/whoami";
 
@@ -41,6 +43,12 @@ pub const FAILPOINTS: &str = "/failpoints";
 #[must_use]
 pub fn rotate(context: &str) -> String {
     format!("{KEYS}/{}/rotate", encode_segment(context))
+}
+
+/// Path of [`SLOT_UNLOCK_PATTERN`] for one slot.
+#[must_use]
+pub fn unlock_slot(slot: &str) -> String {
+    format!("{ADMIN_PREFIX}slots/{}/unlock", encode_segment(slot))
 }
 
 /// Percent-encodes all but RFC 3986's unreserved characters, `/` too.
@@ -65,6 +73,7 @@ mod tests {
     fn a_context_cannot_leave_its_path_segment() {
         assert_eq!(rotate("exchange-key"), "/admin/v1/keys/exchange-key/rotate");
         assert_eq!(rotate("../x?y#ü"), "/admin/v1/keys/..%2Fx%3Fy%23%C3%BC/rotate");
+        assert_eq!(unlock_slot("a/b"), "/admin/v1/slots/a%2Fb/unlock");
     }
 
     #[test]
@@ -78,6 +87,7 @@ mod tests {
             KEYS,
             KEYS_ROTATE_PATTERN,
             ROTATION_STATUS,
+            SLOT_UNLOCK_PATTERN,
             WHOAMI,
         ] {
             assert!(path.starts_with(ADMIN_PREFIX), "{path}");

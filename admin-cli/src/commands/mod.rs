@@ -67,7 +67,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     let session = Session::new(cli.global);
     match cli.command {
         // Needs no network, and must not have a thread beside it while it handles PINs.
-        Command::Slot(command) => slot::run(&session, &command),
+        Command::Slot(slot::SlotCommand::Init(args)) => slot::init(&session, &args),
         Command::Dev(command) => crate::dev::run(&session, command),
         command => on_runtime(remote(&session, command))?,
     }
@@ -92,8 +92,9 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
         Command::Encrypt(command) => data::encrypt(session, &command).await,
         Command::Decrypt(command) => data::decrypt(session, command).await,
         Command::Whoami => whoami(session).await,
+        Command::Slot(slot::SlotCommand::Unlock(args)) => slot::unlock(session, &args).await,
         // Handled before there is a runtime.
-        Command::Slot(_) | Command::Dev(_) => Ok(()),
+        Command::Slot(slot::SlotCommand::Init(_)) | Command::Dev(_) => Ok(()),
     }
 }
 

@@ -1,29 +1,44 @@
-//! `hsmctl slot init`: the one thing done to a token directly, under the token's own lock. An initialised
-//! token is destroyed only if that is asked for and its label typed again.
+//! `hsmctl slot`. `init` is the one thing done to a token directly, under the token's own lock: an
+//! initialised token is destroyed only if that is asked for and its label typed again. `unlock` asks the
+//! node that has the slot.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use hsm_api::admin::UnlockSlotRequest;
 use hsm_core::module::Module;
 use hsm_core::pin::has_enough_entropy;
 use hsm_core::secrets::Pin;
 use hsm_core::token_init::{InitToken, init_token};
 use serde::Serialize;
 
-use super::Session;
+use super::{CHANGE, Session};
 use crate::exit::usage;
 use crate::files;
-use crate::output::{self, note};
+use crate::output::{self, note, or_dash};
 
 /// Where SoftHSM is on Debian.
 pub(crate) const DEFAULT_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
-/// Tokens of this machine.
+/// Tokens, and the slots they are for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SlotCommand {
     /// Initialise a token and set its PINs.
     Init(Init),
+    /// Have a node open one of its slots now, with the PIN it is configured with.
+    Unlock(Unlock),
+}
+
+/// Arguments of `slot unlock`.
+#[derive(Debug, Args)]
+pub(crate) struct Unlock {
+    /// The slot, as the node's configuration names it.
+    #[arg(long, value_name = "SLOT")]
+    slot: String,
+    /// Try the PIN once although the token reports wrong PINs since the last right one.
+    #[arg(long)]
+    retry: bool,
 }
 
 /// Arguments of `slot init`.
@@ -58,12 +73,26 @@ struct Made<'a> {
     so_pin_file: &'a Path,
 }
 
-pub(super) fn run(session: &Session, command: &SlotCommand) -> Result<()> {
-    let SlotCommand::Init(args) = command;
-    init(session, args)
+/// Asks the one node that is named: a slot is that node's alone.
+pub(super) async fn unlock(session: &Session, args: &Unlock) -> Result<()> {
+    let request = UnlockSlotRequest { retry: args.retry };
+    let answer = session
+        .client_of_one(CHANGE)?
+        .unlock_slot(&args.slot, &request)
+        .await?;
+    let slot = &answer.body;
+    output::print(session.format(), slot, || {
+        output::pairs([
+            ("slot", slot.slot.clone()),
+            ("label", slot.label.clone()),
+            ("state", slot.state.to_string()),
+            ("reason", or_dash(slot.reason.clone())),
+            ("missing keys", slot.missing_keys.to_string()),
+        ])
+    })
 }
 
-fn init(session: &Session, args: &Init) -> Result<()> {
+pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
     if args.destroy_existing && args.confirm_label.as_deref() != Some(args.label.as_str()) {
         return Err(usage(format!(
             "--confirm-label is not {:?}: every key in the token would be destroyed, so its label has to be typed \

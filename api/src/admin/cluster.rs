@@ -188,6 +188,15 @@ pub struct SlotStatus {
     pub missing_keys: u32,
 }
 
+/// `POST /admin/v1/slots/{slot}/unlock`, to the node whose slot it is. The answer is a [`SlotStatus`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlockSlotRequest {
+    /// Try the PIN although the token reports wrong ones. Never a PIN that was refused, never the last
+    /// attempt, never a locked one.
+    #[serde(default)]
+    pub retry: bool,
+}
+
 /// Answer of `GET /admin/v1/cluster/members`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersResponse {

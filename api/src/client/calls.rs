@@ -18,7 +18,7 @@ use super::{Client, header_value};
 use crate::admin::{
     ClusterInitRequest, ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, JoinRequest,
     JoinResponse, JoinTokenRequest, JoinTokenResponse, ListKeksResponse, MembersResponse, RotateRequest,
-    RotateResponse, RotationStatusResponse, WhoAmI,
+    RotateResponse, RotationStatusResponse, SlotStatus, UnlockSlotRequest, WhoAmI,
 };
 use crate::data::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
 use crate::{headers, paths};
@@ -152,6 +152,23 @@ impl Client {
     /// Where each context stands in its rotation.
     pub async fn rotation_status(&self) -> Result<Answer<RotationStatusResponse>, ClientError> {
         self.get(paths::ROTATION_STATUS).await
+    }
+
+    /// Makes the first endpoint's node open one of its slots now, from its own PIN source. No other
+    /// endpoint is asked.
+    pub async fn unlock_slot(
+        &self,
+        slot: &str,
+        request: &UnlockSlotRequest,
+    ) -> Result<Answer<SlotStatus>, ClientError> {
+        let path = paths::unlock_slot(slot);
+        let mutation = Mutation {
+            path: &path,
+            idempotency_key: None,
+            limit: MEMBERSHIP,
+            first_endpoint_only: true,
+        };
+        self.mutate(mutation, request).await
     }
 
     /// Who this client is to the node that answers.

@@ -197,8 +197,8 @@ async fn another_token_in_a_slots_place_opens_nothing() -> Result<()> {
     other_slot_serves(&cluster, &node, &own).await?;
     others_serve().await?;
 
-    // With its PIN too. The node has the state, the replication key and a grant; the token lacks the transport
-    // key that the sealed keys are under, and its own key is not the one that the grant was made for.
+    // With its PIN too. The node has the state, the replication key and a grant; the token's own key is not the
+    // one that this node registered.
     node.kill().await?;
     put()?;
     relabel(&place, "slot-2fa", "slot-exchange")?;
@@ -207,8 +207,8 @@ async fn another_token_in_a_slots_place_opens_nothing() -> Result<()> {
     node.set_config(&config.replace("HSM_PIN_EXCHANGE", "HSM_PIN_2FA"))?;
     let said = node.log().len();
     cluster.start_node(node.number).await?;
-    let unusable = [ErrorCode::KeyVersionNotReady, ErrorCode::SlotFailed];
-    refuses(&cluster, &node, "trading-1", CONTEXT, &exchange, &unusable).await?;
+    refuses(&cluster, &node, "trading-1", CONTEXT, &exchange, &failed).await?;
+    fails(&cluster, &node, "exchange", "the token was replaced").await?;
     other_slot_serves(&cluster, &node, &own).await?;
     for word in ["another token than before", "the token was replaced"] {
         until(&format!("{word:?} in its log"), ANSWERED, async || {
@@ -236,13 +236,36 @@ async fn another_token_in_a_slots_place_opens_nothing() -> Result<()> {
     );
     others_serve().await?;
 
-    // Put back, it serves as before.
+    // The same slot's token of another node, with the very keys: it is another node's all the same.
     node.kill().await?;
     fs::remove_dir_all(&tokens)?;
     copy_folder(&kept, &tokens)?;
     node.set_config(&config)?;
+    fs::remove_dir_all(&place)?;
+    copy_folder(
+        &token_folder(&lender.dir.join("tokens"), "slot-exchange")?,
+        &place,
+    )?;
     cluster.start_node(node.number).await?;
-    node.wait_ready(ANSWERED).await?;
+    refuses(&cluster, &node, "trading-1", CONTEXT, &exchange, &failed).await?;
+    fails(&cluster, &node, "exchange", "the token was replaced").await?;
+    other_slot_serves(&cluster, &node, &own).await?;
+    others_serve().await?;
+
+    // A copy beside its original: SoftHSM aborts over that. The node is up and says which two.
+    node.kill().await?;
+    fs::remove_dir_all(&tokens)?;
+    copy_folder(&kept, &tokens)?;
+    let twin = tokens.join("twin");
+    copy_folder(&place, &twin)?;
+    cluster.start_node(node.number).await?;
+    refuses(&cluster, &node, "trading-1", CONTEXT, &exchange, &failed).await?;
+    fails(&cluster, &node, "exchange", "are one token").await?;
+    ensure!(status_of(&node, "/livez").await? == 200, "the node is down");
+    others_serve().await?;
+    fs::remove_dir_all(&twin)?;
+    // Without a restart: the module was never loaded, and is tried again.
+    node.wait_ready(Duration::from_secs(60)).await?;
     open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &exchange).await?;
     open(&cluster.client_on("2fa-1", node.number)?, "2fa", &own).await?;
     cluster.passed();

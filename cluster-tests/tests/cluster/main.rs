@@ -20,3 +20,4 @@ mod startup;
 mod token_kills;
 mod tokens;
 mod v1_ciphertexts;
+mod victim;

@@ -281,3 +281,65 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     cluster.passed();
     Ok(())
 }
+
+/// Somebody tried a wrong PIN: the node's own is not tried until an administrator allows one more attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_strangers_wrong_pin_one_attempt_has_to_be_allowed() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let node = cluster.node(1);
+    let sealed = seal(&cluster.client("2fa-1")?, "2fa", b"before").await?;
+    cluster.dev("down", &[]).await?;
+    let guess = std::process::Command::new("pkcs11-tool")
+        .args([
+            "--module",
+            "/usr/lib/softhsm/libsofthsm2.so",
+            "--token-label",
+            "slot-2fa",
+        ])
+        .args(["--login", "--pin", "env:TEST_PIN", "--list-objects"])
+        .env("SOFTHSM2_CONF", node.dir.join("softhsm2.conf"))
+        .env("TEST_PIN", "a wrong guess")
+        .output()
+        .context("pkcs11-tool: install opensc")?;
+    ensure!(!guess.status.success(), "the guess was right");
+    cluster.start_node(1).await?;
+    // The slot that nobody serves makes nobody unready, and its neighbour serves.
+    node.wait_ready(Duration::from_secs(30)).await?;
+    seal(&cluster.client("trading-1")?, CONTEXT, b"meanwhile").await?;
+    let slot = ["slot", "unlock", "--slot", "2fa"];
+    let refused = async |more: &[&str], code: &str, word: &str| -> Result<()> {
+        let output = cluster.hsmctl(&[&slot[..], more].concat()).await?;
+        let said = &output.stderr;
+        ensure!(
+            output.code != Some(0) && said.contains(code) && said.contains(word),
+            "{more:?}: {output:?}"
+        );
+        Ok(())
+    };
+    refused(&[], "slot_locked", "hsmctl slot unlock --slot 2fa --retry").await?;
+    let stranger = cluster
+        .hsmctl_as("trading-1", &["slot", "unlock", "--slot", "2fa", "--retry"], &[])
+        .await?;
+    ensure!(stranger.stderr.contains("role_required"), "{stranger:?}");
+    let unknown = cluster.hsmctl(&["slot", "unlock", "--slot", "3fa"]).await?;
+    ensure!(unknown.stderr.contains("it has 2fa, exchange"), "{unknown:?}");
+    let unlocked = cluster
+        .hsmctl(&["slot", "unlock", "--slot", "2fa", "--retry"])
+        .await?
+        .ok()?;
+    ensure!(
+        String::from_utf8_lossy(&unlocked).contains("ready"),
+        "{}",
+        String::from_utf8_lossy(&unlocked)
+    );
+    cluster_tests::until("slot 2fa serving", Duration::from_secs(30), async || {
+        open(&cluster.client("2fa-1").ok()?, "2fa", &sealed).await.ok()
+    })
+    .await?;
+    let log = node.log();
+    ensure!(log.contains("slot.unlock"), "it is not in the audit");
+    // Unlocking what is open changes nothing.
+    cluster.hsmctl(&["slot", "unlock", "--slot", "2fa"]).await?.ok()?;
+    cluster.passed();
+    Ok(())
+}

@@ -3,212 +3,20 @@
 //! node comes back by itself with every key.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{Node, Playground, until};
+use cluster_tests::{Playground, until};
 use hsm_api::client::Retry;
-use tempfile::TempDir;
 
-use crate::common::{CONTEXT, Sealed, check_settled, context_on, open, open_everywhere, seal};
+use crate::common::{CONTEXT, check_settled, context_on, open_everywhere, seal};
 use crate::pkcs11::{Token, copy_folder, token_folder};
+use crate::victim::{Program, STARTED, Victim, WRITTEN, acknowledge, cluster_of, inject, objects, only};
 
-/// From a start to readiness, or to the kill.
-const STARTED: Duration = Duration::from_secs(60);
-/// strace writes its file a little later.
-const WRITTEN: Duration = Duration::from_secs(10);
 /// More calls of one kind than a thread makes before the kill that is looked for.
 const MOST: u32 = 40;
 /// Key versions to import: enough for any thread that imports to import several.
 const VERSIONS: usize = 12;
-
-/// What nodes are started as: hsm-node, or hsm-node under strace while a test says how.
-struct Program {
-    folder: TempDir,
-    node: PathBuf,
-}
-
-impl Program {
-    fn new() -> Result<Self> {
-        let program = Self {
-            folder: tempfile::Builder::new().prefix("hsm-killed-").tempdir()?,
-            node: cluster_tests::binary("hsm-node")?,
-        };
-        program.plain()?;
-        Ok(program)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("node")
-    }
-
-    fn plain(&self) -> Result<()> {
-        self.write("")
-    }
-
-    /// The tracer is a grandchild (`-D`): the pid that the playground knows is the node's own. Without
-    /// `--seccomp-bpf`, which takes no signals at the calls that it stops.
-    fn traced(&self, options: &str) -> Result<()> {
-        self.write(&format!(
-            "strace -D -f -q -y -e signal=KILL,USR1 {options} -o \"${{2%/*}}/strace\" "
-        ))
-    }
-
-    fn write(&self, before: &str) -> Result<()> {
-        let text = format!("#!/bin/sh\nexec {before}'{}' \"$@\"\n", self.node.display());
-        fs::write(self.path(), text)?;
-        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o700))?;
-        Ok(())
-    }
-}
-
-/// `-P` for a path: strace then looks at calls on this file only.
-fn only(path: &Path) -> String {
-    format!("-P '{}' ", path.display())
-}
-
-/// SIGKILL cancels the call that it meets. SIGUSR1 kills just the same, because no node handles it, but only
-/// once the call is done.
-fn inject(call: &str, signal: &str, nth: u32) -> String {
-    format!("-e trace={call} -e inject={call}:signal={signal}:when={nth}")
-}
-
-/// Object files in all tokens of a folder.
-fn objects(tokens: &Path) -> Result<usize> {
-    let mut count = 0;
-    for entry in fs::read_dir(tokens)? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            continue;
-        }
-        for file in fs::read_dir(entry.path())? {
-            if Path::new(&file?.file_name())
-                .extension()
-                .is_some_and(|ext| ext == "object")
-            {
-                count += 1;
-            }
-        }
-    }
-    Ok(count)
-}
-
-/// Ciphertexts of both slots, acknowledged while nothing was wrong.
-struct Acknowledged {
-    exchange: Vec<Sealed>,
-    own: Sealed,
-}
-
-/// The node that is killed.
-struct Victim<'a> {
-    cluster: &'a Playground,
-    program: &'a Program,
-    node: Node,
-    tokens: PathBuf,
-}
-
-impl<'a> Victim<'a> {
-    /// A node that does not lead: the others go on without an election.
-    async fn of(cluster: &'a Playground, program: &'a Program) -> Result<Self> {
-        let leader = cluster.leader().await?;
-        let node = cluster.others(leader.node)[0].clone();
-        Ok(Self {
-            cluster,
-            program,
-            tokens: node.dir.join("tokens"),
-            node,
-        })
-    }
-
-    /// Starts it anew under strace. True if a call has killed it, false once it is ready.
-    async fn dies(&self, options: &str) -> Result<bool> {
-        self.node.kill().await?;
-        if self.trace().exists() {
-            fs::remove_file(self.trace())?;
-        }
-        self.program.traced(options)?;
-        // Fails if the node dies before it listens.
-        let started = self.cluster.start_node(self.node.number).await;
-        self.program.plain()?;
-        let died = until("a kill, or readiness", STARTED, async || match self.node.pid() {
-            None => Some(true),
-            Some(_) => self.node.is_ready().await.then_some(false),
-        })
-        .await
-        .with_context(|| options.to_owned())?;
-        if died {
-            self.was_killed()
-                .await
-                .with_context(|| format!("{options}: {started:?}"))?;
-        }
-        Ok(died)
-    }
-
-    fn trace(&self) -> PathBuf {
-        self.node.dir.join("strace")
-    }
-
-    /// It has not ended in any other way.
-    async fn was_killed(&self) -> Result<()> {
-        until("strace's word of the kill", WRITTEN, async || {
-            let trace = fs::read_to_string(self.trace()).ok()?;
-            trace.contains("+++ killed by SIG").then_some(())
-        })
-        .await
-    }
-
-    /// Starts it as always; returns what it has said by the time it was ready.
-    async fn comes_back(&self) -> Result<String> {
-        let before = self.node.log().len();
-        self.cluster.start_node(self.node.number).await?;
-        self.node.wait_ready(STARTED).await?;
-        let log = self.node.log();
-        Ok(log.get(before..).unwrap_or_default().to_owned())
-    }
-
-    /// Every slot is well, every key is there once, and everything acknowledged opens here.
-    async fn is_whole(&self, expected: usize, acknowledged: &Acknowledged) -> Result<()> {
-        let found = objects(&self.tokens)?;
-        ensure!(
-            found == expected,
-            "{found} objects in its tokens instead of {expected}"
-        );
-        let metrics = self.node.metrics().await?;
-        for state in metrics.all("hsm_slot_state") {
-            let ready = state.labels.get("state").is_some_and(|name| name == "ready");
-            ensure!(state.value == f64::from(u8::from(ready)), "{state:?}");
-        }
-        ensure!(metrics.sum("hsm_keys_missing") == Some(0.0), "keys are missing");
-        let trading = self.cluster.client_on("trading-1", self.node.number)?;
-        for sealed in &acknowledged.exchange {
-            open(&trading, CONTEXT, sealed)
-                .await
-                .with_context(|| format!("version {}", sealed.version))?;
-        }
-        seal(&trading, CONTEXT, b"after a kill").await?;
-        let owner = self.cluster.client_on("2fa-1", self.node.number)?;
-        open(&owner, "2fa", &acknowledged.own).await
-    }
-}
-
-async fn acknowledge(cluster: &Playground, versions: usize) -> Result<Acknowledged> {
-    let mut exchange = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"exchange").await?];
-    while exchange.len() < versions {
-        cluster.client("admin")?.rotate(CONTEXT, None).await?;
-        exchange.push(seal(&cluster.client("trading-1")?, CONTEXT, b"exchange").await?);
-    }
-    let own = seal(&cluster.client("2fa-1")?, "2fa", b"2fa").await?;
-    Ok(Acknowledged { exchange, own })
-}
-
-async fn cluster_of(program: &Program) -> Result<Playground> {
-    Playground::builder()
-        .env("HSM_NODE_BIN", program.path())
-        .start()
-        .await
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
@@ -230,39 +38,33 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
         Ok(count)
     };
 
-    // C_Login cuts the file to nothing, then writes it anew.
-    for (call, leaves_empty) in [("ftruncate", false), ("write", true)] {
+    // C_Login cuts the file to nothing, then writes it anew. Each token is opened by a thread of its own.
+    for (file, (call, leaves_empty)) in files
+        .iter()
+        .flat_map(|file| [("ftruncate", false), ("write", true)].map(|call| (file, call)))
+    {
         let mut kills = 0;
         loop {
             let nth = kills + 1;
-            ensure!(nth <= MOST, "{call}: no end of it");
-            if !victim
-                .dies(&format!("{filter}{}", inject(call, "KILL", nth)))
-                .await?
-            {
+            let what = format!("{}{}", only(file), inject(call, "KILL", nth));
+            ensure!(nth <= MOST, "{what}: no end of it");
+            if !victim.dies(&what).await? {
                 break;
             }
             kills = nth;
             let emptied = empty()?;
             ensure!(
                 emptied == usize::from(leaves_empty),
-                "{call} {nth}: {emptied} files are empty"
+                "{what}: {emptied} files are empty"
             );
-            let said = victim
-                .comes_back()
-                .await
-                .with_context(|| format!("{call} {nth}"))?;
+            let said = victim.comes_back().await.with_context(|| what.clone())?;
             ensure!(
                 said.contains("it was restored from its copy") == leaves_empty,
-                "{call} {nth}: {said}"
+                "{what}: {said}"
             );
-            victim
-                .is_whole(whole, &acknowledged)
-                .await
-                .with_context(|| format!("{call} {nth}"))?;
+            victim.is_whole(whole, &acknowledged).await.context(what)?;
         }
-        // Both tokens were logged in to.
-        ensure!(kills >= 2, "only {kills} kills in {call}");
+        ensure!(kills >= 1, "{}: no kill in {call}", file.display());
     }
 
     // Killed once more while the file is put back: the copy is still there.
@@ -398,7 +200,7 @@ async fn a_rotation_waits_for_a_node_that_was_killed_in_its_import() -> Result<(
     let Some(rotation) = cut_short else {
         bail!("it lives after {MOST} rotations");
     };
-    victim.was_killed().await?;
+    victim.is_killed(WRITTEN).await?;
     victim.comes_back().await?;
     let version = rotation.await??.version;
     for node in cluster.nodes() {
@@ -418,6 +220,76 @@ async fn a_rotation_waits_for_a_node_that_was_killed_in_its_import() -> Result<(
     // As many objects as a node has that was never killed.
     let sound = objects(&cluster.node(leader.node).dir.join("tokens"))?;
     victim.is_whole(sound, &acknowledged).await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// A founder that is killed while it makes the slots' first keys: its own key pairs, the transport keys, the
+/// first versions. Nobody else has any of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_inside_any_write_of_the_first_keys_costs_nothing() -> Result<()> {
+    let program = Program::new()?;
+    let cluster = Playground::builder()
+        .nodes(1)
+        .unformed()
+        .env("HSM_NODE_BIN", program.path())
+        .start()
+        .await?;
+    let node = cluster.node(1);
+    node.kill().await?;
+    let fresh = cluster.scratch().join("fresh");
+    fs::create_dir(&fresh)?;
+    let folders = ["data", "tokens"];
+    for folder in folders {
+        copy_folder(&node.dir.join(folder), &fresh.join(folder))?;
+    }
+    let victim = Victim {
+        cluster: &cluster,
+        program: &program,
+        tokens: node.dir.join("tokens"),
+        node,
+    };
+    let empty = objects(&victim.tokens)?;
+    // In each slot: its key pair, its transport key, its first version.
+    let whole = empty + 6;
+    let (mut said, mut among_keys) = (String::new(), 0);
+    for (call, signal) in [("ftruncate", "KILL"), ("ftruncate", "USR1"), ("fsync", "KILL")] {
+        for nth in 1..=MOST {
+            let what = format!("{call} {nth}, {signal}");
+            victim.node.kill().await?;
+            for folder in folders {
+                fs::remove_dir_all(victim.node.dir.join(folder))?;
+                copy_folder(&fresh.join(folder), &victim.node.dir.join(folder))?;
+            }
+            if victim.trace().exists() {
+                fs::remove_file(victim.trace())?;
+            }
+            program.traced(&inject(call, signal, nth))?;
+            // Starts it, founds the cluster, makes the keys; gives up only long after the node is dead.
+            let formed = tokio::select! {
+                formed = cluster.up() => formed.is_ok(),
+                killed = victim.is_killed(STARTED) => killed.is_err(),
+            };
+            program.plain()?;
+            if formed && victim.node.pid().is_some() {
+                break;
+            }
+            victim.is_killed(WRITTEN).await.with_context(|| what.clone())?;
+            victim.node.wait_gone(WRITTEN).await?;
+            let found = objects(&victim.tokens)?;
+            among_keys += usize::from(empty < found && found < whole);
+            let before = victim.node.log().len();
+            cluster.up().await.with_context(|| what.clone())?;
+            said += victim.node.log().get(before..).unwrap_or_default();
+            let acknowledged = acknowledge(&cluster, 1).await.with_context(|| what.clone())?;
+            // A transport key that was made and not committed is left alone: nobody can tell whose it is.
+            let found = objects(&victim.tokens)?;
+            ensure!(found >= whole, "{what}: {found} objects instead of {whole}");
+            victim.is_whole(found, &acknowledged).await.context(what)?;
+        }
+    }
+    ensure!(among_keys >= 6, "only {among_keys} kills among the keys");
+    ensure!(said.contains("torn object removed"), "nothing was ever torn");
     cluster.passed();
     Ok(())
 }

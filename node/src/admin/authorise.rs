@@ -30,6 +30,8 @@ pub enum Act {
     ListKeys,
     /// `rotation-status`.
     RotationStatus,
+    /// `slot unlock`.
+    UnlockSlot,
     /// `whoami`.
     WhoAmI,
 }
@@ -53,6 +55,7 @@ impl Act {
             Self::Rotate => "key.rotate",
             Self::ListKeys => "key.list",
             Self::RotationStatus => "key.rotation_status",
+            Self::UnlockSlot => "slot.unlock",
             Self::WhoAmI => "whoami",
         }
     }
@@ -60,7 +63,7 @@ impl Act {
     /// The roles that suffice; `None`: every certificate that is not revoked.
     fn roles(self) -> Option<&'static [Role]> {
         match self {
-            Self::Init | Self::Join | Self::CreateJoinToken => Some(&[Role::Admin]),
+            Self::Init | Self::Join | Self::CreateJoinToken | Self::UnlockSlot => Some(&[Role::Admin]),
             Self::CreateKey | Self::Rotate => Some(OPERATE),
             Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus => Some(READ),
             Self::WhoAmI => None,
@@ -143,7 +146,7 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 10] = [
+    const ALL: [Act; 11] = [
         Act::Init,
         Act::Join,
         Act::CreateJoinToken,
@@ -153,6 +156,7 @@ mod tests {
         Act::Rotate,
         Act::ListKeys,
         Act::RotationStatus,
+        Act::UnlockSlot,
         Act::WhoAmI,
     ];
 

@@ -49,8 +49,9 @@ impl Counted {
         );
         add_since(&self.leader_changes, view.leader_changes, metrics::leader_change);
         for (id, node) in state.nodes().iter() {
-            let matched = view.peers.get(id).and_then(|peer| peer.matched);
-            let lag = matched.map_or(0, |matched| view.last_log.saturating_sub(matched));
+            // A peer that never answered this leader lacks everything, as far as anybody knows.
+            let peer = view.peers.get(id);
+            let lag = peer.map_or(0, |peer| view.last_log.saturating_sub(peer.matched.unwrap_or(0)));
             metrics::peer_lag(&node.name.to_arc(), lag);
         }
     }

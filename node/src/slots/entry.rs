@@ -14,7 +14,7 @@ use raft_store::names::{ContextName, SlotName};
 use tokio::sync::Notify;
 
 use super::marker::ReadyMarker;
-use super::open::{self, OpenFailure};
+use super::open::{self, OpenFailure, Unlock};
 use crate::config::Slot as SlotConfig;
 use crate::keyring::{Done, TokenOps};
 
@@ -46,6 +46,7 @@ pub struct SlotEntry {
     probes: ArcSwap<Vec<Probe>>,
     next_probe: AtomicUsize,
     last_proof: Mutex<Option<Instant>>,
+    opening: Mutex<()>,
     changed: Notify,
 }
 
@@ -63,6 +64,7 @@ impl SlotEntry {
             probes: ArcSwap::from_pointee(Vec::new()),
             next_probe: AtomicUsize::new(0),
             last_proof: Mutex::new(None),
+            opening: Mutex::new(()),
             changed: Notify::new(),
         }
     }
@@ -140,9 +142,19 @@ impl SlotEntry {
         ReadyMarker::of(&self.dir, &self.config.name)
     }
 
-    /// Tries to open the slot. Blocks for as long as the token takes.
+    /// Tries to open the slot by itself.
     pub(super) fn open(&self) -> Result<(), OpenFailure> {
-        match open::open(&self.config, &self.dir) {
+        self.unlock(Unlock::default())
+    }
+
+    /// Tries to open the slot; one that is open logs in again where its token has forgotten the login.
+    /// Blocks for as long as the token takes, and for an attempt that is under way.
+    pub fn unlock(&self, how: Unlock) -> Result<(), OpenFailure> {
+        let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = self.handle() {
+            return slot.log_in(how.retry).map_err(OpenFailure::Login);
+        }
+        match open::open(&self.config, &self.dir, how) {
             Ok(slot) => {
                 self.remember_ready(&slot);
                 self.handle.store(Some(Arc::new(slot)));
@@ -157,17 +169,22 @@ impl SlotEntry {
         }
     }
 
+    /// Notes the first token of the slot. Another one that comes later is told each time: whether it is
+    /// the slot's is for its keys to prove.
     fn remember_ready(&self, slot: &Slot) {
         let (name, marker) = (self.name().as_str(), self.marker());
-        match marker.read() {
-            Ok(Some(serial)) if serial == slot.serial() => return,
-            Ok(Some(serial)) if !serial.is_empty() => tracing::error!(
-                slot = name,
-                before = serial,
-                now = slot.serial(),
-                "another token than before has this slot's label; it is of use only with the slot's keys"
-            ),
-            _ => {}
+        if let Ok(Some(serial)) = marker.read()
+            && !serial.is_empty()
+        {
+            if serial != slot.serial() {
+                tracing::error!(
+                    slot = name,
+                    before = serial,
+                    now = slot.serial(),
+                    "another token than before has this slot's label; it is of use only with the slot's keys"
+                );
+            }
+            return;
         }
         // Without the marker a failure would refuse the next start, which is loud enough.
         if let Err(error) = marker.write(slot.serial()) {
@@ -176,12 +193,16 @@ impl SlotEntry {
         }
     }
 
-    /// One known-answer test with the next key. `None` if there is no key or no open slot.
+    /// One known-answer test with the next key; of a slot that has none yet, a look at its session.
+    /// `None` if the slot is not open.
     pub(super) fn test(&self) -> Option<Result<(), HsmError>> {
         let slot = self.handle()?;
         let probes = self.probes.load_full();
         let turn = self.next_probe.fetch_add(1, Ordering::Relaxed);
-        let probe = probes.get(turn.checked_rem(probes.len())?)?;
+        let probe = turn.checked_rem(probes.len()).and_then(|place| probes.get(place));
+        let Some(probe) = probe else {
+            return Some(slot.check_session());
+        };
         let tested = slot.known_answer_test(
             probe.key_uid,
             probe.version,
@@ -192,6 +213,19 @@ impl SlotEntry {
             *self.last_proof.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         Some(tested)
+    }
+
+    /// What is said while an attempt to open the slot does not come back. The attempt goes on, and
+    /// replaces it.
+    pub(super) fn hangs(&self) {
+        let reason = "opening it has not come back yet: its token or module hangs".to_owned();
+        self.closed.store(Arc::new(Closed {
+            state: SlotState::Failed {
+                code: "hung",
+                reason: reason.clone(),
+            },
+            reason,
+        }));
     }
 
     fn open_slot(&self) -> Result<Arc<Slot>, OpError> {
@@ -238,5 +272,7 @@ mod tests {
             Err(OpError::SlotNotReady(SlotState::Failed { .. }))
         ));
         assert!(entry.test().is_none() && entry.last_proof().is_none());
+        entry.hangs();
+        assert!(entry.reason().unwrap().contains("hangs"));
     }
 }

@@ -9,13 +9,16 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use raft_store::names::SlotName;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 pub use self::entry::{Probe, SlotEntry};
-use self::open::{OpenFailure, label_key};
+use self::open::label_key;
+pub use self::open::{OpenFailure, Unlock};
 use crate::config::Hsm;
 
 /// Why the node does not start: a slot that was never ready here cannot be opened, or two slots are one.
@@ -31,6 +34,10 @@ pub struct SlotStartError {
     /// A restart only helps once a PIN has changed: a supervisor must not try in a loop.
     pub about_pin: bool,
 }
+
+/// Within this every slot that answers is open: a login derives a key from the PIN, a first start makes
+/// nothing yet.
+const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// All configured slots.
 pub struct SlotManager {
@@ -53,7 +60,7 @@ impl SlotManager {
         let mut entries: BTreeMap<SlotName, Arc<SlotEntry>> = BTreeMap::new();
         for config in &hsm.slots {
             let entry = Arc::new(SlotEntry::new(config.clone(), dir.clone()));
-            if let Err(failure) = entry.open() {
+            if let Err(failure) = open_in_time(&entry, OPEN_WITHIN) {
                 refuse_same_token(&entries, &entry, failure.owned_here(), hsm.legacy)?;
                 judge(&entry, &failure, hsm.legacy)?;
             }
@@ -94,6 +101,27 @@ impl SlotManager {
     pub fn watch(&self, shutdown: &tokio::sync::watch::Receiver<bool>) -> Vec<JoinHandle<()>> {
         let start = |entry: &Arc<SlotEntry>| tokio::spawn(watch::run(Arc::clone(entry), shutdown.clone()));
         self.entries.values().map(start).collect()
+    }
+}
+
+/// Opens a slot on a thread of its own, which is left behind if the token hangs: then the node starts
+/// without the slot, and takes it when it comes.
+fn open_in_time(entry: &Arc<SlotEntry>, limit: Duration) -> Result<(), OpenFailure> {
+    let (opened, outcome) = sync_channel(1);
+    let opening = Arc::clone(entry);
+    let started = std::thread::Builder::new()
+        .name(format!("open-{}", entry.name()))
+        .spawn(move || opened.send(opening.open()));
+    if let Err(error) = started {
+        tracing::error!(slot = entry.name().as_str(), %error, "no thread to open the slot on");
+        return entry.open();
+    }
+    match outcome.recv_timeout(limit) {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            entry.hangs();
+            Err(OpenFailure::Hangs)
+        }
     }
 }
 

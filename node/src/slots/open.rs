@@ -12,30 +12,39 @@ use crate::secrets::{SecretError, read_pin};
 
 /// Why a slot could not be opened.
 #[derive(Debug)]
-pub(super) enum OpenFailure {
+pub enum OpenFailure {
     /// Its PIN could not be read.
     Secret(SecretError),
     /// Its module could not be loaded.
     Module(HsmError),
     /// Its token refuses.
     Slot(SlotError),
+    /// It is open, and its token does not take the login again.
+    Login(HsmError),
+    /// The attempt has not come back.
+    Hangs,
 }
 
 impl fmt::Display for OpenFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Secret(error) => error.fmt(f),
-            Self::Module(error) => error.fmt(f),
+            Self::Module(error) | Self::Login(error) => error.fmt(f),
             Self::Slot(error) => error.fmt(f),
+            Self::Hangs => f.write_str("its token or module hangs: opening it has not come back in time"),
         }
     }
 }
 
 impl OpenFailure {
     /// The state of the slot from then on.
-    pub(super) fn state(&self) -> SlotState {
+    pub fn state(&self) -> SlotState {
         match self {
-            Self::Secret(_) => SlotState::Locked,
+            Self::Secret(_) | Self::Login(_) => SlotState::Locked,
+            Self::Hangs => SlotState::Failed {
+                code: "hung",
+                reason: self.to_string(),
+            },
             Self::Module(error) => SlotState::Failed {
                 code: "open_failed",
                 reason: error.to_string(),
@@ -74,7 +83,8 @@ impl OpenFailure {
                 (key, config.pkcs11_lib.display().to_string())
             }
             Self::Slot(error) if error.is_about_pin() => pin_key(&config.pin),
-            Self::Slot(_) => label(),
+            Self::Login(_) => pin_key(&config.pin),
+            Self::Slot(_) | Self::Hangs => label(),
         }
     }
 }
@@ -101,13 +111,22 @@ fn pin_key(source: &PinSource) -> (String, String) {
     }
 }
 
+/// What an administrator allows when a slot is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unlock {
+    /// Log in although the token reports wrong PINs. Never applies to a PIN that was refused, to the last
+    /// attempt, or to a locked PIN.
+    pub retry: bool,
+}
+
 /// Opens the slot. Blocks for as long as the token takes.
-pub(super) fn open(config: &SlotConfig, state_dir: &Path) -> Result<Slot, OpenFailure> {
+pub(super) fn open(config: &SlotConfig, state_dir: &Path, how: Unlock) -> Result<Slot, OpenFailure> {
     let module = Module::load(&config.pkcs11_lib).map_err(OpenFailure::Module)?;
     let pin = read_pin(&config.pin).map_err(OpenFailure::Secret)?;
     let name = config.name.to_arc();
     let options = SlotOptions {
         insecure_pin: config.insecure_pin,
+        retry_pin: how.retry,
         threads: config.threads,
         queue: config.queue,
         on_call: Some(Arc::new(move |operation, took, ok| {
@@ -211,7 +230,9 @@ pub(super) mod tests {
 
     #[test]
     fn a_missing_module_is_named() {
-        let failure = open(&config("a"), Path::new("/nonexistent")).err().unwrap();
+        let failure = open(&config("a"), Path::new("/nonexistent"), Unlock::default())
+            .err()
+            .unwrap();
         assert_eq!(
             failure.blame(&config("a"), false),
             (

@@ -54,7 +54,10 @@ pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<boo
             _ = shutdown.changed() => return,
         }
         let state = entry.state();
-        told.say_state(&entry, &state);
+        if told.say_state(&entry, &state) {
+            // A hang that has ended waits for a test, and nobody wants to wait for a failure to be sure.
+            due = due.min(Instant::now() + if entry.handle().is_some() { TICK } else { pause });
+        }
         if let Some(running) = attempt.take_if(|running| running.is_finished()) {
             match running.await {
                 Ok(Attempt::Test(tested)) => told.say_test(&entry, tested.as_ref()),
@@ -96,12 +99,13 @@ impl Told {
         }
     }
 
-    fn say_state(&mut self, entry: &SlotEntry, state: &SlotState) {
+    /// True if it had changed.
+    fn say_state(&mut self, entry: &SlotEntry, state: &SlotState) -> bool {
         let now = summary(state);
         let reason = entry.reason();
         let closed_otherwise = entry.handle().is_none() && reason != self.reason;
         if self.state == now && !closed_otherwise {
-            return;
+            return false;
         }
         let (slot, label) = (entry.name().as_str(), entry.label());
         match &reason {
@@ -126,6 +130,7 @@ impl Told {
         self.state = now;
         self.reason = reason;
         entry.say_changed();
+        true
     }
 
     /// Failures that fail the slot are said with its state; others would go unseen.
@@ -179,7 +184,8 @@ mod tests {
         let mut told = Told::by_opening(&entry);
         assert_eq!(told.state, ("locked", ""));
         assert!(entry.open().is_err());
-        told.say_state(&entry, &entry.state());
+        assert!(told.say_state(&entry, &entry.state()));
+        assert!(!told.say_state(&entry, &entry.state()));
         assert_eq!(told.state, ("failed", "open_failed"));
         assert_eq!(told.reason, entry.reason());
         told.say_test(&entry, Some(&Err(HsmError::Random("x".to_owned()))));

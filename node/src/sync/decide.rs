@@ -50,14 +50,17 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
         return plan;
     }
     let versions = versions(picture.state, picture.slot);
-    let Some(held) = picture.held else {
+    let replaced = |held: &Held| transport::is_replaced(picture, held, &versions);
+    let Some(held) = picture.held.filter(|held| !replaced(held)) else {
         let lacking = versions
             .iter()
             .filter(|(_, version)| is_served(version, picture.me));
         plan.missing = u32::try_from(lacking.count()).unwrap_or(u32::MAX);
+        // Nothing is done in a token that is not ours.
+        plan.problems.extend(picture.held.map(|_| Problem::TokenReplaced));
         return plan;
     };
-    transport::own_key(picture, held, &mut plan);
+    transport::own_key(picture, &mut plan);
     transport::keys(picture, held, &versions, &mut plan);
     keys(picture, held, &versions, &mut plan);
     transport::grants(picture, meta, held, &mut plan);

@@ -2,6 +2,7 @@
 //! blocks; the picture itself is plain data.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use hsm_core::{HsmError, KekUse, Slot};
 use raft_store::names::{KeyUid, TransportId};
@@ -24,8 +25,8 @@ pub struct HeldKek {
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// The token's own public key (SPKI, DER).
-    pub node_spki: Vec<u8>,
+    /// The token's own public key (SPKI, DER), if it has one yet.
+    pub node_spki: Option<Vec<u8>>,
     /// Transport keys with their checks, or why one cannot be used.
     pub transport: BTreeMap<TransportId, Result<Vec<u8>, String>>,
     /// Keys by id.
@@ -39,6 +40,8 @@ pub struct Held {
 pub enum Effect {
     /// Not at all.
     Nothing,
+    /// It has this key pair of its own.
+    NodeKey(Vec<u8>),
     /// It holds a transport key with this check.
     Transport(TransportId, Vec<u8>),
     /// It holds a proven key under this label.
@@ -54,15 +57,17 @@ pub enum Effect {
 }
 
 impl Held {
-    /// Looks into the token; makes the node key if there is none. `before` is what is known of
-    /// session copies and proofs, neither of which the token shows. Blocks.
+    /// Looks into the token and changes nothing in it: it may be somebody else's. `before` is what is
+    /// known of session copies and proofs, neither of which the token shows. Blocks.
     pub fn look(slot: &Slot, before: Option<&Held>) -> Result<Self, HsmError> {
-        let node_spki = slot.node_key()?;
+        let node_spki = slot.find_node_key()?;
         let inventory = slot.objects()?;
         let mut transport = BTreeMap::new();
         for id in inventory.transport_keys {
             let id = to_state_transport(id);
-            transport.entry(id).or_insert_with(|| check_of(slot, id));
+            if let Entry::Vacant(place) = transport.entry(id) {
+                place.insert(check_of(slot, id)?);
+            }
         }
         let keks = inventory.keks.into_iter().map(|key| {
             let uid = to_state_key(key.key_uid);
@@ -97,6 +102,7 @@ impl Held {
     pub fn apply(&mut self, effect: Effect) {
         match effect {
             Effect::Nothing => {}
+            Effect::NodeKey(spki) => self.node_spki = Some(spki),
             Effect::Transport(id, check) => {
                 self.transport.insert(id, Ok(check));
             }
@@ -133,12 +139,18 @@ impl Held {
     }
 }
 
-/// One transport key's trouble must not hide the rest of the token.
-fn check_of(slot: &Slot, id: TransportId) -> Result<Vec<u8>, String> {
+/// What is wrong with a transport key as it lies in the token must not hide the rest. Anything else is
+/// the token's trouble now: then nothing is known, and it is looked at again.
+fn check_of(slot: &Slot, id: TransportId) -> Result<Result<Vec<u8>, String>, HsmError> {
     match slot.transport_check(to_token_transport(id)) {
-        Ok(Some(check)) => Ok(check.to_vec()),
-        Ok(None) => Err("it was there a moment ago and cannot be found".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(Some(check)) => Ok(Ok(check.to_vec())),
+        Ok(None) => Ok(Err("it was there a moment ago and cannot be found".to_owned())),
+        Err(
+            error @ (HsmError::Attribute { .. }
+            | HsmError::Quarantined { .. }
+            | HsmError::TransportCheck { .. }),
+        ) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
     }
 }
 

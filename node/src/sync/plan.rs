@@ -80,10 +80,11 @@ impl Action {
 /// Something that no step can put right by itself, or that people should know. Said once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
-    /// The registered slot key is another one than the token's.
+    /// The token is another one than the slot's; nothing else is planned for it.
     #[error(
-        "this token's own key is not the one this node registered: the token was replaced; put the old token \
-         back, or join a new node under a new node_id with an empty data directory"
+        "this is not the slot's token, though its label is (its own key is not the one this node registered, or it \
+         holds no key of the slot): the token was replaced; put the old token back and restart, or join a new node \
+         under a new node_id with an empty data directory"
     )]
     TokenReplaced,
     /// A node's slot key does not hold.
@@ -146,13 +147,23 @@ impl Problem {
     pub fn is_security(&self) -> bool {
         matches!(
             self,
-            Problem::TokenReplaced | Problem::BadSlotKey { .. } | Problem::TransportDiffers { .. }
+            Problem::TokenReplaced
+                | Problem::BadSlotKey { .. }
+                | Problem::TransportDiffers { .. }
+                | Problem::Quarantined { .. }
         )
     }
 
     /// It is part of normal operation.
     pub fn is_passing(&self) -> bool {
         matches!(self, Problem::NoGrant { .. } | Problem::Unknown { .. })
+    }
+}
+
+impl Plan {
+    /// Whether the token is not the slot's and must not be used.
+    pub fn disowns(&self) -> bool {
+        self.problems.contains(&Problem::TokenReplaced)
     }
 }
 

@@ -28,6 +28,7 @@ impl Worker {
         let name = self.entry.name();
         let held = self.known.held.as_ref();
         let source = match (held, self.entry.handle()) {
+            _ if plan.disowns() => Source::Closed,
             (Some(held), _) => Source::Token(held),
             (None, Some(_)) => Source::Unseen,
             (None, None) => Source::Closed,

@@ -28,8 +28,8 @@ pub(super) struct Workbench {
     pub(super) me: RaftId,
     pub(super) cluster_key: Option<Arc<ClusterKey>>,
     pub(super) signer: Option<Arc<ClusterSigner>>,
-    /// The token's own public key.
-    pub(super) node_spki: Vec<u8>,
+    /// The token's own public key, if it has one yet.
+    pub(super) node_spki: Option<Vec<u8>>,
     /// Id of a transport key this node would make; the same one until it is committed.
     pub(super) new_transport: TransportId,
 }
@@ -154,7 +154,9 @@ impl Workbench {
     fn prove(&self, key: &VersionKey) -> Result<Outcome, StepError> {
         let (version, material) = self.version(key)?;
         let nothing = Zeroizing::new(Vec::new());
-        let proven = self.slot.import_kek(&import_of(key, version, material, nothing));
+        let proven = self
+            .slot
+            .import_kek(&import_of(key, version, material, nothing, false));
         match proven {
             Ok(()) => done(Effect::Proven(version.key_uid, version.label.clone())),
             Err(error) => unusable(version.key_uid, error),
@@ -175,13 +177,12 @@ impl Workbench {
         let wrapped = self.key()?.open_key(&context, &material.sealed_key)?;
         self.compare(self.generation(material.transport_id)?)?;
         fail::fail_point!("rotation::before_import");
-        if replace {
-            // Its sealed key opens and its transport key is the right one: what goes comes back.
-            tracing::warn!(slot = self.name.as_str(), key = %version.key_uid, "unusable key object replaced");
-            self.slot.destroy_kek(to_token_key(version.key_uid))?;
-        }
         self.slot
-            .import_kek(&import_of(key, version, material, wrapped))?;
+            .import_kek(&import_of(key, version, material, wrapped, replace))?;
+        if replace {
+            let (slot, key) = (self.name.as_str(), version.key_uid);
+            tracing::warn!(target: "audit", slot, %key, "a key object that must not be used was replaced");
+        }
         fail::fail_point!("rotation::after_import");
         done(Effect::Proven(version.key_uid, version.label.clone()))
     }
@@ -199,6 +200,7 @@ fn import_of(
     version: &KeyVersion,
     material: &KeyMaterial,
     wrapped: Zeroizing<Vec<u8>>,
+    replace: bool,
 ) -> ImportKek {
     ImportKek {
         key_uid: to_token_key(version.key_uid),
@@ -208,6 +210,7 @@ fn import_of(
         transport_id: to_token_transport(material.transport_id),
         wrapped,
         check_record: material.check_record.clone(),
+        replace,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hsm_core::replication::ClusterKey;
-use hsm_core::{Slot, SlotState};
+use hsm_core::{Slot, SlotState, TOKEN_REPLACED};
 use raft_store::names::{RaftId, TransportId};
 use raft_store::state::ClusterState;
 use tokio::sync::watch;
@@ -108,7 +108,8 @@ impl Worker {
                         return;
                     }
                 }
-                () = self.entry.changed() => {}
+                // The slot, or the test of a key, is not what it was: so may be what the token holds.
+                () = self.entry.changed() => self.known.next_look = Instant::now(),
                 () = tokio::time::sleep(pause) => {}
                 _ = shutdown.changed() => return,
             }
@@ -142,6 +143,11 @@ impl Worker {
                 held: self.known.held.as_ref(),
             });
             self.say(&plan.problems);
+            if plan.disowns()
+                && let Some(slot) = &slot
+            {
+                self.disown(slot.clone()).await;
+            }
             self.post(&published, me, &plan);
             let (Some(slot), Some(held)) = (slot, &self.known.held) else {
                 return TICK;
@@ -226,6 +232,30 @@ impl Worker {
                 self.known.next_look = now + self.known.look_pause;
                 self.known.look_pause = (self.known.look_pause * 2).min(LOOK_MOST);
             }
+        }
+    }
+
+    /// Fails a slot whose token is another one. What was seen in it is kept: it is the reason.
+    async fn disown(&self, slot: Slot) {
+        if matches!(
+            slot.state(),
+            SlotState::Failed {
+                code: TOKEN_REPLACED,
+                ..
+            }
+        ) {
+            return;
+        }
+        let why = Problem::TokenReplaced.to_string();
+        let disowned = tokio::task::spawn_blocking(move || slot.disown(&why)).await;
+        let name = self.entry.name().as_str();
+        match disowned {
+            Ok(Ok(())) => {}
+            // The state has changed all the same, which is what keeps the token out of use.
+            Ok(Err(error)) => {
+                tracing::warn!(slot = name, %error, "session copies of a replaced token remain")
+            }
+            Err(error) => tracing::warn!(slot = name, %error, "session copies of a replaced token remain"),
         }
     }
 

@@ -9,13 +9,13 @@ use axum::response::Response;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{
     ClusterInitRequest, ClusterInitResponse, ClusterStatus, JoinRequest, JoinResponse, JoinTokenRequest,
-    LeaderRef, MemberRole, NodeRole, NotReadyReason, SlotState, SlotStatus,
+    LeaderRef, MemberRole, NodeRole, NotReadyReason,
 };
 use raft_store::names::{NodeName, RaftId};
 use raft_store::storage::Published;
 
 use super::caller::Caller;
-use super::{AdminState, json, parse};
+use super::{AdminState, json, parse, slots};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
 use crate::admin::{join_token, views};
@@ -171,24 +171,13 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
         staleness_ms: view.staleness.map(millis),
         ready: failing.is_empty(),
         not_ready: failing,
-        slots: slots(state),
+        slots: state
+            .slots
+            .entries()
+            .map(|entry| slots::status(state, entry))
+            .collect(),
         failure_tolerance: views::failure_tolerance(voters.len()),
     }
-}
-
-fn slots(state: &AdminState) -> Vec<SlotStatus> {
-    let known = state.view.slots();
-    let shown = state.slots.entries().filter_map(|entry| {
-        let local = known.get(entry.name())?;
-        Some(SlotStatus {
-            slot: entry.name().to_string(),
-            label: entry.label().to_owned(),
-            state: SlotState::from_word(local.state.name()),
-            reason: local.reason.clone(),
-            missing_keys: local.missing_keys,
-        })
-    });
-    shown.collect()
 }
 
 #[cfg(test)]

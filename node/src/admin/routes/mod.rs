@@ -5,6 +5,7 @@ mod caller;
 mod cluster;
 mod keys;
 mod placements;
+mod slots;
 
 use std::sync::Arc;
 
@@ -71,6 +72,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route(paths::KEYS, get(keys::list).post(keys::create))
         .route(paths::KEYS_ROTATE_PATTERN, post(keys::rotate))
         .route(paths::ROTATION_STATUS, get(keys::rotation_status))
+        .route(paths::SLOT_UNLOCK_PATTERN, post(slots::unlock))
         .route(paths::WHOAMI, get(whoami))
         .with_state(AdminState(Arc::new(parts)))
 }
@@ -116,12 +118,13 @@ impl AdminState {
         asked: &(impl Serialize + Sync),
     ) -> Result<serde_json::Value, CallError> {
         let published = self.consensus.published();
+        // First, so that the audit's lines of who may not are known as refusals.
+        authorise(&self.policy(&published), &caller.principal, body.act())?;
         let member = self
             .consensus
             .raft_id()
             .filter(|_| published.state.meta().is_some());
         let via_node = member.ok_or(ProposeError::Uninitialised)?;
-        authorise(&self.policy(&published), &caller.principal, body.act())?;
         let call = AdminCall::new(caller.arrival(via_node)?, body, asked);
         self.consensus.admin_call(call).await
     }

@@ -17,11 +17,39 @@ fn registered<'a>(picture: &Picture<'a>, node: RaftId) -> Option<&'a [u8]> {
     node.slot_keys.get(picture.slot).map(|key| key.spki.as_slice())
 }
 
-pub(super) fn own_key(picture: &Picture<'_>, held: &Held, plan: &mut Plan) {
+/// Whether this is another token than the slot's, whatever its label and PIN say. A registered slot key
+/// never changes, so this does not either. A standalone node registers none: there it is a token without
+/// any of the transport keys and KEKs that the state names.
+pub(super) fn is_replaced(
+    picture: &Picture<'_>,
+    held: &Held,
+    versions: &[(VersionKey, &KeyVersion)],
+) -> bool {
     match registered(picture, picture.me) {
-        None if picture.trust.is_some() => plan.actions.push(Action::RegisterSlotKey),
-        Some(known) if known != held.node_spki => plan.problems.push(Problem::TokenReplaced),
-        _ => {}
+        Some(known) => held.node_spki.as_deref() != Some(known),
+        None if picture.trust.is_some() => false,
+        None => {
+            let slot = picture.state.slots().get(picture.slot);
+            let named = slot.map_or(&[][..], |slot| slot.transport.as_slice());
+            let kept = || {
+                named
+                    .iter()
+                    .any(|generation| held.transport.contains_key(&generation.id))
+                    || versions
+                        .iter()
+                        .any(|(_, version)| held.keks.contains_key(&version.key_uid))
+            };
+            named
+                .iter()
+                .any(|generation| generation.state != TransportState::Destroyed)
+                && !kept()
+        }
+    }
+}
+
+pub(super) fn own_key(picture: &Picture<'_>, plan: &mut Plan) {
+    if registered(picture, picture.me).is_none() && picture.trust.is_some() {
+        plan.actions.push(Action::RegisterSlotKey);
     }
 }
 
@@ -62,14 +90,13 @@ pub(super) fn keys(
     versions: &[(VersionKey, &KeyVersion)],
     plan: &mut Plan,
 ) {
-    let own = registered(picture, picture.me);
-    let own_holds = own == Some(held.node_spki.as_slice());
+    let own_holds = registered(picture, picture.me).is_some();
     let current = picture
         .state
         .slots()
         .get(picture.slot)
         .and_then(|slot| slot.current_transport());
-    let vouched = own_holds || (own.is_none() && picture.trust.is_none());
+    let vouched = own_holds || picture.trust.is_none();
     let may_create = picture.leader && picture.can_open && vouched;
     if current.is_none() && may_create {
         plan.actions.push(Action::CreateTransport);
@@ -89,7 +116,7 @@ pub(super) fn keys(
                 plan.problems.push(Problem::NoGrant { id });
             }
             None if own_holds && picture.can_open => plan.actions.push(Action::AcceptTransport(id)),
-            // Said already: the token was replaced, or the replication key is the wrong one.
+            // Not registered yet, or the replication key is the wrong one, which is said elsewhere.
             None => {}
         }
     }

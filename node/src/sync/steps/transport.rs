@@ -22,13 +22,14 @@ impl Workbench {
             .as_ref()
             .ok_or(StepError::NoKey("it has no cluster certificate"))?;
         let context = SlotKeyContext::new(self.meta()?, self.me, &self.name);
-        let key = signer.sign(&context, &self.node_spki)?;
+        let spki = self.slot.node_key()?;
+        let key = signer.sign(&context, &spki)?;
         let op = RegisterSlotKey {
             node: self.me,
             slot: self.name.clone(),
             key,
         };
-        propose(Effect::Nothing, Op::RegisterSlotKey(op))
+        propose(Effect::NodeKey(spki), Op::RegisterSlotKey(op))
     }
 
     pub(super) fn create_transport(&self) -> Result<Outcome, StepError> {
@@ -114,7 +115,9 @@ impl Workbench {
             .grants
             .get(&Grantee::Node(self.me))
             .ok_or(StepError::Gone("the grant"))?;
-        let context = self.grant_context(id, self.me, &self.node_spki)?;
+        let own = self.node_spki.as_deref();
+        let own = own.ok_or(StepError::Gone("this token's own key"))?;
+        let context = self.grant_context(id, self.me, own)?;
         let blob = self.key()?.open_grant(&context, sealed)?;
         let expected = committed_check(generation)?;
         self.slot

@@ -185,8 +185,27 @@ fn a_replaced_token_is_named_and_gets_nothing() {
     cluster.active("a", 1);
     let plan = plan(&cluster, ME, &token(77, &[]));
     assert!(plan.actions.is_empty(), "{:?}", plan.actions);
-    assert_eq!(plan.problems[0], Problem::TokenReplaced);
+    assert_eq!(plan.problems, [Problem::TokenReplaced]);
     assert_eq!(plan.missing, 1);
+    let fresh = Held::default();
+    let plan = look(&cluster, ME, &fresh, |_| {});
+    assert!(
+        plan.disowns() && plan.actions.is_empty(),
+        "one that was made anew"
+    );
+}
+
+#[test]
+fn a_standalone_nodes_token_is_known_by_any_key_of_the_slot() {
+    let mut cluster = Cluster::founded();
+    cluster.transport(&[]).context("a");
+    let active = cluster.active("a", 1);
+    let alone = |held: &Held| look(&cluster, ME, held, |picture| picture.trust = None);
+    let replaced = alone(&token(9, &[]));
+    assert!(replaced.disowns() && replaced.actions.is_empty() && replaced.missing == 1);
+    assert!(!alone(&token(9, &[1])).disowns(), "it holds the transport key");
+    let without_transport = with_keys(token(9, &[]), &[active]);
+    assert!(!alone(&without_transport).disowns(), "it holds a KEK");
 }
 
 #[test]

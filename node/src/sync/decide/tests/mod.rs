@@ -15,7 +15,7 @@ fn token(node: RaftId, generations: &[u8]) -> Held {
         .iter()
         .map(|number| (transport_id(*number), Ok(check(*number))));
     Held {
-        node_spki: spki(node),
+        node_spki: Some(spki(node)),
         transport: transport.collect(),
         ..Held::default()
     }

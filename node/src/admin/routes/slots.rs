@@ -1,0 +1,80 @@
+//! The slots of the node that is asked. Nothing here concerns another node or the replicated state.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use hsm_api::ErrorCode;
+use hsm_api::admin::{SlotState, SlotStatus, UnlockSlotRequest};
+
+use super::caller::Caller;
+use super::{AdminState, json, parse};
+use crate::admin::authorise::{Act, authorise};
+use crate::admin::call::CallError;
+use crate::http::ApiError;
+use crate::slots::{SlotEntry, Unlock};
+
+/// Opens a closed slot now, once, from its configured PIN source: no PIN travels.
+pub(super) async fn unlock(
+    State(state): State<AdminState>,
+    Path(slot): Path<String>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let request: UnlockSlotRequest = parse(&body)?;
+    let result = open(&state, &caller, &slot, request).await;
+    state.record(&caller, Act::UnlockSlot, &slot, result.as_ref().err());
+    json(&result?)
+}
+
+async fn open(
+    state: &AdminState,
+    caller: &Caller,
+    slot: &str,
+    request: UnlockSlotRequest,
+) -> Result<SlotStatus, CallError> {
+    authorise(
+        &state.policy(&state.consensus.published()),
+        &caller.principal,
+        Act::UnlockSlot,
+    )?;
+    let Some(entry) = state.slots.get(slot) else {
+        let names: Vec<String> = state.slots.names().iter().map(ToString::to_string).collect();
+        let detail = format!(
+            "slot {slot:?}: this node has no such slot; it has {}",
+            names.join(", ")
+        );
+        return Err(CallError::new(ErrorCode::InvalidArgument, detail));
+    };
+    if !matches!(entry.state(), hsm_core::SlotState::Ready) {
+        let (entry, how) = (Arc::clone(entry), Unlock { retry: request.retry });
+        // The token takes as long as it takes; a caller that went away changes nothing.
+        let opened = tokio::task::spawn_blocking(move || entry.unlock(how));
+        match opened.await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                let code = match failure.state() {
+                    hsm_core::SlotState::Locked => ErrorCode::SlotLocked,
+                    _ => ErrorCode::SlotFailed,
+                };
+                return Err(CallError::new(code, failure.to_string()));
+            }
+            Err(error) => return Err(CallError::new(ErrorCode::Internal, error.to_string())),
+        }
+    }
+    Ok(status(state, entry))
+}
+
+/// What the node says of one of its slots.
+pub(super) fn status(state: &AdminState, entry: &SlotEntry) -> SlotStatus {
+    let known = state.view.slots();
+    let missing = known.get(entry.name()).map_or(0, |local| local.missing_keys);
+    SlotStatus {
+        slot: entry.name().to_string(),
+        label: entry.label().to_owned(),
+        state: SlotState::from_word(entry.state().name()),
+        reason: entry.reason(),
+        missing_keys: missing,
+    }
+}
