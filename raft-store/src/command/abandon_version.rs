@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
+use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::ContextName;
 use crate::state::ClusterState;
 use crate::state::context::{KeyVersion, VersionKey, VersionState};
@@ -26,22 +26,20 @@ impl AbandonVersion {
             version: self.version,
         };
         let Some(version) = state.versions.get(&key) else {
-            return Err(Refusal::NotFound(format!(
-                "version {} of {}",
-                self.version, self.context
-            )));
+            let (context, version) = (self.context.clone(), self.version);
+            return Err(Missing::Version { context, version }.into());
         };
         let version = KeyVersion::clone(version);
         if version.state == VersionState::Abandoned {
             return Ok(Done::Ok);
         }
         if !version.state.may_become(VersionState::Abandoned) {
-            return Err(Refusal::Conflict(format!(
-                "version {} of {} is {}",
-                self.version,
-                self.context,
-                version.state.as_str()
-            )));
+            return Err(Conflict::VersionState {
+                context: self.context.clone(),
+                version: self.version,
+                state: version.state,
+            }
+            .into());
         }
         // Nothing was ever encrypted under it, so its key leaves state with it.
         let abandoned = KeyVersion {
@@ -51,7 +49,7 @@ impl AbandonVersion {
             note: self.reason.clone(),
             ..version
         };
-        state.versions.put(key, abandoned);
+        state.versions.put(key, abandoned)?;
         Ok(Done::Ok)
     }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_self};
+use super::{ApplyContext, Done, Refusal, require_self, standing_node};
 use crate::names::ContextName;
 use crate::names::{KeyUid, RaftId};
 use crate::state::ClusterState;
@@ -21,9 +21,7 @@ pub struct AckVersions {
 impl AckVersions {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_self(cx, self.node)?;
-        if !state.nodes.contains(&self.node) {
-            return Err(Refusal::NotFound(format!("node {}", self.node)));
-        }
+        standing_node(state, self.node)?;
         for (context, number, key_uid) in &self.versions {
             let key = VersionKey {
                 context: context.clone(),
@@ -41,7 +39,7 @@ impl AckVersions {
             }
             let mut version = KeyVersion::clone(&version);
             version.acks.insert(self.node);
-            state.versions.put(key, version);
+            state.versions.put(key, version)?;
         }
         Ok(Done::Ok)
     }

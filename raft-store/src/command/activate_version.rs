@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
+use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::{ContextName, RaftId};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
@@ -34,22 +34,20 @@ impl ActivateVersion {
         };
         let (Some(context), Some(version)) = (state.contexts.get(&self.context), state.versions.get(&key))
         else {
-            return Err(Refusal::NotFound(format!(
-                "version {} of {}",
-                self.version, self.context
-            )));
+            let (context, version) = (self.context.clone(), self.version);
+            return Err(Missing::Version { context, version }.into());
         };
         let (context, version) = (Context::clone(context), KeyVersion::clone(version));
         if version.state == VersionState::Active {
             return Ok(done);
         }
         if !version.state.may_become(VersionState::Active) {
-            return Err(Refusal::Conflict(format!(
-                "version {} of {} is {}",
-                self.version,
-                self.context,
-                version.state.as_str()
-            )));
+            return Err(Conflict::VersionState {
+                context: self.context.clone(),
+                version: self.version,
+                state: version.state,
+            }
+            .into());
         }
         // The proposer chose whom to leave out; that a majority holds the key is not its choice.
         let holders = cx.voters.intersection(&version.acks).count();
@@ -61,12 +59,13 @@ impl ActivateVersion {
             .filter(|(_, node)| node.status == NodeStatus::Member)
             .map(|(id, _)| id);
         if holders * 2 <= cx.voters.len() || !cx.voters.iter().chain(members).all(accounted) {
-            return Err(Refusal::Conflict(format!(
-                "version {} of {} is held by {holders} of {} voters",
-                self.version,
-                self.context,
-                cx.voters.len()
-            )));
+            return Err(Conflict::Holders {
+                context: self.context.clone(),
+                version: self.version,
+                holders: holders as u64,
+                voters: cx.voters.len() as u64,
+            }
+            .into());
         }
         if let Some(old) = context.active_version {
             let old_key = VersionKey {
@@ -79,7 +78,7 @@ impl ActivateVersion {
                     ended_at: Some(cx.at),
                     ..KeyVersion::clone(retired)
                 };
-                state.versions.put(old_key, retired);
+                state.versions.put(old_key, retired)?;
             }
         }
         state.versions.put(
@@ -89,14 +88,14 @@ impl ActivateVersion {
                 activated_at: Some(cx.at),
                 ..version
             },
-        );
+        )?;
         state.contexts.put(
             self.context.clone(),
             Context {
                 active_version: Some(self.version),
                 ..context
             },
-        );
+        )?;
         Ok(done)
     }
 }

@@ -24,7 +24,7 @@ impl AddRevocations {
                         reason: reason.clone(),
                         revoked_at: cx.at,
                     },
-                );
+                )?;
             }
         }
         Ok(Done::Ok)

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_cluster};
+use super::{ApplyContext, Conflict, Done, Existing, Forbidden, Refusal, require_cluster};
 use crate::names::{SlotName, TransportId};
 use crate::state::ClusterState;
-use crate::state::slot::{Grantee, Slot, TransportGeneration, TransportMode, TransportState};
+use crate::state::slot::{Grant, Grantee, Slot, TransportGeneration, TransportMode, TransportState};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct AddTransportKey {
     /// A public constant wrapped under it.
     pub check: Vec<u8>,
     /// First grants.
-    pub grants: BTreeMap<Grantee, Vec<u8>>,
+    pub grants: BTreeMap<Grantee, Grant>,
 }
 
 impl AddTransportKey {
@@ -35,13 +35,18 @@ impl AddTransportKey {
             .map_or_else(Slot::default, |slot| Slot::clone(slot));
         let highest = slot.transport.last().map_or(0, |t| t.generation);
         if highest != self.expected_generation {
-            return Err(Refusal::Conflict(format!(
-                "slot {} has transport generation {highest}",
-                self.slot
-            )));
+            let (slot, generation) = (self.slot.clone(), highest);
+            return Err(Conflict::TransportGeneration { slot, generation }.into());
         }
         if slot.transport(self.id).is_some() {
-            return Err(Refusal::Exists(format!("transport key {}", self.id)));
+            return Err(Existing::TransportKey(self.id).into());
+        }
+        for (grantee, grant) in &self.grants {
+            if !matches!(grantee, Grantee::Node(_)) {
+                let (slot, id) = (self.slot.clone(), self.id);
+                return Err(Forbidden::Grantee { slot, id }.into());
+            }
+            grant.check(state.epoch())?;
         }
         for generation in &mut slot.transport {
             if generation.state == TransportState::Current {
@@ -57,7 +62,7 @@ impl AddTransportKey {
             grants: self.grants.clone(),
             created_at: cx.at,
         });
-        state.slots.put(self.slot.clone(), slot);
+        state.slots.put(self.slot.clone(), slot)?;
         Ok(Done::Ok)
     }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
+use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::RaftId;
 use crate::state::ClusterState;
 use crate::state::node::{Node, NodeStatus};
@@ -18,34 +18,33 @@ pub struct AdmitNode {
 impl AdmitNode {
     pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
         let Some(node) = state.nodes.get(&self.node).cloned() else {
-            return Err(Refusal::NotFound(format!("node {}", self.node)));
+            return Err(Missing::Node(self.node).into());
         };
+        let name = node.name.clone();
         match node.status {
             NodeStatus::Member => return Ok(Done::Ok),
-            NodeStatus::Removed { .. } => {
-                return Err(Refusal::Conflict(format!("node {} was removed", node.name)));
-            }
+            NodeStatus::Removed { .. } => return Err(Conflict::NodeRemoved { node: name }.into()),
             NodeStatus::Joining => {}
         }
-        // Checked here as well as by the proposer: a version prepared meanwhile has not been acknowledged.
+        // Its report is of some moment before this entry: a version prepared since then, activated even, is not
+        // in it, and a member that cannot decrypt with the active version would be asked to.
         if let Some((key, _)) = state
-            .pending()
+            .held_by_members()
             .find(|(_, version)| !version.acks.contains(&self.node))
         {
-            return Err(Refusal::Conflict(format!(
-                "{} version {} is pending",
-                key.context, key.version
-            )));
+            return Err(Conflict::NotAcknowledged {
+                node: name,
+                context: key.context.clone(),
+                version: key.version,
+            }
+            .into());
         }
         if state
             .reports
             .get(&self.node)
             .is_none_or(|report| report.proven_at.is_none())
         {
-            return Err(Refusal::Conflict(format!(
-                "node {} has not proven every key",
-                node.name
-            )));
+            return Err(Conflict::NotProven { node: name }.into());
         }
         state.nodes.put(
             self.node,
@@ -53,7 +52,7 @@ impl AdmitNode {
                 status: NodeStatus::Member,
                 ..Node::clone(&node)
             },
-        );
+        )?;
         Ok(Done::Ok)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
+use super::{ApplyContext, Done, Existing, Refusal};
 use crate::names::{ClusterId, Incarnation, NodeName, RaftId};
 use crate::state::access::{Acl, Revocation, RevocationKey};
 use crate::state::node::{Node, NodeStatus};
@@ -38,7 +38,7 @@ pub struct CreateCluster {
 impl CreateCluster {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         if let Some(meta) = state.meta() {
-            return Err(Refusal::Exists(format!("cluster {}", meta.cluster_id)));
+            return Err(Existing::Cluster(meta.cluster_id).into());
         }
         state.meta.put(
             (),
@@ -50,7 +50,7 @@ impl CreateCluster {
                 trk_id: self.trk_id,
                 created_at: cx.at,
             },
-        );
+        )?;
         state.nodes.put(
             self.founder,
             Node {
@@ -62,8 +62,8 @@ impl CreateCluster {
                 slot_keys: BTreeMap::new(),
                 registered_at: cx.at,
             },
-        );
-        state.acl.put((), self.acl.clone());
+        )?;
+        state.acl.put((), self.acl.clone())?;
         for (key, reason) in &self.revocations {
             state.revocations.put(
                 key.clone(),
@@ -71,7 +71,7 @@ impl CreateCluster {
                     reason: reason.clone(),
                     revoked_at: cx.at,
                 },
-            );
+            )?;
         }
         Ok(Done::Ok)
     }

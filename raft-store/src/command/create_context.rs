@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_cluster};
+use super::{ApplyContext, Done, Existing, Refusal, require_cluster};
 use crate::names::{ContextName, ContextUid, SlotName};
 use crate::state::ClusterState;
 use crate::state::context::{BindingMode, Context, RotationPolicy};
@@ -30,10 +30,8 @@ impl CreateContext {
             if known.slot == self.slot && known.binding == self.binding {
                 return Ok(Done::Ok);
             }
-            return Err(Refusal::Exists(format!(
-                "context {} (slot {}, another slot or binding mode)",
-                self.name, known.slot
-            )));
+            let (context, slot) = (self.name.clone(), known.slot.clone());
+            return Err(Existing::Context { context, slot }.into());
         }
         state.contexts.put(
             self.name.clone(),
@@ -46,7 +44,7 @@ impl CreateContext {
                 active_version: None,
                 created_at: cx.at,
             },
-        );
+        )?;
         Ok(Done::Ok)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_cluster};
+use super::{ApplyContext, Conflict, Done, Invalid, Refusal, require_cluster};
 use crate::names::{NodeName, UnixMillis};
 use crate::state::ClusterState;
 use crate::state::node::JoinToken;
@@ -25,7 +25,7 @@ impl CreateJoinToken {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
         if self.expires_at <= cx.at {
-            return Err(Refusal::Invalid("the join token would be expired at once".into()));
+            return Err(Invalid::JoinTokenExpired.into());
         }
         // An expired token is of no use; a used one tells its node its id again until it expires.
         let expired: Vec<u64> = state
@@ -38,9 +38,8 @@ impl CreateJoinToken {
             state.join_tokens.remove(&number);
         }
         if state.join_tokens.len() >= MAX_TOKENS {
-            return Err(Refusal::Conflict(format!(
-                "{MAX_TOKENS} join tokens are open; wait until some expire"
-            )));
+            let open = state.join_tokens.len() as u64;
+            return Err(Conflict::OpenJoinTokens { open }.into());
         }
         state.join_tokens.put(
             cx.index,
@@ -50,7 +49,7 @@ impl CreateJoinToken {
                 node: self.node.clone(),
                 used_by: None,
             },
-        );
+        )?;
         Ok(Done::JoinToken { number: cx.index })
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ContextName, RaftId, UnixMillis};
 use crate::state::ClusterState;
+use crate::state::node::{Node, NodeStatus};
 use crate::state::requests::Seen;
 
 mod abandon_version;
@@ -21,6 +22,7 @@ mod create_context;
 mod create_join_token;
 mod grant_transport_key;
 mod prepare_version;
+mod refusal;
 mod register_node;
 mod register_slot_key;
 mod report_node;
@@ -38,6 +40,7 @@ pub use create_context::CreateContext;
 pub use create_join_token::CreateJoinToken;
 pub use grant_transport_key::GrantTransportKey;
 pub use prepare_version::PrepareVersion;
+pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
 pub use report_node::ReportNode;
@@ -234,46 +237,14 @@ pub enum Done {
     },
 }
 
-/// Why a command was refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Refusal {
-    /// The state is not what the proposer saw. Look again.
-    Conflict(String),
-    /// The thing exists already.
-    Exists(String),
-    /// There is no such thing.
-    NotFound(String),
-    /// The origin may not do this.
-    Forbidden(String),
-    /// The command makes no sense.
-    Invalid(String),
-    /// The idempotency key was used with another body.
-    KeyReused,
-    /// The answer to this idempotency key is no longer kept.
-    KeyExpired,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Refusal::Conflict(why) => write!(f, "conflict: {why}"),
-            Refusal::Exists(what) => write!(f, "{what} exists already"),
-            Refusal::NotFound(what) => write!(f, "{what} does not exist"),
-            Refusal::Forbidden(why) => write!(f, "forbidden: {why}"),
-            Refusal::Invalid(why) => write!(f, "invalid: {why}"),
-            Refusal::KeyReused => f.write_str("the idempotency key was used for another request"),
-            Refusal::KeyExpired => f.write_str("the answer to this idempotency key is no longer kept"),
-        }
-    }
-}
-
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.op.name())
     }
 }
 
-/// Applies one command. A refusal leaves no trace but its remembered answer.
+/// Applies one command. A refusal leaves no trace but its remembered answer, and one that says that the answer
+/// itself is too large leaves none.
 pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>) -> Outcome {
     let windowed = !command.op.outside_window();
     if windowed {
@@ -286,7 +257,27 @@ pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>)
     }
     // A clone shares its rows: going back costs nothing, and no half-applied command can remain.
     let before = state.clone();
-    let result = match &command.op {
+    let mut outcome = match run(state, &command.op, cx) {
+        Ok(done) => Outcome::Done(done),
+        Err(refusal) => {
+            *state = before.clone();
+            Outcome::Refused(refusal)
+        }
+    };
+    if windowed {
+        let (id, body_hash) = (command.id.clone(), command.body_hash);
+        let kept = state.requests.remember(cx.index, id, body_hash, outcome.clone());
+        // An answer that cannot be kept would let a repeat do it again.
+        if let Err(refusal) = kept {
+            *state = before;
+            outcome = Outcome::Refused(refusal);
+        }
+    }
+    outcome
+}
+
+fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    match op {
         Op::CreateCluster(op) => op.apply(state, cx),
         Op::RegisterNode(op) => op.apply(state, cx),
         Op::AdmitNode(op) => op.apply(state, cx),
@@ -301,20 +292,7 @@ pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>)
         Op::CreateJoinToken(op) => op.apply(state, cx),
         Op::AddRevocations(op) => op.apply(state, cx),
         Op::ReportNode(op) => op.apply(state, cx),
-    };
-    let outcome = match result {
-        Ok(done) => Outcome::Done(done),
-        Err(refusal) => {
-            *state = before;
-            Outcome::Refused(refusal)
-        }
-    };
-    if windowed {
-        state
-            .requests
-            .remember(cx.index, command.id.clone(), command.body_hash, outcome.clone());
     }
-    outcome
 }
 
 /// Refuses unless the command comes from `node` itself.
@@ -322,9 +300,7 @@ fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
     if *cx.origin == Origin::Node(node) {
         return Ok(());
     }
-    Err(Refusal::Forbidden(format!(
-        "only node {node} may say this of itself"
-    )))
+    Err(Forbidden::NotItself { node }.into())
 }
 
 /// Refuses before there is a cluster.
@@ -332,5 +308,15 @@ fn require_cluster(state: &ClusterState) -> Result<(), Refusal> {
     state
         .meta()
         .map(|_| ())
-        .ok_or_else(|| Refusal::NotFound("the cluster".into()))
+        .ok_or(Refusal::NotFound(Missing::Cluster))
+}
+
+/// A node that has not been removed.
+fn standing_node(state: &ClusterState, id: RaftId) -> Result<&Node, Refusal> {
+    let node = state.nodes.get(&id).ok_or(Missing::Node(id))?;
+    if matches!(node.status, NodeStatus::Removed { .. }) {
+        let node = node.name.clone();
+        return Err(Forbidden::Removed { node }.into());
+    }
+    Ok(node)
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal};
+use super::{ApplyContext, Bounded, Conflict, Done, Existing, Invalid, Missing, Refusal};
 use crate::names::{ContextName, KeyUid};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyMaterial, KeyOrigin, KeyVersion, VersionKey, VersionState};
 use crate::state::slot::TransportState;
+
+/// Bytes of a label: what a token keeps.
+const MAX_LABEL: usize = 255;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,7 +20,7 @@ pub struct PrepareVersion {
     pub context: ContextName,
     /// The highest version the proposer saw: compare and set, so that no number is ever shared.
     pub expected_highest: u32,
-    /// The new version's number, above the highest.
+    /// The new version's number: the next one.
     pub version: u32,
     /// Its `CKA_ID`.
     pub key_uid: KeyUid,
@@ -30,48 +33,48 @@ pub struct PrepareVersion {
 impl PrepareVersion {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         let Some(context) = state.contexts.get(&self.context).cloned() else {
-            return Err(Refusal::NotFound(format!("context {}", self.context)));
+            return Err(Missing::Context(self.context.clone()).into());
         };
         if context.highest_version != self.expected_highest {
-            return Err(Refusal::Conflict(format!(
-                "context {} is at version {}",
-                self.context, context.highest_version
-            )));
+            return Err(Conflict::HighestVersion {
+                context: self.context.clone(),
+                highest: context.highest_version,
+            }
+            .into());
         }
-        if self.version <= context.highest_version {
-            return Err(Refusal::Invalid(format!(
-                "version {} is not above the highest",
-                self.version
-            )));
+        // Only a version that was abandoned leaves a gap: whoever sees one knows what became of it.
+        let next = context.highest_version.saturating_add(1);
+        if self.version != next || next == context.highest_version {
+            return Err(Invalid::VersionNumber {
+                context: self.context.clone(),
+                version: self.version,
+                next,
+            }
+            .into());
         }
-        if let Some((number, _)) = state
+        Bounded::Label.check(self.label.len(), MAX_LABEL)?;
+        if let Some((version, _)) = state
             .versions_of(&self.context)
             .find(|(_, v)| v.state == VersionState::Pending)
         {
-            return Err(Refusal::Conflict(format!(
-                "version {number} of {} is still pending",
-                self.context
-            )));
+            let context = self.context.clone();
+            return Err(Conflict::Pending { context, version }.into());
         }
         let current = state.slots.get(&context.slot).and_then(|slot| {
             slot.transport(self.material.transport_id)
                 .map(|t| t.state == TransportState::Current)
         });
         if current != Some(true) {
-            return Err(Refusal::Conflict(format!(
-                "transport key {} is not the current one of slot {}",
-                self.material.transport_id, context.slot
-            )));
+            return Err(Conflict::TransportNotCurrent {
+                slot: context.slot.clone(),
+                id: self.material.transport_id,
+            }
+            .into());
         }
-        let taken = state
-            .versions
-            .values()
-            .any(|v| v.key_uid == self.key_uid || v.label == self.label);
-        if taken {
-            return Err(Refusal::Exists(format!(
-                "a version with label {} or its key_uid",
-                self.label
-            )));
+        let uid_taken = state.versions.values().any(|v| v.key_uid == self.key_uid);
+        if state.label_taken(&self.label) || uid_taken {
+            let label = self.label.clone();
+            return Err(Existing::Version { label }.into());
         }
         state.versions.put(
             VersionKey {
@@ -90,14 +93,14 @@ impl PrepareVersion {
                 ended_at: None,
                 note: String::new(),
             },
-        );
+        )?;
         state.contexts.put(
             self.context.clone(),
             Context {
                 highest_version: self.version,
                 ..Context::clone(&context)
             },
-        );
+        )?;
         Ok(Done::Version {
             context: self.context.clone(),
             version: self.version,

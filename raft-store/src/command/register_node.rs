@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_cluster};
+use super::{ApplyContext, Done, Existing, Forbidden, Refusal, require_cluster};
 use crate::names::{Incarnation, NodeName};
 use crate::state::ClusterState;
 use crate::state::node::{JoinToken, Node, NodeStatus};
@@ -29,45 +29,49 @@ pub struct RegisterNode {
 impl RegisterNode {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
-        let invalid =
-            || Refusal::Forbidden("the join token is unknown, used or expired; make a new one".into());
-        let token = state.join_tokens.get(&self.token).cloned().ok_or_else(invalid)?;
+        let token = state.join_tokens.get(&self.token).cloned();
+        let token = token.ok_or(Forbidden::JoinToken)?;
         if token.secret_hash != self.secret_hash {
-            return Err(invalid());
+            return Err(Forbidden::JoinToken.into());
         }
         let known = state
             .node_named(&self.name)
-            .map(|(raft_id, node)| (raft_id, node.incarnation));
-        if let Some((_, incarnation)) = known
-            && incarnation != self.incarnation
+            .map(|(raft_id, node)| (raft_id, node.clone()));
+        if let Some((_, node)) = &known
+            && node.incarnation != self.incarnation
         {
-            return Err(Refusal::Exists(format!(
-                "node_id {}: remove the old node first, or give this one another name; it",
-                self.name
-            )));
+            return Err(Existing::Node(self.name.clone()).into());
         }
         let used = token.used_by.is_some() || token.expires_at < cx.at;
         if token.node.as_ref().is_some_and(|only| *only != self.name) {
-            return Err(Refusal::Forbidden(format!(
-                "the join token is not for node_id {}",
-                self.name
-            )));
+            let node = self.name.clone();
+            return Err(Forbidden::JoinTokenOfAnother { node }.into());
         }
         // The same filling of the same node asks again, because it never heard the answer: it has its id
         // already, and learns it again for the token it got it with, or for a new one.
-        if let Some((raft_id, _)) = known {
+        if let Some((raft_id, node)) = known {
             if used && token.used_by != Some(raft_id) {
-                return Err(invalid());
+                return Err(Forbidden::JoinToken.into());
             }
             let told = JoinToken {
                 used_by: Some(raft_id),
                 ..JoinToken::clone(&token)
             };
-            state.join_tokens.put(self.token, told);
+            state.join_tokens.put(self.token, told)?;
+            // A join with a wrong address never comes to its end, so it may be begun again with the right one. A
+            // member has its addresses for good.
+            if node.status == NodeStatus::Joining {
+                let corrected = Node {
+                    api_address: self.api_address.clone(),
+                    cluster_address: self.cluster_address.clone(),
+                    ..node
+                };
+                state.nodes.put(raft_id, corrected)?;
+            }
             return Ok(Done::Registered { raft_id });
         }
         if used {
-            return Err(invalid());
+            return Err(Forbidden::JoinToken.into());
         }
         let raft_id = cx.index;
         state.join_tokens.put(
@@ -76,7 +80,7 @@ impl RegisterNode {
                 used_by: Some(raft_id),
                 ..JoinToken::clone(&token)
             },
-        );
+        )?;
         state.nodes.put(
             raft_id,
             Node {
@@ -88,7 +92,7 @@ impl RegisterNode {
                 slot_keys: BTreeMap::new(),
                 registered_at: cx.at,
             },
-        );
+        )?;
         Ok(Done::Registered { raft_id })
     }
 }

@@ -1,16 +1,24 @@
-//! `RegisterSlotKey`: a node names its public key for a slot, once and for all for its raft id.
+//! `RegisterSlotKey`: a node names its public key for a slot, once and for all for its raft id. Who vouches for it
+//! may be renewed: another epoch's signature, or another certificate's.
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_self};
+use super::{ApplyContext, Bounded, Conflict, Done, Refusal, require_self, standing_node};
 use crate::names::{RaftId, SlotName};
 use crate::state::ClusterState;
 use crate::state::node::{Node, SlotKey};
+use crate::state::slot::check_epoch;
 
+/// Bytes of a public key (SPKI): RSA-8192 takes half.
+const MAX_SPKI: usize = 2 << 10;
+/// Bytes of a signature.
+const MAX_SIGNATURE: usize = 1 << 10;
 /// Certificates in a chain, the node's own included.
 const MAX_CHAIN: usize = 4;
 /// Their size together: the node's row stays small.
 const MAX_CHAIN_BYTES: usize = 16 << 10;
+/// Slots of one node.
+const MAX_SLOTS: usize = 64;
 
 /// See the module. The signature is verified by whoever acts on the key; `apply` does no cryptography.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,30 +34,27 @@ pub struct RegisterSlotKey {
 impl RegisterSlotKey {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_self(cx, self.node)?;
-        let Some(node) = state.nodes.get(&self.node).cloned() else {
-            return Err(Refusal::NotFound(format!("node {}", self.node)));
-        };
+        let mut node = Node::clone(standing_node(state, self.node)?);
+        let key = &self.key;
         if let Some(known) = node.slot_keys.get(&self.slot) {
-            if known.spki == self.key.spki {
+            if known.spki != key.spki {
+                let (node, slot) = (node.name.clone(), self.slot.clone());
+                return Err(Conflict::OtherSlotKey { node, slot }.into());
+            }
+            // A command that was long under way must not take a newer signature back.
+            if known == key || key.epoch < known.epoch {
                 return Ok(Done::Ok);
             }
-            return Err(Refusal::Conflict(format!(
-                "node {} already registered another key for slot {}; a new token needs a new node identity",
-                node.name, self.slot
-            )));
         }
-        let size = self.key.signer_chain.iter().map(Vec::len).sum::<usize>();
-        if self.key.signer_chain.len() > MAX_CHAIN || size > MAX_CHAIN_BYTES {
-            return Err(Refusal::Invalid(format!(
-                "the certificate chain of node {} has {} certificates of {size} bytes; at most {MAX_CHAIN} of \
-                 {MAX_CHAIN_BYTES} bytes are kept",
-                node.name,
-                self.key.signer_chain.len()
-            )));
-        }
-        let mut node = Node::clone(&node);
-        node.slot_keys.insert(self.slot.clone(), self.key.clone());
-        state.nodes.put(self.node, node);
+        check_epoch(key.epoch, state.epoch())?;
+        Bounded::SlotPublicKey.check(key.spki.len(), MAX_SPKI)?;
+        Bounded::SlotSignature.check(key.signature.len(), MAX_SIGNATURE)?;
+        Bounded::Certificates.check(key.signer_chain.len(), MAX_CHAIN)?;
+        let bytes = key.signer_chain.iter().map(Vec::len).sum();
+        Bounded::CertificateBytes.check(bytes, MAX_CHAIN_BYTES)?;
+        node.slot_keys.insert(self.slot.clone(), key.clone());
+        Bounded::SlotKeys.check(node.slot_keys.len(), MAX_SLOTS)?;
+        state.nodes.put(self.node, node)?;
         Ok(Done::Ok)
     }
 }

@@ -114,6 +114,11 @@ impl VersionState {
         )
     }
 
+    /// Whether nothing can be done with it any more: its row is a tombstone.
+    pub fn is_over(self) -> bool {
+        matches!(self, VersionState::Destroyed | VersionState::Abandoned)
+    }
+
     /// The state's name in API and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -15,11 +15,11 @@ pub mod slot;
 pub mod table;
 
 use access::{Acl, Revocation, RevocationKey};
-use context::{Context, KeyVersion, VersionKey, VersionState};
+use context::{Context, KeyOrigin, KeyVersion, VersionKey, VersionState};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
 use requests::Requests;
 use slot::Slot;
-use table::{Row, RowChange, RowKind, Table};
+use table::{LoadError, Row, RowChange, RowKind, Table};
 
 /// The feature level this release understands. Raised when a command variant is added.
 pub const FEATURE_LEVEL: u32 = 1;
@@ -113,6 +113,22 @@ impl ClusterState {
             .map(|(k, v)| (k, &**v))
     }
 
+    /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
+    /// only where it was found.
+    pub fn held_by_members(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        self.versions
+            .iter()
+            .filter(|(_, v)| v.state.is_readable() && v.origin == KeyOrigin::Generated)
+            .map(|(k, v)| (k, &**v))
+    }
+
+    /// Whether a version goes by this label. One that is over gives its label back.
+    pub fn label_taken(&self, label: &str) -> bool {
+        self.versions
+            .values()
+            .any(|v| v.label == label && !v.state.is_over())
+    }
+
     /// All slots that have a transport key.
     pub fn slots(&self) -> &Table<SlotName, Slot> {
         &self.slots
@@ -188,20 +204,26 @@ impl ClusterState {
         Ok(out)
     }
 
-    /// Puts one stored row back; `None` when it does not decode.
-    pub(crate) fn load(&mut self, kind: RowKind, key: &[u8], value: &[u8]) -> Option<()> {
+    /// Puts one stored row back.
+    pub(crate) fn load(
+        &mut self,
+        kind: RowKind,
+        version: u8,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), LoadError> {
         match kind {
-            RowKind::Meta => self.meta.load(key, value),
-            RowKind::Context => self.contexts.load(key, value),
-            RowKind::Version => self.versions.load(key, value),
-            RowKind::Slot => self.slots.load(key, value),
-            RowKind::Node => self.nodes.load(key, value),
-            RowKind::Report => self.reports.load(key, value),
-            RowKind::Acl => self.acl.load(key, value),
-            RowKind::Revocation => self.revocations.load(key, value),
-            RowKind::JoinToken => self.join_tokens.load(key, value),
-            RowKind::Request => self.requests.load(key, value),
-            RowKind::Applied => None,
+            RowKind::Meta => self.meta.load(version, key, value),
+            RowKind::Context => self.contexts.load(version, key, value),
+            RowKind::Version => self.versions.load(version, key, value),
+            RowKind::Slot => self.slots.load(version, key, value),
+            RowKind::Node => self.nodes.load(version, key, value),
+            RowKind::Report => self.reports.load(version, key, value),
+            RowKind::Acl => self.acl.load(version, key, value),
+            RowKind::Revocation => self.revocations.load(version, key, value),
+            RowKind::JoinToken => self.join_tokens.load(version, key, value),
+            RowKind::Request => self.requests.load(version, key, value),
+            RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }
     }
 

@@ -12,6 +12,9 @@ use crate::names::{Boot, Incarnation, NodeName, RaftId, SlotName, UnixMillis};
 pub struct SlotKey {
     /// SubjectPublicKeyInfo (DER) of the RSA key pair in the node's token.
     pub spki: Vec<u8>,
+    /// The epoch it was signed in, which the signature covers: it is verified with this one, whatever the
+    /// cluster's is by then.
+    pub epoch: u64,
     /// Signature by the node's cluster key over cluster id, epoch, raft id, slot and SPKI.
     pub signature: Vec<u8>,
     /// Certificate (DER) of the cluster key that signed, and its intermediates: whoever acts on the key
@@ -46,7 +49,7 @@ pub struct Node {
     pub cluster_address: String,
     /// Its standing.
     pub status: NodeStatus,
-    /// Its slot public keys. Immutable for this raft id.
+    /// Its slot public keys, immutable for this raft id; only who vouches for one may be renewed.
     pub slot_keys: BTreeMap<SlotName, SlotKey>,
     /// When it was registered.
     pub registered_at: UnixMillis,

@@ -1,11 +1,15 @@
 //! The idempotency window: what each recent request was answered, so that a repeat gets the same
 //! answer and changes nothing. Bounded by count; what left it is still recognised for a while.
+//!
+//! After that a repeat is taken for a new request: a key says nothing about when it was first used, so nobody can
+//! know, and a floor would refuse every new key as well. What it asks for is compared with the state once more
+//! (`expected_highest`, `expected_generation`, names and labels), so it repeats no change unseen.
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Row, RowChange, RowKind, Table};
+use super::table::{LoadError, Row, RowChange, RowKind, Table};
 use crate::codec::CodecError;
-use crate::command::{Outcome, RequestId};
+use crate::command::{Outcome, Refusal, RequestId};
 
 /// How long requests of one kind are remembered. Clients' and nodes' own have windows apart: however many
 /// steps the nodes take, no client's answer is pushed out by them.
@@ -101,7 +105,14 @@ impl Requests {
         }
     }
 
-    pub(crate) fn remember(&mut self, index: u64, id: RequestId, body_hash: [u8; 32], outcome: Outcome) {
+    /// Keeps an answer; refuses an id that is too long to be kept.
+    pub(crate) fn remember(
+        &mut self,
+        index: u64,
+        id: RequestId,
+        body_hash: [u8; 32],
+        outcome: Outcome,
+    ) -> Result<(), Refusal> {
         let (window, bounds) = self.window(&id);
         window.answered.enqueue_mut(index);
         let unanswered = (window.answered.len() > bounds.answers)
@@ -122,19 +133,20 @@ impl Requests {
                 body_hash,
                 outcome,
             },
-        );
+        )?;
         if let Some((index, row)) = unanswered.and_then(|index| Some((index, self.rows.get(&index)?))) {
             let forgotten = Request {
                 outcome: None,
                 ..Request::clone(row)
             };
-            self.rows.put(index, forgotten);
+            self.rows.put(index, forgotten)?;
         }
         if let Some((index, row)) = unknown.and_then(|index| Some((index, self.rows.get(&index)?))) {
             let id = row.id.clone();
             self.by_id.remove_mut(&id);
             self.rows.remove(&index);
         }
+        Ok(())
     }
 
     pub(crate) fn drain(&mut self, out: &mut Vec<RowChange>) -> Result<(), CodecError> {
@@ -145,8 +157,8 @@ impl Requests {
         self.rows.dump(out)
     }
 
-    pub(crate) fn load(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
-        self.rows.load(key, value)
+    pub(crate) fn load(&mut self, version: u8, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        self.rows.load(version, key, value)
     }
 
     /// Rebuilds what is derived, after all rows were loaded.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::table::{Row, RowKind};
+use crate::command::{Bounded, Invalid, Refusal};
 use crate::names::{RaftId, TransportId, UnixMillis};
 
 /// How far a transport generation protects the keys wrapped under it.
@@ -38,6 +39,34 @@ pub enum Grantee {
     Backup(String),
 }
 
+/// A transport key wrapped to a grantee.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The epoch it was sealed in: it is opened with this one, whatever the cluster's is by then.
+    pub epoch: u64,
+    /// The wrapped key, sealed under the replication key.
+    pub blob: Vec<u8>,
+}
+
+/// Bytes of a grant's blob that are kept: RSA-4096 and its seal take a tenth.
+const MAX_GRANT: usize = 8 << 10;
+
+impl Grant {
+    /// Refuses one that is too large, or sealed for an epoch that is yet to come.
+    pub(crate) fn check(&self, current: u64) -> Result<(), Refusal> {
+        Bounded::Grant.check(self.blob.len(), MAX_GRANT)?;
+        check_epoch(self.epoch, current)
+    }
+}
+
+/// Refuses an epoch that is yet to come: only what the cluster has been in can have been signed or sealed for.
+pub(crate) fn check_epoch(epoch: u64, current: u64) -> Result<(), Refusal> {
+    if epoch > current {
+        return Err(Invalid::Epoch { epoch, current }.into());
+    }
+    Ok(())
+}
+
 /// One transport key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportGeneration {
@@ -51,8 +80,8 @@ pub struct TransportGeneration {
     pub check: Vec<u8>,
     /// Whether it is current.
     pub state: TransportState,
-    /// The key wrapped to each grantee, sealed under the replication key.
-    pub grants: BTreeMap<Grantee, Vec<u8>>,
+    /// The key wrapped to each grantee.
+    pub grants: BTreeMap<Grantee, Grant>,
     /// When it was made.
     pub created_at: UnixMillis,
 }

@@ -2,16 +2,23 @@
 //! touched since it was last asked, so that storage writes only those.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, CodecError};
+use crate::command::{Bounded, Invalid, Refusal};
+
+/// Bytes of a row's key that are kept: keys of this size never make an index node that sled would spill into a
+/// blob file.
+pub const MAX_KEY: usize = 1024;
 
 /// Kind byte of each stored row. Never renumber: it is on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
 #[repr(u8)]
 pub enum RowKind {
     /// Cluster identity and epoch, one row.
@@ -60,12 +67,122 @@ impl RowKind {
             .chain([RowKind::Applied])
             .find(|kind| *kind as u8 == byte)
     }
+
+    /// The version its rows are written in: it goes up whenever their encoding changes.
+    pub const fn version(self) -> u8 {
+        match self {
+            RowKind::Meta => 1,
+            RowKind::Context => 1,
+            RowKind::Version => 1,
+            RowKind::Slot => 1,
+            RowKind::Node => 1,
+            RowKind::Report => 1,
+            RowKind::Acl => 1,
+            RowKind::Revocation => 1,
+            RowKind::Request => 1,
+            RowKind::JoinToken => 1,
+            RowKind::Applied => 1,
+        }
+    }
+
+    /// Bytes that one of its rows may encode to. A command that would make a larger one is refused: when a
+    /// committed entry is applied, there is nobody left to refuse it.
+    pub const fn limit(self) -> usize {
+        match self {
+            RowKind::Meta | RowKind::Context | RowKind::JoinToken => 4 << 10,
+            // The window remembers tens of thousands of them.
+            RowKind::Request => 2 << 10,
+            RowKind::Version => 32 << 10,
+            RowKind::Report | RowKind::Revocation => 64 << 10,
+            RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
+        }
+    }
+
+    /// Its name in messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RowKind::Meta => "meta",
+            RowKind::Context => "context",
+            RowKind::Version => "version",
+            RowKind::Slot => "slot",
+            RowKind::Node => "node",
+            RowKind::Report => "report",
+            RowKind::Acl => "acl",
+            RowKind::Revocation => "revocation",
+            RowKind::Request => "request",
+            RowKind::JoinToken => "join_token",
+            RowKind::Applied => "applied",
+        }
+    }
+}
+
+impl fmt::Display for RowKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<RowKind> for u8 {
+    fn from(kind: RowKind) -> Self {
+        kind as u8
+    }
+}
+
+impl TryFrom<u8> for RowKind {
+    type Error = String;
+
+    fn try_from(byte: u8) -> Result<Self, String> {
+        // As serde says it of an enum, so that a kind of a newer release is not taken for damage.
+        Self::from_byte(byte).ok_or_else(|| format!("no row kind has variant index {byte}"))
+    }
+}
+
+/// Why a stored row cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// This release does not know its version, or something in it.
+    #[error("{0}")]
+    Newer(String),
+}
+
+impl From<CodecError> for LoadError {
+    fn from(error: CodecError) -> Self {
+        if error.is_unknown_variant() {
+            Self::Newer(error.to_string())
+        } else {
+            Self::Damaged(error.to_string())
+        }
+    }
 }
 
 /// A value that is stored as a row.
 pub trait Row: Serialize + DeserializeOwned {
     /// Its kind.
     const KIND: RowKind;
+    /// The version it is written in.
+    const VERSION: u8 = Self::KIND.version();
+
+    /// Reads a stored row of any version up to the present one. A row with a past has a `decode` of its own:
+    /// one arm for each version, from the frozen struct of that version.
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        match version {
+            current if current == Self::VERSION => Ok(codec::decode(bytes)?),
+            other => Err(unknown_version(Self::KIND, other)),
+        }
+    }
+}
+
+/// The error of a row whose version is none that this release reads.
+pub(crate) fn unknown_version(kind: RowKind, version: u8) -> LoadError {
+    let what = format!("a {kind} row of version {version}");
+    if version > kind.version() {
+        LoadError::Newer(what)
+    } else {
+        LoadError::Damaged(format!("{what}, which no release wrote"))
+    }
 }
 
 /// A key of a row; its bytes sort as the key does.
@@ -114,6 +231,8 @@ name_key!(crate::names::SlotName);
 pub struct RowChange {
     /// Its kind.
     pub kind: RowKind,
+    /// The version its value is encoded in.
+    pub version: u8,
     /// Its key.
     pub key: Vec<u8>,
     /// Its value, `None` when removed.
@@ -185,9 +304,20 @@ impl<K: RowKey, V: Row> Table<K, V> {
         self.rows.first()
     }
 
-    pub(crate) fn put(&mut self, key: K, value: V) {
+    /// Adds or replaces a row, unless it is larger than rows of its kind may be. Every command comes through
+    /// here, so that none can make a row that storage would have to refuse.
+    pub(crate) fn put(&mut self, key: K, value: V) -> Result<(), Refusal> {
+        let stored = key.encode();
+        Bounded::RowKey(V::KIND).check(stored.len(), MAX_KEY)?;
+        // A row is found again by its stored key only.
+        if K::decode(&stored).as_ref() != Some(&key) {
+            return Err(Invalid::Key { kind: V::KIND }.into());
+        }
+        let size = usize::try_from(codec::size(&value)).unwrap_or(usize::MAX);
+        Bounded::Row(V::KIND).check(size, V::KIND.limit())?;
         self.touched.insert(key.clone());
         self.rows.insert_mut(key, Arc::new(value));
+        Ok(())
     }
 
     pub(crate) fn remove(&mut self, key: &K) {
@@ -205,6 +335,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
             };
             out.push(RowChange {
                 kind: V::KIND,
+                version: V::VERSION,
                 key: key.encode(),
                 value,
             });
@@ -217,6 +348,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
         for (key, value) in self.rows.iter() {
             out.push(RowChange {
                 kind: V::KIND,
+                version: V::VERSION,
                 key: key.encode(),
                 value: Some(codec::encode(&**value)?),
             });
@@ -224,10 +356,85 @@ impl<K: RowKey, V: Row> Table<K, V> {
         Ok(())
     }
 
-    /// Puts a stored row back, without marking it touched. `None` when key or value do not decode.
-    pub(crate) fn load(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+    /// Puts a stored row back, without marking it touched.
+    pub(crate) fn load(&mut self, version: u8, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let kind = V::KIND;
+        let decoded = K::decode(key)
+            .ok_or_else(|| LoadError::Damaged(format!("a {kind} row has a key that does not decode")))?;
         self.rows
-            .insert_mut(K::decode(key)?, Arc::new(codec::decode(value).ok()?));
-        Some(())
+            .insert_mut(decoded, Arc::new(V::decode(version, value)?));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A row as it is now, and as a release before wrote it.
+    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    struct Now {
+        text: String,
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Before {
+        number: u8,
+    }
+
+    impl Row for Now {
+        const KIND: RowKind = RowKind::Context;
+        const VERSION: u8 = 2;
+
+        fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+            match version {
+                1 => {
+                    let before: Before = codec::decode(bytes)?;
+                    let text = before.number.to_string();
+                    Ok(Now { text })
+                }
+                2 => Ok(codec::decode(bytes)?),
+                other => Err(unknown_version(Self::KIND, other)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_older_version_is_upgraded_as_it_is_read() {
+        let mut table = Table::<u64, Now>::default();
+        let key = RowKey::encode(&7u64);
+        let before = codec::encode(&Before { number: 9 }).unwrap();
+        table.load(1, &key, &before).unwrap();
+        assert_eq!(table.get(&7).unwrap().text, "9");
+        let (mut rows, text) = (Vec::new(), "ten".to_owned());
+        table.put(7, Now { text }).unwrap();
+        table.drain(&mut rows).unwrap();
+        assert_eq!(rows[0].version, 2, "what is written is of the present version");
+        table.load(2, &key, rows[0].value.as_deref().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_row_of_a_newer_version_is_told_apart_from_a_damaged_one() {
+        let mut table = Table::<u64, Now>::default();
+        let key = RowKey::encode(&7u64);
+        let newer = table.load(3, &key, &[]).unwrap_err();
+        assert!(matches!(newer, LoadError::Newer(what) if what.contains("version 3")));
+        let cases: [(u8, &[u8], &[u8]); 3] = [(0, &key, &[]), (2, &key, &[1]), (2, &[1], &[])];
+        for (version, key, value) in cases {
+            let damaged = table.load(version, key, value).unwrap_err();
+            assert!(matches!(damaged, LoadError::Damaged(_)), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn every_kind_survives_its_byte_and_has_a_name_of_its_own() {
+        let mut names = BTreeSet::new();
+        for kind in RowKind::STATE.into_iter().chain([RowKind::Applied]) {
+            assert_eq!(RowKind::try_from(u8::from(kind)), Ok(kind));
+            assert_eq!(codec::decode::<RowKind>(&[kind as u8]).unwrap(), kind);
+            assert!(names.insert(kind.name()));
+        }
+        let newer = codec::decode::<RowKind>(&[77]).unwrap_err();
+        assert!(newer.is_unknown_variant(), "{newer}");
     }
 }

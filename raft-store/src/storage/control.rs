@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! two slots, at offsets 0 and 4096, written in turn; the valid one with the higher `sequence` counts
-//!   0  magic "HSMCTRL1"   8
+//!   0  magic "HSMCTRL"    7
+//!   7  version '1'        1
 //!   8  sequence           u64 big endian
 //!  16  length             u32 big endian
 //!  20  Control, encoded   `length` bytes
@@ -21,7 +22,9 @@ use crate::codec;
 use crate::names::{ClusterId, Incarnation, RaftId};
 use crate::{LogId, Vote};
 
-const MAGIC: [u8; 8] = *b"HSMCTRL1";
+const MAGIC: [u8; 7] = *b"HSMCTRL";
+/// Version of the layout and of [`Control`]'s encoding.
+const VERSION: u8 = b'1';
 const HEAD: usize = 20;
 const SLOT: u64 = 4096;
 const MAX_BODY: usize = SLOT as usize - HEAD - 4;
@@ -104,15 +107,18 @@ pub(super) struct ControlFile {
 }
 
 impl ControlFile {
-    /// Makes the file with its first contents, durable with its directory entry.
+    /// Makes the file with its first contents, durable with its directory entry. Written beside first: a kill
+    /// half-way leaves no `control`, and so a directory that is still new, instead of one without a valid slot.
     pub(super) fn create(path: &Path, control: &Control) -> Result<Self, StoreFailure> {
+        let beside = path.with_extension("new");
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(true)
             .mode(0o600)
-            .open(path)
-            .map_err(StoreFailure::io(format!("create {}", path.display())))?;
+            .open(&beside)
+            .map_err(StoreFailure::io(format!("create {}", beside.display())))?;
         let mut this = Self {
             file,
             path: path.to_path_buf(),
@@ -121,6 +127,8 @@ impl ControlFile {
         this.write(control)?;
         // Both slots from the start, so that a single damaged one never leaves none.
         this.write(control)?;
+        fail::fail_point!("store::before_control");
+        std::fs::rename(&beside, path).map_err(StoreFailure::io(format!("rename {}", beside.display())))?;
         sync_parent(path)?;
         Ok(this)
     }
@@ -132,10 +140,10 @@ impl ControlFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreFailure::io(format!("open {}", path.display()))(error)),
         };
-        let newest = [0, SLOT]
-            .into_iter()
-            .filter_map(|at| read_slot(&file, at))
-            .max_by_key(|(seq, _)| *seq);
+        // A slot that a newer release wrote is refused even beside one that can be read: that one is older, and
+        // what was promised since would be forgotten.
+        let slots = [read_slot(&file, 0)?, read_slot(&file, SLOT)?];
+        let newest = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq);
         let Some((sequence, control)) = newest else {
             return Err(StoreFailure::Damaged(format!(
                 "{}: neither slot is valid",
@@ -165,6 +173,7 @@ impl ControlFile {
         let sequence = self.sequence + 1;
         let mut slot = Vec::with_capacity(HEAD + body.len() + 4);
         slot.extend_from_slice(&MAGIC);
+        slot.push(VERSION);
         slot.extend_from_slice(&sequence.to_be_bytes());
         slot.extend_from_slice(&(body.len() as u32).to_be_bytes());
         slot.extend_from_slice(&body);
@@ -178,11 +187,28 @@ impl ControlFile {
     }
 }
 
-fn read_slot(file: &File, at: u64) -> Option<(u64, Control)> {
+/// A slot's sequence and contents; `None` when it is not what was written.
+fn read_slot(file: &File, at: u64) -> Result<Option<(u64, Control)>, StoreFailure> {
+    let Some((version, sequence, body)) = read_frame(file, at) else {
+        return Ok(None);
+    };
+    if version != VERSION {
+        let what = format!("`control` in version {:?}", char::from(version));
+        return Err(StoreFailure::Newer(what));
+    }
+    match codec::decode(&body) {
+        Ok(control) => Ok(Some((sequence, control))),
+        Err(error) if error.is_unknown_variant() => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Version, sequence and contents of a slot whose checksum is right.
+fn read_frame(file: &File, at: u64) -> Option<(u8, u64, Vec<u8>)> {
     let mut head = [0; HEAD];
     file.read_exact_at(&mut head, at).ok()?;
     let length = u32::from_be_bytes(head[16..20].try_into().ok()?) as usize;
-    if head[..8] != MAGIC || length > MAX_BODY {
+    if head[..7] != MAGIC || length > MAX_BODY {
         return None;
     }
     let mut rest = vec![0; length + 4];
@@ -191,91 +217,19 @@ fn read_slot(file: &File, at: u64) -> Option<(u64, Control)> {
     if crc32c::crc32c_append(crc32c::crc32c(&head), body) != u32::from_be_bytes(crc.try_into().ok()?) {
         return None;
     }
-    Some((
-        u64::from_be_bytes(head[8..16].try_into().ok()?),
-        codec::decode(body).ok()?,
-    ))
+    let sequence = u64::from_be_bytes(head[8..16].try_into().ok()?);
+    Some((head[7], sequence, body.to_vec()))
 }
 
 /// Makes a new directory entry durable.
 pub(super) fn sync_parent(path: &Path) -> Result<(), StoreFailure> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
     let sync = || File::open(parent)?.sync_all();
     sync().map_err(StoreFailure::io(format!("sync {}", parent.display())))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use openraft::{CommittedLeaderId, LeaderId};
-
-    fn example() -> Control {
-        Control {
-            node_name: "hsm-node-1".into(),
-            incarnation: Incarnation([7; 16]),
-            cluster_id: ClusterId([9; 16]),
-            epoch: 1,
-            raft_id: 3,
-            vote: Some(Vote {
-                leader_id: LeaderId::new(4, 3),
-                committed: true,
-            }),
-            last_log: Some(LogId::new(CommittedLeaderId::new(4, 3), 17)),
-            last_purged: Some(LogId::new(CommittedLeaderId::new(2, 1), 5)),
-            poison: None,
-        }
-    }
-
-    #[test]
-    fn golden_bytes_of_control() {
-        let bytes = codec::encode(&example()).unwrap();
-        assert_eq!(
-            hex::encode(&bytes),
-            concat!(
-                "0a00000000000000",
-                "68736d2d6e6f64652d31",
-                "07070707070707070707070707070707",
-                "09090909090909090909090909090909",
-                "0100000000000000",
-                "0300000000000000",
-                "01",
-                "0400000000000000",
-                "0300000000000000",
-                "01",
-                "01",
-                "0400000000000000",
-                "0300000000000000",
-                "1100000000000000",
-                "01",
-                "0200000000000000",
-                "0100000000000000",
-                "0500000000000000",
-                "00"
-            )
-        );
-        assert_eq!(codec::decode::<Control>(&bytes).unwrap(), example());
-    }
-
-    #[test]
-    fn a_damaged_newest_slot_falls_back_to_the_other_and_two_damaged_ones_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("control");
-        let mut file = ControlFile::create(&path, &example()).unwrap();
-        let newer = Control {
-            raft_id: 99,
-            ..example()
-        };
-        file.write(&newer).unwrap();
-        assert_eq!(ControlFile::open(&path).unwrap().unwrap().1, newer);
-        let raw = OpenOptions::new().write(true).open(&path).unwrap();
-        raw.write_all_at(b"x", (file.sequence % 2) * SLOT + 30).unwrap();
-        let (mut again, control) = ControlFile::open(&path).unwrap().unwrap();
-        assert_eq!(control, example());
-        again.write(&newer).unwrap();
-        assert_eq!(ControlFile::open(&path).unwrap().unwrap().1, newer);
-        raw.write_all_at(b"x", 30).unwrap();
-        raw.write_all_at(b"x", SLOT + 30).unwrap();
-        assert!(ControlFile::open(&path).is_err());
-    }
-}
+#[path = "control_tests.rs"]
+mod tests;

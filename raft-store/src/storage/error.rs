@@ -1,7 +1,10 @@
 //! Why a store cannot be opened, or stopped working.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::codec::CodecError;
+use crate::state::table::LoadError;
 
 /// A failure of a running store. It is final: the process must exit.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,9 @@ pub enum StoreFailure {
     /// Stored bytes are not what was written.
     #[error("stored data is damaged: {0}")]
     Damaged(String),
+    /// Stored bytes are what was written, and this release does not know it.
+    #[error("{0}: written by a newer release: start that release")]
+    Newer(String),
     /// An earlier failure stopped the store.
     #[error("the store has stopped after an earlier failure")]
     Stopped,
@@ -41,6 +47,38 @@ impl StoreFailure {
     pub(super) fn sled(what: &str) -> impl FnOnce(sled::Error) -> Self {
         let what = what.to_string();
         move |source| Self::Sled { what, source }
+    }
+
+    /// Whether sled's files are not as sled left them, rather than that they could not be read just now. Of its
+    /// I/O errors that is what reading past the end, at a senseless place, or of a file that nothing wrote gives.
+    fn is_loss(&self) -> bool {
+        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+        match self {
+            Self::Sled {
+                source: sled::Error::Io(source),
+                ..
+            } => matches!(
+                source.kind(),
+                InvalidData | InvalidInput | NotFound | UnexpectedEof
+            ),
+            Self::Sled { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<LoadError> for StoreFailure {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Damaged(what) => Self::Damaged(what),
+            LoadError::Newer(what) => Self::Newer(what),
+        }
+    }
+}
+
+impl From<CodecError> for StoreFailure {
+    fn from(error: CodecError) -> Self {
+        LoadError::from(error).into()
     }
 }
 
@@ -89,6 +127,14 @@ pub enum OpenError {
         /// What is missing.
         what: String,
     },
+    /// Nothing is wrong with it, but with this release.
+    #[error("data_dir {dir}: {what}: written by a newer release: start that release")]
+    Newer {
+        /// The data directory.
+        dir: PathBuf,
+        /// What this release does not know.
+        what: String,
+    },
     /// The directory belongs to another node.
     #[error("data_dir {dir}: it belongs to node_id {found:?}, the configuration says {expected:?}")]
     OtherNode {
@@ -107,4 +153,83 @@ pub enum OpenError {
         /// Why.
         reason: String,
     },
+}
+
+impl OpenError {
+    pub(super) fn lost(dir: &Path, what: impl Into<String>) -> Self {
+        let (dir, what) = (dir.to_path_buf(), what.into());
+        Self::Lost { dir, what }
+    }
+
+    /// The refusal that a failure comes to while a store is opened.
+    pub(super) fn of(dir: &Path, failure: StoreFailure) -> Self {
+        let dir = dir.to_path_buf();
+        match failure {
+            StoreFailure::Damaged(what) => Self::Lost { dir, what },
+            StoreFailure::Newer(what) => Self::Newer { dir, what },
+            // sled locks its file too, and gives the lock back a moment after it is dropped.
+            StoreFailure::Sled {
+                source: sled::Error::Io(source),
+                ..
+            } if source.to_string().contains("could not acquire lock") => Self::InUse(dir),
+            failure if failure.is_loss() => {
+                let what = failure.to_string();
+                Self::Lost { dir, what }
+            }
+            failure => Self::Failure { dir, failure },
+        }
+    }
+
+    /// With what sled said about it, which is often more than the error or panic that it ended in.
+    pub(super) fn with_words_of_sled(mut self, said: &[String]) -> Self {
+        if let Self::Lost { what, .. } | Self::SledPanic { message: what, .. } = &mut self
+            && !said.is_empty()
+        {
+            *what = format!("{what} (sled said: {})", said.join("; "));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sled_io(kind: io::ErrorKind) -> String {
+        let source = sled::Error::Io(kind.into());
+        let what = "read".into();
+        OpenError::of(Path::new("/d"), StoreFailure::Sled { what, source }).to_string()
+    }
+
+    #[test]
+    fn what_a_cut_file_gives_is_a_loss_with_its_remedy_and_a_permission_is_not() {
+        let cut = sled_io(io::ErrorKind::UnexpectedEof);
+        assert!(cut.contains("data_dir /d") && cut.contains(REMEDY), "{cut}");
+        let shut = sled_io(io::ErrorKind::PermissionDenied);
+        assert!(shut.contains("data_dir /d") && !shut.contains(REMEDY), "{shut}");
+        let damaged = StoreFailure::Sled {
+            what: "open".into(),
+            source: sled::Error::ReportableBug("a bug".into()),
+        };
+        let refused = OpenError::of(Path::new("/d"), damaged).to_string();
+        assert!(refused.contains("a bug") && refused.contains(REMEDY), "{refused}");
+    }
+
+    #[test]
+    fn what_a_newer_release_wrote_is_not_called_damaged() {
+        let refused = OpenError::of(Path::new("/d"), StoreFailure::Newer("a slot row".into())).to_string();
+        assert_eq!(
+            refused,
+            "data_dir /d: a slot row: written by a newer release: start that release"
+        );
+    }
+
+    #[test]
+    fn a_refusal_tells_what_sled_said() {
+        let lost = OpenError::lost(Path::new("/d"), "gone").with_words_of_sled(&["crc".into(), "lsn".into()]);
+        assert!(
+            lost.to_string()
+                .starts_with("data_dir /d: gone (sled said: crc; lsn); ")
+        );
+    }
 }

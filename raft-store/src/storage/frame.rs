@@ -1,10 +1,10 @@
-//! Framing of rows: each physical value carries what it is and a checksum over key and contents, and
-//! values too large for one sled leaf are cut into chunks.
+//! Framing of rows: each physical value carries what it is, in which version it is encoded, and a checksum over
+//! key and contents; values too large for one sled leaf are cut into chunks.
 //!
 //! ```text
 //! offset  0  magic 'H' 'R'
 //!         2  kind              u8   RowKind or a log kind
-//!         3  frame version     u8   1
+//!         3  row version       u8   of the row's encoding
 //!         4  chunks            u16  big endian, chunks of this row
 //!         6  total length      u32  big endian, bytes of the whole row
 //!        10  chunk's contents
@@ -13,6 +13,7 @@
 //! The physical key is the row's key followed by the chunk's number, u16 big endian.
 
 use super::error::StoreFailure;
+use crate::state::table::RowKind;
 
 /// Contents of one chunk. sled moves a leaf to unsynced blob files by its total size; values this small
 /// never make one that large.
@@ -20,24 +21,64 @@ pub(crate) const CHUNK: usize = 6 * 1024 - OVERHEAD;
 const OVERHEAD: usize = HEAD + 4;
 const HEAD: usize = 10;
 const MAGIC: [u8; 2] = *b"HR";
-const VERSION: u8 = 1;
-/// Largest row: a command at its limit with its log id.
+/// Largest row: a command at its limit with its log id, and what `RowKind::limit` allows.
 pub(crate) const MAX_ROW: usize = 128 * 1024;
+const _: () = assert!(crate::codec::MAX_COMMAND_BYTES + 1024 <= MAX_ROW);
 
-/// Kinds outside `RowKind`.
-pub(crate) const KIND_LOG: u8 = 200;
-pub(crate) const KIND_VOTE: u8 = 201;
-pub(crate) const KIND_PURGED: u8 = 202;
-pub(crate) const KIND_POINTER: u8 = 203;
+/// What a row is, and the version of its encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) kind: u8,
+    pub(crate) version: u8,
+}
+
+/// Rows that are none of the state.
+pub(crate) const LOG: Form = Form {
+    kind: 200,
+    version: 1,
+};
+pub(crate) const VOTE: Form = Form {
+    kind: 201,
+    version: 1,
+};
+pub(crate) const PURGED: Form = Form {
+    kind: 202,
+    version: 1,
+};
+pub(crate) const POINTER: Form = Form {
+    kind: 203,
+    version: 1,
+};
+
+impl From<RowKind> for Form {
+    fn from(kind: RowKind) -> Self {
+        let version = kind.version();
+        Self {
+            kind: kind.into(),
+            version,
+        }
+    }
+}
+
+impl Form {
+    /// The error of a row that is of no form known here. Its checksum is right, so it was written as it is.
+    pub(crate) fn unknown(self) -> StoreFailure {
+        StoreFailure::Newer(format!(
+            "a row of kind {} and version {}",
+            self.kind, self.version
+        ))
+    }
+}
 
 /// A physical key and its frame.
 pub(crate) type Pair = (Vec<u8>, Vec<u8>);
 
 /// Cuts a row into physical key-value pairs.
-pub(crate) fn pack(kind: u8, key: &[u8], value: &[u8]) -> Result<Vec<Pair>, StoreFailure> {
+pub(crate) fn pack(form: Form, key: &[u8], value: &[u8]) -> Result<Vec<Pair>, StoreFailure> {
     if value.len() > MAX_ROW {
         return Err(StoreFailure::Damaged(format!(
-            "a row of kind {kind} has {} bytes, more than {MAX_ROW}",
+            "a row of kind {} has {} bytes, more than {MAX_ROW}",
+            form.kind,
             value.len()
         )));
     }
@@ -51,7 +92,7 @@ pub(crate) fn pack(kind: u8, key: &[u8], value: &[u8]) -> Result<Vec<Pair>, Stor
         let key = chunk_key(key, number as u16);
         let mut frame = Vec::with_capacity(part.len() + OVERHEAD);
         frame.extend_from_slice(&MAGIC);
-        frame.extend_from_slice(&[kind, VERSION]);
+        frame.extend_from_slice(&[form.kind, form.version]);
         frame.extend_from_slice(&count.to_be_bytes());
         frame.extend_from_slice(&(value.len() as u32).to_be_bytes());
         frame.extend_from_slice(part);
@@ -79,7 +120,7 @@ pub(crate) struct Unpacker {
 }
 
 struct Open {
-    kind: u8,
+    form: Form,
     key: Vec<u8>,
     value: Vec<u8>,
     next: u16,
@@ -87,8 +128,13 @@ struct Open {
     total: usize,
 }
 
-/// A row: kind, key, value.
-pub(crate) type UnpackedRow = (u8, Vec<u8>, Vec<u8>);
+/// A row put together.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnpackedRow {
+    pub(crate) form: Form,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
 
 impl Unpacker {
     /// Takes the next pair; returns a row when it is complete.
@@ -99,7 +145,7 @@ impl Unpacker {
             .ok_or_else(|| bad("its key is too short"))?;
         let number = u16::from_be_bytes([number[0], number[1]]);
         let body = check(key, frame).ok_or_else(|| bad("its frame is damaged"))?;
-        let (kind, chunks, total, part) = body;
+        let (form, chunks, total, part) = body;
         let mut open = match self.open.take() {
             Some(open) if open.key == row_key => open,
             Some(open) => {
@@ -109,7 +155,7 @@ impl Unpacker {
                 )));
             }
             None => Open {
-                kind,
+                form,
                 key: row_key.to_vec(),
                 value: Vec::new(),
                 next: 0,
@@ -117,7 +163,7 @@ impl Unpacker {
                 total,
             },
         };
-        if open.next != number || open.chunks != chunks || open.total != total || open.kind != kind {
+        if open.next != number || open.chunks != chunks || open.total != total || open.form != form {
             return Err(bad("its chunks do not belong together"));
         }
         open.value.extend_from_slice(part);
@@ -129,7 +175,11 @@ impl Unpacker {
         if open.value.len() != open.total {
             return Err(bad("its length is wrong"));
         }
-        Ok(Some((open.kind, open.key, open.value)))
+        Ok(Some(UnpackedRow {
+            form: open.form,
+            key: open.key,
+            value: open.value,
+        }))
     }
 
     /// Refuses when a row was cut off at the end.
@@ -144,18 +194,22 @@ impl Unpacker {
     }
 }
 
-fn check<'a>(key: &[u8], frame: &'a [u8]) -> Option<(u8, u16, usize, &'a [u8])> {
+fn check<'a>(key: &[u8], frame: &'a [u8]) -> Option<(Form, u16, usize, &'a [u8])> {
     let (body, crc) = frame.split_at_checked(frame.len().checked_sub(4)?)?;
     if crc32c::crc32c_append(crc32c::crc32c(key), body) != u32::from_be_bytes(crc.try_into().ok()?) {
         return None;
     }
     let (head, part) = body.split_at_checked(HEAD)?;
-    if head[..2] != MAGIC || head[3] != VERSION {
+    if head[..2] != MAGIC {
         return None;
     }
     let chunks = u16::from_be_bytes([head[4], head[5]]);
     let total = u32::from_be_bytes([head[6], head[7], head[8], head[9]]) as usize;
-    (chunks > 0 && total <= MAX_ROW).then_some((head[2], chunks, total, part))
+    let form = Form {
+        kind: head[2],
+        version: head[3],
+    };
+    (chunks > 0 && total <= MAX_ROW).then_some((form, chunks, total, part))
 }
 
 #[cfg(test)]
@@ -174,29 +228,46 @@ mod tests {
         Ok(rows)
     }
 
+    const FORM: Form = Form { kind: 7, version: 3 };
+
+    /// Head, contents and checksum: of a short row, and of the first and last chunk of a long one.
     #[test]
-    fn golden_bytes_of_a_frame() {
-        let pairs = pack(7, b"k", b"value").unwrap();
+    fn golden_bytes_of_frames() {
+        let pairs = pack(FORM, b"k", b"value").unwrap();
         assert_eq!(hex::encode(&pairs[0].0), "6b0000");
-        assert_eq!(
-            hex::encode(&pairs[0].1[..15]),
-            "48520701000100000005".to_string() + "76616c7565"
-        );
+        let frame = concat!("4852", "07", "03", "0001", "00000005", "76616c7565", "7e1e22fb");
+        assert_eq!(hex::encode(&pairs[0].1), frame);
+        let long = pack(FORM, b"k", &vec![0xab; CHUNK + 1]).unwrap();
+        let [first, last] = &long[..] else { panic!() };
+        assert_eq!(hex::encode(&first.0), "6b0000");
+        assert_eq!(hex::encode(&first.1[..HEAD]), "485207030002000017f3");
+        assert_eq!(hex::encode(&first.1[HEAD + CHUNK..]), "2d8c97b7");
+        assert_eq!(hex::encode(&last.0), "6b0001");
+        assert_eq!(hex::encode(&last.1), "485207030002000017f3ab8dc05653");
     }
 
     #[test]
     fn a_row_at_its_maximum_is_cut_into_small_chunks_and_comes_back() {
         let value: Vec<u8> = (0..MAX_ROW).map(|i| i as u8).collect();
-        let pairs = pack(1, b"key", &value).unwrap();
+        let pairs = pack(FORM, b"key", &value).unwrap();
         assert!(pairs.iter().all(|(_, frame)| frame.len() <= 6 * 1024));
         assert_eq!(pairs.len(), usize::from(chunks_of(MAX_ROW)));
-        assert_eq!(unpack(&pairs).unwrap(), vec![(1, b"key".to_vec(), value)]);
-        assert!(pack(1, b"key", &vec![0; MAX_ROW + 1]).is_err());
+        let key = b"key".to_vec();
+        let form = FORM;
+        assert_eq!(unpack(&pairs).unwrap(), [UnpackedRow { form, key, value }]);
+        assert!(pack(FORM, b"key", &vec![0; MAX_ROW + 1]).is_err());
+    }
+
+    #[test]
+    fn what_commands_may_make_fits_into_a_row() {
+        for kind in RowKind::STATE {
+            assert!(kind.limit() <= MAX_ROW, "{kind}");
+        }
     }
 
     #[test]
     fn a_missing_chunk_is_refused_wherever_it_is() {
-        let pairs = pack(1, b"key", &vec![3; 3 * CHUNK]).unwrap();
+        let pairs = pack(FORM, b"key", &vec![3; 3 * CHUNK]).unwrap();
         for gone in 0..pairs.len() {
             let mut cut = pairs.clone();
             cut.remove(gone);
@@ -207,7 +278,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_of_key_or_frame_is_noticed(value in prop::collection::vec(any::<u8>(), 0..64), bit in any::<usize>()) {
-            let (mut key, mut frame) = pack(9, b"a key", &value).unwrap().remove(0);
+            let (mut key, mut frame) = pack(FORM, b"a key", &value).unwrap().remove(0);
             let at = bit % ((key.len() + frame.len()) * 8);
             match at / 8 {
                 byte if byte < key.len() => key[byte] ^= 1 << (at % 8),

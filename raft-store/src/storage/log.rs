@@ -11,6 +11,7 @@ use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError};
 
 use super::error::StoreFailure;
+use super::frame::LOG;
 use super::writer::{Core, LOG_TREE, WriteOp, Writer, log_key};
 use crate::names::RaftId;
 use crate::{Entry, LogId, TypeConfig, Vote, codec};
@@ -31,6 +32,8 @@ pub(super) struct LogIndex {
     pub(super) first: u64,
     /// Encoded length of each entry from `first`.
     pub(super) lengths: VecDeque<u32>,
+    /// Their sum.
+    pub(super) bytes: u64,
     /// The tail: entries up to the last one.
     pub(super) cache: VecDeque<Arc<Entry>>,
     pub(super) cached_bytes: usize,
@@ -59,6 +62,7 @@ impl LogIndex {
         }
         self.last = Some(entry.log_id);
         self.lengths.push_back(length as u32);
+        self.bytes += length as u64;
         self.cache.push_back(Arc::new(entry));
         self.cached_bytes += length;
     }
@@ -74,6 +78,7 @@ impl LogIndex {
     fn pop_back(&mut self) -> Option<(u64, usize)> {
         let index = self.next().checked_sub(1)?;
         let length = self.lengths.pop_back()? as usize;
+        self.bytes -= length as u64;
         if self.cache.pop_back().is_some() {
             self.cached_bytes -= length;
         }
@@ -83,11 +88,37 @@ impl LogIndex {
     fn pop_front(&mut self) -> Option<(u64, usize)> {
         let cached = self.cache.len() == self.lengths.len();
         let length = self.lengths.pop_front()? as usize;
+        self.bytes -= length as u64;
         if cached && self.cache.pop_front().is_some() {
             self.cached_bytes -= length;
         }
         self.first += 1;
         Some((self.first - 1, length))
+    }
+
+    /// Takes out everything from `from` on; gives back what has to be removed.
+    pub(super) fn cut(&mut self, from: u64) -> Vec<(u64, usize)> {
+        let mut gone = Vec::new();
+        while self.next() > from {
+            let Some(entry) = self.pop_back() else { break };
+            gone.push(entry);
+        }
+        gone
+    }
+
+    /// Takes out everything up to `upto`, which is purged from now on; gives back what has to be removed.
+    pub(super) fn purge(&mut self, upto: LogId) -> Vec<(u64, usize)> {
+        let mut gone = Vec::new();
+        while !self.lengths.is_empty() && self.first <= upto.index {
+            let Some(entry) = self.pop_front() else { break };
+            gone.push(entry);
+        }
+        if self.lengths.is_empty() {
+            self.first = self.first.max(upto.index + 1);
+        }
+        self.purged = self.purged.max(Some(upto));
+        self.last = self.last.max(Some(upto));
+        gone
     }
 }
 
@@ -117,16 +148,16 @@ impl LogStore {
     /// Entries from sled, for readers that fell behind the cache.
     fn read_rows(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
         let mut entries = Vec::new();
-        self.core
-            .rows
-            .scan(LOG_TREE, &log_key(start), &mut |(_, key, value)| {
-                if key >= log_key(end) {
-                    return Ok(false);
-                }
-                let entry: Entry = codec::decode(&value).map_err(|e| StoreFailure::Damaged(e.to_string()))?;
-                entries.push(entry);
-                Ok(true)
-            })?;
+        self.core.rows.scan(LOG_TREE, &log_key(start), &mut |row| {
+            if row.key >= log_key(end) {
+                return Ok(false);
+            }
+            if row.form != LOG {
+                return Err(row.form.unknown());
+            }
+            entries.push(codec::decode(&row.value)?);
+            Ok(true)
+        })?;
         Ok(entries)
     }
 
@@ -252,6 +283,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 index.push(entry, length);
             }
             index.shrink(self.core.durable.load(Ordering::Acquire));
+            self.core.log_bytes.store(index.bytes, Ordering::Relaxed);
             index.last
         };
         let (Some(last), false) = (last, encoded.is_empty()) else {
@@ -279,12 +311,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         };
         let (remove, last) = {
             let mut index = self.lock();
-            let mut remove = Vec::new();
-            while index.next() > log_id.index {
-                let Some(gone) = index.pop_back() else { break };
-                remove.push(gone);
-            }
+            let remove = index.cut(log_id.index);
             index.last = kept.max(index.purged);
+            self.core.log_bytes.store(index.bytes, Ordering::Relaxed);
             (remove, index.last)
         };
         let done = self
@@ -297,16 +326,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, upto: LogId) -> Result<(), Failure> {
         let (remove, last) = {
             let mut index = self.lock();
-            let mut remove = Vec::new();
-            while !index.lengths.is_empty() && index.first <= upto.index {
-                let Some(gone) = index.pop_front() else { break };
-                remove.push(gone);
-            }
-            if index.lengths.is_empty() {
-                index.first = index.first.max(upto.index + 1);
-            }
-            index.purged = index.purged.max(Some(upto));
-            index.last = index.last.max(Some(upto));
+            let remove = index.purge(upto);
+            self.core.log_bytes.store(index.bytes, Ordering::Relaxed);
             (remove, index.last)
         };
         let done = self

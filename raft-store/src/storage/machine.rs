@@ -5,7 +5,8 @@
 //! they are applied again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -16,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::error::StoreFailure;
-use super::frame::KIND_POINTER;
+use super::frame::{Form, POINTER};
 use super::rows::Changes;
 use super::snapshot::{self, Contents};
 use super::writer::Core;
@@ -55,10 +56,19 @@ pub(super) struct AppliedRow {
     pub(super) digest: u128,
 }
 
+impl RowChange {
+    pub(super) fn form(&self) -> Form {
+        Form {
+            kind: self.kind.into(),
+            version: self.version,
+        }
+    }
+}
+
 /// Hash of one row; a tree's digest is the sum of its rows' hashes.
-pub(super) fn row_hash(kind: u8, key: &[u8], value: &[u8]) -> u128 {
+pub(super) fn row_hash(form: Form, key: &[u8], value: &[u8]) -> u128 {
     let mut hash = Sha256::new();
-    hash.update([kind]);
+    hash.update([form.kind, form.version]);
     hash.update((key.len() as u32).to_be_bytes());
     hash.update(key);
     hash.update(value);
@@ -77,6 +87,8 @@ pub(super) struct Loaded {
     pub(super) state: ClusterState,
     pub(super) row: AppliedRow,
     pub(super) sizes: RowSizes,
+    /// Sum of the lengths.
+    pub(super) bytes: u64,
     pub(super) applied_len: Option<usize>,
     pub(super) tree: String,
     /// See [`Published::changed`].
@@ -97,22 +109,20 @@ fn physical(kind: RowKind, key: &[u8]) -> Vec<u8> {
     [&[kind as u8], key].concat()
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreFailure> {
-    codec::encode(value).map_err(|e| StoreFailure::Damaged(e.to_string()))
-}
-
 impl Loaded {
     /// Adds row changes to a batch and to sizes and digest.
     fn record(&mut self, rows: Vec<RowChange>, changes: &mut Changes) -> Result<(), StoreFailure> {
-        for RowChange { kind, key, value } in rows {
-            let physical = physical(kind, &key);
+        for row in rows {
+            let physical = physical(row.kind, &row.key);
             let old = self.sizes.remove(&physical);
             let digest = self.row.digest.wrapping_sub(old.map_or(0, |(hash, _)| hash));
-            match value {
+            self.bytes -= old.map_or(0, |(_, len)| len as u64);
+            match &row.value {
                 Some(value) => {
-                    let hash = row_hash(kind as u8, &key, &value);
+                    let hash = row_hash(row.form(), &row.key, value);
                     self.row.digest = digest.wrapping_add(hash);
-                    changes.put(kind as u8, &physical, &value, old.map(|(_, len)| len))?;
+                    changes.put(row.form(), &physical, value, old.map(|(_, len)| len))?;
+                    self.bytes += value.len() as u64;
                     self.sizes.insert(physical, (hash, value.len()));
                 }
                 None => {
@@ -128,9 +138,9 @@ impl Loaded {
 
     /// Adds the applied row to a batch.
     fn record_applied(&mut self, changes: &mut Changes) -> Result<(), StoreFailure> {
-        let bytes = encode(&self.row)?;
+        let bytes = codec::encode(&self.row)?;
         changes.put(
-            RowKind::Applied as u8,
+            RowKind::Applied.into(),
             &physical(RowKind::Applied, &[]),
             &bytes,
             self.applied_len,
@@ -175,6 +185,7 @@ impl StateMachine {
     }
 
     fn publish(&self) {
+        self.core.state_bytes.store(self.now.bytes, Ordering::Relaxed);
         self.published.store(Arc::new(self.now.publish()));
         self.applied
             .send_replace(self.now.row.applied.map_or(0, |id| id.index));
@@ -209,28 +220,32 @@ impl StateMachine {
             outcomes.push(outcome);
         }
         let mut changes = Changes::default();
-        let rows = self
-            .now
-            .state
-            .drain()
-            .map_err(|e| StoreFailure::Damaged(e.to_string()))?;
+        let rows = self.now.state.drain()?;
         self.now.record(rows, &mut changes)?;
         self.now.record_applied(&mut changes)?;
         self.core.rows.write(&self.now.tree, changes)?;
         self.publish();
         Ok(outcomes)
     }
+}
 
-    /// Keeps a received snapshot's file where ours lie; tests hand over files of other stores.
-    fn adopt(&self, meta: &SnapshotMeta, file: &SnapshotFile) -> Result<PathBuf, StoreFailure> {
-        if file.path.parent() == Some(&self.dir) {
-            return Ok(file.path.clone());
-        }
-        let bytes = std::fs::read(&file.path).map_err(StoreFailure::io("read a snapshot"))?;
-        let mut receiver = snapshot::SnapshotReceiver::create(&self.dir, meta)?;
-        receiver.push(&bytes)?;
-        Ok(receiver.finish()?.path)
+/// Keeps a received snapshot's file where ours lie; tests hand over files of other stores.
+fn adopt(dir: &Path, meta: &SnapshotMeta, file: &SnapshotFile) -> Result<PathBuf, StoreFailure> {
+    if file.path.parent() == Some(dir) {
+        return Ok(file.path.clone());
     }
+    let bytes = std::fs::read(&file.path).map_err(StoreFailure::io("read a snapshot"))?;
+    let mut receiver = snapshot::SnapshotReceiver::create(dir, meta)?;
+    receiver.push(&bytes)?;
+    Ok(receiver.finish()?.path)
+}
+
+/// Runs what reads and waits for the disk off the consensus thread, which has heartbeats to send meanwhile.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreFailure> + Send + 'static,
+) -> Result<T, StoreFailure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(StoreFailure::Damaged(format!("the snapshot task failed: {e}"))))
 }
 
 fn is_report(entry: &Entry) -> bool {
@@ -256,12 +271,7 @@ pub(super) fn install(core: &Core, old_tree: &str, contents: Contents) -> Result
         let batch: Vec<RowChange> = rows.by_ref().take(INSTALL_BATCH).collect();
         for row in &batch {
             let value = row.value.as_deref().unwrap_or_default();
-            if next.state.load(row.kind, &row.key, value).is_none() {
-                return Err(StoreFailure::Damaged(format!(
-                    "a {:?} row of the snapshot does not decode",
-                    row.kind
-                )));
-            }
+            next.state.load(row.kind, row.version, &row.key, value)?;
         }
         let mut changes = Changes::default();
         next.record(batch, &mut changes)?;
@@ -291,7 +301,7 @@ pub(super) fn install(core: &Core, old_tree: &str, contents: Contents) -> Result
 /// Names the tree that is the state; durable when this returns.
 pub(super) fn point_to(core: &Core, tree: &str) -> Result<(), StoreFailure> {
     let mut changes = Changes::default();
-    changes.put(KIND_POINTER, &[KIND_POINTER], tree.as_bytes(), None)?;
+    changes.put(POINTER, &[POINTER.kind], tree.as_bytes(), None)?;
     core.rows.write(META_TREE, changes)?;
     core.rows.barrier()
 }
@@ -338,12 +348,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         file: Box<SnapshotFile>,
     ) -> Result<(), Failure> {
-        let installed = self.adopt(meta, &file).and_then(|path| {
-            self.now = install(&self.core, &self.now.tree, snapshot::read(&path)?)?;
-            snapshot::remove_older(&self.dir, &path)
+        let (core, dir, announced) = (Arc::clone(&self.core), self.dir.clone(), meta.clone());
+        let old_tree = self.now.tree.clone();
+        let installed = off_thread(move || {
+            core.check_running()?;
+            let path = adopt(&dir, &announced, &file)?;
+            let contents = snapshot::read(&path)?;
+            contents.check_meta(&announced)?;
+            let installed = install(&core, &old_tree, contents)?;
+            snapshot::remove_older(&dir, &path)?;
+            Ok(installed)
         });
-        self.core
-            .fatal(installed)
+        self.now = self
+            .core
+            .fatal(installed.await)
             .map_err(|failure| StorageIOError::write_snapshot(Some(meta.signature()), &failure))?;
         *lock(&self.current) = Some(meta.clone());
         self.publish();
@@ -379,20 +397,15 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             snapshot_id: id.map_or_else(|| "empty".into(), |id| format!("{}-{}", id.leader_id, id.index)),
         };
         let (dir, for_file) = (self.dir.clone(), meta.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let rows = from
-                .state
-                .dump()
-                .map_err(|e| StoreFailure::Damaged(e.to_string()))?;
+        let written = off_thread(move || {
+            let rows = from.state.dump()?;
             let file = snapshot::write(&dir, &for_file, &rows)?;
             snapshot::remove_older(&dir, &file.path)?;
             Ok(file)
-        })
-        .await
-        .unwrap_or_else(|e| Err(StoreFailure::Damaged(format!("the snapshot task failed: {e}"))));
+        });
         let file = self
             .core
-            .fatal(written)
+            .fatal(written.await)
             .map_err(|failure| StorageIOError::write_snapshot(Some(meta.signature()), &failure))?;
         let mut current = lock(&self.current);
         if current

@@ -5,17 +5,20 @@
 //!
 //! ```text
 //! <data>/lock            exclusive lock of the directory
-//! <data>/control         identity, vote, last durable log id (see `control`)
-//! <data>/sled/db …       tree `log`: entries, vote, purged; trees `state-N`: rows; default tree: pointer
+//! <data>/control         identity, vote, last durable log id (see `control`); `control.new` while being made
+//! <data>/sled/db …       tree `log`: entries, vote, purged; trees `state-N`: rows; tree `meta`: the pointer, which
+//!                        names the state tree in force
 //! <data>/snapshots/      complete snapshots, `.partial` while being written
 //! ```
 
 mod control;
 mod error;
 mod frame;
+mod handle;
 mod log;
 mod machine;
 mod open;
+mod recover;
 mod rows;
 mod sled_watch;
 mod snapshot;
@@ -23,22 +26,25 @@ mod writer;
 
 pub use control::{Control, Poison};
 pub use error::{OpenError, StoreFailure};
+pub use handle::ControlHandle;
 pub use log::LogStore;
 pub use machine::{Published, StateMachine};
-pub use open::{ControlHandle, Opened, Store, StoreOptions};
+pub use open::{Opened, Store, StoreOptions};
 pub use rows::BarrierHook;
-pub use sled_watch::install_log_hook;
+pub use sled_watch::{LogHookTaken, install_log_hook, install_panic_hook};
 pub use snapshot::SnapshotReceiver;
 
-/// Figures of a running store, for metrics. Reads only atomics and one sled counter.
+/// Figures of a running store, for metrics. Asks the file system, of which it takes microseconds.
 #[derive(Debug, Clone, Default)]
 pub struct StoreFigures {
     /// Bytes of the sled files.
     pub sled_bytes: u64,
+    /// Bytes of the rows in them that there are: far below `sled_bytes` for long, sled does not clean up.
+    pub live_bytes: u64,
     /// Durability barriers passed since the start.
     pub barriers: u64,
     /// Bytes free on the data directory's file system.
     pub free_bytes: u64,
-    /// Whether free space is below the reserve (256 MiB or 5 %).
+    /// Whether free space is below the reserve (256 MiB or 5 %), or unknown.
     pub below_reserve: bool,
 }

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use super::control::sync_parent;
 use super::error::StoreFailure;
-use super::frame::{self, UnpackedRow, Unpacker};
+use super::frame::{self, Form, UnpackedRow, Unpacker};
 
 /// A set of changes to one tree, applied together or not at all.
 #[derive(Default)]
@@ -19,12 +20,12 @@ impl Changes {
     /// Writes a row. `old_len` is the length of the row it replaces, so that no chunk of it remains.
     pub(super) fn put(
         &mut self,
-        kind: u8,
+        form: Form,
         key: &[u8],
         value: &[u8],
         old_len: Option<usize>,
     ) -> Result<(), StoreFailure> {
-        let pairs = frame::pack(kind, key, value)?;
+        let pairs = frame::pack(form, key, value)?;
         let kept = pairs.len() as u16;
         for (key, frame) in pairs {
             self.batch.insert(key, frame);
@@ -77,6 +78,7 @@ pub(super) struct SledRows {
     db: sled::Db,
     /// Own descriptor of sled's file: sled's flush ends in `sync_file_range`, which does not reach the disk.
     file: File,
+    blobs: Blobs,
     barriers: AtomicU64,
     on_barrier: Option<BarrierHook>,
 }
@@ -89,6 +91,8 @@ impl SledRows {
         on_barrier: Option<BarrierHook>,
     ) -> Result<Result<Self, String>, StoreFailure> {
         remove_interrupted_snapshot(dir)?;
+        // Before sled opens: it removes blob files that are ahead of its log, and with them what happened.
+        refuse_blobs(dir)?;
         let opened = catch_unwind(AssertUnwindSafe(|| {
             sled::Config::new()
                 .path(dir)
@@ -99,9 +103,6 @@ impl SledRows {
         }));
         let db = match opened {
             Err(panic) => return Ok(Err(panic_message(panic.as_ref()))),
-            Ok(Err(error @ sled::Error::Corruption { .. })) => {
-                return Err(StoreFailure::Damaged(format!("sled: {error}")));
-            }
             Ok(result) => result.map_err(StoreFailure::sled("open"))?,
         };
         let path = dir.join("db");
@@ -112,10 +113,10 @@ impl SledRows {
             .map_err(StoreFailure::io(format!("open {}", path.display())))?;
         sync_parent(&path)?;
         sync_parent(dir)?;
-        refuse_blobs(dir)?;
         Ok(Ok(Self {
             db,
             file,
+            blobs: Blobs::open(dir)?,
             barriers: AtomicU64::new(0),
             on_barrier,
         }))
@@ -154,7 +155,7 @@ impl RowStore for SledRows {
     fn get(&self, tree: &str, key: &[u8]) -> Result<Option<UnpackedRow>, StoreFailure> {
         let mut found = None;
         self.scan(tree, key, &mut |row| {
-            if row.1 == key {
+            if row.key == key {
                 found = Some(row);
             }
             Ok(false)
@@ -180,6 +181,7 @@ impl RowStore for SledRows {
     fn barrier(&self) -> Result<(), StoreFailure> {
         let done = self.on_barrier.as_ref().map(|hook| hook());
         self.db.flush().map_err(StoreFailure::sled("flush"))?;
+        self.blobs.check()?;
         self.file.sync_data().map_err(StoreFailure::io("sync sled/db"))?;
         self.barriers.fetch_add(1, Ordering::Relaxed);
         if let Some(done) = done {
@@ -219,29 +221,17 @@ fn names(dir: &Path) -> Result<Vec<PathBuf>, StoreFailure> {
         .collect()
 }
 
-/// A crash while sled writes its own start-up snapshot leaves a half one, which it would then trip over.
+/// A crash while sled writes its start-up snapshot leaves `snap.*.generating`, which sled would take for its newest
+/// and trip over. Nothing is lost with it, whether or not a complete one lies beside: a snapshot is an index of the
+/// log that sled makes anew. The one before goes only after the new one has its final name, and without any sled
+/// reads its log from the beginning (`read_snapshot_or_default`, `write_snapshot` in sled 0.34.7). Should it then
+/// hold less than it did, `control`, the log's sequence or the state's digest say so.
 fn remove_interrupted_snapshot(dir: &Path) -> Result<(), StoreFailure> {
-    let snapshots: Vec<PathBuf> = names(dir)?
-        .into_iter()
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("snap."))
-        })
-        .collect();
-    let (half, whole): (Vec<_>, Vec<_>) = snapshots
-        .into_iter()
-        .partition(|path| path.extension().is_some_and(|e| e == "generating"));
-    if half.is_empty() {
-        return Ok(());
-    }
-    if whole.is_empty() {
-        return Err(StoreFailure::Damaged(format!(
-            "{} without a complete one beside it",
-            half[0].display()
-        )));
-    }
-    for path in half {
-        std::fs::remove_file(&path).map_err(StoreFailure::io(format!("remove {}", path.display())))?;
+    for path in names(dir)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(&path).map_err(StoreFailure::io(format!("remove {}", path.display())))?;
+        }
     }
     Ok(())
 }
@@ -254,5 +244,134 @@ fn refuse_blobs(dir: &Path) -> Result<(), StoreFailure> {
             "sled spilled a value into {}",
             blob.display()
         ))),
+    }
+}
+
+/// Watches the directory of blob files. Its time of change costs one `fstat`, which every barrier can afford; it is
+/// read again only when that is another than at the start.
+struct Blobs {
+    dir: PathBuf,
+    open: File,
+    since: SystemTime,
+}
+
+impl Blobs {
+    /// Begins to watch; refuses what is there.
+    fn open(sled_dir: &Path) -> Result<Self, StoreFailure> {
+        let path = sled_dir.join("blobs");
+        let what = || format!("look at {}", path.display());
+        let open = File::open(&path).map_err(StoreFailure::io(what()))?;
+        let since = changed(&open).map_err(StoreFailure::io(what()))?;
+        refuse_blobs(sled_dir)?;
+        let dir = sled_dir.to_path_buf();
+        Ok(Self { dir, open, since })
+    }
+
+    fn check(&self) -> Result<(), StoreFailure> {
+        let now = changed(&self.open).map_err(StoreFailure::io("look at sled/blobs"))?;
+        if now == self.since {
+            return Ok(());
+        }
+        refuse_blobs(&self.dir)
+    }
+}
+
+fn changed(dir: &File) -> std::io::Result<SystemTime> {
+    dir.metadata()?.modified()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::frame::LOG;
+    use super::*;
+
+    // Tests wait with a deadline; the ban on clocks is for what the crate itself does.
+    #[allow(clippy::disallowed_methods)]
+    fn open(dir: &Path) -> Result<SledRows, StoreFailure> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match SledRows::open(dir, 1 << 20, None) {
+                // sled gives its lock back a moment after it is dropped.
+                Err(StoreFailure::Sled { source, .. })
+                    if source.to_string().contains("lock") && Instant::now() < deadline =>
+                {
+                    std::thread::yield_now();
+                }
+                opened => return opened.map(|rows| rows.unwrap_or_else(|why| panic!("{why}"))),
+            }
+        }
+    }
+
+    fn write(rows: &SledRows, number: u8) {
+        let mut changes = Changes::default();
+        changes.put(LOG, &[number], &[7; 100], None).unwrap();
+        rows.write("log", changes).unwrap();
+        rows.barrier().unwrap();
+    }
+
+    fn count(rows: &SledRows) -> usize {
+        let mut count = 0;
+        rows.scan("log", &[], &mut |_| {
+            count += 1;
+            Ok(true)
+        })
+        .unwrap();
+        count
+    }
+
+    /// sled makes its first snapshot when it is opened for the second time: until then there is none.
+    #[test]
+    fn an_interrupted_snapshot_of_sled_is_in_nobodys_way_the_first_one_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = || {
+            let names = names(dir.path()).unwrap().into_iter();
+            names
+                .filter(|path| path.to_string_lossy().contains("/snap."))
+                .count()
+        };
+        for round in 0..3 {
+            let rows = open(dir.path()).unwrap();
+            assert_eq!(count(&rows), usize::from(round), "nothing is missing");
+            write(&rows, round);
+            drop(rows);
+            assert_eq!(snapshots(), usize::from(round > 0));
+            // Half of it, and of a later moment than any complete one.
+            std::fs::write(dir.path().join("snap.7FFFFFFFFFFFFFFF.generating"), b"half").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_among_sleds_blobs_refuses_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&open(dir.path()).unwrap(), 1);
+        // Ahead of the log, where sled would remove it; before its end; and none of sled's names.
+        for name in ["9223372036854775807", "0", "stray"] {
+            let blob = dir.path().join("blobs").join(name);
+            std::fs::write(&blob, b"x").unwrap();
+            let why = open(dir.path()).err().unwrap().to_string();
+            assert!(why.contains("blobs") && why.contains(name), "{why}");
+            std::fs::remove_file(&blob).unwrap();
+        }
+        assert_eq!(count(&open(dir.path()).unwrap()), 1);
+    }
+
+    #[test]
+    fn a_blob_that_appears_while_the_store_runs_fails_the_next_barrier() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows = open(dir.path()).unwrap();
+        write(&rows, 1);
+        let blob = dir.path().join("blobs/4096");
+        // A change within the clock's step of the one before leaves the directory's time as it was.
+        while changed(&rows.blobs.open).unwrap() == rows.blobs.since {
+            std::fs::write(&blob, b"x").unwrap();
+            std::fs::remove_file(&blob).unwrap();
+        }
+        rows.barrier().unwrap();
+        std::fs::write(&blob, b"x").unwrap();
+        let why = rows.barrier().unwrap_err().to_string();
+        assert!(why.contains("blobs/4096"), "{why}");
     }
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! magic "HSMSNAP1"
 //! block: SnapshotMeta, encoded
-//! block per row: (kind, key, value), encoded
+//! block per row: (kind, version, key, value), encoded
 //! u32 0xFFFFFFFF, then u64 number of rows, u128 digest of the rows, both big endian
 //! u32 crc32c of everything before, big endian
 //! block = u32 length big endian, contents
@@ -14,9 +14,11 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::control::sync_parent;
 use super::error::StoreFailure;
+use super::frame::Form;
 use super::machine::row_hash;
 use crate::state::table::{RowChange, RowKind};
 use crate::{LogId, SnapshotFile, SnapshotMeta, codec};
@@ -32,6 +34,19 @@ pub(super) struct Contents {
     pub(super) meta: SnapshotMeta,
     pub(super) rows: Vec<RowChange>,
     pub(super) digest: u128,
+}
+
+impl Contents {
+    /// Refuses a snapshot that is not the announced one.
+    pub(super) fn check_meta(&self, announced: &SnapshotMeta) -> Result<(), StoreFailure> {
+        if self.meta == *announced {
+            return Ok(());
+        }
+        Err(StoreFailure::Damaged(format!(
+            "the snapshot is {}, announced was {announced}",
+            self.meta
+        )))
+    }
 }
 
 /// Where the snapshot that ends at `last` lies.
@@ -52,15 +67,14 @@ pub(super) fn write(
         crc: 0,
     };
     let failed = |e: std::io::Error| StoreFailure::io("write a snapshot")(e);
-    let encoded = |e: codec::CodecError| StoreFailure::Damaged(e.to_string());
     out.write_all(&MAGIC).map_err(failed)?;
-    out.block(&codec::encode(meta).map_err(encoded)?)
-        .map_err(failed)?;
+    out.block(&codec::encode(meta)?).map_err(failed)?;
     let mut digest = 0u128;
     for row in rows {
         let value = row.value.as_deref().unwrap_or_default();
-        digest = digest.wrapping_add(row_hash(row.kind as u8, &row.key, value));
-        out.block(&codec::encode(&(row.kind as u8, &row.key, value)).map_err(encoded)?)
+        digest = digest.wrapping_add(row_hash(row.form(), &row.key, value));
+        let (kind, version) = (u8::from(row.kind), row.version);
+        out.block(&codec::encode(&(kind, version, &row.key, value))?)
             .map_err(failed)?;
     }
     out.write_all(&END.to_be_bytes()).map_err(failed)?;
@@ -88,27 +102,36 @@ pub(super) fn read(path: &Path) -> Result<Contents, StoreFailure> {
         .ok_or_else(|| bad("it is cut off"))?
         .ok_or_else(|| bad("it has no meta"))?;
     let meta: SnapshotMeta = codec::decode(&head).map_err(|e| bad(&e.to_string()))?;
-    let (mut rows, mut digest) = (Vec::new(), 0u128);
+    let (mut raw, mut digest) = (Vec::new(), 0u128);
     while let Some(block) = input.block().ok_or_else(|| bad("it is cut off or damaged"))? {
-        let (kind, key, value): (u8, Vec<u8>, Vec<u8>) =
+        let (kind, version, key, value): (u8, u8, Vec<u8>, Vec<u8>) =
             codec::decode(&block).map_err(|e| bad(&e.to_string()))?;
-        digest = digest.wrapping_add(row_hash(kind, &key, &value));
-        let kind =
-            RowKind::from_byte(kind).ok_or_else(|| bad("a row is of a kind this release does not know"))?;
-        rows.push(RowChange {
-            kind,
-            key,
-            value: Some(value),
-        });
+        let form = Form { kind, version };
+        digest = digest.wrapping_add(row_hash(form, &key, &value));
+        raw.push((form, key, value));
     }
     let count = u64::from_be_bytes(input.take().ok_or_else(|| bad("it is cut off"))?);
     let stored = u128::from_be_bytes(input.take().ok_or_else(|| bad("it is cut off"))?);
     let crc = input.crc;
     let stored_crc = u32::from_be_bytes(input.take().ok_or_else(|| bad("it is cut off"))?);
-    if count != rows.len() as u64 || stored != digest || stored_crc != crc {
+    if count != raw.len() as u64 || stored != digest || stored_crc != crc {
         return Err(bad("its checksum is wrong"));
     }
+    // Only now: what is damaged is not to be taken for another release's.
+    let rows = raw.into_iter().map(known_row).collect::<Result<_, _>>()?;
     Ok(Contents { meta, rows, digest })
+}
+
+fn known_row((form, key, value): (Form, Vec<u8>, Vec<u8>)) -> Result<RowChange, StoreFailure> {
+    match RowKind::from_byte(form.kind) {
+        Some(kind) if form.version <= kind.version() => Ok(RowChange {
+            kind,
+            version: form.version,
+            key,
+            value: Some(value),
+        }),
+        _ => Err(form.unknown()),
+    }
 }
 
 /// Complete snapshots, newest first. Partial ones are removed.
@@ -131,7 +154,8 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreFailure> {
     Ok(found)
 }
 
-/// Removes all complete snapshots older than `keep`.
+/// Removes all complete snapshots older than `keep`. One that is gone already was removed by whoever wrote a newer
+/// one at the same time.
 pub(super) fn remove_older(dir: &Path, keep: &Path) -> Result<(), StoreFailure> {
     for path in std::fs::read_dir(dir)
         .map_err(StoreFailure::io("read snapshots"))?
@@ -139,17 +163,24 @@ pub(super) fn remove_older(dir: &Path, keep: &Path) -> Result<(), StoreFailure> 
         .map(|e| e.path())
     {
         if path.extension().is_some_and(|e| e == "snapshot") && *path < *keep {
-            std::fs::remove_file(&path).map_err(StoreFailure::io(format!("remove {}", path.display())))?;
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StoreFailure::io(format!("remove {}", path.display()))(error));
+                }
+                _ => {}
+            }
         }
     }
     Ok(())
 }
 
-/// A snapshot being written or received. Dropped unfinished, it leaves only a `.partial` file, which the
-/// next open removes.
+/// A snapshot being written or received, under a `.partial` name of its own: two that are received at once, of the
+/// same state even, never mix. Dropped unfinished, it takes its file with it; what a crash leaves goes at the next
+/// open.
 #[derive(Debug)]
 pub struct SnapshotReceiver {
     out: BufWriter<File>,
+    meta: SnapshotMeta,
     partial: PathBuf,
     path: PathBuf,
     written: u64,
@@ -158,17 +189,19 @@ pub struct SnapshotReceiver {
 impl SnapshotReceiver {
     /// Begins a file for the snapshot that `meta` describes.
     pub fn create(dir: &Path, meta: &SnapshotMeta) -> Result<Self, StoreFailure> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = path_of(dir, meta.last_log_id);
-        let partial = path.with_extension("partial");
+        let partial = path.with_extension(format!("{number}.partial"));
         let file = File::options()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&partial)
             .map_err(StoreFailure::io(format!("create {}", partial.display())))?;
         Ok(Self {
             out: BufWriter::new(file),
+            meta: meta.clone(),
             partial,
             path,
             written: 0,
@@ -181,10 +214,11 @@ impl SnapshotReceiver {
             .map_err(StoreFailure::io(format!("write {}", self.partial.display())))
     }
 
-    /// Checks the whole file and gives it its final name; durable when this returns.
+    /// Checks the whole file, and that it is the snapshot that was announced, and gives it its final name; durable
+    /// when this returns.
     pub fn finish(mut self) -> Result<SnapshotFile, StoreFailure> {
         self.out.flush().map_err(StoreFailure::io("write a snapshot"))?;
-        read(&self.partial)?;
+        read(&self.partial)?.check_meta(&self.meta)?;
         self.finish_unchecked()
     }
 
@@ -194,7 +228,16 @@ impl SnapshotReceiver {
         self.out.get_ref().sync_all().map_err(StoreFailure::io(what()))?;
         std::fs::rename(&self.partial, &self.path).map_err(StoreFailure::io(what()))?;
         sync_parent(&self.path)?;
-        Ok(SnapshotFile { path: self.path })
+        Ok(SnapshotFile {
+            path: self.path.clone(),
+        })
+    }
+}
+
+impl Drop for SnapshotReceiver {
+    fn drop(&mut self) {
+        // Finished, it has its final name; and what cannot be removed now is removed at the next open.
+        let _ = std::fs::remove_file(&self.partial);
     }
 }
 

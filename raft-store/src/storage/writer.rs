@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::control::{Control, ControlFile};
 use super::error::StoreFailure;
-use super::frame::{KIND_LOG, KIND_PURGED, KIND_VOTE};
+use super::frame::{LOG, PURGED, VOTE};
 use super::rows::{Changes, RowStore};
 use crate::{LogId, TypeConfig, Vote, codec};
 
@@ -58,6 +58,9 @@ pub(super) struct Core {
     on_fatal: OnFatal,
     /// Highest index known durable; entries up to it may leave the cache.
     pub(super) durable: AtomicU64,
+    /// Bytes of the rows that there are, of log and state: what sled's file would be without what is old in it.
+    pub(super) log_bytes: AtomicU64,
+    pub(super) state_bytes: AtomicU64,
     /// The directory's lock, held as long as any part of the store lives.
     _lock: Flock<File>,
 }
@@ -77,6 +80,8 @@ impl Core {
             stopped: AtomicBool::new(false),
             on_fatal,
             durable,
+            log_bytes: AtomicU64::new(0),
+            state_bytes: AtomicU64::new(0),
             _lock: lock,
         }
     }
@@ -219,13 +224,13 @@ fn answer(core: &Core, reply: Reply, work: impl FnOnce() -> Result<(), StoreFail
 }
 
 pub(super) fn log_key(index: u64) -> Vec<u8> {
-    [&[KIND_LOG], index.to_be_bytes().as_slice()].concat()
+    [&[LOG.kind], index.to_be_bytes().as_slice()].concat()
 }
 
 fn append(core: &Core, entries: &[(u64, Vec<u8>)], last: LogId) -> Result<(), StoreFailure> {
     let mut changes = Changes::default();
     for (index, bytes) in entries {
-        changes.put(KIND_LOG, &log_key(*index), bytes, None)?;
+        changes.put(LOG, &log_key(*index), bytes, None)?;
     }
     core.rows.write(LOG_TREE, changes)?;
     core.rows.barrier()?;
@@ -236,7 +241,7 @@ fn append(core: &Core, entries: &[(u64, Vec<u8>)], last: LogId) -> Result<(), St
 
 fn save_vote(core: &Core, vote: Vote) -> Result<(), StoreFailure> {
     let mut changes = Changes::default();
-    changes.put(KIND_VOTE, &[KIND_VOTE], &encode(&vote)?, None)?;
+    changes.put(VOTE, &[VOTE.kind], &codec::encode(&vote)?, None)?;
     core.rows.write(LOG_TREE, changes)?;
     core.rows.barrier()?;
     core.promise(|control| control.vote = Some(vote))
@@ -244,7 +249,11 @@ fn save_vote(core: &Core, vote: Vote) -> Result<(), StoreFailure> {
 
 /// The promise shrinks *before* the rows go: a crash between the two leaves a log longer than promised,
 /// which is no loss. Everything else grows the promise after the rows.
-fn truncate(core: &Core, remove: &[(u64, usize)], last: Option<LogId>) -> Result<(), StoreFailure> {
+pub(super) fn truncate(
+    core: &Core,
+    remove: &[(u64, usize)],
+    last: Option<LogId>,
+) -> Result<(), StoreFailure> {
     core.promise(|control| control.last_log = last)?;
     core.durable
         .store(last.map_or(0, |id| id.index), Ordering::Release);
@@ -256,10 +265,15 @@ fn truncate(core: &Core, remove: &[(u64, usize)], last: Option<LogId>) -> Result
     core.rows.barrier()
 }
 
-fn purge(core: &Core, remove: &[(u64, usize)], upto: LogId, last: Option<LogId>) -> Result<(), StoreFailure> {
+pub(super) fn purge(
+    core: &Core,
+    remove: &[(u64, usize)],
+    upto: LogId,
+    last: Option<LogId>,
+) -> Result<(), StoreFailure> {
     fail::fail_point!("store::before_purge");
     let mut changes = Changes::default();
-    changes.put(KIND_PURGED, &[KIND_PURGED], &encode(&upto)?, None)?;
+    changes.put(PURGED, &[PURGED.kind], &codec::encode(&upto)?, None)?;
     for (index, len) in remove {
         changes.remove(&log_key(*index), *len);
     }
@@ -273,8 +287,4 @@ fn purge(core: &Core, remove: &[(u64, usize)], upto: LogId, last: Option<LogId>)
     core.durable.fetch_max(upto.index, Ordering::AcqRel);
     fail::fail_point!("store::after_purge");
     Ok(())
-}
-
-fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, StoreFailure> {
-    codec::encode(value).map_err(|e| StoreFailure::Damaged(e.to_string()))
 }

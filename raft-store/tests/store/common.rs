@@ -1,24 +1,46 @@
 //! Opening stores and filling them with entries.
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
-use openraft::{CommittedLeaderId, EntryPayload, LeaderId, RaftLogReader};
+use openraft::{CommittedLeaderId, EntryPayload, LeaderId, RaftLogReader, RaftSnapshotBuilder};
 use raft_store::command::{AddRevocations, Command, Op, Origin, RequestId};
 use raft_store::names::Incarnation;
 use raft_store::state::access::RevocationKey;
-use raft_store::storage::{OpenError, Opened, Store, StoreOptions};
-use raft_store::{Entry, LogId, Vote};
+use raft_store::storage::{OpenError, Opened, SnapshotReceiver, Store, StoreOptions, install_log_hook};
+use raft_store::{Entry, LogId, Snapshot, SnapshotFile, Vote};
+
+/// What every refusal advises.
+pub(crate) const REMEDY: &str = "join a new node under a new node_id with an empty directory";
+
+/// What the log hook called fatal, of all stores of this process.
+pub(crate) fn fatal() -> &'static Mutex<Vec<String>> {
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    install_log_hook(|why| SAID.lock().unwrap().push(why)).unwrap();
+    &SAID
+}
+
+pub(crate) fn try_open(dir: &Path) -> Result<Opened, OpenError> {
+    try_open_as("n1", dir)
+}
+
+/// Waits until a store that was dropped is closed: its files may be looked at.
+pub(crate) fn closed(dir: &Path) {
+    let refused = try_open_as("nobody", dir).err();
+    assert!(matches!(refused, Some(OpenError::OtherNode { .. })));
+}
 
 // Tests wait with a deadline; the ban on clocks is for what the crate itself does.
 #[allow(clippy::disallowed_methods)]
-pub(crate) fn try_open(dir: &Path) -> Result<Opened, OpenError> {
+fn try_open_as(node_name: &str, dir: &Path) -> Result<Opened, OpenError> {
+    fatal();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let opened = Store::open(StoreOptions {
             dir: dir.to_path_buf(),
-            node_name: "n1".into(),
+            node_name: node_name.into(),
             incarnation: Incarnation([1; 16]),
             cache_bytes: 8 << 20,
             on_barrier: None,
@@ -60,6 +82,11 @@ pub(crate) fn entry(term: u64, index: u64, size: usize) -> Entry {
     let op = Op::AddRevocations(AddRevocations {
         revocations: vec![(RevocationKey::CommonName(format!("cn-{index}")), reason)],
     });
+    command(term, index, op)
+}
+
+/// An entry that carries an operation of node 1.
+pub(crate) fn command(term: u64, index: u64, op: Op) -> Entry {
     let id = RequestId::Node {
         node: 1,
         nonce: u128::from(index).to_be_bytes(),
@@ -123,6 +150,43 @@ pub(crate) async fn fill(store: &mut Opened, count: u64, size: usize) {
         store.log.blocking_append([entry.clone()]).await.unwrap();
         store.machine.apply([entry]).await.unwrap();
     }
+}
+
+/// A snapshot of what is applied.
+pub(crate) async fn snapshot_of(store: &mut Opened) -> Snapshot {
+    let mut builder = store.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap()
+}
+
+/// Keeps another store's snapshot as the receiver does: durable under its final name in the store's own
+/// directory, before anybody installs it.
+pub(crate) fn receive(store: &Opened, snapshot: &Snapshot) -> SnapshotFile {
+    let bytes = std::fs::read(&snapshot.snapshot.path).unwrap();
+    let mut receiver = SnapshotReceiver::create(&store.control.snapshot_dir(), &snapshot.meta).unwrap();
+    receiver.push(&bytes).unwrap();
+    receiver.finish().unwrap()
+}
+
+/// Opens sled itself on a closed store.
+#[allow(clippy::disallowed_methods)]
+pub(crate) fn open_sled(dir: &Path) -> sled::Db {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match sled::Config::new().path(dir).open() {
+            // It gives its lock back a moment after it is dropped.
+            Err(error) if error.to_string().contains("lock") && Instant::now() < deadline => {
+                std::thread::yield_now();
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+/// Flips one bit of a file.
+pub(crate) fn flip_bit(path: &Path, bit: u64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+    std::fs::write(path, bytes).unwrap();
 }
 
 pub(crate) async fn all_entries(store: &mut Opened) -> Vec<Entry> {

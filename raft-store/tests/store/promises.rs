@@ -44,6 +44,21 @@ fn a_leaders_own_committed_vote_comes_back_uncommitted_and_others_as_they_were()
 }
 
 #[test]
+fn a_node_gets_one_identity_and_no_other_takes_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = || open(dir.path()).control;
+    let (first, second) = (ClusterId([1; 16]), ClusterId([2; 16]));
+    assert!(control().join_cluster(first, 1, 7).unwrap());
+    for (cluster, epoch, raft_id) in [(second, 1, 7), (first, 2, 7), (first, 1, 8)] {
+        assert!(!control().join_cluster(cluster, epoch, raft_id).unwrap());
+    }
+    // Repeated after a crash it is the same.
+    assert!(control().join_cluster(first, 1, 7).unwrap());
+    let own = control().get();
+    assert_eq!((own.cluster_id, own.epoch, own.raft_id), (first, 1, 7));
+}
+
+#[test]
 fn rows_at_their_largest_never_spill_into_blob_files() {
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
@@ -98,7 +113,11 @@ fn a_truncated_tail_is_gone_after_reopening_and_shorter_than_promised_is_no_loss
     let dir = tempfile::tempdir().unwrap();
     runtime().block_on(async {
         let mut store = open(dir.path());
-        fill(&mut store, 20, 9000).await;
+        // What is applied is never truncated.
+        fill(&mut store, 10, 9000).await;
+        for index in 10..20 {
+            store.log.blocking_append([entry(1, index, 9000)]).await.unwrap();
+        }
         store.log.truncate(log_id(1, 12)).await.unwrap();
         assert_eq!(last_log(&mut store).await, Some(log_id(1, 11)));
         store.log.blocking_append([entry(2, 12, 10)]).await.unwrap();

@@ -1,0 +1,215 @@
+//! What a refusal says to people: the thing, its value, and what to do about it where anything can be done.
+
+use std::fmt;
+
+use super::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
+use crate::state::table::RowKind;
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Conflict(why) => write!(f, "conflict: {why}"),
+            Refusal::Exists(what) => write!(f, "{what}"),
+            Refusal::NotFound(what) => write!(f, "{what} does not exist"),
+            Refusal::Forbidden(why) => write!(f, "forbidden: {why}"),
+            Refusal::Invalid(why) => write!(f, "invalid: {why}"),
+            Refusal::KeyReused => f.write_str("the idempotency key was used for another request; take a new one"),
+            Refusal::KeyExpired => f.write_str(
+                "the answer to this idempotency key is no longer kept; look what was done, then take a new one",
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Conflict::HighestVersion { context, highest } => {
+                write!(f, "context {context} is at version {highest}")
+            }
+            Conflict::Pending { context, version } => {
+                write!(
+                    f,
+                    "version {version} of {context} is still pending; wait until it is active or abandoned"
+                )
+            }
+            Conflict::VersionState {
+                context,
+                version,
+                state,
+            } => {
+                write!(f, "version {version} of {context} is {}", state.as_str())
+            }
+            Conflict::Holders {
+                context,
+                version,
+                holders,
+                voters,
+            } => write!(
+                f,
+                "version {version} of {context} is held by {holders} of {voters} voters; a majority has to hold it, \
+                 and everybody else has to be accounted for"
+            ),
+            Conflict::TransportGeneration { slot, generation } => {
+                write!(f, "slot {slot} has transport generation {generation}")
+            }
+            Conflict::TransportNotCurrent { slot, id } => {
+                write!(f, "transport key {id} is not the current one of slot {slot}")
+            }
+            Conflict::NoSlotKey { node, slot } => {
+                write!(
+                    f,
+                    "node {node} has no key for slot {slot}; it registers one when its token is ready"
+                )
+            }
+            Conflict::OtherSlotKey { node, slot } => write!(
+                f,
+                "node {node} already registered another key for slot {slot}; a new token needs a new node_id"
+            ),
+            Conflict::NodeRemoved { node } => write!(f, "node {node} was removed; it needs a new node_id"),
+            Conflict::NotAcknowledged {
+                node,
+                context,
+                version,
+            } => write!(
+                f,
+                "node {node} has not acknowledged version {version} of {context}; its token has to import it first"
+            ),
+            Conflict::NotProven { node } => {
+                write!(
+                    f,
+                    "node {node} has not proven every key; its tokens have to be ready first"
+                )
+            }
+            Conflict::OpenJoinTokens { open } => {
+                write!(f, "{open} join tokens are open; wait until some expire")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Existing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Existing::Cluster(id) => write!(f, "cluster {id} exists already"),
+            Existing::Context { context, slot } => write!(
+                f,
+                "context {context} exists already (slot {slot}, another slot or binding mode); choose another name"
+            ),
+            Existing::TransportKey(id) => write!(f, "transport key {id} exists already"),
+            Existing::Version { label } => write!(
+                f,
+                "a version with label {label} or its key_uid exists already; choose another label"
+            ),
+            Existing::Node(name) => write!(
+                f,
+                "node_id {name} exists already, with another data directory; give this node another node_id"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Missing::Cluster => f.write_str("the cluster"),
+            Missing::Context(context) => write!(f, "context {context}"),
+            Missing::Version { context, version } => write!(f, "version {version} of {context}"),
+            Missing::Slot(slot) => write!(f, "slot {slot}"),
+            Missing::Node(id) => write!(f, "node {id}"),
+            Missing::TransportKey { slot, id } => write!(f, "transport key {id} of slot {slot}"),
+        }
+    }
+}
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Forbidden::JoinToken => f.write_str("the join token is unknown, used or expired; make a new one"),
+            Forbidden::JoinTokenOfAnother { node } => {
+                write!(f, "the join token is not for node_id {node}; make one that is")
+            }
+            Forbidden::NotItself { node } => write!(f, "only node {node} may say this of itself"),
+            Forbidden::Incarnation { node } => write!(
+                f,
+                "node {node} was registered with another data directory; join under a new node_id"
+            ),
+            Forbidden::Removed { node } => write!(f, "node {node} was removed; join under a new node_id"),
+            Forbidden::Grantor { slot, id } => write!(
+                f,
+                "transport key {id} of slot {slot} may be granted only by a node that was granted it"
+            ),
+            Forbidden::Grantee { slot, id } => {
+                write!(
+                    f,
+                    "a node may grant transport key {id} of slot {slot} only to nodes"
+                )
+            }
+            Forbidden::Operation { operation } => write!(f, "{operation} may not be sent by a node"),
+        }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Invalid::JoinTokenExpired => {
+                f.write_str("the join token would be expired at once; give it more time, and check the clock")
+            }
+            Invalid::VersionNumber {
+                context,
+                version,
+                next,
+            } => {
+                write!(
+                    f,
+                    "version {version} of {context} is not the next one, which is {next}"
+                )
+            }
+            Invalid::Epoch { epoch, current } => write!(
+                f,
+                "it names epoch {epoch}, the cluster is in epoch {current}; catch up and do it again"
+            ),
+            Invalid::TooLarge { what, size, most } => {
+                write!(f, "{size} {what}, at most {most} are kept; {}", what.remedy())
+            }
+            Invalid::Key { kind } => write!(
+                f,
+                "the key of a row of kind {kind} holds a character that it must not; leave it out"
+            ),
+        }
+    }
+}
+
+impl Bounded {
+    fn remedy(self) -> &'static str {
+        match self {
+            Bounded::Row(RowKind::Slot) => "the slot has too many transport keys and grants",
+            Bounded::Row(RowKind::Node) => "configure fewer slots, or shorten the certificate chain",
+            Bounded::Row(RowKind::Request) => "shorten the Idempotency-Key",
+            Bounded::Row(_) => "make the change smaller, or split it",
+            Bounded::RowKey(_) => "shorten the name",
+            Bounded::Label => "choose a shorter label",
+            Bounded::Grant | Bounded::SlotPublicKey => "use a smaller slot key",
+            Bounded::SlotSignature => "use a smaller cluster key",
+            Bounded::Certificates | Bounded::CertificateBytes => "leave out what the CA does not need",
+            Bounded::SlotKeys => "configure fewer slots",
+        }
+    }
+}
+
+impl fmt::Display for Bounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bounded::Row(kind) => write!(f, "bytes in a row of kind {kind}"),
+            Bounded::RowKey(kind) => write!(f, "bytes in the key of a row of kind {kind}"),
+            Bounded::Label => f.write_str("bytes in a label"),
+            Bounded::Grant => f.write_str("bytes in a granted transport key"),
+            Bounded::SlotPublicKey => f.write_str("bytes in a slot's public key"),
+            Bounded::SlotSignature => f.write_str("bytes in a slot key's signature"),
+            Bounded::Certificates => f.write_str("certificates in the chain of a slot key's signer"),
+            Bounded::CertificateBytes => f.write_str("bytes in the certificate chain of a slot key's signer"),
+            Bounded::SlotKeys => f.write_str("slots of one node"),
+        }
+    }
+}

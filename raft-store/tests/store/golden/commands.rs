@@ -1,0 +1,204 @@
+//! Commands, entries and what Raft keeps beside them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::EntryPayload;
+use raft_store::command::*;
+use raft_store::names::*;
+use raft_store::state::access::{RevocationKey, Role};
+use raft_store::state::context::{BindingMode, RotationPolicy};
+use raft_store::state::slot::{Grantee, TransportMode};
+use raft_store::{Entry, LogId, SnapshotMeta, Vote};
+
+use super::examples::*;
+use super::{Lines, survives};
+use crate::common::{log_id, vote};
+
+fn ops() -> Vec<Op> {
+    let revoked = |key: RevocationKey| (key, "lost".to_string());
+    vec![
+        Op::CreateCluster(CreateCluster {
+            cluster_id: ClusterId([1; 16]),
+            name: "c".into(),
+            trk_id: [2; 8],
+            founder: 1,
+            founder_name: node(),
+            incarnation: Incarnation([3; 16]),
+            api_address: "a:1".into(),
+            cluster_address: "c:2".into(),
+            acl: acl(Role::Admin),
+            revocations: vec![revoked(RevocationKey::CommonName("x".into()))],
+        }),
+        Op::RegisterNode(RegisterNode {
+            token: 5,
+            secret_hash: [6; 32],
+            name: node(),
+            incarnation: Incarnation([7; 16]),
+            api_address: "a:1".into(),
+            cluster_address: "c:2".into(),
+        }),
+        Op::AdmitNode(AdmitNode { node: 9 }),
+        Op::RegisterSlotKey(RegisterSlotKey {
+            node: 9,
+            slot: slot(),
+            key: slot_key(),
+        }),
+        Op::AddTransportKey(AddTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            expected_generation: 0,
+            mode: TransportMode::Standard,
+            check: vec![8],
+            grants: BTreeMap::from([(Grantee::Node(1), grant())]),
+        }),
+        Op::GrantTransportKey(GrantTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            grantee: Grantee::Node(2),
+            grant: grant(),
+        }),
+        Op::CreateContext(CreateContext {
+            name: context(),
+            uid: ContextUid([4; 16]),
+            slot: slot(),
+            binding: BindingMode::Private,
+            policy: RotationPolicy::default(),
+        }),
+        Op::PrepareVersion(PrepareVersion {
+            context: context(),
+            expected_highest: 1,
+            version: 2,
+            key_uid: KeyUid([5; 16]),
+            label: "kek-exchange-key-v2".into(),
+            material: material(),
+        }),
+        Op::AckVersions(AckVersions {
+            node: 1,
+            versions: vec![(context(), 2, KeyUid([5; 16]))],
+        }),
+        Op::ActivateVersion(ActivateVersion {
+            context: context(),
+            version: 2,
+            left_out: BTreeSet::from([3]),
+        }),
+        Op::AbandonVersion(AbandonVersion {
+            context: context(),
+            version: 2,
+            reason: "late".into(),
+        }),
+        Op::CreateJoinToken(CreateJoinToken {
+            secret_hash: [6; 32],
+            expires_at: 7,
+            node: Some(node()),
+        }),
+        Op::AddRevocations(AddRevocations {
+            revocations: revocation_keys().map(|(_, key)| revoked(key)).to_vec(),
+        }),
+        Op::ReportNode(ReportNode {
+            node: 1,
+            report: report(),
+        }),
+    ]
+}
+
+/// Of a client, through a member, with an approval.
+fn of_client(op: Op) -> Command {
+    let admin = AdminOrigin {
+        fingerprint: [1; 32],
+        cn: "ann".into(),
+        ou: "Admin".into(),
+        serial: "0b".into(),
+        issuer: "CN=ca".into(),
+        via_node: 2,
+        evidence: None,
+    };
+    let approval = Approval {
+        fingerprint: [3; 32],
+        at: 4,
+    };
+    Command {
+        id: RequestId::Client {
+            principal: [2; 32],
+            operation: "op".into(),
+            key: "k".into(),
+        },
+        body_hash: [0; 32],
+        origin: Origin::Admin(admin),
+        approvals: vec![approval],
+        at: 5,
+        op,
+    }
+}
+
+/// Of a node's own driver.
+fn of_node(op: Op) -> Command {
+    Command {
+        id: RequestId::Node {
+            node: 1,
+            nonce: [7; 16],
+        },
+        origin: Origin::Node(1),
+        approvals: vec![],
+        ..of_client(op)
+    }
+}
+
+pub(super) fn lines(lines: &mut Lines) {
+    for op in ops() {
+        let name = op.name();
+        lines.value(&format!("command.{name}"), &of_client(op));
+    }
+    let admit = || of_node(Op::AdmitNode(AdmitNode { node: 9 }));
+    lines.value("command.of_node", &admit());
+    let mut evident = of_client(Op::AdmitNode(AdmitNode { node: 9 }));
+    if let Origin::Admin(admin) = &mut evident.origin {
+        admin.evidence = Some(vec![8]);
+    }
+    lines.value("command.with_evidence", &evident);
+    let entry = |payload| Entry {
+        log_id: log_id(2, 3),
+        payload,
+    };
+    lines.value("entry.blank", &entry(EntryPayload::Blank));
+    lines.value("entry.normal", &entry(EntryPayload::Normal(admit())));
+    lines.value("entry.membership", &entry(EntryPayload::Membership(membership())));
+    let committed = Vote {
+        committed: true,
+        ..vote(3)
+    };
+    lines.value("vote.open", &vote(3));
+    lines.value("vote.committed", &committed);
+    lines.value("purged", &log_id(2, 3));
+    let meta = SnapshotMeta {
+        last_log_id: Some(log_id(2, 3)),
+        last_membership: stored_membership(),
+        snapshot_id: "s".into(),
+    };
+    lines.value("snapshot.meta", &meta);
+}
+
+/// Whether an old line is read; `None` if it is none of these.
+pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
+    let (kind, _) = what.split_once('.').unwrap_or((what, ""));
+    Some(match kind {
+        "command" => survives::<Command>(bytes),
+        "entry" => survives::<Entry>(bytes),
+        "vote" => survives::<Vote>(bytes),
+        "purged" => survives::<LogId>(bytes),
+        "snapshot" => survives::<SnapshotMeta>(bytes),
+        _ => return None,
+    })
+}
+
+/// The position in the list is the number in the bytes: one that is missing here has no golden line.
+#[test]
+fn every_operation_has_its_golden_line() {
+    for (number, op) in ops().into_iter().enumerate() {
+        let bytes = raft_store::codec::encode(&op).unwrap();
+        assert_eq!(bytes[..4], (number as u32).to_le_bytes(), "{}", op.name());
+    }
+    // One past the last is what no release has written.
+    let next = (ops().len() as u32).to_le_bytes();
+    let unknown = raft_store::codec::decode::<Op>(&next).unwrap_err();
+    assert!(unknown.is_unknown_variant(), "{unknown}");
+}

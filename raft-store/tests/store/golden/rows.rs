@@ -1,0 +1,202 @@
+//! The other rows of the state, in every state that one can be in, and the keys they lie under.
+
+use std::collections::BTreeSet;
+
+use raft_store::names::*;
+use raft_store::state::ClusterMeta;
+use raft_store::state::access::*;
+use raft_store::state::context::*;
+use raft_store::state::node::*;
+use raft_store::state::slot::*;
+use raft_store::state::table::{Row, RowKey};
+
+use super::examples::*;
+use super::{Lines, survives};
+
+fn meta() -> ClusterMeta {
+    ClusterMeta {
+        cluster_id: ClusterId([1; 16]),
+        name: "c".into(),
+        epoch: 2,
+        feature_level: 1,
+        trk_id: [3; 8],
+        created_at: 4,
+    }
+}
+
+fn context_row(binding: BindingMode, active_version: Option<u32>) -> Context {
+    Context {
+        uid: ContextUid([1; 16]),
+        slot: slot(),
+        binding,
+        policy: RotationPolicy::default(),
+        highest_version: 3,
+        active_version,
+        created_at: 4,
+    }
+}
+
+fn version_row(state: VersionState) -> KeyVersion {
+    KeyVersion {
+        key_uid: KeyUid([5; 16]),
+        label: "kek-c-v1".into(),
+        state,
+        origin: KeyOrigin::Generated,
+        material: Some(material()),
+        acks: BTreeSet::from([1, 2]),
+        created_at: 1,
+        activated_at: Some(2),
+        ended_at: None,
+        note: String::new(),
+    }
+}
+
+fn slot_row(mode: TransportMode, state: TransportState) -> Slot {
+    let generation = TransportGeneration {
+        id: TransportId([3; 16]),
+        generation: 1,
+        mode,
+        check: vec![8],
+        state,
+        grants: grants(),
+        created_at: 4,
+    };
+    Slot {
+        transport: vec![generation],
+    }
+}
+
+fn node_row(status: NodeStatus) -> Node {
+    Node {
+        name: node(),
+        incarnation: Incarnation([5; 16]),
+        api_address: "a".into(),
+        cluster_address: "c".into(),
+        status,
+        slot_keys: [(slot(), slot_key())].into(),
+        registered_at: 4,
+    }
+}
+
+fn token(node: Option<NodeName>, used_by: Option<RaftId>) -> JoinToken {
+    JoinToken {
+        secret_hash: [6; 32],
+        expires_at: 7,
+        node,
+        used_by,
+    }
+}
+
+pub(super) fn lines(lines: &mut Lines) {
+    lines.value("row.meta", &meta());
+    for (what, binding, active) in [
+        ("none", BindingMode::None, None),
+        ("shared", BindingMode::Shared, Some(2)),
+        ("private", BindingMode::Private, Some(2)),
+    ] {
+        lines.value(&format!("row.context.{what}"), &context_row(binding, active));
+    }
+    use VersionState::*;
+    for state in [
+        Pending,
+        Active,
+        DecryptOnly,
+        Disabled,
+        DestroyScheduled,
+        Destroying,
+        Destroyed,
+        Abandoned,
+    ] {
+        let what = format!("row.version.{}", state.as_str());
+        lines.value(&what, &version_row(state));
+    }
+    let adopted = KeyVersion {
+        origin: KeyOrigin::Adopted {
+            holders: BTreeSet::from([1]),
+        },
+        material: None,
+        ended_at: Some(3),
+        note: "late".into(),
+        ..version_row(DecryptOnly)
+    };
+    lines.value("row.version.adopted", &adopted);
+    for (what, mode, state) in [
+        ("current", TransportMode::Standard, TransportState::Current),
+        ("superseded", TransportMode::Hardened, TransportState::Superseded),
+        ("destroyed", TransportMode::Standard, TransportState::Destroyed),
+    ] {
+        lines.value(&format!("row.slot.{what}"), &slot_row(mode, state));
+    }
+    for (what, status) in [
+        ("joining", NodeStatus::Joining),
+        ("member", NodeStatus::Member),
+        ("removed", NodeStatus::Removed { at: 9 }),
+    ] {
+        lines.value(&format!("row.node.{what}"), &node_row(status));
+    }
+    lines.value("row.report", &report());
+    for role in ROLES {
+        let what = format!("row.acl.{role:?}").to_lowercase();
+        lines.value(&what, &acl(role));
+    }
+    let revocation = Revocation {
+        reason: "r".into(),
+        revoked_at: 4,
+    };
+    lines.value("row.revocation", &revocation);
+    lines.value("row.join_token.open", &token(None, None));
+    lines.value("row.join_token.used", &token(Some(node()), Some(3)));
+    keys(lines);
+}
+
+fn version_key() -> VersionKey {
+    VersionKey {
+        context: context(),
+        version: 7,
+    }
+}
+
+fn keys(lines: &mut Lines) {
+    lines.bytes("key.one", &RowKey::encode(&()));
+    lines.bytes("key.index", &RowKey::encode(&258u64));
+    lines.bytes("key.context", &context().encode());
+    lines.bytes("key.slot", &slot().encode());
+    lines.bytes("key.version", &version_key().encode());
+    for (what, key) in revocation_keys() {
+        lines.bytes(&format!("key.revocation.{what}"), &key.encode());
+    }
+}
+
+/// A key that its bytes give back.
+fn key<K: RowKey>(bytes: &[u8]) -> bool {
+    K::decode(bytes).is_some_and(|key| key.encode() == bytes)
+}
+
+/// As the store reads it: through the row's own upgrade, from the version it was written in.
+fn row<R: Row>(bytes: &[u8]) -> bool {
+    R::decode(R::VERSION, bytes).is_ok() && survives::<R>(bytes)
+}
+
+/// Whether an old line is read; `None` if it is none of these.
+pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
+    let (kind, what) = what.split_once('.')?;
+    let (what, _) = what.split_once('.').unwrap_or((what, ""));
+    Some(match (kind, what) {
+        ("row", "meta") => row::<ClusterMeta>(bytes),
+        ("row", "context") => row::<Context>(bytes),
+        ("row", "version") => row::<KeyVersion>(bytes),
+        ("row", "slot") => row::<Slot>(bytes),
+        ("row", "node") => row::<Node>(bytes),
+        ("row", "report") => row::<NodeReport>(bytes),
+        ("row", "acl") => row::<Acl>(bytes),
+        ("row", "revocation") => row::<Revocation>(bytes),
+        ("row", "join_token") => row::<JoinToken>(bytes),
+        ("key", "one") => key::<()>(bytes),
+        ("key", "index") => key::<u64>(bytes),
+        ("key", "context") => key::<ContextName>(bytes),
+        ("key", "slot") => key::<SlotName>(bytes),
+        ("key", "version") => key::<VersionKey>(bytes),
+        ("key", "revocation") => key::<RevocationKey>(bytes),
+        _ => return None,
+    })
+}
