@@ -1,5 +1,11 @@
-//! Points at which tests stop or kill this process. Compiled only with the feature `failpoints`, which
-//! release packaging refuses.
+//! Points at which tests stop or kill this process, or make it lie to the others. Compiled only with the feature
+//! `failpoints`, which release packaging refuses.
+
+use raft_store::command::{AckVersions, GrantTransportKey, Op};
+use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
+use raft_store::state::ClusterState;
+use raft_store::state::node::SlotKey;
+use raft_store::state::slot::{Grant, Grantee};
 
 /// Arms a point: `kill` sends this process SIGKILL there; anything else is an action of the `fail` crate.
 ///
@@ -30,4 +36,44 @@ pub fn arm_from_environment() -> Result<(), String> {
         arm(name, action).map_err(|error| format!("HSM_FAILPOINTS: {pair}: {error}"))?;
     }
     Ok(())
+}
+
+/// The founder's, who is in every cluster.
+const FOUNDER: RaftId = 1;
+
+/// `sync::register_other_key`: the key that is registered is not the one that was signed.
+pub(crate) fn other_key(mut key: SlotKey) -> SlotKey {
+    if is_armed("sync::register_other_key")
+        && let Some(byte) = key.spki.last_mut()
+    {
+        *byte ^= 1;
+    }
+    key
+}
+
+/// `sync::grant_junk`: what a node proposes in place of its own key, a grant of a key that it does not hold.
+pub(crate) fn junk_grant(state: &ClusterState, slot: &SlotName) -> Op {
+    let current = state.slots().get(slot).and_then(|slot| slot.current_transport());
+    Op::GrantTransportKey(GrantTransportKey {
+        slot: slot.clone(),
+        id: current.map_or(TransportId::default(), |current| current.id),
+        grantee: Grantee::Node(FOUNDER),
+        grant: Grant {
+            epoch: state.epoch(),
+            blob: b"junk".to_vec(),
+        },
+    })
+}
+
+/// `sync::ack_as_other`: what a node acknowledges in another's name.
+pub(crate) fn ack_as_other(me: RaftId, versions: &[(ContextName, u32, KeyUid)]) -> Op {
+    let node = if me == FOUNDER { FOUNDER + 1 } else { FOUNDER };
+    let versions = versions.to_vec();
+    Op::AckVersions(AckVersions { node, versions })
+}
+
+/// Whether a point is armed with the action `return`.
+fn is_armed(name: &str) -> bool {
+    fail::fail_point!(name, |_| true);
+    false
 }

@@ -4,6 +4,7 @@
 
 mod gauges;
 mod health;
+mod holding;
 mod judge;
 mod plane;
 mod rules;
@@ -56,6 +57,8 @@ pub struct NodeView {
     node_id: String,
     policies: rules::PolicyCache,
     counted: gauges::Counted,
+    compared: gauges::Compared,
+    holding: holding::Holding,
     asking: Semaphore,
     waived: plane::Waived,
     /// When the leader's index was last asked for, and what it was.
@@ -69,8 +72,10 @@ impl NodeView {
         Arc::new(Self {
             started: Instant::now(),
             node_id: parts.consensus.node_name().to_string(),
-            policies: rules::PolicyCache::new(parts.seed.policy()),
+            policies: rules::PolicyCache::new(parts.seed.clone()),
             counted: gauges::Counted::default(),
+            compared: gauges::Compared::default(),
+            holding: holding::Holding::default(),
             asking: Semaphore::new(MAX_ASKING),
             waived: plane::Waived::default(),
             last_read: Mutex::new(None),
@@ -81,17 +86,25 @@ impl NodeView {
     /// Every slot of this node, as readiness sees it.
     #[must_use]
     pub fn slots(&self) -> BTreeMap<SlotName, Local> {
+        // The state before the status: what this node has acknowledged it has shown before.
+        let published = self.parts.consensus.published();
         let sync = self.parts.sync.status();
         let gate = self.gate_index();
+        let me = self.parts.consensus.raft_id().unwrap_or_default();
+        let nothing = BTreeSet::new();
         let local = |entry: &SlotEntry| {
-            let known = sync.slots.get(entry.name());
+            let (name, known) = (entry.name(), sync.slots.get(entry.name()));
             let complete_at = known.and_then(|slot| slot.complete_at);
+            let serving = known.map_or(&nothing, |slot| &*slot.serving);
+            let lacking = gate.map_or(0, |gate| {
+                self.holding.lacking(&published.state, me, name, gate, serving)
+            });
             Local {
                 state: entry.state(),
                 reason: entry.reason(),
                 synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
-                complete: gate.is_some() && complete_at >= gate,
-                missing_keys: known.map_or(0, |slot| slot.missing_keys),
+                complete: gate.is_some() && complete_at >= gate && lacking == 0,
+                missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
                 destructions: known.map_or(0, |slot| slot.destructions_pending),
             }
         };
@@ -112,6 +125,13 @@ impl NodeView {
             Gate::NoLeaderSeen if self.parts.rules.without_quorum => Some(view.applied.max(1)),
             Gate::NoLeaderSeen | Gate::CatchingUp { .. } => None,
         }
+    }
+
+    /// Whether a quorum was heard of as lately as readiness asks for.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        let bound = self.parts.rules.staleness.ready;
+        self.parts.consensus.staleness().is_some_and(|age| age <= bound)
     }
 
     /// What `/readyz` says.

@@ -19,6 +19,8 @@ pub struct Arrival<'a> {
     pub source: String,
     /// The request's id.
     pub request_id: String,
+    /// The trace it belongs to.
+    pub trace_id: String,
     /// The client's `Idempotency-Key`, or a fresh one.
     pub key: String,
 }
@@ -52,6 +54,7 @@ impl AdminCall {
             spki_sha256: principal.spki_sha256,
             source: arrival.source,
             request_id: arrival.request_id,
+            trace_id: arrival.trace_id,
             hop: 0,
             body,
         }
@@ -125,6 +128,7 @@ mod tests {
             via_node: 2,
             source: "127.0.0.1:5".to_owned(),
             request_id: "r".to_owned(),
+            trace_id: "t".to_owned(),
             key: key.to_owned(),
         };
         let body = AdminBody::Rotate {
@@ -139,6 +143,7 @@ mod tests {
             via_node: 2,
             source: String::new(),
             request_id: String::new(),
+            trace_id: String::new(),
             key: "k".to_owned(),
         };
         let body = AdminBody::CreateKey {
@@ -215,6 +220,7 @@ mod tests {
             (read.id, read.body, read.hop),
             (call.id.clone(), call.body.clone(), 0)
         );
+        assert_eq!((read.request_id.as_str(), read.trace_id.as_str()), ("r", "t"));
         let (was, is) = (principal("1", 1), call.principal());
         assert_eq!(
             (&is.cn, &is.ou, &is.issuer_dn, is.spki_sha256, is.fingerprint),

@@ -1,10 +1,14 @@
 //! The audit line of an administrator's call: who asked from where for what, under which request id,
 //! and how it ended. One line where the call arrived and, for changes, one on the leader that decided;
-//! the request id joins them. Holds no secret and no control character.
+//! the request id joins them. Holds no secret and no control character. Every change that was allowed has its
+//! line; of reads and refusals, which anybody can repeat at will, each principal has only so many.
+
+use tracing::Level;
 
 use super::authorise::Act;
 use super::call::CallError;
 use crate::identity::Principal;
+use crate::log_budget;
 
 /// Longest text of a line's field.
 const MAX: usize = 300;
@@ -29,6 +33,8 @@ pub struct Subject<'a> {
     pub source: &'a str,
     /// The request's id.
     pub request_id: &'a str,
+    /// The trace it belongs to.
+    pub trace_id: &'a str,
     /// For what.
     pub act: Act,
     /// On what: a context, a node; may be empty.
@@ -66,8 +72,20 @@ fn plain(text: &str) -> String {
         .collect()
 }
 
+/// Whether anybody with a certificate can make as many such lines as he likes.
+fn is_cheap(act: Act, error: Option<&CallError>) -> bool {
+    !act.changes() || error.is_some_and(CallError::is_refusal)
+}
+
 /// Writes the line.
 pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
+    let wanted = match error {
+        None => tracing::enabled!(target: "audit", Level::INFO),
+        Some(_) => tracing::enabled!(target: "audit", Level::WARN),
+    };
+    if !wanted || is_cheap(subject.act, error) && !log_budget::audit(subject.principal) {
+        return;
+    }
     let End {
         outcome,
         code,
@@ -81,17 +99,20 @@ pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
         Place::Leader => "leader",
     };
     let (source, request_id) = (plain(subject.source), plain(subject.request_id));
+    let trace_id = plain(subject.trace_id);
     let (action, target) = (subject.act.name(), plain(subject.target));
     if error.is_none() {
         tracing::info!(
             target: "audit",
-            principal, issuer, fingerprint, source, request_id, action, resource = target, place, outcome,
+            principal, issuer, fingerprint, source, request_id, trace_id,
+            action, resource = target, place, outcome,
             "admin call"
         );
     } else {
         tracing::warn!(
             target: "audit",
-            principal, issuer, fingerprint, source, request_id, action, resource = target, place, outcome,
+            principal, issuer, fingerprint, source, request_id, trace_id,
+            action, resource = target, place, outcome,
             code, reason,
             "admin call"
         );
@@ -122,9 +143,9 @@ mod tests {
         }
     }
 
-    fn written(error: Option<&CallError>) -> String {
-        let principal = Principal::new(Identity {
-            cn: "root\nforged line".to_owned(),
+    fn caller(cn: &str) -> Principal {
+        Principal::new(Identity {
+            cn: cn.to_owned(),
             ou: Some("Admin".to_owned()),
             sans: Vec::new(),
             serial: "ab".to_owned(),
@@ -132,15 +153,27 @@ mod tests {
             fingerprint: [7; 32],
             spki_sha256: [0; 32],
             not_after: 0,
-        });
-        let subject = Subject {
+        })
+    }
+
+    fn subject(principal: &Principal, act: Act) -> Subject<'_> {
+        Subject {
             place: Place::Leader,
-            principal: &principal,
+            principal,
             source: "10.0.0.1:5",
             request_id: "r-1",
-            act: Act::Rotate,
+            trace_id: "0af7651916cd43dd8448eb211c80319c",
+            act,
             target: "exchange-key",
-        };
+        }
+    }
+
+    fn written(error: Option<&CallError>) -> String {
+        let principal = caller("root\nforged line");
+        logged(|| record(&subject(&principal, Act::Rotate), error))
+    }
+
+    fn logged(write: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -148,7 +181,7 @@ mod tests {
             .flatten_event(true)
             .with_writer(move || writer.clone())
             .finish();
-        tracing::subscriber::with_default(subscriber, || record(&subject, error));
+        tracing::subscriber::with_default(subscriber, write);
         let bytes = lines.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -161,6 +194,7 @@ mod tests {
             ("target", "audit"),
             ("source", "10.0.0.1:5"),
             ("request_id", "r-1"),
+            ("trace_id", "0af7651916cd43dd8448eb211c80319c"),
             ("action", "key.rotate"),
             ("resource", "exchange-key"),
             ("place", "leader"),
@@ -182,6 +216,29 @@ mod tests {
         let failed = CallError::new(ErrorCode::NoQuorum, "x");
         let json: serde_json::Value = serde_json::from_str(&written(Some(&failed))).unwrap();
         assert_eq!(json["outcome"], "failed");
+    }
+
+    #[test]
+    fn nobody_floods_the_audit_with_reads_or_refusals_and_no_change_is_left_out() {
+        const ASKED: usize = 1000;
+        let lines = |cn: &str, act: Act, error: Option<&CallError>| {
+            let who = caller(cn);
+            let text = logged(|| (0..ASKED).for_each(|_| record(&subject(&who, act), error)));
+            text.lines().count()
+        };
+        let refused = CallError::new(ErrorCode::RoleRequired, "needs one of the roles admin");
+        let failed = CallError::new(ErrorCode::Conflict, "version 3 is pending");
+        for (cn, act, error) in [
+            ("reader", Act::WhoAmI, None),
+            ("auditor", Act::Status, None),
+            ("stranger", Act::Rotate, Some(&refused)),
+        ] {
+            let written = lines(cn, act, error);
+            assert!((1..ASKED).contains(&written), "{cn}: {written}");
+        }
+        // Its reads have cost it none of these.
+        assert_eq!(lines("auditor", Act::Rotate, None), ASKED);
+        assert_eq!(lines("auditor", Act::Rotate, Some(&failed)), ASKED);
     }
 
     #[test]

@@ -36,10 +36,10 @@ pub enum Act {
     WhoAmI,
 }
 
-/// Who else than an admin may act on keys.
-const OPERATE: &[Role] = &[Role::Operator];
-/// Who else than an admin may read.
-const READ: &[Role] = &[Role::Operator, Role::Auditor];
+/// Who may act on keys.
+const OPERATE: &[Role] = &[Role::Admin, Role::Operator];
+/// Who may read.
+const READ: &[Role] = &[Role::Admin, Role::Operator, Role::Auditor];
 
 impl Act {
     /// The name in the audit.
@@ -67,6 +67,19 @@ impl Act {
             Self::CreateKey | Self::Rotate => Some(OPERATE),
             Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus => Some(READ),
             Self::WhoAmI => None,
+        }
+    }
+
+    /// Whether it changes anything.
+    pub(super) fn changes(self) -> bool {
+        match self {
+            Self::Init
+            | Self::Join
+            | Self::CreateJoinToken
+            | Self::CreateKey
+            | Self::Rotate
+            | Self::UnlockSlot => true,
+            Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus | Self::WhoAmI => false,
         }
     }
 }
@@ -118,10 +131,13 @@ pub fn state_policy(state: &ClusterState) -> Option<Policy> {
     ))
 }
 
-/// The rules in force on a node: the state's, or the seed's before there is a state.
+/// The rules in force on a node: the state's, or the seed's before there is a state. Roles of an issuer that
+/// is no CA of this node's files are left out: an intermediate CA may bear any such name.
 #[must_use]
 pub fn rules(state: &ClusterState, seed: &Seed) -> Policy {
-    state_policy(state).unwrap_or_else(|| seed.policy())
+    let mut policy = state_policy(state).unwrap_or_else(|| seed.policy());
+    policy.roles.retain(|entry| seed.issuers.contains(&entry.issuer));
+    policy
 }
 
 #[cfg(test)]
@@ -184,6 +200,19 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_names_every_role_that_would_do() {
+        let policy = state_policy(&World::new(1).state).unwrap();
+        for act in ALL.iter().filter(|act| act.roles().is_some()) {
+            let refusal = authorise(&policy, &caller("Trading", ISSUER), *act).unwrap_err();
+            assert!(
+                refusal.detail.starts_with("needs one of the roles admin"),
+                "{}: {refusal}",
+                act.name()
+            );
+        }
+    }
+
+    #[test]
     fn another_cas_certificates_have_no_role() {
         assert_eq!(allowed("Admin", "CN=Other CA"), ["whoami"]);
     }
@@ -203,7 +232,8 @@ mod tests {
         };
         let seed = Seed {
             acl,
-            revocations: vec![],
+            issuers: vec!["CN=Seed CA".to_owned(), ISSUER.to_owned()],
+            ..Seed::default()
         };
         let before = rules(&ClusterState::default(), &seed);
         assert!(authorise(&before, &admin, Act::Init).is_ok());
@@ -214,12 +244,29 @@ mod tests {
         );
     }
 
+    /// The cluster's rules may name a CA that has been taken out of this node's files since. An application
+    /// CA that may make intermediate CAs could give one of them that name.
+    #[test]
+    fn an_issuer_that_is_no_ca_of_this_node_has_no_roles_here() {
+        let world = World::new(1);
+        let admin = caller("Admin", ISSUER);
+        let asked = |issuers: Vec<String>| {
+            let seed = Seed {
+                issuers,
+                ..Seed::default()
+            };
+            authorise(&rules(&world.state, &seed), &admin, Act::Rotate).is_ok()
+        };
+        assert!(asked(vec![ISSUER.to_owned()]));
+        assert!(!asked(vec!["CN=New CA".to_owned()]));
+    }
+
     #[test]
     fn a_revoked_certificate_may_not_even_ask_who_it_is() {
         let revocations = vec![(RevocationKey::CommonName("someone".to_owned()), String::new())];
         let policy = Seed {
-            acl: Acl::default(),
             revocations,
+            ..Seed::default()
         }
         .policy();
         let error = authorise(&policy, &caller("Admin", ISSUER), Act::WhoAmI).unwrap_err();

@@ -26,6 +26,8 @@ pub struct AdminCall {
     pub source: String,
     /// The request's id, for logs.
     pub request_id: String,
+    /// The trace it belongs to, for logs.
+    pub trace_id: String,
     /// 0 where it arrived, 1 at the leader: a call travels once.
     pub hop: u8,
     /// What is asked.
@@ -155,6 +157,7 @@ fn code_in<'de, D: Deserializer<'de>>(d: D) -> Result<ErrorCode, D::Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use raft_store::command::{Conflict, Existing};
     use serde_json::json;
 
     use super::*;
@@ -193,8 +196,11 @@ mod tests {
         let refused = |refusal| CallError::from(ProposeError::Refused(refusal)).code;
         assert_eq!(refused(Refusal::KeyReused), ErrorCode::IdempotencyKeyReused);
         assert_eq!(refused(Refusal::KeyExpired), ErrorCode::IdempotencyExpired);
-        assert_eq!(refused(Refusal::Exists("x".to_owned())), ErrorCode::AlreadyExists);
-        assert_eq!(refused(Refusal::Conflict("x".to_owned())), ErrorCode::Conflict);
+        let label = "x".to_owned();
+        let exists = Existing::Version { label }.into();
+        assert_eq!(refused(exists), ErrorCode::AlreadyExists);
+        let conflict = Conflict::OpenJoinTokens { open: 1 }.into();
+        assert_eq!(refused(conflict), ErrorCode::Conflict);
         assert!(CallError::new(ErrorCode::RoleRequired, "").is_refusal());
         assert!(!CallError::new(ErrorCode::Conflict, "").is_refusal());
     }

@@ -159,7 +159,7 @@ mod tests {
     fn founders(world: &World) -> Seed {
         Seed {
             acl: world.state.acl().unwrap().clone(),
-            revocations: Vec::new(),
+            ..Seed::default()
         }
     }
 

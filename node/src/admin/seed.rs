@@ -8,10 +8,11 @@ use raft_store::state::access::{Acl, RevocationKey};
 
 use super::call::CallError;
 use super::seeding;
-use crate::config::{Config, ConfigError, RevokedEntry, read_revoked};
+use crate::config::{Config, ConfigError, RevokedEntry, RoleSeed, check_issuers, read_revoked};
 use crate::consensus::{Consensus, FoundSeed, Founded};
 use crate::identity::dn;
 use crate::policy::{Policy, seed_roles};
+use crate::tls::ClientIssuers;
 
 /// What the configuration brings into a new cluster, and rules until there is one.
 #[derive(Clone, Debug, Default)]
@@ -20,30 +21,31 @@ pub struct Seed {
     pub acl: Acl,
     /// First revocations with their reasons.
     pub revocations: Vec<(RevocationKey, String)>,
+    /// The CAs that this node accepts clients' certificates from; on this node no other's have a role.
+    pub issuers: Vec<String>,
 }
 
 impl Seed {
-    /// Reads the seed. `role_issuer_dn` is what roles without an issuer are bound to;
-    /// `client_issuer_dns` are the CAs that client certificates are accepted from.
+    /// Reads the seed. `issuers` are the CAs that client certificates are accepted from.
     ///
     /// # Errors
-    /// When `acl.revoked_file` cannot be read, because a list that vanished must not start as an empty
-    /// one; when an entry of it revokes nothing, or not what its author meant.
-    pub fn of(
-        config: &Config,
-        role_issuer_dn: &str,
-        client_issuer_dns: &[String],
-    ) -> Result<Self, ConfigError> {
+    /// When a role's issuer is none of them; when `acl.revoked_file` cannot be read, because a list that
+    /// vanished must not start as an empty one; when an entry of it revokes nothing, or not what its author
+    /// meant.
+    pub fn of(config: &Config, issuers: &ClientIssuers) -> Result<Self, ConfigError> {
+        check_issuers(&config.roles, &issuers.all)?;
+        let role_issuer = role_issuer(&config.roles, &issuers.of_roles);
         let revocations = match &config.acl.revoked_file {
-            Some(path) => revocations(path, read_revoked(path)?, client_issuer_dns)?,
+            Some(path) => revocations(path, read_revoked(path)?, &issuers.all)?,
             None => Vec::new(),
         };
         Ok(Self {
             acl: Acl {
                 mappings: config.acl.mappings.clone(),
-                roles: seed_roles(&config.roles, role_issuer_dn),
+                roles: seed_roles(&config.roles, role_issuer),
             },
             revocations,
+            issuers: issuers.all.clone(),
         })
     }
 
@@ -73,6 +75,22 @@ impl Seed {
             revocations: self.revocations.iter().take(first).cloned().collect(),
         }
     }
+}
+
+/// What roles without an issuer are bound to.
+fn role_issuer<'a>(roles: &[RoleSeed], of_file: &'a [String]) -> &'a str {
+    let Some((first, further)) = of_file.split_first() else {
+        return "";
+    };
+    if !further.is_empty() && roles.iter().any(|role| role.issuer.is_none()) {
+        tracing::warn!(
+            issuer = first,
+            further = further.join("; "),
+            "configuration: roles: an entry without issuer is bound to the first CA of its file, and certificates \
+             of the further ones do not have the role; write an entry with issuer for each CA that is meant"
+        );
+    }
+    first
 }
 
 fn revocations(
@@ -304,8 +322,8 @@ mod tests {
             let rule = |text: String| {
                 std::fs::write(&path, text).unwrap();
                 let seed = Seed {
-                    acl: Acl::default(),
                     revocations: revocations(&path, read_revoked(&path).unwrap(), &issuers).unwrap(),
+                    ..Seed::default()
                 };
                 seed.policy()
             };
@@ -342,8 +360,8 @@ mod tests {
     #[test]
     fn the_founding_command_takes_what_fits() {
         let many = |n: usize| Seed {
-            acl: Acl::default(),
             revocations: (0..n).map(|i| (by_cn(&i.to_string()), String::new())).collect(),
+            ..Seed::default()
         };
         assert_eq!(many(3).founding().revocations.len(), 3);
         assert_eq!(many(250).founding().revocations.len(), seeding::MAX_REVOCATIONS);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hsm_api::admin::{CreateKekResponse, JoinTokenResponse, KeyState, RotateResponse};
 use hsm_api::{ErrorCode, SecretText};
-use raft_store::command::{CreateContext, Op, Origin, RequestId};
+use raft_store::command::{CreateContext, Op, Origin, Refusal, RequestId};
 use raft_store::names::{ContextName, ContextUid, NodeName, SlotName};
 use raft_store::state::context::{BindingMode, RotationPolicy};
 use serde::Serialize;
@@ -69,6 +69,7 @@ impl LeaderCalls for AdminService {
                 principal: &principal,
                 source: &call.source,
                 request_id: &call.request_id,
+                trace_id: &call.trace_id,
                 act: call.body.act(),
                 target: &target,
             };
@@ -150,10 +151,12 @@ impl AdminService {
         {
             check_label(label)?;
         }
-        if !self.parts.cluster.published().state.contexts().contains(context) {
-            self.create_context(context, placement, asked).await?;
-        }
-        let made = self.parts.rotator.make(context, wish, asked, deadline).await?;
+        let known = self.parts.cluster.published().state.contexts().contains(context);
+        let is_new = !known && self.create_context(context, placement, asked).await?;
+        let made = match self.parts.rotator.make(context, wish, asked, deadline).await {
+            Err(error) if is_new => return Err(after_context(context, error)),
+            made => made?,
+        };
         let state = KeyState::from_word(made.state.as_str());
         json(&CreateKekResponse {
             context: context.to_string(),
@@ -163,13 +166,14 @@ impl AdminService {
         })
     }
 
-    /// A context cannot be taken back, so everything its first key needs is looked at before.
+    /// A context cannot be taken back, so everything its first key needs is looked at before. False if another
+    /// call was quicker: what is wanted is its key.
     async fn create_context(
         &self,
         context: &ContextName,
         placement: &Placement<'_>,
         asked: &Asked,
-    ) -> Result<(), CallError> {
+    ) -> Result<bool, CallError> {
         let Some(slot) = placement.slot else {
             let mut error = unknown_context(context);
             error.detail.push_str(
@@ -192,12 +196,14 @@ impl AdminService {
             policy: self.parts.policy.clone(),
         });
         let (id, origin) = (asked.side_id("context"), asked.origin.clone());
-        self.parts
-            .cluster
-            .propose(id, asked.body_hash, origin, op)
-            .await?;
-        tracing::info!(%context, %slot, "context created");
-        Ok(())
+        match self.parts.cluster.propose(id, asked.body_hash, origin, op).await {
+            Ok(_) => {
+                tracing::info!(%context, %slot, "context created");
+                Ok(true)
+            }
+            Err(ProposeError::Refused(Refusal::Exists(_))) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn join_token(
@@ -258,6 +264,21 @@ fn asked(call: &AdminCall) -> Result<Asked, CallError> {
         body_hash: call.body_hash,
         origin: Origin::Admin(call.origin.clone()),
     })
+}
+
+/// The answer of a call that has made its context and then not its key, where the error would say that nothing
+/// was changed.
+fn after_context(context: &ContextName, error: CallError) -> CallError {
+    match error.code {
+        ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => CallError::new(
+            ErrorCode::OutcomeUnknown,
+            format!(
+                "context {context} is made and has no key yet ({error}); ask again with the same \
+                 Idempotency-Key"
+            ),
+        ),
+        _ => error,
+    }
 }
 
 fn rotated(context: &ContextName, made: Made) -> Result<Value, CallError> {

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use hsm_api::admin::{CreateKekRequest, JoinTokenRequest, RotateRequest};
+use raft_store::command::Existing;
 use raft_store::state::access::RevocationKey;
 use serde_json::json;
 
@@ -68,6 +69,7 @@ fn call(ou: &str, key: &str, body: AdminBody, asked: &impl Serialize) -> AdminCa
         via_node: 2,
         source: "127.0.0.1:1".to_owned(),
         request_id: "r".to_owned(),
+        trace_id: "t".to_owned(),
         key: key.to_owned(),
     };
     AdminCall::new(arrival, body, asked)
@@ -161,6 +163,33 @@ async fn a_context_that_could_not_get_a_key_is_not_made() {
         Err(ErrorCode::SlotLocked)
     );
     assert_eq!(bench.cluster.count(|_| true), before);
+}
+
+#[tokio::test]
+async fn a_call_that_made_its_context_never_says_that_nothing_was_changed() {
+    for error in [
+        ProposeError::NoQuorum,
+        ProposeError::Draining,
+        ProposeError::NotLeader { leader: None },
+    ] {
+        let bench = bench();
+        *bench.cluster.let_through.lock().unwrap() = 1;
+        bench.cluster.failures.lock().unwrap().push((error, false));
+        let answer = bench.ask(create("new", "k", Some("s"))).await;
+        assert_eq!(answer, Err(ErrorCode::OutcomeUnknown));
+        bench.ask(create("new", "k", Some("s"))).await.unwrap();
+        assert_eq!(bench.cluster.count(|op| matches!(op, Op::PrepareVersion(_))), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_context_that_another_call_makes_meanwhile_gets_its_key_all_the_same() {
+    let bench = bench();
+    let (context, slot) = (name("new"), slot("s"));
+    let exists = ProposeError::Refused(Existing::Context { context, slot }.into());
+    bench.cluster.failures.lock().unwrap().push((exists, true));
+    let created = bench.ask(create("new", "k", Some("s"))).await.unwrap();
+    assert_eq!(created["version"], 1);
 }
 
 #[tokio::test]

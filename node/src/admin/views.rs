@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use hsm_api::admin::{
     BindingMode as ApiBinding, ContextInfo, KeyOrigin as ApiOrigin, KeyState, KeyVersionInfo,
-    ListKeksResponse, Member, MemberRole, MemberSlot, MembersResponse, RotationStatus,
+    ListKeksResponse, Member, MemberRole, MemberSlot, MemberState, MembersResponse, RotationStatus,
     RotationStatusResponse, SlotFingerprint, SlotState,
 };
 use raft_store::names::{ContextName, RaftId, SlotName, UnixMillis};
@@ -15,7 +15,7 @@ use raft_store::state::node::{Node, NodeStatus, SlotReport};
 use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 
-use crate::consensus::View;
+use crate::consensus::{Role, View};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -126,9 +126,26 @@ fn rotation(state: &ClusterState, name: &ContextName, context: &Context) -> Rota
     }
 }
 
-/// All members, joining ones too. `view` is this node's: a follower knows less than a leader.
+/// Members that are not heard: by the leader, as far as this node knows. A node that hears no leader (it is
+/// not `fresh`) knows of nobody but itself.
 #[must_use]
-pub fn members(published: &Published, view: &View, own: Option<RaftId>) -> MembersResponse {
+pub fn silent(published: &Published, view: &View, own: Option<RaftId>, fresh: bool) -> BTreeSet<RaftId> {
+    if fresh || view.role == Role::Leader {
+        return view.silent.clone();
+    }
+    let nodes = published.state.nodes().iter();
+    nodes.map(|(id, _)| *id).filter(|id| Some(*id) != own).collect()
+}
+
+/// All members, joining ones too. `view` is this node's: a follower knows less than a leader. `silent` is what
+/// [`silent`] gave.
+#[must_use]
+pub fn members(
+    published: &Published,
+    view: &View,
+    own: Option<RaftId>,
+    silent: &BTreeSet<RaftId>,
+) -> MembersResponse {
     let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
     let nodes = published.state.nodes().iter();
     let present = nodes.filter(|(_, node)| !matches!(node.status, NodeStatus::Removed { .. }));
@@ -138,8 +155,9 @@ pub fn members(published: &Published, view: &View, own: Option<RaftId>) -> Membe
         let itself = (leads && own == Some(id)).then_some(view.last_log);
         let peer = view.peers.get(&id);
         let matched_index = itself.or_else(|| peer.and_then(|peer| peer.matched));
-        let silent = peer.and_then(|peer| peer.silent_for);
-        let silent_ms = silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        let silent_for = peer.and_then(|peer| peer.silent_for);
+        let silent_ms = silent_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let is_silent = silent.contains(&id);
         Member {
             node_id: node.name.to_string(),
             raft_id: id,
@@ -148,13 +166,18 @@ pub fn members(published: &Published, view: &View, own: Option<RaftId>) -> Membe
             } else {
                 MemberRole::Learner
             },
+            state: Some(if is_silent {
+                MemberState::Silent
+            } else {
+                MemberState::Heard
+            }),
             api_address: node.api_address.clone(),
             cluster_address: node.cluster_address.clone(),
             is_leader: leads,
             matched_index,
             lag: matched_index.map(|matched| view.last_log.saturating_sub(matched)),
             last_seen_ms: itself.map(|_| 0).or(silent_ms),
-            slots: member_slots(&published.state, id),
+            slots: member_slots(&published.state, id, is_silent),
             joined_at: rfc3339(node.registered_at),
         }
     };
@@ -163,13 +186,18 @@ pub fn members(published: &Published, view: &View, own: Option<RaftId>) -> Membe
     }
 }
 
-fn member_slots(state: &ClusterState, id: RaftId) -> Vec<MemberSlot> {
+/// What a member last reported of its slots; of one that is silent nobody knows how they are now.
+fn member_slots(state: &ClusterState, id: RaftId, silent: bool) -> Vec<MemberSlot> {
     let Some(report) = state.reports().get(&id) else {
         return Vec::new();
     };
     let slot = |name: &SlotName, slot: &SlotReport| MemberSlot {
         slot: name.to_string(),
-        state: SlotState::from_word(&slot.state),
+        state: if silent {
+            SlotState::Silent
+        } else {
+            SlotState::from_word(&slot.state)
+        },
     };
     report
         .slots
@@ -192,10 +220,18 @@ pub fn fingerprints(state: &ClusterState, node: RaftId) -> Vec<SlotFingerprint> 
     .collect()
 }
 
-/// How many voters may fail before the quorum is lost.
+/// Names of the voters that are silent.
 #[must_use]
-pub fn failure_tolerance(voters: usize) -> u32 {
-    u32::try_from(voters.saturating_sub(1) / 2).unwrap_or(u32::MAX)
+pub fn silent_voters(published: &Published, silent: &BTreeSet<RaftId>) -> Vec<String> {
+    let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+    node_names(&published.state, voters.intersection(silent))
+}
+
+/// How many more of `voters` may fail before the quorum is lost, if `silent` of them have failed already.
+#[must_use]
+pub fn failure_tolerance(voters: usize, silent: usize) -> u32 {
+    let quorum = voters / 2 + 1;
+    u32::try_from(voters.saturating_sub(silent).saturating_sub(quorum)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ fn a_leader_knows_how_far_its_peers_are_and_a_follower_does_not() {
         silent_for: Some(Duration::from_millis(40)),
     };
     let leading = view(Role::Leader, 1, BTreeMap::from([(two, peer)]));
-    let known = members(&world.published(), &leading, Some(1)).members;
+    let known = members(&world.published(), &leading, Some(1), &BTreeSet::new()).members;
     assert_eq!(known.len(), 3);
     assert!(known[0].is_leader && !known[1].is_leader);
     assert_eq!(
@@ -138,7 +138,7 @@ fn a_leader_knows_how_far_its_peers_are_and_a_follower_does_not() {
         (learner, MemberRole::Learner, None)
     );
     let following = view(Role::Follower, 1, BTreeMap::new());
-    let known = members(&world.published(), &following, Some(two)).members;
+    let known = members(&world.published(), &following, Some(two), &BTreeSet::new()).members;
     assert!(known[0].is_leader);
     assert!(
         known
@@ -169,21 +169,77 @@ fn slots_are_shown_as_last_reported() {
         )]),
     };
     world.ok(Op::ReportNode(ReportNode { node: 1, report }));
-    let shown = member_slots(&world.state, 1);
+    let shown = |silent| {
+        let slots = member_slots(&world.state, 1, silent);
+        let [one] = &slots[..] else { panic!("{slots:?}") };
+        assert_eq!(one.slot, "s");
+        one.state
+    };
+    assert_eq!(shown(false), SlotState::Locked);
+    assert_eq!(shown(true), SlotState::Silent);
+    assert!(member_slots(&world.state, 99, false).is_empty() && fingerprints(&world.state, 1).is_empty());
+}
+
+/// Raft ids are indexes of the log.
+fn ids(world: &World) -> Vec<RaftId> {
+    world.state.nodes().iter().map(|(id, _)| *id).collect()
+}
+
+#[test]
+fn a_silent_member_is_not_shown_as_it_last_reported() {
+    let world = World::new(3);
+    let third = ids(&world)[2];
+    let mut leading = view(Role::Leader, 1, BTreeMap::new());
+    leading.silent = BTreeSet::from([third]);
+    let gone = silent(&world.published(), &leading, Some(1), true);
+    let known = members(&world.published(), &leading, Some(1), &gone).members;
+    let states: Vec<_> = known.iter().map(|member| member.state).collect();
+    let (heard, silent) = (Some(MemberState::Heard), Some(MemberState::Silent));
+    assert_eq!(states, [heard, heard, silent]);
+    assert_eq!(silent_voters(&world.published(), &gone), [format!("n{third}")]);
+}
+
+#[test]
+fn a_node_without_a_leader_vouches_for_nobody_and_a_leader_for_whom_it_hears() {
+    let world = World::new(3);
+    let [first, second, third] = ids(&world)[..] else {
+        panic!("{:?}", ids(&world))
+    };
+    let following = view(Role::Follower, first, BTreeMap::new());
+    let published = world.published();
+    assert!(silent(&published, &following, Some(second), true).is_empty());
     assert_eq!(
-        shown,
-        [MemberSlot {
-            slot: "s".to_owned(),
-            state: SlotState::Locked
-        }]
+        silent(&published, &following, Some(second), false),
+        BTreeSet::from([first, third])
     );
-    assert!(member_slots(&world.state, 99).is_empty() && fingerprints(&world.state, 1).is_empty());
+    // It has lost its quorum, and still hears some of its members.
+    let mut leading = view(Role::Leader, first, BTreeMap::new());
+    leading.silent = BTreeSet::from([third]);
+    assert_eq!(
+        silent(&published, &leading, Some(first), false),
+        BTreeSet::from([third])
+    );
+}
+
+#[test]
+fn a_learner_that_is_silent_costs_no_tolerance() {
+    let mut world = World::new(3);
+    let learner = world.join();
+    let gone = BTreeSet::from([learner]);
+    assert!(silent_voters(&world.published(), &gone).is_empty());
 }
 
 #[test]
 fn one_of_three_may_fail() {
-    let tolerated: Vec<_> = (0..=5).map(failure_tolerance).collect();
+    let tolerated: Vec<_> = (0..=5).map(|voters| failure_tolerance(voters, 0)).collect();
     assert_eq!(tolerated, [0, 0, 0, 1, 1, 2]);
+}
+
+#[test]
+fn who_has_failed_already_counts_against_what_may_fail() {
+    let of_five: Vec<_> = (0..=5).map(|silent| failure_tolerance(5, silent)).collect();
+    assert_eq!(of_five, [2, 1, 0, 0, 0, 0]);
+    assert_eq!(failure_tolerance(3, 1), 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Whom to let in and whom to believe, where this node's own state is not enough: members it cannot know
-//! yet, a peer's progress that only its leader knows, and words of peers that would end this node.
+//! yet, a peer's progress that only its leader knows, and words of peers that would end this node. Nobody who
+//! is not a member by this node's own state ends it, and no single member but its leader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +20,11 @@ use super::wire::{Hello, Request, Response, TurnedAway, Vouched};
 const ASK: Duration = Duration::from_secs(1);
 /// Members that are vouched for and not applied yet: more than a cluster has nodes.
 const MAX_VOUCHED: usize = 64;
+/// Peers whose runs are remembered: more than a cluster ever has nodes.
+const MAX_RUNS: usize = 1024;
 /// Greetings that may have others ask at a time.
 const MAX_ASKING: usize = 4;
-/// Members that have to agree before a node that is told it was rolled back believes it, unless its
-/// leader says so.
+/// Members that have to agree before a node believes that it must never run again, unless its leader says so.
 const BELIEVED: usize = 2;
 
 /// What was learned of peers since this run began.
@@ -33,8 +35,53 @@ pub(super) struct Peers {
     /// Members by the word of members.
     vouched: Mutex<BTreeMap<RaftId, Vouched>>,
     asking: Mutex<usize>,
-    /// Who says that this node was rolled back.
-    accusers: Mutex<BTreeSet<RaftId>>,
+    accusers: Mutex<Accusers>,
+}
+
+impl Peers {
+    /// Compares a new run of a peer with what it has acknowledged, once: nothing that it acknowledges itself
+    /// comes before its first greeting.
+    fn compare(&self, peer: &Hello, acknowledged: impl FnOnce() -> u64) -> Result<(), TurnedAway> {
+        let mut boots = lock(&self.boots);
+        if boots.get(&peer.raft_id) == Some(&peer.boot) {
+            return Ok(());
+        }
+        handshake::check_log(peer, acknowledged())?;
+        // A joiner that knows nobody yet greets whoever has a certificate, under any id.
+        if boots.len() < MAX_RUNS || boots.contains_key(&peer.raft_id) {
+            boots.insert(peer.raft_id, peer.boot);
+        }
+        Ok(())
+    }
+}
+
+/// Who says that this node must never run again, for each reason.
+#[derive(Default)]
+struct Accusers {
+    removed: BTreeSet<RaftId>,
+    rolled_back: BTreeSet<RaftId>,
+}
+
+impl Accusers {
+    /// Whether that is more than one node's mistake or lie: the leader says so, or two members, or the only
+    /// other one. Nobody else is heard.
+    fn add(
+        &mut self,
+        poison: &Poison,
+        accuser: RaftId,
+        leader: Option<RaftId>,
+        members: &BTreeSet<RaftId>,
+    ) -> bool {
+        if !members.contains(&accuser) {
+            return false;
+        }
+        let accusers = match poison {
+            Poison::Removed => &mut self.removed,
+            Poison::RolledBack { .. } => &mut self.rolled_back,
+        };
+        accusers.insert(accuser);
+        leader == Some(accuser) || accusers.intersection(members).count() >= BELIEVED.min(members.len())
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -64,10 +111,11 @@ impl Shared {
     /// Checks a peer that greets as a member. `certificate` is the name in its verified certificate.
     pub(super) async fn admit(self: &Arc<Self>, certificate: &str, peer: &Hello) -> Result<(), TurnedAway> {
         match self.check(certificate, peer)? {
-            Standing::Known => Ok(()),
-            Standing::Later if self.is_in_membership(peer) || self.is_vouched_for(peer).await => Ok(()),
-            Standing::Later => Err(TurnedAway::Unknown(peer.raft_id)),
+            Standing::Known => {}
+            Standing::Later if self.is_in_membership(peer) || self.is_vouched_for(peer).await => {}
+            Standing::Later => return Err(TurnedAway::Unknown(peer.raft_id)),
         }
+        self.check_progress(peer)
     }
 
     /// Checks a peer that was dialled because Raft's membership names it.
@@ -79,31 +127,23 @@ impl Shared {
     ) -> Result<(), TurnedAway> {
         handshake::check_dialled(target, peer)?;
         match self.check(certificate, peer)? {
-            Standing::Known => Ok(()),
-            Standing::Later if self.is_in_membership(peer) => Ok(()),
-            Standing::Later => Err(TurnedAway::Unknown(peer.raft_id)),
+            Standing::Known => {}
+            Standing::Later if self.is_in_membership(peer) => {}
+            Standing::Later => return Err(TurnedAway::Unknown(peer.raft_id)),
         }
+        self.check_progress(peer)
     }
 
     fn check(&self, certificate: &str, peer: &Hello) -> Result<Standing, TurnedAway> {
         let published = self.published.load();
-        let standing = handshake::check_member(&self.control.get(), &published, certificate, peer)?;
-        if standing == Standing::Known {
-            self.check_progress(peer)?;
-        }
-        Ok(standing)
+        handshake::check_member(&self.control.get(), &published, certificate, peer)
     }
 
-    /// A leader knows what each peer has acknowledged to it, which is newer than any report. A new run of
-    /// the peer is compared once, at its first greeting: nothing that it acknowledges itself comes earlier.
+    /// A leader knows what each peer has acknowledged to it, which is newer than any report. Also for a peer
+    /// that is not in the state yet: what this run acknowledges from here on must not count against it later.
     fn check_progress(&self, peer: &Hello) -> Result<(), TurnedAway> {
-        let mut boots = lock(&self.peers_seen.boots);
-        if boots.get(&peer.raft_id) == Some(&peer.boot) {
-            return Ok(());
-        }
-        handshake::check_log(peer, self.acknowledged_by(peer.raft_id))?;
-        boots.insert(peer.raft_id, peer.boot);
-        Ok(())
+        self.peers_seen
+            .compare(peer, || self.acknowledged_by(peer.raft_id))
     }
 
     /// Committed entries that a peer has acknowledged to this leader. Others may be taken back.
@@ -130,7 +170,7 @@ impl Shared {
     }
 
     /// The name of a member by the state, or by Raft's membership.
-    fn name_of(&self, id: RaftId) -> Option<String> {
+    pub(super) fn name_of(&self, id: RaftId) -> Option<String> {
         if let Some(node) = self.published.load().state.nodes().get(&id) {
             return Some(node.name.to_string());
         }
@@ -207,12 +247,18 @@ impl Shared {
         let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
             return;
         };
-        if self.name_of(accuser).as_deref() != Some(name) {
-            tracing::warn!(target: "audit", name, %reason, "a refusal by no known member is ignored");
+        if !self.is_member(accuser, name) {
+            self.note_accusation(
+                name,
+                accuser,
+                reason,
+                "a refusal by nobody who is a member is ignored",
+            );
             return;
         }
-        if matches!(poison, Poison::RolledBack { .. }) && !self.is_believed(accuser) {
-            tracing::error!(target: "audit", name, %reason, "one member refuses this node; waiting for another's word");
+        if !self.is_believed(accuser, &poison) {
+            let what = "one member refuses this node; waiting for another's word";
+            self.note_accusation(name, accuser, reason, what);
             return;
         }
         let why = poison.to_string();
@@ -222,9 +268,14 @@ impl Shared {
         (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
     }
 
-    /// Whether that this node was rolled back is more than one node's mistake: its leader says so, by the
-    /// last vote it gave, or two members, or the only other one.
-    fn is_believed(&self, accuser: RaftId) -> bool {
+    fn is_member(&self, id: RaftId, name: &str) -> bool {
+        let published = self.published.load();
+        let node = published.state.nodes().get(&id);
+        node.is_some_and(|node| node.status == NodeStatus::Member && node.name.as_str() == name)
+    }
+
+    /// See [`Accusers::add`]. The leader is who this node last voted for and saw elected.
+    fn is_believed(&self, accuser: RaftId, poison: &Poison) -> bool {
         let control = self.control.get();
         let leader = control
             .vote
@@ -232,18 +283,78 @@ impl Shared {
             .filter(|vote| vote.committed)
             .and_then(|vote| vote.leader_id.voted_for());
         let published = self.published.load();
-        let others: BTreeSet<RaftId> = published
+        let members = published
             .state
             .nodes()
             .iter()
             .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
             .map(|(id, _)| *id)
             .collect();
-        if !others.contains(&accuser) {
-            return false;
+        lock(&self.peers_seen.accusers).add(poison, accuser, leader, &members)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use raft_store::names::{ClusterId, Incarnation};
+
+    use super::super::wire::PROTOCOL;
+    use super::*;
+
+    const ROLLED_BACK: Poison = Poison::RolledBack {
+        durable_index: 1,
+        seen_index: 9,
+    };
+
+    #[test]
+    fn two_members_or_the_leader_are_believed_each_reason_by_itself() {
+        let members = BTreeSet::from([2, 3, 4]);
+        let mut accusers = Accusers::default();
+        assert!(!accusers.add(&Poison::Removed, 2, None, &members));
+        assert!(
+            !accusers.add(&Poison::Removed, 2, Some(3), &members),
+            "twice is no other"
+        );
+        assert!(!accusers.add(&ROLLED_BACK, 3, None, &members), "another reason");
+        assert!(accusers.add(&ROLLED_BACK, 4, Some(4), &members));
+        assert!(accusers.add(&Poison::Removed, 3, None, &members));
+        assert!(Accusers::default().add(&Poison::Removed, 2, None, &BTreeSet::from([2])));
+    }
+
+    #[test]
+    fn who_is_no_member_is_not_heard_even_as_the_leader() {
+        let mut accusers = Accusers::default();
+        for members in [BTreeSet::new(), BTreeSet::from([2]), BTreeSet::from([2, 3])] {
+            assert!(!accusers.add(&Poison::Removed, 9, Some(9), &members));
+            assert!(!accusers.add(&ROLLED_BACK, 9, Some(9), &members));
         }
-        let mut accusers = lock(&self.peers_seen.accusers);
-        accusers.insert(accuser);
-        leader == Some(accuser) || accusers.len() >= BELIEVED.min(others.len())
+        // Nor does somebody count who was a member once.
+        assert!(!accusers.add(&Poison::Removed, 2, None, &BTreeSet::from([2, 3])));
+        assert!(!accusers.add(&Poison::Removed, 4, None, &BTreeSet::from([3, 4])));
+    }
+
+    #[test]
+    fn a_run_is_compared_with_what_was_acknowledged_before_it_and_never_with_its_own() {
+        let peers = Peers::default();
+        let hello = |boot, log_index| Hello {
+            protocol: PROTOCOL,
+            cluster_id: ClusterId([1; 16]),
+            epoch: 1,
+            name: "n2".into(),
+            raft_id: 2,
+            incarnation: Incarnation([2; 16]),
+            boot: Boot([boot; 16]),
+            log_index,
+        };
+        peers.compare(&hello(1, 5), || 0).unwrap();
+        // Greeted again after it has acknowledged more than it began with.
+        peers.compare(&hello(1, 5), || 100).unwrap();
+        peers.compare(&hello(2, 100), || 100).unwrap();
+        let older = peers.compare(&hello(3, 99), || 100).unwrap_err();
+        assert!(
+            matches!(older, TurnedAway::RolledBack { seen_index: 100, .. }),
+            "{older}"
+        );
     }
 }

@@ -42,11 +42,40 @@ pub(super) struct Connection {
     pub(super) peer: Hello,
 }
 
+impl CallFailure {
+    /// The same once more, for another who waits: what the operating system says cannot be cloned.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            CallFailure::Io { address, source } => CallFailure::Io {
+                address: address.clone(),
+                source: std::io::Error::new(source.kind(), source.to_string()),
+            },
+            CallFailure::TimedOut { address } => CallFailure::TimedOut {
+                address: address.clone(),
+            },
+            CallFailure::Away {
+                address,
+                name,
+                reason,
+            } => CallFailure::Away {
+                address: address.clone(),
+                name: name.clone(),
+                reason: reason.clone(),
+            },
+        }
+    }
+}
+
 impl Connection {
     /// Tells the peer that it is refused, which ends the connection. It has to know: a node that runs with
-    /// a refused identity must stop, not keep trying.
+    /// a refused identity must stop, not keep trying. That it has to go is said only by whoever has applied
+    /// its tombstone.
     pub(super) async fn turn_away(mut self, name: String, reason: TurnedAway) -> CallFailure {
-        let _ = wire::send(&mut self.stream, &Request::GoAway(reason.clone())).await;
+        let word = match &reason {
+            TurnedAway::Removed { .. } => Request::GoAway(reason.clone()),
+            _ => Request::Refused(reason.clone()),
+        };
+        let _ = wire::send(&mut self.stream, &word).await;
         CallFailure::Away {
             address: self.address,
             name,

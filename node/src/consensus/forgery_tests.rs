@@ -1,249 +1,48 @@
-//! What a stranger with a certificate of the cluster's CA, or a member that speaks for others, achieves on
-//! the cluster listener of a real node: nothing.
+//! What a stranger with a certificate of the cluster's CA, a node that has not joined yet, or a member that speaks
+//! for others, achieves on the cluster listener of a real node: nothing, and a line in the audit that names it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
+use hsm_api::ErrorCode;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use raft_store::command::{
-    AckVersions, AddTransportKey, AdminOrigin, CreateContext, CreateJoinToken, Done, GrantTransportKey, Op,
-    Refusal, RegisterNode, RegisterSlotKey, RequestId,
+    AckVersions, AddTransportKey, CreateContext, Forbidden, GrantTransportKey, Op, Refusal, RegisterSlotKey,
 };
-use raft_store::names::{
-    Boot, ContextName, ContextUid, Incarnation, NodeName, RaftId, SlotName, TransportId,
-};
-use raft_store::state::access::Acl;
+use raft_store::names::{ContextName, ContextUid, Incarnation, RaftId, SlotName, TransportId};
 use raft_store::state::context::{BindingMode, RotationPolicy};
 use raft_store::state::node::SlotKey;
-use raft_store::state::slot::{Grantee, TransportMode};
-use sha2::{Digest, Sha256};
+use raft_store::state::slot::{Grant, Grantee, TransportMode};
+use raft_store::storage::Poison;
+use raft_store::{SnapshotMeta, Vote};
 
-use super::connection::{CallFailure, Connection};
-use super::start::start;
-use super::wire::{Declined, Hello, PROTOCOL, Request, Response, TurnedAway};
-use super::{Consensus, ConsensusOptions, FoundSeed, RaftTiming};
-use crate::admin::call::{AdminBody, AdminCall};
-use crate::config::PeerTlsFiles;
-use crate::identity::test_certs::TestCa;
-use crate::tls::{ClusterTls, load_cluster};
+use super::join::JoinDetails;
+use super::test_world::{WITHIN, World, rotate, tls, until};
+use super::wire::{AppendFrame, Hello, JoinDeclined, Request, Response, TurnedAway};
 
-const WITHIN: Duration = Duration::from_secs(10);
-const MEMBER: Incarnation = Incarnation([2; 16]);
+/// A term that no election has reached.
+const FAR: u64 = 1 << 40;
 
-fn tls(dir: &Path, name: &str) -> Arc<ClusterTls> {
-    let files = PeerTlsFiles {
-        ca_path: dir.join("ca.crt"),
-        cert_path: dir.join(format!("{name}.crt")),
-        key_path: dir.join(format!("{name}.key")),
-    };
-    Arc::new(load_cluster(&files, "test", name, &[], true).unwrap())
-}
-
-fn options(
-    name: &str,
-    data_dir: PathBuf,
-    port: u16,
-    tls: Arc<ClusterTls>,
-    fatal: Arc<AtomicBool>,
-) -> ConsensusOptions {
-    ConsensusOptions {
-        node_name: NodeName::new(name).unwrap(),
-        data_dir,
-        listen: Some(([127, 0, 0, 1], port).into()),
-        advertise: format!("127.0.0.1:{port}"),
-        api_advertise: "127.0.0.1:1".into(),
-        peer_addresses: BTreeMap::new(),
-        cluster_name: "test".into(),
-        tls: Some(tls),
-        timing: RaftTiming {
-            heartbeat: Duration::from_millis(50),
-            election_min: Duration::from_millis(150),
-            election_max: Duration::from_millis(300),
-            ready: Duration::from_secs(5),
-            snapshot_every: 1000,
-            keep_logs: 1000,
-        },
-        trk_id: Arc::new(|_| [5; 8]),
-        on_barrier: Mutex::new(None),
-        on_fatal: Arc::new(move |_| fatal.store(true, Ordering::SeqCst)),
-    }
-}
-
-/// A cluster of the node `n1`, and somebody with the certificate of `n2`.
-struct World {
-    node: Consensus,
-    address: String,
-    attacker: ConsensusOptions,
-    fatal: Arc<AtomicBool>,
-    dir: tempfile::TempDir,
-}
-
-impl World {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let ca = TestCa::new("cluster");
-        std::fs::write(dir.path().join("ca.crt"), &ca.pem).unwrap();
-        for name in ["n1", "n2"] {
-            ca.server(name, Some(&format!("hsm://test/{name}")))
-                .write(dir.path(), name);
-        }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let fatal = Arc::new(AtomicBool::new(false));
-        let at = |name: &str| {
-            let data = dir.path().join("data").join(name);
-            std::fs::create_dir_all(&data).unwrap();
-            options(name, data, port, tls(dir.path(), name), Arc::clone(&fatal))
-        };
-        let (honest, attacker) = (at("n1"), at("n2"));
-        let node = tokio::task::spawn_blocking(move || start(honest))
-            .await
-            .unwrap()
-            .unwrap();
-        let seed = FoundSeed {
-            acl: Acl::default(),
-            revocations: vec![],
-        };
-        node.found(seed).await.unwrap();
-        Self {
-            node,
-            address: format!("127.0.0.1:{port}"),
-            attacker,
-            fatal,
-            dir,
-        }
-    }
-
-    fn hello(&self, raft_id: RaftId) -> Hello {
-        Hello {
-            protocol: PROTOCOL,
-            cluster_id: self.node.published().state.meta().unwrap().cluster_id,
-            epoch: 1,
-            name: "n2".into(),
-            raft_id,
-            incarnation: MEMBER,
-            boot: Boot([1; 16]),
-            log_index: u64::MAX,
-        }
-    }
-
-    async fn greet(&self, hello: &Hello) -> Result<Connection, CallFailure> {
-        let opened = Connection::open(&self.attacker, &self.address, hello).await;
-        opened.map(|(connection, _)| connection)
-    }
-
-    async fn turned_away(&self, hello: &Hello) -> TurnedAway {
-        match self.greet(hello).await {
-            Err(CallFailure::Away { reason, .. }) => reason,
-            Err(other) => panic!("{other}"),
-            Ok(_) => panic!("was let in"),
-        }
-    }
-
-    async fn done(&self, op: Op) -> Done {
-        self.node.propose_as_leader(op).await.unwrap()
-    }
-
-    /// Registers `n2` as a node that has joined and proven nothing yet.
-    async fn register(&self) -> RaftId {
-        let secret = [3; 32];
-        let secret_hash = Sha256::digest(secret).into();
-        let token = CreateJoinToken {
-            secret_hash,
-            expires_at: i64::MAX,
-            node: None,
-        };
-        let Done::JoinToken { number } = self.done(Op::CreateJoinToken(token)).await else {
-            panic!("no token");
-        };
-        let register = RegisterNode {
-            token: number,
-            secret_hash,
-            name: NodeName::new("n2").unwrap(),
-            incarnation: MEMBER,
-            api_address: "127.0.0.1:1".into(),
-            cluster_address: "127.0.0.1:1".into(),
-        };
-        match self.done(Op::RegisterNode(register)).await {
-            Done::Registered { raft_id } => raft_id,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The connection is ended without an answer.
-    async fn hung_up(&self, hello: &Hello, request: Request) {
-        let mut connection = self.greet(hello).await.unwrap();
-        match connection.call(&request, WITHIN).await {
-            Err(CallFailure::Io { .. }) => {}
-            Err(other) => panic!("{other}"),
-            Ok(_) => panic!("was answered"),
-        }
-    }
-
-    /// What the leader says to an operation that `n2` proposes for itself.
-    async fn own(&self, hello: &Hello, op: Op) -> Refusal {
-        let mut connection = self.greet(hello).await.unwrap();
-        let (nonce, op) = (crate::clock::random_id(), Box::new(op));
-        match connection
-            .call(&Request::Own { nonce, op }, WITHIN)
-            .await
-            .unwrap()
-        {
-            Response::Own(Err(Declined::Refused(refusal))) => refusal,
-            Response::Own(other) => panic!("{other:?}"),
-            _ => panic!("another answer"),
-        }
-    }
-}
-
-fn rotate(via_node: RaftId, hop: u8) -> Request {
-    let origin = AdminOrigin {
-        fingerprint: [0; 32],
-        cn: "admin".into(),
-        ou: "Admin".into(),
-        serial: "1".into(),
-        issuer: "CN=admins".into(),
-        via_node,
-        evidence: None,
-    };
-    Request::Admin(Box::new(AdminCall {
-        id: RequestId::Node {
-            node: via_node,
-            nonce: [0; 16],
-        },
-        body_hash: [0; 32],
-        origin,
-        spki_sha256: [0; 32],
-        source: "127.0.0.1".into(),
-        request_id: "r".into(),
-        hop,
-        body: AdminBody::Rotate {
-            context: ContextName::new("c").unwrap(),
-        },
-    }))
-}
-
-fn vote() -> Request {
-    Request::Vote(openraft::raft::VoteRequest {
-        vote: openraft::Vote::new(1 << 40, 1 << 40),
+fn vote(candidate: RaftId) -> Request {
+    Request::Vote(VoteRequest {
+        vote: Vote::new(FAR, candidate),
         last_log_id: None,
     })
 }
 
+fn slot() -> SlotName {
+    SlotName::new("s").unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_with_a_node_certificate_is_no_member() {
-    let world = World::new().await;
+    let world = World::new("stranger").await;
     // Under an id that may be given one day, however large.
-    for id in [2, 3, 500, 1 << 40] {
+    for id in [2, 3, 500, FAR] {
         let reason = world.turned_away(&world.hello(id)).await;
         assert_eq!(reason, TurnedAway::Unknown(id));
+        world.assert_audited(id, "greeting", "is not a member");
     }
     let reason = world.turned_away(&world.hello(1)).await;
     assert!(matches!(reason, TurnedAway::OtherName { .. }), "{reason}");
@@ -253,29 +52,55 @@ async fn a_stranger_with_a_node_certificate_is_no_member() {
     };
     let reason = world.turned_away(&as_n1).await;
     assert!(matches!(reason, TurnedAway::OtherName { .. }), "{reason}");
+    // Whoever it says it is, the audit has the name in its certificate.
+    world.assert_audited(1, "greeting", "for stranger, it says it is n1");
     // As a node that wants to join it is greeted, and may do nothing else.
     let joining = world.hello(0);
-    for request in [
-        rotate(0, 1),
-        rotate(1, 1),
-        vote(),
-        Request::ReadIndex,
-        Request::Stand,
-        Request::Vouch(1),
+    for (asked, request) in [
+        ("key.rotate", rotate(0, 1)),
+        ("key.rotate", rotate(1, 1)),
+        ("vote", vote(FAR)),
+        ("read_index", Request::ReadIndex),
+        ("stand", Request::Stand),
+        ("vouch", Request::Vouch(1)),
     ] {
         world.hung_up(&joining, request).await;
+        world.assert_audited(0, asked, "it may only ask to join");
     }
     assert_eq!(world.node.view().term, 1, "no election was caused");
 }
 
+/// What it is sent anyway it may ask for, and it may speak for itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_no_member_yet_acts_in_nobodys_name() {
+    let world = World::new("joiner").await;
+    let id = world.register("127.0.0.1:1").await;
+    let hello = world.hello(id);
+    for (asked, request) in [("key.rotate", rotate(id, 1)), ("stand", Request::Stand)] {
+        world.hung_up(&hello, request).await;
+        world.assert_audited(id, asked, "it is no member yet");
+    }
+    let answer = world.ask(&hello, Request::ReadIndex).await.unwrap();
+    assert!(matches!(answer, Response::ReadIndex(Ok(_))));
+    let answer = world.ask(&hello, Request::Vouch(1)).await.unwrap();
+    assert!(matches!(answer, Response::Vouch(Some(known)) if known.name == "n1"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_speaks_for_itself_only() {
-    let world = World::new().await;
-    let id = world.register().await;
+    let world = World::new("member").await;
+    let id = world.admit().await;
     let hello = world.hello(id);
     // Somebody else's call, and a call that travels on.
     for request in [rotate(1, 1), rotate(id, 0), rotate(id, 2)] {
         world.hung_up(&hello, request).await;
+    }
+    world.assert_audited(id, "key.rotate", "the caller spoke to raft id 1, 1 hops away");
+    world.assert_audited(id, "key.rotate", "2 hops away");
+    // Its own callers' are looked at by the leader, which has nobody to do it yet.
+    match world.ask(&hello, rotate(id, 1)).await.unwrap() {
+        Response::Admin(Err(error)) => assert_eq!(error.code, ErrorCode::NotReady),
+        _ => panic!("another answer"),
     }
     let other_filling = Hello {
         incarnation: Incarnation([9; 16]),
@@ -283,67 +108,204 @@ async fn a_member_speaks_for_itself_only() {
     };
     let reason = world.turned_away(&other_filling).await;
     assert_eq!(reason, TurnedAway::OtherIncarnation { raft_id: id });
+    // Nobody answers at its address: it is a member and does not count for the majority.
+    assert_eq!(world.voters(), BTreeSet::from([1]));
+}
 
-    let (slot, transport) = (SlotName::new("s").unwrap(), TransportId([7; 16]));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rafts_messages_speak_for_their_sender_only() {
+    let world = World::new("ventriloquist").await;
+    let id = world.admit().await;
+    let hello = world.hello(id);
+    let term = world.node.view().term;
+    let append = AppendFrame {
+        rpc: AppendEntriesRequest {
+            vote: Vote::new_committed(FAR, 1),
+            prev_log_id: None,
+            entries: vec![],
+            leader_commit: None,
+        },
+        quorum_ack_age_ms: Some(0),
+        silent: BTreeSet::new(),
+    };
+    let begin = Request::SnapshotBegin {
+        vote: Vote::new_committed(FAR, 1),
+        meta: SnapshotMeta::default(),
+    };
+    for (asked, request) in [
+        ("vote", vote(1)),
+        ("append_entries", Request::Append(append)),
+        ("snapshot", begin),
+    ] {
+        world.hung_up(&hello, request).await;
+        world.assert_audited(id, asked, "the message speaks for raft id 1");
+    }
+    assert_eq!(world.node.view().term, term);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_forged_is_refused_and_audited() {
+    let world = World::new("forger").await;
+    let id = world.admit().await;
+    let hello = world.hello(id);
+    let transport = TransportId([7; 16]);
+    let grant = |blob: &[u8]| Grant {
+        epoch: 1,
+        blob: blob.to_vec(),
+    };
+    // The key of the one whom the grants are forged for.
+    let own_key = RegisterSlotKey {
+        node: 1,
+        slot: slot(),
+        key: key_signed_by(&world, "n1"),
+    };
+    world.done(Op::RegisterSlotKey(own_key)).await;
     let generation = AddTransportKey {
-        slot: slot.clone(),
+        slot: slot(),
         id: transport,
         expected_generation: 0,
         mode: TransportMode::Standard,
         check: vec![1; 40],
-        grants: BTreeMap::from([(Grantee::Node(1), b"sealed".to_vec())]),
+        grants: BTreeMap::from([(Grantee::Node(1), grant(b"sealed"))]),
     };
     world.done(Op::AddTransportKey(generation)).await;
+
     let ack = AckVersions {
         node: 1,
         versions: vec![],
     };
-    assert!(matches!(
-        world.own(&hello, Op::AckVersions(ack)).await,
-        Refusal::Forbidden(_)
-    ));
-    let grant = GrantTransportKey {
-        slot: slot.clone(),
-        id: transport,
-        grantee: Grantee::Recovery("off-line".into()),
-        blob: b"forged".to_vec(),
-    };
-    let refused = world.own(&hello, Op::GrantTransportKey(grant)).await;
-    assert!(matches!(refused, Refusal::Forbidden(_)), "{refused}");
+    let refused = world.own(&hello, Op::AckVersions(ack)).await;
+    assert_eq!(refused, Refusal::from(Forbidden::NotItself { node: 1 }));
+    world.assert_audited(id, "ack_versions", "only node 1 may say this of itself");
+
+    for (grantee, reason) in [
+        (Grantee::Node(1), "only by a node that was granted it"),
+        (Grantee::Recovery("off-line".into()), "only to nodes"),
+    ] {
+        let forged = GrantTransportKey {
+            slot: slot(),
+            id: transport,
+            grantee,
+            grant: grant(b"forged"),
+        };
+        let refused = world.own(&hello, Op::GrantTransportKey(forged)).await;
+        assert!(matches!(refused, Refusal::Forbidden(_)), "{refused}");
+        world.assert_audited(id, "grant_transport_key", reason);
+    }
+
     let context = CreateContext {
         name: ContextName::new("c").unwrap(),
         uid: ContextUid([1; 16]),
-        slot: slot.clone(),
+        slot: slot(),
         binding: BindingMode::Shared,
         policy: RotationPolicy::default(),
     };
     let refused = world.own(&hello, Op::CreateContext(context)).await;
     assert!(matches!(refused, Refusal::Forbidden(_)), "{refused}");
+    world.assert_audited(id, "create_context", "may not be sent by a node");
+
     // A slot key under another node's certificate.
-    let key = SlotKey {
-        spki: vec![1],
-        signature: vec![2],
-        signer_chain: vec![tls(world.dir.path(), "n1").certificate.to_vec()],
+    let substituted = RegisterSlotKey {
+        node: id,
+        slot: slot(),
+        key: key_signed_by(&world, "n1"),
     };
-    let op = Box::new(Op::RegisterSlotKey(RegisterSlotKey { node: id, slot, key }));
-    let nonce = [4; 16];
+    let (nonce, op) = ([4; 16], Box::new(Op::RegisterSlotKey(substituted)));
     world.hung_up(&hello, Request::Own { nonce, op }).await;
+    world.assert_audited(id, "register_slot_key", "signed with another key");
+
     let published = world.node.published();
     assert!(published.state.contexts().is_empty());
     assert!(published.state.nodes().get(&id).unwrap().slot_keys.is_empty());
+    let slot = published.state.slots().get(&slot()).unwrap();
+    assert_eq!(slot.transport[0].grants.len(), 1);
+}
+
+fn key_signed_by(world: &World, name: &str) -> SlotKey {
+    SlotKey {
+        spki: vec![1],
+        epoch: 1,
+        signature: vec![2],
+        signer_chain: vec![tls(world.dir.path(), name).certificate.to_vec()],
+    }
+}
+
+fn accusations(world: &World) -> [TurnedAway; 2] {
+    let incarnation = world.node.control().get().incarnation;
+    let rolled_back = TurnedAway::RolledBack {
+        raft_id: 1,
+        incarnation,
+        log_index: 1,
+        seen_index: FAR,
+    };
+    let removed = TurnedAway::Removed {
+        raft_id: 1,
+        incarnation,
+    };
+    [rolled_back, removed]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_node_that_is_no_member_yet_ends_nobody() {
-    let world = World::new().await;
-    let id = world.register().await;
-    let accusation = TurnedAway::RolledBack {
-        raft_id: 1,
-        incarnation: world.node.control().get().incarnation,
-        log_index: 1,
-        seen_index: 1 << 40,
-    };
-    world.hung_up(&world.hello(id), Request::GoAway(accusation)).await;
-    assert!(!world.fatal.load(Ordering::SeqCst));
+    let world = World::new("accuser").await;
+    let [rolled_back, removed] = accusations(&world);
+    // Dialled, because it is a learner, it answers that the leader itself has to go.
+    let (address, answered) = world.refusing(removed.clone()).await;
+    let id = world.register(&address).await;
+    until("the leader to dial it", || answered.load(Ordering::SeqCst) >= 3).await;
+    // And it says so by itself.
+    for (asked, request) in [
+        ("go_away", Request::GoAway(removed)),
+        ("go_away", Request::GoAway(rolled_back.clone())),
+        ("refused", Request::Refused(rolled_back)),
+    ] {
+        world.hung_up(&world.hello(id), request).await;
+        world.assert_audited(id, asked, "it is no member yet");
+    }
+    assert!(!world.is_ended());
     assert!(world.node.control().get().poison.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_other_member_is_believed() {
+    let world = World::new("witness").await;
+    let id = world.admit().await;
+    let [_, removed] = accusations(&world);
+    world.hung_up(&world.hello(id), Request::GoAway(removed)).await;
+    until("the node to end", || world.is_ended()).await;
+    assert_eq!(world.node.control().get().poison, Some(Poison::Removed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_is_refused_does_not_make_the_log_grow() {
+    let world = World::new("guesser").await;
+    let last = || world.node.view().last_log;
+    let mut connection = world.greet(&world.hello(0)).await.unwrap();
+    let before = last();
+    let (mut refused, mut put_off) = (0, 0);
+    for number in 0..150 {
+        let guess = Request::Join(Box::new(JoinDetails {
+            number,
+            secret: [9; 32],
+            api_address: "127.0.0.1:1".into(),
+            cluster_address: "127.0.0.1:1".into(),
+            slots: vec![],
+            trk_id: [5; 8],
+        }));
+        match connection.call(&guess, WITHIN).await.unwrap() {
+            Response::Join(Err(JoinDeclined::Refused(error))) => {
+                assert_eq!(error.code, ErrorCode::AccessDenied, "{error}");
+                refused += 1;
+            }
+            Response::Join(Err(JoinDeclined::TryAgain(_))) => put_off += 1,
+            _ => panic!("another answer"),
+        }
+    }
+    assert_eq!(last(), before);
+    world.assert_audited(0, "join", "join token");
+    // One node may not guess for as long as it likes.
+    assert!(
+        refused >= 1 && put_off >= 1,
+        "{refused} refused, {put_off} put off"
+    );
 }

@@ -1,13 +1,16 @@
 //! Calls that belong to the leader, made from any node. A call keeps its id while leadership moves, so
 //! that repeating it is safe, until its deadline; then its outcome is unknown.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use raft_store::command::{Done, Op};
 use raft_store::names::RaftId;
+use raft_store::state::ClusterState;
+use raft_store::state::node::NodeStatus;
 
+use super::ask::Unanswered;
 use super::connection::CallFailure;
-use super::pool::Unanswered;
 use super::repeat::{Pace, repeat};
 use super::shared::Shared;
 use super::wire::{Request, Response};
@@ -33,7 +36,13 @@ impl Consensus {
     /// The leader's answer, or `no_quorum`, `not_leader` once the deadline has passed; `outcome_unknown` if an
     /// attempt may have been done by then.
     pub async fn admin_call(&self, call: AdminCall) -> Result<serde_json::Value, CallError> {
-        repeat(ADMIN_PACE, |within| self.shared.admin_attempt(&call, within)).await
+        let answer = repeat(ADMIN_PACE, |within| self.shared.admin_attempt(&call, within)).await;
+        answer.map_err(|error| match self.shared.leader_hint() {
+            Some(leader) if error.code == ErrorCode::NotLeader => {
+                CallError::new(error.code, format!("{}; {leader}", error.detail))
+            }
+            _ => error,
+        })
     }
 
     /// Proposes as this node: here if it leads, else through the leader.
@@ -100,6 +109,13 @@ impl Shared {
         if self.is_leader() {
             return self.execute_here(call.clone()).await;
         }
+        // The leader takes a call in somebody's name from a member only.
+        if self.is_joining() {
+            return Err(CallError::new(
+                ErrorCode::NotReady,
+                "this node has not joined yet: it has to prove every key first; ask a member",
+            ));
+        }
         let Some((leader, address)) = self.leader_address() else {
             return Err(CallError::new(
                 ErrorCode::NoQuorum,
@@ -157,6 +173,10 @@ impl Shared {
     }
 
     pub(super) async fn read_index_here(&self) -> Result<u64, ProposeError> {
+        // The question is sent as AppendEntries, which would tell the voters once more that they have a leader.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(ProposeError::Draining);
+        }
         let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
         match tokio::time::timeout(self.options.timing.election_max, running.raft.get_read_log_id()).await {
             Ok(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
@@ -181,6 +201,25 @@ impl Shared {
             .get_node(&leader)?
             .clone();
         Some((leader, self.options.peer_address(&node)))
+    }
+
+    /// Who leads and where its API is, for people; unless it is this node or unknown.
+    fn leader_hint(&self) -> Option<String> {
+        let leader = self.known_leader()?;
+        if self.raft.get().map(|running| running.id) == Some(leader) {
+            return None;
+        }
+        hint(&self.published.load().state, leader)
+    }
+
+    /// Whether the state has this node as one that has not proven its keys yet.
+    fn is_joining(&self) -> bool {
+        let Some(running) = self.raft.get() else {
+            return false;
+        };
+        let published = self.published.load();
+        let node = published.state.nodes().get(&running.id);
+        node.is_some_and(|node| node.status == NodeStatus::Joining)
     }
 
     /// A call to a member on the consensus runtime: connections belong to it.
@@ -210,5 +249,24 @@ impl Shared {
             tracing::debug!(error = %failure, "call to the leader failed");
         }
         answer
+    }
+}
+
+fn hint(state: &ClusterState, leader: RaftId) -> Option<String> {
+    let node = state.nodes().get(&leader)?;
+    Some(format!("{} leads, its API is at {}", node.name, node.api_address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotation::testing::World;
+
+    #[test]
+    fn a_leader_is_named_with_the_address_that_clients_use() {
+        let world = World::new(1);
+        let told = hint(&world.state, 1);
+        assert_eq!(told.as_deref(), Some("n1 leads, its API is at a1"));
+        assert_eq!(hint(&world.state, 9), None);
     }
 }

@@ -54,6 +54,8 @@ impl Consensus {
             code: ErrorCode::AlreadyInitialised,
             detail: what,
         };
+        // Whoever joins or founds meanwhile waits, and then finds out.
+        let _identity = self.shared.identity.lock().await;
         if let Some(meta) = self.published().state.meta() {
             return Err(already(format!(
                 "this node belongs to cluster {} already",
@@ -73,11 +75,7 @@ impl Consensus {
         } else {
             control.cluster_id
         };
-        let handle = self.control();
-        tokio::task::spawn_blocking(move || handle.join_cluster(cluster_id, 1, FOUNDER))
-            .await
-            .map_err(internal)?
-            .map_err(internal)?;
+        self.take_identity(cluster_id, 1, FOUNDER).await?;
         let running = self.shared.start_raft(FOUNDER).await.map_err(internal)?;
         if !running.raft.is_initialized().await.map_err(internal)? {
             let options = &self.shared.options;

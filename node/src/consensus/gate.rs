@@ -1,6 +1,8 @@
-//! How fresh this node is, and the start gate. A contact with a quorum counts only once everything that
-//! was committed at it is applied here; after a silence in which the cluster may have gone on without this
-//! node, as after a start, the gate stays shut until that is so.
+//! How fresh this node is, and the start gate. After a start, and after a silence in which the cluster may have
+//! gone on without this node, the gate stays shut until everything is applied that was committed at the first
+//! contact with a quorum; no contact counts before. Once the gate is open, freshness is the age of the newest
+//! contact, whatever that one named as committed: what is applied a moment later than it is heard of does not
+//! make a node stale.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +32,8 @@ type Moment = u64;
 struct Inner {
     /// Newest quorum-backed contact.
     heard: Moment,
-    /// What must be applied before contacts count; 0 = nothing was heard yet.
+    /// What must be applied before contacts count: what the first one after the start or the last silence
+    /// named; 0 = nothing was heard yet.
     target: u64,
 }
 
@@ -165,6 +168,15 @@ mod tests {
         gate.contact(healed + SECOND, Duration::ZERO, 31, 30);
         assert_eq!(gate.stand(), Gate::Open { since: 30 });
         assert_eq!(gate.staleness(healed + SECOND), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn once_it_is_open_a_contact_counts_when_it_is_heard() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, Duration::ZERO, 10, 10);
+        gate.contact(begun + 2 * SECOND, Duration::ZERO, 99, 10);
+        assert_eq!(gate.staleness(begun + 2 * SECOND), Some(Duration::ZERO));
+        assert_eq!(gate.stand(), Gate::Open { since: 10 });
     }
 
     #[test]

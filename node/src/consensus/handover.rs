@@ -13,9 +13,11 @@ use openraft::ServerState;
 use raft_store::names::RaftId;
 
 use super::Consensus;
-use super::shared::{Metrics, Shared};
+use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
 use super::wire::{Request, Response};
 
+/// Until what is being appended has been answered.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Until a follower has the whole log; nothing is appended meanwhile.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Until the candidate leads.
@@ -25,31 +27,42 @@ const SMALL: usize = 3;
 
 impl Consensus {
     /// Stops proposing, for good, and hands leadership over if this node leads. Tried once: a node that is
-    /// stopping does not wait for a cluster that cannot agree.
+    /// stopping does not wait for a cluster that cannot agree. The process has to end after it, whatever came of
+    /// it: a leader that proposes nothing keeps another from being elected.
     pub async fn step_down(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
         let handed = self.shared.runtime.spawn(async move { shared.hand_over().await });
-        match handed.await {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(to))) => tracing::info!(to, "leadership handed over"),
-            Ok(Err(why)) => tracing::warn!(
-                why,
-                "leadership not handed over: the others elect after a time-out"
-            ),
-            Err(error) => tracing::warn!(%error, "leadership not handed over"),
-        }
+        // A disk that hangs holds the consensus thread, and must not hold the process.
+        let most = SETTLE + CATCH_UP + 3 * TAKE_OVER + lease_and_tick(&self.shared);
+        let why = match tokio::time::timeout(most, handed).await {
+            Ok(Ok(Ok(None))) => return,
+            Ok(Ok(Ok(Some(to)))) => return tracing::info!(to, "leadership handed over"),
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "consensus does not answer".to_owned(),
+        };
+        tracing::warn!(
+            why,
+            "leadership not handed over: the others elect after a time-out"
+        );
     }
 }
 
-/// The followers that vote and have the whole log, of a leader that appends nothing any more.
-fn up_to_date(own: RaftId, metrics: &Metrics) -> BTreeSet<RaftId> {
+/// The lease that voters give a leader, and one tick.
+fn lease_and_tick(shared: &Shared) -> Duration {
+    let timing = shared.options.timing;
+    timing.election_max + timing.heartbeat * 3 / 2
+}
+
+/// The followers that vote and have the log up to `last`.
+fn up_to_date(own: RaftId, metrics: &Metrics, last: u64) -> BTreeSet<RaftId> {
     let voters: BTreeSet<RaftId> = metrics.membership_config.voter_ids().collect();
     let Some(replication) = &metrics.replication else {
         return BTreeSet::new();
     };
-    let whole =
-        |id: &RaftId| replication.get(id).copied().flatten().map(|at| at.index) >= metrics.last_log_index;
+    let matched = |id: &RaftId| replication.get(id).copied().flatten().map(|at| at.index);
+    let whole = |id: &RaftId| matched(id) >= Some(last);
     voters.into_iter().filter(|id| *id != own && whole(id)).collect()
 }
 
@@ -63,11 +76,21 @@ impl Shared {
         if metrics.borrow().membership_config.voter_ids().count() < 2 {
             return Ok(None);
         }
-        let caught_up = metrics
-            .wait_for(|now| now.state != ServerState::Leader || !up_to_date(running.id, now).is_empty());
+        // Every place among those who append, for good: from here on the log does not grow, and a follower that
+        // has all of it now has all of it when it stands.
+        let all = Arc::clone(&self.in_flight).acquire_many_owned(MAX_IN_FLIGHT as u32);
+        let _all = match tokio::time::timeout(SETTLE, all).await {
+            Ok(Ok(all)) => all,
+            _ => return Err("changes are still under way".to_owned()),
+        };
+        // By the store: the metrics may be older than the last answer.
+        let last = self.control.get().last_log.map_or(0, |id| id.index);
+        let caught_up = metrics.wait_for(|now| {
+            now.state != ServerState::Leader || !up_to_date(running.id, now, last).is_empty()
+        });
         let (targets, voters) = match tokio::time::timeout(CATCH_UP, caught_up).await {
             Ok(Ok(now)) => (
-                up_to_date(running.id, &now),
+                up_to_date(running.id, &now, last),
                 now.membership_config.voter_ids().count(),
             ),
             Ok(Err(_)) => return Err("raft has stopped".to_owned()),
@@ -78,19 +101,21 @@ impl Shared {
         let Some(target) = targets.into_iter().max_by_key(|id| heard.get(id).copied()) else {
             return Ok(None);
         };
-        let timing = self.options.timing;
         let small = voters <= SMALL;
         if !small {
             running.raft.runtime_config().heartbeat(false);
-            // The lease that voters give a leader, and one tick.
-            tokio::time::sleep(timing.election_max + timing.heartbeat * 3 / 2).await;
+            tokio::time::sleep(lease_and_tick(self)).await;
         }
         let taken = self.ask_to_stand(target).await;
-        let over = metrics.wait_for(|now| now.state != ServerState::Leader);
-        let over = tokio::time::timeout(TAKE_OVER, over).await;
-        match (taken, over) {
-            (Ok(()), Ok(Ok(_))) => Ok(Some(target)),
-            (taken, _) => {
+        // That this node leads no more is not enough: the candidate has its vote then, and may still lose.
+        let over = metrics.wait_for(|now| now.current_leader.is_some_and(|leader| leader != running.id));
+        let over = match tokio::time::timeout(TAKE_OVER, over).await {
+            Ok(Ok(now)) => now.current_leader,
+            _ => None,
+        };
+        match (over, taken) {
+            (Some(leader), _) => Ok(Some(leader)),
+            (None, taken) => {
                 if !small {
                     running.raft.runtime_config().heartbeat(true);
                 }
@@ -122,6 +147,9 @@ impl Shared {
         let Some(running) = self.raft.get() else {
             return Response::Failed("raft is not running".into());
         };
+        if self.draining.load(Ordering::SeqCst) {
+            return Response::Failed("this node is shutting down too".into());
+        }
         if self.known_leader() != Some(asked_by) {
             return Response::Failed(format!("raft id {asked_by} does not lead"));
         }
@@ -129,5 +157,29 @@ impl Shared {
             Ok(()) => Response::More,
             Err(error) => Response::Failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use openraft::{CommittedLeaderId, Membership};
+    use raft_store::{LogId, StoredMembership};
+
+    use super::*;
+
+    #[test]
+    fn only_a_voter_that_has_the_whole_log_is_asked_to_stand() {
+        let at = |index| Some(LogId::new(CommittedLeaderId::new(1, 1), index));
+        let membership = Membership::new(vec![BTreeSet::from([1, 2, 3])], ());
+        let mut metrics = Metrics::new_initial(1);
+        metrics.membership_config = Arc::new(StoredMembership::new(None, membership));
+        assert!(up_to_date(1, &metrics, 7).is_empty());
+        // Metrics from before the last entry was appended: both have what they name, one has all of it.
+        metrics.last_log_index = Some(6);
+        let replication = [(1, at(7)), (2, at(6)), (3, at(7)), (4, at(7))];
+        metrics.replication = Some(BTreeMap::from(replication));
+        assert_eq!(up_to_date(1, &metrics, 7), BTreeSet::from([3]));
     }
 }

@@ -5,15 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
-use raft_store::command::{Done, Op, Refusal, RegisterNode};
-use raft_store::names::{ClusterId, NodeName, RaftId, SlotName};
+use raft_store::names::{ClusterId, RaftId, SlotName};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::connection::Connection;
-use super::shared::Shared;
-use super::wire::{Hello, JoinDeclined, Request, Response};
-use super::{Consensus, ProposeError, Role};
+use super::connection::{CallFailure, Connection};
+use super::wire::{JoinDeclined, Request, Response};
+use super::{Consensus, Role};
 use crate::admin::call::CallError;
 
 /// From the first call until this node votes.
@@ -50,21 +47,21 @@ pub struct Joined {
 /// What a joining node says of itself to the leader.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct JoinDetails {
-    number: u64,
-    secret: [u8; 32],
-    api_address: String,
-    cluster_address: String,
-    slots: Vec<SlotName>,
+    pub(super) number: u64,
+    pub(super) secret: [u8; 32],
+    pub(super) api_address: String,
+    pub(super) cluster_address: String,
+    pub(super) slots: Vec<SlotName>,
     /// Identifies its replication key; must be the cluster's.
-    trk_id: [u8; 8],
+    pub(super) trk_id: [u8; 8],
 }
 
 /// The identity a joining node gets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct JoinAccepted {
-    raft_id: RaftId,
-    cluster_id: ClusterId,
-    epoch: u64,
+    pub(super) raft_id: RaftId,
+    pub(super) cluster_id: ClusterId,
+    pub(super) epoch: u64,
 }
 
 /// The text of a join token: number and secret.
@@ -86,34 +83,54 @@ fn refuse(code: ErrorCode, detail: impl Into<String>) -> CallError {
     }
 }
 
+/// Why an address gave no answer.
+#[derive(Debug, PartialEq, Eq)]
+enum NoAnswer {
+    /// Another time it may.
+    Later(String),
+    /// What listens there is no member, or none that takes this node: asking again does not help.
+    Never(String),
+}
+
+/// What an address that is no cluster listener's is answered with.
+const OTHER_ADDRESS: &str = "give the address of cluster.listen, usually port 8445";
+
+impl NoAnswer {
+    fn of(failure: &CallFailure) -> Self {
+        use rustls::{AlertDescription, Error};
+        let CallFailure::Io { address, source } = failure else {
+            return Self::Later(failure.to_string());
+        };
+        let Some(tls) = source.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+            return Self::Later(failure.to_string());
+        };
+        Self::Never(match tls {
+            Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+                format!("{address} speaks TLS but not the cluster protocol; {OTHER_ADDRESS}")
+            }
+            Error::InvalidCertificate(_) => format!(
+                "{address} shows a certificate that is no cluster certificate of this cluster ({tls}); {OTHER_ADDRESS}"
+            ),
+            Error::InvalidMessage(_) => format!("{address} does not speak TLS ({tls}); {OTHER_ADDRESS}"),
+            Error::AlertReceived(_) => format!(
+                "{address} refuses this node's certificate ({tls}); cluster.tls.cert_path has to be from the \
+                 cluster's CA and in date"
+            ),
+            _ => format!("{address}: TLS: {tls}"),
+        })
+    }
+}
+
 impl Consensus {
     /// Joins the cluster the addresses belong to; returns once this node votes.
     ///
     /// # Errors
-    /// `already_initialised`, `invalid_argument` (token, CA, slots, replication key), `conflict` (name
+    /// `already_initialised`, `invalid_argument` (token, CA, slots, replication key, addresses), `conflict` (name
     /// taken), `outcome_unknown` (not a voter in time; the join goes on, ask again).
     pub async fn join(&self, request: JoinRequest) -> Result<Joined, CallError> {
         let deadline = Instant::now() + JOIN_WITHIN;
+        self.enter(&request).await?;
         let control = self.control().get();
-        if control.raft_id == 0 {
-            let accepted = self.ask_to_join(&request, Instant::now() + ASK_WITHIN).await?;
-            let handle = self.control();
-            let identity = accepted.clone();
-            tokio::task::spawn_blocking(move || {
-                handle.join_cluster(identity.cluster_id, identity.epoch, identity.raft_id)
-            })
-            .await
-            .map_err(|e| refuse(ErrorCode::Internal, e.to_string()))?
-            .map_err(|e| refuse(ErrorCode::Internal, e.to_string()))?;
-        } else if self.view().role != Role::Learner && self.published().state.meta().is_some() {
-            let detail = format!("this node belongs to cluster {} already", control.cluster_id);
-            return Err(refuse(ErrorCode::AlreadyInitialised, detail));
-        }
-        let control = self.control().get();
-        self.shared
-            .start_raft(control.raft_id)
-            .await
-            .map_err(|e| refuse(ErrorCode::Internal, e))?;
         while Instant::now() < deadline {
             let role = self.view().role;
             let voter = self
@@ -135,6 +152,46 @@ impl Consensus {
             "registered as a learner, but not a voter yet: it has to receive the state and prove every key; see \
              /readyz?verbose on this node, and ask again",
         ))
+    }
+
+    /// Gets this node its identity, if it has none yet, and starts Raft under it.
+    async fn enter(&self, request: &JoinRequest) -> Result<(), CallError> {
+        // Whoever founds or joins meanwhile waits, and then finds out.
+        let _identity = self.shared.identity.lock().await;
+        let control = self.control().get();
+        let knows_the_cluster = self.published().state.meta().is_some();
+        if control.raft_id == 0 || !knows_the_cluster {
+            // Also where it has its id and nobody has reached it since: it may have given an address that
+            // was wrong, which is corrected by asking again.
+            let accepted = self.ask_to_join(request, Instant::now() + ASK_WITHIN).await?;
+            self.take_identity(accepted.cluster_id, accepted.epoch, accepted.raft_id)
+                .await?;
+        } else if self.view().role != Role::Learner {
+            let detail = format!("this node belongs to cluster {} already", control.cluster_id);
+            return Err(refuse(ErrorCode::AlreadyInitialised, detail));
+        }
+        let started = self.shared.start_raft(self.control().get().raft_id).await;
+        started.map(|_| ()).map_err(|e| refuse(ErrorCode::Internal, e))
+    }
+
+    /// Makes an identity this node's own, for good: one that it has already is refused unless it is the same.
+    pub(super) async fn take_identity(
+        &self,
+        cluster_id: ClusterId,
+        epoch: u64,
+        raft_id: RaftId,
+    ) -> Result<(), CallError> {
+        let handle = self.control();
+        let taken = tokio::task::spawn_blocking(move || handle.join_cluster(cluster_id, epoch, raft_id));
+        let internal = |e: &dyn std::fmt::Display| refuse(ErrorCode::Internal, e.to_string());
+        if taken.await.map_err(|e| internal(&e))?.map_err(|e| internal(&e))? {
+            return Ok(());
+        }
+        let detail = format!(
+            "this node belongs to cluster {} already",
+            self.control().get().cluster_id
+        );
+        Err(refuse(ErrorCode::AlreadyInitialised, detail))
     }
 
     async fn ask_to_join(&self, request: &JoinRequest, deadline: Instant) -> Result<JoinAccepted, CallError> {
@@ -159,8 +216,12 @@ impl Consensus {
             return Err(refuse(ErrorCode::InvalidArgument, detail));
         }
         let mut addresses = request.addresses.clone();
-        let mut last = refuse(ErrorCode::InvalidArgument, "no address of a member was given");
+        if addresses.is_empty() {
+            let detail = "no address of a member was given";
+            return Err(refuse(ErrorCode::InvalidArgument, detail));
+        }
         loop {
+            let (mut code, mut said, mut hopeless) = (ErrorCode::NoQuorum, Vec::new(), 0);
             for address in addresses.clone() {
                 let details = JoinDetails {
                     number,
@@ -174,18 +235,27 @@ impl Consensus {
                     Ok(Ok(accepted)) => return Ok(accepted),
                     Ok(Err(JoinDeclined::Refused(error))) => return Err(error),
                     Ok(Err(JoinDeclined::NotLeader(Some(leader)))) if !addresses.contains(&leader) => {
+                        said.push(format!("{address} says that {leader} leads"));
                         addresses.insert(0, leader);
                         break;
                     }
                     Ok(Err(JoinDeclined::NotLeader(_))) => {
-                        last = refuse(ErrorCode::NotLeader, format!("{address} does not lead"));
+                        code = ErrorCode::NotLeader;
+                        said.push(format!("{address} does not lead"));
                     }
-                    Ok(Err(JoinDeclined::TryAgain(why))) => last = refuse(ErrorCode::NoQuorum, why),
-                    Err(why) => last = refuse(ErrorCode::NoQuorum, why),
+                    Ok(Err(JoinDeclined::TryAgain(why))) => said.push(format!("{address}: {why}")),
+                    Err(NoAnswer::Later(why)) => said.push(why),
+                    Err(NoAnswer::Never(why)) => {
+                        hopeless += 1;
+                        said.push(why);
+                    }
                 }
             }
-            if Instant::now() + PAUSE > deadline || addresses.is_empty() {
-                return Err(last);
+            if hopeless == addresses.len() {
+                return Err(refuse(ErrorCode::InvalidArgument, said.join("; ")));
+            }
+            if Instant::now() + PAUSE > deadline {
+                return Err(refuse(code, said.join("; ")));
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -196,95 +266,24 @@ impl Consensus {
         &self,
         address: &str,
         mut details: JoinDetails,
-    ) -> Result<Result<JoinAccepted, JoinDeclined>, String> {
+    ) -> Result<Result<JoinAccepted, JoinDeclined>, NoAnswer> {
         let shared = Arc::clone(&self.shared);
         let address = address.to_string();
         let asked = self.shared.runtime.spawn(async move {
-            let mut connection = Connection::to_join(&shared.options, &address, &shared.hello())
+            let mut connection = Connection::to_join(&shared.options, &address, &shared.joiners_hello())
                 .await
-                .map_err(|e| e.to_string())?;
+                .map_err(|failure| NoAnswer::of(&failure))?;
             if connection.peer.cluster_id == ClusterId::default() {
-                return Err(format!("{address} belongs to no cluster itself"));
+                return Err(NoAnswer::Later(format!("{address} belongs to no cluster itself")));
             }
             details.trk_id = (shared.options.trk_id)(connection.peer.cluster_id);
             match connection.call(&Request::Join(Box::new(details)), ATTEMPT).await {
                 Ok(Response::Join(answer)) => Ok(answer),
-                Ok(_) => Err(format!("{address}: unexpected answer")),
-                Err(error) => Err(error.to_string()),
+                Ok(_) => Err(NoAnswer::Later(format!("{address}: unexpected answer"))),
+                Err(failure) => Err(NoAnswer::of(&failure)),
             }
         });
-        asked.await.map_err(|e| e.to_string())?
-    }
-}
-
-impl Shared {
-    /// The other side: a node asks to be registered.
-    pub(super) async fn accept_join(
-        self: &Arc<Self>,
-        peer: &Hello,
-        details: JoinDetails,
-    ) -> Result<JoinAccepted, JoinDeclined> {
-        let refused = |code, detail: String| {
-            tracing::warn!(target: "audit", peer = peer.name, detail, "join refused");
-            JoinDeclined::Refused(refuse(code, detail))
-        };
-        if !self.is_leader() {
-            return Err(JoinDeclined::NotLeader(
-                self.leader_address().map(|(_, address)| address),
-            ));
-        }
-        let published = self.published.load_full();
-        let Some(meta) = published.state.meta() else {
-            return Err(JoinDeclined::TryAgain("the cluster is being founded".into()));
-        };
-        let name =
-            NodeName::new(&peer.name).map_err(|e| refused(ErrorCode::InvalidArgument, e.to_string()))?;
-        if details.trk_id != meta.trk_id {
-            let what =
-                "TOKEN_REPLICATION_KEY: the joining node's key is not the cluster's; give it the same key";
-            return Err(refused(ErrorCode::InvalidArgument, what.into()));
-        }
-        let needed = published.state.contexts().values().map(|context| &context.slot);
-        let mut lacking = needed.filter(|slot| !details.slots.contains(slot));
-        if let Some(slot) = lacking.next() {
-            let what =
-                format!("hsm.slots.{slot}: the cluster uses this slot and the joining node does not have it");
-            return Err(refused(ErrorCode::InvalidArgument, what));
-        }
-        let op = Op::RegisterNode(RegisterNode {
-            token: details.number,
-            secret_hash: Sha256::digest(details.secret).into(),
-            name,
-            incarnation: peer.incarnation,
-            api_address: details.api_address,
-            cluster_address: details.cluster_address,
-        });
-        let own = self.raft.get().map_or(0, |running| running.id);
-        let id = raft_store::command::RequestId::Node {
-            node: own,
-            nonce: crate::clock::random_id(),
-        };
-        let origin = raft_store::command::Origin::Node(own);
-        match self.propose(id, [0; 32], origin, op).await {
-            Ok(Done::Registered { raft_id }) => {
-                tracing::info!(target: "audit", peer = peer.name, raft_id, "node registered");
-                Ok(JoinAccepted {
-                    raft_id,
-                    cluster_id: meta.cluster_id,
-                    epoch: meta.epoch,
-                })
-            }
-            Ok(_) => Err(JoinDeclined::TryAgain("unexpected outcome".into())),
-            Err(ProposeError::Refused(refusal)) => {
-                let code = match refusal {
-                    Refusal::Exists(_) | Refusal::Conflict(_) => ErrorCode::Conflict,
-                    Refusal::Forbidden(_) => ErrorCode::AccessDenied,
-                    _ => ErrorCode::InvalidArgument,
-                };
-                Err(refused(code, refusal.to_string()))
-            }
-            Err(error) => Err(JoinDeclined::TryAgain(error.to_string())),
-        }
+        asked.await.map_err(|error| NoAnswer::Later(error.to_string()))?
     }
 }
 
@@ -306,5 +305,55 @@ mod tests {
         ] {
             assert_eq!(parse_token(bad), None, "{bad}");
         }
+    }
+
+    fn failed(source: std::io::Error) -> NoAnswer {
+        NoAnswer::of(&CallFailure::Io {
+            address: "127.0.0.1:8443".into(),
+            source,
+        })
+    }
+
+    #[test]
+    fn what_speaks_another_protocol_is_not_asked_again_and_is_told_from_a_member() {
+        use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+        for (error, said) in [
+            (
+                Error::AlertReceived(AlertDescription::NoApplicationProtocol),
+                "127.0.0.1:8443 speaks TLS but not the cluster protocol; give the address of cluster.listen",
+            ),
+            (
+                Error::InvalidCertificate(CertificateError::UnknownIssuer),
+                "no cluster certificate of this cluster",
+            ),
+            (
+                Error::InvalidMessage(InvalidMessage::InvalidContentType),
+                "does not speak TLS",
+            ),
+            (
+                Error::AlertReceived(AlertDescription::UnknownCA),
+                "cluster.tls.cert_path",
+            ),
+        ] {
+            let wrapped = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+            match failed(wrapped) {
+                NoAnswer::Never(why) => assert!(why.contains(said), "{why}"),
+                NoAnswer::Later(why) => panic!("asked again: {why}"),
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_cannot_be_reached_now_is_asked_again() {
+        for kind in [
+            std::io::ErrorKind::ConnectionRefused,
+            std::io::ErrorKind::UnexpectedEof,
+        ] {
+            assert!(matches!(failed(kind.into()), NoAnswer::Later(_)), "{kind}");
+        }
+        let silent = CallFailure::TimedOut {
+            address: "127.0.0.1:8443".into(),
+        };
+        assert!(matches!(NoAnswer::of(&silent), NoAnswer::Later(_)));
     }
 }

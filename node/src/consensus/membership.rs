@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ChangeMembers;
 use raft_store::MemberNode;
 use raft_store::command::{AdmitNode, Op, Origin, RequestId};
 use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
-use raft_store::state::node::NodeStatus;
+use raft_store::state::node::{Node, NodeStatus};
 
 use super::shared::Shared;
 use crate::clock;
@@ -18,12 +18,16 @@ use crate::clock;
 const PERIOD: Duration = Duration::from_millis(250);
 /// A membership change that takes longer goes on by itself; the driver looks again.
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
+/// Heartbeats within which a node has to have answered before it may count for a majority.
+const HEARTBEATS: u32 = 5;
 
 /// The next step.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// A registered node is unknown to Raft.
     AddLearner(RaftId, MemberNode),
+    /// A learner was registered again, under another address than Raft reaches it at.
+    Correct(RaftId, MemberNode),
     /// A learner has proven every key: make it a member, which rotations wait for.
     Admit(RaftId),
     /// A member does not vote yet.
@@ -36,9 +40,27 @@ enum Step {
 struct Membership {
     voters: BTreeSet<RaftId>,
     learners: BTreeSet<RaftId>,
+    /// How Raft reaches each.
+    nodes: BTreeMap<RaftId, MemberNode>,
     joint: bool,
     /// Index each follower has, by replication.
     matched: BTreeMap<RaftId, u64>,
+    /// Who has answered this leader lately. A node that is dead already would only make the majority larger.
+    heard: BTreeSet<RaftId>,
+}
+
+/// Whether a node has acknowledged every version that it would have to serve, pending ones too.
+fn acknowledged_all(state: &ClusterState, id: RaftId) -> bool {
+    let mut held = state.held_by_members();
+    held.all(|(_, version)| version.acks.contains(&id))
+}
+
+/// How a node is reached, as the state has it.
+fn member_of(node: &Node) -> MemberNode {
+    MemberNode {
+        name: node.name.to_string(),
+        cluster_address: node.cluster_address.clone(),
+    }
 }
 
 fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
@@ -50,22 +72,22 @@ fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
         match node.status {
             NodeStatus::Removed { .. } => {}
             NodeStatus::Joining | NodeStatus::Member if !known => {
-                let member = MemberNode {
-                    name: node.name.to_string(),
-                    cluster_address: node.cluster_address.clone(),
-                };
-                return Some(Step::AddLearner(*id, member));
+                return Some(Step::AddLearner(*id, member_of(node)));
+            }
+            // Only a learner's: under a wrong address a voter would count and not be reached.
+            NodeStatus::Joining if raft.nodes.get(id).is_some_and(|known| *known != member_of(node)) => {
+                return Some(Step::Correct(*id, member_of(node)));
             }
             NodeStatus::Joining => {
                 let proven_at = state.reports().get(id).and_then(|report| report.proven_at);
                 let matched = raft.matched.get(id).copied();
-                let pending = state.pending().any(|(_, version)| !version.acks.contains(id));
-                if proven_at.is_some() && matched >= proven_at && !pending {
+                let proven = proven_at.is_some() && matched >= proven_at && acknowledged_all(state, *id);
+                if proven && raft.heard.contains(id) {
                     return Some(Step::Admit(*id));
                 }
             }
             NodeStatus::Member => {
-                if !raft.voters.contains(id) {
+                if !raft.voters.contains(id) && raft.heard.contains(id) {
                     return Some(Step::Promote(*id));
                 }
             }
@@ -107,51 +129,136 @@ fn next_step(shared: &Shared) -> Option<Step> {
     let membership = Membership {
         voters,
         learners,
+        nodes: config.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         joint,
         matched: matched.unwrap_or_default(),
+        heard: shared.heard_within(shared.options.timing.heartbeat * HEARTBEATS, Instant::now()),
     };
     decide(&shared.published.load().state, &membership)
 }
 
 async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
-    let running = shared.raft.get().ok_or("raft is not running")?;
-    let raft = &running.raft;
-    let change = async {
-        match step {
-            Step::AddLearner(id, node) => raft
-                .add_learner(id, node, false)
-                .await
-                .map(|_| ())
-                .map_err(|e| e.to_string()),
-            Step::Admit(node) => {
-                let id = RequestId::Node {
-                    node: running.id,
-                    nonce: clock::random_id(),
-                };
-                let origin = Origin::Node(running.id);
-                let admitted = shared
-                    .propose(id, [0; 32], origin, Op::AdmitNode(AdmitNode { node }))
-                    .await;
-                admitted.map(|_| ()).map_err(|e| e.to_string())
-            }
-            Step::Promote(id) => {
-                let add = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-                raft.change_membership(add, false)
-                    .await
-                    .map(|_| ())
-                    .map_err(|e| e.to_string())
-            }
-            Step::FinishJoint => {
-                // Proposing the newest of the joint configurations again makes it the only one.
-                let none = ChangeMembers::AddVoterIds(BTreeSet::new());
-                raft.change_membership(none, false)
-                    .await
-                    .map(|_| ())
-                    .map_err(|e| e.to_string())
-            }
-        }
+    let (change, keep_learners) = match step {
+        Step::Admit(node) => return admit(shared, node).await,
+        Step::AddLearner(id, node) => (ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true),
+        Step::Correct(id, node) => (ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true),
+        Step::Promote(id) => (ChangeMembers::AddVoterIds(BTreeSet::from([id])), false),
+        // Proposing the newest of the joint configurations again makes it the only one.
+        Step::FinishJoint => (ChangeMembers::AddVoterIds(BTreeSet::new()), false),
     };
-    tokio::time::timeout(CHANGE_WITHIN, change)
-        .await
-        .unwrap_or_else(|_| Err("it takes long".into()))
+    // Under the same conditions as any other entry: not without a quorum, not on a full disk, not while this
+    // leader hands over.
+    let place = shared.may_append().map_err(|e| e.to_string())?;
+    let raft = shared.raft.get().ok_or("raft is not running")?.raft.clone();
+    let changed = tokio::spawn(async move {
+        let _place = place;
+        raft.change_membership(change, keep_learners).await
+    });
+    match tokio::time::timeout(CHANGE_WITHIN, changed).await {
+        Ok(Ok(changed)) => changed.map(|_| ()).map_err(|e| e.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("it takes long".into()),
+    }
+}
+
+async fn admit(shared: &Arc<Shared>, node: RaftId) -> Result<(), String> {
+    let own = shared.raft.get().ok_or("raft is not running")?.id;
+    let nonce = clock::random_id();
+    let id = RequestId::Node { node: own, nonce };
+    let op = Op::AdmitNode(AdmitNode { node });
+    let admitted = shared.propose(id, [0; 32], Origin::Node(own), op).await;
+    admitted.map(|_| ()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rotation::testing::World;
+
+    /// What the driver does for the last node to join, matched up to everything.
+    fn next(world: &World, heard: &[RaftId]) -> Option<Step> {
+        let all: BTreeSet<RaftId> = world.state.nodes().iter().map(|(id, _)| *id).collect();
+        let raft = Membership {
+            voters: world.voters.clone(),
+            learners: all.difference(&world.voters).copied().collect(),
+            nodes: world
+                .state
+                .nodes()
+                .iter()
+                .map(|(id, node)| (*id, member_of(node)))
+                .collect(),
+            joint: false,
+            matched: all.iter().map(|id| (*id, world.index)).collect(),
+            heard: heard.iter().copied().collect(),
+        };
+        decide(&world.state, &raft)
+    }
+
+    #[test]
+    fn a_learner_that_is_dead_already_is_neither_admitted_nor_promoted() {
+        let mut world = World::new(1);
+        let learner = world.join();
+        world.prove(learner);
+        assert_eq!(next(&world, &[]), None);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+        world.admit(learner);
+        assert_eq!(next(&world, &[]), None);
+        assert_eq!(next(&world, &[learner]), Some(Step::Promote(learner)));
+        world.voters.insert(learner);
+        assert_eq!(next(&world, &[]), None);
+    }
+
+    #[test]
+    fn a_learner_is_admitted_once_it_has_acknowledged_every_version() {
+        let mut world = World::new(1);
+        world.prepare("c");
+        world.activate("c", 1);
+        let learner = world.join();
+        world.prove(learner);
+        assert_eq!(next(&world, &[learner]), None, "the active version");
+        world.prepare("c");
+        world.ack(learner, "c", 1);
+        assert_eq!(next(&world, &[learner]), None, "the pending version");
+        world.ack(learner, "c", 2);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+    }
+
+    #[test]
+    fn a_learner_that_was_registered_again_is_reached_at_its_new_address() {
+        let mut world = World::new(1);
+        let learner = world.join();
+        let wrong = MemberNode {
+            name: format!("n{learner}"),
+            cluster_address: "wrong".into(),
+        };
+        let raft = |id| Membership {
+            voters: BTreeSet::from([1]),
+            learners: BTreeSet::from([learner]),
+            nodes: BTreeMap::from([(id, wrong.clone())]),
+            joint: false,
+            matched: BTreeMap::new(),
+            heard: BTreeSet::new(),
+        };
+        let Some(Step::Correct(id, right)) = decide(&world.state, &raft(learner)) else {
+            panic!()
+        };
+        assert_eq!((id, right.cluster_address.as_str()), (learner, "c"));
+        assert_eq!(decide(&world.state, &raft(1)), None, "a member's address stands");
+    }
+
+    #[test]
+    fn a_joint_configuration_is_finished_before_anything_else() {
+        let mut world = World::new(1);
+        let learner = world.join();
+        world.prove(learner);
+        let raft = Membership {
+            voters: BTreeSet::from([1]),
+            learners: BTreeSet::from([learner]),
+            nodes: BTreeMap::new(),
+            joint: true,
+            matched: BTreeMap::new(),
+            heard: BTreeSet::from([learner]),
+        };
+        assert_eq!(decide(&world.state, &raft), Some(Step::FinishJoint));
+    }
 }

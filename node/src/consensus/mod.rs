@@ -12,6 +12,8 @@ use raft_store::storage::{ControlHandle, Published};
 use tokio::sync::watch;
 
 mod admission;
+mod ask;
+mod budget;
 mod connection;
 #[cfg(test)]
 mod forgery_tests;
@@ -21,20 +23,26 @@ mod gate;
 mod handover;
 mod handshake;
 mod join;
+#[cfg(test)]
+mod lifecycle_tests;
 mod membership;
 mod network;
 mod pool;
 mod propose;
+mod refusals;
+mod register;
 mod repeat;
 mod server;
 mod shared;
 mod start;
+#[cfg(test)]
+mod test_world;
 mod wire;
 
 pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
 pub use join::{JoinRequest, Joined, join_token_text};
-pub use start::{ConsensusOptions, RaftTiming, StartError, start};
+pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, start};
 
 use crate::admin::call::{AdminCall, CallError};
 use shared::Shared;
@@ -212,6 +220,11 @@ impl Consensus {
     /// Age of the newest quorum-backed contact; `None`: none since the start. Two atomic loads.
     pub fn staleness(&self) -> Option<Duration> {
         self.shared.staleness(Instant::now())
+    }
+
+    /// Where the start gate stands.
+    pub fn start_gate(&self) -> Gate {
+        self.shared.gate.stand()
     }
 
     /// Where this node stands.

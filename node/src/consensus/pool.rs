@@ -1,292 +1,234 @@
-//! Idle connections to peers, by address. Lazily filled and bounded; a connection is taken out for a call
-//! and put back only if the call ended well.
+//! Idle connections to peers, and the dials that make them. A dial runs to its end in a task of its own: the
+//! caller whose time is up leaves the next one a connection instead of another dial.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use raft_store::names::RaftId;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::connection::{CallFailure, Connection};
-use super::shared::Shared;
-use super::wire::{Request, Response};
 
 /// Idle connections kept per peer.
 const IDLE: usize = 4;
 
+/// A peer at an address.
+pub(super) type Target = (RaftId, String);
+/// How a dial ended; `None` while it runs.
+type Ended = Option<Result<(), Arc<CallFailure>>>;
+
+struct Idle<C> {
+    connection: C,
+    /// When it brought its last answer.
+    since: Instant,
+}
+
+struct Targets<C> {
+    idle: Mutex<BTreeMap<Target, Vec<Idle<C>>>>,
+    /// The last dial to each; peers are as few as the cluster's members.
+    dials: Mutex<BTreeMap<Target, watch::Receiver<Ended>>>,
+}
+
 /// See the module.
-#[derive(Default)]
-pub(super) struct Pool {
-    idle: Mutex<BTreeMap<(RaftId, String), Vec<Connection>>>,
+pub(super) struct Pool<C = Connection>(Arc<Targets<C>>);
+
+impl<C> Default for Pool<C> {
+    fn default() -> Self {
+        Self(Arc::new(Targets {
+            idle: Mutex::default(),
+            dials: Mutex::default(),
+        }))
+    }
 }
 
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(RaftId, String), Vec<Connection>>> {
-        self.idle
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn take(&self, target: RaftId, address: &str) -> Option<Connection> {
-        self.lock().get_mut(&(target, address.to_string()))?.pop()
-    }
-
-    fn put(&self, target: RaftId, address: &str, connection: Connection) {
-        let mut idle = self.lock();
-        let kept = idle.entry((target, address.to_string())).or_default();
+impl<C> Targets<C> {
+    fn put(&self, to: &Target, connection: C) {
+        let mut idle = lock(&self.idle);
+        let kept = idle.entry(to.clone()).or_default();
         if kept.len() < IDLE {
-            kept.push(connection);
+            let since = Instant::now();
+            kept.push(Idle { connection, since });
+        }
+    }
+}
+
+impl<C: Send + 'static> Pool<C> {
+    /// Takes an idle connection out; for the time of a call it is the caller's alone.
+    pub(super) fn take(&self, to: &Target) -> Option<C> {
+        let idle = lock(&self.0.idle).get_mut(to)?.pop()?;
+        Some(idle.connection)
+    }
+
+    /// Puts a connection back whose call ended well.
+    pub(super) fn put(&self, to: &Target, connection: C) {
+        self.0.put(to, connection);
+    }
+
+    /// Drops what has been idle since before `begun`. What has answered since then is well.
+    pub(super) fn forget(&self, to: &Target, begun: Instant) {
+        if let Some(idle) = lock(&self.0.idle).get_mut(to) {
+            idle.retain(|idle| idle.since >= begun);
         }
     }
 
-    /// Drops what is idle: a peer that let one connection wait has probably lost the others too.
-    fn forget(&self, target: RaftId, address: &str) {
-        self.lock().remove(&(target, address.to_string()));
-    }
-}
-
-/// Why a request has no answer.
-#[derive(Debug)]
-pub(super) struct Unanswered {
-    pub(super) failure: CallFailure,
-    /// Whether the request may have reached the peer.
-    pub(super) sent: bool,
-}
-
-/// What carries a request and brings its answer.
-trait Exchange: Send {
-    fn exchange(
-        &mut self,
-        request: &Request,
-        within: Duration,
-    ) -> impl Future<Output = Result<Response, CallFailure>> + Send;
-}
-
-impl Exchange for Connection {
-    fn exchange(
-        &mut self,
-        request: &Request,
-        within: Duration,
-    ) -> impl Future<Output = Result<Response, CallFailure>> + Send {
-        self.call(request, within)
-    }
-}
-
-/// One request on the idle connection or, if that turns out to be closed, on a fresh one; all of it within
-/// the given time. Gives back the connection that brought the answer.
-async fn one_request<C: Exchange>(
-    idle: Option<C>,
-    dial: impl Future<Output = Result<C, CallFailure>> + Send,
-    address: &str,
-    request: &Request,
-    within: Duration,
-) -> Result<(C, Response), Unanswered> {
-    let deadline = Instant::now() + within;
-    let left = || deadline.saturating_duration_since(Instant::now());
-    let sent = idle.is_some();
-    if let Some(mut idle) = idle {
-        match idle.exchange(request, within).await {
-            Ok(answer) => return Ok((idle, answer)),
-            Err(CallFailure::Io { .. }) => {}
-            // A peer that does not answer is not asked once more: the time is used up.
-            Err(failure) => return Err(Unanswered { failure, sent }),
-        }
-    }
-    let dialled = tokio::time::timeout(left(), dial).await;
-    let dialled = dialled.unwrap_or_else(|_| {
-        Err(CallFailure::TimedOut {
-            address: address.to_string(),
-        })
-    });
-    let mut fresh = dialled.map_err(|failure| Unanswered { failure, sent })?;
-    match fresh.exchange(request, left()).await {
-        Ok(answer) => Ok((fresh, answer)),
-        Err(failure) => Err(Unanswered { failure, sent: true }),
-    }
-}
-
-impl Shared {
-    /// A fresh or idle connection to a member.
-    pub(super) async fn connect(&self, target: RaftId, address: &str) -> Result<Connection, CallFailure> {
-        if let Some(connection) = self.pool.take(target, address) {
-            return Ok(connection);
-        }
-        self.dial(target, address).await
-    }
-
-    async fn dial(&self, target: RaftId, address: &str) -> Result<Connection, CallFailure> {
-        match Connection::open(&self.options, address, &self.hello()).await {
-            Ok((connection, certificate)) => {
-                match self.admit_dialled(target, &certificate, &connection.peer) {
-                    Ok(()) => Ok(connection),
-                    Err(reason) => Err(connection.turn_away(certificate, reason).await),
-                }
-            }
-            Err(failure) => {
-                if let CallFailure::Away { name, reason, .. } = &failure {
-                    self.accused(target, name, reason);
-                }
-                Err(failure)
-            }
-        }
-    }
-
-    /// See [`Shared::ask`].
-    pub(super) async fn call(
+    /// An idle connection, or a fresh one. One dial at a time runs to each target, whoever waits for it; what it
+    /// makes is idle until somebody takes it.
+    pub(super) async fn connection<D>(
         &self,
-        target: RaftId,
-        address: &str,
-        request: &Request,
-        within: Duration,
-    ) -> Result<Response, CallFailure> {
-        let answer = self.ask(target, address, request, within).await;
-        answer.map_err(|unanswered| unanswered.failure)
-    }
-
-    /// One request to a member. The peer may have closed an idle connection meanwhile, before or after it read
-    /// the request, so the request goes out once more on a fresh one. Every request that comes this way
-    /// can be sent twice: Raft's own by its design, `Admin` because its id is kept, `Own` because its nonce
-    /// is, and `ReadIndex` because it changes nothing. Snapshots and joins use connections of their own.
-    pub(super) async fn ask(
-        &self,
-        target: RaftId,
-        address: &str,
-        request: &Request,
-        within: Duration,
-    ) -> Result<Response, Unanswered> {
-        let idle = self.pool.take(target, address);
-        let dial = self.dial(target, address);
-        match one_request(idle, dial, address, request, within).await {
-            Ok((connection, answer)) => {
-                self.pool.put(target, address, connection);
-                Ok(answer)
+        to: &Target,
+        runtime: &Handle,
+        dial: impl Fn() -> D,
+    ) -> Result<C, CallFailure>
+    where
+        D: Future<Output = Result<C, CallFailure>> + Send + 'static,
+    {
+        loop {
+            if let Some(connection) = self.take(to) {
+                return Ok(connection);
             }
-            Err(unanswered) => {
-                if matches!(unanswered.failure, CallFailure::TimedOut { .. }) {
-                    self.pool.forget(target, address);
+            let mut running = self.dialling(to, runtime, &dial);
+            let ended = match running.wait_for(Option::is_some).await {
+                Ok(ended) => ended.clone(),
+                Err(_) => None,
+            };
+            match ended {
+                // Somebody else may be quicker to take it.
+                Some(Ok(())) => {}
+                Some(Err(failure)) => return Err(failure.again()),
+                None => {
+                    let source = std::io::Error::other("dialling ended abnormally");
+                    let address = to.1.clone();
+                    return Err(CallFailure::Io { address, source });
                 }
-                Err(unanswered)
             }
         }
+    }
+
+    /// The dial that runs, or a new one.
+    fn dialling<D>(&self, to: &Target, runtime: &Handle, dial: impl Fn() -> D) -> watch::Receiver<Ended>
+    where
+        D: Future<Output = Result<C, CallFailure>> + Send + 'static,
+    {
+        let mut dials = lock(&self.0.dials);
+        let runs = |last: &watch::Receiver<Ended>| last.borrow().is_none() && last.has_changed().is_ok();
+        if let Some(last) = dials.get(to).filter(|last| runs(last)) {
+            return last.clone();
+        }
+        let (ended, running) = watch::channel(None);
+        dials.insert(to.clone(), running.clone());
+        let (targets, to, dialled) = (Arc::clone(&self.0), to.clone(), dial());
+        runtime.spawn(async move {
+            let outcome = match dialled.await {
+                Ok(connection) => {
+                    targets.put(&to, connection);
+                    Ok(())
+                }
+                Err(failure) => Err(Arc::new(failure)),
+            };
+            ended.send_replace(Some(outcome));
+        });
+        running
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use std::future::{pending, ready};
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::sync::Notify;
 
     use super::*;
 
-    const WITHIN: Duration = Duration::from_secs(60);
-    /// What a connection takes to fail.
-    const SLOW: Duration = Duration::from_millis(5);
-
-    #[derive(Clone, Copy)]
-    enum Plays {
-        Answers,
-        Closed,
-        Silent,
+    /// Dials that end when they are told to, and are counted.
+    #[derive(Clone, Default)]
+    struct Dials {
+        made: Arc<AtomicUsize>,
+        end: Arc<Notify>,
+        fail: bool,
     }
 
-    /// A connection that notes how long each of its requests may take.
-    struct Fake {
-        plays: Plays,
-        given: Arc<Mutex<Vec<Duration>>>,
-    }
-
-    impl Exchange for Fake {
-        async fn exchange(&mut self, _: &Request, within: Duration) -> Result<Response, CallFailure> {
-            self.given.lock().unwrap().push(within);
-            let begun = Instant::now();
-            while begun.elapsed() < SLOW {
-                tokio::task::yield_now().await;
-            }
-            let address = String::new();
-            match self.plays {
-                Plays::Answers => Ok(Response::More),
-                Plays::Closed => Err(CallFailure::Io {
-                    address,
-                    source: std::io::ErrorKind::UnexpectedEof.into(),
-                }),
-                Plays::Silent => Err(CallFailure::TimedOut { address }),
+    impl Dials {
+        fn dial(&self) -> impl Future<Output = Result<usize, CallFailure>> + Send + use<> {
+            let (number, this) = (self.made.fetch_add(1, Ordering::SeqCst), self.clone());
+            async move {
+                this.end.notified().await;
+                let (address, source) = (String::new(), std::io::ErrorKind::ConnectionRefused.into());
+                if this.fail {
+                    Err(CallFailure::Io { address, source })
+                } else {
+                    Ok(number)
+                }
             }
         }
-    }
 
-    /// The outcome, whether the request may have arrived, and the time each request was given.
-    async fn ask(idle: Option<Plays>, fresh: Plays) -> (&'static str, bool, Vec<Duration>) {
-        let given = Arc::new(Mutex::new(Vec::new()));
-        let connection = |plays| Fake {
-            plays,
-            given: Arc::clone(&given),
-        };
-        let dial = ready(Ok(connection(fresh)));
-        let asked = one_request(idle.map(connection), dial, "a:1", &Request::ReadIndex, WITHIN).await;
-        let times = given.lock().unwrap().clone();
-        match asked {
-            Ok(_) => ("answered", true, times),
-            Err(Unanswered { failure, sent }) => (word(&failure), sent, times),
+        fn made(&self) -> usize {
+            self.made.load(Ordering::SeqCst)
         }
     }
 
-    fn word(failure: &CallFailure) -> &'static str {
-        match failure {
-            CallFailure::Io { .. } => "io",
-            CallFailure::TimedOut { .. } => "timed out",
-            CallFailure::Away { .. } => "away",
+    fn to() -> Target {
+        (2, "a:1".to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_dial_outlives_its_caller_and_leaves_a_connection() {
+        let (pool, dials, runtime) = (Pool::default(), Dials::default(), Handle::current());
+        let to = to();
+        let late = Duration::from_millis(1);
+        let waited = tokio::time::timeout(late, pool.connection(&to, &runtime, || dials.dial())).await;
+        assert!(waited.is_err());
+        // The next caller waits for the same one.
+        let next = pool.connection(&to, &runtime, || dials.dial());
+        dials.end.notify_one();
+        assert_eq!((next.await.unwrap(), dials.made()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_share_a_dial_and_hear_how_it_failed() {
+        let dials = Dials {
+            fail: true,
+            ..Dials::default()
+        };
+        let (pool, runtime, to) = (Pool::default(), Handle::current(), to());
+        let one = pool.connection(&to, &runtime, || dials.dial());
+        let other = pool.connection(&to, &runtime, || dials.dial());
+        dials.end.notify_one();
+        let (one, other) = tokio::join!(one, other);
+        for failed in [one, other] {
+            assert!(matches!(failed, Err(CallFailure::Io { .. })));
         }
+        assert_eq!(dials.made(), 1);
+        // A failure is not remembered.
+        dials.end.notify_one();
+        assert!(pool.connection(&to, &runtime, || dials.dial()).await.is_err());
+        assert_eq!(dials.made(), 2);
     }
 
-    #[tokio::test]
-    async fn an_idle_connection_that_answers_is_enough() {
-        let (outcome, _, given) = ask(Some(Plays::Answers), Plays::Silent).await;
-        assert_eq!((outcome, given), ("answered", vec![WITHIN]));
+    #[test]
+    fn a_connection_that_answered_since_is_kept() {
+        let (pool, to, begun) = (Pool::default(), to(), Instant::now());
+        pool.put(&to, 1);
+        pool.forget(&to, begun);
+        assert_eq!(pool.take(&to), Some(1));
+        pool.put(&to, 2);
+        pool.forget(&to, Instant::now() + Duration::from_secs(60));
+        assert_eq!(pool.take(&to), None);
     }
 
-    #[tokio::test]
-    async fn a_closed_idle_connection_is_replaced_in_the_time_that_is_left() {
-        let (outcome, _, given) = ask(Some(Plays::Closed), Plays::Answers).await;
-        assert_eq!((outcome, given.len()), ("answered", 2));
-        assert!(given[1] <= WITHIN - SLOW, "{given:?}");
-        // Once: a peer that closes a fresh one too is not asked for ever.
-        let (outcome, sent, given) = ask(Some(Plays::Closed), Plays::Closed).await;
-        assert_eq!((outcome, sent, given.len()), ("io", true, 2));
-    }
-
-    #[tokio::test]
-    async fn a_silent_peer_is_asked_once() {
-        let (outcome, sent, given) = ask(Some(Plays::Silent), Plays::Answers).await;
-        assert_eq!((outcome, sent, given.len()), ("timed out", true, 1));
-        let (outcome, sent, given) = ask(None, Plays::Silent).await;
-        assert_eq!((outcome, sent, given.len()), ("timed out", true, 1));
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_cannot_be_reached_was_sent_nothing() {
-        let refused = || {
-            Err(CallFailure::Io {
-                address: String::new(),
-                source: std::io::ErrorKind::ConnectionRefused.into(),
-            })
-        };
-        let request = Request::ReadIndex;
-        let dialled = |idle| one_request::<Fake>(idle, ready(refused()), "a:1", &request, WITHIN);
-        assert!(!dialled(None).await.err().unwrap().sent);
-        let idle = Fake {
-            plays: Plays::Closed,
-            given: Arc::default(),
-        };
-        assert!(dialled(Some(idle)).await.err().unwrap().sent);
-    }
-
-    #[tokio::test]
-    async fn dialling_ends_with_the_call() {
-        let within = Duration::from_millis(10);
-        let asked = one_request::<Fake>(None, pending(), "a:1", &Request::ReadIndex, within).await;
-        let unanswered = asked.err().unwrap();
-        assert_eq!((word(&unanswered.failure), unanswered.sent), ("timed out", false));
-        assert!(unanswered.failure.to_string().contains("a:1"));
+    #[test]
+    fn no_more_are_kept_than_a_peer_is_asked_at_once() {
+        let (pool, to) = (Pool::default(), to());
+        for number in 0..2 * IDLE {
+            pool.put(&to, number);
+        }
+        assert_eq!(std::iter::from_fn(|| pool.take(&to)).count(), IDLE);
     }
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use openraft::error::{ClientWriteError, RaftError};
 use raft_store::codec::{self, MAX_COMMAND_BYTES};
-use raft_store::command::{Command, Done, Op, Origin, Outcome, Refusal, RequestId};
+use raft_store::command::{Command, Done, Forbidden, Op, Origin, Outcome, RequestId};
 use raft_store::names::RaftId;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::shared::Shared;
 use super::{Consensus, ProposeError};
@@ -74,28 +75,26 @@ impl Shared {
         nonce: [u8; 16],
         op: Op,
     ) -> Result<Done, ProposeError> {
-        if !op.forwardable_from_node() {
-            tracing::warn!(target: "audit", node, op = op.name(), "operation refused: a node may not ask for it");
-            let why = format!("{} may not be sent by a node", op.name());
-            return Err(ProposeError::Refused(Refusal::Forbidden(why)));
-        }
-        let proposed = self
-            .propose(RequestId::Node { node, nonce }, [0; 32], Origin::Node(node), op)
-            .await;
-        if let Err(ProposeError::Refused(Refusal::Forbidden(why))) = &proposed {
-            tracing::warn!(target: "audit", node, %why, "operation of a node refused");
+        let asked = op.name();
+        let proposed = if op.forwardable_from_node() {
+            self.propose(RequestId::Node { node, nonce }, [0; 32], Origin::Node(node), op)
+                .await
+        } else {
+            let operation = asked.to_owned();
+            Err(ProposeError::Refused(Forbidden::Operation { operation }.into()))
+        };
+        // Nodes ask for what their own state allows: whatever is refused them is worth a look.
+        if let Err(ProposeError::Refused(refusal)) = &proposed {
+            self.refuse(&self.name_of(node).unwrap_or_default(), node, asked, refusal);
         }
         proposed
     }
 
-    async fn write(self: &Arc<Self>, command: Command) -> Result<Outcome, ProposeError> {
+    /// Whether this node may append anything now, and its place among those who do. Held until openraft has
+    /// answered: a leader hands over only once all are back.
+    pub(super) fn may_append(&self) -> Result<OwnedSemaphorePermit, ProposeError> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
-        }
-        let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
-        let bytes = codec::encode(&command).map_or(usize::MAX, |encoded| encoded.len());
-        if bytes > MAX_COMMAND_BYTES {
-            return Err(ProposeError::TooLarge { bytes });
         }
         if !self.is_leader() {
             return Err(ProposeError::NotLeader {
@@ -112,9 +111,24 @@ impl Shared {
         if self.control.figures().below_reserve {
             return Err(ProposeError::NoSpace);
         }
-        let permit = Arc::clone(&self.in_flight)
-            .try_acquire_owned()
-            .map_err(|_| ProposeError::Busy)?;
+        let permit = Arc::clone(&self.in_flight).try_acquire_owned();
+        permit.map_err(|_| {
+            // The last look was before the hand-over took every place.
+            if self.draining.load(Ordering::SeqCst) {
+                ProposeError::Draining
+            } else {
+                ProposeError::Busy
+            }
+        })
+    }
+
+    async fn write(self: &Arc<Self>, command: Command) -> Result<Outcome, ProposeError> {
+        let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
+        let bytes = codec::encode(&command).map_or(usize::MAX, |encoded| encoded.len());
+        if bytes > MAX_COMMAND_BYTES {
+            return Err(ProposeError::TooLarge { bytes });
+        }
+        let permit = self.may_append()?;
         let raft = running.raft.clone();
         // The permit is held until openraft answers, however long the caller waits.
         let written = self.runtime.spawn(async move {

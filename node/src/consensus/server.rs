@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use raft_store::command::Op;
+use raft_store::state::node::NodeStatus;
 use raft_store::storage::SnapshotReceiver;
 use raft_store::{Snapshot, SnapshotMeta, Vote};
 use rustls::ServerConfig;
@@ -118,7 +119,7 @@ async fn greet(
         shared.admit(&name, &hello).await
     };
     if let Err(reason) = checked {
-        tracing::warn!(target: "audit", peer = hello.name, raft_id = hello.raft_id, %reason, "peer turned away");
+        shared.refuse(&name, hello.raft_id, "greeting", &reason);
         wire::send(&mut stream, &HelloReply::Away(reason)).await?;
         return Ok(None);
     }
@@ -166,30 +167,24 @@ async fn handle(
     request: Request,
     receiving: &mut Option<Receiving>,
 ) -> Option<Response> {
+    let asked = request.name();
+    let refuse = |why: &str| shared.refuse(&peer.hello.name, peer.hello.raft_id, asked, why);
     if !peer.member {
         return match request {
             Request::Join(details) => Some(Response::Join(shared.accept_join(&peer.hello, *details).await)),
-            _ => None,
+            _ => {
+                refuse("it belongs to no cluster: it may only ask to join");
+                None
+            }
         };
     }
     // Membership may have changed since the greeting.
     if let Err(reason) = still_member(shared, peer) {
-        tracing::warn!(target: "audit", peer = peer.hello.name, %reason, "peer turned away");
+        refuse(&reason.to_string());
         return None;
     }
-    // Raft's own messages may come from a member by Raft's membership or by another member's word, whose
-    // registration is not applied here yet; whatever acts in somebody's name needs a node of the state.
-    let acts = matches!(
-        request,
-        Request::Admin(_)
-            | Request::Own { .. }
-            | Request::ReadIndex
-            | Request::Vouch(_)
-            | Request::Stand
-            | Request::GoAway(_)
-    );
-    if acts && !is_registered(shared, &peer.hello) {
-        tracing::warn!(target: "audit", peer = peer.hello.name, "call of a node that is no member refused");
+    if let Err(why) = may_ask(shared, &peer.hello, &request) {
+        refuse(&why);
         return None;
     }
     Some(match request {
@@ -206,8 +201,11 @@ async fn handle(
         }
         Request::Admin(call) => {
             // Only the node the client spoke to may say who it was, and a call travels once.
-            if call.origin.via_node != peer.hello.raft_id || call.hop != 1 {
-                tracing::warn!(target: "audit", peer = peer.hello.name, "forwarded call with a wrong origin refused");
+            let (via_node, hop) = (call.origin.via_node, call.hop);
+            if via_node != peer.hello.raft_id || hop != 1 {
+                refuse(&format!(
+                    "the caller spoke to raft id {via_node}, {hop} hops away"
+                ));
                 return None;
             }
             Response::Admin(shared.execute_here(*call).await.map(|value| value.to_string()))
@@ -217,7 +215,7 @@ async fn handle(
             if let Op::RegisterSlotKey(register) = &*op
                 && !signed_with(&register.key.signer_chain, &peer.spki)
             {
-                tracing::warn!(target: "audit", peer = peer.hello.name, "slot key signed by another key refused");
+                refuse("the slot key is signed with another key than its certificate's");
                 return None;
             }
             let proposed = shared.propose_for_member(peer.hello.raft_id, nonce, *op).await;
@@ -226,28 +224,56 @@ async fn handle(
         Request::Stand => shared.stand(peer.hello.raft_id).await,
         Request::Vouch(id) => Response::Vouch(shared.vouch(id)),
         Request::ReadIndex => Response::ReadIndex(shared.read_index_here().await.map_err(Into::into)),
-        Request::GoAway(reason) => {
-            tracing::error!(target: "audit", peer = peer.hello.name, %reason, "a peer refuses this node's identity");
-            shared.accused(peer.hello.raft_id, &peer.hello.name, &reason);
+        Request::GoAway(reason) | Request::Refused(reason) => {
+            let (id, name) = (peer.hello.raft_id, peer.hello.name.as_str());
+            shared.note_accusation(name, id, &reason, "a peer refuses this node's identity");
+            shared.accused(id, name, &reason);
             return None;
         }
         Request::Join(_) => return None,
     })
 }
 
-/// Whether the state knows this node, under this name and incarnation, and has not removed it.
-fn is_registered(shared: &Shared, hello: &Hello) -> bool {
-    use raft_store::state::node::NodeStatus;
+/// Whether a peer may ask for this, as far as this node's state goes. Raft's own messages may come from a
+/// member by Raft's membership or by another member's word, whose registration is not applied here yet; each
+/// speaks for its sender only. What a node asks for itself, and what a learner is sent anyway, needs one that is
+/// registered; whatever acts in somebody's name, or could end this node, a member.
+fn may_ask(shared: &Shared, peer: &Hello, request: &Request) -> Result<(), String> {
+    if let Some(id) = request.speaks_for()
+        && id != peer.raft_id
+    {
+        return Err(format!("the message speaks for raft id {id}"));
+    }
+    let status = standing(shared, peer);
+    let enough = match request {
+        Request::Append(_)
+        | Request::Vote(_)
+        | Request::SnapshotBegin { .. }
+        | Request::SnapshotChunk(_)
+        | Request::SnapshotEnd => true,
+        Request::Own { .. } | Request::ReadIndex | Request::Vouch(_) => status.is_some(),
+        Request::Admin(_) | Request::Stand | Request::GoAway(_) | Request::Refused(_) => {
+            status == Some(NodeStatus::Member)
+        }
+        Request::Join(_) => return Err("it belongs to the cluster already".to_owned()),
+    };
+    match (enough, status) {
+        (true, _) => Ok(()),
+        (false, None) => Err("this node's state does not have it".to_owned()),
+        (false, Some(_)) => Err("it is no member yet".to_owned()),
+    }
+}
+
+/// What the state says of a peer under this name and incarnation, unless it was removed.
+fn standing(shared: &Shared, hello: &Hello) -> Option<NodeStatus> {
     let published = shared.published.load();
-    published.state.nodes().get(&hello.raft_id).is_some_and(|node| {
-        node.name.as_str() == hello.name
-            && node.incarnation == hello.incarnation
-            && !matches!(node.status, NodeStatus::Removed { .. })
-    })
+    let node = published.state.nodes().get(&hello.raft_id)?;
+    let same = node.name.as_str() == hello.name && node.incarnation == hello.incarnation;
+    let stays = same && !matches!(node.status, NodeStatus::Removed { .. });
+    stays.then(|| node.status.clone())
 }
 
 fn still_member(shared: &Shared, peer: &Peer) -> Result<(), TurnedAway> {
-    use raft_store::state::node::NodeStatus;
     let published = shared.published.load();
     let applied = published.applied.map_or(0, |id| id.index);
     match published.state.nodes().get(&peer.hello.raft_id) {

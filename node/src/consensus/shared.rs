@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use openraft::{Raft, RaftMetrics, ServerState};
-use raft_store::names::RaftId;
+use raft_store::names::{ClusterId, RaftId};
 use raft_store::storage::{ControlHandle, LogStore, Published, StateMachine};
 use raft_store::{MemberNode, TypeConfig};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
 use super::admission::Peers;
+use super::budget::Budget;
 use super::gate::StartGate;
 use super::handshake::{self, Run};
 use super::pool::Pool;
@@ -61,6 +62,12 @@ pub(super) struct Shared {
     pub(super) draining: AtomicBool,
     pub(super) calls: OnceLock<Arc<dyn LeaderCalls>>,
     pub(super) pool: Pool,
+    /// Lines of the audit that each peer may cause.
+    pub(super) refusals: Budget,
+    /// Attempts to join.
+    pub(super) joins: Budget,
+    /// Held by whoever founds or joins: a node gets one identity.
+    pub(super) identity: tokio::sync::Mutex<()>,
     /// What Raft is started with, until it is.
     pub(super) parts: tokio::sync::Mutex<Option<(LogStore, StateMachine)>>,
     /// The consensus thread's runtime: tasks that outlive their callers run here.
@@ -78,6 +85,16 @@ impl Shared {
     /// How this node greets.
     pub(super) fn hello(&self) -> Hello {
         handshake::hello(&self.control.get(), self.run)
+    }
+
+    /// The greeting of one that belongs to no cluster yet. Members take requests to join from such only.
+    pub(super) fn joiners_hello(&self) -> Hello {
+        Hello {
+            cluster_id: ClusterId::default(),
+            epoch: 0,
+            raft_id: 0,
+            ..self.hello()
+        }
     }
 
     pub(super) fn is_leader(&self) -> bool {
@@ -175,6 +192,15 @@ impl Shared {
             at: Instant::now(),
             metrics,
         })));
+    }
+
+    /// The peers that have answered this node within `within`.
+    pub(super) fn heard_within(&self, within: Duration, now: Instant) -> BTreeSet<RaftId> {
+        let heard = self.peers.load();
+        let lately = heard
+            .iter()
+            .filter(|(_, at)| now.saturating_duration_since(**at) <= within);
+        lately.map(|(id, _)| *id).collect()
     }
 
     /// Notes an answer of a peer.

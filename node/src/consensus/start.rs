@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use openraft::{Raft, SnapshotPolicy};
 use raft_store::names::{Boot, ClusterId, Incarnation, NodeName, RaftId};
-use raft_store::storage::{BarrierHook, LogStore, OpenError, Opened, StateMachine, Store, StoreOptions};
+use raft_store::storage::{
+    BarrierHook, LogStore, OpenError, Opened, Published, StateMachine, Store, StoreOptions,
+};
 use raft_store::{MemberNode, TypeConfig};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Peers;
 use super::gate::StartGate;
@@ -20,7 +24,7 @@ use super::handshake::Run;
 use super::network::Network;
 use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
-use super::{Consensus, membership, server};
+use super::{Consensus, membership, refusals, register, server};
 use crate::clock;
 use crate::identity::peer_identity;
 use crate::tls::ClusterTls;
@@ -109,23 +113,59 @@ pub enum StartError {
     Raft(String),
 }
 
-/// Opens the store, starts the listener and, if the node has an identity, Raft. Blocks until then.
-pub fn start(options: ConsensusOptions) -> Result<Consensus, StartError> {
-    let (ready, started) = std::sync::mpsc::channel();
+/// A store that is open and a listener that is bound. Nothing runs yet and nobody is answered.
+pub struct Prepared {
+    published: Arc<Published>,
+    go: oneshot::Sender<()>,
+    started: Receiver<Result<Consensus, StartError>>,
+}
+
+impl Prepared {
+    /// The state as it was stored.
+    pub fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// Starts the listener and, if the node has an identity, Raft. Blocks until then.
+    pub fn start(self) -> Result<Consensus, StartError> {
+        // If it is not heard the thread has ended, and has said why.
+        let _ = self.go.send(());
+        let started = self.started.recv();
+        started.map_err(|e| StartError::Thread(e.to_string()))?
+    }
+}
+
+/// Opens the store and binds the listener, on the thread that both belong to. Blocks until then. What is not
+/// started is given up when it is dropped.
+pub fn prepare(options: ConsensusOptions) -> Result<Prepared, StartError> {
+    let (prepared, wait_prepared) = channel();
+    let (running, started) = channel();
+    let (go, may_go) = oneshot::channel();
     std::thread::Builder::new()
         .name("consensus".into())
         .spawn(move || {
             let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    let _ = ready.send(Err(StartError::Thread(error.to_string())));
+                    let _ = prepared.send(Err(StartError::Thread(error.to_string())));
                     return;
                 }
             };
             runtime.block_on(async {
-                let started = assemble(options).await;
-                let failed = started.is_err();
-                let _ = ready.send(started);
+                let parts = match open(options).await {
+                    Ok(parts) => parts,
+                    Err(error) => {
+                        let _ = prepared.send(Err(error));
+                        return;
+                    }
+                };
+                let _ = prepared.send(Ok(parts.opened.machine.published().load_full()));
+                if may_go.await.is_err() {
+                    return;
+                }
+                let assembled = assemble(parts).await;
+                let failed = assembled.is_err();
+                let _ = running.send(assembled);
                 if !failed {
                     // The thread serves until the process ends.
                     std::future::pending::<()>().await;
@@ -133,10 +173,36 @@ pub fn start(options: ConsensusOptions) -> Result<Consensus, StartError> {
             });
         })
         .map_err(|e| StartError::Thread(e.to_string()))?;
-    started.recv().map_err(|e| StartError::Thread(e.to_string()))?
+    let published = wait_prepared
+        .recv()
+        .map_err(|e| StartError::Thread(e.to_string()))??;
+    Ok(Prepared {
+        published,
+        go,
+        started,
+    })
 }
 
-async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
+/// Opens the store, starts the listener and, if the node has an identity, Raft. Blocks until then.
+pub fn start(options: ConsensusOptions) -> Result<Consensus, StartError> {
+    prepare(options)?.start()
+}
+
+/// What can fail because of somebody else: another process with the directory or the port.
+struct Parts {
+    options: ConsensusOptions,
+    opened: Opened,
+    listener: Option<TcpListener>,
+}
+
+async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
+    let listener = match options.listen {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|source| StartError::Listen { address, source })?)
+        }
+        None => None,
+    };
     let on_fatal = Arc::clone(&options.on_fatal);
     let on_barrier = options
         .on_barrier
@@ -151,13 +217,19 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
         on_barrier,
         on_fatal: Box::new(move |why| on_fatal(why)),
     })?;
-    let listener = match options.listen {
-        Some(address) => {
-            let bound = tokio::net::TcpListener::bind(address).await;
-            Some(bound.map_err(|source| StartError::Listen { address, source })?)
-        }
-        None => None,
-    };
+    Ok(Parts {
+        options,
+        opened,
+        listener,
+    })
+}
+
+async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
+    let Parts {
+        options,
+        opened,
+        listener,
+    } = parts;
     let Opened {
         log,
         machine,
@@ -191,6 +263,9 @@ async fn assemble(options: ConsensusOptions) -> Result<Consensus, StartError> {
         draining: AtomicBool::new(false),
         calls: OnceLock::new(),
         pool: Pool::default(),
+        refusals: refusals::lines(),
+        joins: register::attempts(),
+        identity: tokio::sync::Mutex::new(()),
         runtime: tokio::runtime::Handle::current(),
         parts: tokio::sync::Mutex::new(Some((log, machine))),
     });

@@ -112,8 +112,40 @@ pub(super) enum Request {
     Join(Box<JoinDetails>),
     /// The leader, about to stop, asks for an election.
     Stand,
-    /// The leader found this node's identity refused; see [`TurnedAway`].
+    /// This node was removed: a member that has applied its tombstone says so, see [`TurnedAway`].
     GoAway(TurnedAway),
+    /// This node was dialled and is refused for any other reason.
+    Refused(TurnedAway),
+}
+
+impl Request {
+    /// What is asked for, in the audit.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Request::Append(_) => "append_entries",
+            Request::Vote(_) => "vote",
+            Request::SnapshotBegin { .. } | Request::SnapshotChunk(_) | Request::SnapshotEnd => "snapshot",
+            Request::Admin(call) => call.body.act().name(),
+            Request::Own { op, .. } => op.name(),
+            Request::ReadIndex => "read_index",
+            Request::Vouch(_) => "vouch",
+            Request::Join(_) => "join",
+            Request::Stand => "stand",
+            Request::GoAway(_) => "go_away",
+            Request::Refused(_) => "refused",
+        }
+    }
+
+    /// The raft id that Raft's own message speaks for; `None` for every other request.
+    pub(super) fn speaks_for(&self) -> Option<RaftId> {
+        let vote = match self {
+            Request::Append(frame) => &frame.rpc.vote,
+            Request::Vote(rpc) => &rpc.vote,
+            Request::SnapshotBegin { vote, .. } => vote,
+            _ => return None,
+        };
+        vote.leader_id.voted_for()
+    }
 }
 
 /// openraft's AppendEntries with what followers need to know how fresh they are.

@@ -1,14 +1,16 @@
 //! The gauges that are read rather than counted: set from one picture of the node each time somebody
 //! asks for metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use raft_store::state::ClusterState;
-use raft_store::storage::StoreFigures;
+use raft_store::storage::{Published, StoreFigures};
 
+use super::rules::same;
 use crate::admin::differences::Differences;
+use crate::admin::seed::Seed;
 use crate::consensus::View;
 use crate::metrics;
 use crate::slots::SlotManager;
@@ -58,15 +60,34 @@ impl Counted {
 }
 
 pub(super) fn store(figures: &StoreFigures) {
-    metrics::store_bytes(figures.sled_bytes);
+    metrics::store_bytes(figures.sled_bytes, figures.live_bytes);
 }
 
-pub(super) fn configuration(differences: &Differences) {
-    metrics::config_differs(
-        !differences.mappings.is_empty(),
-        !differences.roles.is_empty(),
-        differences.revocations > 0,
-    );
+/// Which rules the configuration was last compared with: they seldom change, and metrics are asked for by
+/// everybody at any time.
+#[derive(Default)]
+pub(super) struct Compared(Mutex<Option<Arc<Published>>>);
+
+impl Compared {
+    pub(super) fn configuration(&self, seed: &Seed, published: &Arc<Published>) {
+        if !self.has_changed(published) {
+            return;
+        }
+        let differences = Differences::between(seed, &published.state);
+        metrics::config_differs(
+            !differences.mappings.is_empty(),
+            !differences.roles.is_empty(),
+            differences.revocations > 0,
+        );
+    }
+
+    /// Whether the rules are others than when this was last asked.
+    fn has_changed(&self, published: &Arc<Published>) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = !last.as_ref().is_some_and(|last| same(last, published));
+        *last = Some(Arc::clone(published));
+        changed
+    }
 }
 
 pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus) {
@@ -86,7 +107,11 @@ pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus) {
 mod tests {
     use std::cell::Cell;
 
+    use raft_store::command::{AddRevocations, Op};
+    use raft_store::state::access::RevocationKey;
+
     use super::*;
+    use crate::rotation::testing::World;
 
     #[test]
     fn what_was_counted_is_added_once() {
@@ -95,5 +120,20 @@ mod tests {
             add_since(&last, now, || added.set(added.get() + 1));
             assert_eq!(added.get(), total);
         }
+    }
+
+    #[test]
+    fn the_configuration_is_compared_again_only_with_other_rules() {
+        let compared = Compared::default();
+        let mut world = World::new(1);
+        let has_changed = |world: &World| compared.has_changed(&Arc::new(world.published()));
+        assert!(has_changed(&world));
+        world.prepare("c");
+        assert!(!has_changed(&world));
+        world.ok(Op::AddRevocations(AddRevocations {
+            revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
+        }));
+        assert!(has_changed(&world));
+        assert!(!has_changed(&world));
     }
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use hsm_api::data::{HealthResponse, HealthStatus, KekStatus};
 use hsm_core::SlotState;
+use raft_store::state::context::VersionState;
 
 use super::{NodeView, gauges};
-use crate::admin::differences::Differences;
+use crate::config::ContextName;
 use crate::health::{HealthSource, Readiness, ReadyQuery};
+use crate::keyring::KeyRing;
 use crate::metrics;
 
 impl HealthSource for NodeView {
@@ -16,43 +18,23 @@ impl HealthSource for NodeView {
     }
 
     fn v1_health(&self) -> HealthResponse {
-        let mut kek_status = BTreeMap::new();
-        for (_, keys) in self.parts.ring.load().iter() {
-            let open = keys.slot.state() == SlotState::Ready;
-            let usable = |held: bool| {
-                if held && open {
-                    KekStatus::Available
-                } else {
-                    KekStatus::Unavailable
-                }
-            };
-            kek_status.extend(
-                keys.readable
-                    .values()
-                    .map(|key| (key.key_id.clone(), usable(true))),
-            );
-            kek_status.extend(
-                keys.missing
-                    .values()
-                    .map(|key| (key.key_id.clone(), usable(false))),
-            );
-        }
-        let hsm_available = self
-            .parts
-            .slots
-            .entries()
-            .all(|entry| entry.state() == SlotState::Ready);
-        let all = kek_status.values().all(|status| *status == KekStatus::Available);
-        let status = if hsm_available && all {
-            HealthStatus::Healthy
-        } else {
-            HealthStatus::Degraded
+        let published = self.parts.consensus.published();
+        let is_pending = |context: &ContextName, version: u32| {
+            let known = published.state.version(context, version);
+            known.is_some_and(|known| known.state == VersionState::Pending)
         };
-        HealthResponse {
-            status,
-            hsm_available,
-            kek_status,
-        }
+        let may_answer = ReadyQuery {
+            slot: None,
+            stale_ok: true,
+        };
+        document(
+            kek_status(&self.parts.ring.load(), is_pending),
+            self.parts
+                .slots
+                .entries()
+                .all(|entry| entry.state() == SlotState::Ready),
+            self.readiness(&may_answer).ready,
+        )
     }
 
     fn render_metrics(&self) -> String {
@@ -61,8 +43,114 @@ impl HealthSource for NodeView {
             .consensus(&self.parts.consensus.view(), &published.state);
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status());
-        gauges::configuration(&Differences::between(&self.parts.seed, &published.state));
+        self.compared.configuration(&self.parts.seed, &published);
         metrics::ready(self.readiness(&ReadyQuery::default()).ready);
         self.parts.metrics.render()
+    }
+}
+
+/// Every version that clients can have met. One that is still being made would call each rotation a failure.
+fn kek_status(ring: &KeyRing, is_pending: impl Fn(&ContextName, u32) -> bool) -> BTreeMap<String, KekStatus> {
+    let mut status = BTreeMap::new();
+    for (context, keys) in ring.iter() {
+        let open = keys.slot.state() == SlotState::Ready;
+        let held = keys.readable.values().map(|key| (key.version, &key.key_id, open));
+        let missing = keys.missing.values().map(|key| (key.version, &key.key_id, false));
+        for (_, key_id, usable) in held.chain(missing).filter(|key| !is_pending(context, key.0)) {
+            let word = if usable {
+                KekStatus::Available
+            } else {
+                KekStatus::Unavailable
+            };
+            status.insert(key_id.clone(), word);
+        }
+    }
+    status
+}
+
+/// Healthy is a node that has every token and key, and answers: not one that refuses everything.
+fn document(
+    kek_status: BTreeMap<String, KekStatus>,
+    hsm_available: bool,
+    may_answer: bool,
+) -> HealthResponse {
+    let usable = kek_status.values().all(|status| *status == KekStatus::Available);
+    HealthResponse {
+        status: if hsm_available && usable && may_answer {
+            HealthStatus::Healthy
+        } else {
+            HealthStatus::Degraded
+        },
+        hsm_available,
+        kek_status,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use hsm_core::envelope::Binding;
+    use hsm_core::names::KeyUid;
+
+    use super::*;
+    use crate::keyring::{ClosedSlot, ContextKeys, MissingKey, MissingWhy, ReadableKey};
+
+    /// Versions 1 and 2 are held, 3 is missing.
+    fn ring(slot: SlotState) -> KeyRing {
+        let key_id = |version: u32| format!("kek-c-v{version}");
+        let uid = |version: u8| KeyUid::from_bytes([version; 16]);
+        let held = |version: u32| ReadableKey {
+            version,
+            key_id: key_id(version),
+        };
+        let missing = MissingKey {
+            version: 3,
+            key_id: key_id(3),
+            why: MissingWhy::NotImportedYet,
+        };
+        let keys = ContextKeys {
+            slot: Arc::new(ClosedSlot(slot)),
+            slot_name: "s".into(),
+            binding: Binding::Shared,
+            active: None,
+            readable: HashMap::from([(uid(1), held(1)), (uid(2), held(2))]),
+            by_key_id: HashMap::new(),
+            highest_known: 3,
+            missing: HashMap::from([(uid(3), missing)]),
+        };
+        KeyRing::new(HashMap::from([(ContextName::new("c").unwrap(), keys)]))
+    }
+
+    fn words(slot: SlotState, pending: &[u32]) -> Vec<(String, KekStatus)> {
+        let status = kek_status(&ring(slot), |_, version| pending.contains(&version));
+        status.into_iter().collect()
+    }
+
+    #[test]
+    fn a_version_that_is_still_being_made_is_not_among_the_keys() {
+        let (available, unavailable) = (KekStatus::Available, KekStatus::Unavailable);
+        let [v1, v2, v3] = ["kek-c-v1", "kek-c-v2", "kek-c-v3"].map(str::to_owned);
+        let held = [(v1.clone(), available), (v2.clone(), available)];
+        assert_eq!(words(SlotState::Ready, &[3]), held);
+        // Proven already, and still to be activated.
+        assert_eq!(words(SlotState::Ready, &[2, 3]), held[..1]);
+        let all = [&held[..], &[(v3.clone(), unavailable)]].concat();
+        assert_eq!(words(SlotState::Ready, &[]), all);
+        let closed = [v1, v2, v3].map(|label| (label, unavailable));
+        assert_eq!(words(SlotState::Locked, &[]), closed);
+    }
+
+    #[test]
+    fn a_node_that_may_not_answer_is_degraded_with_every_key_in_place() {
+        let keys = || kek_status(&ring(SlotState::Ready), |_, version| version == 3);
+        let status = |keys, hsm, answers| document(keys, hsm, answers).status;
+        assert_eq!(status(keys(), true, true), HealthStatus::Healthy);
+        assert_eq!(status(keys(), true, false), HealthStatus::Degraded);
+        assert_eq!(status(keys(), false, true), HealthStatus::Degraded);
+        let lacking = kek_status(&ring(SlotState::Ready), |_, _| false);
+        assert_eq!(status(lacking, true, true), HealthStatus::Degraded);
     }
 }

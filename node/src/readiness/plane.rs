@@ -9,6 +9,7 @@ use hsm_api::{ErrorCode, StateIndex};
 use raft_store::storage::Published;
 
 use super::{NodeView, Rules, judge};
+use crate::consensus::Gate;
 use crate::http::{AboveKnown, ApiError, DataPlane, Freshness};
 use crate::keyring::KeyRing;
 use crate::policy::{Op, Policy};
@@ -34,7 +35,7 @@ impl NodeView {
 
     async fn above_known(&self, context: &str, version: u32) -> AboveKnown {
         let Ok(_turn) = self.asking.try_acquire() else {
-            return AboveKnown::NoQuorum;
+            return AboveKnown::Busy;
         };
         let mut applied = self.parts.consensus.applied();
         let caught_up = async {
@@ -89,18 +90,33 @@ impl Waived {
     }
 }
 
+/// What this node has heard of a quorum since its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// A contact that counts.
+    Counted,
+    /// One that does not count yet: the node knows that it lacks something.
+    CatchingUp,
+    /// Nothing. Only this is what the operator can waive.
+    Nothing,
+}
+
 /// The freshness of answers: `Err` beyond the bound of the operation.
 fn judge_freshness(
     rules: &Rules,
     waived: &Waived,
     op: Op,
     age: Option<Duration>,
-    gate_open: bool,
+    heard: Heard,
 ) -> Result<Freshness, ApiError> {
-    if !gate_open && !rules.without_quorum {
-        return Err(ApiError::new(ErrorCode::NotReady)
-            .detail("the node has not heard of a quorum since its start, or is catching up"));
+    let not_ready = |why: &str| Err(ApiError::new(ErrorCode::NotReady).detail(why));
+    match heard {
+        Heard::Counted => {}
+        Heard::CatchingUp => return not_ready("the node is catching up with what it has missed"),
+        Heard::Nothing if rules.without_quorum => {}
+        Heard::Nothing => return not_ready("the node has not heard of a quorum since its start"),
     }
+    let gate_open = heard == Heard::Counted;
     let bound = match op {
         Op::Encrypt => rules.staleness.encrypt,
         Op::Decrypt => rules.staleness.decrypt,
@@ -131,10 +147,15 @@ impl DataPlane for NodeView {
             return Err(ApiError::new(ErrorCode::Uninitialised));
         }
         let rules = &self.parts.rules;
-        let heard = self.parts.consensus.staleness();
-        let age = judge::staleness(rules, heard, self.started.elapsed());
+        let contact = self.parts.consensus.staleness();
+        let age = judge::staleness(rules, contact, self.started.elapsed());
         // A contact counts only from when the gate was opened first.
-        judge_freshness(rules, &self.waived, op, age, heard.is_some())
+        let heard = match contact {
+            Some(_) => Heard::Counted,
+            None if self.parts.consensus.start_gate() == Gate::NoLeaderSeen => Heard::Nothing,
+            None => Heard::CatchingUp,
+        };
+        judge_freshness(rules, &self.waived, op, age, heard)
     }
 
     fn keyring(&self) -> Arc<KeyRing> {
@@ -186,7 +207,7 @@ mod tests {
 
     fn fresh(op: Op, seconds: u64) -> Result<bool, ErrorCode> {
         let age = Some(Duration::from_secs(seconds));
-        judge_freshness(&rules(false), &Waived::default(), op, age, true)
+        judge_freshness(&rules(false), &Waived::default(), op, age, Heard::Counted)
             .map(|freshness| freshness.degraded)
             .map_err(|error| error.code())
     }
@@ -212,7 +233,7 @@ mod tests {
                 &Waived::default(),
                 Op::Decrypt,
                 age,
-                false,
+                Heard::Nothing,
             )
         };
         let refused = freshness(false, age).unwrap_err();
@@ -222,6 +243,18 @@ mod tests {
         let late = Some(Duration::from_secs(301));
         assert_eq!(freshness(true, late).unwrap_err().code(), ErrorCode::Stale);
         assert_eq!(freshness(true, None).unwrap_err().code(), ErrorCode::Stale);
+    }
+
+    #[test]
+    fn what_is_waived_is_that_nobody_was_heard_and_not_that_something_is_missing() {
+        let judged = judge_freshness(
+            &rules(true),
+            &Waived::default(),
+            Op::Decrypt,
+            Some(Duration::ZERO),
+            Heard::CatchingUp,
+        );
+        assert_eq!(judged.unwrap_err().code(), ErrorCode::NotReady);
     }
 
     #[derive(Clone, Default)]
@@ -257,20 +290,21 @@ mod tests {
     fn the_first_request_before_the_start_gate_is_audited_once_a_start() {
         let now = Some(Duration::ZERO);
         let waived = Waived::default();
-        let ask = |without_quorum, op, age, open| {
-            let _ = judge_freshness(&rules(without_quorum), &waived, op, age, open);
+        let ask = |without_quorum, op, age, heard| {
+            let _ = judge_freshness(&rules(without_quorum), &waived, op, age, heard);
         };
         // Nothing is served this way: refused, stale, or the gate is open.
         let before = logged(|| {
-            ask(false, Op::Encrypt, now, false);
-            ask(true, Op::Encrypt, Some(Duration::from_secs(61)), false);
-            ask(true, Op::Encrypt, None, false);
-            ask(true, Op::Encrypt, now, true);
+            ask(false, Op::Encrypt, now, Heard::Nothing);
+            ask(true, Op::Encrypt, Some(Duration::from_secs(61)), Heard::Nothing);
+            ask(true, Op::Encrypt, None, Heard::Nothing);
+            ask(true, Op::Encrypt, now, Heard::CatchingUp);
+            ask(true, Op::Encrypt, now, Heard::Counted);
         });
         assert!(before.is_empty(), "{before:?}");
         let served = logged(|| {
             for op in [Op::Decrypt, Op::Encrypt, Op::Decrypt] {
-                ask(true, op, now, false);
+                ask(true, op, now, Heard::Nothing);
             }
         });
         assert_eq!(served.len(), 1, "{served:?}");

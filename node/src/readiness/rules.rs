@@ -6,7 +6,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use raft_store::storage::Published;
 
-use crate::admin::authorise::state_policy;
+use crate::admin::authorise::rules;
+use crate::admin::seed::Seed;
 use crate::policy::Policy;
 
 struct Known {
@@ -18,15 +19,15 @@ struct Known {
 /// See the module.
 pub(super) struct PolicyCache {
     known: ArcSwapOption<Known>,
-    /// Before there is a cluster.
-    seed: Arc<Policy>,
+    seed: Seed,
 }
 
 impl PolicyCache {
-    pub(super) fn new(seed: Policy) -> Self {
+    /// `seed` is what the node's configuration has to say.
+    pub(super) fn new(seed: Seed) -> Self {
         Self {
             known: ArcSwapOption::empty(),
-            seed: Arc::new(seed),
+            seed,
         }
     }
 
@@ -38,10 +39,7 @@ impl PolicyCache {
         {
             return Arc::clone(&known.policy);
         }
-        let Some(policy) = state_policy(&published.state) else {
-            return Arc::clone(&self.seed);
-        };
-        let policy = Arc::new(policy);
+        let policy = Arc::new(rules(&published.state, &self.seed));
         // A slower thread may put an older one back; the next request sees that it is.
         self.known.store(Some(Arc::new(Known {
             published,
@@ -53,7 +51,7 @@ impl PolicyCache {
 
 /// Whether two states have the same rules. Rows are replaced, never changed in place, and revocations
 /// are only ever added.
-fn same(a: &Published, b: &Published) -> bool {
+pub(super) fn same(a: &Published, b: &Published) -> bool {
     let rows = match (a.state.acl(), b.state.acl()) {
         (Some(a), Some(b)) => std::ptr::eq(a, b),
         (None, None) => true,
@@ -69,11 +67,18 @@ mod tests {
     use raft_store::state::access::RevocationKey;
 
     use super::*;
-    use crate::rotation::testing::World;
+    use crate::rotation::testing::{ISSUER, World};
+
+    fn seed() -> Seed {
+        Seed {
+            issuers: vec![ISSUER.to_owned()],
+            ..Seed::default()
+        }
+    }
 
     #[test]
     fn a_revocation_is_in_force_with_the_next_request() {
-        let cache = PolicyCache::new(Policy::default());
+        let cache = PolicyCache::new(seed());
         let mut world = World::new(1);
         let before = cache.of(Arc::new(world.published()));
         world.ok(Op::AddRevocations(AddRevocations {
@@ -85,7 +90,7 @@ mod tests {
 
     #[test]
     fn what_does_not_change_is_not_made_again() {
-        let cache = PolicyCache::new(Policy::default());
+        let cache = PolicyCache::new(seed());
         let mut world = World::new(1);
         let before = cache.of(Arc::new(world.published()));
         world.prepare("c");
@@ -96,13 +101,21 @@ mod tests {
 
     #[test]
     fn before_there_is_a_cluster_the_seed_rules() {
-        let revoked = [RevocationKey::CommonName("gone".to_owned())]
-            .into_iter()
-            .collect();
-        let cache = PolicyCache::new(Policy {
-            revocations: revoked,
-            ..Policy::default()
+        let cache = PolicyCache::new(Seed {
+            revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
+            ..seed()
         });
-        assert_eq!(cache.of(Arc::new(Published::default())).revocations.len(), 1);
+        let none = Arc::new(Published::default());
+        let before = cache.of(Arc::clone(&none));
+        assert_eq!((before.revocations.len(), before.roles.len()), (1, 0));
+        assert!(Arc::ptr_eq(&before, &cache.of(none)));
+        let after = cache.of(Arc::new(World::new(1).published()));
+        assert_eq!((after.revocations.len(), after.roles.len()), (0, 3));
+    }
+
+    #[test]
+    fn roles_of_an_issuer_that_this_node_does_not_know_are_left_out() {
+        let cache = PolicyCache::new(Seed::default());
+        assert!(cache.of(Arc::new(World::new(1).published())).roles.is_empty());
     }
 }

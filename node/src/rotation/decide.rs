@@ -46,7 +46,7 @@ pub enum Action {
         context: ContextName,
         /// The pending version.
         version: u32,
-        /// Voters that lack it and have been silent long enough to be out of service.
+        /// Voters and members that lack it and have been silent long enough to be out of service.
         left_out: BTreeSet<RaftId>,
     },
     /// It cannot finish in its time.
@@ -78,11 +78,10 @@ pub fn decide(
         let all_silent = missing.iter().all(|id| silent_for(*id) >= limits.fence_after);
         let holders = voters.intersection(acks).count();
         if all_silent && holders * 2 > voters.len() {
-            let left_out = missing.intersection(voters).copied().collect();
             return Some(Action::Activate {
                 context,
                 version,
-                left_out,
+                left_out: missing,
             });
         }
         if pending_for(key) < limits.pending {

@@ -13,8 +13,6 @@ use crate::admin::call::CallError;
 
 /// Ids one request may use up. More conflicts than that are no coincidence.
 pub const MAX_ATTEMPTS: u32 = 256;
-/// How far a chosen version number may lie above the highest: a slip must not use the numbers up.
-pub const MAX_JUMP: u32 = 1_000_000;
 /// Longest label. The token takes 255 bytes.
 const MAX_LABEL: usize = 128;
 
@@ -113,9 +111,9 @@ pub enum Wish {
     Rotate,
     /// Any one of a context, the first one too.
     Create {
-        /// Its label; the default names context and number.
+        /// Its label; the default names context and number, and a place where that is taken.
         label: Option<String>,
-        /// Its number; the default is the next.
+        /// Its number, for those who want to be sure of it; there is only the next.
         version: Option<u32>,
     },
 }
@@ -183,15 +181,15 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
         Wish::Rotate => (None, None),
         Wish::Create { label, version } => (label.as_deref(), *version),
     };
-    let version = match number {
-        Some(number) => chosen(state, name, highest, number)?,
-        None => highest.checked_add(1).ok_or_else(|| {
-            CallError::new(
-                ErrorCode::Conflict,
-                format!("context {name} has no version number left"),
-            )
-        })?,
-    };
+    let version = highest.checked_add(1).ok_or_else(|| {
+        CallError::new(
+            ErrorCode::Conflict,
+            format!("context {name} has no version number left"),
+        )
+    })?;
+    if let Some(number) = number {
+        check_number(state, name, version, number)?;
+    }
     let transport = state
         .slots()
         .get(&context.slot)
@@ -201,7 +199,7 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
         attempt,
         expected_highest: highest,
         version,
-        label: label.map_or_else(|| format!("kek-{name}-v{version}"), str::to_owned),
+        label: label.map_or_else(|| free_label(state, name, version), str::to_owned),
         slot: context.slot.clone(),
         transport_id: transport.id,
     }))
@@ -211,25 +209,32 @@ fn version_state(state: &ClusterState, name: &ContextName, version: u32) -> Opti
     state.version(name, version).map(|version| version.state)
 }
 
-/// Numbers only grow; gaps are allowed upwards.
-fn chosen(state: &ClusterState, name: &ContextName, highest: u32, number: u32) -> Result<u32, CallError> {
+/// The first default label that no version goes by: somebody may have given this one to another context's.
+fn free_label(state: &ClusterState, name: &ContextName, version: u32) -> String {
+    let plain = format!("kek-{name}-v{version}");
+    let mut label = plain.clone();
+    for place in 2_u32.. {
+        if !state.label_taken(&label) {
+            break;
+        }
+        label = format!("{plain}-{place}");
+    }
+    label
+}
+
+/// Numbers go up one by one; only a version that was given up leaves a gap.
+fn check_number(state: &ClusterState, name: &ContextName, next: u32, number: u32) -> Result<(), CallError> {
     if let Some(known) = version_state(state, name, number) {
         let detail = format!("version {number} of {name} exists already ({})", known.as_str());
         return Err(CallError::new(ErrorCode::AlreadyExists, detail));
     }
-    let invalid = |why: String| {
-        let detail = format!("version {number} of {name} {why}");
-        Err(CallError::new(ErrorCode::InvalidArgument, detail))
-    };
-    if number <= highest {
-        return invalid(format!(
-            "is not above the highest, {highest}; numbers are never reused"
-        ));
+    if number != next {
+        let detail = format!(
+            "version {number} of {name} is not the next one, which is {next}; leave the number out, or name that one"
+        );
+        return Err(CallError::new(ErrorCode::InvalidArgument, detail));
     }
-    if number - highest > MAX_JUMP {
-        return invalid(format!("is more than {MAX_JUMP} above the highest, {highest}"));
-    }
-    Ok(number)
+    Ok(())
 }
 
 /// Whether a label can be one: what tokens store, and what fits in a log line.

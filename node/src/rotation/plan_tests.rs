@@ -137,23 +137,34 @@ fn a_request_that_only_meets_conflicts_ends() {
 }
 
 #[test]
-fn a_chosen_number_must_be_above_the_highest() {
+fn a_chosen_number_must_be_the_next() {
     let mut world = World::new(1);
     assert_eq!(draft(create(&world, "c", None)).version, 1);
-    assert_eq!(draft(create(&world, "c", Some(7))).version, 7);
-    world.ok(prepare("c", 0, 7));
-    assert_eq!(create(&world, "c", None), Ok(Step::Hold(7)));
-    world.activate("c", 7);
-    assert_eq!(draft(create(&world, "c", None)).version, 8);
-    assert_eq!(draft(create(&world, "c", Some(9))).label, "kek-c-v9");
-    assert_eq!(code(create(&world, "c", Some(7))), ErrorCode::AlreadyExists);
-    for below in [0, 3, 6] {
-        assert_eq!(code(create(&world, "c", Some(below))), ErrorCode::InvalidArgument);
+    assert_eq!(draft(create(&world, "c", Some(1))).version, 1);
+    world.ok(prepare("c", 0, 1));
+    assert_eq!(create(&world, "c", None), Ok(Step::Hold(1)));
+    world.activate("c", 1);
+    assert_eq!(draft(create(&world, "c", Some(2))).label, "kek-c-v2");
+    assert_eq!(code(create(&world, "c", Some(1))), ErrorCode::AlreadyExists);
+    for other in [0, 3, 7, u32::MAX] {
+        let refused = create(&world, "c", Some(other)).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::InvalidArgument);
+        assert!(refused.detail.contains("which is 2"), "{refused}");
     }
-    assert_eq!(
-        code(create(&world, "c", Some(u32::MAX))),
-        ErrorCode::InvalidArgument
-    );
+}
+
+#[test]
+fn a_default_label_that_another_context_took_gets_a_place() {
+    let mut world = World::new(1);
+    world.context("other", "s");
+    let Op::PrepareVersion(mut taker) = prepare("other", 0, 1) else {
+        panic!()
+    };
+    taker.label = "kek-c-v1".to_owned();
+    world.ok(Op::PrepareVersion(taker));
+    assert_eq!(draft(create(&world, "c", None)).label, "kek-c-v1-2");
+    world.abandon("other", 1);
+    assert_eq!(draft(create(&world, "c", None)).label, "kek-c-v1", "free again");
 }
 
 #[test]

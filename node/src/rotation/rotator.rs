@@ -125,7 +125,7 @@ impl Rotator {
                 "unexpected outcome of a rotation",
             )),
             Err(ProposeError::Refused(Refusal::Conflict(why))) => {
-                tracing::info!(%context, why, "rotation met a conflict; looking again");
+                tracing::info!(%context, %why, "rotation met a conflict; looking again");
                 tokio::time::sleep(AFTER_CONFLICT).await;
                 Ok(None)
             }

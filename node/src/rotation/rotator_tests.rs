@@ -1,5 +1,7 @@
 use std::sync::atomic::Ordering;
 
+use raft_store::command::Conflict;
+
 use super::super::decide::Limits;
 use super::super::driver::drive;
 use super::super::testing::{FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key};
@@ -152,7 +154,8 @@ async fn the_same_rotate_twice_at_once_is_one_version() {
 #[tokio::test]
 async fn a_conflict_is_followed_by_another_attempt() {
     let bench = Bench::new();
-    let conflict = ProposeError::Refused(Refusal::Conflict("version 2".to_owned()));
+    let (context, version) = (context("c"), 2);
+    let conflict = ProposeError::Refused(Conflict::Pending { context, version }.into());
     bench.cluster.failures.lock().unwrap().push((conflict, false));
     assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
     assert_eq!(bench.keys.made.load(Ordering::SeqCst), 2);

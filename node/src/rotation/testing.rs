@@ -52,6 +52,8 @@ pub(crate) struct FakeCluster {
     pub(crate) leadership: Mutex<Option<Leadership>>,
     /// Errors for the next proposals, and whether they are applied all the same.
     pub(crate) failures: Mutex<Vec<(ProposeError, bool)>>,
+    /// Proposals that succeed before the first of them.
+    pub(crate) let_through: Mutex<usize>,
     applied: watch::Sender<u64>,
 }
 
@@ -65,6 +67,7 @@ impl FakeCluster {
                 silent_for: BTreeMap::new(),
             })),
             failures: Mutex::new(Vec::new()),
+            let_through: Mutex::new(0),
             world: Mutex::new(world),
             applied,
         })
@@ -81,6 +84,15 @@ impl FakeCluster {
         if let Some(leadership) = &mut *self.leadership.lock().unwrap() {
             leadership.silent_for.insert(node, silent);
         }
+    }
+
+    fn next_failure(&self) -> Option<(ProposeError, bool)> {
+        let mut let_through = self.let_through.lock().unwrap();
+        if *let_through > 0 {
+            *let_through -= 1;
+            return None;
+        }
+        self.failures.lock().unwrap().pop()
     }
 
     pub(crate) fn count(&self, wanted: impl Fn(&Op) -> bool) -> usize {
@@ -116,7 +128,7 @@ impl Cluster for FakeCluster {
         if self.leadership().is_none() {
             return Err(ProposeError::NotLeader { leader: None });
         }
-        let failure = self.failures.lock().unwrap().pop();
+        let failure = self.next_failure();
         if let Some((error, false)) = failure {
             return Err(error);
         }

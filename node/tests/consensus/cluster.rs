@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use sha2::{Digest, Sha256};
 
 use crate::child::{CONFIG, Config};
+use crate::relay::Relay;
 
 /// Certificates of one cluster.
 pub(crate) struct Pki {
@@ -186,57 +186,6 @@ pub(crate) struct Stand {
     pub(crate) gate_open: bool,
 }
 
-/// A TCP relay for one direction of dialling: from one node to another.
-pub(crate) struct Relay {
-    port: u16,
-    cut: Arc<AtomicBool>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Relay {
-    fn new(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (cut, open) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(Mutex::new(Vec::<TcpStream>::new())),
-        );
-        let (is_cut, streams) = (Arc::clone(&cut), Arc::clone(&open));
-        std::thread::spawn(move || {
-            for incoming in listener.incoming().flatten() {
-                if is_cut.load(Ordering::SeqCst) {
-                    continue;
-                }
-                let Ok(outgoing) = TcpStream::connect(("127.0.0.1", target)) else {
-                    continue;
-                };
-                let mut streams = streams.lock().unwrap();
-                streams.push(incoming.try_clone().unwrap());
-                streams.push(outgoing.try_clone().unwrap());
-                for (mut from, mut to) in [
-                    (incoming.try_clone().unwrap(), outgoing.try_clone().unwrap()),
-                    (outgoing, incoming),
-                ] {
-                    std::thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Both);
-                    });
-                }
-            }
-        });
-        Self { port, cut, open }
-    }
-
-    fn set(&self, cut: bool) {
-        self.cut.store(cut, Ordering::SeqCst);
-        if cut {
-            for stream in self.open.lock().unwrap().drain(..) {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
-        }
-    }
-}
-
 /// Children, certificates and relays of one cluster.
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
@@ -250,12 +199,21 @@ pub(crate) struct Cluster {
 pub(crate) const SHORT: Duration = Duration::from_secs(3);
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+/// Ports that nobody listens on, below those that the kernel gives to outgoing connections: a node that was killed
+/// has to get its own back.
+fn free_ports(count: usize) -> Vec<u16> {
+    const PORTS: u32 = 12_000;
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.subsec_nanos());
+    let first = (nanos ^ std::process::id().rotate_left(16)) % PORTS;
+    let ports: Vec<u16> = (0..PORTS)
+        .map(|step| 20_000 + u16::try_from((first + step) % PORTS).unwrap())
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .take(count)
+        .collect();
+    assert_eq!(ports.len(), count, "too few ports are free below 32000");
+    ports
 }
 
 impl Cluster {
@@ -264,7 +222,7 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let pki = Pki::new(&dir.path().join("pki"));
         let all = size + spare;
-        let ports: Vec<u16> = (0..all).map(|_| free_port()).collect();
+        let ports = free_ports(all);
         let mut relays = BTreeMap::new();
         for (from, to) in (0..all).flat_map(|from| (0..all).map(move |to| (from, to))) {
             if from != to {
@@ -353,6 +311,14 @@ impl Cluster {
     pub(crate) fn kill(&mut self, node: usize) {
         self.node(node).kill();
         self.nodes.remove(&node);
+    }
+
+    /// Kills every node: all are signalled before any of them is waited for.
+    pub(crate) fn kill_all(&mut self) {
+        for node in self.nodes.values_mut() {
+            let _ = node.process.kill();
+        }
+        self.nodes.clear();
     }
 
     pub(crate) fn stand(&mut self, node: usize) -> Option<Stand> {

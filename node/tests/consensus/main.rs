@@ -7,3 +7,4 @@ mod cluster;
 mod failover;
 mod identity;
 mod partition;
+mod relay;

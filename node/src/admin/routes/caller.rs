@@ -1,4 +1,4 @@
-//! Who calls, from where, under which request id and idempotency key. The layers below have put each
+//! Who calls, from where, under which request id, trace and idempotency key. The layers below have put each
 //! into the request; without a certificate there is no caller.
 
 use axum::extract::FromRequestParts;
@@ -10,17 +10,19 @@ use ulid::Ulid;
 
 use crate::admin::arrival::Arrival;
 use crate::admin::call::CallError;
-use crate::http::{ApiError, PeerAddr, RequestId};
+use crate::http::{ApiError, PeerAddr, RequestId, TraceId};
 use crate::identity::Principal;
 
 /// Longest `Idempotency-Key`. It is stored with its request.
 const MAX_KEY: usize = 128;
 
 /// See the module.
+#[derive(Clone)]
 pub(super) struct Caller {
     pub(super) principal: Principal,
     pub(super) source: String,
     pub(super) request_id: RequestId,
+    pub(super) trace_id: TraceId,
     key: Result<String, CallError>,
 }
 
@@ -32,6 +34,7 @@ impl Caller {
             via_node,
             source: self.source.clone(),
             request_id: self.request_id.as_str().to_owned(),
+            trace_id: self.trace_id.as_str().to_owned(),
             key: self.key.clone()?,
         })
     }
@@ -56,6 +59,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
                 .get::<RequestId>()
                 .cloned()
                 .unwrap_or_else(RequestId::new),
+            trace_id: extensions.get::<TraceId>().cloned().unwrap_or_else(TraceId::new),
             key: idempotency_key(&parts.headers),
         })
     }

@@ -2,8 +2,8 @@
 //! asked; everything else goes by the replicated state.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use hsm_api::ErrorCode;
@@ -15,7 +15,8 @@ use raft_store::names::{NodeName, RaftId};
 use raft_store::storage::Published;
 
 use super::caller::Caller;
-use super::{AdminState, json, parse, slots};
+use super::unread::Unread;
+use super::{AdminState, json, slots};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
 use crate::admin::{join_token, views};
@@ -24,21 +25,21 @@ use crate::http::ApiError;
 
 /// Addresses a joining node may try.
 const MAX_ADDRESSES: usize = 32;
+/// How much of a wrong one an error repeats.
+const SHOWN: usize = 80;
 
 pub(super) async fn init(
     State(state): State<AdminState>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let ClusterInitRequest {} = parse(&body)?;
-    let result = found(&state, &caller).await;
-    state.record(&caller, Act::Init, "", result.as_ref().err());
-    json(&result?)
+    let ClusterInitRequest {} = state.receive(&caller, Act::Init, "", unread).await?;
+    let work = found(state.clone(), caller.clone());
+    json(&state.recorded(&caller, Act::Init, "", work).await?)
 }
 
-async fn found(state: &AdminState, caller: &Caller) -> Result<ClusterInitResponse, CallError> {
-    let policy = state.policy(&state.consensus.published());
-    authorise(&policy, &caller.principal, Act::Init)?;
+async fn found(state: AdminState, caller: Caller) -> Result<ClusterInitResponse, CallError> {
+    authorise(&state.policy(), &caller.principal, Act::Init)?;
     let founded = state.seed.found(&state.consensus).await?;
     Ok(ClusterInitResponse {
         cluster_id: founded.cluster_id.to_string(),
@@ -50,9 +51,10 @@ async fn found(state: &AdminState, caller: &Caller) -> Result<ClusterInitRespons
 pub(super) async fn tokens(
     State(state): State<AdminState>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let request: JoinTokenRequest = parse(&body)?;
+    let act = Act::CreateJoinToken;
+    let request: JoinTokenRequest = state.receive(&caller, act, "", unread).await?;
     let invalid = |why: String| ApiError::new(ErrorCode::InvalidArgument).detail(why);
     let node = request.node_id.as_deref().map(NodeName::new).transpose();
     let node = node.map_err(|error| invalid(error.to_string()))?;
@@ -65,18 +67,16 @@ pub(super) async fn tokens(
 pub(super) async fn join(
     State(state): State<AdminState>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let request: JoinRequest = parse(&body)?;
-    let result = enter(&state, &caller, request).await;
-    state.record(&caller, Act::Join, "", result.as_ref().err());
-    json(&result?)
+    let request: JoinRequest = state.receive(&caller, Act::Join, "", unread).await?;
+    let work = enter(state.clone(), caller.clone(), request);
+    json(&state.recorded(&caller, Act::Join, "", work).await?)
 }
 
-async fn enter(state: &AdminState, caller: &Caller, request: JoinRequest) -> Result<JoinResponse, CallError> {
-    let policy = state.policy(&state.consensus.published());
-    authorise(&policy, &caller.principal, Act::Join)?;
-    let request = join_request(request, state)?;
+async fn enter(state: AdminState, caller: Caller, request: JoinRequest) -> Result<JoinResponse, CallError> {
+    authorise(&state.policy(), &caller.principal, Act::Join)?;
+    let request = join_request(request, &state)?;
     let joined = state.consensus.join(request).await?;
     let published = state.consensus.published();
     Ok(JoinResponse {
@@ -92,18 +92,47 @@ fn join_request(
     state: &AdminState,
 ) -> Result<crate::consensus::JoinRequest, CallError> {
     let invalid = |why: &str| CallError::new(ErrorCode::InvalidArgument, why);
-    let addresses = request.leader_addresses;
-    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES {
-        return Err(invalid(
-            "leader_addresses: give 1 to 32 cluster addresses of members, host:port",
-        ));
-    }
+    let addresses = leader_addresses(&request.leader_addresses)?;
     Ok(crate::consensus::JoinRequest {
         token: request.token.expose().to_owned(),
         cluster_ca_sha256: ca_hash(&request.cluster_ca_sha256)
             .ok_or_else(|| invalid("cluster_ca_sha256: expected 64 hex digits"))?,
         addresses,
         slots: state.slots.names(),
+    })
+}
+
+/// Addresses that a connection can be made to; the first that is none is named, before anything is tried.
+fn leader_addresses(given: &[String]) -> Result<Vec<String>, CallError> {
+    let invalid = |why: String| CallError::new(ErrorCode::InvalidArgument, why);
+    if given.is_empty() || given.len() > MAX_ADDRESSES {
+        let why = "leader_addresses: give 1 to 32 cluster addresses of members, host:port";
+        return Err(invalid(why.to_owned()));
+    }
+    let address = |text: &String| {
+        let text = text.trim();
+        if is_address(text) {
+            return Ok(text.to_owned());
+        }
+        let shown: String = text.chars().take(SHOWN).collect();
+        Err(invalid(format!(
+            "leader_addresses: {shown:?}: is not host:port; give the address of a member's cluster.listen, such as \
+             hsm-1.internal:8445"
+        )))
+    };
+    given.iter().map(address).collect()
+}
+
+/// `host:port` with a name or an address, and a port that somebody can listen on.
+fn is_address(text: &str) -> bool {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return address.port() != 0 && !address.ip().is_unspecified();
+    }
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        (1..=253).contains(&host.len())
+            && host.chars().all(named)
+            && port.parse::<u16>().is_ok_and(|port| port != 0)
     })
 }
 
@@ -126,8 +155,10 @@ fn member_role(published: &Published, id: RaftId) -> MemberRole {
 
 pub(super) async fn members(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
     let (view, own) = (state.consensus.view(), state.consensus.raft_id());
+    let fresh = state.view.is_fresh();
     state.read(&caller, Act::Members, |published| {
-        views::members(published, &view, own)
+        let silent = views::silent(published, &view, own, fresh);
+        views::members(published, &view, own, &silent)
     })
 }
 
@@ -151,13 +182,16 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
         })
         .collect();
     let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+    let own = state.consensus.raft_id();
+    let silent = views::silent(published, &view, own, state.view.is_fresh());
+    let silent_voters = views::silent_voters(published, &silent);
     let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     ClusterStatus {
         cluster_id: meta.map(|meta| meta.cluster_id.to_string()).unwrap_or_default(),
         cluster_name: meta.map_or_else(|| state.cluster_name.clone(), |meta| meta.name.clone()),
         epoch: published.state.epoch(),
         node_id: state.consensus.node_name().to_string(),
-        raft_id: state.consensus.raft_id().unwrap_or_default(),
+        raft_id: own.unwrap_or_default(),
         role: NodeRole::from_word(view.role.as_str()),
         term: view.term,
         leader: view.leader.map(|raft_id| LeaderRef {
@@ -176,7 +210,9 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
             .entries()
             .map(|entry| slots::status(state, entry))
             .collect(),
-        failure_tolerance: views::failure_tolerance(voters.len()),
+        failure_tolerance: views::failure_tolerance(voters.len(), silent_voters.len()),
+        voters: u32::try_from(voters.len()).unwrap_or(u32::MAX),
+        silent_voters,
     }
 }
 
@@ -195,6 +231,34 @@ mod tests {
         for bad in ["", "ab", &"zz".repeat(32)] {
             assert_eq!(ca_hash(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_wrong_address_is_named_before_anything_is_tried() {
+        let check = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|text| (*text).to_owned()).collect();
+            leader_addresses(&given)
+        };
+        let good = ["127.0.0.1:8445", " hsm-1.internal:8445", "[::1]:8445", "hsm_1:1"];
+        let trimmed = check(&good).unwrap();
+        assert_eq!(trimmed[1], "hsm-1.internal:8445");
+        for bad in [
+            "hsm-1",
+            "https://hsm-1:8445",
+            "hsm-1:x",
+            "hsm-1:0",
+            ":8445",
+            "0.0.0.0:8445",
+            "::1:8445",
+            "a b:1",
+            "hsm-1:99999",
+        ] {
+            let error = check(&["hsm-1:8445", bad]).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument);
+            assert!(error.detail.contains(&format!("{bad:?}")), "{error}");
+        }
+        let many = vec!["hsm-1:8445"; MAX_ADDRESSES + 1];
+        assert!(check(&[]).is_err() && check(&many).is_err());
     }
 
     #[test]

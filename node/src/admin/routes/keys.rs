@@ -1,13 +1,13 @@
 //! Keys: create, list, rotate, and where rotations stand.
 
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{CreateKekRequest, RotateRequest};
 
 use super::caller::Caller;
-use super::{AdminState, context_name, parse};
+use super::unread::Unread;
+use super::{AdminState, context_name};
 use crate::admin::authorise::Act;
 use crate::admin::call::AdminBody;
 use crate::admin::views;
@@ -18,14 +18,14 @@ use crate::rotation::plan::check_label;
 const KEK_BITS: u32 = 256;
 
 pub(super) async fn list(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
-    state.read(&caller, Act::ListKeys, |published| views::keys(&published.state))
+    state.read_of_cluster(&caller, Act::ListKeys, |published| views::keys(&published.state))
 }
 
 pub(super) async fn rotation_status(
     State(state): State<AdminState>,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    state.read(&caller, Act::RotationStatus, |published| {
+    state.read_of_cluster(&caller, Act::RotationStatus, |published| {
         views::rotation_status(&published.state)
     })
 }
@@ -34,9 +34,9 @@ pub(super) async fn rotate(
     State(state): State<AdminState>,
     Path(context): Path<String>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let request: RotateRequest = parse(&body)?;
+    let request: RotateRequest = state.receive(&caller, Act::Rotate, &context, unread).await?;
     let context = context_name(&context)?;
     let target = context.to_string();
     state
@@ -47,9 +47,9 @@ pub(super) async fn rotate(
 pub(super) async fn create(
     State(state): State<AdminState>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let mut request: CreateKekRequest = parse(&body)?;
+    let mut request: CreateKekRequest = state.receive(&caller, Act::CreateKey, "", unread).await?;
     let context = context_name(&request.context)?;
     let size = request.size.get_or_insert(KEK_BITS);
     if *size != KEK_BITS {

@@ -1,4 +1,4 @@
-//! The admin routes. Each handler reads the request, asks whether the caller may, and either answers
+//! The admin routes. Each handler asks whether the caller may, reads the request, and either answers
 //! from this node's state or hands the call to the leader.
 
 mod caller;
@@ -6,11 +6,12 @@ mod cluster;
 mod keys;
 mod placements;
 mod slots;
+mod unread;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
@@ -21,15 +22,17 @@ use raft_store::names::ContextName;
 use raft_store::storage::Published;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinError;
 
 use self::caller::Caller;
 pub use self::placements::Placements;
+use self::unread::Unread;
 use super::audit::{Place, Subject, record};
-use super::authorise::{Act, authorise, rules};
+use super::authorise::{Act, authorise};
 use super::call::{AdminBody, AdminCall, CallError};
 use super::seed::Seed;
 use crate::consensus::{Consensus, ProposeError};
-use crate::http::ApiError;
+use crate::http::{ApiError, BodyLimits, DataPlane};
 use crate::policy::{Policy, role_name};
 use crate::readiness::NodeView;
 use crate::slots::SlotManager;
@@ -38,14 +41,16 @@ use crate::slots::SlotManager;
 pub struct AdminParts {
     /// Consensus.
     pub consensus: Consensus,
-    /// Founds a cluster, and rules until there is one.
+    /// Founds a cluster.
     pub seed: Seed,
     /// Which context belongs to which slot.
     pub placements: Placements,
     /// The slots.
     pub slots: Arc<SlotManager>,
-    /// Readiness and slots, for `cluster status`.
+    /// The rules in force; readiness and slots, for `cluster status`.
     pub view: Arc<NodeView>,
+    /// For requests' bodies; [`BodyLimits::admin`].
+    pub bodies: BodyLimits,
     /// `cluster.name`.
     pub cluster_name: String,
 }
@@ -78,8 +83,24 @@ pub fn router(parts: AdminParts) -> Router {
 }
 
 impl AdminState {
-    fn policy(&self, published: &Published) -> Policy {
-        rules(&published.state, &self.seed)
+    fn policy(&self) -> Arc<Policy> {
+        self.view.policy()
+    }
+
+    /// A call's body, for a caller that may make the call; a refusal is recorded. Whatever is done then asks
+    /// again: the body may have been long on its way.
+    async fn receive<T: DeserializeOwned>(
+        &self,
+        caller: &Caller,
+        act: Act,
+        target: &str,
+        unread: Unread,
+    ) -> Result<T, ApiError> {
+        let allowed = authorise(&self.policy(), &caller.principal, act);
+        if let Err(refusal) = &allowed {
+            self.record(caller, act, target, Some(refusal));
+        }
+        unread.read(allowed, &self.bodies, &caller.principal).await
     }
 
     /// A read: authorised, answered from this node's state, recorded.
@@ -90,7 +111,21 @@ impl AdminState {
         answer: impl FnOnce(&Published) -> T,
     ) -> Result<Response, ApiError> {
         let published = self.consensus.published();
-        let result = authorise(&self.policy(&published), &caller.principal, act);
+        let result = authorise(&self.policy(), &caller.principal, act);
+        self.record(caller, act, "", result.as_ref().err());
+        result?;
+        json(&answer(&published))
+    }
+
+    /// As [`AdminState::read`], of what only a cluster has.
+    fn read_of_cluster<T: Serialize>(
+        &self,
+        caller: &Caller,
+        act: Act,
+        answer: impl FnOnce(&Published) -> T,
+    ) -> Result<Response, ApiError> {
+        let published = self.consensus.published();
+        let result = authorise(&self.policy(), &caller.principal, act).and_then(|()| founded(&published));
         self.record(caller, act, "", result.as_ref().err());
         result?;
         json(&answer(&published))
@@ -106,27 +141,43 @@ impl AdminState {
         target: &str,
     ) -> Result<Response, ApiError> {
         let act = body.act();
-        let result = self.forward(caller, body, asked).await;
-        self.record(caller, act, target, result.as_ref().err());
-        json(&result?)
+        let call = self.call(caller, body, asked);
+        let consensus = self.consensus.clone();
+        let work = async move { consensus.admin_call(call?).await };
+        json(&self.recorded(caller, act, target, work).await?)
     }
 
-    async fn forward(
+    /// Does what changes something and records how it ended, in a task of its own: a caller that hangs up must
+    /// not take the line with it.
+    async fn recorded<T: Send + 'static>(
         &self,
         caller: &Caller,
-        body: AdminBody,
-        asked: &(impl Serialize + Sync),
-    ) -> Result<serde_json::Value, CallError> {
+        act: Act,
+        target: &str,
+        work: impl Future<Output = Result<T, CallError>> + Send + 'static,
+    ) -> Result<T, CallError> {
+        let (state, caller, target) = (self.clone(), caller.clone(), target.to_owned());
+        let ended = |error: JoinError| CallError::new(ErrorCode::Internal, error.to_string());
+        // One task for the work, so that its end is recorded too if it is a fault.
+        let work = tokio::spawn(work);
+        let recorded = tokio::spawn(async move {
+            let result = work.await.unwrap_or_else(|error| Err(ended(error)));
+            state.record(&caller, act, &target, result.as_ref().err());
+            result
+        });
+        recorded.await.unwrap_or_else(|error| Err(ended(error)))
+    }
+
+    fn call(&self, caller: &Caller, body: AdminBody, asked: &impl Serialize) -> Result<AdminCall, CallError> {
         let published = self.consensus.published();
         // First, so that the audit's lines of who may not are known as refusals.
-        authorise(&self.policy(&published), &caller.principal, body.act())?;
+        authorise(&self.policy(), &caller.principal, body.act())?;
         let member = self
             .consensus
             .raft_id()
             .filter(|_| published.state.meta().is_some());
         let via_node = member.ok_or(ProposeError::Uninitialised)?;
-        let call = AdminCall::new(caller.arrival(via_node)?, body, asked);
-        self.consensus.admin_call(call).await
+        Ok(AdminCall::new(caller.arrival(via_node)?, body, asked))
     }
 
     fn record(&self, caller: &Caller, act: Act, target: &str, error: Option<&CallError>) {
@@ -135,6 +186,7 @@ impl AdminState {
             principal: &caller.principal,
             source: &caller.source,
             request_id: caller.request_id.as_str(),
+            trace_id: caller.trace_id.as_str(),
             act,
             target,
         };
@@ -151,24 +203,18 @@ impl From<CallError> for ApiError {
     }
 }
 
+/// An empty list would say that a cluster has nothing, where there is none.
+fn founded(published: &Published) -> Result<(), CallError> {
+    match published.state.meta() {
+        Some(_) => Ok(()),
+        None => Err(ProposeError::Uninitialised.into()),
+    }
+}
+
 /// The context a caller named.
 fn context_name(name: &str) -> Result<ContextName, ApiError> {
     ContextName::new(name)
         .map_err(|error| ApiError::new(ErrorCode::InvalidArgument).detail(error.to_string()))
-}
-
-/// A request's body; an empty one is an empty object. What was sent is not repeated: it may hold a
-/// join token.
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
-    let bytes: &[u8] = if body.is_empty() { b"{}" } else { body };
-    serde_json::from_slice(bytes).map_err(|error| {
-        let what = match error.classify() {
-            serde_json::error::Category::Data => "a member is missing or of the wrong type",
-            _ => "not JSON",
-        };
-        let detail = format!("{what}, at line {} column {}", error.line(), error.column());
-        ApiError::new(ErrorCode::InvalidJson).detail(detail)
-    })
 }
 
 fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
@@ -180,9 +226,7 @@ fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
 }
 
 async fn whoami(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
-    state.read(&caller, Act::WhoAmI, |published| {
-        who(&state.policy(published), &caller)
-    })
+    state.read(&caller, Act::WhoAmI, |_| who(&state.policy(), &caller))
 }
 
 fn who(policy: &Policy, caller: &Caller) -> WhoAmI {
@@ -199,25 +243,7 @@ fn who(policy: &Policy, caller: &Caller) -> WhoAmI {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use hsm_api::admin::{JoinRequest, RotateRequest};
-
     use super::*;
-
-    #[test]
-    fn an_empty_body_is_an_empty_object() {
-        assert!(parse::<RotateRequest>(&Bytes::new()).is_ok());
-        assert!(parse::<RotateRequest>(&Bytes::from_static(b"{}")).is_ok());
-        let error = parse::<RotateRequest>(&Bytes::from_static(b"{")).unwrap_err();
-        assert_eq!(error.code(), ErrorCode::InvalidJson);
-    }
-
-    #[test]
-    fn a_body_that_does_not_fit_is_not_repeated() {
-        let body = Bytes::from_static(br#"{"token": {"planted": "canary"}, "cluster_ca_sha256": 1}"#);
-        let error = parse::<JoinRequest>(&body).unwrap_err();
-        assert!(!error.to_string().contains("canary"), "{error}");
-        assert!(error.caller_detail().contains("line 1"), "{error}");
-    }
 
     #[test]
     fn a_fault_of_the_service_is_told_to_the_operator_only() {
@@ -225,6 +251,13 @@ mod tests {
         assert!(!error.caller_detail().contains("sled"));
         let error = ApiError::from(CallError::new(ErrorCode::Conflict, "version 3 is pending"));
         assert_eq!(error.caller_detail(), "version 3 is pending");
+    }
+
+    #[test]
+    fn without_a_cluster_there_is_nothing_to_list() {
+        let error = founded(&Published::default()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Uninitialised);
+        assert!(founded(&crate::rotation::testing::World::new(1).published()).is_ok());
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{SlotState, SlotStatus, UnlockSlotRequest};
 
 use super::caller::Caller;
-use super::{AdminState, json, parse};
+use super::unread::Unread;
+use super::{AdminState, json};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::CallError;
 use crate::http::ApiError;
@@ -20,36 +20,31 @@ pub(super) async fn unlock(
     State(state): State<AdminState>,
     Path(slot): Path<String>,
     caller: Caller,
-    body: Bytes,
+    unread: Unread,
 ) -> Result<Response, ApiError> {
-    let request: UnlockSlotRequest = parse(&body)?;
-    let result = open(&state, &caller, &slot, request).await;
-    state.record(&caller, Act::UnlockSlot, &slot, result.as_ref().err());
-    json(&result?)
+    let request: UnlockSlotRequest = state.receive(&caller, Act::UnlockSlot, &slot, unread).await?;
+    let work = open(state.clone(), caller.clone(), slot.clone(), request);
+    json(&state.recorded(&caller, Act::UnlockSlot, &slot, work).await?)
 }
 
 async fn open(
-    state: &AdminState,
-    caller: &Caller,
-    slot: &str,
+    state: AdminState,
+    caller: Caller,
+    slot: String,
     request: UnlockSlotRequest,
 ) -> Result<SlotStatus, CallError> {
-    authorise(
-        &state.policy(&state.consensus.published()),
-        &caller.principal,
-        Act::UnlockSlot,
-    )?;
-    let Some(entry) = state.slots.get(slot) else {
+    authorise(&state.policy(), &caller.principal, Act::UnlockSlot)?;
+    let Some(entry) = state.slots.get(&slot) else {
         let names: Vec<String> = state.slots.names().iter().map(ToString::to_string).collect();
         let detail = format!(
             "slot {slot:?}: this node has no such slot; it has {}",
             names.join(", ")
         );
-        return Err(CallError::new(ErrorCode::InvalidArgument, detail));
+        return Err(CallError::new(ErrorCode::NotFound, detail));
     };
     if !matches!(entry.state(), hsm_core::SlotState::Ready) {
         let (entry, how) = (Arc::clone(entry), Unlock { retry: request.retry });
-        // The token takes as long as it takes; a caller that went away changes nothing.
+        // The token takes as long as it takes.
         let opened = tokio::task::spawn_blocking(move || entry.unlock(how));
         match opened.await {
             Ok(Ok(())) => {}
@@ -63,7 +58,7 @@ async fn open(
             Err(error) => return Err(CallError::new(ErrorCode::Internal, error.to_string())),
         }
     }
-    Ok(status(state, entry))
+    Ok(status(&state, entry))
 }
 
 /// What the node says of one of its slots.

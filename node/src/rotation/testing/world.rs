@@ -124,9 +124,11 @@ impl World {
         }
     }
 
-    pub(crate) fn admit(&mut self, node: RaftId) {
+    /// A joining node's report that it holds every key.
+    pub(crate) fn prove(&mut self, node: RaftId) {
+        let seq = self.state.reports().get(&node).map_or(1, |known| known.seq + 1);
         let report = NodeReport {
-            seq: 1,
+            seq,
             boot: raft_store::names::Boot([0; 16]),
             incarnation: Incarnation([9; 16]),
             clock: 0,
@@ -136,6 +138,10 @@ impl World {
             slots: BTreeMap::new(),
         };
         self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
+    }
+
+    pub(crate) fn admit(&mut self, node: RaftId) {
+        self.prove(node);
         self.ok(Op::AdmitNode(AdmitNode { node }));
     }
 

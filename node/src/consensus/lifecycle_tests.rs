@@ -1,0 +1,80 @@
+//! How a real node begins, gets its identity, once, and stops.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::TcpListener;
+
+use hsm_api::ErrorCode;
+use raft_store::command::{AddRevocations, Op};
+
+use super::start::prepare;
+use super::test_world::{World, seed};
+use super::{ProposeError, StartError};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_taken_is_found_before_anything_is_made() {
+    let world = World::new("latecomer").await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = world.options_at(taken.local_addr().unwrap().port());
+    let data = options.data_dir.clone();
+    let prepared = tokio::task::spawn_blocking(move || prepare(options))
+        .await
+        .unwrap();
+    assert!(matches!(prepared.err().unwrap(), StartError::Listen { .. }));
+    assert!(!data.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_stopping_appends_and_confirms_nothing() {
+    let world = World::new("leaver").await;
+    world.node.step_down().await;
+    let last = world.node.view().last_log;
+    let nothing = AddRevocations { revocations: vec![] };
+    let proposed = world.node.propose_as_leader(Op::AddRevocations(nothing)).await;
+    assert!(matches!(proposed, Err(ProposeError::Draining)), "{proposed:?}");
+    let read = world.node.read_index().await;
+    assert!(matches!(read, Err(ProposeError::Draining)), "{read:?}");
+    assert_eq!(world.node.view().last_log, last);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_to_found_and_to_join_at_once_does_one_of_them() {
+    let world = World::new("undecided").await;
+    let node = world.another().await;
+    let request = world.invitation().await;
+    let joining = {
+        let node = node.clone();
+        tokio::spawn(async move { node.join(request).await.map(|joined| joined.raft_id) })
+    };
+    let founded = node.found(seed()).await;
+    let own = node.control().get();
+    match founded {
+        Ok(founded) => {
+            assert_eq!(
+                (own.cluster_id, own.raft_id),
+                (founded.cluster_id, founded.raft_id)
+            );
+            let refused = joining.await.unwrap().unwrap_err();
+            assert_eq!(refused.code, ErrorCode::AlreadyInitialised, "{refused}");
+        }
+        Err(refused) => {
+            assert_eq!(refused.code, ErrorCode::AlreadyInitialised, "{refused}");
+            let cluster = world.node.published().state.meta().unwrap().cluster_id;
+            assert_eq!(own.cluster_id, cluster);
+            // Without tokens it does not prove its keys, and would wait for its vote.
+            joining.abort();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_founded_once_by_however_many() {
+    let world = World::new("founders").await;
+    let node = world.another().await;
+    let (one, other) = tokio::join!(node.found(seed()), node.found(seed()));
+    let refused = match (one, other) {
+        (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+        (Ok(_), Ok(_)) => panic!("founded twice"),
+        (Err(one), Err(other)) => panic!("{one}, {other}"),
+    };
+    assert_eq!(refused.code, ErrorCode::AlreadyInitialised, "{refused}");
+}

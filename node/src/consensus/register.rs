@@ -1,0 +1,134 @@
+//! The other side of a join: a leader registers the node that shows it a good token. Whoever has none leaves no
+//! entry in the log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hsm_api::ErrorCode;
+use raft_store::command::{
+    ApplyContext, Command, Done, Op, Origin, Outcome, Refusal, RegisterNode, RequestId, apply,
+};
+use raft_store::names::NodeName;
+use raft_store::storage::Published;
+use sha2::{Digest, Sha256};
+
+use super::ProposeError;
+use super::budget::Budget;
+use super::join::{JoinAccepted, JoinDetails};
+use super::shared::Shared;
+use super::wire::{Hello, JoinDeclined};
+use crate::admin::call::CallError;
+use crate::clock;
+
+/// Attempts of one node to join that a leader looks at: more than an honest one makes while it waits.
+pub(super) fn attempts() -> Budget {
+    Budget::new(100, Duration::from_secs(10))
+}
+
+impl Shared {
+    /// The other side: a node asks to be registered.
+    pub(super) async fn accept_join(
+        self: &Arc<Self>,
+        peer: &Hello,
+        details: JoinDetails,
+    ) -> Result<JoinAccepted, JoinDeclined> {
+        let refused = |code, detail: String| {
+            self.refuse(&peer.name, peer.raft_id, "join", &detail);
+            JoinDeclined::Refused(CallError::new(code, detail))
+        };
+        if !self.is_leader() {
+            return Err(JoinDeclined::NotLeader(
+                self.leader_address().map(|(_, address)| address),
+            ));
+        }
+        if self.joins.take(&peer.name, Instant::now()).is_none() {
+            let why = "too many attempts of this node; wait a little";
+            self.refuse(&peer.name, peer.raft_id, "join", why);
+            return Err(JoinDeclined::TryAgain(why.into()));
+        }
+        let published = self.published.load_full();
+        let Some(meta) = published.state.meta() else {
+            return Err(JoinDeclined::TryAgain("the cluster is being founded".into()));
+        };
+        let name =
+            NodeName::new(&peer.name).map_err(|e| refused(ErrorCode::InvalidArgument, e.to_string()))?;
+        if details.trk_id != meta.trk_id {
+            let what =
+                "TOKEN_REPLICATION_KEY: the joining node's key is not the cluster's; give it the same key";
+            return Err(refused(ErrorCode::InvalidArgument, what.into()));
+        }
+        let needed = published.state.contexts().values().map(|context| &context.slot);
+        let mut lacking = needed.filter(|slot| !details.slots.contains(slot));
+        if let Some(slot) = lacking.next() {
+            let what =
+                format!("hsm.slots.{slot}: the cluster uses this slot and the joining node does not have it");
+            return Err(refused(ErrorCode::InvalidArgument, what));
+        }
+        let op = Op::RegisterNode(RegisterNode {
+            token: details.number,
+            secret_hash: Sha256::digest(details.secret).into(),
+            name,
+            incarnation: peer.incarnation,
+            api_address: details.api_address,
+            cluster_address: details.cluster_address,
+        });
+        let own = self.raft.get().map_or(0, |running| running.id);
+        let nonce = clock::random_id();
+        let command = Command {
+            id: RequestId::Node { node: own, nonce },
+            body_hash: [0; 32],
+            origin: Origin::Node(own),
+            approvals: Vec::new(),
+            at: clock::unix_millis(),
+            op,
+        };
+        let code = |refusal: &Refusal| match refusal {
+            Refusal::Exists(_) | Refusal::Conflict(_) => ErrorCode::Conflict,
+            Refusal::Forbidden(_) => ErrorCode::AccessDenied,
+            _ => ErrorCode::InvalidArgument,
+        };
+        // Whoever has no good token must not make the log grow. That a token is unknown is certain only once
+        // everything from before this leader's term is applied.
+        if !self.has_caught_up(&published) {
+            return Err(JoinDeclined::TryAgain("the leader is catching up".into()));
+        }
+        if let Outcome::Refused(refusal) = rehearse(&published, &command) {
+            return Err(refused(code(&refusal), refusal.to_string()));
+        }
+        match self
+            .propose(command.id, command.body_hash, command.origin, command.op)
+            .await
+        {
+            Ok(Done::Registered { raft_id }) => {
+                tracing::info!(target: "audit", peer = peer.name, raft_id, "node registered");
+                Ok(JoinAccepted {
+                    raft_id,
+                    cluster_id: meta.cluster_id,
+                    epoch: meta.epoch,
+                })
+            }
+            Ok(_) => Err(JoinDeclined::TryAgain("unexpected outcome".into())),
+            Err(ProposeError::Refused(refusal)) => Err(refused(code(&refusal), refusal.to_string())),
+            Err(error) => Err(JoinDeclined::TryAgain(error.to_string())),
+        }
+    }
+
+    /// Whether an entry of this leader's own term is applied: all that was acknowledged before it is, then.
+    fn has_caught_up(&self, published: &Published) -> bool {
+        let applied = published.applied.map(|id| id.leader_id.term);
+        let term = self.metrics().map(|sample| sample.metrics.current_term);
+        applied.is_some() && applied == term
+    }
+}
+
+/// What the state would answer to a command, without an entry in the log. The entry decides all the same.
+fn rehearse(published: &Published, command: &Command) -> Outcome {
+    let voters = published.membership.voter_ids().collect();
+    let cx = ApplyContext {
+        index: published.applied.map_or(0, |id| id.index).saturating_add(1),
+        at: command.at,
+        origin: &command.origin,
+        voters: &voters,
+    };
+    apply(&mut published.state.clone(), command, &cx)
+}
