@@ -33,8 +33,10 @@ const RATE_LIMIT_HITS: &str = "hsm_rate_limit_hits_total";
 const ERRORS: &str = "hsm_errors_total";
 const CONNECTIONS: &str = "hsm_active_connections";
 const HANDSHAKE_FAILURES: &str = "hsm_tls_handshake_failures_total";
+const CONNECTIONS_REFUSED: &str = "hsm_connections_refused_total";
 const TOKEN_CALLS: &str = "hsm_token_calls_total";
 const TOKEN_CALL_DURATION: &str = "hsm_token_call_duration_seconds";
+const SLOT_JOB_DURATION: &str = "hsm_slot_job_duration_seconds";
 const SLOT_STATE: &str = "hsm_slot_state";
 const KEYS_MISSING: &str = "hsm_keys_missing";
 const SYNC_AGE: &str = "hsm_sync_age_seconds";
@@ -52,8 +54,10 @@ const PROPOSALS_PENDING: &str = "hsm_raft_proposals_pending";
 const PROPOSALS_TIMED_OUT: &str = "hsm_raft_proposals_timed_out_total";
 const FSYNC: &str = "hsm_raft_append_fsync_seconds";
 const STORE_BYTES: &str = "hsm_store_bytes";
+const STORE_LIVE_BYTES: &str = "hsm_store_live_bytes";
 const READY: &str = "hsm_ready";
 const CONFIG_DIFFERS: &str = "hsm_config_differs";
+const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
 const BUILD_INFO: &str = "hsm_build_info";
 
 const ROLES: [&str; 5] = ["leader", "follower", "learner", "candidate", "uninitialised"];
@@ -106,14 +110,26 @@ fn describe() {
     describe_counter!(ENCRYPTIONS, "Encryptions by context and status.");
     describe_counter!(DECRYPTIONS, "Decryptions by context and status.");
     describe_counter!(RATE_LIMIT_HITS, "Requests above a principal's rate.");
-    describe_counter!(ERRORS, "Faults of the service by operation.");
+    describe_counter!(
+        ERRORS,
+        "Answers of status 500 by operation: encrypt, decrypt, admin."
+    );
     describe_gauge!(CONNECTIONS, "Open connections of the API listener.");
     describe_counter!(HANDSHAKE_FAILURES, "TLS handshakes that did not succeed.");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "Connections of principals that had as many as one may have."
+    );
     describe_counter!(TOKEN_CALLS, "Calls of a slot's token by operation and result.");
     describe_histogram!(
         TOKEN_CALL_DURATION,
         Unit::Seconds,
-        "Time of a job in a slot, queue included."
+        "Time of a call in a slot's token, without the wait for it."
+    );
+    describe_histogram!(
+        SLOT_JOB_DURATION,
+        Unit::Seconds,
+        "Time from a request's job to its answer, the slot's queue included."
     );
     describe_gauge!(SLOT_STATE, "1 for the state a slot is in.");
     describe_gauge!(KEYS_MISSING, "Keys the state names and the slot's token lacks.");
@@ -144,10 +160,19 @@ fn describe() {
     describe_counter!(PROPOSALS_TIMED_OUT, "Proposals whose outcome is unknown.");
     describe_histogram!(FSYNC, Unit::Seconds, "Time of the barrier after an append.");
     describe_gauge!(STORE_BYTES, Unit::Bytes, "Size of the store on disk.");
+    describe_gauge!(
+        STORE_LIVE_BYTES,
+        Unit::Bytes,
+        "Size of the rows in the store that there are."
+    );
     describe_gauge!(READY, "1 while this node is ready.");
     describe_gauge!(
         CONFIG_DIFFERS,
         "1 where this node's configuration differs from the cluster's state, which rules."
+    );
+    describe_counter!(
+        LOG_LINES_LOST,
+        "Log lines that standard error did not take in time."
     );
     describe_gauge!(BUILD_INFO, "1, with the version.");
 }
@@ -160,8 +185,10 @@ fn begin() {
         REVOCATION_FAILURES,
         RATE_LIMIT_HITS,
         HANDSHAKE_FAILURES,
+        CONNECTIONS_REFUSED,
         LEADER_CHANGES,
         PROPOSALS_TIMED_OUT,
+        LOG_LINES_LOST,
     ] {
         counter!(name).increment(0);
     }
@@ -174,6 +201,7 @@ fn begin() {
         SNAPSHOT,
         PROPOSALS_PENDING,
         STORE_BYTES,
+        STORE_LIVE_BYTES,
         READY,
         SYNC_AGE,
     ] {
@@ -182,7 +210,7 @@ fn begin() {
     gauge!(QUORUM_ACK_AGE).set(-1.0);
     gauge!(STALENESS).set(-1.0);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    for operation in ["encrypt", "decrypt"] {
+    for operation in ["encrypt", "decrypt", "admin"] {
         counter!(ERRORS, "operation" => operation).increment(0);
     }
     for endpoint in ["/encrypt", "/decrypt"] {
@@ -239,7 +267,7 @@ pub fn rate_limit_hit() {
     counter!(RATE_LIMIT_HITS).increment(1);
 }
 
-/// A fault of the service in `operation` (`encrypt`, `decrypt`, `admin`).
+/// An answer of status 500 in `operation` (`encrypt`, `decrypt`, `admin`).
 pub fn error(operation: &'static str) {
     counter!(ERRORS, "operation" => operation).increment(1);
 }
@@ -264,10 +292,21 @@ pub fn handshake_failure() {
     counter!(HANDSHAKE_FAILURES).increment(1);
 }
 
-/// A job of a slot ended; `op` is `encrypt`, `decrypt` or a control operation.
+/// A principal has as many connections as one may have.
+pub fn connection_refused() {
+    counter!(CONNECTIONS_REFUSED).increment(1);
+}
+
+/// A call of a slot's token ended; `op` is `encrypt`, `decrypt`, `decrypt_v1` or a control operation. Counted
+/// where the token is called, and nowhere else.
 pub fn token_call(slot: Arc<str>, op: &'static str, ok: bool, duration: Duration) {
     histogram!(TOKEN_CALL_DURATION, "slot" => Arc::clone(&slot), "op" => op).record(duration.as_secs_f64());
     counter!(TOKEN_CALLS, "slot" => slot, "op" => op, "result" => result(ok)).increment(1);
+}
+
+/// A request's job was answered: `operation` is `encrypt` or `decrypt`, the time counts from its submission.
+pub fn slot_job(slot: Arc<str>, operation: &'static str, duration: Duration) {
+    histogram!(SLOT_JOB_DURATION, "slot" => slot, "operation" => operation).record(duration.as_secs_f64());
 }
 
 /// The state of a slot: `absent`, `locked`, `ready` or `failed`.
@@ -354,9 +393,10 @@ pub fn fsync(duration: Duration) {
     histogram!(FSYNC).record(duration.as_secs_f64());
 }
 
-/// Size of the store on disk.
-pub fn store_bytes(bytes: u64) {
+/// Size of the store on disk, and of the rows in it that there are.
+pub fn store_bytes(bytes: u64, live: u64) {
     gauge!(STORE_BYTES).set(lossy(bytes));
+    gauge!(STORE_LIVE_BYTES).set(lossy(live));
 }
 
 /// Whether this node is ready.
@@ -372,6 +412,11 @@ pub fn config_differs(acl: bool, roles: bool, revocations: bool) {
     }
 }
 
+/// Log lines lost since the start.
+pub fn log_lines_lost(lines: u64) {
+    counter!(LOG_LINES_LOST).absolute(lines);
+}
+
 /// Gauges are floating-point; beyond 2^53 their last digits are of no interest.
 #[allow(clippy::cast_precision_loss)]
 fn lossy(value: u64) -> f64 {
@@ -380,111 +425,4 @@ fn lossy(value: u64) -> f64 {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
-    use super::*;
-
-    fn rendered(record: impl FnOnce()) -> String {
-        let recorder = builder().unwrap().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            describe();
-            begin();
-            record();
-        });
-        handle.run_upkeep();
-        handle.render()
-    }
-
-    #[test]
-    fn what_has_no_label_is_there_before_anything_happens() {
-        let text = rendered(|| {});
-        for name in [
-            "hsm_acl_failures_total 0",
-            "hsm_active_connections 0",
-            "hsm_raft_term 0",
-            "hsm_raft_quorum_ack_age_seconds -1",
-            "hsm_raft_append_fsync_seconds_count 0",
-            "hsm_request_duration_seconds_count{endpoint=\"/encrypt\"} 0",
-            "hsm_raft_role{role=\"uninitialised\"} 1",
-            "hsm_config_differs{section=\"revocations\"} 0",
-            "# TYPE hsm_raft_append_fsync_seconds histogram",
-        ] {
-            assert!(text.contains(name), "{name} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn each_section_of_the_configuration_differs_by_itself() {
-        let text = rendered(|| config_differs(true, false, true));
-        for line in [
-            "hsm_config_differs{section=\"acl\"} 1",
-            "hsm_config_differs{section=\"roles\"} 0",
-            "hsm_config_differs{section=\"revocations\"} 1",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn v1s_names_and_labels_stand() {
-        let text = rendered(|| {
-            request("/encrypt", 200, Duration::from_micros(300));
-            encryption("exchange-key".into(), true);
-            decryption("exchange-key".into(), false);
-            error("encrypt");
-        });
-        for line in [
-            "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
-            "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
-            "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
-            "hsm_errors_total{operation=\"encrypt\"} 1",
-            "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0002\"} 0",
-            "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0005\"} 1",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn without_a_certificate_only_contexts_are_missing() {
-        let text = rendered(|| {
-            request("/encrypt", 200, Duration::from_micros(300));
-            encryption("exchange-key".into(), true);
-            encryption("2fa".into(), true);
-            token_call("a".into(), "encrypt", true, Duration::from_micros(20));
-        });
-        let open = without_names(&text);
-        let differ = |a: &str, b: &str| -> Vec<String> {
-            let gone = a.lines().filter(|line| !b.lines().any(|other| other == *line));
-            gone.map(str::to_owned).collect()
-        };
-        let sum = "hsm_encrypt_operations_total{status=\"success\"} 2";
-        assert_eq!(differ(&open, &text), [sum]);
-        let hidden = differ(&text, &open);
-        assert_eq!(hidden.len(), 2, "{hidden:?}");
-        assert!(
-            hidden.iter().all(|line| line.contains("{context=\"")),
-            "{hidden:?}"
-        );
-    }
-
-    #[test]
-    fn a_slot_or_node_is_in_one_state_at_a_time() {
-        let slot: Arc<str> = "exchange".into();
-        let text = rendered(|| {
-            slot_state(&slot, "ready");
-            slot_state(&slot, "failed");
-            role("leader");
-            keys_missing(&slot, 2);
-            token_call(Arc::clone(&slot), "encrypt", true, Duration::from_micros(20));
-        });
-        assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"failed\"} 1"));
-        assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"ready\"} 0"));
-        assert!(text.contains("hsm_raft_role{role=\"leader\"} 1"));
-        assert!(text.contains("hsm_raft_role{role=\"uninitialised\"} 0"));
-        assert!(text.contains("hsm_keys_missing{slot=\"exchange\"} 2"));
-        assert!(text.contains(
-            "hsm_token_call_duration_seconds_bucket{slot=\"exchange\",op=\"encrypt\",le=\"0.00005\"} 1"
-        ));
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! Why a node does not start, and the exit code that tells a supervisor whether to try again.
 
+use raft_store::storage::LogHookTaken;
+
 use crate::config::ConfigError;
 use crate::consensus::StartError;
 use crate::http::ListenError;
@@ -46,6 +48,9 @@ pub enum StartFailure {
     /// Store or Raft.
     #[error(transparent)]
     Consensus(#[from] StartError),
+    /// What sled logs would go unheard.
+    #[error(transparent)]
+    LogHook(#[from] LogHookTaken),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -69,6 +74,7 @@ impl StartFailure {
             StartFailure::Consensus(StartError::Listen { .. }) => CONFIG,
             StartFailure::Consensus(_)
             | StartFailure::Thread(_)
+            | StartFailure::LogHook(_)
             | StartFailure::Metrics(_)
             | StartFailure::Found(_) => FATAL,
             _ => CONFIG,

@@ -1,7 +1,9 @@
 //! Puts a node together: configuration, secrets, certificates, tokens, consensus, listeners; then waits
 //! for a signal and takes it apart again. Assembly only: nothing here decides anything.
 
+mod descriptors;
 mod failure;
+mod files;
 mod start;
 mod stop;
 
@@ -10,15 +12,27 @@ use std::path::Path;
 pub use failure::StartFailure;
 
 use crate::config::Config;
-use crate::{logging, secrets};
+use crate::{log_budget, logging, secrets};
 
-/// Runs a node until it is told to stop. `check_only`: says what the configuration holds and ends.
+/// Runs a node until it is told to stop. `check_only`: looks at the configuration and at the files it names,
+/// and ends. [`logging::last_words`] has to be called before the process ends.
 ///
 /// # Errors
 /// Why the node does not start, naming key, value and remedy.
 pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
+    // Before the configuration is read: version 1's may hold a PIN.
+    secrets::harden_process()?;
     let config = Config::load(path)?;
     logging::init(&config.logging)?;
+    let outcome = run_configured(config, path, check_only);
+    log_budget::say_suppressed();
+    if let Err(failure) = &outcome {
+        tracing::error!(%failure, exit_code = failure.exit_code(), "the node does not start");
+    }
+    outcome
+}
+
+fn run_configured(config: Config, path: &Path, check_only: bool) -> Result<(), StartFailure> {
     for key in &config.ignored {
         tracing::warn!("configuration: {key}");
     }
@@ -26,11 +40,10 @@ pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
         tracing::warn!("configuration: {warning}");
     }
     if check_only {
+        files::check(&config)?;
         println!("{}: ok", path.display());
         return Ok(());
     }
-    // Before the first secret is read.
-    secrets::harden_process()?;
     #[cfg(feature = "failpoints")]
     crate::failpoints::arm_from_environment().map_err(StartFailure::Failpoints)?;
     start::run(config)
@@ -39,6 +52,6 @@ pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
 /// Ends the process at once, because going on could acknowledge what is not so.
 fn die(why: &str) -> ! {
     tracing::error!(why, "the node stops at once");
-    eprintln!("hsm-node: {why}");
+    logging::last_words(Some(&format!("hsm-node: {why}")));
     std::process::exit(i32::from(failure::FATAL))
 }

@@ -1,49 +1,51 @@
-//! The start, in the order in which failures are cheapest to find: addresses and certificates before
-//! tokens, tokens before anything is served.
+//! The start, in the order in which failures are cheapest to find: certificates, addresses and the store before
+//! a PIN is used, tokens before anything is served.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use raft_store::state::context::RotationPolicy;
-use raft_store::storage::install_log_hook;
+use raft_store::storage::{install_log_hook, install_panic_hook};
 use tokio::sync::watch;
 
-use super::{StartFailure, die, stop};
+use super::files::Files;
+use super::{StartFailure, descriptors, die, stop};
 use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts, differences, seeding};
-use crate::config::{Config, Mode, PeerListener, ReplicationKeySource};
-use crate::consensus::{self, Consensus, ConsensusOptions, RaftTiming};
+use crate::config::{Config, Mode, ReplicationKeySource};
+use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
 use crate::health;
-use crate::http::{self, ApiListener, ApiParts, ApiState, DataPlane, DrainControl};
+use crate::http::{
+    self, ApiListener, ApiParts, ApiState, BodyLimits, DataPlane, DrainControl, OpenConnections,
+};
 use crate::keyring::KeyRing;
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
 use crate::rotation::{self, Cluster, HeldSlot, Limits, Rotator, TokenKeys};
 use crate::secrets::read_replication_key;
 use crate::slots::SlotManager;
-use crate::sync::{self, ClusterSigner, Replication, SyncOptions};
-use crate::tls::{ClusterTls, load_api, load_cluster};
+use crate::sync::{self, Replication, SyncOptions};
+use crate::tls::ClusterTls;
 
-/// What peers speak on the cluster listener.
-const CLUSTER_PROTOCOL: &[u8] = b"hsm-cluster/1";
 /// How long a request waits for a token: more than the slot's own deadline, so that it is the slot
 /// that judges a hang.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
+/// What threads that still work get once everything is over.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Starts the node and serves until a signal.
 pub(super) fn run(config: Config) -> Result<(), StartFailure> {
     let recorder = metrics::install()?;
-    install_log_hook(|why| die(&why));
-    let peer = config.cluster.peer.as_ref();
-    let cluster_ca = peer.map(|peer| peer.tls.ca_path.as_path());
-    let api_tls = load_api(&config.server.tls, cluster_ca, config.dev)?;
-    let cluster_tls = peer.map(|peer| cluster_tls(&config, peer)).transpose()?;
-    let signer = peer
-        .zip(cluster_tls.as_ref())
-        .map(|(peer, tls)| ClusterSigner::from_files(&peer.tls, Arc::clone(&tls.verifier)))
-        .transpose();
-    let signer = signer.map_err(|error| StartFailure::Signer(error.to_string()))?;
-    let seed = Seed::of(&config, &api_tls.role_issuer_dn, &api_tls.client_issuer_dns())?;
+    // Before the store is opened. Both end the process only from then on.
+    install_log_hook(|why| die(&why))?;
+    install_panic_hook(|why| die(&why));
+    let connections = descriptors::room(&config.server.limits)?;
+    let Files {
+        api_tls,
+        cluster_tls,
+        signer,
+        seed,
+    } = Files::read(&config)?;
     let replication = replication(&config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -52,16 +54,17 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         .build()?;
     let health_socket = health::bind(config.server.health_listen)?;
     let api_socket = runtime.block_on(http::bind(config.server.listen_key, config.server.listen))?;
-    let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
-    let consensus = start_consensus(&config, cluster_tls.clone(), &replication)?;
-    if let Some(meta) = consensus.published().state.meta() {
+    let prepared = prepare_consensus(&config, cluster_tls.clone(), &replication)?;
+    if let Some(meta) = prepared.published().state.meta() {
         // Found here, not in the first import that fails.
         replication
             .for_cluster(meta)
             .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
     }
+    let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
+    let consensus = prepared.start()?;
 
-    runtime.block_on(async move {
+    let served: Result<(), StartFailure> = runtime.block_on(async move {
         let (_running, stopping) = watch::channel(false);
         let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
         let options = SyncOptions {
@@ -96,9 +99,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         );
         tokio::spawn(differences::report(consensus.clone(), seed.clone()));
 
-        let open = ApiListener::room(&config.server.limits);
+        let open = OpenConnections::new(connections);
+        let data: Arc<dyn DataPlane> = Arc::clone(&view) as _;
         let api = ApiState::new(ApiParts {
-            data: Arc::clone(&view) as Arc<dyn DataPlane>,
+            data: Arc::clone(&data),
             health: Arc::clone(&view) as _,
             rate_limit: config.rate_limit,
             max_body_bytes: config.server.limits.max_body_bytes,
@@ -111,13 +115,16 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             placements: Placements::of(&config.hsm),
             slots,
             view,
+            bodies: BodyLimits::admin(),
             cluster_name: config.cluster.name.clone(),
         });
         let listener = ApiListener {
             socket: api_socket,
             tls: Arc::new(ArcSwap::from_pointee(api_tls)),
             router: http::router(api, admin),
+            data,
             http2: config.server.http2,
+            stalled: http::STALLED,
             drain: drain.signal(),
             open: open.clone(),
         };
@@ -128,18 +135,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         tracing::info!(node = %config.cluster.node_id, api = %config.server.listen, "started");
         stop::wait(&consensus, &drain, config.server.drain, &open).await;
         Ok(())
-    })
-}
-
-fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
-    let (name, node) = (&config.cluster.name, config.cluster.node_id.as_str());
-    Ok(Arc::new(load_cluster(
-        &peer.tls,
-        name,
-        node,
-        &[CLUSTER_PROTOCOL],
-        config.dev,
-    )?))
+    });
+    // A call that hangs in a token never comes back, and dropping the runtime would wait for it.
+    runtime.shutdown_timeout(LAST_THREADS);
+    served
 }
 
 fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
@@ -159,11 +158,11 @@ fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
     Ok(Arc::new(Replication::new(loaded.key, named)))
 }
 
-fn start_consensus(
+fn prepare_consensus(
     config: &Config,
     tls: Option<Arc<ClusterTls>>,
     replication: &Arc<Replication>,
-) -> Result<Consensus, StartFailure> {
+) -> Result<Prepared, StartFailure> {
     let cluster = &config.cluster;
     let key = Arc::clone(replication);
     let options = ConsensusOptions {
@@ -191,7 +190,7 @@ fn start_consensus(
         }))),
         on_fatal: Arc::new(|why| die(&why)),
     };
-    Ok(consensus::start(options)?)
+    Ok(consensus::prepare(options)?)
 }
 
 fn timing(config: &Config) -> RaftTiming {

@@ -57,4 +57,6 @@ pub enum AboveKnown {
     Unknown,
     /// No quorum could be asked.
     NoQuorum,
+    /// Too many wait for such an answer already.
+    Busy,
 }

@@ -16,6 +16,7 @@ use super::job::{answered, binding_value, slot_error, usable};
 use super::problem::ApiError;
 use super::resolve::{Resolution, resolve};
 use super::service::ApiState;
+use super::shares::Share;
 use super::{json, respond};
 use crate::config::ContextName;
 use crate::identity::Principal;
@@ -36,21 +37,23 @@ pub(super) async fn handle(
     }
 }
 
-/// What the caller has sent, decoded.
+/// What the caller has sent, decoded, and what it holds of the memory for bodies.
 struct Asked {
     ciphertext: Vec<u8>,
     aad: Vec<u8>,
+    part: Arc<Share>,
 }
 
 async fn decrypt(state: &ApiState, principal: &Principal, request: Request) -> Result<Response, ApiError> {
     let freshness = state.admit(principal, Op::Decrypt)?;
     let (parts, body) = request.into_parts();
-    let received = state.bodies().receive(&parts.headers, body).await?;
+    let received = state.bodies().receive(principal, &parts, body).await?;
     let [context, ciphertext, key_id, aad] =
         json::members(&received.bytes, ["context", "ciphertext", "key_id", "aad"])
             .map_err(|_| ApiError::new(ErrorCode::InvalidJson))?;
     let context = context.as_str();
-    state.data().policy().authorise(principal, context, Op::Decrypt)?;
+    let policy = state.data().policy();
+    policy.authorise(principal, context, Op::Decrypt)?;
     let asked = Asked {
         ciphertext: json::base64(ciphertext.as_str())
             .ok_or_else(|| ApiError::new(ErrorCode::InvalidBase64Ciphertext))?
@@ -58,24 +61,25 @@ async fn decrypt(state: &ApiState, principal: &Principal, request: Request) -> R
         aad: json::base64(aad.as_str())
             .ok_or_else(|| ApiError::new(ErrorCode::InvalidBase64Aad))?
             .to_vec(),
+        part: Arc::clone(&received.part),
     };
 
     let ring = state.data().keyring();
     let (name, keys) = ring
         .context(context)
         .ok_or_else(|| ApiError::new(ErrorCode::ContextHasNoKey))?;
-    let outcome = match resolve(&ring, context, keys, &asked.ciphertext, key_id.as_str())? {
-        Resolution::AboveKnown(version) => Err(above_known(state, context, version).await),
-        known => open(state, principal, name, keys, asked, known).await,
+    let may_use = |owner: &ContextName| policy.authorise(principal, owner.as_str(), Op::Decrypt).is_ok();
+    let resolution = resolve(&ring, keys, &asked.ciphertext, key_id.as_str(), may_use);
+    let outcome = match resolution {
+        Ok(Resolution::AboveKnown(version)) => Err(above_known(state, context, version).await),
+        Ok(known) => open(state, principal, name, keys, asked, known).await,
+        Err(error) => Err(error),
     };
     metrics::decryption(name.to_arc(), outcome.is_ok());
     let body = json::plaintext_body(outcome?.as_slice())
         .ok_or_else(|| ApiError::internal("the plaintext is too long to encode"))?;
     // Wiped once the answer has been written.
-    Ok(respond::data_answer(
-        axum::body::Bytes::from_owner(body),
-        freshness,
-    ))
+    Ok(respond::data_answer(body, Arc::clone(&received.part), freshness))
 }
 
 async fn open(
@@ -88,8 +92,11 @@ async fn open(
 ) -> Result<Plaintext, ApiError> {
     usable(keys)?;
     let (done, answer) = tokio::sync::oneshot::channel();
+    let part = asked.part;
     let done: Done<Plaintext> = Box::new(move |outcome| {
         let _ = done.send(outcome);
+        // A job whose caller has gone is in memory until here.
+        drop(part);
     });
     let began = Instant::now();
     let submitted = match resolution {
@@ -120,16 +127,14 @@ async fn open(
         ),
         Resolution::AboveKnown(version) => return Err(above_known(state, name.as_str(), version).await),
     };
-    let outcome = match submitted {
-        Ok(()) => answered(answer, state.token_timeout()).await,
+    match submitted {
+        Ok(()) => {
+            let outcome = answered(answer, state.token_timeout()).await;
+            metrics::slot_job(Arc::clone(&keys.slot_name), "decrypt", began.elapsed());
+            outcome
+        }
         Err(error) => Err(slot_error(error)),
-    };
-    // A wrong tag is the caller's fault: the token has answered as it should.
-    let token_ok = outcome
-        .as_ref()
-        .map_or_else(|error| error.code().status() == 400, |_| true);
-    metrics::token_call(Arc::clone(&keys.slot_name), "decrypt", token_ok, began.elapsed());
-    outcome
+    }
 }
 
 async fn above_known(state: &ApiState, context: &str, version: u32) -> ApiError {
@@ -139,6 +144,8 @@ async fn above_known(state: &ApiState, context: &str, version: u32) -> ApiError 
         AboveKnown::Unknown => {
             ApiError::new(ErrorCode::UnknownKeyVersion).operator(format!("version {version}"))
         }
+        AboveKnown::Busy => ApiError::new(ErrorCode::Overloaded)
+            .operator("too many ciphertexts of unknown versions wait for the leader's word"),
         AboveKnown::NoQuorum => ApiError::new(ErrorCode::NoQuorum).detail(
             "the ciphertext names a version this node does not know, and no quorum can say \
              whether it exists",

@@ -36,7 +36,7 @@ pub(super) async fn handle(
 async fn encrypt(state: &ApiState, principal: &Principal, request: Request) -> Result<Response, ApiError> {
     let freshness = state.admit(principal, Op::Encrypt)?;
     let (parts, body) = request.into_parts();
-    let received = state.bodies().receive(&parts.headers, body).await?;
+    let received = state.bodies().receive(principal, &parts, body).await?;
     let [context, plaintext, aad] = json::members(&received.bytes, ["context", "plaintext", "aad"])
         .map_err(|_| ApiError::new(ErrorCode::InvalidJson))?;
     let context = context.as_str();
@@ -49,8 +49,9 @@ async fn encrypt(state: &ApiState, principal: &Principal, request: Request) -> R
     let no_key = || ApiError::new(ErrorCode::ContextHasNoKey);
     let (name, keys) = ring.context(context).ok_or_else(no_key)?;
     let active = keys.active.as_ref().ok_or_else(no_key)?;
-    usable(keys)?;
-    held(keys, &active.key_uid)?;
+    usable(keys)
+        .and_then(|()| held(keys, &active.key_uid))
+        .inspect_err(|_| metrics::encryption(name.to_arc(), false))?;
 
     let (done, answer) = tokio::sync::oneshot::channel();
     let job = EncryptJob {
@@ -63,22 +64,23 @@ async fn encrypt(state: &ApiState, principal: &Principal, request: Request) -> R
         plaintext: Plaintext::from(plaintext),
     };
     let began = Instant::now();
+    let part = Arc::clone(&received.part);
     let submitted = keys.slot.encrypt(
         job,
         Box::new(move |outcome| {
             let _ = done.send(outcome);
+            // A job whose caller has gone is in memory until here.
+            drop(part);
         }),
     );
     let outcome = match submitted {
-        Ok(()) => answered(answer, state.token_timeout()).await,
+        Ok(()) => {
+            let outcome = answered(answer, state.token_timeout()).await;
+            metrics::slot_job(Arc::clone(&keys.slot_name), "encrypt", began.elapsed());
+            outcome
+        }
         Err(error) => Err(slot_error(error)),
     };
-    metrics::token_call(
-        Arc::clone(&keys.slot_name),
-        "encrypt",
-        outcome.is_ok(),
-        began.elapsed(),
-    );
     metrics::encryption(name.to_arc(), outcome.is_ok());
     let body = EncryptResponse {
         ciphertext: outcome?.into(),
@@ -86,5 +88,5 @@ async fn encrypt(state: &ApiState, principal: &Principal, request: Request) -> R
         key_version: active.version,
     };
     let body = serde_json::to_vec(&body).map_err(|error| ApiError::internal(format!("answer: {error}")))?;
-    Ok(respond::data_answer(axum::body::Bytes::from(body), freshness))
+    Ok(respond::data_answer(body, Arc::clone(&received.part), freshness))
 }

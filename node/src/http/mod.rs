@@ -1,7 +1,9 @@
 //! The API listener: from the accepted connection to the answer. Nothing here knows consensus or
 //! PKCS#11; it asks the node through [`DataPlane`] and slots through the key ring.
 
+mod activity;
 mod body;
+mod connection;
 mod data_plane;
 mod decrypt;
 mod drain;
@@ -10,23 +12,29 @@ pub mod guards;
 mod job;
 mod json;
 mod listener;
+mod places;
 pub mod problem;
 mod rate_limit;
 pub mod request_id;
 mod resolve;
 mod respond;
 mod service;
+mod shares;
+pub mod trace_id;
 
 use std::net::SocketAddr;
 
+pub use self::body::BodyLimits;
 pub use self::data_plane::{AboveKnown, DataPlane, Freshness};
 pub use self::drain::{DrainControl, DrainSignal, Phase};
-pub use self::listener::{ApiListener, ListenError, OpenConnections, bind};
+pub use self::listener::{ApiListener, ListenError, STALLED, bind};
+pub use self::places::{HANDSHAKES, OpenConnections};
 pub use self::problem::ApiError;
 pub use self::rate_limit::RateLimiter;
 pub use self::request_id::RequestId;
 pub use self::service::{ApiParts, ApiState, router};
 pub(crate) use self::service::{METRICS_TYPE, v1_health};
+pub use self::trace_id::TraceId;
 
 /// Response header: `true` when a node answered that is out of readiness and still inside its
 /// staleness bound.

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,21 +10,13 @@ use governor::{DefaultDirectRateLimiter, Quota};
 use hsm_api::ErrorCode;
 
 use super::problem::ApiError;
+use super::shares::Account;
 use crate::config::RateLimit;
 use crate::identity::Principal;
 
 /// Principals remembered at once.
 const MAX_PRINCIPALS: usize = 16_384;
 const SHARDS: usize = 16;
-
-/// Who shares an allowance: a name of an issuer, whatever certificate carries it, so that a
-/// renewed certificate is no second allowance.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    issuer: String,
-    ou: Option<String>,
-    cn: String,
-}
 
 struct Entry {
     limiter: Arc<DefaultDirectRateLimiter>,
@@ -39,7 +30,7 @@ pub struct RateLimiter {
     refill: Duration,
     capacity: usize,
     hasher: RandomState,
-    shards: Vec<Mutex<HashMap<Key, Entry>>>,
+    shards: Vec<Mutex<HashMap<Account, Entry>>>,
     shared: DefaultDirectRateLimiter,
 }
 
@@ -81,16 +72,12 @@ impl RateLimiter {
 
     /// `None` where there is no room for another principal.
     fn limiter(&self, principal: &Principal) -> Option<Arc<DefaultDirectRateLimiter>> {
-        let key = Key {
-            issuer: principal.issuer_dn.clone(),
-            ou: principal.ou.clone(),
-            cn: principal.cn.clone(),
-        };
-        let index = (self.hasher.hash_one(&key) as usize) % SHARDS;
+        let account = Account::of(principal);
+        let index = (self.hasher.hash_one(&account) as usize) % SHARDS;
         let shard = self.shards.get(index)?;
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if let Some(entry) = shard.get_mut(&key) {
+        if let Some(entry) = shard.get_mut(&account) {
             entry.used = now;
             return Some(Arc::clone(&entry.limiter));
         }
@@ -102,7 +89,7 @@ impl RateLimiter {
         }
         let limiter = Arc::new(DefaultDirectRateLimiter::direct(self.quota));
         shard.insert(
-            key,
+            account,
             Entry {
                 limiter: Arc::clone(&limiter),
                 used: now,
@@ -112,15 +99,11 @@ impl RateLimiter {
     }
 }
 
-/// Keeps a stream of log lines that callers can cause from filling the disk.
-pub(crate) fn log_budget() -> DefaultDirectRateLimiter {
-    const LINES: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
-    DefaultDirectRateLimiter::direct(Quota::per_second(LINES))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use crate::identity::Identity;
 

@@ -6,6 +6,7 @@ use hsm_core::envelope::{HEADER_LEN, Header, Purpose, TAG_LEN};
 use hsm_core::names::KeyUid;
 
 use super::problem::ApiError;
+use crate::config::ContextName;
 use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy};
 
 /// v1: nonce and tag around an empty plaintext.
@@ -24,12 +25,15 @@ pub(crate) enum Resolution {
 
 /// Decides. It is v2 only if magic *and* a known (key, version) of the context match, because a
 /// v1 nonce may begin with the magic; else, with `key_id`, it is v1.
+///
+/// Only who may use another context learns that a key is that context's. To others it is a key that nobody
+/// has, in every respect, or they could find out which contexts and versions there are.
 pub(crate) fn resolve(
     ring: &KeyRing,
-    context: &str,
     keys: &ContextKeys,
     ciphertext: &[u8],
     key_id: &str,
+    may_use: impl Fn(&ContextName) -> bool,
 ) -> Result<Resolution, ApiError> {
     let header = Header::parse(ciphertext).map(|(header, _)| header);
     if let Some(header) = header
@@ -43,13 +47,12 @@ pub(crate) fn resolve(
         return v1(keys, ciphertext, *key_uid);
     }
     if let Some(header) = header {
-        return Err(match ring.owner(&header.key_uid) {
-            Some(_) => ApiError::new(ErrorCode::WrongContext),
-            None if header.version > keys.highest_known => {
-                return Ok(Resolution::AboveKnown(header.version));
-            }
-            None => unknown(format!("key {} version {}", header.key_uid, header.version)),
-        });
+        let what = format!("key {} version {}", header.key_uid, header.version);
+        return match ring.owner(&header.key_uid) {
+            Some(owner) if may_use(owner) => Err(ApiError::new(ErrorCode::WrongContext)),
+            _ if header.version > keys.highest_known => Ok(Resolution::AboveKnown(header.version)),
+            owner => Err(unknown(&what, owner)),
+        };
     }
     if ciphertext.len() < V1_MIN {
         return Err(too_short(ciphertext));
@@ -58,13 +61,15 @@ pub(crate) fn resolve(
         return Err(ApiError::new(ErrorCode::UnknownKeyVersion)
             .detail("the ciphertext names no key version; a v1 ciphertext needs its key_id"));
     }
-    Err(match ring.other_context_with_key_id(context, key_id) {
-        Some(_) => ApiError::new(ErrorCode::WrongContext),
-        None => unknown(format!(
-            "key_id {:?}",
-            key_id.chars().take(80).collect::<String>()
-        )),
-    })
+    let mut foreign = None;
+    for owner in ring.contexts_with_key_id(key_id) {
+        if may_use(owner) {
+            return Err(ApiError::new(ErrorCode::WrongContext));
+        }
+        foreign = Some(owner);
+    }
+    let what = format!("key_id {:?}", key_id.chars().take(80).collect::<String>());
+    Err(unknown(&what, foreign))
 }
 
 fn known<'k>(keys: &'k ContextKeys, key_uid: &KeyUid) -> Option<(u32, &'k str)> {
@@ -119,8 +124,13 @@ fn too_short(ciphertext: &[u8]) -> ApiError {
     ))
 }
 
-fn unknown(what: String) -> ApiError {
-    ApiError::new(ErrorCode::UnknownKeyVersion).operator(what)
+/// No key of this context; for the operator, whose it is.
+fn unknown(what: &str, owner: Option<&ContextName>) -> ApiError {
+    let reason = match owner {
+        Some(owner) => format!("{what} is of context {owner}, which the caller may not use"),
+        None => format!("{what} is known to nobody here"),
+    };
+    ApiError::new(ErrorCode::UnknownKeyVersion).operator(reason)
 }
 
 /// Refuses a key that the state names and this node's token lacks.
@@ -148,7 +158,6 @@ mod tests {
     use hsm_core::envelope::{Binding, MAGIC};
 
     use super::*;
-    use crate::config::ContextName;
     use crate::keyring::{ClosedSlot, ReadableKey};
 
     fn uid(byte: u8) -> KeyUid {
@@ -207,6 +216,7 @@ mod tests {
         KeyRing::new(HashMap::from([
             (ContextName::new("here").unwrap(), here),
             (ContextName::new("there").unwrap(), keys(&[(9, 1)], &[])),
+            (ContextName::new("foreign").unwrap(), keys(&[(7, 5)], &[])),
         ]))
     }
 
@@ -229,7 +239,8 @@ mod tests {
     fn ask(ciphertext: &[u8], key_id: &str) -> Result<Resolution, ErrorCode> {
         let ring = ring();
         let (_, keys) = ring.context("here").unwrap();
-        resolve(&ring, "here", keys, ciphertext, key_id).map_err(|error| error.code())
+        let may_use = |owner: &ContextName| owner.as_str() != "foreign";
+        resolve(&ring, keys, ciphertext, key_id, may_use).map_err(|error| error.code())
     }
 
     #[test]
@@ -272,6 +283,36 @@ mod tests {
     #[test]
     fn what_comes_from_another_context_says_so() {
         assert_eq!(ask(&sealed(&header(9, 1)), ""), Err(ErrorCode::WrongContext));
+    }
+
+    #[test]
+    fn a_key_of_a_context_that_the_caller_may_not_use_is_one_that_nobody_has() {
+        let ring = ring();
+        let (_, keys) = ring.context("here").unwrap();
+        let answer = |ciphertext: &[u8], key_id: &str| {
+            let may_use = |owner: &ContextName| owner.as_str() != "foreign";
+            resolve(&ring, keys, ciphertext, key_id, may_use)
+        };
+        let refused = |ciphertext: &[u8], key_id: &str| {
+            let error = answer(ciphertext, key_id).unwrap_err();
+            let seen = (error.code(), error.caller_detail().to_owned());
+            (seen, error.operator_detail().unwrap().to_owned())
+        };
+        // Below the highest version of this context, and above it.
+        let (foreign, reason) = refused(&sealed(&header(7, 2)), "");
+        let (nobodys, _) = refused(&sealed(&header(8, 2)), "");
+        assert_eq!(foreign, nobodys);
+        assert!(reason.contains("context foreign"), "{reason}");
+        for key in [7, 8] {
+            assert_eq!(
+                answer(&sealed(&header(key, 5)), ""),
+                Ok(Resolution::AboveKnown(5))
+            );
+        }
+        let (foreign, reason) = refused(&[7; 40], "kek-7-v5");
+        let (nobodys, _) = refused(&[7; 40], "kek-7-v6");
+        assert_eq!(foreign, nobodys);
+        assert!(reason.contains("context foreign"), "{reason}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! body of errors, metrics and the line in the log. Handlers below it only answer the question.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
@@ -10,16 +11,19 @@ use axum::http::{HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use hsm_api::{ErrorCode, paths};
+use tracing::Level;
 
 use super::data_plane::Freshness;
 use super::drain::Phase;
 use super::problem::ApiError;
 use super::request_id::RequestId;
 use super::service::ApiState;
+use super::shares::Share;
+use super::trace_id::TraceId;
 use super::{PeerAddr, X_HSM_STALE, guards};
 use crate::identity::Principal;
-use crate::metrics;
 use crate::policy::Op;
+use crate::{log_budget, metrics};
 
 /// Wraps every route.
 pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
@@ -29,7 +33,9 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let version = request.version();
     let principal = request.extensions().get::<Principal>().cloned();
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
+    let trace = TraceId::of(request.headers());
     request.extensions_mut().insert(id.clone());
+    request.extensions_mut().insert(trace.clone());
 
     let guarded = guard(&state, principal.as_ref(), &request);
     let mut response = match guarded {
@@ -38,7 +44,8 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     };
     let error = response.extensions_mut().remove::<ApiError>();
     if let Some(error) = error.or_else(|| framework_error(&response)) {
-        log(&state, &error, &id, endpoint, principal.as_ref(), peer);
+        count(&error, endpoint);
+        log(&error, (&id, &trace), endpoint, principal.as_ref(), peer);
         let allow = response.headers_mut().remove(header::ALLOW);
         response = error.render(&id);
         if let Some(allow) = allow {
@@ -49,6 +56,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     metrics::request(endpoint, response.status().as_u16(), began.elapsed());
     tracing::debug!(
         request_id = id.as_str(),
+        trace_id = trace.as_str(),
         endpoint,
         status = response.status().as_u16(),
         micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -61,6 +69,7 @@ fn guard(state: &ApiState, principal: Option<&Principal>, request: &Request) -> 
     guards::same_origin(request.headers(), request.uri())?;
     let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
     state.data().policy().check_certificate(principal)?;
+    state.limit(principal)?;
     if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
         guards::admin(request.method(), request.headers())?;
     }
@@ -121,34 +130,44 @@ fn common_headers(state: &ApiState, response: &mut Response, id: &RequestId, ver
     }
 }
 
-/// Refusals that anybody can cause share a budget of lines; what is the service's own fault is
-/// always logged.
+/// Faults of `/encrypt` and `/decrypt` are counted by [`data_error`].
+fn count(error: &ApiError, endpoint: &'static str) {
+    match error.code() {
+        ErrorCode::CertificateRevoked => metrics::revocation_failure(),
+        ErrorCode::Internal if endpoint.starts_with("/admin/v1") => metrics::error("admin"),
+        code if code.status() == 403 => metrics::acl_failure(),
+        _ => {}
+    }
+}
+
+/// A caller's lines come out of his own budget, and what the service could not answer has another, which no
+/// caller's mistakes can spend. A line of a level that is not written costs nothing.
 fn log(
-    state: &ApiState,
     error: &ApiError,
-    id: &RequestId,
+    (id, trace): (&RequestId, &TraceId),
     endpoint: &'static str,
     principal: Option<&Principal>,
     peer: Option<SocketAddr>,
 ) {
     let status = error.status().as_u16();
-    match error.code() {
-        ErrorCode::CertificateRevoked => metrics::revocation_failure(),
-        code if code.status() == 403 => metrics::acl_failure(),
-        _ => {}
-    }
-    let is_fault = error.code() == ErrorCode::Internal;
-    if !is_fault && !state.may_log() {
+    let may = match status {
+        500 => tracing::enabled!(Level::ERROR) && log_budget::fault(error.code()),
+        503 => tracing::enabled!(Level::WARN) && log_budget::fault(error.code()),
+        401 | 403 => tracing::enabled!(Level::INFO) && log_budget::refusal(principal),
+        _ => tracing::enabled!(Level::DEBUG) && log_budget::refusal(principal),
+    };
+    if !may {
         return;
     }
     let who = principal.map(ToString::to_string).unwrap_or_default();
     let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
     let reason = error.operator_detail().unwrap_or_default();
     let code = error.code().as_str();
-    let (request_id, detail) = (id.as_str(), error.caller_detail());
+    let (request_id, trace_id, detail) = (id.as_str(), trace.as_str(), error.caller_detail());
     match status {
         500 => tracing::error!(
             request_id,
+            trace_id,
             endpoint,
             status,
             code,
@@ -160,6 +179,7 @@ fn log(
         ),
         503 => tracing::warn!(
             request_id,
+            trace_id,
             endpoint,
             status,
             code,
@@ -171,6 +191,7 @@ fn log(
         ),
         401 | 403 => tracing::info!(
             request_id,
+            trace_id,
             endpoint,
             status,
             code,
@@ -181,6 +202,7 @@ fn log(
         ),
         _ => tracing::debug!(
             request_id,
+            trace_id,
             endpoint,
             status,
             code,
@@ -202,8 +224,29 @@ pub(super) fn data_error(error: ApiError, op: Op, v1_failed: &'static str) -> Ap
     error.v1_text(v1_failed)
 }
 
+/// Bytes of an answer with what their request holds of the memory for bodies: a connection keeps them after
+/// the handler is done, until its client has read them.
+struct Held<B> {
+    bytes: B,
+    _part: Arc<Share>,
+}
+
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
 /// A JSON answer of the data plane, marked if the node is out of readiness.
-pub(super) fn data_answer(body: Bytes, freshness: Freshness) -> Response {
+pub(super) fn data_answer(
+    body: impl AsRef<[u8]> + Send + 'static,
+    part: Arc<Share>,
+    freshness: Freshness,
+) -> Response {
+    let body = Bytes::from_owner(Held {
+        bytes: body,
+        _part: part,
+    });
     let mut response = Response::new(Body::from(body));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use governor::DefaultDirectRateLimiter;
 use hsm_api::data::{HealthResponse, HealthStatus};
 use hsm_api::{ErrorCode, paths};
 
@@ -18,12 +17,12 @@ use super::body::BodyLimits;
 use super::data_plane::{DataPlane, Freshness};
 use super::drain::DrainSignal;
 use super::problem::ApiError;
-use super::rate_limit::{RateLimiter, log_budget};
+use super::rate_limit::RateLimiter;
 use super::{decrypt, encrypt, respond};
 use crate::config::RateLimit;
 use crate::health::HealthSource;
 use crate::identity::Principal;
-use crate::policy::{Denial, Op};
+use crate::policy::Op;
 
 /// What the routes are made from.
 pub struct ApiParts {
@@ -49,7 +48,6 @@ struct Inner {
     parts: ApiParts,
     limiter: RateLimiter,
     bodies: BodyLimits,
-    log_budget: DefaultDirectRateLimiter,
     node_header: Option<HeaderValue>,
 }
 
@@ -60,7 +58,6 @@ impl ApiState {
         Self(Arc::new(Inner {
             limiter: RateLimiter::new(parts.rate_limit),
             bodies: BodyLimits::new(parts.max_body_bytes),
-            log_budget: log_budget(),
             node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
             parts,
         }))
@@ -86,18 +83,16 @@ impl ApiState {
         self.0.node_header.clone()
     }
 
-    pub(super) fn may_log(&self) -> bool {
-        self.0.log_budget.check().is_ok()
+    /// Takes a request from its principal's allowance, once for each, whatever its route.
+    pub(super) fn limit(&self, principal: &Principal) -> Result<(), ApiError> {
+        self.0.limiter.check(principal)
     }
 
     /// What can be decided before a byte of the body is read. The certificate itself has been
     /// looked at already; the context is not known yet.
     pub(super) fn admit(&self, principal: &Principal, op: Op) -> Result<Freshness, ApiError> {
         let freshness = self.data().freshness(op)?;
-        if principal.ou.is_none() {
-            return Err(Denial::NoOu.into());
-        }
-        self.0.limiter.check(principal)?;
+        self.data().policy().unit(principal)?;
         Ok(freshness)
     }
 }
@@ -114,7 +109,6 @@ pub fn router(state: ApiState, admin: Router) -> Router {
         .merge(admin)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(state.0.parts.max_body_bytes))
         .layer(from_fn_with_state(state, respond::wrap))
 }
 

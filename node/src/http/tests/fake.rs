@@ -25,7 +25,7 @@ use crate::identity::{Identity, Principal};
 use crate::keyring::{ActiveKey, ContextKeys, Done, KeyRing, ReadableKey, TokenOps};
 use crate::policy::{Acl, Op, Policy, RevocationKey};
 
-pub(super) fn principal(cn: &str, ou: Option<&str>) -> Principal {
+pub(in crate::http) fn principal(cn: &str, ou: Option<&str>) -> Principal {
     Principal::new(Identity {
         cn: cn.to_owned(),
         ou: ou.map(str::to_owned),
@@ -76,10 +76,14 @@ pub(super) fn v1_ciphertext(context: &str, x: &str, plaintext: &[u8]) -> Vec<u8>
 }
 
 pub(super) fn envelope_of_unknown_key(version: u32) -> Vec<u8> {
+    envelope_of_key(0xee, version)
+}
+
+pub(super) fn envelope_of_key(uid: u8, version: u32) -> Vec<u8> {
     let mut out = Header {
         purpose: Purpose::Data,
         binding: Binding::Shared,
-        key_uid: KeyUid::from_bytes([0xee; 16]),
+        key_uid: KeyUid::from_bytes([uid; 16]),
         version,
         iv: [0; 12],
     }
@@ -91,6 +95,11 @@ pub(super) fn envelope_of_unknown_key(version: u32) -> Vec<u8> {
 impl FakeToken {
     pub(super) fn trouble(&self, trouble: Option<Trouble>) {
         *self.trouble.lock().unwrap() = trouble;
+    }
+
+    /// Jobs that hang are given up.
+    pub(super) fn give_up(&self) {
+        self.hanging.lock().unwrap().clear();
     }
 
     fn run<T: Send + 'static>(
@@ -207,7 +216,16 @@ impl FakeNode {
     }
 
     pub(super) fn limited_router(&self, burst: u32) -> Router {
-        let parts = ApiParts {
+        Self::routes(self.api(burst))
+    }
+
+    pub(super) fn state_and_router(&self) -> (ApiState, Router) {
+        let state = self.api(100_000);
+        (state.clone(), Self::routes(state))
+    }
+
+    fn api(&self, burst: u32) -> ApiState {
+        ApiState::new(ApiParts {
             data: Arc::new(self.clone()),
             health: Arc::new(self.clone()),
             rate_limit: RateLimit {
@@ -217,14 +235,14 @@ impl FakeNode {
             max_body_bytes: 1 << 20,
             token_timeout: Duration::from_millis(100),
             drain: self.drain.signal(),
-        };
+        })
+    }
+
+    fn routes(state: ApiState) -> Router {
         let whoami = |Extension(who): Extension<Principal>, Extension(id): Extension<RequestId>| async move {
             format!("{} {id}", who.cn)
         };
-        router(
-            ApiState::new(parts),
-            Router::new().route("/admin/v1/whoami", get(whoami)),
-        )
+        router(state, Router::new().route("/admin/v1/whoami", get(whoami)))
     }
 
     fn keys(&self, name: &str, keys: &[(u8, u32)]) -> (ContextName, ContextKeys) {
@@ -292,6 +310,7 @@ impl DataPlane for FakeNode {
             self.keys("exchange-key", &[(1, 1), (2, 2)]),
             self.keys("order-key", &[(3, 1)]),
             self.keys("empty-key", &[]),
+            self.keys("2fa", &[(4, 1)]),
         ])))
     }
 

@@ -1,7 +1,11 @@
 //! The routes as a client sees them, with a node and a token that live in memory.
 
-mod fake;
+pub(super) mod fake;
+mod http2;
+mod limits;
 mod listener;
+mod log_lines;
+mod running;
 
 use axum::Router;
 use axum::body::Body;
@@ -242,6 +246,34 @@ async fn a_foreign_context_and_an_unknown_one_get_the_same_body() {
     assert_eq!(bodies[0], bodies[1]);
 }
 
+/// `2fa` has key 4 in version 1 and is not this caller's.
+#[tokio::test]
+async fn a_key_of_a_foreign_context_and_one_that_nobody_has_get_the_same_answer() {
+    let node = FakeNode::new();
+    let v1 = STANDARD.encode([7_u8; 40]);
+    let envelope = |uid: u8, version: u32| STANDARD.encode(fake::envelope_of_key(uid, version));
+    for (foreign, nobodys) in [
+        ((v1.clone(), "kek-2fa-v1"), (v1.clone(), "kek-2fa-v2")),
+        ((envelope(4, 1), ""), (envelope(9, 1), "")),
+        // Above the highest version of the context that is asked for: the leader has to be.
+        ((envelope(4, 7), ""), (envelope(9, 7), "")),
+    ] {
+        let mut answers = Vec::new();
+        for (ciphertext, key_id) in [foreign, nobodys] {
+            let body = json!({"context": "exchange-key", "ciphertext": ciphertext, "key_id": key_id});
+            let request = Request::post("/decrypt")
+                .header("x-request-id", "same")
+                .body(Body::from(body.to_string()))
+                .unwrap();
+            let answer = send(&node.router(), Some(&trading()), request).await;
+            assert_eq!(answer.code(), Some(ErrorCode::UnknownKeyVersion), "{body}");
+            let headers = answer.response.headers().clone();
+            answers.push((answer.response.status(), headers, answer.body));
+        }
+        assert_eq!(answers[0], answers[1]);
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_method_a_foreign_page_and_a_large_body_are_refused() {
     let node = FakeNode::new();
@@ -340,6 +372,7 @@ async fn a_version_from_the_future_is_asked_for() {
         (AboveKnown::OnItsWay, ErrorCode::KeyVersionNotReady),
         (AboveKnown::Unknown, ErrorCode::UnknownKeyVersion),
         (AboveKnown::NoQuorum, ErrorCode::NoQuorum),
+        (AboveKnown::Busy, ErrorCode::Overloaded),
     ] {
         node.above_known(answer);
         assert_eq!(
@@ -347,6 +380,42 @@ async fn a_version_from_the_future_is_asked_for() {
             Some(code)
         );
     }
+}
+
+/// A token's calls are counted where it is called: on the slot's threads, of which there are none here.
+#[tokio::test]
+async fn every_outcome_under_a_known_context_is_counted_and_no_token_call() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _counted_here = ::metrics::set_default_local_recorder(&recorder);
+    let node = FakeNode::new();
+    let sealed = encrypted(&node, "exchange-key", b"x").await;
+    let moved = encrypted(&node, "order-key", b"x").await;
+    let v1 = STANDARD.encode([7_u8; 40]);
+    for ciphertext in [
+        &sealed["ciphertext"],
+        &moved["ciphertext"],
+        &json!("YWJj"),
+        &json!(v1),
+    ] {
+        let body = json!({"context": "exchange-key", "ciphertext": ciphertext});
+        ask(&node, &trading(), "/decrypt", body).await;
+    }
+    node.token.trouble(Some(fake::Trouble::Locked));
+    let body = json!({"context": "exchange-key", "plaintext": ""});
+    ask(&node, &trading(), "/encrypt", body).await;
+    let handle = recorder.handle();
+    handle.run_upkeep();
+    let text = handle.render();
+    for line in [
+        "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
+        "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 3",
+        "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
+        "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
+        "hsm_slot_job_duration_seconds_count{slot=\"exchange\",operation=\"decrypt\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("hsm_token_call"), "{text}");
 }
 
 #[tokio::test]

@@ -1,0 +1,173 @@
+//! The files that the configuration names, read in one place for the start and for `--check`, so that neither
+//! accepts what the other refuses.
+
+use std::sync::Arc;
+
+use super::StartFailure;
+use crate::admin::Seed;
+use crate::config::{Config, PeerListener};
+use crate::secrets::{check_pin, check_replication_key};
+use crate::sync::ClusterSigner;
+use crate::tls::{ApiTls, ClusterTls, load_api, load_cluster};
+
+/// What peers speak on the cluster listener.
+const CLUSTER_PROTOCOL: &[u8] = b"hsm-cluster/1";
+
+/// Certificates, and what the configuration brings into a new cluster.
+pub(super) struct Files {
+    pub(super) api_tls: ApiTls,
+    pub(super) cluster_tls: Option<Arc<ClusterTls>>,
+    pub(super) signer: Option<ClusterSigner>,
+    pub(super) seed: Seed,
+}
+
+impl Files {
+    pub(super) fn read(config: &Config) -> Result<Self, StartFailure> {
+        let peer = config.cluster.peer.as_ref();
+        let cluster_ca = peer.map(|peer| peer.tls.ca_path.as_path());
+        let api_tls = load_api(&config.server.tls, cluster_ca, config.dev)?;
+        let cluster_tls = peer.map(|peer| cluster_tls(config, peer)).transpose()?;
+        let signer = peer
+            .zip(cluster_tls.as_ref())
+            .map(|(peer, tls)| ClusterSigner::from_files(&peer.tls, Arc::clone(&tls.verifier)))
+            .transpose()
+            .map_err(|error| StartFailure::Signer(error.to_string()))?;
+        let seed = Seed::of(config, &api_tls.issuers)?;
+        Ok(Self {
+            api_tls,
+            cluster_tls,
+            signer,
+            seed,
+        })
+    }
+}
+
+/// Reads everything that a start would read before it opens a token. Makes nothing; of PINs only the sources
+/// are looked at.
+pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
+    Files::read(config)?;
+    for slot in &config.hsm.slots {
+        check_pin(&slot.pin)?;
+    }
+    check_replication_key(&config.cluster.replication.key, &config.data_dir)?;
+    Ok(())
+}
+
+fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
+    let (name, node) = (&config.cluster.name, config.cluster.node_id.as_str());
+    Ok(Arc::new(load_cluster(
+        &peer.tls,
+        name,
+        node,
+        &[CLUSTER_PROTOCOL],
+        config.dev,
+    )?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::identity::test_certs::TestCa;
+
+    /// A standalone node's files, each of which a test may spoil.
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new() -> Self {
+            let folder = Self(tempfile::tempdir().unwrap());
+            let ca = TestCa::new("Clients");
+            folder.write("ca.crt", &ca.pem);
+            ca.server("server", None).write(folder.0.path(), "server");
+            folder.write("pin", "0123456789abcdef0123456789abcdef");
+            folder.write("trk", &"ab".repeat(32));
+            folder.write("revoked.yaml", "revoked: [{cn: gone}]\n");
+            folder
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            std::fs::write(self.path(name), content).unwrap();
+            self.mode(name, 0o600);
+        }
+
+        fn mode(&self, name: &str, mode: u32) {
+            std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        fn check(&self, further: &str) -> Result<(), String> {
+            let at = |name: &str| self.path(name).display().to_string();
+            let text = format!(
+                "server: {{tls: {{ca_path: {}, cert_path: {}, key_path: {}}}}}\n\
+                 data_dir: {}\n\
+                 hsm: {{slots: {{a: {{label: a, pin_file: {}, contexts: [c]}}}}}}\n\
+                 acl: {{revoked_file: {}}}\n\
+                 cluster: {{mode: standalone, token_replication: {{encryption_key_file: {}}}}}\n\
+                 {further}\n",
+                at("ca.crt"),
+                at("server.crt"),
+                at("server.key"),
+                at("data"),
+                at("pin"),
+                at("revoked.yaml"),
+                at("trk"),
+            );
+            let none = |_: &str| -> Option<String> { None };
+            let config = Config::parse(&text, Path::new("config.yaml"), Some(0o600), &none).unwrap();
+            check(&config).map_err(|failure| failure.to_string())
+        }
+    }
+
+    #[test]
+    fn a_complete_set_of_files_passes_and_nothing_is_made() {
+        let folder = Folder::new();
+        assert_eq!(folder.check(""), Ok(()));
+        assert!(!folder.path("data").exists());
+    }
+
+    #[test]
+    fn each_file_that_a_start_would_refuse_is_named_with_its_key() {
+        type Spoil = fn(&Folder);
+        let spoil: [(&str, Spoil); 8] = [
+            ("server.tls.ca_path: ", |folder| folder.write("ca.crt", "x")),
+            ("server.tls.key_path: ", |folder| {
+                std::fs::remove_file(folder.path("server.key")).unwrap();
+            }),
+            ("hsm.slots.a.pin_file: ", |folder| folder.mode("pin", 0o640)),
+            ("hsm.slots.a.pin_file: ", |folder| {
+                std::fs::remove_file(folder.path("pin")).unwrap();
+            }),
+            ("cluster.token_replication.encryption_key_file", |folder| {
+                folder.write("trk", "tooshort");
+            }),
+            ("cluster.token_replication.encryption_key_file", |folder| {
+                folder.mode("trk", 0o644);
+            }),
+            ("config: acl.revoked_file: ", |folder| {
+                folder.write("revoked.yaml", "revoked: [{reason: none}]\n");
+            }),
+            ("config: ", |folder| {
+                std::fs::remove_file(folder.path("revoked.yaml")).unwrap();
+            }),
+        ];
+        for (start, spoil) in spoil {
+            let folder = Folder::new();
+            spoil(&folder);
+            let error = folder.check("").unwrap_err();
+            assert!(error.starts_with(start), "{start}: {error}");
+        }
+        let role = "roles: {admin: [{ou: Admin, issuer: \"CN=Client\"}]}";
+        let error = Folder::new().check(role).unwrap_err();
+        assert!(
+            error.starts_with("config: roles.admin[0].issuer: CN=Client: "),
+            "{error}"
+        );
+        assert!(error.ends_with("did you mean CN=Clients?"), "{error}");
+    }
+}

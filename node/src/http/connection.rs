@@ -1,0 +1,288 @@
+//! One connection of the API: handshake, identity, a place, requests, and an end: idle, not read, certificate's
+//! end, or shutdown.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tower::Service;
+
+use super::PeerAddr;
+use super::activity::{Activity, Ending, Outgoing, Patience};
+use super::data_plane::DataPlane;
+use super::drain::{DrainSignal, Phase};
+use super::places::{Handshake, OpenConnections, Place};
+use crate::config::Http2;
+use crate::identity::{IdentityError, Principal};
+use crate::tls::ApiTls;
+use crate::{log_budget, metrics};
+
+/// A handshake takes a few milliseconds; whoever needs this long holds a place for nothing. A client that
+/// waits for its place waits as long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Requests in flight when a certificate ends, or when an idle connection is closed, get this long.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Between two looks at the wall clock, which may be set meanwhile.
+const CLOCK_STEP: Duration = Duration::from_secs(60);
+/// Largest head of an HTTP/1 request, and largest header list of HTTP/2.
+const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEADERS: usize = 64;
+/// Fixed windows: a stream gets a whole small request, a connection a few of them.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// What all connections of the listener have in common.
+pub(super) struct Common {
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
+    router: Router,
+    data: Arc<dyn DataPlane>,
+    open: OpenConnections,
+    patience: Patience,
+}
+
+impl Common {
+    pub(super) fn new(
+        router: Router,
+        data: Arc<dyn DataPlane>,
+        open: OpenConnections,
+        http2: &Http2,
+        stalled: Duration,
+    ) -> Self {
+        Self {
+            http1: http1_connections(http2),
+            http2: http2_connections(http2),
+            router,
+            data,
+            open,
+            patience: Patience {
+                idle: http2.idle_timeout,
+                stalled,
+            },
+        }
+    }
+}
+
+// Two builders of one version each: one that finds out by itself would wait for the first bytes without any limit.
+
+fn http1_connections(http2: &Http2) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(http2.idle_timeout)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD);
+    builder
+}
+
+fn http2_connections(http2: &Http2) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(http2.max_concurrent_streams)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(KEEP_ALIVE);
+    builder
+}
+
+/// Why a connection was closed before its first request.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("TLS handshake failed: {0}")]
+    Handshake(#[from] std::io::Error),
+    #[error("no handshake, or no place, within {} seconds", HANDSHAKE.as_secs())]
+    TooSlow,
+    #[error("made room for newer handshakes")]
+    Evicted,
+    #[error("client certificate refused: {0}")]
+    Certificate(#[from] IdentityError),
+    #[error("the certificate is revoked: {0}")]
+    Revoked(Principal),
+    #[error("as many connections are open as one principal may have: {0}")]
+    TooMany(Principal),
+}
+
+/// A client that has shown who it is.
+struct Client {
+    stream: TlsStream<TcpStream>,
+    principal: Principal,
+    place: Place,
+}
+
+pub(super) struct Connection {
+    pub(super) common: Arc<Common>,
+    pub(super) peer: SocketAddr,
+    /// The newest certificates when it was accepted.
+    pub(super) tls: Arc<ApiTls>,
+    pub(super) drain: DrainSignal,
+}
+
+impl Connection {
+    pub(super) async fn run(self, stream: TcpStream, mut handshake: Handshake) {
+        let entered = tokio::select! {
+            () = handshake.evicted() => Err(Refused::Evicted),
+            entered = timeout(HANDSHAKE, self.enter(stream)) => entered.unwrap_or(Err(Refused::TooSlow)),
+        };
+        drop(handshake);
+        match entered {
+            Ok(client) => self.serve(client).await,
+            Err(refused) => self.refuse(&refused),
+        }
+    }
+
+    async fn enter(&self, stream: TcpStream) -> Result<Client, Refused> {
+        // Answers are small and must not wait for a full packet.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(peer = %self.peer, %error, "TCP_NODELAY could not be set");
+        }
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.server));
+        let stream = acceptor.accept(stream).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let principal = self.tls.principal(chain)?;
+        if self.common.data.policy().check_certificate(&principal).is_err() {
+            return Err(Refused::Revoked(principal));
+        }
+        match self.common.open.place(&principal).await {
+            Ok(place) => Ok(Client {
+                stream,
+                principal,
+                place,
+            }),
+            Err(_) => Err(Refused::TooMany(principal)),
+        }
+    }
+
+    fn refuse(&self, refused: &Refused) {
+        let peer = self.peer;
+        let principal = match refused {
+            Refused::Handshake(_) | Refused::TooSlow | Refused::Evicted => {
+                metrics::handshake_failure();
+                tracing::debug!(%peer, reason = %refused, "connection closed");
+                return;
+            }
+            Refused::Certificate(_) => {
+                metrics::handshake_failure();
+                None
+            }
+            Refused::Revoked(principal) => {
+                metrics::revocation_failure();
+                Some(principal)
+            }
+            Refused::TooMany(principal) => {
+                metrics::connection_refused();
+                Some(principal)
+            }
+        };
+        if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(principal) {
+            tracing::info!(%peer, reason = %refused, "connection refused");
+        }
+    }
+
+    async fn serve(mut self, client: Client) {
+        let Client {
+            stream,
+            principal,
+            place: _place,
+        } = client;
+        let peer = self.peer;
+        let common = Arc::clone(&self.common);
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..]);
+        let builder = if is_http2 { &common.http2 } else { &common.http1 };
+        let (who, not_after) = (principal.clone(), principal.not_after);
+        let activity = Activity::begin();
+        let service = {
+            let (router, activity) = (common.router.clone(), Arc::clone(&activity));
+            service_fn(move |request: Request<Incoming>| {
+                answer(
+                    router.clone(),
+                    request,
+                    principal.clone(),
+                    peer,
+                    Arc::clone(&activity),
+                )
+            })
+        };
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut closing = self.drain.clone();
+        let ended = tokio::select! {
+            result = connection.as_mut() => Some(result),
+            () = certificate_end(not_after) => {
+                tracing::info!(%peer, "connection closed: the client's certificate has ended");
+                connection.as_mut().graceful_shutdown();
+                timeout(LAST_WORDS, connection.as_mut()).await.ok()
+            }
+            ending = activity.over(common.patience) => match ending {
+                // HTTP/2 may have a request on its way, which is told by GOAWAY whether it was taken.
+                Ending::Idle => {
+                    connection.as_mut().graceful_shutdown();
+                    timeout(LAST_WORDS, connection.as_mut()).await.ok()
+                }
+                Ending::Stalled => {
+                    if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(&who)) {
+                        tracing::info!(%peer, client = %who, "connection closed: its answers are not read");
+                    }
+                    None
+                }
+            },
+            // HTTP/2 is told at once (GOAWAY) and finishes what has begun. An idle HTTP/1
+            // connection must not be closed: the next request may be on its way. Its answer
+            // will say `Connection: close`.
+            () = closing.reached(Phase::Closing) => {
+                if is_http2 {
+                    connection.as_mut().graceful_shutdown();
+                }
+                tokio::select! {
+                    result = connection.as_mut() => Some(result),
+                    () = self.drain.reached(Phase::Stopped) => None,
+                }
+            }
+        };
+        if let Some(Err(error)) = ended {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+}
+
+async fn answer(
+    mut router: Router,
+    mut request: Request<Incoming>,
+    principal: Principal,
+    peer: SocketAddr,
+    activity: Arc<Activity>,
+) -> Result<Response<Outgoing>, Infallible> {
+    let _asked = activity.ask();
+    request.extensions_mut().insert(principal);
+    request.extensions_mut().insert(PeerAddr(peer));
+    // A router is always ready.
+    let response = router.call(request).await?;
+    Ok(response.map(|body| Outgoing::new(body, &activity)))
+}
+
+/// Ends when the wall clock reaches a certificate's end.
+async fn certificate_end(not_after: i64) {
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let end = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
+        match end.checked_sub(now) {
+            Some(left) if !left.is_zero() => sleep(left.min(CLOCK_STEP)).await,
+            _ => return,
+        }
+    }
+}

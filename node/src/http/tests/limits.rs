@@ -1,0 +1,96 @@
+//! What is refused before it costs memory, and who pays for what: over the routes, without a socket.
+
+use axum::body::{Body, Bytes};
+use axum::http::Request;
+use futures_util::FutureExt;
+use hsm_api::ErrorCode;
+use http_body_util::BodyExt;
+use serde_json::json;
+use tower::ServiceExt;
+
+use super::fake::{FakeNode, Trouble, principal};
+use super::{post, send, trading};
+
+fn never(path: &str) -> Request<Body> {
+    let nothing = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+    Request::post(path).body(Body::from_stream(nothing)).unwrap()
+}
+
+#[tokio::test]
+async fn whoever_may_use_nothing_is_answered_before_the_body_has_come() {
+    let router = FakeNode::new().router();
+    for path in ["/encrypt", "/decrypt"] {
+        for (ou, code) in [
+            (None, ErrorCode::NoOrganizationalUnit),
+            (Some("Nobody"), ErrorCode::UnknownOrganizationalUnit),
+        ] {
+            let caller = principal("x", ou);
+            let answer = send(&router, Some(&caller), never(path)).now_or_never();
+            let answer = answer.expect("it waits for the body");
+            assert_eq!(answer.code(), Some(code));
+            assert_eq!(answer.json()["error"], code.v1_text());
+        }
+        let waiting = send(&router, Some(&trading()), never(path)).now_or_never();
+        assert!(waiting.is_none());
+    }
+}
+
+#[tokio::test]
+async fn requests_of_every_route_are_counted_once() {
+    let node = FakeNode::new();
+    let router = node.limited_router(3);
+    let get = |path: &str| {
+        let request = Request::get(path).header("x-hsm-request", "1");
+        request.body(Body::empty()).unwrap()
+    };
+    let body = json!({"context": "exchange-key", "plaintext": ""});
+    for request in [get("/health"), get("/admin/v1/whoami"), post("/encrypt", &body)] {
+        let answer = send(&router, Some(&trading()), request).await;
+        assert_eq!(answer.response.status(), 200);
+    }
+    for request in [get("/metrics"), get("/admin/v1/whoami"), post("/encrypt", &body)] {
+        let answer = send(&router, Some(&trading()), request).await;
+        assert_eq!(answer.code(), Some(ErrorCode::RateLimited));
+    }
+    let other = principal("trading-2", Some("Trading"));
+    let answer = send(&router, Some(&other), get("/health")).await;
+    assert_eq!(answer.response.status(), 200);
+}
+
+#[tokio::test]
+async fn an_answer_holds_its_part_of_the_memory_until_it_is_gone() {
+    let node = FakeNode::new();
+    let (state, router) = node.state_and_router();
+    let body = json!({"context": "exchange-key", "plaintext": "YQ=="});
+    let mut request = post("/encrypt", &body);
+    request.extensions_mut().insert(trading());
+    let response = router.oneshot(request).await.unwrap();
+    let taken = body.to_string().len();
+    assert_eq!(state.bodies().taken(), taken);
+    // HTTP/2 keeps the bytes when the body itself is gone.
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(state.bodies().taken(), taken);
+    drop(bytes);
+    assert_eq!(state.bodies().taken(), 0);
+}
+
+#[tokio::test]
+async fn a_job_that_nobody_waits_for_holds_its_part_until_it_is_done() {
+    let node = FakeNode::new();
+    let (state, router) = node.state_and_router();
+    node.token.trouble(Some(Trouble::Hangs));
+    for path in ["/encrypt", "/decrypt"] {
+        let v1 = super::fake::v1_ciphertext("exchange-key", "Trading", b"old");
+        let body = json!({
+            "context": "exchange-key",
+            "plaintext": "YQ==",
+            "ciphertext": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, v1),
+            "key_id": "kek-exchange-key-v1",
+        });
+        let answer = send(&router, Some(&trading()), post(path, &body)).await;
+        assert_eq!(answer.code(), Some(ErrorCode::TokenTimeout));
+        assert_eq!(state.bodies().taken(), body.to_string().len(), "{path}");
+        node.token.give_up();
+        assert_eq!(state.bodies().taken(), 0, "{path}");
+    }
+}

@@ -1,0 +1,111 @@
+use super::*;
+
+fn rendered(record: impl FnOnce()) -> String {
+    let recorder = builder().unwrap().build_recorder();
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, || {
+        describe();
+        begin();
+        record();
+    });
+    handle.run_upkeep();
+    handle.render()
+}
+
+#[test]
+fn what_has_no_label_is_there_before_anything_happens() {
+    let text = rendered(|| {});
+    for name in [
+        "hsm_acl_failures_total 0",
+        "hsm_active_connections 0",
+        "hsm_raft_term 0",
+        "hsm_raft_quorum_ack_age_seconds -1",
+        "hsm_raft_append_fsync_seconds_count 0",
+        "hsm_request_duration_seconds_count{endpoint=\"/encrypt\"} 0",
+        "hsm_raft_role{role=\"uninitialised\"} 1",
+        "hsm_config_differs{section=\"revocations\"} 0",
+        "# TYPE hsm_raft_append_fsync_seconds histogram",
+    ] {
+        assert!(text.contains(name), "{name} is not in\n{text}");
+    }
+}
+
+#[test]
+fn each_section_of_the_configuration_differs_by_itself() {
+    let text = rendered(|| config_differs(true, false, true));
+    for line in [
+        "hsm_config_differs{section=\"acl\"} 1",
+        "hsm_config_differs{section=\"roles\"} 0",
+        "hsm_config_differs{section=\"revocations\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn v1s_names_and_labels_stand() {
+    let text = rendered(|| {
+        request("/encrypt", 200, Duration::from_micros(300));
+        encryption("exchange-key".into(), true);
+        decryption("exchange-key".into(), false);
+        error("encrypt");
+    });
+    for line in [
+        "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
+        "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
+        "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
+        "hsm_errors_total{operation=\"encrypt\"} 1",
+        "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0002\"} 0",
+        "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0005\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn without_a_certificate_only_contexts_are_missing() {
+    let text = rendered(|| {
+        request("/encrypt", 200, Duration::from_micros(300));
+        encryption("exchange-key".into(), true);
+        encryption("2fa".into(), true);
+        token_call("a".into(), "encrypt", true, Duration::from_micros(20));
+    });
+    let open = without_names(&text);
+    let differ = |a: &str, b: &str| -> Vec<String> {
+        let gone = a.lines().filter(|line| !b.lines().any(|other| other == *line));
+        gone.map(str::to_owned).collect()
+    };
+    let sum = "hsm_encrypt_operations_total{status=\"success\"} 2";
+    assert_eq!(differ(&open, &text), [sum]);
+    let hidden = differ(&text, &open);
+    assert_eq!(hidden.len(), 2, "{hidden:?}");
+    assert!(
+        hidden.iter().all(|line| line.contains("{context=\"")),
+        "{hidden:?}"
+    );
+}
+
+#[test]
+fn a_slot_or_node_is_in_one_state_at_a_time() {
+    let slot: Arc<str> = "exchange".into();
+    let text = rendered(|| {
+        slot_state(&slot, "ready");
+        slot_state(&slot, "failed");
+        role("leader");
+        keys_missing(&slot, 2);
+        token_call(Arc::clone(&slot), "encrypt", true, Duration::from_micros(20));
+        slot_job(Arc::clone(&slot), "encrypt", Duration::from_micros(150));
+    });
+    assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"failed\"} 1"));
+    assert!(text.contains("hsm_slot_state{slot=\"exchange\",state=\"ready\"} 0"));
+    assert!(text.contains("hsm_raft_role{role=\"leader\"} 1"));
+    assert!(text.contains("hsm_raft_role{role=\"uninitialised\"} 0"));
+    assert!(text.contains("hsm_keys_missing{slot=\"exchange\"} 2"));
+    assert!(text.contains(
+        "hsm_token_call_duration_seconds_bucket{slot=\"exchange\",op=\"encrypt\",le=\"0.00005\"} 1"
+    ));
+    let job = |le: &str| {
+        format!("hsm_slot_job_duration_seconds_bucket{{slot=\"exchange\",operation=\"encrypt\",le=\"{le}\"}}")
+    };
+    assert!(text.contains(&format!("{} 0", job("0.0001"))) && text.contains(&format!("{} 1", job("0.0002"))));
+}
