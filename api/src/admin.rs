@@ -38,6 +38,17 @@ mod tests {
     }
 
     #[test]
+    fn an_older_nodes_answer_is_read_without_what_it_does_not_say() {
+        let member: Member = serde_json::from_value(json!({
+            "node_id": "hsm-node-1", "raft_id": 1, "role": "voter", "api_address": "a:1",
+            "cluster_address": "a:2", "is_leader": true, "slots": [], "joined_at": "2030-01-01T00:00:00Z"
+        }))
+        .unwrap();
+        assert_eq!(member.state, None);
+        assert!(!serde_json::to_string(&member).unwrap().contains("state"));
+    }
+
+    #[test]
     fn every_word_round_trips() {
         for &state in KeyState::ALL {
             let json = serde_json::to_string(&state).unwrap();

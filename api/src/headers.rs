@@ -16,6 +16,9 @@ pub const X_HSM_MIN_INDEX: &str = "x-hsm-min-index";
 pub const X_HSM_NODE: &str = "x-hsm-node";
 /// Request and response: names one request in the logs of all nodes it touched.
 pub const X_REQUEST_ID: &str = "x-request-id";
+/// Request: the trace it belongs to, as the W3C defines it (`00-<trace>-<parent>-<flags>`). Named in the logs of
+/// all nodes it touched.
+pub const TRACEPARENT: &str = "traceparent";
 /// Response: seconds after which a retry may be worth it.
 pub const RETRY_AFTER: &str = "retry-after";
 

@@ -203,6 +203,22 @@ async fn a_dead_endpoint_is_passed_over_and_then_forgotten() {
 }
 
 #[tokio::test]
+async fn when_nobody_answers_everybody_is_named() {
+    let pki = Pki::new();
+    let (first, second) = (nobody().await, nobody().await);
+    let client = pki
+        .client()
+        .endpoints([first.clone(), second.clone()])
+        .retry(Retry::Until(Duration::from_millis(200)))
+        .build()
+        .unwrap();
+    let error = client.encrypt(&request()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, ClientError::NoneAnswered { .. }), "{text}");
+    assert!(text.contains(&first) && text.contains(&second), "{text}");
+}
+
+#[tokio::test]
 async fn without_retries_there_is_one_attempt_at_one_endpoint() {
     let pki = Pki::new();
     let good = Server::start(&pki, |_, _| (200, encrypted())).await;

@@ -20,6 +20,7 @@ const TOKEN_OBJECT: &str = "token.object";
 /// <token root>/<uuid>/<uuid>.object         one per token object
 /// <token root>/<uuid>/generation            counter of changes
 /// <token root>/<uuid>.token-object          our copy of token.object
+/// <token root>/<uuid>.token-object-aside    the same, while the token is being erased
 /// <token root>/<serial>.hsm-owner           the lock
 /// ```
 ///
@@ -102,15 +103,30 @@ impl TokenFiles {
             && !known
                 .as_deref()
                 .is_some_and(|known| is_torn(&parsed, &object_file::parse(known)));
-        if whole && known.as_deref() != Some(contents.as_slice()) {
+        if !whole {
+            return Ok(());
+        }
+        if known.as_deref() != Some(contents.as_slice()) {
             durable::write(&copy, &contents)?;
         }
-        Ok(())
+        durable::remove(&aside_of(&self.dir))
     }
 
-    /// Forgets the copy: the token is about to be erased, and its old PINs must not come back.
+    /// Puts the copy aside: the token is about to be erased, and its old PINs must not come back over new ones.
+    /// SoftHSM keeps the SO PIN's blob when it erases a token, so that an erased one looks like the beginning
+    /// of its own copy; see [`backup_of`]. If nothing was erased, [`TokenFiles::back_up`] makes a copy again.
+    pub(crate) fn set_backup_aside(&self) -> Result<(), HsmError> {
+        let copy = copy_of(&self.dir);
+        if let Some(contents) = durable::read(&copy)? {
+            durable::write(&aside_of(&self.dir), &contents)?;
+        }
+        durable::remove(&copy)
+    }
+
+    /// Forgets the copy for good: the token is erased.
     pub(crate) fn forget_backup(&self) -> Result<(), HsmError> {
-        durable::remove(&copy_of(&self.dir))
+        durable::remove(&copy_of(&self.dir))?;
+        durable::remove(&aside_of(&self.dir))
     }
 
     /// Removes object files that end in the middle of something. SoftHSM ignores them for ever;
@@ -142,7 +158,7 @@ impl TokenFiles {
 pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmError> {
     let mut restored = Vec::new();
     for dir in token_dirs(token_root)? {
-        let Some(copy) = durable::read(&copy_of(&dir))? else {
+        let Some(copy) = backup_of(&dir)? else {
             continue;
         };
         let parsed_copy = object_file::parse(&copy);
@@ -200,8 +216,8 @@ pub(crate) fn refuse_same_serial(token_root: &Path) -> Result<(), HsmError> {
 }
 
 /// True if `now` can be a beginning of what `copy` is a copy of: nothing in it contradicts the
-/// copy, and something is missing. A token that was initialised anew has another SO PIN blob and
-/// so contradicts it; flags differ after every wrong PIN and say nothing.
+/// copy, and something is missing. A token that was made anew has another SO PIN blob and so
+/// contradicts it; flags differ after every wrong PIN and say nothing.
 fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
     let (ObjectFile::Whole(attributes) | ObjectFile::Torn(attributes)) = now else {
         return false;
@@ -217,11 +233,33 @@ fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
     !contradicted && missing
 }
 
+/// The copy to restore from. One that was put aside counts only while the token has objects: erasing it begins
+/// with them, and before that `C_InitToken` writes nothing of `token.object` but its flags.
+fn backup_of(dir: &Path) -> Result<Option<Vec<u8>>, HsmError> {
+    if let Some(copy) = durable::read(&copy_of(dir))? {
+        return Ok(Some(copy));
+    }
+    let Some(aside) = durable::read(&aside_of(dir))? else {
+        return Ok(None);
+    };
+    let files = TokenFiles { dir: dir.to_owned() };
+    Ok((!files.objects()?.is_empty()).then_some(aside))
+}
+
 /// Our copy of a token directory's `token.object`. SoftHSM takes only directories for tokens, so
 /// a file beside them is invisible to it.
 fn copy_of(dir: &Path) -> PathBuf {
+    beside(dir, ".token-object")
+}
+
+/// Where the copy is while the token is being erased.
+fn aside_of(dir: &Path) -> PathBuf {
+    beside(dir, ".token-object-aside")
+}
+
+fn beside(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.file_name().unwrap_or_default().to_owned();
-    name.push(".token-object");
+    name.push(suffix);
     dir.with_file_name(name)
 }
 
@@ -293,6 +331,43 @@ mod tests {
         let now = token_object(b"new", None);
         token(root.path(), &now, &token_object(b"so", Some(b"user")));
         assert!(restore_torn_tokens(root.path()).unwrap().is_empty());
+    }
+
+    /// Killed while it was being erased: in the write of its flags, or after its user PIN was removed. In both
+    /// it is the beginning of its own copy.
+    #[test]
+    fn a_copy_put_aside_comes_back_only_while_nothing_is_erased() {
+        let whole = token_object(b"so", Some(b"user"));
+        let erased = token_object(b"so", None);
+        for (object_left, expected) in [(true, whole.clone()), (false, erased.clone())] {
+            let root = tempfile::tempdir().unwrap();
+            let dir = token(root.path(), &whole, &whole);
+            if object_left {
+                std::fs::write(dir.join("a.object"), &whole).unwrap();
+            }
+            let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
+            files.set_backup_aside().unwrap();
+            assert!(!copy_of(&dir).exists());
+            std::fs::write(dir.join(TOKEN_OBJECT), &erased).unwrap();
+            let restored = restore_torn_tokens(root.path()).unwrap();
+            assert_eq!(restored.len(), usize::from(object_left));
+            assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_token_that_was_not_erased_has_its_copy_again() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let dir = token(root.path(), &whole, &whole);
+        let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
+        files.set_backup_aside().unwrap();
+        files.back_up().unwrap();
+        assert_eq!(std::fs::read(copy_of(&dir)).unwrap(), whole);
+        assert!(!aside_of(&dir).exists());
+        files.set_backup_aside().unwrap();
+        files.forget_backup().unwrap();
+        assert!(!copy_of(&dir).exists() && !aside_of(&dir).exists());
     }
 
     #[test]

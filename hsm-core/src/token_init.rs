@@ -25,35 +25,117 @@ pub struct InitToken<'a> {
     pub destroy_existing: bool,
 }
 
-/// Initialises a token and sets its user PIN.
+/// A token that can be initialised as asked. Everything that can be refused without touching it was looked at,
+/// and nothing was changed: no token has either PIN yet.
+pub struct Prepared<'a> {
+    module: &'a Module,
+    init: InitToken<'a>,
+    label: [u8; LABEL_LEN],
+    token: TokenInfo,
+    /// A token that is free has no serial number to lock by.
+    lock: Option<TokenLock>,
+}
+
+/// A token that is empty and has its label and the security officer's PIN, and no user PIN yet.
+pub struct Erased<'a> {
+    module: &'a Module,
+    init: InitToken<'a>,
+    token: TokenInfo,
+    _lock: TokenLock,
+}
+
+/// Initialises a token and sets its user PIN: all the steps at once.
 ///
 /// Refuses a token that a node owns, more than one token of the label, and, unless
 /// `destroy_existing` is set, an initialised one.
 pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, HsmError> {
-    let init = &init;
+    prepare(module, init)?.erase()?.set_pin()
+}
+
+/// Finds the token and takes its lock. For what is refused see [`init_token`].
+pub fn prepare<'a>(module: &'a Module, init: InitToken<'a>) -> Result<Prepared<'a>, HsmError> {
     let label = padded(init.label)?;
-    check_pins(module, init)?;
+    let (token, lock) = find(module, &init)?;
+    check_pins(module, &init, &token)?;
+    check_pin_lengths(&token, &init)?;
+    Ok(Prepared {
+        module,
+        init,
+        label,
+        token,
+        lock,
+    })
+}
+
+impl<'a> Prepared<'a> {
+    /// Erases the token and gives it label and security officer's PIN. A token that refuses is as it was, but
+    /// for the attempt.
+    pub fn erase(self) -> Result<Erased<'a>, HsmError> {
+        let Self {
+            module,
+            init,
+            label,
+            token,
+            lock,
+        } = self;
+        let files = files(module, &token)?;
+        // From here on the copy would bring back PINs of a token that no longer exists.
+        files.as_ref().map_or(Ok(()), TokenFiles::set_backup_aside)?;
+        let erased = module.raw().init_token(token.slot.into(), init.so_pin, &label);
+        if let Err(error) = erased {
+            // A copy that cannot be made now stays where it was put.
+            let _ = files.as_ref().map_or(Ok(()), TokenFiles::back_up);
+            return Err(so_error(&token, error));
+        }
+        files.as_ref().map_or(Ok(()), TokenFiles::forget_backup)?;
+        module.forget_login(&token.serial);
+        let made = module.token_info(token.slot)?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => TokenLock::acquire(module.profile(), &made.serial)?,
+        };
+        Ok(Erased {
+            module,
+            init,
+            token: made,
+            _lock: lock,
+        })
+    }
+}
+
+impl Erased<'_> {
+    /// Sets the user PIN and puts everything on disk.
+    pub fn set_pin(self) -> Result<TokenInfo, HsmError> {
+        set_user_pin(self.module, &self.token, &self.init)?;
+        if let Some(files) = files(self.module, &self.token)? {
+            files.sync_all()?;
+            files.back_up()?;
+        }
+        self.module.token_info(self.token.slot)
+    }
+}
+
+/// The token to initialise: the one of this label, or a free one.
+fn find(module: &Module, init: &InitToken<'_>) -> Result<(TokenInfo, Option<TokenLock>), HsmError> {
     let tokens = module.tokens()?;
     let same_label: Vec<&TokenInfo> = tokens
         .iter()
         .filter(|token| token.initialised && token.label == init.label)
         .collect();
-    let (token, existing_lock) = match same_label.as_slice() {
-        [] => (free_slot(module, &tokens)?, None),
+    match same_label.as_slice() {
+        [] => Ok((free_slot(module, &tokens)?.clone(), None)),
         [existing] if init.destroy_existing => {
             let lock = TokenLock::acquire(module.profile(), &existing.serial)?;
             may_try_so_pin(existing)?;
-            (*existing, Some(lock))
+            Ok(((*existing).clone(), Some(lock)))
         }
-        [existing] => {
-            return Err(HsmError::AlreadyInitialised {
-                label: existing.label.clone(),
-                serial: existing.serial.clone(),
-            });
-        }
+        [existing] => Err(HsmError::AlreadyInitialised {
+            label: existing.label.clone(),
+            serial: existing.serial.clone(),
+        }),
         several => {
             let serials: Vec<&str> = several.iter().map(|token| token.serial.as_str()).collect();
-            return Err(HsmError::Argument {
+            Err(HsmError::Argument {
                 what: "label",
                 reason: format!(
                     "{} tokens are called {:?} (serials {}); remove all but one with the vendor's tool first",
@@ -61,31 +143,9 @@ pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, Hsm
                     init.label,
                     serials.join(", ")
                 ),
-            });
+            })
         }
-    };
-    check_pin_lengths(token, init)?;
-    // From here on the copy would bring back PINs of a token that no longer exists.
-    if let Some(files) = files(module, token)? {
-        files.forget_backup()?;
     }
-    module
-        .raw()
-        .init_token(token.slot.into(), init.so_pin, &label)
-        .map_err(|error| so_error(token, error))?;
-    module.forget_login(&token.serial);
-    let made = module.token_info(token.slot)?;
-    // A token that was free had no serial number to lock by until now.
-    let _lock = match existing_lock {
-        Some(lock) => lock,
-        None => TokenLock::acquire(module.profile(), &made.serial)?,
-    };
-    set_user_pin(module, &made, init)?;
-    if let Some(files) = files(module, &made)? {
-        files.sync_all()?;
-        files.back_up()?;
-    }
-    module.token_info(token.slot)
 }
 
 fn set_user_pin(module: &Module, token: &TokenInfo, init: &InitToken<'_>) -> Result<(), HsmError> {
@@ -145,15 +205,21 @@ fn padded(label: &str) -> Result<[u8; LABEL_LEN], HsmError> {
     Ok(padded)
 }
 
-fn check_pins(module: &Module, init: &InitToken<'_>) -> Result<(), HsmError> {
+/// Only a PIN that is set here can be chosen better: that of the security officer of a token that is initialised
+/// already is the one it has.
+fn check_pins(module: &Module, init: &InitToken<'_>, token: &TokenInfo) -> Result<(), HsmError> {
     if init.pin.expose() == init.so_pin.expose() {
         return Err(HsmError::Argument {
             what: "user PIN",
             reason: "must differ from the security officer's PIN".to_owned(),
         });
     }
-    for (what, pin) in [("user PIN", init.pin), ("security officer's PIN", init.so_pin)] {
-        if module.profile().is_software() && !has_enough_entropy(pin) {
+    let set = [
+        ("user PIN", init.pin, true),
+        ("security officer's PIN", init.so_pin, !token.initialised),
+    ];
+    for (what, pin, is_set) in set {
+        if is_set && module.profile().is_software() && !has_enough_entropy(pin) {
             return Err(HsmError::Argument {
                 what,
                 reason: "carries fewer than 128 random bits, and a software token's files are only as safe as its PINs; have it generated".to_owned(),

@@ -15,7 +15,7 @@ pub fn unix_millis() -> UnixMillis {
 pub fn random_id() -> [u8; 16] {
     let mut bytes = [0; 16];
     if getrandom::fill(&mut bytes).is_err() {
-        tracing::error!("the operating system gives no random bytes");
+        crate::logging::last_words(Some("hsm-node: the operating system gives no random bytes"));
         std::process::abort();
     }
     bytes

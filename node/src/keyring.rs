@@ -172,13 +172,10 @@ impl KeyRing {
         self.owners.get(key_uid)
     }
 
-    /// A context other than `context` in which some key has this label.
-    #[must_use]
-    pub fn other_context_with_key_id(&self, context: &str, key_id: &str) -> Option<&ContextName> {
-        self.contexts
-            .iter()
-            .find(|(name, keys)| name.as_str() != context && keys.by_key_id.contains_key(key_id))
-            .map(|(name, _)| name)
+    /// The contexts in which some key has this label.
+    pub fn contexts_with_key_id<'a>(&'a self, key_id: &'a str) -> impl Iterator<Item = &'a ContextName> {
+        let with_it = move |(_, keys): &(&ContextName, &ContextKeys)| keys.by_key_id.contains_key(key_id);
+        self.contexts.iter().filter(with_it).map(|(name, _)| name)
     }
 
     /// All contexts.

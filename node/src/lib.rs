@@ -4,6 +4,8 @@
 //! `slots` and `sync` keep tokens and state together; `rotation` makes keys; `http`, `health` and `admin`
 //! answer; `app` puts it all together.
 
+#![warn(missing_docs)]
+
 pub mod admin;
 pub mod app;
 pub mod clock;
@@ -15,6 +17,7 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod keyring;
+pub mod log_budget;
 pub mod logging;
 pub mod metrics;
 pub mod policy;

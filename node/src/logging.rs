@@ -2,13 +2,25 @@
 //! live in types that cannot be printed. Records of the `log` crate are not taken here, because
 //! the storage listens to them itself.
 
+mod writer;
+
 use std::io::IsTerminal;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::SubscriberBuilder;
 
+use self::writer::LogWriter;
 use crate::config::{LogFormat, Logging};
+
+/// How long the end of the process waits for a log that nobody reads.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// One for the process, as the log itself.
+static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +36,9 @@ pub enum LoggingError {
     /// Something else in this process has set up a log.
     #[error("the log is already set up in this process")]
     AlreadySet,
+    /// There is no thread for it.
+    #[error("the operating system refuses a thread for the log: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// Libraries that below `info` describe every frame they see: quiet them unless the operator
@@ -65,19 +80,20 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Sets up the log of this process.
+/// Sets up the log of this process. Before it ends, [`last_words`] has to be called.
 ///
 /// # Errors
-/// A filter that is none, or a log that is set up already.
+/// A filter that is none, a log that is set up already, or no thread.
 pub fn init(logging: &Logging) -> Result<(), LoggingError> {
     let filter = filter(&logging.level).map_err(|problem| LoggingError::Filter {
         value: logging.level.clone(),
         problem,
     })?;
+    let writer = LogWriter::start(std::io::stderr())?;
     let builder = SubscriberBuilder::default()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match logging.format {
+        .with_writer(writer.clone());
+    let installed = match logging.format {
         LogFormat::Json => install(
             builder
                 .json()
@@ -87,6 +103,38 @@ pub fn init(logging: &Logging) -> Result<(), LoggingError> {
                 .finish(),
         ),
         LogFormat::Text => install(builder.with_ansi(std::io::stderr().is_terminal()).finish()),
+    };
+    installed?;
+    // The subscriber could be set only once, so this is the first.
+    let _ = WRITER.set(writer);
+    Ok(())
+}
+
+/// The last thing before the process ends: says `words` in plain text, whatever the level, and waits a moment
+/// until the log is written.
+pub fn last_words(words: Option<&str>) {
+    match (WRITER.get(), words) {
+        (Some(writer), words) => writer.finish(words, LAST_WORDS),
+        (None, Some(words)) => eprintln!("{words}"),
+        (None, None) => {}
+    }
+}
+
+/// Lines lost since the start because standard error did not take them in time.
+pub fn lines_lost() -> u64 {
+    WRITER.get().map_or(0, LogWriter::dropped)
+}
+
+/// Says so if lines were lost since it was last said. To be called every few seconds.
+pub fn say_lost() {
+    static SAID: AtomicU64 = AtomicU64::new(0);
+    let lost = lines_lost();
+    // A count since the start: if this line is lost too, the next one says all of it.
+    if SAID.swap(lost, Ordering::Relaxed) < lost {
+        tracing::warn!(
+            lost,
+            "log lines lost since the start: standard error does not take them in time"
+        );
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use hsm_node::logging;
 
 /// A node of the clustered key service.
 #[derive(Parser)]
@@ -12,7 +13,7 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, short, env = "CONFIG_PATH", default_value = "config.yaml")]
     config: PathBuf,
-    /// Check the configuration, say what is ignored, and end.
+    /// Check the configuration and the files it names, say what has no effect, and end.
     #[arg(long)]
     check: bool,
 }
@@ -30,9 +31,12 @@ const LONG_VERSION: &str = if cfg!(feature = "failpoints") {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match hsm_node::app::run(&arguments.config, arguments.check) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::last_words(None);
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
-            eprintln!("hsm-node: {failure}");
+            logging::last_words(Some(&format!("hsm-node: {failure}")));
             ExitCode::from(failure.exit_code())
         }
     }

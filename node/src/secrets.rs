@@ -144,15 +144,35 @@ pub fn read_pin(source: &PinSource) -> Result<Pin, SecretError> {
         PinSource::Env { key, variable } => read_env(key, variable).map(pin),
         PinSource::File { key, path } => read_file(key, path, Access::OwnerOnly).map(pin),
         PinSource::Credential { key, name } => {
-            let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
-                .filter(|folder| !folder.is_empty())
-                .ok_or_else(|| SecretError::NoCredentials {
-                    key: key.clone(),
-                    name: name.clone(),
-                })?;
-            read_file(key, &Path::new(&folder).join(name), Access::Systemd).map(pin)
+            read_file(key, &credential(key, name)?, Access::Systemd).map(pin)
         }
         PinSource::Inline(pin) => Ok(Pin::new(pin.expose().to_owned())),
+    }
+}
+
+/// Looks at a PIN's source without reading the PIN.
+///
+/// # Errors
+/// As [`read_pin`], but for what is in a file.
+pub fn check_pin(source: &PinSource) -> Result<(), SecretError> {
+    match source {
+        PinSource::Env { key, variable } => read_env(key, variable).map(drop),
+        PinSource::File { key, path } => open_file(key, path, Access::OwnerOnly).map(drop),
+        PinSource::Credential { key, name } => {
+            open_file(key, &credential(key, name)?, Access::Systemd).map(drop)
+        }
+        PinSource::Inline(_) => Ok(()),
+    }
+}
+
+fn credential(key: &str, name: &str) -> Result<PathBuf, SecretError> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty());
+    match folder {
+        Some(folder) => Ok(Path::new(&folder).join(name)),
+        None => Err(SecretError::NoCredentials {
+            key: key.to_owned(),
+            name: name.to_owned(),
+        }),
     }
 }
 
@@ -201,6 +221,17 @@ pub fn read_replication_key(
     }
 }
 
+/// Reads the replication key and forgets it; makes none.
+///
+/// # Errors
+/// As [`read_replication_key`].
+pub fn check_replication_key(source: &ReplicationKeySource, data_dir: &Path) -> Result<(), SecretError> {
+    match source {
+        ReplicationKeySource::DataDir if !data_dir.join(REPLICATION_KEY_FILE).exists() => Ok(()),
+        source => read_replication_key(source, data_dir).map(drop),
+    }
+}
+
 /// Written beside, synced, renamed, folder synced: a crash leaves the whole key or none.
 fn store_new(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -244,27 +275,36 @@ enum Access {
     Systemd,
 }
 
-fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>, SecretError> {
-    let unreadable = |reason| SecretError::Unreadable {
-        key: key.to_owned(),
-        path: path.to_owned(),
+fn unreadable(key: &str, path: &Path) -> impl Fn(std::io::Error) -> SecretError {
+    let (key, path) = (key.to_owned(), path.to_owned());
+    move |reason| SecretError::Unreadable {
+        key: key.clone(),
+        path: path.clone(),
         reason,
-    };
-    let content = |problem| SecretError::Content {
+    }
+}
+
+fn content(key: &str, path: &Path, problem: &'static str) -> SecretError {
+    SecretError::Content {
         key: key.to_owned(),
         path: path.to_owned(),
         problem,
-    };
+    }
+}
+
+/// Opens a file that may hold a secret.
+fn open_file(key: &str, path: &Path, access: Access) -> Result<File, SecretError> {
+    let unreadable = unreadable(key, path);
     // Checked on the open file, so that it cannot be swapped in between. Not blocking: opening
     // a pipe must not hang the start.
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(nix::libc::O_NONBLOCK)
         .open(path)
-        .map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
+        .map_err(&unreadable)?;
+    let metadata = file.metadata().map_err(&unreadable)?;
     if !metadata.is_file() {
-        return Err(content("is not a regular file"));
+        return Err(content(key, path, "is not a regular file"));
     }
     let mode = metadata.mode() & 0o7777;
     let forbidden = match access {
@@ -286,12 +326,18 @@ fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>
             owner,
         });
     }
+    Ok(file)
+}
+
+fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>, SecretError> {
+    let mut file = open_file(key, path, access)?;
+    let content = |problem| content(key, path, problem);
     // Reserved at once: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 1));
     (&mut file)
         .take(MAX_SECRET as u64 + 1)
         .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+        .map_err(unreadable(key, path))?;
     if bytes.len() > MAX_SECRET {
         return Err(content("is longer than 4096 bytes, so it is not the secret"));
     }
@@ -307,119 +353,4 @@ fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, PinSource) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pin");
-        std::fs::write(&path, content).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        (
-            dir,
-            PinSource::File {
-                key: "hsm.slots.a.pin_file".to_owned(),
-                path,
-            },
-        )
-    }
-
-    fn refusal(source: &PinSource) -> String {
-        match read_pin(source) {
-            Ok(_) => panic!("was accepted"),
-            Err(error) => error.to_string(),
-        }
-    }
-
-    #[test]
-    fn a_pin_file_loses_its_last_newline_and_nothing_else() {
-        let (_dir, source) = file(b" 12 34 \r\n", 0o400);
-        assert_eq!(read_pin(&source).unwrap().expose(), " 12 34 ");
-        let (_dir, source) = file(b"1234", 0o600);
-        assert_eq!(read_pin(&source).unwrap().expose(), "1234");
-    }
-
-    #[test]
-    fn a_pin_file_that_others_can_read_is_refused() {
-        for mode in [0o640, 0o604, 0o620] {
-            let (_dir, source) = file(b"planted-secret", mode);
-            let error = refusal(&source);
-            assert!(
-                error.starts_with("hsm.slots.a.pin_file: ") && error.contains("chmod 600"),
-                "{error}"
-            );
-            assert!(!error.contains("planted-secret"));
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_a_pin_is_refused_without_repeating_it() {
-        for (content, problem) in [
-            (b"\n".to_vec(), "is empty"),
-            (vec![b'x'; 5000], "longer than 4096"),
-            (vec![0xff, 0xfe], "not UTF-8"),
-        ] {
-            let (_dir, source) = file(&content, 0o600);
-            assert!(refusal(&source).contains(problem));
-        }
-    }
-
-    #[test]
-    fn a_folder_or_a_missing_file_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let key = "k".to_owned();
-        assert!(
-            refusal(&PinSource::File {
-                key: key.clone(),
-                path: dir.path().into()
-            })
-            .contains("k: ")
-        );
-        let path = dir.path().join("none");
-        assert!(refusal(&PinSource::File { key, path }).contains("give a readable file"));
-    }
-
-    #[test]
-    fn an_unset_variable_is_named() {
-        let source = PinSource::Env {
-            key: "k".to_owned(),
-            variable: "HSM_TEST_NEVER_SET".to_owned(),
-        };
-        assert!(refusal(&source).contains("HSM_TEST_NEVER_SET is not set"));
-    }
-
-    #[test]
-    fn a_standalone_node_makes_its_replication_key_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let data = dir.path().join("data");
-        let first = read_replication_key(&ReplicationKeySource::DataDir, &data).unwrap();
-        let path = data.join(REPLICATION_KEY_FILE);
-        assert_eq!(first.created.as_deref(), Some(path.as_path()));
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(
-            std::fs::metadata(&data).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
-        let second = read_replication_key(&ReplicationKeySource::DataDir, &data).unwrap();
-        assert!(second.created.is_none());
-        assert_eq!(first.key.to_hex().as_str(), second.key.to_hex().as_str());
-    }
-
-    #[test]
-    fn a_damaged_replication_key_is_refused_and_not_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(REPLICATION_KEY_FILE);
-        std::fs::write(&path, "tooshort").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let error = read_replication_key(&ReplicationKeySource::DataDir, dir.path())
-            .err()
-            .unwrap();
-        assert!(error.to_string().contains("replication.key"), "{error}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "tooshort");
-    }
-}
+mod tests;

@@ -41,6 +41,19 @@ words! {
         Ready = "ready",
         /// It does not, and `reason` says why.
         Failed = "failed",
+        /// Its node is silent: what that last reported is old news.
+        Silent = "silent",
+    }
+}
+
+words! {
+    /// Whether a member is heard.
+    pub enum MemberState {
+        /// The leader hears it.
+        Heard = "heard",
+        /// The leader has not heard it for longer than readiness allows (`staleness.ready_ms`), or the node
+        /// that answers hears no leader itself.
+        Silent = "silent",
     }
 }
 
@@ -150,8 +163,14 @@ pub struct ClusterStatus {
     pub not_ready: Vec<NotReadyReason>,
     /// Its slots.
     pub slots: Vec<SlotStatus>,
-    /// How many voters may fail before the quorum is lost.
+    /// How many more voters may fail before the quorum is lost: those that are silent have failed already.
     pub failure_tolerance: u32,
+    /// How many voters there are; 0 from a node that does not say.
+    #[serde(default)]
+    pub voters: u32,
+    /// Names of the voters that are silent, see [`MemberState`].
+    #[serde(default)]
+    pub silent_voters: Vec<String>,
 }
 
 /// The leader as a node knows it.
@@ -213,6 +232,9 @@ pub struct Member {
     pub raft_id: u64,
     /// What it is to the cluster.
     pub role: MemberRole,
+    /// Whether it is heard; absent from a node that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<MemberState>,
     /// `host:port` of its API.
     pub api_address: String,
     /// `host:port` of its cluster listener.
@@ -228,7 +250,7 @@ pub struct Member {
     /// How long ago it last answered the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seen_ms: Option<u64>,
-    /// Its slots, as it last reported them.
+    /// Its slots, as it last reported them; all silent if it is.
     pub slots: Vec<MemberSlot>,
     /// When it joined.
     pub joined_at: String,

@@ -56,7 +56,7 @@ pub struct CreateKekRequest {
     /// Label in the token, for people; the default is `kek-<context>-v<N>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// Must be higher than every version before; the default is the next.
+    /// Must be the next one, which is the default: for those who want to be sure of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
     /// Bits; only 256.
@@ -183,6 +183,6 @@ pub struct RotationStatus {
     pub missing: Vec<String>,
     /// The schedule.
     pub rotation_interval_days: u32,
-    /// When the schedule rotates next.
+    /// When its interval will have passed since activation. Nothing rotates by itself yet.
     pub next_rotation_due: Option<String>,
 }

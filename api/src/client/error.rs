@@ -36,7 +36,7 @@ pub enum BuildError {
         reason: String,
     },
     /// Certificate, key and TLS do not go together.
-    #[error("TLS: {0}")]
+    #[error("TLS: {}", explained(.0))]
     Tls(#[from] rustls::Error),
 }
 
@@ -175,6 +175,12 @@ pub enum ClientError {
     /// The request cannot be sent at all.
     #[error("request: {0}")]
     Request(String),
+    /// Several nodes were asked, and none answered.
+    #[error("none of {} nodes answered: {}", .failures.len(), texts(.failures))]
+    NoneAnswered {
+        /// What each failed with; none of them is [`ClientError::Api`].
+        failures: Vec<ClientError>,
+    },
 }
 
 impl ClientError {
@@ -207,6 +213,7 @@ impl ClientError {
     pub fn outcome_unknown(&self) -> bool {
         match self {
             Self::Transport { .. } | Self::Timeout { .. } | Self::Decode { .. } => true,
+            Self::NoneAnswered { failures } => failures.iter().any(Self::outcome_unknown),
             _ => self.code() == Some(ErrorCode::OutcomeUnknown),
         }
     }
@@ -229,12 +236,48 @@ impl ClientError {
     }
 }
 
+fn texts(failures: &[ClientError]) -> String {
+    let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+/// What the TLS errors mean that people meet, and what to do about them.
+fn meaning(error: &rustls::Error) -> Option<&'static str> {
+    use rustls::{AlertDescription, CertificateError, InconsistentKeys, InvalidMessage};
+    Some(match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the certificate of what listens there is not from the CA that was given: give the CA of the nodes' API \
+             certificates, and the API's port, usually 8443"
+        }
+        rustls::Error::AlertReceived(AlertDescription::UnknownCA) => {
+            "the node does not know the client certificate's CA: use a certificate from the CA of the node's \
+             server.tls.ca_path"
+        }
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the client key is not the one of the client certificate: give the key that the certificate was made for"
+        }
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "what listens there does not speak TLS: give the API's port, usually 8443, not the health listener's"
+        }
+        _ => return None,
+    })
+}
+
+/// A TLS error with its meaning, if it is a known one.
+fn explained(error: &rustls::Error) -> String {
+    match meaning(error) {
+        Some(meaning) => format!("{meaning} ({error})"),
+        None => error.to_string(),
+    }
+}
+
 /// The texts of an error and its causes, and whether TLS is among them.
 fn describe(error: &(dyn StdError + Send + Sync + 'static)) -> (String, bool) {
     let first: &(dyn StdError + 'static) = error;
     let mut next = Some(first);
     let mut text = String::new();
     let mut tls = false;
+    let mut known = None;
     while let Some(current) = next {
         let this = current.to_string();
         // Wrappers often show what they wrap.
@@ -244,10 +287,16 @@ fn describe(error: &(dyn StdError + Send + Sync + 'static)) -> (String, bool) {
             }
             text.push_str(&this);
         }
-        tls |= current.is::<rustls::Error>();
+        if let Some(error) = current.downcast_ref::<rustls::Error>() {
+            tls = true;
+            known = known.or_else(|| meaning(error));
+        }
         next = cause(current);
     }
-    (text, tls)
+    match known {
+        Some(meaning) => (format!("{meaning} ({text})"), tls),
+        None => (text, tls),
+    }
 }
 
 /// `io::Error` skips the error it wraps when asked for its source.
@@ -300,6 +349,37 @@ mod tests {
         assert_eq!((error.code, error.retryable, error.status), (None, true, 502));
         assert_eq!(error.detail.len(), SHOWN);
         assert!(!read(404, "no").retryable);
+    }
+
+    #[test]
+    fn a_tls_error_that_people_meet_says_what_to_do() {
+        use rustls::{AlertDescription, CertificateError, InconsistentKeys, InvalidMessage};
+        for (error, remedy) in [
+            (
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer),
+                "give the CA of the nodes' API certificates",
+            ),
+            (
+                rustls::Error::AlertReceived(AlertDescription::UnknownCA),
+                "server.tls.ca_path",
+            ),
+            (
+                rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch),
+                "give the key that the certificate was made for",
+            ),
+            (
+                rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType),
+                "give the API's port",
+            ),
+        ] {
+            let text = error.to_string();
+            let wrapped = io::Error::new(io::ErrorKind::InvalidData, error.clone());
+            let failed = ClientError::transport("https://a:1", true, &wrapped);
+            assert!(matches!(failed, ClientError::Tls { .. }), "{failed}");
+            let said = failed.to_string();
+            assert!(said.contains(remedy) && said.contains(&text), "{said}");
+            assert!(BuildError::Tls(error).to_string().contains(remedy));
+        }
     }
 
     #[test]

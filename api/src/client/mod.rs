@@ -26,6 +26,7 @@ mod builder;
 mod calls;
 mod endpoints;
 mod error;
+mod failures;
 mod health;
 mod retry;
 mod tls;
@@ -48,6 +49,7 @@ pub use http::Method;
 pub use retry::Retry;
 
 use endpoints::{Endpoint, Endpoints};
+use failures::Failures;
 use retry::{Plan, Step};
 use transport::{Call, Transport};
 
@@ -139,8 +141,7 @@ impl Client {
         let mut plan = Plan::new(if pinned { 1 } else { self.endpoints.len() });
         let mut at = if pinned { 0 } else { self.endpoints.first() };
         let mut attempts = 0;
-        // A node's refusal tells more than the silence of another one after it.
-        let mut kept: Option<ClientError> = None;
+        let mut failures = Failures::new(if pinned { 1 } else { self.endpoints.len() });
         loop {
             let left = budget.map_or(call.limit, |budget| budget.saturating_sub(started.elapsed()));
             attempts += 1;
@@ -162,8 +163,14 @@ impl Client {
                 Err(error) => error,
             };
             let Some(budget) = budget else { return Err(error) };
-            let pause = match plan.after(&error) {
-                Step::GiveUp => return Err(error),
+            // Nothing that another endpoint says makes this one's answer, or the request, readable.
+            if matches!(error, ClientError::Decode { .. } | ClientError::Request(_)) {
+                return Err(error);
+            }
+            let step = plan.after(&error);
+            failures.note(at, error);
+            let pause = match step {
+                Step::GiveUp => return Err(failures.into_error()),
                 Step::Same(pause) => pause,
                 Step::Next(pause) => {
                     if !pinned {
@@ -173,14 +180,9 @@ impl Client {
                 }
             };
             let pause = pause + jitter(pause);
-            let error = match kept.take() {
-                Some(earlier) if earlier.api().is_some() && error.api().is_none() => earlier,
-                _ => error,
-            };
             if started.elapsed() + pause >= budget {
-                return Err(error);
+                return Err(failures.into_error());
             }
-            kept = Some(error);
             tokio::time::sleep(pause).await;
         }
     }

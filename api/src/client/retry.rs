@@ -49,7 +49,10 @@ fn verdict(error: &ClientError) -> Verdict {
         }
         // A refused certificate is refused again; another node may have the right one.
         ClientError::Tls { .. } => return Verdict::Elsewhere,
-        ClientError::Decode { .. } | ClientError::Request(_) => return Verdict::Final,
+        // The last is what a whole call ends with, never one attempt.
+        ClientError::Decode { .. } | ClientError::Request(_) | ClientError::NoneAnswered { .. } => {
+            return Verdict::Final;
+        }
     };
     let after = api.retry_after.map(|after| after.min(LONGEST_RETRY_AFTER));
     match api.code {

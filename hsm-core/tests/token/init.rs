@@ -62,6 +62,20 @@ pub(crate) fn destroy_existing(sandbox: &Sandbox) {
         files,
         "a wrong SO PIN destroyed objects"
     );
+    let copy = sandbox.token_dir().with_extension("token-object");
+    assert!(copy.is_file(), "a wrong SO PIN cost the token its copy");
+
+    let short = Pin::new("12345678".to_owned());
+    let error = init(sandbox, "slot-a", &short, &sandbox.so_pin("slot-a"), true).unwrap_err();
+    assert!(
+        matches!(error, HsmError::Argument { what: "user PIN", .. }),
+        "{error}"
+    );
+    // What the token has as its SO PIN is not chosen here: it is asked, whatever it looks like.
+    let error = init(sandbox, "slot-a", &pin, &short, true)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("not tried again"), "{error}");
 
     let made = init(sandbox, "slot-a", &pin, &sandbox.so_pin("slot-a"), true).unwrap();
     assert!(made.user_pin_set);

@@ -24,6 +24,8 @@ pub struct Acl {
 /// One entry under `roles`, not yet bound to an issuer: that needs the CA's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleSeed {
+    /// Where it stands: `roles.admin[0]`.
+    pub key: String,
     /// The role.
     pub role: Role,
     /// Issuer's name; `None` stands for the subject of the admin CA, or else of the client CA.
@@ -81,6 +83,7 @@ pub(crate) fn roles(
 ) -> Result<Vec<RoleSeed>, ConfigError> {
     let Some(section) = section else {
         return Ok(vec![RoleSeed {
+            key: "roles.admin".to_owned(),
             role: Role::Admin,
             issuer: None,
             ou: Some("Admin".to_owned()),
@@ -133,6 +136,7 @@ impl RoleEntry {
             ));
         }
         Ok(RoleSeed {
+            key: key.to_owned(),
             role,
             issuer: issuer.map(|dn| crate::identity::dn::normalise(&dn)),
             ou,
@@ -140,6 +144,30 @@ impl RoleEntry {
             spki_sha256,
         })
     }
+}
+
+/// Refuses a role whose issuer is none of the CAs that certificates are accepted from, by name. In the
+/// cluster's state it would lock its holders out, or wait for an intermediate CA that bears the name.
+///
+/// # Errors
+/// The key, the name, and the one that may have been meant.
+pub fn check_issuers(roles: &[RoleSeed], known: &[String]) -> Result<(), ConfigError> {
+    for role in roles {
+        let Some(issuer) = role.issuer.as_ref().filter(|issuer| !known.contains(issuer)) else {
+            continue;
+        };
+        let meant = nearest(issuer, known.iter().map(String::as_str)).map_or_else(
+            || format!("known are {}", known.join("; ")),
+            |name| format!("did you mean {name}?"),
+        );
+        return Err(ConfigError::invalid(
+            format!("{}.issuer", role.key),
+            issuer,
+            "is not the subject of a CA in server.tls.ca_path or server.tls.admin_client_ca_path",
+            format!("add that CA's own certificate, an intermediate CA's too, or correct the name: {meant}"),
+        ));
+    }
+    Ok(())
 }
 
 fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
@@ -228,6 +256,35 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .starts_with("config: roles.admin")
+        );
+    }
+
+    #[test]
+    fn an_issuer_that_is_no_accepted_ca_is_refused_with_the_nearest_one() {
+        let known = ["CN=Admin CA,O=Example".to_owned(), "CN=Clients".to_owned()];
+        let section = |issuer: &str| {
+            let entry = RoleEntry {
+                issuer: Some(issuer.to_owned()),
+                ..entry(Some("Admin"))
+            };
+            let seeds = roles(Some(BTreeMap::from([("admin".to_owned(), Some(vec![entry]))])));
+            check_issuers(&seeds.unwrap(), &known).map_err(|error| error.to_string())
+        };
+        assert_eq!(section("cn = Admin CA, o=Example"), Ok(()));
+        assert_eq!(check_issuers(&roles(None).unwrap(), &known).ok(), Some(()));
+        let misspelt = section("CN=Admim CA,O=Example").unwrap_err();
+        assert!(
+            misspelt.starts_with("config: roles.admin[0].issuer: CN=Admim CA,O=Example: is not the subject"),
+            "{misspelt}"
+        );
+        assert!(
+            misspelt.ends_with("did you mean CN=Admin CA,O=Example?"),
+            "{misspelt}"
+        );
+        let foreign = section("CN=Some Team's Intermediate").unwrap_err();
+        assert!(
+            foreign.ends_with("known are CN=Admin CA,O=Example; CN=Clients"),
+            "{foreign}"
         );
     }
 

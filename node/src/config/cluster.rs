@@ -234,6 +234,11 @@ fn peer(
         cert_path: file("cert_path", tls.cert_path, "this node's certificate (PEM)")?,
         key_path: file("key_path", tls.key_path, "this node's private key (PEM)")?,
     };
+    for (name, address) in &addresses {
+        let key = format!("cluster.peer_addresses.{name}");
+        NodeName::new(name).map_err(ConfigError::name(key.as_str()))?;
+        advertised(&key, address)?;
+    }
     let text = listen.as_deref().unwrap_or("127.0.0.1:8445");
     Ok(Some(PeerListener {
         listen: socket_address("cluster.listen", text)?,

@@ -102,7 +102,7 @@ pub(crate) struct TlsSection {
 pub(crate) struct Http2Section {
     /// Streams a client may have open on one connection. Default 250, at most 2000.
     pub(crate) max_concurrent_streams: Option<String>,
-    /// Seconds an idle connection is kept. Default 120.
+    /// Seconds a connection is kept without a request. Default 120.
     pub(crate) idle_timeout_seconds: Option<u64>,
     pub(crate) initial_window_size: Ignored,
     pub(crate) max_frame_size: Ignored,
@@ -125,7 +125,8 @@ pub(crate) struct DrainSection {
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LimitsSection {
-    /// Open connections, further ones wait in the kernel. Default 10000.
+    /// Open connections, in which one principal has a part. Default 10000, or less where the process may
+    /// not open as many file descriptors.
     pub(crate) max_connections: Option<usize>,
     /// Bytes of a request's body. Default 1048576.
     pub(crate) max_body_bytes: Option<usize>,

@@ -10,7 +10,7 @@ use hsm_core::envelope::Binding;
 use hsm_core::secrets::Pin;
 use raft_store::names::{ContextName, SlotName};
 
-use super::env::Env;
+use super::env::{Env, or_file};
 use super::error::ConfigError;
 use super::file::{HsmSection, KeySection, SecretText, SlotSection};
 use super::server::number;
@@ -130,14 +130,9 @@ impl HsmSection {
         around: &Surroundings<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Hsm, ConfigError> {
-        let module = (around.env)("HSM_PKCS11_LIB")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-            .or(self.pkcs11_lib)
+        let module = or_file(around.env, "HSM_PKCS11_LIB", self.pkcs11_lib)
             .unwrap_or_else(|| PathBuf::from(DEFAULT_MODULE));
-        let slot_id = (around.env)("HSM_SLOT_ID")
-            .or(self.slot_id)
-            .filter(|id| !id.is_empty());
+        let slot_id = or_file(around.env, "HSM_SLOT_ID", self.slot_id).filter(|id| !id.is_empty());
         let bindings = bindings(self.keys.unwrap_or_default())?;
         let (slots, legacy) = match (self.slots.filter(|slots| !slots.is_empty()), slot_id) {
             (Some(_), Some(value)) => return Err(ConfigError::TwoSlotModes { value }),

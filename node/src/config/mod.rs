@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-pub use self::access::{Acl, RevokedEntry, RoleSeed, read_revoked};
+pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, read_revoked};
 pub use self::cluster::{
     Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PeerListener, PeerTlsFiles, Raft, Replication,
     ReplicationKeySource,
@@ -263,19 +263,7 @@ impl StalenessSection {
             encrypt: millis("staleness.encrypt_ms", self.encrypt_ms, 60_000, most.clone())?,
             decrypt: millis("staleness.decrypt_ms", self.decrypt_ms, 300_000, most)?,
         };
-        // A member that is left out of a rotation must have left readiness before.
-        if cluster.fence_after <= staleness.ready {
-            return Err(ConfigError::invalid(
-                "cluster.fence_after_ms",
-                cluster.fence_after.as_millis(),
-                format!(
-                    "is not above staleness.ready_ms ({}): a node could still serve when it is \
-                     left out of a rotation",
-                    staleness.ready.as_millis()
-                ),
-                format!("write at least {}", staleness.ready.as_millis() + 1000),
-            ));
-        }
+        check_fence(cluster, &staleness)?;
         for (key, bound) in [
             ("staleness.encrypt_ms", staleness.encrypt),
             ("staleness.decrypt_ms", staleness.decrypt),
@@ -291,6 +279,32 @@ impl StalenessSection {
         }
         Ok(staleness)
     }
+}
+
+/// A member that is left out of a rotation must have left readiness before. It counts from the last frame that
+/// it read, and a frame may have waited on its way for as long as its leader went on without an answer and the
+/// member without an election: its own lease each, and a tick.
+fn check_fence(cluster: &Cluster, staleness: &Staleness) -> Result<(), ConfigError> {
+    if cluster.mode == Mode::Standalone {
+        return Ok(());
+    }
+    let raft = cluster.raft;
+    let least = staleness.ready + raft.election_max * 2 + raft.heartbeat * 3 / 2;
+    if cluster.fence_after >= least {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(
+        "cluster.fence_after_ms",
+        cluster.fence_after.as_millis(),
+        format!(
+            "is below staleness.ready_ms ({}) + 2 × cluster.raft.election_max_ms ({}) + 1.5 × \
+             cluster.raft.heartbeat_ms ({}): a node could still serve when it is left out of a rotation",
+            staleness.ready.as_millis(),
+            raft.election_max.as_millis(),
+            raft.heartbeat.as_millis()
+        ),
+        format!("write at least {}, or shorten one of these", least.as_millis()),
+    ))
 }
 
 impl RateLimitSection {
@@ -313,8 +327,7 @@ impl RateLimitSection {
 impl LoggingSection {
     fn resolve(self, env: Env<'_>) -> Result<Logging, ConfigError> {
         let given = |variable: &str, text: Option<String>, default: &str| {
-            env(variable)
-                .or(text)
+            env::or_file(env, variable, text)
                 .filter(|text| !text.is_empty())
                 .unwrap_or_else(|| default.to_owned())
         };

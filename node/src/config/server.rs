@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::env::Env;
+use super::env::{Env, or_file};
 use super::error::ConfigError;
 use super::file::{Http2Section, ServerSection, TlsSection};
 
@@ -45,7 +45,7 @@ pub struct ApiTlsFiles {
 pub struct Http2 {
     /// Streams a client may have open on one connection.
     pub max_concurrent_streams: u32,
-    /// How long a connection may be idle.
+    /// How long a connection may be without a request.
     pub idle_timeout: Duration,
 }
 
@@ -63,6 +63,8 @@ pub struct Drain {
 pub struct Limits {
     /// Open connections.
     pub max_connections: usize,
+    /// Nobody has written that number: fewer will do where fewer fit.
+    pub connections_by_default: bool,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
 }
@@ -104,6 +106,7 @@ impl ServerSection {
                 )?,
             },
             limits: Limits {
+                connections_by_default: self.limits.max_connections.is_none(),
                 max_connections: number(
                     "server.limits.max_connections",
                     self.limits.max_connections,
@@ -122,7 +125,7 @@ impl ServerSection {
 
     fn address(&self, env: Env<'_>) -> Result<(SocketAddr, &'static str), ConfigError> {
         let everywhere = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-        let from_env = env("HSM_SERVER_PORT").filter(|port| !port.is_empty());
+        let from_env = or_file::<String>(env, "HSM_SERVER_PORT", None);
         match (&self.listen, from_env.as_ref().or(self.port.as_ref())) {
             (Some(listen), None) => Ok((socket_address("server.listen", listen)?, "server.listen")),
             (None, Some(text)) => Ok((everywhere(port("server.port", text)?), "server.port")),
@@ -145,10 +148,7 @@ impl ServerSection {
 impl TlsSection {
     fn resolve(self, env: Env<'_>) -> Result<ApiTlsFiles, ConfigError> {
         let path = |key: &str, variable: &str, value: Option<PathBuf>, what: &str| {
-            env(variable)
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from)
-                .or(value)
+            or_file(env, variable, value)
                 .filter(|path| !path.as_os_str().is_empty())
                 .ok_or_else(|| ConfigError::missing(key, format!("write the path of {what}")))
         };
@@ -235,7 +235,7 @@ pub(crate) fn advertised(key: &str, text: &str) -> Result<String, ConfigError> {
                 key,
                 text,
                 "means all addresses, to which nobody can connect",
-                format!("set {key} to the address or name under which others reach this node"),
+                "write the address or name under which others reach the node",
             ))
         } else {
             Ok(text.to_owned())
@@ -375,6 +375,21 @@ mod tests {
         assert_eq!(http2("100000").unwrap().max_concurrent_streams, 2000);
         assert!(http2("0").is_err());
         assert!(http2("many").is_err());
+    }
+
+    #[test]
+    fn a_number_of_connections_is_known_to_be_the_operators_or_the_default() {
+        let limits = |max_connections| {
+            let mut section = section(None, None);
+            section.limits.max_connections = max_connections;
+            section.resolve(&none).unwrap().limits
+        };
+        let (default, written) = (limits(None), limits(Some(10_000)));
+        assert_eq!(
+            (default.max_connections, written.max_connections),
+            (10_000, 10_000)
+        );
+        assert!(default.connections_by_default && !written.connections_by_default);
     }
 
     #[test]

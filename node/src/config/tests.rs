@@ -5,6 +5,8 @@ use hsm_core::envelope::Binding;
 
 use super::*;
 
+mod unknown_keys;
+
 const V1: &str = r#"
 server:
   port: "8443"
@@ -139,6 +141,64 @@ fn an_empty_section_means_its_defaults() {
     assert_eq!(config.rate_limit.burst.get(), 5000);
 }
 
+/// Wrappers pass variables on whether they are set or not.
+#[test]
+fn an_empty_variable_takes_nothing_out_of_the_file() {
+    let empty = |name: &str| match name {
+        "HSM_PIN" => Some("1234".to_owned()),
+        name if name.starts_with("HSM_") => Some(String::new()),
+        _ => None,
+    };
+    let text = V1.replace("level: info, format: json", "level: debug, format: text");
+    let config = Config::parse(&text, Path::new("c"), None, &empty).unwrap();
+    assert_eq!(config.hsm.slots[0].label, "hsm-token");
+    assert_eq!(
+        config.hsm.slots[0].pkcs11_lib,
+        Path::new("/usr/lib/softhsm/libsofthsm2.so")
+    );
+    assert_eq!(config.server.listen.port(), 8443);
+    assert_eq!(config.server.tls.ca_path, Path::new("pki/ca.crt"));
+    assert_eq!(
+        (config.logging.level.as_str(), config.logging.format),
+        ("debug", LogFormat::Text)
+    );
+}
+
+#[test]
+fn an_address_of_a_peer_is_checked_where_it_stands() {
+    let with = |entry: &str| {
+        CLUSTER.replace(
+            "coordination:",
+            &format!("peer_addresses: {{{entry}}}\n  coordination:"),
+        )
+    };
+    let config = parse(&with("hsm-node-2: \"10.0.0.2:8445\"")).unwrap();
+    assert_eq!(
+        config.cluster.peer.unwrap().addresses["hsm-node-2"],
+        "10.0.0.2:8445"
+    );
+    for (entry, start, rest) in [
+        (
+            "hsm-node-2: \"10.0.0.2\"",
+            "config: cluster.peer_addresses.hsm-node-2: 10.0.0.2: is not host:port",
+            "write one such as",
+        ),
+        (
+            "hsm-node-2: \"0.0.0.0:8445\"",
+            "config: cluster.peer_addresses.hsm-node-2: 0.0.0.0:8445: means all addresses",
+            "under which others reach the node",
+        ),
+        (
+            "\"no name\": \"10.0.0.2:8445\"",
+            "config: cluster.peer_addresses.no name: ",
+            "no name",
+        ),
+    ] {
+        let error = refusal(&with(entry));
+        assert!(error.starts_with(start) && error.contains(rest), "{error}");
+    }
+}
+
 #[test]
 fn an_unset_pin_variable_is_named_with_its_key() {
     let error = refusal(&CLUSTER.replace("PIN_A", "PIN_B"));
@@ -256,6 +316,26 @@ fn a_fence_inside_readiness_is_refused() {
         error.starts_with("config: cluster.fence_after_ms: 8000: "),
         "{error}"
     );
+}
+
+#[test]
+fn a_fence_leaves_room_for_a_frame_that_waited() {
+    let with = |fence: u32, raft: &str| {
+        let raft = format!("coordination: {{type: raft}}\n  fence_after_ms: {fence}\n  raft: {{{raft}}}");
+        CLUSTER.replace("coordination: {type: raft}", &raft)
+    };
+    // 5000 + 2 × 1200 + 1.5 × 200.
+    assert!(parse(&with(7700, "heartbeat_ms: 200")).is_ok());
+    let error = refusal(&with(7699, "heartbeat_ms: 200"));
+    assert!(
+        error.starts_with("config: cluster.fence_after_ms: 7699: ") && error.contains("at least 7700"),
+        "{error}"
+    );
+    // Slower elections need a longer fence.
+    let slow = "heartbeat_ms: 500, election_min_ms: 1500, election_max_ms: 3500";
+    let error = refusal(&with(8000, slow));
+    assert!(error.contains("at least 12750"), "{error}");
+    assert!(parse(&with(12_750, slow)).is_ok());
 }
 
 #[test]

@@ -13,15 +13,15 @@ use super::{HealthSource, ReadyQuery};
 use crate::http::{ApiError, METRICS_TYPE, RequestId, guards, v1_health};
 use crate::metrics::without_names;
 
-/// Answers one request. Bodies are not read: no route needs one.
+/// Answers one request, which ends its connection. Bodies are not read: no route needs one.
 pub(super) fn answer(source: &dyn HealthSource, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response {
     let mut response = match route(source, method, uri, headers) {
         Ok(response) => response,
         Err(error) => error.render(&RequestId::of(headers)),
     };
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

@@ -1,4 +1,4 @@
-//! The health listener's thread: plain HTTP/1, a few connections at once.
+//! The health listener's thread: plain HTTP/1, a few connections at once, each for one answer.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -14,12 +14,15 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{HealthSource, routes};
 use crate::http::ListenError;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
+use crate::{log_budget, logging};
 
 /// Probes and scrapers are few.
-const MAX_CONNECTIONS: usize = 128;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often samples are moved into histograms.
+pub(super) const MAX_CONNECTIONS: usize = 128;
+/// From accepting a connection to the end of its answer. Whoever takes longer holds one of few places, which
+/// probes need.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often samples are moved into histograms, and it is said what the log left out.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The running listener. Ends when dropped; a node keeps it until the process ends, so that
@@ -55,6 +58,15 @@ pub fn start(
     source: Arc<dyn HealthSource>,
     metrics: Option<Metrics>,
 ) -> std::io::Result<HealthServer> {
+    start_with(socket, source, metrics, PATIENCE)
+}
+
+pub(super) fn start_with(
+    socket: TcpListener,
+    source: Arc<dyn HealthSource>,
+    metrics: Option<Metrics>,
+    patience: Duration,
+) -> std::io::Result<HealthServer> {
     let address = socket.local_addr()?;
     socket.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -65,7 +77,7 @@ pub fn start(
         .name("health".to_owned())
         .spawn(move || {
             runtime.block_on(async move {
-                if let Err(error) = serve(socket, source, metrics, stopped).await {
+                if let Err(error) = serve(socket, source, metrics, patience, stopped).await {
                     tracing::error!(%error, "the health listener has ended");
                 }
             });
@@ -77,6 +89,7 @@ async fn serve(
     socket: TcpListener,
     source: Arc<dyn HealthSource>,
     metrics: Option<Metrics>,
+    patience: Duration,
     mut stopped: watch::Receiver<()>,
 ) -> std::io::Result<()> {
     let socket = tokio::net::TcpListener::from_std(socket)?;
@@ -88,9 +101,7 @@ async fn serve(
             // Nothing is ever sent: this ends when the handle is dropped.
             _ = stopped.changed() => return Ok(()),
             _ = upkeep.tick() => {
-                if let Some(metrics) = &metrics {
-                    metrics.upkeep();
-                }
+                keep_up(metrics.as_ref());
                 continue;
             }
             accepted = socket.accept() => accepted,
@@ -121,16 +132,25 @@ async fn serve(
                     ))
                 }
             });
-            let result = http1::Builder::new()
+            let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(error) = result {
-                tracing::debug!(%error, "health connection ended");
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(patience, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "health connection ended"),
+                Err(_) => tracing::debug!("health connection took too long"),
             }
             drop(place);
         });
+    }
+}
+
+fn keep_up(recorder: Option<&Metrics>) {
+    metrics::log_lines_lost(logging::lines_lost());
+    logging::say_lost();
+    log_budget::say_suppressed();
+    if let Some(recorder) = recorder {
+        recorder.upkeep();
     }
 }

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hsm_api::data::{HealthStatus, KekStatus};
 
@@ -34,7 +35,11 @@ impl HealthSource for Source {
 fn ask(request: &str) -> String {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = start(socket, Arc::new(Source), None).unwrap();
-    let mut stream = TcpStream::connect(server.address).unwrap();
+    ask_at(server.address, request)
+}
+
+fn ask_at(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -94,6 +99,28 @@ fn anything_else_is_refused() {
     assert!(ask(post).starts_with("HTTP/1.1 405 "));
     let foreign = "GET /metrics HTTP/1.1\r\nhost: x\r\norigin: https://evil\r\nconnection: close\r\n\r\n";
     assert!(ask(foreign).starts_with("HTTP/1.1 403 "));
+}
+
+/// HTTP/1.1 would keep it for further questions.
+#[test]
+fn a_connection_ends_with_its_answer() {
+    let answer = ask("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+}
+
+#[test]
+fn connections_that_ask_nothing_do_not_keep_their_places_from_probes() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let patience = Duration::from_millis(50);
+    let server = server::start_with(socket, Arc::new(Source), None, patience).unwrap();
+    let connect = |_| TcpStream::connect(server.address).unwrap();
+    let idle: Vec<TcpStream> = (0..server::MAX_CONNECTIONS).map(connect).collect();
+    for mut stream in idle {
+        // The server ends it.
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    }
+    let probe = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert!(ask_at(server.address, probe).starts_with("HTTP/1.1 200 "));
 }
 
 #[test]

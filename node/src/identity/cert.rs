@@ -12,8 +12,6 @@ use super::{Identity, IdentityError, dn, first_ou_last_cn, string_value};
 pub struct CaCertificate {
     /// Subject in the form of [`dn::render`]; what role bindings are bound to.
     pub subject_dn: String,
-    /// The subject's encoding, as it stands in the issuer field of what it has signed.
-    pub subject_der: Vec<u8>,
     /// SHA-256 of the certificate.
     pub sha256: [u8; 32],
     /// SHA-256 of its key.
@@ -47,7 +45,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 pub(super) fn identity(der: &[u8]) -> Result<Identity, IdentityError> {
     let certificate = parse(der)?;
-    let (ou, cn) = first_ou_last_cn(&certificate);
+    let (ou, cn) = first_ou_last_cn(&certificate)?;
     Ok(Identity {
         cn,
         ou,
@@ -75,7 +73,6 @@ impl CaCertificate {
         };
         Ok(Self {
             subject_dn: dn::render(certificate.subject()),
-            subject_der: certificate.subject().as_raw().to_vec(),
             sha256: sha256(der),
             spki_sha256: sha256(certificate.public_key().raw),
             dev: marked(certificate.subject()) || marked(certificate.issuer()),

@@ -21,6 +21,12 @@ pub enum IdentityError {
     /// Not a certificate at all, though TLS took it for one.
     #[error("the certificate cannot be read: {0}")]
     Unreadable(String),
+    /// A name that identities are made of is in no encoding that is read here.
+    #[error("the certificate's {what} is no text that can be read; issue it with a UTF8String")]
+    NoText {
+        /// `OU` or `CN`.
+        what: &'static str,
+    },
     /// A cluster certificate names no node.
     #[error(
         "the certificate names no node: it needs exactly one SAN of the form \
@@ -68,8 +74,8 @@ impl Principal {
     /// Reads a client certificate that TLS has verified.
     ///
     /// # Errors
-    /// When it is not a certificate. One without OU or CN is an identity all the same: what it
-    /// may do is decided elsewhere.
+    /// When it is not a certificate, or an OU or CN cannot be read. One without OU or CN is an identity all
+    /// the same: what it may do is decided elsewhere.
     pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
         cert::identity(der).map(Self::new)
     }
@@ -129,18 +135,24 @@ pub(crate) fn string_value(part: &AttributeTypeAndValue<'_>) -> Option<String> {
     }
 }
 
-/// First OU and last CN of a subject, as Go's `pkix.Name` has them.
-pub(crate) fn first_ou_last_cn(certificate: &X509Certificate<'_>) -> (Option<String>, String) {
+/// First OU and last CN of a subject, as Go's `pkix.Name` has them. One that cannot be read is refused, as Go
+/// refuses it: passed over, it would make the second OU the first.
+pub(crate) fn first_ou_last_cn(
+    certificate: &X509Certificate<'_>,
+) -> Result<(Option<String>, String), IdentityError> {
     let (mut ou, mut cn) = (None, String::new());
     for part in certificate.subject().iter_attributes() {
-        let Some(value) = string_value(part) else { continue };
+        let read = |what| string_value(part).ok_or(IdentityError::NoText { what });
         match part.attr_type().as_bytes() {
-            [0x55, 4, 11] if ou.is_none() => ou = Some(value),
-            [0x55, 4, 3] => cn = value,
+            [0x55, 4, 11] => {
+                let value = read("OU")?;
+                ou.get_or_insert(value);
+            }
+            [0x55, 4, 3] => cn = read("CN")?,
             _ => {}
         }
     }
-    (ou, cn)
+    Ok((ou, cn))
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 pub(crate) struct TestCa {
@@ -20,9 +20,9 @@ pub(crate) struct TestCert {
     pub(crate) key_pem: String,
 }
 
-fn ca_params(cn: &str) -> CertificateParams {
+fn ca_params(cn: impl Into<DnValue>) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, cn);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -30,7 +30,7 @@ fn ca_params(cn: &str) -> CertificateParams {
 }
 
 impl TestCa {
-    pub(crate) fn new(cn: &str) -> Self {
+    pub(crate) fn new(cn: impl Into<DnValue>) -> Self {
         let key = KeyPair::generate().unwrap();
         let params = ca_params(cn);
         let certificate = params.self_signed(&key).unwrap();
@@ -42,7 +42,7 @@ impl TestCa {
     }
 
     /// A CA below this one, with any name.
-    pub(crate) fn intermediate(&self, cn: &str) -> Self {
+    pub(crate) fn intermediate(&self, cn: impl Into<DnValue>) -> Self {
         let key = KeyPair::generate().unwrap();
         let params = ca_params(cn);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -80,6 +80,11 @@ impl TestCa {
         })
     }
 
+    /// A client certificate with any subject.
+    pub(crate) fn named(&self, subject: DistinguishedName) -> TestCert {
+        self.issue_until("", None, &[], |params| params.distinguished_name = subject)
+    }
+
     fn issue_until(
         &self,
         cn: &str,
@@ -89,7 +94,7 @@ impl TestCa {
     ) -> TestCert {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name = DistinguishedName::new();
         if let Some(ou) = ou {
             params.distinguished_name.push(DnType::OrganizationalUnitName, ou);
         }

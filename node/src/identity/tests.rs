@@ -96,6 +96,54 @@ fn a_certificate_without_ou_is_an_identity_all_the_same() {
     assert_eq!(principal.issuer_dn, "CN=CA");
 }
 
+/// Go refuses such certificates. Passed over, the first OU would give its place to the second.
+#[test]
+fn an_ou_or_cn_that_cannot_be_read_is_refused_and_not_passed_over() {
+    use rcgen::{DistinguishedName, DnType, DnValue};
+    let ca = TestCa::new("CA");
+    let unreadable = |text: &str| DnValue::UniversalString(text.try_into().unwrap());
+    // rcgen knows a second OU only under its number.
+    let second_ou = || DnType::CustomDnType(vec![2, 5, 4, 11]);
+    let identity = |parts: Vec<(DnType, DnValue)>| {
+        let mut subject = DistinguishedName::new();
+        for (kind, value) in parts {
+            subject.push(kind, value);
+        }
+        Principal::from_der(&ca.named(subject).der).map(|who| (who.ou.clone(), who.cn.clone()))
+    };
+    let (ou, cn) = (|| DnType::OrganizationalUnitName, || DnType::CommonName);
+    let readable = vec![
+        (ou(), "Trading".into()),
+        (second_ou(), "2FA".into()),
+        (cn(), "c".into()),
+    ];
+    assert_eq!(
+        identity(readable),
+        Ok((Some("Trading".to_owned()), "c".to_owned()))
+    );
+    for (what, parts) in [
+        (
+            "OU",
+            vec![(ou(), unreadable("2FA")), (second_ou(), "Trading".into())],
+        ),
+        (
+            "OU",
+            vec![(ou(), "Trading".into()), (second_ou(), unreadable("2FA"))],
+        ),
+        ("CN", vec![(ou(), "Trading".into()), (cn(), unreadable("c"))]),
+    ] {
+        assert_eq!(identity(parts), Err(IdentityError::NoText { what }));
+    }
+    // Bytes that are none of their type.
+    let mut der = ca.client("c", "Trading").der;
+    let at = der.windows(7).position(|bytes| bytes == b"Trading").unwrap();
+    der[at] = 0xff;
+    assert_eq!(
+        Principal::from_der(&der),
+        Err(IdentityError::NoText { what: "OU" })
+    );
+}
+
 #[test]
 fn a_ca_that_says_dev_is_recognised() {
     assert!(

@@ -129,6 +129,17 @@ impl Policy {
         }
     }
 
+    /// What a caller's unit may use; whether there is anything is known before a request is read.
+    ///
+    /// # Errors
+    /// [`Denial::NoOu`] or [`Denial::UnknownOu`].
+    pub fn unit(&self, principal: &Principal) -> Result<&BTreeSet<ContextName>, Denial> {
+        let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
+        self.mappings
+            .get(ou)
+            .ok_or_else(|| Denial::UnknownOu(ou.to_owned()))
+    }
+
     /// Whether a caller may use a context. Checks in v1's order, so that each refusal is the one
     /// v1 gave.
     ///
@@ -136,16 +147,11 @@ impl Policy {
     /// The first thing that is missing.
     pub fn authorise(&self, principal: &Principal, context: &str, op: Op) -> Result<(), Denial> {
         self.check_certificate(principal)?;
-        let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
-        let contexts = self
-            .mappings
-            .get(ou)
-            .ok_or_else(|| Denial::UnknownOu(ou.to_owned()))?;
-        if contexts.contains(context) {
+        if self.unit(principal)?.contains(context) {
             return Ok(());
         }
         Err(Denial::Context {
-            ou: ou.to_owned(),
+            ou: principal.ou.clone().unwrap_or_default(),
             context: context.chars().take(SHOWN).collect(),
             op: op.as_str(),
         })

@@ -94,6 +94,16 @@ fn refusals_come_in_v1s_order() {
 }
 
 #[test]
+fn a_unit_without_a_mapping_is_known_before_any_context() {
+    let policy = policy(vec![], vec![]);
+    let unit = |ou| policy.unit(&principal("a", ou)).map(BTreeSet::len);
+    assert_eq!(unit(Some("Trading")), Ok(2));
+    assert_eq!(unit(Some("Database")), Ok(0));
+    assert_eq!(unit(Some("Nobody")), Err(Denial::UnknownOu("Nobody".to_owned())));
+    assert_eq!(unit(None), Err(Denial::NoOu));
+}
+
+#[test]
 fn each_kind_of_revocation_matches_what_it_names() {
     let caller = principal("trading-1", Some("Trading"));
     let serial = |issuer: &str, serial: &str| RevocationKey::Serial {
@@ -163,6 +173,7 @@ fn a_revoked_admin_is_none() {
 #[test]
 fn seeds_without_an_issuer_get_the_admin_cas() {
     let seed = |issuer: Option<&str>| RoleSeed {
+        key: "roles.admin[0]".to_owned(),
         role: Role::Admin,
         issuer: issuer.map(str::to_owned),
         ou: Some("Admin".to_owned()),

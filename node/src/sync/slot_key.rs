@@ -139,6 +139,7 @@ impl ClusterSigner {
         let signature = [scheme.to_be_bytes().as_slice(), &signed].concat();
         Ok(SlotKey {
             spki: spki.to_vec(),
+            epoch: context.epoch,
             signature,
             signer_chain: self.chain.clone(),
         })
@@ -157,6 +158,11 @@ pub fn verify(
     key: &SlotKey,
     trust: &PeerVerifier,
 ) -> Result<(), SlotKeyError> {
+    // The epoch it was signed in: a later one takes nothing away from whose key it is.
+    let context = SlotKeyContext {
+        epoch: key.epoch,
+        ..*context
+    };
     let chain: Vec<CertificateDer<'_>> = key
         .signer_chain
         .iter()
@@ -284,7 +290,6 @@ pub(super) mod tests {
                 cluster_id: ClusterId([2; 16]),
                 ..right
             },
-            SlotKeyContext { epoch: 2, ..right },
             SlotKeyContext { raft_id: 8, ..right },
             SlotKeyContext {
                 slot: &other,
@@ -293,6 +298,13 @@ pub(super) mod tests {
         ] {
             assert!(verify(&wrong, "n", &key, &trust()).is_err());
         }
+        // A later epoch of the cluster takes nothing away; a key that claims another one was not signed.
+        verify(&SlotKeyContext { epoch: 2, ..right }, "n", &key, &trust()).unwrap();
+        let postdated = SlotKey {
+            epoch: 2,
+            ..key.clone()
+        };
+        assert!(verify(&right, "n", &postdated, &trust()).is_err());
         let substituted = SlotKey {
             spki: b"spkj".to_vec(),
             ..key

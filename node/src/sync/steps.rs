@@ -19,6 +19,8 @@ use super::convert::{to_token_key, to_token_transport};
 use super::held::{Effect, kek_use};
 use super::plan::Action;
 use super::slot_key::{ClusterSigner, SlotKeyError};
+#[cfg(feature = "failpoints")]
+use crate::failpoints;
 
 /// What a step works with; owned, so that it can go to a blocking thread.
 pub(super) struct Workbench {
@@ -99,6 +101,10 @@ impl Workbench {
             Action::Load(uid, encrypts) => self.load(*uid, *encrypts),
             Action::Retire(uid) => self.load(*uid, false),
             Action::Ack(versions) => {
+                fail::fail_point!("sync::ack_as_other", |_| propose(
+                    Effect::Nothing,
+                    failpoints::ack_as_other(self.me, versions)
+                ));
                 let versions = versions.clone();
                 propose(
                     Effect::Nothing,

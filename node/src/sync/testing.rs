@@ -15,7 +15,7 @@ use raft_store::state::ClusterState;
 use raft_store::state::access::Acl;
 use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy};
 use raft_store::state::node::SlotKey;
-use raft_store::state::slot::{Grantee, TransportMode};
+use raft_store::state::slot::{Grant, Grantee, TransportMode};
 
 use super::slot_key::SlotKeyContext;
 use super::slot_key::tests::signer;
@@ -52,6 +52,14 @@ pub(super) fn transport_id(generation: u8) -> TransportId {
 
 pub(super) fn check(generation: u8) -> Vec<u8> {
     vec![generation; 40]
+}
+
+/// A grant of a transport key.
+fn sealed() -> Grant {
+    Grant {
+        epoch: 1,
+        blob: b"sealed".to_vec(),
+    }
 }
 
 pub(super) struct Cluster {
@@ -170,7 +178,7 @@ impl Cluster {
         let generation = u8::try_from(highest + 1).unwrap();
         let grants: BTreeMap<_, _> = grantees
             .iter()
-            .map(|node| (Grantee::Node(*node), b"sealed".to_vec()))
+            .map(|node| (Grantee::Node(*node), sealed()))
             .collect();
         self.run(
             ME,
@@ -188,14 +196,14 @@ impl Cluster {
 
     pub(super) fn grant(&mut self, generation: u8, node: RaftId) -> &mut Self {
         let (id, grantee) = (transport_id(generation), Grantee::Node(node));
-        let blob = b"sealed".to_vec();
+        let grant = sealed();
         self.run(
             ME,
             Op::GrantTransportKey(GrantTransportKey {
                 slot: slot(),
                 id,
                 grantee,
-                blob,
+                grant,
             }),
         );
         self

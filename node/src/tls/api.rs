@@ -25,10 +25,19 @@ pub(super) const CLUSTER_CA: &str = "cluster.tls.ca_path";
 pub struct ApiTls {
     /// For the acceptor.
     pub server: Arc<ServerConfig>,
-    /// What roles without an issuer of their own are bound to.
-    pub role_issuer_dn: String,
+    /// Whose certificates are accepted.
+    pub issuers: ClientIssuers,
     /// A configured CA's name and a verifier that knows the CAs of its file only.
     by_name: Vec<(String, Arc<dyn ClientCertVerifier>)>,
+}
+
+/// The CAs that clients' certificates are accepted from, by the names that [`Principal`] has as issuers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientIssuers {
+    /// The CAs of both files, each once.
+    pub all: Vec<String>,
+    /// The CAs of the file that roles go by: without an issuer of its own a role is bound to the first.
+    pub of_roles: Vec<String>,
 }
 
 /// Loads the API's certificates. `cluster_ca` is the cluster's CA file, if there is one.
@@ -61,15 +70,13 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
             by_name.push((ca.subject_dn.clone(), verifier(file.roots(path)?)?));
         }
     }
-    let role_issuer = admins.as_ref().map_or(&clients, |(ca, _)| ca);
-    let role_issuer_dn = role_issuer
-        .cas
-        .first()
-        .map(|ca| ca.subject_dn.clone())
-        .unwrap_or_default();
+    let mut all: Vec<String> = sources.iter().flat_map(|(file, _)| file.names()).collect();
+    all.sort();
+    all.dedup();
+    let of_roles = admins.as_ref().map_or(&clients, |(ca, _)| ca).names();
     Ok(ApiTls {
         server: server(files, verifier(roots)?, dev)?,
-        role_issuer_dn,
+        issuers: ClientIssuers { all, of_roles },
         by_name,
     })
 }
@@ -113,21 +120,12 @@ pub(super) fn forget_sessions(config: &mut ServerConfig) {
 }
 
 impl ApiTls {
-    /// The names of the CAs that may have issued a client's certificate: those of both CA files, each
-    /// once, as [`Principal`] has them.
-    #[must_use]
-    pub fn client_issuer_dns(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.by_name.iter().map(|(name, _)| name.clone()).collect();
-        names.sort();
-        names.dedup();
-        names
-    }
-
     /// The caller behind a finished handshake's certificates.
     ///
     /// Roles are bound to the issuer's *name*, and whoever may make intermediate CAs may choose
     /// their names. So a certificate whose issuer bears the name of a configured CA must have
-    /// been signed by that CA itself.
+    /// been signed by that CA itself; and roles of other issuers do not count
+    /// ([`rules`](crate::admin::authorise::rules)).
     ///
     /// # Errors
     /// No certificate, an unreadable one, or one whose issuer pretends to be a configured CA.

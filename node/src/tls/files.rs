@@ -130,11 +130,22 @@ impl CaFile {
         Ok(())
     }
 
-    /// Refuses two files with different CAs of one name.
+    /// The names of its CAs in their order, each once.
+    pub(super) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for ca in &self.cas {
+            if !names.contains(&ca.subject_dn) {
+                names.push(ca.subject_dn.clone());
+            }
+        }
+        names
+    }
+
+    /// Refuses two files with different CAs of one name, in whatever encoding.
     pub(super) fn names_must_differ(&self, other: &Self) -> Result<(), TlsError> {
         for ca in &self.cas {
             let clash = |theirs: &CaCertificate| {
-                theirs.subject_der == ca.subject_der && theirs.spki_sha256 != ca.spki_sha256
+                theirs.subject_dn == ca.subject_dn && theirs.spki_sha256 != ca.spki_sha256
             };
             if other.cas.iter().any(clash) {
                 return Err(TlsError::SameName {

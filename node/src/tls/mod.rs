@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub use self::api::{ApiTls, load_api};
+pub use self::api::{ApiTls, ClientIssuers, load_api};
 pub use self::cluster::{ClusterTls, load_cluster};
 pub use self::peer_verifier::PeerVerifier;
 use crate::identity::IdentityError;

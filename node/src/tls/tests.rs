@@ -115,7 +115,7 @@ async fn shake(
 async fn a_client_of_the_ca_is_let_in_and_gets_no_ticket() {
     let folder = Folder::new("Clients");
     let tls = load_api(&folder.api(), None, false).unwrap();
-    assert_eq!(tls.role_issuer_dn, "CN=Clients");
+    assert_eq!(tls.issuers.of_roles, ["CN=Clients"]);
     let cert = folder.ca.client("trading-1", "Trading");
     let (chain, _, tickets) = shake(Arc::clone(&tls.server), with(&folder.ca, &cert))
         .await
@@ -209,6 +209,10 @@ fn two_cas_of_one_name_are_refused() {
     let mut files = clients.api();
     files.admin_client_ca_path = Some(admins.path("ca.crt"));
     assert!(refusal(&files, None).contains("roles are bound to the issuer's name"));
+    // The same name for people, and other bytes.
+    let printable = rcgen::DnValue::PrintableString("Same".try_into().unwrap());
+    std::fs::write(admins.path("ca.crt"), TestCa::new(printable).pem).unwrap();
+    assert!(refusal(&files, None).contains("roles are bound to the issuer's name"));
 }
 
 #[test]
@@ -219,7 +223,9 @@ fn every_ca_of_both_files_is_known_by_the_name_its_certificates_bear() {
     std::fs::write(clients.path("ca.crt"), bundle.join("\n")).unwrap();
     let mut files = clients.api();
     files.admin_client_ca_path = Some(admins.path("ca.crt"));
-    let known = load_api(&files, None, false).unwrap().client_issuer_dns();
+    let known = load_api(&files, None, false).unwrap().issuers;
+    assert_eq!(known.of_roles, ["CN=Admins"]);
+    let known = known.all;
     assert_eq!(known.len(), 3, "{known:?}");
     for ca in [&clients.ca, &second, &admins.ca] {
         let caller = Principal::from_der(&ca.client("a", "A").der).unwrap();
@@ -237,13 +243,25 @@ async fn an_intermediate_with_the_admin_cas_name_makes_no_admin() {
     let mut files = clients.api();
     files.admin_client_ca_path = Some(admins.path("ca.crt"));
     let tls = load_api(&files, None, false).unwrap();
-    assert_eq!(tls.role_issuer_dn, "CN=Admins");
+    assert_eq!(tls.issuers.of_roles, ["CN=Admins"]);
 
-    let forged_ca = clients.ca.intermediate("Admins");
-    let forged = forged_ca.client("root", "Admin");
-    let config = client(&clients.ca, &[&forged.der, &forged_ca.der], Some(&forged.key_pem));
-    let (chain, _, _) = shake(Arc::clone(&tls.server), config).await.unwrap();
-    assert!(tls.principal(&chain).is_err(), "a forged admin was let in");
+    let team = clients.ca.intermediate("Team A");
+    let printable = rcgen::DnValue::PrintableString("Admins".try_into().unwrap());
+    for (forged_ca, above) in [
+        (clients.ca.intermediate("Admins"), None),
+        // The same name for people, and other bytes.
+        (clients.ca.intermediate(printable), None),
+        (team.intermediate("Admins"), Some(&team.der)),
+        // The genuine CA's certificate proves nothing about who has signed.
+        (clients.ca.intermediate("Admins"), Some(&admins.ca.der)),
+    ] {
+        let forged = forged_ca.client("root", "Admin");
+        let mut sent = vec![forged.der.as_slice(), forged_ca.der.as_slice()];
+        sent.extend(above.map(Vec::as_slice));
+        let config = client(&clients.ca, &sent, Some(&forged.key_pem));
+        let (chain, _, _) = shake(Arc::clone(&tls.server), config).await.unwrap();
+        assert!(tls.principal(&chain).is_err(), "a forged admin was let in");
+    }
 
     let honest_ca = clients.ca.intermediate("Team A");
     let honest = honest_ca.client("a", "Trading");

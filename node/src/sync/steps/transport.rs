@@ -7,16 +7,22 @@ use hsm_core::replication::GrantContext;
 use hsm_core::{HsmError, TRANSPORT_CHECK_LEN};
 use raft_store::command::{AddTransportKey, GrantTransportKey, Op, RegisterSlotKey};
 use raft_store::names::{RaftId, TransportId};
-use raft_store::state::slot::{Grantee, TransportGeneration, TransportMode};
+use raft_store::state::slot::{Grant, Grantee, TransportGeneration, TransportMode};
 use sha2::{Digest, Sha256};
 
 use super::{Outcome, StepError, Workbench, done, propose};
+#[cfg(feature = "failpoints")]
+use crate::failpoints;
 use crate::sync::convert::to_token_transport;
 use crate::sync::held::Effect;
 use crate::sync::slot_key::SlotKeyContext;
 
 impl Workbench {
     pub(super) fn register(&self) -> Result<Outcome, StepError> {
+        fail::fail_point!("sync::grant_junk", |_| propose(
+            Effect::Nothing,
+            failpoints::junk_grant(&self.state, &self.name)
+        ));
         let signer = self
             .signer
             .as_ref()
@@ -24,6 +30,8 @@ impl Workbench {
         let context = SlotKeyContext::new(self.meta()?, self.me, &self.name);
         let spki = self.slot.node_key()?;
         let key = signer.sign(&context, &spki)?;
+        #[cfg(feature = "failpoints")]
+        let key = failpoints::other_key(key);
         let op = RegisterSlotKey {
             node: self.me,
             slot: self.name.clone(),
@@ -43,8 +51,8 @@ impl Workbench {
         let grants = match own {
             // So that a token that loses it gets it back like anybody else's.
             Some(own) => {
-                let blob = self.sealed_grant(id, self.me, &own.spki)?;
-                BTreeMap::from([(Grantee::Node(self.me), blob)])
+                let grant = self.sealed_grant(id, self.me, &own.spki)?;
+                BTreeMap::from([(Grantee::Node(self.me), grant)])
             }
             None => BTreeMap::new(),
         };
@@ -69,11 +77,11 @@ impl Workbench {
         id: TransportId,
         node: RaftId,
         spki: &[u8],
+        epoch: u64,
     ) -> Result<GrantContext<'_>, StepError> {
-        let meta = self.meta()?;
         Ok(GrantContext {
-            cluster_id: meta.cluster_id.0,
-            epoch: meta.epoch,
+            cluster_id: self.meta()?.cluster_id.0,
+            epoch,
             slot: self.name.as_str(),
             transport_id: to_token_transport(id),
             raft_id: node,
@@ -81,10 +89,12 @@ impl Workbench {
         })
     }
 
-    fn sealed_grant(&self, id: TransportId, node: RaftId, spki: &[u8]) -> Result<Vec<u8>, StepError> {
-        let context = self.grant_context(id, node, spki)?;
-        let blob = self.slot.grant_transport_key(to_token_transport(id), spki)?;
-        Ok(self.key()?.seal_grant(&context, &blob)?)
+    fn sealed_grant(&self, id: TransportId, node: RaftId, spki: &[u8]) -> Result<Grant, StepError> {
+        let epoch = self.meta()?.epoch;
+        let context = self.grant_context(id, node, spki, epoch)?;
+        let wrapped = self.slot.grant_transport_key(to_token_transport(id), spki)?;
+        let blob = self.key()?.seal_grant(&context, &wrapped)?;
+        Ok(Grant { epoch, blob })
     }
 
     pub(super) fn grant(&self, id: TransportId, node: RaftId) -> Result<Outcome, StepError> {
@@ -95,7 +105,7 @@ impl Workbench {
             .and_then(|node| node.slot_keys.get(&self.name));
         let recipient = recipient.ok_or(StepError::Gone("the node's slot key"))?;
         self.compare(self.generation(id)?)?;
-        let blob = self.sealed_grant(id, node, &recipient.spki)?;
+        let grant = self.sealed_grant(id, node, &recipient.spki)?;
         let slot = self.name.clone();
         // Said before it is proposed: what may have happened must not be missing from the audit.
         let spki_sha256 = hex::encode(Sha256::digest(&recipient.spki));
@@ -104,7 +114,7 @@ impl Workbench {
             slot,
             id,
             grantee: Grantee::Node(node),
-            blob,
+            grant,
         };
         propose(Effect::Nothing, Op::GrantTransportKey(op))
     }
@@ -117,8 +127,8 @@ impl Workbench {
             .ok_or(StepError::Gone("the grant"))?;
         let own = self.node_spki.as_deref();
         let own = own.ok_or(StepError::Gone("this token's own key"))?;
-        let context = self.grant_context(id, self.me, own)?;
-        let blob = self.key()?.open_grant(&context, sealed)?;
+        let context = self.grant_context(id, self.me, own, sealed.epoch)?;
+        let blob = self.key()?.open_grant(&context, &sealed.blob)?;
         let expected = committed_check(generation)?;
         self.slot
             .accept_transport_key(to_token_transport(id), &blob, &expected)?;

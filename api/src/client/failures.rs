@@ -1,0 +1,143 @@
+//! What the endpoints of one call have said so far, made into one error at its end: a node's refusal if there was
+//! one, else the silence of them all.
+
+use super::error::ClientError;
+
+/// See the module.
+pub(super) struct Failures {
+    /// The newest refusal.
+    refusal: Option<ClientError>,
+    /// Of each endpoint, what it failed with last.
+    silent: Vec<Option<ClientError>>,
+}
+
+impl Failures {
+    pub(super) fn new(endpoints: usize) -> Self {
+        Self {
+            refusal: None,
+            silent: (0..endpoints.max(1)).map(|_| None).collect(),
+        }
+    }
+
+    /// Notes a failure of the endpoint with this index; any number names one, as they go round.
+    pub(super) fn note(&mut self, at: usize, error: ClientError) {
+        if error.api().is_some() {
+            self.refusal = Some(error);
+            return;
+        }
+        let at = at % self.silent.len();
+        let kept = &mut self.silent[at];
+        // What may have been carried out stays possible, whatever fails after it.
+        let possible = kept.as_ref().is_some_and(ClientError::outcome_unknown);
+        if !possible || error.outcome_unknown() {
+            *kept = Some(error);
+        }
+    }
+
+    /// A node's refusal tells more than the silence of another one after it.
+    pub(super) fn into_error(self) -> ClientError {
+        if let Some(refusal) = self.refusal {
+            return refusal;
+        }
+        let mut failures: Vec<ClientError> = self.silent.into_iter().flatten().collect();
+        match failures.pop() {
+            Some(only) if failures.is_empty() => only,
+            last => {
+                failures.extend(last);
+                ClientError::NoneAnswered { failures }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::error::ApiError;
+    use super::*;
+    use crate::code::ErrorCode;
+
+    fn refused(endpoint: &str) -> ClientError {
+        ClientError::Connect {
+            endpoint: endpoint.to_owned(),
+            reason: "refused".to_owned(),
+        }
+    }
+
+    fn broken(endpoint: &str) -> ClientError {
+        ClientError::Transport {
+            endpoint: endpoint.to_owned(),
+            reason: "reset".to_owned(),
+        }
+    }
+
+    fn no_quorum() -> ClientError {
+        ClientError::Api(Box::new(ApiError {
+            status: 503,
+            code: Some(ErrorCode::NoQuorum),
+            code_text: "no_quorum".to_owned(),
+            detail: String::new(),
+            request_id: None,
+            retryable: true,
+            retry_after: None,
+            node: None,
+            endpoint: "https://b:2".to_owned(),
+        }))
+    }
+
+    fn outcome(endpoints: usize, noted: Vec<(usize, ClientError)>) -> ClientError {
+        let mut failures = Failures::new(endpoints);
+        for (at, error) in noted {
+            failures.note(at, error);
+        }
+        failures.into_error()
+    }
+
+    #[test]
+    fn every_endpoint_that_did_not_answer_is_named() {
+        let error = outcome(
+            3,
+            vec![
+                (4, refused("https://b:2")),
+                (5, refused("https://c:3")),
+                (6, refused("https://a:1")),
+            ],
+        );
+        let text = error.to_string();
+        assert!(
+            text.starts_with("none of 3 nodes answered: https://a:1: "),
+            "{text}"
+        );
+        assert!(
+            text.contains("https://b:2") && text.contains("https://c:3"),
+            "{text}"
+        );
+        assert!(!error.outcome_unknown());
+    }
+
+    #[test]
+    fn one_endpoint_speaks_for_itself() {
+        let error = outcome(1, vec![(0, refused("https://a:1")), (0, refused("https://a:1"))]);
+        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_tells_more_than_silence_after_it() {
+        let error = outcome(2, vec![(0, no_quorum()), (1, refused("https://b:2"))]);
+        assert_eq!(error.code(), Some(ErrorCode::NoQuorum));
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_not_forgotten() {
+        let error = outcome(
+            2,
+            vec![
+                (0, broken("https://a:1")),
+                (1, refused("https://b:2")),
+                (2, refused("https://a:1")),
+            ],
+        );
+        assert!(error.outcome_unknown(), "{error}");
+        assert!(error.to_string().contains("reset"), "{error}");
+    }
+}
