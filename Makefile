@@ -9,7 +9,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what is missing: softhsm2 opensc strace (Debian, sudo where not root), cargo-nextest, cargo-deny
+setup: ## install what is missing: softhsm2 opensc strace curl (Debian, sudo where not root), cargo-nextest, cargo-deny
 	@scripts/setup.sh
 
 .PHONY: setup-packages
@@ -44,6 +44,14 @@ advisories: setup-tools ## check dependencies against the advisory database (fet
 .PHONY: demo
 demo: build ## the main job on a real cluster: encrypt, rotate, kill -9 of the leader, go on; under a minute once built
 	@scripts/demo.sh
+
+SEED ?= 1
+MINUTES ?= 1
+NODES ?= 3
+
+.PHONY: chaos
+chaos: build ## kill nodes of a cluster under load by chance, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3)
+	$(CARGO) run --locked --quiet -p chaos -- run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES)
 
 .PHONY: dev
 dev: build ## start a cluster to play with, and say what to try

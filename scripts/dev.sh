@@ -3,22 +3,29 @@
 # `dev.sh down` stops it and keeps its data, `dev.sh clean` stops it and removes everything.
 #
 # HSM_DEV_DIR is its folder (.dev), HSM_DEV_NODES how many nodes a new one gets (3), HSM_DEV_PORT its base port (8443).
+# One that is there already is brought back as it is, where they are not set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
 dir=${HSM_DEV_DIR:-.dev}
-nodes=${HSM_DEV_NODES:-3}
-port=${HSM_DEV_PORT:-8443}
+bin=$(cd "$(bin_dir)" 2>/dev/null && pwd) || bin=""
 
-bin=$(cd "$(bin_dir)" 2>/dev/null && pwd) || die "no folder $(bin_dir): run 'make build' first"
-[ -x "$bin/hsmctl" ] || die "hsmctl is not in $bin: run 'make build' first"
+need_hsmctl() {
+  [ -n "$bin" ] || die "no folder $(bin_dir): run 'make build' first"
+  [ -x "$bin/hsmctl" ] || die "hsmctl is not in $bin: run 'make build' first"
+}
 
 what_to_try() {
+  local ports port
+  # As the cluster is, whatever it was made with.
+  ports=$("$bin/hsmctl" dev status --dir "$dir" -o json |
+    sed -n 's|.*"api": *"https://127\.0\.0\.1:\([0-9]*\)".*|\1|p')
+  port=${ports%%$'\n'*}
   cat <<EOF
 
-$nodes nodes run. Their API listens on 127.0.0.1, ports $port, $((port + 10)), $((port + 20)) and so on;
+$(grep -c . <<<"$ports") nodes run. Their API listens on 127.0.0.1, ports ${ports//$'\n'/, };
 health and metrics one port above each, logs in $dir/node1/log and so on.
 
 In a shell, from this folder:
@@ -48,22 +55,64 @@ Stop it with: make dev-down   (its data stays; 'make dev' brings it back, 'scrip
 EOF
 }
 
+# Succeeds for a folder that dev up made: it says so in playground.json, and one that could not be made yet holds nothing
+# but a lock. Nothing else is ever removed.
+is_playground() {
+  [ -f "$dir/playground.json" ] ||
+    [ -z "$(find "$dir" -mindepth 1 -maxdepth 1 ! -name lock ! -name .playground.json.partial)" ]
+}
+
+# start_time PID: field 22 of /proc/PID/stat, nothing if no such process lives. The program's name before it may hold
+# anything.
+start_time() {
+  local stat
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+  # shellcheck disable=SC2086
+  set -- ${stat##*) }
+  [ "$1" = Z ] || printf '%s\n' "${20:-}"
+}
+
+# Kills the nodes of the folder without hsmctl, when what was built is gone. A pid file holds pid, start time and boot: a pid
+# that came again is somebody else's.
+kill_nodes() {
+  local file pid started boot
+  for file in "$dir"/node*/pid; do
+    [ -f "$file" ] || continue
+    read -r pid started boot <"$file" || continue
+    [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ] || continue
+    [ "$(start_time "$pid")" = "$started" ] || continue
+    kill -KILL "$pid" 2>/dev/null || true
+    for _ in $(seq 1 100); do
+      [ "$(start_time "$pid")" = "$started" ] || break
+      sleep 0.1
+    done
+  done
+}
+
 case "${1:-}" in
   up)
-    "$bin/hsmctl" dev up --dir "$dir" --nodes "$nodes" --base-port "$port"
+    need_hsmctl
+    options=()
+    [ -z "${HSM_DEV_NODES:-}" ] || options+=(--nodes "$HSM_DEV_NODES")
+    [ -z "${HSM_DEV_PORT:-}" ] || options+=(--base-port "$HSM_DEV_PORT")
+    "$bin/hsmctl" dev up --dir "$dir" "${options[@]}"
     what_to_try
     ;;
   down)
+    need_hsmctl
     [ -d "$dir" ] || die "nothing to stop: no folder $dir"
     "$bin/hsmctl" dev down --dir "$dir"
     ;;
   clean)
     if [ -d "$dir" ]; then
-      # Only a folder that dev up made is ever removed.
-      if [ ! -f "$dir/env" ] || [ ! -d "$dir/pki" ]; then
-        die "$dir does not look like a playground (no env, no pki): not removed"
+      is_playground || die "$dir is no playground (no playground.json): not removed"
+      if [ ! -f "$dir/playground.json" ]; then
+        : # Nothing was ever started in it.
+      elif [ -x "$bin/hsmctl" ]; then
+        "$bin/hsmctl" dev down --dir "$dir"
+      else
+        kill_nodes
       fi
-      "$bin/hsmctl" dev down --dir "$dir"
       rm -rf "$dir"
     fi
     ;;

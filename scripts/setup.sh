@@ -26,7 +26,7 @@ installed() {
 install_packages() {
   local missing=() package
   if ! have dpkg-query; then
-    for tool in softhsm2-util pkcs11-tool strace cc; do
+    for tool in softhsm2-util pkcs11-tool strace cc curl; do
       have "$tool" || missing+=("$tool")
     done
     [ ${#missing[@]} -eq 0 ] || die "not a Debian system, and these commands are missing: ${missing[*]}; install them, then start again"
@@ -37,6 +37,8 @@ install_packages() {
   done
   # The cryptography below rustls is C: it needs a compiler, whoever packaged it.
   have cc || missing+=(build-essential)
+  # What the README shows without hsmctl.
+  have curl || missing+=(curl)
   [ ${#missing[@]} -eq 0 ] && return 0
   echo "installing Debian packages: ${missing[*]}"
   as_root apt-get update -q

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/lib.sh
 
 # What `make verify` runs is the part that builds no binaries; see Makefile.
-all_steps=(setup scripts fmt clippy deny doc build release-guard demo nextest)
+all_steps=(setup scripts fmt clippy deny doc build release-guard demo dev nextest)
 
 # A run from scratch gains nothing from incremental compilation and pays for it in time and disk.
 if [ -n "${CI:-}" ]; then
@@ -32,7 +32,11 @@ step_scripts() {
 
 step_fmt() { cargo fmt --all --check; }
 
-step_clippy() { cargo clippy --locked --workspace --all-targets --features failpoints -- -D warnings; }
+# What is shipped has other features than what is tested, and has to compile too.
+step_clippy() {
+  cargo clippy --locked --workspace --all-targets --features failpoints -- -D warnings
+  cargo clippy --locked -p hsm-node -p admin-cli --bins -- -D warnings
+}
 
 # Advisories are left to `make advisories`: they need a copy of the advisory database.
 step_deny() { cargo deny --locked check bans licenses sources; }
@@ -42,18 +46,54 @@ step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 # The process tests start these binaries; nextest by itself would not build those of other packages.
 step_build() { cargo build --locked --workspace --bins --features failpoints; }
 
-# The binaries just built contain failpoints: packaging has to refuse them.
+# Of the binaries just built hsm-node contains failpoints: packaging has to refuse it. hsmctl never does: a guard that
+# refuses everything would guard nothing.
 step_release-guard() {
-  local said
-  if said=$(scripts/release.sh check "$(target_dir)/debug/hsm-node" 2>&1); then
+  local built said
+  built=$(target_dir)/debug
+  if said=$(scripts/release.sh check "$built/hsm-node" 2>&1); then
     echo "scripts/release.sh accepted a binary built with the feature failpoints" >&2
     return 1
   fi
   printf '%s\n' "$said"
   grep -q failpoints <<<"$said"
+  scripts/release.sh check "$built/hsmctl"
 }
 
 step_demo() { scripts/demo.sh; }
+
+# `make dev` without its build, and the first commands of the README.
+step_dev() {
+  local folder bin sealed opened
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/hsm-dev.XXXXXX")
+  export HSM_DEV_DIR=$folder/dev HSM_DEV_PORT
+  HSM_DEV_PORT=$(free_base_port 3)
+  # Stops the nodes however this step ends. Expanded now: by then `folder` is gone.
+  # shellcheck disable=SC2064
+  trap "scripts/dev.sh clean >/dev/null 2>&1 && rm -rf '$folder'" EXIT
+  scripts/dev.sh up
+  bin=$(cd "$(bin_dir)" && pwd)
+  PATH=$bin:$PATH
+  set -a
+  # shellcheck source=/dev/null
+  . "$HSM_DEV_DIR/env"
+  set +a
+  hsmctl cluster status
+  hsmctl cluster members
+  hsmctl list-kek
+  sealed=$(printf 'hello' |
+    HSMCTL_PROFILE=trading-1 hsmctl encrypt --context exchange-key --endpoint "https://127.0.0.1:$HSM_DEV_PORT")
+  opened=$(printf '%s' "$sealed" |
+    HSMCTL_PROFILE=trading-1 hsmctl decrypt --context exchange-key --endpoint "https://127.0.0.1:$((HSM_DEV_PORT + 20))")
+  [ "$opened" = hello ] || die "node 3 decrypted to '$opened'"
+  hsmctl rotate exchange-key
+  hsmctl rotation-status
+  hsmctl dev kill --node 1
+  hsmctl dev start --node 1
+  hsmctl dev status
+  scripts/dev.sh clean
+  [ ! -e "$HSM_DEV_DIR" ] || die "$HSM_DEV_DIR is still there after 'scripts/dev.sh clean'"
+}
 
 step_nextest() {
   cargo nextest run --locked --workspace --features failpoints --profile ci --no-tests=fail 2>&1 | tee "$nextest_log"

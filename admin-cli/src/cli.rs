@@ -59,7 +59,13 @@ pub(crate) struct Global {
     )]
     pub(crate) output: Format,
     /// Seconds after which a command gives up; each has a default of its own.
-    #[arg(long, env = "HSMCTL_TIMEOUT", value_name = "SECONDS", global = true)]
+    #[arg(
+        long,
+        env = "HSMCTL_TIMEOUT",
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        global = true
+    )]
     pub(crate) timeout: Option<u64>,
     /// Version 1's configuration file; has no meaning here.
     #[arg(short, long, value_name = "FILE", global = true, hide = true)]
@@ -92,6 +98,33 @@ pub(crate) enum Command {
     /// Run a complete cluster on this machine, to play with and for tests.
     #[command(subcommand)]
     Dev(DevCommand),
+}
+
+/// The name of [`Format::Json`] in arguments.
+const JSON: &str = "json";
+
+/// How results were asked for, by arguments that do not parse: a program wants to read that too.
+pub(crate) fn format_asked_for(args: &[OsString]) -> Format {
+    format_in(args, &std::env::var("HSMCTL_OUTPUT").unwrap_or_default())
+}
+
+fn format_in(args: &[OsString], variable: &str) -> Format {
+    let mut asked = variable == JSON;
+    let mut words = args.iter().skip(1).filter_map(|arg| arg.to_str()).peekable();
+    while let Some(word) = words.next() {
+        let value = match word {
+            // Nothing after it is an option.
+            "--" => break,
+            "-o" | "--output" => words.peek().copied(),
+            _ => word
+                .strip_prefix("--output=")
+                .or_else(|| word.strip_prefix("-o=").or_else(|| word.strip_prefix("-o"))),
+        };
+        if let Some(value) = value {
+            asked = value == JSON;
+        }
+    }
+    if asked { Format::Json } else { Format::Table }
 }
 
 /// The arguments as this version understands them.
@@ -174,7 +207,7 @@ fn old_create_kek(args: Vec<OsString>, warnings: &mut Vec<String>) -> Vec<OsStri
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
 
@@ -263,6 +296,49 @@ mod tests {
         let invocation = translated(&["hsmctl", "create-kek", "kek-2fa-v1", "1234"]);
         assert!(!invocation.v1 && invocation.warnings.is_empty());
         assert!(Cli::try_parse_from(&invocation.args).is_err());
+    }
+
+    #[test]
+    fn json_is_recognised_in_arguments_that_do_not_parse() {
+        let asked = |args: &[&str]| {
+            let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            format_in(&args, "")
+        };
+        for args in [
+            &["hsmctl", "-o", "json", "no-such"][..],
+            &["hsmctl", "no-such", "-ojson"],
+            &["hsmctl", "no-such", "-o=json"],
+            &["hsmctl", "no-such", "--output", "json"],
+            &["hsmctl", "no-such", "--output=json"],
+        ] {
+            assert_eq!(asked(args), Format::Json, "{args:?}");
+        }
+        for args in [
+            &["hsmctl", "no-such"][..],
+            &["hsmctl", "-o", "table", "no-such"],
+            &["hsmctl", "no-such", "-o"],
+            &["hsmctl", "rotate", "--", "-ojson"],
+        ] {
+            assert_eq!(asked(args), Format::Table, "{args:?}");
+        }
+        assert_eq!(format_in(&[], JSON), Format::Json);
+        assert_eq!(Format::Json.to_possible_value().unwrap().get_name(), JSON);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_as_arguments() {
+        for args in [
+            &["hsmctl", "--timeout", "0", "list-kek"][..],
+            &["hsmctl", "dev", "up", "--dir", "d", "--nodes", "0"],
+            &["hsmctl", "dev", "up", "--dir", "d", "--nodes", "17"],
+            &["hsmctl", "dev", "up", "--dir", "d", "--base-port", "0"],
+            &["hsmctl", "dev", "up", "--dir", "d", "--base-port", "65536"],
+            &["hsmctl", "dev", "kill", "--dir", "d", "--node", "0"],
+        ] {
+            assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+        }
+        let largest = "hsmctl dev up --dir d --nodes 16 --base-port 1";
+        Cli::try_parse_from(largest.split(' ')).unwrap();
     }
 
     #[test]

@@ -19,12 +19,11 @@ fn main() -> ExitCode {
         output::note(warning);
     }
     let status = match cli::Cli::try_parse_from(&invocation.args) {
-        Ok(cli) => exit::report(commands::run(cli)),
-        Err(error) => {
-            // A closed pipe must not turn --help into a failure.
-            let _ = error.print();
-            exit::of_parser(&error)
+        Ok(cli) => {
+            let format = cli.global.output;
+            exit::report(commands::run(cli), format)
         }
+        Err(error) => exit::report_parser(&error, cli::format_asked_for(&invocation.args)),
     };
     status.as_process_exit(invocation.v1)
 }

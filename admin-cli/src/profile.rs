@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use hsm_api::client::{Client, Retry};
+use anyhow::Result;
+use hsm_api::client::{BuildError, Client, Retry};
 use zeroize::Zeroizing;
 
 use crate::cli::Global;
@@ -56,10 +56,21 @@ impl Profile {
         })
     }
 
+    /// The files, for messages.
+    pub(crate) fn files(&self) -> String {
+        format!(
+            "CA {}, client certificate {}, client key {}",
+            self.ca.display(),
+            self.cert.display(),
+            self.key.display()
+        )
+    }
+
     /// A client that gives up after `budget`.
     pub(crate) fn client(&self, budget: Duration) -> Result<Client> {
         let read = |path: &Path, what: &str| {
-            std::fs::read(path).with_context(|| format!("{what} {}: cannot be read", path.display()))
+            std::fs::read(path)
+                .map_err(|error| usage(format!("{what} {}: cannot be read: {error}", path.display())))
         };
         let ca = read(&self.ca, "CA")?;
         let cert = read(&self.cert, "client certificate")?;
@@ -70,7 +81,10 @@ impl Profile {
             .identity_pem(cert, key.as_slice())
             .retry(Retry::Until(budget))
             .build();
-        client.map_err(|error| usage(error.to_string()))
+        client.map_err(|error| match error {
+            BuildError::Pem { .. } | BuildError::Tls(_) => usage(format!("{error} ({})", self.files())),
+            BuildError::NoEndpoint | BuildError::Endpoint { .. } => usage(error.to_string()),
+        })
     }
 }
 
@@ -115,6 +129,7 @@ fn identity(global: &Global) -> Result<(PathBuf, PathBuf)> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
 
     fn playground() -> Global {
         Global {
@@ -230,5 +245,38 @@ mod tests {
             .client(Duration::ZERO)
             .unwrap_err();
         assert!(format!("{error:#}").contains("/play/pki/ca.crt"), "{error:#}");
+        assert_eq!(Exit::of(&error), Exit::Usage);
+    }
+
+    #[test]
+    fn files_that_do_not_go_together_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let issued = || rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let (one, other) = (issued(), issued());
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let profile = Profile {
+            endpoints: vec!["https://a:1".to_owned()],
+            ca: file("ca.crt", &one.cert.pem()),
+            cert: file("client.crt", &one.cert.pem()),
+            key: file("client.key", &other.signing_key.serialize_pem()),
+        };
+        let text = profile.client(Duration::ZERO).unwrap_err().to_string();
+        assert!(
+            text.contains("client.key") && text.contains("give the key that"),
+            "{text}"
+        );
+        let mixed_up = Profile {
+            cert: file("no.crt", "nothing"),
+            ..profile
+        };
+        let text = mixed_up.client(Duration::ZERO).unwrap_err().to_string();
+        assert!(
+            text.contains("client certificate: ") && text.contains("no.crt"),
+            "{text}"
+        );
     }
 }

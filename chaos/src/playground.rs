@@ -1,7 +1,9 @@
-//! A cluster made by `hsmctl dev` in a folder of its own, gone when dropped.
+//! A cluster made by `hsmctl dev` in a folder of its own. Its nodes end when it is dropped; the folder goes too, unless
+//! it is to be looked at.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,8 +18,8 @@ pub(crate) struct Playground {
 }
 
 impl Playground {
-    /// Starts `nodes` nodes; returns once all are ready.
-    pub(crate) fn up(nodes: usize, base_port: u16) -> Result<Self> {
+    /// A folder for `nodes` nodes, in which nothing is yet.
+    pub(crate) fn new(nodes: usize, base_port: u16) -> Result<Self> {
         let own = std::env::current_exe().context("path of this program")?;
         let hsmctl = own.with_file_name("hsmctl");
         ensure!(
@@ -25,24 +27,37 @@ impl Playground {
             "{} does not exist; build the workspace first",
             hsmctl.display()
         );
-        let dir = tempfile::tempdir()?;
-        let this = Self {
-            dir,
+        Ok(Self {
+            dir: tempfile::Builder::new().prefix("hsm-chaos-").tempdir()?,
             hsmctl,
             nodes,
             base_port,
-        };
-        this.dev(&[
-            "up",
-            "--nodes",
-            &nodes.to_string(),
-            "--base-port",
-            &base_port.to_string(),
-        ])?;
-        Ok(this)
+        })
     }
 
-    /// `hsmctl dev VERB --dir DIR …`.
+    /// Where everything of it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Leaves the folder for people to look at.
+    pub(crate) fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
+    }
+
+    /// Starts the nodes; returns once all are ready.
+    pub(crate) fn up(&self) -> Result<()> {
+        self.dev(&[
+            "up",
+            "--nodes",
+            &self.nodes.to_string(),
+            "--base-port",
+            &self.base_port.to_string(),
+        ])
+    }
+
+    /// `hsmctl dev VERB --dir DIR …`, to its end: a signal to this program's group must not meet it half-way, with
+    /// a node that nobody has noted yet.
     pub(crate) fn dev(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(&self.hsmctl)
             .arg("dev")
@@ -50,6 +65,8 @@ impl Playground {
             .arg("--dir")
             .arg(self.dir.path())
             .args(&arguments[1..])
+            .process_group(0)
+            .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {}", self.hsmctl.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -106,7 +123,8 @@ impl Playground {
 
 impl Drop for Playground {
     fn drop(&mut self) {
-        if let Err(error) = self.dev(&["down"]) {
+        // By their pids, at once: nothing is lost with a folder that goes too.
+        if let Err(error) = self.dev(&["down", "--now"]) {
             eprintln!("the cluster could not be stopped: {error:#}");
         }
     }

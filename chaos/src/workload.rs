@@ -1,41 +1,36 @@
 //! The load: one client encrypts and decrypts through all nodes, one rotates. What was acknowledged is
-//! remembered and checked at the end; what failed or has no answer is only counted.
+//! remembered and checked, at once on another node and at the end on all; what failed or has no answer is counted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hsm_api::client::{Client, Retry};
-use hsm_api::data::{DecryptRequest, EncryptRequest};
+use hsm_api::data::EncryptRequest;
 use tokio::task::JoinHandle;
 
+use crate::history::{CONTEXT, History, Sealed, open};
 use crate::playground::Playground;
 
-const CONTEXT: &str = "exchange-key";
-/// Ciphertexts kept for the check; enough to hold some of every version.
-const MAX_KEPT: usize = 20_000;
-
-/// What was acknowledged.
+/// What came of rotating.
 #[derive(Default)]
-pub(crate) struct History {
-    /// Plaintext, ciphertext.
-    pub(crate) ciphertexts: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(crate) rotations: u32,
-    pub(crate) failures: u32,
-    wrong: Vec<String>,
+struct Rotations {
+    /// Versions whose rotation was acknowledged, in that order.
+    made: Vec<u32>,
+    failed: u64,
 }
 
 /// A running load.
 pub(crate) struct Workload {
     stop: Arc<AtomicBool>,
     encrypting: JoinHandle<History>,
-    rotating: JoinHandle<(u32, u32)>,
+    rotating: JoinHandle<Rotations>,
 }
 
 impl Workload {
     /// Starts it.
-    pub(crate) fn start(playground: &Playground) -> Result<Self> {
+    pub(crate) fn start(playground: &Playground, seed: u64) -> Result<Self> {
         let nodes: Vec<usize> = (1..=playground.nodes).collect();
         let each: Result<Vec<Client>> = nodes
             .iter()
@@ -44,25 +39,26 @@ impl Workload {
         let admin = playground.client("admin", &nodes, Retry::Until(Duration::from_secs(15)))?;
         let stop = Arc::new(AtomicBool::new(false));
         Ok(Self {
-            encrypting: tokio::spawn(encrypt(each?, Arc::clone(&stop))),
+            encrypting: tokio::spawn(encrypt(each?, History::new(seed), Arc::clone(&stop))),
             rotating: tokio::spawn(rotate(admin, Arc::clone(&stop))),
             stop,
         })
     }
 
-    /// Stops it and returns what was acknowledged.
-    pub(crate) async fn stop(self) -> History {
+    /// Stops it and returns what was acknowledged. A part of the load that has broken tells nothing of the cluster.
+    pub(crate) async fn stop(self) -> Result<History> {
         self.stop.store(true, Ordering::SeqCst);
-        let mut history = self.encrypting.await.unwrap_or_default();
-        let (rotations, failures) = self.rotating.await.unwrap_or_default();
-        history.rotations = rotations;
-        history.failures += failures;
-        history
+        let mut history = self.encrypting.await.context("the encrypting load")?;
+        let rotations = self.rotating.await.context("the rotating load")?;
+        for version in rotations.made {
+            history.rotated(version);
+        }
+        history.failed(rotations.failed);
+        Ok(history)
     }
 }
 
-async fn encrypt(nodes: Vec<Client>, stop: Arc<AtomicBool>) -> History {
-    let mut history = History::default();
+async fn encrypt(nodes: Vec<Client>, mut history: History, stop: Arc<AtomicBool>) -> History {
     let mut number = 0usize;
     while !stop.load(Ordering::SeqCst) {
         number += 1;
@@ -73,61 +69,31 @@ async fn encrypt(nodes: Vec<Client>, stop: Arc<AtomicBool>) -> History {
             .encrypt(&EncryptRequest::new(CONTEXT, plaintext.clone()))
             .await
         else {
-            history.failures += 1;
+            history.failed(1);
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
-        let ciphertext = answer.into_body().ciphertext.as_slice().to_vec();
-        match there
-            .decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone()))
-            .await
-        {
-            Ok(answer) if answer.plaintext.as_slice() == plaintext.as_slice() => {}
-            Ok(_) => history
-                .wrong
-                .push(format!("ciphertext {number} decrypted to something else")),
-            Err(_) => history.failures += 1,
-        }
-        if history.ciphertexts.len() < MAX_KEPT {
-            history.ciphertexts.push((plaintext, ciphertext));
-        }
+        let answer = answer.into_body();
+        let sealed = Sealed {
+            plaintext,
+            version: answer.key_version,
+            ciphertext: answer.ciphertext,
+        };
+        let what = format!("ciphertext {number} of version {}", sealed.version);
+        history.opened(&what, open(there, &sealed).await);
+        history.encrypted(sealed);
     }
     history
 }
 
-async fn rotate(admin: Client, stop: Arc<AtomicBool>) -> (u32, u32) {
-    let (mut done, mut failed) = (0, 0);
+async fn rotate(admin: Client, stop: Arc<AtomicBool>) -> Rotations {
+    let mut rotations = Rotations::default();
     while !stop.load(Ordering::SeqCst) {
         match admin.rotate(CONTEXT, None).await {
-            Ok(_) => done += 1,
-            Err(_) => failed += 1,
+            Ok(answer) => rotations.made.push(answer.version),
+            Err(_) => rotations.failed += 1,
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
-    (done, failed)
-}
-
-impl History {
-    /// Decrypts every acknowledged ciphertext on every node; returns what is wrong.
-    pub(crate) async fn check(self, playground: &Playground) -> Result<Vec<String>> {
-        let mut wrong = self.wrong;
-        for node in 1..=playground.nodes {
-            let client = playground.client("trading-1", &[node], Retry::None)?;
-            for (plaintext, ciphertext) in &self.ciphertexts {
-                match client
-                    .decrypt(&DecryptRequest::new(CONTEXT, ciphertext.clone()))
-                    .await
-                {
-                    Ok(answer) if answer.plaintext.as_slice() == plaintext.as_slice() => {}
-                    Ok(_) => wrong.push(format!("node {node}: {} is another plaintext", text(plaintext))),
-                    Err(error) => wrong.push(format!("node {node}: {}: {error}", text(plaintext))),
-                }
-            }
-        }
-        Ok(wrong)
-    }
-}
-
-fn text(plaintext: &[u8]) -> String {
-    String::from_utf8_lossy(plaintext).into_owned()
+    rotations
 }

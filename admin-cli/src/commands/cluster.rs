@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::{CHANGE, MEMBERSHIP, READ, Session};
 use crate::exit::{repeatable_failed, usage};
 use crate::files;
-use crate::output::{self, note, or_dash, patiently};
+use crate::output::{self, note, or_dash};
 
 /// Longest input with a token.
 const MAX_TOKEN: usize = 4096;
@@ -86,7 +86,8 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
 
 async fn init(session: &Session) -> Result<()> {
     let client = session.client_of_one(MEMBERSHIP)?;
-    let answer = patiently("making the cluster", client.cluster_init())
+    let answer = session
+        .ask(&client, "cluster init", client.cluster_init())
         .await
         .map_err(repeatable_failed)?;
     let made = &answer.body;
@@ -104,9 +105,9 @@ async fn token(session: &Session, args: Token) -> Result<()> {
         ttl_seconds: args.ttl,
         node_id: args.node,
     };
+    let client = session.client(CHANGE)?;
     let answer = session
-        .client(CHANGE)?
-        .create_join_token(&request)
+        .ask(&client, "cluster token", client.create_join_token(&request))
         .await
         .map_err(repeatable_failed)?;
     let made = &answer.body;
@@ -137,12 +138,11 @@ async fn join(session: &Session, args: Join) -> Result<()> {
         cluster_ca_sha256,
         leader_addresses: args.leaders,
     };
-    let answer = patiently(
-        "joining: receiving state, importing and proving every key",
-        client.join(&request),
-    )
-    .await
-    .map_err(repeatable_failed)?;
+    let what = format!("cluster join through {}", request.leader_addresses.join(", "));
+    let answer = session
+        .ask(&client, &what, client.join(&request))
+        .await
+        .map_err(repeatable_failed)?;
     let joined = &answer.body;
     output::print(session.format(), joined, || {
         let mut text = output::pairs([
@@ -188,7 +188,10 @@ fn parse_token(text: &str) -> Result<(SecretText, Option<String>)> {
 }
 
 async fn status(session: &Session) -> Result<()> {
-    let answer = session.client(READ)?.cluster_status().await?;
+    let client = session.client(READ)?;
+    let answer = session
+        .ask(&client, "cluster status", client.cluster_status())
+        .await?;
     let status = &answer.body;
     output::print(session.format(), status, || status_text(status))
 }
@@ -217,7 +220,7 @@ fn status_text(status: &ClusterStatus) -> String {
         ),
         ("quorum ack age", millis(status.quorum_ack_age_ms)),
         ("staleness", millis(status.staleness_ms)),
-        ("failures tolerated", status.failure_tolerance.to_string()),
+        ("failures tolerated", tolerance(status)),
         ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
     ]);
     for reason in &status.not_ready {
@@ -237,6 +240,23 @@ fn status_text(status: &ClusterStatus) -> String {
         ["SLOT", "LABEL", "STATE", "MISSING", "REASON"],
         slots,
     ));
+    text
+}
+
+/// How many more failures are survived, and who has failed already.
+fn tolerance(status: &ClusterStatus) -> String {
+    let tolerated = status.failure_tolerance;
+    if status.voters == 0 {
+        return tolerated.to_string();
+    }
+    let silent = &status.silent_voters;
+    let heard = usize::try_from(status.voters).map_or(0, |voters| voters.saturating_sub(silent.len()));
+    let mut text = format!("{tolerated} ({heard} of {} voters heard", status.voters);
+    if !silent.is_empty() {
+        text.push_str("; silent: ");
+        text.push_str(&silent.join(", "));
+    }
+    text.push(')');
     text
 }
 
@@ -262,7 +282,8 @@ async fn status_of_all(session: &Session) -> Result<()> {
     let endpoints: Vec<String> = client.endpoints().map(str::to_owned).collect();
     let mut seen = Vec::with_capacity(endpoints.len());
     for endpoint in endpoints {
-        let answer = client.on(&endpoint)?.cluster_status().await;
+        let one = client.on(&endpoint)?;
+        let answer = session.ask(&one, "cluster status", one.cluster_status()).await;
         let (status, error) = match answer {
             Ok(answer) => (Some(answer.into_body()), None),
             Err(error) => (None, Some(error.to_string())),
@@ -302,12 +323,14 @@ fn row_of_one(seen: &Seen) -> [String; 9] {
 }
 
 async fn members(session: &Session) -> Result<()> {
-    let answer = session.client(READ)?.members().await?;
+    let client = session.client(READ)?;
+    let answer = session.ask(&client, "cluster members", client.members()).await?;
     output::print(session.format(), &answer.body, || {
         let header = [
             "NODE",
             "RAFT ID",
             "ROLE",
+            "STATE",
             "LEADER",
             "API",
             "CLUSTER",
@@ -320,7 +343,7 @@ async fn members(session: &Session) -> Result<()> {
     })
 }
 
-fn member_row(member: &Member) -> [String; 10] {
+fn member_row(member: &Member) -> [String; 11] {
     let slots: Vec<String> = member
         .slots
         .iter()
@@ -330,6 +353,7 @@ fn member_row(member: &Member) -> [String; 10] {
         member.node_id.clone(),
         member.raft_id.to_string(),
         member.role.to_string(),
+        or_dash(member.state),
         if member.is_leader { "yes" } else { "" }.to_owned(),
         member.api_address.clone(),
         member.cluster_address.clone(),
@@ -381,5 +405,42 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("slot-2fa"), "{text}");
+    }
+
+    fn of_five(silent: &[&str]) -> ClusterStatus {
+        serde_json::from_value(serde_json::json!({
+            "cluster_id": "01", "cluster_name": "c", "epoch": 1, "node_id": "hsm-node-1", "raft_id": 1,
+            "role": "leader", "term": 1, "leader": null, "last_log_index": 0, "committed_index": 0,
+            "applied_index": 0, "quorum_ack_age_ms": 0, "staleness_ms": 0, "ready": true, "slots": [],
+            "failure_tolerance": 2 - silent.len().min(2), "voters": 5, "silent_voters": silent
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_has_failed_already_is_named_where_failures_are_counted() {
+        assert_eq!(tolerance(&of_five(&[])), "2 (5 of 5 voters heard)");
+        assert_eq!(
+            tolerance(&of_five(&["hsm-node-4", "hsm-node-5"])),
+            "0 (3 of 5 voters heard; silent: hsm-node-4, hsm-node-5)"
+        );
+        // An older node says the number only.
+        let older = ClusterStatus {
+            voters: 0,
+            ..of_five(&[])
+        };
+        assert_eq!(tolerance(&older), "2");
+    }
+
+    #[test]
+    fn a_silent_member_is_listed_as_such() {
+        let member: Member = serde_json::from_value(serde_json::json!({
+            "node_id": "hsm-node-4", "raft_id": 4, "role": "voter", "state": "silent", "api_address": "a:1",
+            "cluster_address": "a:2", "is_leader": false, "joined_at": "2030-01-01T00:00:00Z",
+            "slots": [{"slot": "2fa", "state": "silent"}]
+        }))
+        .unwrap();
+        let row = member_row(&member);
+        assert_eq!((row[3].as_str(), row[9].as_str()), ("silent", "2fa:silent"));
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn encrypt(session: &Session, args: &Encrypt) -> Result<()> {
     let plaintext = input(args.plaintext_file.as_deref(), "the plaintext")?;
     let mut request = EncryptRequest::new(args.context.as_str(), plaintext);
     request.aad = aad(args.aad_file.as_deref())?;
-    let answer = client.encrypt(&request).await?;
+    let answer = session.ask(&client, "encrypt", client.encrypt(&request)).await?;
     let sealed = &answer.body;
     if session.format() == Format::Table {
         note(&format!(
@@ -72,7 +72,7 @@ pub(super) async fn decrypt(session: &Session, args: Decrypt) -> Result<()> {
     let mut request = DecryptRequest::new(args.context, ciphertext(&text)?);
     request.key_id = args.key_id;
     request.aad = aad(args.aad_file.as_deref())?;
-    let answer = client.decrypt(&request).await?;
+    let answer = session.ask(&client, "decrypt", client.decrypt(&request)).await?;
     match session.format() {
         Format::Table => output::bytes(answer.plaintext.as_slice()),
         Format::Json => output::secret_json(&answer.body, answer.plaintext.as_slice().len() * 4 / 3 + 64),

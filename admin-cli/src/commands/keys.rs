@@ -6,7 +6,7 @@ use hsm_api::admin::{ContextInfo, CreateKekRequest, KeyVersionInfo};
 
 use super::{CHANGE, READ, Session, idempotency_key};
 use crate::exit::{change_failed, usage};
-use crate::output::{self, or_dash, patiently};
+use crate::output::{self, or_dash};
 
 /// Arguments of `create-kek`.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(crate) struct CreateKek {
     /// The context; made too, if the nodes' configuration maps it to a slot.
     #[arg(long)]
     context: Option<String>,
-    /// Number of the version, above all before it [default: the next].
+    /// Number of the version; there is only the next [default].
     #[arg(long)]
     version: Option<u32>,
     /// Bits; there is only 256.
@@ -77,8 +77,9 @@ pub(super) async fn create(session: &Session, args: CreateKek) -> Result<()> {
     let request = args.request()?;
     let client = session.client(CHANGE)?;
     let key = idempotency_key(args.idempotency_key);
-    let waiting = format!("{}: every node imports and proves the key", request.context);
-    let answer = patiently(&waiting, client.create_kek(&request, Some(&key)))
+    let what = format!("create-kek {}", request.context);
+    let answer = session
+        .ask(&client, &what, client.create_kek(&request, Some(&key)))
         .await
         .map_err(|error| change_failed(error, &key))?;
     let made = &answer.body;
@@ -96,7 +97,8 @@ pub(super) async fn create(session: &Session, args: CreateKek) -> Result<()> {
 }
 
 pub(super) async fn list(session: &Session, args: &ListKek) -> Result<()> {
-    let answer = session.client(READ)?.list_keks().await?;
+    let client = session.client(READ)?;
+    let answer = session.ask(&client, "list-kek", client.list_keks()).await?;
     let keks = &answer.body;
     output::print(session.format(), keks, || {
         let versions = || {

@@ -9,19 +9,21 @@ pub(crate) mod slot;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hsm_api::Client;
+use hsm_api::{Client, ClientError};
 
 use crate::cli::{Cli, Command, Global};
-use crate::exit::usage;
-use crate::output::{self, Format, note, or_dash};
+use crate::exit::{client_error, usage, with_hint};
+use crate::output::{self, Format, note, or_dash, patiently};
 use crate::profile::Profile;
 
 /// Reading, encrypting, decrypting.
 const READ: Duration = Duration::from_secs(15);
 /// Changes: nodes themselves give up after 15 s and then say so.
 const CHANGE: Duration = Duration::from_secs(40);
-/// Making or joining a cluster imports keys; a joining node answers within 60 s.
+/// Making or joining a cluster imports keys: a joining node answers within 60 s and is then asked again.
 const MEMBERSHIP: Duration = Duration::from_secs(90);
+/// Endpoints that a note names one by one.
+const NAMED: usize = 3;
 
 /// How this invocation talks to nodes and prints.
 pub(crate) struct Session {
@@ -54,6 +56,44 @@ impl Session {
         }
         self.client(default)
     }
+
+    /// Waits for a node's answer and says so, if it takes longer than a second. What a node does meanwhile, or
+    /// whether it has heard the question, is not known here. Programs are told nothing: what they read on
+    /// standard error is the failure.
+    async fn ask<T>(&self, client: &Client, what: &str, call: impl Future<Output = T>) -> T {
+        match self.format() {
+            Format::Json => call.await,
+            Format::Table => patiently(&format!("{what}: waiting for {}", whom(client)), call).await,
+        }
+    }
+
+    /// Adds whose certificates were used to a failure of TLS.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if !client_error(&error).is_some_and(is_about_tls) {
+            return error;
+        }
+        match Profile::resolve(&self.global) {
+            Ok(profile) => with_hint(error, format!("asked with {}", profile.files())),
+            Err(_) => error,
+        }
+    }
+}
+
+fn whom(client: &Client) -> String {
+    let endpoints: Vec<&str> = client.endpoints().collect();
+    if endpoints.len() <= NAMED {
+        endpoints.join(" or ")
+    } else {
+        format!("one of {} nodes", endpoints.len())
+    }
+}
+
+fn is_about_tls(error: &ClientError) -> bool {
+    match error {
+        ClientError::Tls { .. } => true,
+        ClientError::NoneAnswered { failures } => failures.iter().any(is_about_tls),
+        _ => false,
+    }
 }
 
 /// Carries a command out.
@@ -69,7 +109,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         // Needs no network, and must not have a thread beside it while it handles PINs.
         Command::Slot(slot::SlotCommand::Init(args)) => slot::init(&session, &args),
         Command::Dev(command) => crate::dev::run(&session, command),
-        command => on_runtime(remote(&session, command))?,
+        command => on_runtime(remote(&session, command))?.map_err(|error| session.explain(error)),
     }
 }
 
@@ -99,7 +139,8 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
 }
 
 async fn whoami(session: &Session) -> Result<()> {
-    let answer = session.client(READ)?.whoami().await?;
+    let client = session.client(READ)?;
+    let answer = session.ask(&client, "whoami", client.whoami()).await?;
     let me = &answer.body;
     output::print(session.format(), me, || {
         output::pairs([
@@ -115,4 +156,44 @@ async fn whoami(session: &Session) -> Result<()> {
 /// A key under which a change can be repeated.
 fn idempotency_key(given: Option<String>) -> String {
     given.unwrap_or_else(|| ulid::Ulid::new().to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn tls() -> ClientError {
+        ClientError::Tls {
+            endpoint: "https://a:1".to_owned(),
+            reason: "unknown CA".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_failure_of_tls_names_the_files_that_were_used() {
+        let session = Session::new(Global {
+            endpoints: vec!["https://a:1".to_owned()],
+            pki: Some("/play/pki".into()),
+            ..Global::default()
+        });
+        for error in [
+            tls(),
+            ClientError::NoneAnswered {
+                failures: vec![tls()],
+            },
+        ] {
+            let text = format!("{:#}", session.explain(error.into()));
+            for file in [
+                "/play/pki/ca.crt",
+                "/play/pki/clients/admin.crt",
+                "/play/pki/clients/admin.key",
+            ] {
+                assert!(text.contains(file), "{text}");
+            }
+        }
+        let other = ClientError::Request("x".to_owned());
+        let text = format!("{:#}", session.explain(other.into()));
+        assert!(!text.contains("/play"), "{text}");
+    }
 }

@@ -6,7 +6,7 @@ use hsm_api::admin::RotationStatus;
 
 use super::{CHANGE, READ, Session, idempotency_key};
 use crate::exit::change_failed;
-use crate::output::{self, or_dash, patiently};
+use crate::output::{self, Format, note, or_dash};
 
 /// Arguments of `rotate`.
 #[derive(Debug, Args)]
@@ -21,8 +21,9 @@ pub(crate) struct Rotate {
 pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<()> {
     let client = session.client(CHANGE)?;
     let key = idempotency_key(args.idempotency_key);
-    let waiting = format!("{}: every node imports and proves the new key", args.context);
-    let answer = patiently(&waiting, client.rotate(&args.context, Some(&key)))
+    let what = format!("rotate {}", args.context);
+    let answer = session
+        .ask(&client, &what, client.rotate(&args.context, Some(&key)))
         .await
         .map_err(|error| change_failed(error, &key))?;
     let done = &answer.body;
@@ -40,7 +41,13 @@ pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<()> {
 }
 
 pub(super) async fn status(session: &Session) -> Result<()> {
-    let answer = session.client(READ)?.rotation_status().await?;
+    let client = session.client(READ)?;
+    let answer = session
+        .ask(&client, "rotation-status", client.rotation_status())
+        .await?;
+    if session.format() == Format::Table {
+        note("nothing rotates by itself yet: DUE is when to call `hsmctl rotate`");
+    }
     output::print(session.format(), &answer.body, || {
         let header = [
             "CONTEXT",
@@ -49,14 +56,13 @@ pub(super) async fn status(session: &Session) -> Result<()> {
             "PENDING",
             "PROVEN BY",
             "MISSING",
-            "EVERY",
-            "NEXT ROTATION",
+            "DUE",
         ];
         output::table(header, answer.contexts.iter().map(row))
     })
 }
 
-fn row(status: &RotationStatus) -> [String; 8] {
+fn row(status: &RotationStatus) -> [String; 7] {
     [
         status.context.clone(),
         or_dash(status.active_version),
@@ -64,7 +70,33 @@ fn row(status: &RotationStatus) -> [String; 8] {
         or_dash(status.pending_version),
         status.acks.join(","),
         or_dash(Some(status.missing.join(",")).filter(|missing| !missing.is_empty())),
-        format!("{} days", status.rotation_interval_days),
-        or_dash(status.next_rotation_due.clone()),
+        due(status),
     ]
+}
+
+/// When, and by which interval.
+fn due(status: &RotationStatus) -> String {
+    match &status.next_rotation_due {
+        Some(at) => format!("{at} ({} days)", status.rotation_interval_days),
+        None => or_dash(None::<&str>),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_due_date_comes_with_its_interval() {
+        let mut status: RotationStatus = serde_json::from_value(serde_json::json!({
+            "context": "2fa", "active_version": 1, "active_since": "2030-01-01T00:00:00Z",
+            "pending_version": null, "pending_since": null, "acks": [], "missing": [],
+            "rotation_interval_days": 90, "next_rotation_due": "2030-04-01T00:00:00Z"
+        }))
+        .unwrap();
+        assert_eq!(due(&status), "2030-04-01T00:00:00Z (90 days)");
+        status.next_rotation_due = None;
+        assert_eq!(due(&status), "-");
+    }
 }

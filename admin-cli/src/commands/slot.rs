@@ -4,13 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use hsm_api::admin::UnlockSlotRequest;
+use hsm_core::HsmError;
 use hsm_core::module::Module;
-use hsm_core::pin::has_enough_entropy;
 use hsm_core::secrets::Pin;
-use hsm_core::token_init::{InitToken, init_token};
+use hsm_core::token_init::{InitToken, prepare};
 use serde::Serialize;
 
 use super::{CHANGE, Session};
@@ -53,7 +53,8 @@ pub(crate) struct Init {
     /// File with the user PIN; made, mode 0600, with a random PIN if it does not exist.
     #[arg(long, value_name = "FILE")]
     pin_file: PathBuf,
-    /// File with the security officer's PIN; made in the same way.
+    /// File with the security officer's PIN; made in the same way, but for --destroy-existing: then it is the
+    /// one that the token has.
     #[arg(long, value_name = "FILE")]
     so_pin_file: PathBuf,
     /// Erase the token of this label, with every key in it. Needs --confirm-label.
@@ -76,9 +77,10 @@ struct Made<'a> {
 /// Asks the one node that is named: a slot is that node's alone.
 pub(super) async fn unlock(session: &Session, args: &Unlock) -> Result<()> {
     let request = UnlockSlotRequest { retry: args.retry };
+    let client = session.client_of_one(CHANGE)?;
+    let what = format!("slot unlock {}", args.slot);
     let answer = session
-        .client_of_one(CHANGE)?
-        .unlock_slot(&args.slot, &request)
+        .ask(&client, &what, client.unlock_slot(&args.slot, &request))
         .await?;
     let slot = &answer.body;
     output::print(session.format(), slot, || {
@@ -100,20 +102,41 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
             args.label
         )));
     }
+    // One that is made here is certainly wrong, and entering it would cost one of the token's tries.
+    if args.destroy_existing && !args.so_pin_file.exists() {
+        return Err(usage(format!(
+            "--so-pin-file {}: no such file; to erase a token its security officer's PIN is needed, the one that the \
+             token has",
+            args.so_pin_file.display()
+        )));
+    }
     files::harden()?;
-    let pin = pin(&args.pin_file, "PIN")?;
-    let so_pin = pin_for_officer(args, &pin)?;
+    let pin = PinFile::at(&args.pin_file, "PIN")?;
+    let so_pin = PinFile::at(&args.so_pin_file, "SO PIN")?;
+    if pin.pin.expose() == so_pin.pin.expose() {
+        bail!(
+            "{} and {} hold the same PIN: then whoever may use the keys may also erase them; give the security \
+             officer another one",
+            args.pin_file.display(),
+            args.so_pin_file.display()
+        );
+    }
     let module = Module::load(&args.module)?;
-    let made = init_token(
-        &module,
-        InitToken {
-            label: &args.label,
-            pin: &pin,
-            so_pin: &so_pin,
-            destroy_existing: args.destroy_existing,
-        },
-    )
-    .with_context(|| format!("token {:?}", args.label))?;
+    let about = |error| about_token(args, error);
+    let init = InitToken {
+        label: &args.label,
+        pin: &pin.pin,
+        so_pin: &so_pin.pin,
+        destroy_existing: args.destroy_existing,
+    };
+    let prepared = prepare(&module, init).map_err(about)?;
+    // On disk before any token has them, and not before nothing else is in the way.
+    pin.save()?;
+    so_pin.save().inspect_err(|_| pin.discard())?;
+    // The user PIN is set last. That of the security officer stays where it is: a token that says no may have
+    // taken it.
+    let erased = prepared.erase().inspect_err(|_| pin.discard()).map_err(about)?;
+    let made = erased.set_pin().map_err(about)?;
     let made = Made {
         label: &made.label,
         serial: &made.serial,
@@ -130,36 +153,77 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
     })
 }
 
-fn pin_for_officer(args: &Init, pin_of_user: &Pin) -> Result<Pin> {
-    let so_pin = pin(&args.so_pin_file, "SO PIN")?;
-    if so_pin.expose() == pin_of_user.expose() {
-        bail!(
-            "{} and {} hold the same PIN: then whoever may use the keys may also erase them; give the security \
-             officer another one",
-            args.pin_file.display(),
-            args.so_pin_file.display()
-        );
-    }
-    Ok(so_pin)
+/// A failure with the token it is about, and the file if it is about a PIN.
+fn about_token(args: &Init, error: HsmError) -> anyhow::Error {
+    let label = &args.label;
+    let about = match &error {
+        HsmError::Argument { what: "user PIN", .. } => {
+            format!("{}: token {label:?}", args.pin_file.display())
+        }
+        HsmError::Argument {
+            what: "security officer's PIN",
+            ..
+        } => format!("{}: token {label:?}", args.so_pin_file.display()),
+        _ => format!("token {label:?}"),
+    };
+    anyhow::Error::new(error).context(about)
 }
 
-/// Reads a PIN, or makes one that is on disk before any token has it.
-fn pin(path: &Path, what: &str) -> Result<Pin> {
-    if !path.exists() {
-        let pin = hsm_core::generate_pin()?;
-        files::write(path, pin.expose().as_bytes())?;
-        note(&format!("{}: a new {what} of 140 random bits", path.display()));
-        return Ok(pin);
+/// A PIN and the file that has it, or shall have it.
+struct PinFile<'a> {
+    path: &'a Path,
+    what: &'static str,
+    pin: Pin,
+    /// There was no file: the PIN was made here.
+    made: bool,
+}
+
+impl<'a> PinFile<'a> {
+    /// Reads the PIN, or makes one and leaves it in memory.
+    fn at(path: &'a Path, what: &'static str) -> Result<Self> {
+        let made = !path.exists();
+        let pin = if made {
+            hsm_core::generate_pin()?
+        } else {
+            Pin::new(files::read_secret(path)?.as_str().to_owned())
+        };
+        Ok(Self {
+            path,
+            what,
+            pin,
+            made,
+        })
     }
-    let pin = Pin::new(files::read_secret(path)?.as_str().to_owned());
-    if !has_enough_entropy(&pin) {
-        bail!(
-            "{}: the {what} carries fewer than 128 random bits, and a software token is only as safe as its PIN; \
-             name a file that does not exist, and one is made",
-            path.display()
-        );
+
+    /// Puts a PIN that was made here on disk.
+    fn save(&self) -> Result<()> {
+        if !self.made {
+            return Ok(());
+        }
+        if self.path.exists() {
+            bail!(
+                "{}: has appeared meanwhile and is left alone; no token was touched: give each PIN a file of its own",
+                self.path.display()
+            );
+        }
+        files::write(self.path, self.pin.expose().as_bytes())?;
+        note(&format!(
+            "{}: a new {} of 140 random bits",
+            self.path.display(),
+            self.what
+        ));
+        Ok(())
     }
-    Ok(pin)
+
+    /// Takes back what was saved: no token has this PIN.
+    fn discard(&self) {
+        if self.made && std::fs::remove_file(self.path).is_ok() {
+            note(&format!(
+                "{}: removed again, no token has it",
+                self.path.display()
+            ));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -167,6 +231,7 @@ fn pin(path: &Path, what: &str) -> Result<Pin> {
 mod tests {
     use super::*;
     use crate::cli::Global;
+    use crate::exit::Exit;
 
     fn args(dir: &Path) -> Init {
         Init {
@@ -183,36 +248,89 @@ mod tests {
         format!("{:#}", init(&Session::new(Global::default()), args).unwrap_err())
     }
 
+    fn weak(what: &'static str) -> HsmError {
+        HsmError::Argument {
+            what,
+            reason: "carries fewer than 128 random bits".to_owned(),
+        }
+    }
+
     #[test]
     fn a_missing_pin_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pin");
-        let made = pin(&path, "PIN").unwrap();
-        assert_eq!(made.expose().len(), 28);
-        assert_eq!(pin(&path, "PIN").unwrap().expose(), made.expose());
+        let made = PinFile::at(&path, "PIN").unwrap();
+        assert!(
+            made.made && !path.exists(),
+            "nothing is written before all is well"
+        );
+        made.save().unwrap();
+        assert_eq!(made.pin.expose().len(), 28);
+        let again = PinFile::at(&path, "PIN").unwrap();
+        assert!(!again.made);
+        assert_eq!(again.pin.expose(), made.pin.expose());
     }
 
     #[test]
-    fn a_guessable_pin_is_refused_without_repeating_it() {
+    fn what_was_there_before_is_neither_replaced_nor_taken_back() {
         let dir = tempfile::tempdir().unwrap();
-        files::write(&dir.path().join("pin"), b"12345678").unwrap();
-        let error = refusal(&args(dir.path()));
-        assert!(
-            error.contains("128 random bits") && !error.contains("12345678"),
-            "{error}"
-        );
+        let path = dir.path().join("pin");
+        let made = PinFile::at(&path, "PIN").unwrap();
+        files::write(&path, b"somebody else's").unwrap();
+        let error = made.save().unwrap_err().to_string();
+        assert!(error.contains("a file of its own"), "{error}");
+        PinFile::at(&path, "PIN").unwrap().discard();
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody else's");
+    }
+
+    #[test]
+    fn a_saved_pin_that_no_token_has_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pin");
+        let made = PinFile::at(&path, "PIN").unwrap();
+        made.save().unwrap();
+        made.discard();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_refused_pin_is_named_by_its_file() {
+        let args = args(Path::new("/pins"));
+        for (what, file) in [
+            ("user PIN", "/pins/pin: "),
+            ("security officer's PIN", "/pins/so-pin: "),
+        ] {
+            let text = format!("{:#}", about_token(&args, weak(what)));
+            assert!(text.starts_with(file) && text.contains("slot-test"), "{text}");
+        }
+        let text = format!("{:#}", about_token(&args, weak("label")));
+        assert!(!text.contains("/pins"), "{text}");
     }
 
     #[test]
     fn one_pin_for_both_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pin");
-        pin(&path, "PIN").unwrap();
+        PinFile::at(&path, "PIN").unwrap().save().unwrap();
         let error = refusal(&Init {
             so_pin_file: path,
             ..args(dir.path())
         });
         assert!(error.contains("same PIN"), "{error}");
+    }
+
+    #[test]
+    fn erasing_needs_the_officers_pin_that_the_token_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = Init {
+            destroy_existing: true,
+            confirm_label: Some("slot-test".to_owned()),
+            ..args(dir.path())
+        };
+        let error = init(&Session::new(Global::default()), &args).unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::Usage);
+        assert!(error.to_string().contains("--so-pin-file"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -231,5 +349,10 @@ mod tests {
     fn a_missing_module_is_named() {
         let dir = tempfile::tempdir().unwrap();
         assert!(refusal(&args(dir.path())).contains("/nonexistent/module.so"));
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "PINs were left behind"
+        );
     }
 }

@@ -11,7 +11,7 @@ use super::{Place, process};
 use crate::output::note;
 
 /// Longer than a node's drain.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
 /// Arguments of `dev down`.

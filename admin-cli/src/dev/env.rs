@@ -24,11 +24,12 @@ pub(crate) fn write(layout: &Layout, facts: Facts) -> Result<()> {
         REPLICATION_ENV,
         files::read_secret(&layout.replication_key_file())?,
     ));
-    let text = render(&endpoints, &layout.pki(), &secrets)?;
+    let text = render(&layout.env_file(), &endpoints, &layout.pki(), &secrets)?;
     files::write(&layout.env_file(), text.as_bytes())
 }
 
 fn render(
+    file: &Path,
     endpoints: &[String],
     pki: &Path,
     secrets: &[(&str, Zeroizing<String>)],
@@ -40,7 +41,10 @@ fn render(
     };
     // Reserved at once: a buffer that grows leaves copies behind.
     let mut out = Zeroizing::new(String::with_capacity(16 * 1024));
-    out.push_str("# DEV playground of hsm-service. Holds secrets. Use it with: . env\n");
+    out.push_str("# DEV playground of hsm-service. Holds secrets. Use it with: . ");
+    // In a comment: a folder's name must not end it.
+    quote(&mut out, &text(file)?.replace(char::is_control, "?"));
+    out.push('\n');
     // Left over from elsewhere, they would go before what is set here.
     out.push_str("unset HSMCTL_CERT HSMCTL_KEY HSMCTL_PROFILE\n");
     let mut export = |name: &str, value: &str| {
@@ -87,7 +91,13 @@ mod tests {
     #[test]
     fn every_value_is_exported_and_quoted() {
         let endpoints = ["https://127.0.0.1:1".to_owned(), "https://127.0.0.1:2".to_owned()];
-        let text = render(&endpoints, Path::new("/tmp/it's here/pki"), &secrets()).unwrap();
+        let file = Path::new("/tmp/it's here/env");
+        let text = render(file, &endpoints, Path::new("/tmp/it's here/pki"), &secrets()).unwrap();
+        let first = text.lines().next().unwrap();
+        assert!(
+            first.ends_with(r"Use it with: . '/tmp/it'\''s here/env'"),
+            "{first}"
+        );
         for line in [
             "export HSMCTL_ENDPOINTS='https://127.0.0.1:1,https://127.0.0.1:2'",
             r"export HSMCTL_PKI='/tmp/it'\''s here/pki'",
@@ -102,8 +112,15 @@ mod tests {
     #[test]
     fn a_strict_shell_reads_back_what_was_written() {
         let dir = tempfile::tempdir().unwrap();
-        let text = render(&["https://a:1".to_owned()], Path::new("/it's/pki"), &secrets()).unwrap();
         let file = dir.path().join("env");
+        let named = Path::new("/it's\nfalse #/env");
+        let text = render(
+            named,
+            &["https://a:1".to_owned()],
+            Path::new("/it's/pki"),
+            &secrets(),
+        )
+        .unwrap();
         files::write(&file, text.as_bytes()).unwrap();
         let output = std::process::Command::new("sh")
             .args([

@@ -130,7 +130,10 @@ async fn join_once(
 
 fn is_worth_repeating(error: &ClientError) -> bool {
     error.outcome_unknown()
-        || matches!(error, ClientError::Connect { .. })
+        || matches!(
+            error,
+            ClientError::Connect { .. } | ClientError::NoneAnswered { .. }
+        )
         || error.api().is_some_and(|answer| answer.retryable)
 }
 

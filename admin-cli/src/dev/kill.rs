@@ -1,5 +1,5 @@
-//! `hsmctl dev kill`: one signal to one node. It takes no lock, so that a node can be killed at any moment of
-//! what another command does.
+//! `hsmctl dev kill`: one signal to one node, and its end if the signal asks for that. It takes no lock, so that a
+//! node can be killed at any moment of what another command does.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use super::down::PATIENCE;
 use super::layout::Layout;
 use super::{Place, process};
+use crate::exit::missing;
 use crate::output::note;
 
 /// The kernel is quick.
@@ -21,9 +23,9 @@ pub(crate) struct Kill {
     #[command(flatten)]
     place: Place,
     /// Number of the node, from 1.
-    #[arg(long, value_name = "I")]
+    #[arg(long, value_name = "I", value_parser = clap::value_parser!(u32).range(1..))]
     node: u32,
-    /// Name of the signal: KILL, TERM, STOP, CONT, ….
+    /// Name of the signal: KILL, TERM, STOP, CONT, …. After KILL, TERM and INT the command waits for the node's end.
     #[arg(long, default_value = "KILL", value_parser = parse_signal)]
     signal: Signal,
 }
@@ -46,22 +48,49 @@ pub(super) fn kill(args: &Kill) -> Result<()> {
     let (layout, facts) = Layout::open(&args.place.dir)?;
     let node = layout.node(facts, args.node)?;
     if !process::signal(&node, args.signal)? {
-        bail!("node {} does not run", node.number);
-    }
-    if args.signal == Signal::SIGKILL && !process::wait_until_gone(&node, AFTER_KILL) {
-        bail!(
-            "node {}: still there {AFTER_KILL:?} after SIGKILL; is the disk hanging?",
-            node.number
-        );
+        return Err(missing(format!("node {} does not run", node.number)));
     }
     note(&format!("node {}: {}", node.number, args.signal));
+    // Whoever starts it again right after this must not meet the old process.
+    let Some((limit, why)) = end_after(args.signal) else {
+        return Ok(());
+    };
+    if !process::wait_until_gone(&node, limit) {
+        bail!(
+            "node {}: still there {limit:?} after {}; {why}",
+            node.number,
+            args.signal
+        );
+    }
     Ok(())
+}
+
+/// How long a node may take to end after a signal that ends it, and what else may be the matter.
+fn end_after(signal: Signal) -> Option<(Duration, &'static str)> {
+    match signal {
+        Signal::SIGKILL => Some((AFTER_KILL, "is the disk hanging?")),
+        Signal::SIGTERM | Signal::SIGINT => Some((
+            PATIENCE,
+            "a stopped one has to go on first (--signal CONT), another one is still draining",
+        )),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_after_signals_that_end_a_node_its_end_is_waited_for() {
+        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+            assert!(end_after(signal).is_some(), "{signal}");
+        }
+        for signal in [Signal::SIGSTOP, Signal::SIGCONT, Signal::SIGHUP] {
+            assert!(end_after(signal).is_none(), "{signal}");
+        }
+    }
 
     #[test]
     fn a_signal_is_taken_in_every_usual_form() {

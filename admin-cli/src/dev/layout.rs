@@ -11,6 +11,7 @@
 //! ```
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::exit::{missing, usage};
 use crate::files;
 
 /// Name of the cluster in configurations and certificates.
@@ -119,11 +121,7 @@ impl Layout {
         let layout = Self::at(dir)?;
         match layout.facts()? {
             Some(facts) => Ok((layout, facts)),
-            None => bail!(
-                "{}: no playground; make one with: hsmctl dev up --dir {}",
-                dir.display(),
-                dir.display()
-            ),
+            None => Err(no_playground(dir)),
         }
     }
 
@@ -147,9 +145,10 @@ impl Layout {
     }
 
     fn at(dir: &Path) -> Result<Self> {
-        let root = dir
-            .canonicalize()
-            .with_context(|| format!("{}: no such playground", dir.display()))?;
+        let root = match dir.canonicalize() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_playground(dir)),
+            root => root.with_context(|| format!("{}: cannot be looked at", dir.display()))?,
+        };
         // It holds PINs, and commands that trust what stands in it.
         files::check_owner(&root)?;
         Ok(Self { root })
@@ -245,7 +244,10 @@ impl Layout {
 
     pub(crate) fn node(&self, facts: Facts, number: u32) -> Result<Node> {
         if number == 0 || number > facts.nodes {
-            bail!("node {number}: this playground has nodes 1 to {}", facts.nodes);
+            return Err(usage(format!(
+                "--node {number}: this playground has nodes 1 to {}",
+                facts.nodes
+            )));
         }
         // `Facts::new` has checked that these fit.
         let first = facts.base_port + u16::try_from(STRIDE * (number - 1)).unwrap_or_default();
@@ -262,6 +264,13 @@ impl Layout {
     pub(crate) fn nodes(&self, facts: Facts) -> Result<Vec<Node>> {
         (1..=facts.nodes).map(|number| self.node(facts, number)).collect()
     }
+}
+
+fn no_playground(dir: &Path) -> anyhow::Error {
+    let dir = dir.display();
+    missing(format!(
+        "{dir}: no playground; make one with: hsmctl dev up --dir {dir}"
+    ))
 }
 
 /// The node's name in the cluster.
@@ -313,13 +322,27 @@ impl Node {
         self.dir.join("pid")
     }
 
-    /// The last lines of its log, for error messages.
-    pub(crate) fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read(self.log()).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+    /// How long its log is now: where the lines of a start that follows begin.
+    pub(crate) fn log_end(&self) -> u64 {
+        std::fs::metadata(self.log()).map_or(0, |metadata| metadata.len())
+    }
+
+    /// The last lines of its log from `begun` on, for error messages.
+    pub(crate) fn log_tail(&self, lines: usize, begun: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = File::open(self.log()).and_then(|mut log| {
+            log.seek(SeekFrom::Start(begun))?;
+            log.read_to_end(&mut bytes)
+        });
+        let text = String::from_utf8_lossy(&bytes);
         let all: Vec<&str> = text.lines().collect();
+        let shown = self.log();
+        let shown = shown.display();
+        if read.is_err() || all.is_empty() {
+            return format!("nothing is in {shown} of this start");
+        }
         let tail = all[all.len().saturating_sub(lines)..].join("\n  ");
-        format!("last lines of {}:\n  {tail}", self.log().display())
+        format!("last lines of {shown}:\n  {tail}")
     }
 }
 
@@ -329,6 +352,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::exit::Exit;
 
     #[test]
     fn ports_are_where_the_documents_say() {
@@ -390,8 +414,21 @@ mod tests {
     #[test]
     fn what_is_no_playground_says_how_to_make_one() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Layout::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("hsmctl dev up --dir"), "{error}");
+        for path in [dir.path().to_owned(), dir.path().join("absent")] {
+            let error = Layout::open(&path).unwrap_err();
+            let text = error.to_string();
+            let remedy = format!("hsmctl dev up --dir {}", path.display());
+            assert!(text.contains(&remedy), "{text}");
+            assert_eq!(Exit::of(&error), Exit::Conflict);
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_not_there_is_a_wrong_argument() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let error = layout.node(Facts::new(3, 8443, 0).unwrap(), 4).unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::Usage);
     }
 
     #[test]
@@ -420,10 +457,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::create(dir.path()).unwrap();
         let node = layout.node(Facts::new(1, 8443, 0).unwrap(), 1).unwrap();
-        assert!(node.log_tail(2).contains("log"));
+        assert!(node.log_tail(2, 0).contains("log"));
+        assert_eq!(node.log_end(), 0);
         std::fs::create_dir(&node.dir).unwrap();
         std::fs::write(node.log(), "one\ntwo\nthree\n").unwrap();
-        let tail = node.log_tail(2);
+        let tail = node.log_tail(2, 0);
         assert!(!tail.contains("one") && tail.ends_with("two\n  three"), "{tail}");
+    }
+
+    #[test]
+    fn lines_of_an_earlier_start_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::create(dir.path()).unwrap();
+        let node = layout.node(Facts::new(1, 8443, 0).unwrap(), 1).unwrap();
+        std::fs::create_dir(&node.dir).unwrap();
+        std::fs::write(node.log(), "an old fault\n").unwrap();
+        let begun = node.log_end();
+        let tail = node.log_tail(20, begun);
+        assert!(!tail.contains("old fault") && tail.contains("nothing"), "{tail}");
+        std::fs::write(node.log(), "an old fault\nthe new one\n").unwrap();
+        let tail = node.log_tail(20, begun);
+        assert!(
+            !tail.contains("old fault") && tail.ends_with("the new one"),
+            "{tail}"
+        );
     }
 }

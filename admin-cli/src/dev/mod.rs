@@ -54,7 +54,7 @@ pub(crate) struct Start {
     #[command(flatten)]
     place: Place,
     /// Number of the node, from 1.
-    #[arg(long, value_name = "I")]
+    #[arg(long, value_name = "I", value_parser = clap::value_parser!(u32).range(1..))]
     node: u32,
 }
 

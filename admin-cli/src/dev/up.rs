@@ -8,10 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::layout::{Facts, Layout, Node};
+use super::down::PATIENCE;
+use super::layout::{Facts, Layout, MAX_NODES, Node};
 use super::{Place, Start, config, env, form, pki, ports, process, ready, status, tokens};
 use crate::commands::slot::DEFAULT_MODULE;
 use crate::commands::{Session, on_runtime};
+use crate::exit::{usage, with_hint};
 use crate::files;
 use crate::output::note;
 
@@ -27,11 +29,11 @@ pub(crate) struct Up {
     #[command(flatten)]
     place: Place,
     /// How many nodes [default: 3, or as many as there are]; more than before adds nodes.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_NODES)))]
     nodes: Option<u32>,
     /// API port of node 1; its health and cluster ports follow, the next node's are 10 higher
     /// [default: 8443, or as before].
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     base_port: Option<u16>,
     /// The PKCS#11 module of new nodes.
     #[arg(long, env = "HSM_PKCS11_LIB", value_name = "FILE", default_value = DEFAULT_MODULE)]
@@ -49,10 +51,17 @@ pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
     let layout = Layout::create(&args.place.dir)?;
     let _lock = layout.lock()?;
     let before = layout.facts()?;
-    let facts = decide(before, args.nodes, args.base_port, args.relay_offset)?;
-    if before != Some(facts) {
-        layout.remember(facts)?;
-    }
+    let facts = match before {
+        // Nobody has certificates yet: what was asked for before goes on to be wished for, and binds nobody.
+        Some(wished) if !layout.pki().exists() => Facts::new(
+            args.nodes.unwrap_or(wished.nodes),
+            args.base_port.unwrap_or(wished.base_port),
+            args.relay_offset.unwrap_or(wished.relay_offset),
+        ),
+        before => decide(before, args.nodes, args.base_port, args.relay_offset),
+    };
+    let facts = facts.map_err(|error| usage(format!("{error:#}")))?;
+    check_module(&args.module)?;
     let nodes = layout.nodes(facts)?;
     let stopped: Vec<&Node> = nodes
         .iter()
@@ -61,21 +70,26 @@ pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
     for node in &stopped {
         ports::check_free(node)?;
     }
+    // Not before this: what is remembered cannot be asked for otherwise.
+    if before != Some(facts) {
+        layout.remember(facts)?;
+    }
     prepare(&layout, facts, &nodes, &args.module)?;
     on_runtime(async {
-        start_all(&layout, &stopped).await?;
+        let begun = start_all(&layout, &stopped).await?;
         if args.no_form {
             return Ok(());
         }
         form::form(&layout, &nodes).await?;
-        ready::wait_ready(&nodes, READY).await
+        ready::wait_ready(&nodes, &begun, READY).await
     })?
-    .with_context(|| {
+    .map_err(|error| {
         let dir = args.place.dir.display();
-        format!(
+        let hint = format!(
             "the nodes that run were left running: the same command again continues, and \
              `hsmctl dev down --dir {dir}` stops them"
-        )
+        );
+        with_hint(error, hint)
     })?;
     note(&format!("talk to it with: . {}", layout.env_file().display()));
     status::print(session, &nodes)
@@ -87,8 +101,20 @@ pub(super) fn start(args: &Start) -> Result<()> {
     let _lock = layout.lock()?;
     let node = layout.node(facts, args.node)?;
     if let Some(pid) = process::running(&node) {
-        note(&format!("node {} runs already (pid {pid})", node.number));
-        return Ok(());
+        if !on_runtime(ready::is_draining(&node))? {
+            note(&format!("node {} runs already (pid {pid})", node.number));
+            return Ok(());
+        }
+        note(&format!(
+            "node {}: shutting down, started when it has ended",
+            node.number
+        ));
+        if !process::wait_until_gone(&node, PATIENCE) {
+            bail!(
+                "node {}: still shutting down after {PATIENCE:?} (pid {pid})",
+                node.number
+            );
+        }
     }
     if !node.config().exists() {
         bail!(
@@ -98,7 +124,7 @@ pub(super) fn start(args: &Start) -> Result<()> {
         );
     }
     ports::check_free(&node)?;
-    on_runtime(start_all(&layout, &[&node]))?
+    on_runtime(start_all(&layout, &[&node]))?.map(drop)
 }
 
 /// What is remembered and what is asked for have to agree, except that nodes may be added.
@@ -138,8 +164,7 @@ fn decide(
     Facts::new(nodes, before.base_port, before.relay_offset)
 }
 
-/// Certificates, configurations, tokens, secrets, the env file: whatever is missing.
-fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Result<()> {
+fn check_module(module: &Path) -> Result<()> {
     if !module.is_file() {
         bail!(
             "PKCS#11 module {}: no such file; install SoftHSM (Debian: apt-get install softhsm2), or name the module \
@@ -147,6 +172,11 @@ fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Resu
             module.display()
         );
     }
+    Ok(())
+}
+
+/// Certificates, configurations, tokens, secrets, the env file: whatever is missing.
+fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Result<()> {
     files::private_dir(&layout.secrets())?;
     pki::ensure(layout, facts)?;
     let replication_key = layout.replication_key_file();
@@ -162,7 +192,9 @@ fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Resu
     env::write(layout, facts)
 }
 
-async fn start_all(layout: &Layout, stopped: &[&Node]) -> Result<()> {
+/// Starts nodes, and says where in their logs that is.
+async fn start_all(layout: &Layout, stopped: &[&Node]) -> Result<ready::Begun> {
+    let begun: ready::Begun = stopped.iter().map(|node| (node.number, node.log_end())).collect();
     let mut started: Vec<(&Node, Child)> = Vec::with_capacity(stopped.len());
     for node in stopped {
         note(&format!(
@@ -173,15 +205,19 @@ async fn start_all(layout: &Layout, stopped: &[&Node]) -> Result<()> {
         started.push((node, process::spawn(layout, node)?));
     }
     for (node, child) in &mut started {
-        ready::wait_live(node, Some(child), LIVE).await?;
+        ready::wait_live(node, Some(child), &begun, LIVE).await?;
     }
-    Ok(())
+    Ok(begun)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
     use super::*;
+    use crate::cli::Global;
+    use crate::exit::Exit;
 
     fn facts(nodes: u32, port: u16) -> Facts {
         Facts::new(nodes, port, 0).unwrap()
@@ -221,9 +257,47 @@ mod tests {
 
     #[test]
     fn a_missing_module_says_what_to_install() {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::create(dir.path()).unwrap();
-        let error = prepare(&layout, facts(1, 8443), &[], Path::new("/nonexistent.so")).unwrap_err();
+        let error = check_module(Path::new("/nonexistent.so")).unwrap_err();
         assert!(error.to_string().contains("apt-get install softhsm2"), "{error}");
+    }
+
+    fn asked(dir: &Path, module: &Path, base_port: u16) -> Up {
+        Up {
+            place: Place { dir: dir.to_owned() },
+            nodes: Some(1),
+            base_port: Some(base_port),
+            module: module.to_owned(),
+            relay_offset: None,
+            no_form: true,
+        }
+    }
+
+    /// A newcomer whose first try fails must be able to ask for something else.
+    #[test]
+    fn what_could_not_be_made_is_not_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let session = Session::new(Global::default());
+        let file = dir.path().join("module.so");
+        std::fs::write(&file, "").unwrap();
+        let play = dir.path().join("play");
+        let remembered = || Layout::create(&play).unwrap().facts().unwrap();
+
+        let error = up(&session, &asked(&play, Path::new("/nonexistent.so"), 9000)).unwrap_err();
+        assert!(error.to_string().contains("softhsm2"), "{error}");
+        assert_eq!(remembered(), None);
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = up(&session, &asked(&play, &file, port)).unwrap_err();
+        assert!(error.to_string().contains(&format!("port {port}")), "{error}");
+        assert_eq!(remembered(), None);
+
+        // One that was cut short before it had certificates is bound to nothing either.
+        Layout::create(&play).unwrap().remember(facts(3, 9000)).unwrap();
+        let error = up(&session, &asked(&play, Path::new("/nonexistent.so"), 9100)).unwrap_err();
+        assert!(error.to_string().contains("softhsm2"), "{error}");
+        std::fs::create_dir(play.join("pki")).unwrap();
+        let error = up(&session, &asked(&play, Path::new("/nonexistent.so"), 9100)).unwrap_err();
+        assert!(error.to_string().contains("--base-port"), "{error}");
+        assert_eq!(Exit::of(&error), Exit::Usage);
     }
 }
