@@ -6,10 +6,12 @@
 
 pub mod client;
 pub mod failpoints;
+mod guard;
 pub mod load;
 pub mod metrics;
 pub mod node;
 pub mod playground;
+pub mod ports;
 pub mod relay;
 pub mod wait;
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use hsm_api::client::HealthClient;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::metrics::Metrics;
@@ -124,6 +125,16 @@ impl Node {
     pub async fn wait_gone(&self, limit: Duration) -> Result<()> {
         let what = format!("the end of {}", self.id());
         until(&what, limit, async || self.pid().is_none().then_some(())).await
+    }
+
+    /// Until its process has ended, and how. Only for a test that has made itself the reaper of orphans
+    /// (`PR_SET_CHILD_SUBREAPER`): the program that started the node has ended before.
+    pub async fn wait_ended(&self, limit: Duration) -> Result<WaitStatus> {
+        let noted = std::fs::read_to_string(self.dir.join("pid")).with_context(|| self.id())?;
+        let pid = noted.split_whitespace().next().context("an empty pid file")?;
+        let pid = Pid::from_raw(pid.parse().context("the pid file")?);
+        self.wait_gone(limit).await?;
+        waitpid(pid, Some(WaitPidFlag::WNOHANG)).with_context(|| format!("how {} ended", self.id()))
     }
 
     /// Its log so far.

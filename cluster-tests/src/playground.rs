@@ -2,11 +2,9 @@
 //! it is dropped every node is killed by its pid; when the test itself is killed, a small guard does it.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hsm_api::Client;
@@ -16,7 +14,9 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
 use crate::client::Pki;
+use crate::guard::Guard;
 use crate::node::Node;
+use crate::ports::free_base_port;
 use crate::relay::{Place, Relays};
 use crate::wait::until;
 
@@ -401,77 +401,4 @@ impl Drop for Playground {
 /// `HSM_TEST_KEEP=1` keeps the folders of tests.
 fn keep() -> bool {
     std::env::var_os("HSM_TEST_KEEP").is_some_and(|value| !value.is_empty())
-}
-
-/// A shell that waits for this process to end, however it does, and then kills the nodes: a runner that has
-/// lost patience kills a test without asking it.
-struct Guard {
-    child: Child,
-}
-
-impl Guard {
-    fn start(hsmctl: &Path, root: &Path, dir: &Path) -> Result<Self> {
-        const SCRIPT: &str = "cat >/dev/null; [ -d \"$2\" ] || exit 0; \"$1\" dev down --now --dir \"$3\"; \
-                              [ -n \"$HSM_TEST_KEEP\" ] || rm -rf \"$2\"";
-        let child = std::process::Command::new("sh")
-            .args(["-c", SCRIPT, "sh"])
-            .args([hsmctl, root, dir])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // A signal to the test's group must not reach it.
-            .process_group(0)
-            .spawn()
-            .context("start the guard")?;
-        Ok(Self { child })
-    }
-
-    fn end(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.wait();
-    }
-}
-
-/// A base port whose ten ports a node are free, below those that the kernel gives to outgoing connections.
-fn free_base_port(nodes: u32) -> Result<u16> {
-    let nanos = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.subsec_nanos());
-    let mut pick = nanos ^ std::process::id().rotate_left(16);
-    for _ in 0..200 {
-        // Any full-period generator will do.
-        pick = pick.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let base = 20_000 + u16::try_from((pick >> 16) % 1150).unwrap_or_default() * 10;
-        // One more: tests add a node.
-        let ports = 10 * u16::try_from(nodes + 1).unwrap_or_default();
-        let free = (base..base + ports).all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok());
-        if free {
-            return Ok(base);
-        }
-    }
-    bail!("no free range of ports between 20000 and 32000: is something listening on all of them?")
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_base_port_leaves_room_for_its_nodes() {
-        let base = free_base_port(5).unwrap();
-        assert!(
-            (20_000..31_500).contains(&base) && base.is_multiple_of(10),
-            "{base}"
-        );
-    }
-
-    #[test]
-    fn a_guard_ends_with_its_owner() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let mut guard = Guard::start(Path::new("true"), &path.join("gone"), &path).unwrap();
-        guard.end();
-        assert!(path.is_dir());
-    }
 }

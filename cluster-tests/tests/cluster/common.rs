@@ -155,6 +155,34 @@ pub(crate) fn check_settled(info: &ContextInfo) -> Result<u32> {
     Ok(active[0])
 }
 
+/// Version, key and state of each version: what all nodes have to agree on.
+pub(crate) fn versions(info: &ContextInfo) -> Vec<(u32, &str, KeyState)> {
+    info.versions
+        .iter()
+        .map(|held| (held.version, held.key_uid.as_str(), held.state))
+        .collect()
+}
+
+/// A context on which all nodes agree, with one version active and none pending.
+pub(crate) async fn settled_everywhere(cluster: &Playground, context: &str) -> Result<ContextInfo> {
+    let what = format!("the same versions of {context} on all nodes, none pending");
+    until(&what, Duration::from_secs(20), async || {
+        let mut agreed: Option<ContextInfo> = None;
+        for node in cluster.nodes() {
+            let info = context_on(cluster, node.number, context).await.ok()?;
+            check_settled(&info).ok()?;
+            if let Some(other) = &agreed
+                && versions(other) != versions(&info)
+            {
+                return None;
+            }
+            agreed = Some(info);
+        }
+        agreed
+    })
+    .await
+}
+
 /// Versions that were made and not given up.
 pub(crate) fn made(info: &ContextInfo) -> usize {
     info.versions.len() - in_state(info, KeyState::Abandoned).len()

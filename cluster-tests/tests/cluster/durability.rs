@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{Node, Playground};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::JoinTokenRequest;
 
 /// Acknowledged changes, one after the other, so that nothing can be grouped.
@@ -200,11 +201,16 @@ async fn every_acknowledged_change_was_synced_on_a_majority() -> Result<()> {
     }
     cluster.node(leader.node).kill().await?;
     let next = cluster.leader_among(&survivors).await?;
-    let each = kept(&survivors, &before)?;
-    ensure!(
-        each.iter().all(|times| *times >= 1),
-        "votes were synced {each:?} times"
-    );
+    // One barrier for the vote, and one more for the first entry of the new term, which the follower has a moment
+    // after its leader.
+    let what = "two barriers on each survivor, for its vote and for the first entry of the term";
+    until(what, Duration::from_secs(10), async || {
+        match kept(&survivors, &before) {
+            Ok(each) => each.iter().all(|times| *times >= 2).then_some(Ok(())),
+            Err(error) => Some(Err(error)),
+        }
+    })
+    .await??;
     for node in &survivors {
         let term = voted_term(node)?;
         ensure!(

@@ -1,28 +1,30 @@
 //! The leader dies, again and again: changes are back within seconds, nothing acknowledged is lost, and on the
-//! survivors no application notices anything. A leader that is told to stop hands over first.
+//! survivors no application notices anything.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{Load, Node, Playground, until};
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Load, Node, Playground};
 use hsm_api::admin::{JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 
-use crate::common::{CONTEXT, Sealed, context_on, open, open_everywhere, seal, settled_on};
+use crate::common::{CONTEXT, Sealed, context_on, open, seal};
 
-/// How many kills in a run of all tests; `HSM_LEADER_KILLS` names another number. A hundred take six minutes.
-const KILLS: usize = 20;
+/// Kills that count; `HSM_LEADER_KILLS` names another number. A hundred take six minutes.
+const KILLS: usize = 100;
+/// More kills than this that do not count are a finding of their own.
+const SPARE: usize = 10;
 /// At the 99th percentile.
 const BACK_WITHIN: Duration = Duration::from_secs(4);
 const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// A change that needs only Raft: answered once it is committed.
-async fn first_change(cluster: &Playground, survivors: &[Node], since: Instant) -> Result<Duration> {
+pub(crate) async fn first_change(
+    cluster: &Playground,
+    survivors: &[Node],
+    since: Instant,
+) -> Result<Duration> {
     let clients = survivors
         .iter()
         .map(|node| cluster.client_on("admin", node.number))
@@ -96,7 +98,15 @@ async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
     let load = Load::start(&cluster)?;
     let mut times = Vec::with_capacity(kills);
     let mut acknowledged = Acknowledged::default();
+    let mut attempts = 0;
     while times.len() < kills {
+        attempts += 1;
+        ensure!(
+            attempts <= kills + SPARE,
+            "of {} kills only {} count: {times:?}",
+            attempts - 1,
+            times.len()
+        );
         let before = cluster.leader().await?;
         let survivors = cluster.others(before.node);
         // What was sent to the leader itself may fail with it; nothing else may.
@@ -182,124 +192,6 @@ async fn a_leader_that_hangs_is_replaced_and_steps_down() -> Result<()> {
     cluster.wait_ready(&cluster.nodes()).await?;
     let now = cluster.leader().await?;
     ensure!(now.term >= after.term, "{now:?} after {after:?}");
-    cluster.passed();
-    Ok(())
-}
-
-/// `server.drain` of the playground: `notice_ms` and `timeout_ms`.
-const NOTICE: Duration = Duration::from_millis(500);
-const DRAIN: Duration = Duration::from_millis(500 + 3000);
-/// What handing over and ending may add.
-const SLACK: Duration = Duration::from_millis(2500);
-/// Between the old leader's end and a new one; an election without a hand-over takes twice as long.
-const HANDED_OVER_WITHIN: Duration = Duration::from_secs(1);
-
-/// Until `/readyz` says no, which has to come before anything else ends.
-async fn wait_notice(node: &Node, signalled: Instant) -> Result<()> {
-    loop {
-        let answer = node.health().get("/readyz").await;
-        match answer
-            .context("it went before it said that it was not ready")?
-            .status
-        {
-            503 => return Ok(()),
-            200 => ensure!(
-                signalled.elapsed() < NOTICE,
-                "ready {:?} after SIGTERM",
-                signalled.elapsed()
-            ),
-            status => bail!("/readyz is {status}"),
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// A balancer that looks at `/readyz`, and administrators who change things one after the other.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_terminated_leader_hands_over() -> Result<()> {
-    // Nodes are children of a program that has ended: they become this process's, which may then ask how they
-    // ended.
-    nix::sys::prctl::set_child_subreaper(true)?;
-    let cluster = Playground::start(3).await?;
-    let before = cluster.leader().await?;
-    let node = cluster.node(before.node);
-    let survivors = cluster.others(before.node);
-    let pid = Pid::from_raw(node.pid().context("the leader does not run")?);
-    let load = Load::start(&cluster)?;
-    let going_on = Arc::new(AtomicBool::new(true));
-    let rotations = {
-        let (going_on, client) = (Arc::clone(&going_on), cluster.client_on("admin", before.node)?);
-        tokio::spawn(async move {
-            let mut versions = Vec::new();
-            while going_on.load(Ordering::Relaxed) {
-                versions.push(client.rotate(CONTEXT, None).await?.version);
-            }
-            anyhow::Ok(versions)
-        })
-    };
-    until("load", Duration::from_secs(20), async || {
-        (load.so_far().decrypted > 100).then_some(())
-    })
-    .await?;
-
-    let signalled = Instant::now();
-    node.signal(Signal::SIGTERM)?;
-    wait_notice(&node, signalled).await?;
-    // The balancer sends nothing more, and whoever is not told yet is served.
-    let late = seal(&cluster.client_on("trading-1", before.node)?, CONTEXT, b"late").await?;
-    load.pause(before.node).await;
-    going_on.store(false, Ordering::Relaxed);
-    let ended = async {
-        node.wait_gone(DRAIN + SLACK).await?;
-        anyhow::Ok(Instant::now())
-    };
-    let led = async {
-        let next = cluster.leader_among(&survivors).await?;
-        anyhow::Ok((next, Instant::now()))
-    };
-    let (ended, led) = tokio::join!(ended, led);
-    let (ended, (next, led)) = (ended?, led?);
-    let without = led.saturating_duration_since(ended);
-    println!(
-        "gone {:?} after SIGTERM; without a leader for {without:?}",
-        ended - signalled
-    );
-    ensure!(
-        next.node != before.node && next.term > before.term,
-        "{next:?} after {before:?}"
-    );
-    ensure!(
-        without <= HANDED_OVER_WITHIN,
-        "no leader for {without:?} after the old one"
-    );
-    let status = waitpid(pid, Some(WaitPidFlag::WNOHANG)).context("how the leader ended")?;
-    ensure!(status == WaitStatus::Exited(pid, 0), "it ended with {status:?}");
-    let took = first_change(&cluster, &survivors, Instant::now()).await?;
-    ensure!(took < HANDED_OVER_WITHIN, "a change took {took:?}");
-
-    // What was on its way was answered, every time, and stands.
-    let versions = rotations.await?.context("a rotation on its way")?;
-    let newest = versions
-        .iter()
-        .copied()
-        .max()
-        .context("no rotation was acknowledged")?;
-    let info = settled_on(&cluster, next.node, CONTEXT, newest).await?;
-    let known = |version: &u32| info.versions.iter().any(|held| held.version == *version);
-    ensure!(
-        !versions.is_empty() && versions.iter().all(known),
-        "acknowledged: {versions:?}, there: {info:?}"
-    );
-    let report = load.stop().await;
-    ensure!(
-        report.failed == 0,
-        "{} failures: {:#?}",
-        report.failed,
-        report.failures
-    );
-    cluster.start_node(before.node).await?;
-    node.wait_ready(Duration::from_secs(30)).await?;
-    open_everywhere(&cluster, "trading-1", CONTEXT, &[late]).await?;
     cluster.passed();
     Ok(())
 }

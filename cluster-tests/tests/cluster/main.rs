@@ -4,11 +4,21 @@
 
 mod bad_input;
 mod canary;
+mod chaos;
 mod common;
 mod copied_token;
 mod data_plane;
 mod durability;
+mod examples;
 mod failover;
+#[cfg(feature = "failpoints")]
+mod forgeries;
+mod handover;
+#[cfg(feature = "failpoints")]
+mod hanging_up;
+mod hung_token;
+#[cfg(feature = "failpoints")]
+mod joiner;
 mod joining;
 mod metrics;
 mod partitions;
@@ -16,7 +26,12 @@ mod pkcs11;
 mod playground;
 mod restart;
 mod rotation;
+#[cfg(feature = "failpoints")]
+mod rotation_kills;
+#[cfg(feature = "failpoints")]
+mod snapshots;
 mod startup;
+mod stopping;
 mod token_kills;
 mod tokens;
 mod v1_ciphertexts;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::admin::{ContextInfo, KeyState, ListKeksResponse, MemberRole, NodeRole};
+use hsm_api::admin::{ListKeksResponse, MemberRole, NodeRole};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError, ErrorCode};
 
 use crate::common::{
     CONTEXT, Sealed, check_settled, context_on, formed_with, open, open_everywhere, seal, seal_under,
+    versions,
 };
 
 /// `staleness.ready_ms`, and what noticing may add on a busy machine.
@@ -116,14 +117,6 @@ async fn rotate_in_vain(client: Client, cut: Instant) -> Result<Vec<(Duration, C
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(refusals)
-}
-
-/// Version, key and state of each version: what all nodes have to agree on.
-fn versions(info: &ContextInfo) -> Vec<(u32, &str, KeyState)> {
-    info.versions
-        .iter()
-        .map(|held| (held.version, held.key_uid.as_str(), held.state))
-        .collect()
 }
 
 /// A node's applied index, keys and members.

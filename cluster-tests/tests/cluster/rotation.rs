@@ -1,11 +1,14 @@
-//! Rotation: one version a rotation, whoever dies on the way, and never a ciphertext that a serving node
-//! cannot open.
+//! Rotation: one version a rotation, and never a ciphertext that a serving node cannot open.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::Playground;
+use cluster_tests::{Node, Playground, until};
+use hsm_api::Client;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
+use tokio::task::JoinSet;
 
 use crate::common::{CONTEXT, check_settled, context_on, made, open_everywhere, seal, settled_on};
 
@@ -65,37 +68,161 @@ async fn two_rotates_at_once_never_share_a_number() -> Result<()> {
     Ok(())
 }
 
+/// Pairs at a time.
+const AT_ONCE: usize = 16;
+/// Pairs that count, after each rotation.
+const PAIRS: usize = 1000;
+/// For all of them.
+const PAIRED_WITHIN: Duration = Duration::from_secs(120);
+/// `cluster.fence_after_ms`: a member that has been silent for longer holds up no rotation.
+const FENCE_AFTER: Duration = Duration::from_secs(8);
+
+/// Workers that encrypt here and decrypt there, over some nodes, each request sent once.
+struct Pairs {
+    shared: Arc<Shared>,
+    workers: JoinSet<Result<()>>,
+}
+
+struct Shared {
+    clients: Vec<(u32, Client)>,
+    /// Whether a pair that is begun now counts.
+    rotated: AtomicBool,
+    made: AtomicUsize,
+    counted: AtomicUsize,
+}
+
+impl Pairs {
+    /// Starts them; returns once pairs are made.
+    async fn start(cluster: &Playground, nodes: &[Node]) -> Result<Self> {
+        let clients = nodes
+            .iter()
+            .map(|node| Ok((node.number, cluster.client_on("trading-1", node.number)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let shared = Arc::new(Shared {
+            clients,
+            rotated: AtomicBool::new(false),
+            made: AtomicUsize::new(0),
+            counted: AtomicUsize::new(0),
+        });
+        let mut workers = JoinSet::new();
+        for worker in 0..AT_ONCE {
+            workers.spawn(work(Arc::clone(&shared), worker));
+        }
+        let pairs = Self { shared, workers };
+        until("pairs on their way", Duration::from_secs(20), async || {
+            (pairs.shared.made.load(Ordering::SeqCst) >= AT_ONCE).then_some(())
+        })
+        .await?;
+        Ok(pairs)
+    }
+
+    /// The rotation has returned: from here on pairs count. Until enough have been made.
+    async fn count(mut self) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        shared.rotated.store(true, Ordering::SeqCst);
+        let all = async {
+            while let Some(ended) = self.workers.join_next().await {
+                ended??;
+            }
+            anyhow::Ok(())
+        };
+        let outcome = tokio::time::timeout(PAIRED_WITHIN, all).await;
+        let counted = shared.counted.load(Ordering::SeqCst);
+        outcome.with_context(|| format!("{counted} pairs in {PAIRED_WITHIN:?}"))??;
+        ensure!(counted >= PAIRS, "only {counted} pairs");
+        Ok(())
+    }
+}
+
+async fn work(shared: Arc<Shared>, worker: usize) -> Result<()> {
+    let nodes = shared.clients.len();
+    let mut newest = vec![0_u32; nodes];
+    for turn in worker.. {
+        if shared.counted.load(Ordering::SeqCst) >= PAIRS {
+            break;
+        }
+        let counts = shared.rotated.load(Ordering::SeqCst);
+        let here = turn % nodes;
+        let there = (here + 1 + turn / nodes % (nodes - 1)) % nodes;
+        let (number, client) = &shared.clients[here];
+        let sealed = client
+            .encrypt(&EncryptRequest::new(CONTEXT, b"pair"))
+            .await
+            .with_context(|| format!("encrypt on node {number}"))?;
+        // A follower hears of the activation a moment later; no node ever goes back.
+        ensure!(
+            sealed.key_version >= newest[here],
+            "node {number} encrypts under {} after {}",
+            sealed.key_version,
+            newest[here]
+        );
+        newest[here] = sealed.key_version;
+        let (number, client) = &shared.clients[there];
+        let opened = client
+            .decrypt(&DecryptRequest::new(CONTEXT, sealed.ciphertext.clone()))
+            .await
+            .with_context(|| format!("decrypt version {} on node {number}", sealed.key_version))?;
+        ensure!(
+            opened.plaintext.as_slice() == b"pair",
+            "node {number} decrypted to something else"
+        );
+        shared.made.fetch_add(1, Ordering::SeqCst);
+        if counts {
+            shared.counted.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    Ok(())
+}
+
+/// Pairs are on their way when the rotation begins; those that are begun after it has returned are counted, and
+/// none is refused.
+async fn rotate_among_pairs(cluster: &Playground, ready: &[Node]) -> Result<()> {
+    let pairs = Pairs::start(cluster, ready).await?;
+    let admin = cluster.client_on("admin", ready[0].number)?;
+    let version = admin.rotate(CONTEXT, None).await?.version;
+    pairs
+        .count()
+        .await
+        .with_context(|| format!("around version {version}"))?;
+    for node in ready {
+        let client = cluster.client_on("trading-1", node.number)?;
+        let sealed = seal(&client, CONTEXT, b"after all pairs").await?;
+        ensure!(
+            sealed.version == version,
+            "{} encrypts under {} instead of {version}",
+            node.id(),
+            sealed.version
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_rotation_a_thousand_pairs_meet_no_refusal() -> Result<()> {
     let cluster = Playground::start(3).await?;
-    let clients = (1..=3)
-        .map(|node| cluster.client_on("trading-1", node))
-        .collect::<Result<Vec<_>>>()?;
-    let mut newest = [0; 3];
-    for round in 0..4_u32 {
-        let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
-        for pair in 0..250_usize {
-            let (here, there) = (pair % 3, (pair + 1 + pair / 3 % 2) % 3);
-            let sealed = clients[here]
-                .encrypt(&EncryptRequest::new(CONTEXT, b"pair"))
-                .await
-                .with_context(|| format!("round {round}, pair {pair}: encrypt on node {}", here + 1))?;
-            // A follower hears of the activation a moment later; no node ever goes back.
-            ensure!(
-                sealed.key_version >= newest[here].max(version - 1),
-                "node {} encrypts under {} after {}",
-                here + 1,
-                sealed.key_version,
-                newest[here]
-            );
-            newest[here] = sealed.key_version;
-            clients[there]
-                .decrypt(&DecryptRequest::new(CONTEXT, sealed.ciphertext.clone()))
-                .await
-                .with_context(|| format!("round {round}, pair {pair}: decrypt on node {}", there + 1))?;
-        }
-        ensure!(newest == [version; 3], "after 250 pairs: {newest:?}");
+    for round in 0..3 {
+        rotate_among_pairs(&cluster, &cluster.nodes())
+            .await
+            .with_context(|| format!("round {round}"))?;
     }
+    // With a node out for so long that nobody waits for it, the others are the ready ones.
+    let leader = cluster.leader().await?;
+    let out = cluster.others(leader.node)[0].clone();
+    out.kill().await?;
+    let on_leader = cluster.client_on("admin", leader.node)?;
+    until("silence beyond the fence", FENCE_AFTER * 3, async || {
+        let members = on_leader.members().await.ok()?.into_body().members;
+        let member = members.iter().find(|member| member.node_id == out.id())?;
+        (Duration::from_millis(member.last_seen_ms?) > FENCE_AFTER).then_some(())
+    })
+    .await?;
+    rotate_among_pairs(&cluster, &cluster.others(out.number))
+        .await
+        .context("with a node out")?;
+    let missed = seal(&cluster.client_on("trading-1", leader.node)?, CONTEXT, b"missed").await?;
+    cluster.start_node(out.number).await?;
+    cluster.wait_ready(&cluster.nodes()).await?;
+    open_everywhere(&cluster, "trading-1", CONTEXT, &[missed]).await?;
     cluster.passed();
     Ok(())
 }
@@ -127,118 +254,4 @@ async fn rotations_under_load_fail_no_request() -> Result<()> {
     );
     cluster.passed();
     Ok(())
-}
-
-#[cfg(feature = "failpoints")]
-mod killed {
-    use cluster_tests::failpoints::{ROTATION, kill_at};
-    use cluster_tests::until;
-    use hsm_api::admin::KeyState;
-    use hsm_api::client::Retry;
-
-    use super::*;
-    use crate::common::in_state;
-
-    /// From the request to the point.
-    const REACHED: Duration = Duration::from_secs(15);
-    /// Finished or abandoned, once the leader is dead.
-    const SETTLED: Duration = Duration::from_secs(15);
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_leader_killed_at_any_step_leaves_one_active_version() -> Result<()> {
-        let cluster = Playground::start(3).await?;
-        let mut acknowledged = Vec::new();
-        for point in ROTATION {
-            let leader = cluster.leader().await?;
-            let survivor = cluster.others(leader.node)[0].clone();
-            for node in cluster.nodes() {
-                let client = cluster.client_on("trading-1", node.number)?;
-                acknowledged.push(seal(&client, CONTEXT, point.as_bytes()).await?);
-            }
-            kill_at(&cluster.node(leader.node), point).await?;
-            let client = cluster.client_on("admin", survivor.number)?;
-            let client = client.with_retry(Retry::Until(Duration::from_secs(40)));
-            let rotate = tokio::spawn(async move { client.rotate(CONTEXT, Some(point)).await });
-            cluster
-                .node(leader.node)
-                .wait_gone(REACHED)
-                .await
-                .with_context(|| format!("{point} not reached"))?;
-
-            let killed = Instant::now();
-            let active = until("one active version and none pending", SETTLED, async || {
-                let info = context_on(&cluster, survivor.number, CONTEXT).await.ok()?;
-                let quiet = in_state(&info, KeyState::Pending).is_empty();
-                let led = cluster.status(survivor.number).await?.leader?.raft_id != 0;
-                (quiet && led).then(|| check_settled(&info))
-            })
-            .await
-            .with_context(|| point.to_owned())??;
-            println!("{point}: version {active} after {:?}", killed.elapsed());
-            // The client's retries go on under one key: they end in this version or in the next one.
-            let answer = rotate
-                .await?
-                .with_context(|| format!("{point}: the retried rotate"))?;
-            ensure!(
-                answer.version >= active,
-                "{point}: {} after {active}",
-                answer.version
-            );
-            cluster.start_node(leader.node).await?;
-            cluster.wait_ready(&cluster.nodes()).await?;
-            let mut seen = Vec::new();
-            for node in cluster.nodes() {
-                let info = context_on(&cluster, node.number, CONTEXT).await?;
-                check_settled(&info).with_context(|| format!("{point}: {}", node.id()))?;
-                seen.push(
-                    info.versions
-                        .iter()
-                        .map(|v| (v.version, v.state))
-                        .collect::<Vec<_>>(),
-                );
-            }
-            ensure!(
-                seen.windows(2).all(|pair| pair[0] == pair[1]),
-                "{point}: nodes differ: {seen:?}"
-            );
-            open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged)
-                .await
-                .with_context(|| point.to_owned())?;
-        }
-        cluster.passed();
-        Ok(())
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_rotate_sent_once_survives_the_leaders_death() -> Result<()> {
-        let cluster = Playground::start(3).await?;
-        for point in [
-            "rotation::before_prepare_commit",
-            "rotation::before_activate_commit",
-        ] {
-            let leader = cluster.leader().await?;
-            let follower = cluster.others(leader.node)[0].clone();
-            let before = made(&context_on(&cluster, follower.number, CONTEXT).await?);
-            kill_at(&cluster.node(leader.node), point).await?;
-            let client = cluster.client_on("admin", follower.number)?;
-            let begun = Instant::now();
-            let rotate = tokio::spawn(async move { client.rotate(CONTEXT, None).await });
-            cluster
-                .node(leader.node)
-                .wait_gone(REACHED)
-                .await
-                .with_context(|| format!("{point} not reached"))?;
-            let answer = rotate.await?.with_context(|| format!("{point}: sent once"))?;
-            let took = begun.elapsed();
-            ensure!(took < Duration::from_secs(15), "{point}: took {took:?}");
-            let info = settled_on(&cluster, follower.number, CONTEXT, answer.version)
-                .await
-                .with_context(|| point.to_owned())?;
-            ensure!(made(&info) == before + 1, "{point}: not one version: {info:?}");
-            cluster.start_node(leader.node).await?;
-            cluster.wait_ready(&cluster.nodes()).await?;
-        }
-        cluster.passed();
-        Ok(())
-    }
 }

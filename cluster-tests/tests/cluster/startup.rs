@@ -7,15 +7,22 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Node, Playground};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::ErrorCode;
-use hsm_api::admin::SlotState;
+use hsm_api::admin::{SlotState, SlotStatus};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
 
 use crate::common::{CONTEXT, open, seal};
 
 /// A node that cannot start says so at once; opening two tokens takes a moment.
 const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+/// From a start to an answer of the API.
+const STARTED_WITHIN: Duration = Duration::from_secs(30);
+/// From SIGTERM to the end: `server.drain` of the playground is 3.5 s.
+const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 /// Of a supervisor's `RestartPreventExitStatus`.
 const EXIT_PIN: i32 = 77;
 
@@ -79,8 +86,7 @@ impl Start {
         self
     }
 
-    /// Until it ends by itself, or is killed because it runs.
-    async fn run(&self, scratch: &Path) -> Result<Ended> {
+    fn spawn(&self, scratch: &Path) -> Result<Started> {
         let config = scratch.join("startup.yaml");
         std::fs::write(&config, &self.config)?;
         let mut child = tokio::process::Command::new(cluster_tests::binary("hsm-node")?)
@@ -99,22 +105,12 @@ impl Start {
             let _ = stderr.read_to_end(&mut bytes).await;
             String::from_utf8_lossy(&bytes).into_owned()
         });
-        let code = match tokio::time::timeout(REFUSED_WITHIN, child.wait()).await {
-            Ok(status) => status?.code(),
-            Err(_) => {
-                child.kill().await?;
-                None
-            }
-        };
-        Ok(Ended {
-            code,
-            said: said.await?,
-        })
+        Ok(Started { child, said })
     }
 
     /// It does not start, and says all of this.
     async fn refused(&self, scratch: &Path, named: &[&str]) -> Result<Ended> {
-        let ended = self.run(scratch).await?;
+        let ended = self.spawn(scratch)?.ended(REFUSED_WITHIN).await?;
         ensure!(
             ended.code.is_some_and(|code| code != 0),
             "{named:?}: it started: {}",
@@ -124,6 +120,35 @@ impl Start {
             ensure!(ended.said.contains(word), "{word:?} is not named: {}", ended.said);
         }
         Ok(ended)
+    }
+}
+
+/// A process of it.
+struct Started {
+    child: tokio::process::Child,
+    said: JoinHandle<String>,
+}
+
+impl Started {
+    /// How it ends by itself; it is killed if it does not in time.
+    async fn ended(mut self, limit: Duration) -> Result<Ended> {
+        let code = match tokio::time::timeout(limit, self.child.wait()).await {
+            Ok(status) => status?.code(),
+            Err(_) => {
+                self.child.kill().await?;
+                None
+            }
+        };
+        Ok(Ended {
+            code,
+            said: self.said.await?,
+        })
+    }
+
+    /// Asks it to end.
+    fn stop(&self) -> Result<()> {
+        let pid = self.child.id().context("it has ended by itself")?;
+        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGTERM).context("SIGTERM")
     }
 }
 
@@ -227,9 +252,20 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
     short
         .refused(scratch, &["2fa", "128 random bits", "insecure_pin"])
         .await?;
-    // With the right one the token is as it was, and the node runs until it is stopped.
-    let right = fresh("pin")?.run(scratch).await?;
-    ensure!(right.code.is_none(), "with the right PIN: {right:?}");
+    // With the right one the token is as it was: both slots are open, and the node runs until it is stopped. It
+    // belongs to no cluster, so that is as ready as it gets.
+    let right = fresh("pin")?.spawn(scratch)?;
+    let opened = until("both slots open", STARTED_WITHIN, async || {
+        let status = cluster.status(node.number).await?;
+        let ready = |slot: &SlotStatus| slot.state == SlotState::Ready;
+        (status.slots.len() == 2 && status.slots.iter().all(ready)).then_some(())
+    })
+    .await;
+    // Whatever became of it, it says why in the end.
+    let _ = right.stop();
+    let right = right.ended(STOPPED_WITHIN).await?;
+    opened.with_context(|| format!("with the right PIN: {}", right.said))?;
+    assert_eq!(right.code, Some(0), "stopped: {}", right.said);
     cluster.passed();
     Ok(())
 }
@@ -332,7 +368,7 @@ async fn after_a_strangers_wrong_pin_one_attempt_has_to_be_allowed() -> Result<(
         "{}",
         String::from_utf8_lossy(&unlocked)
     );
-    cluster_tests::until("slot 2fa serving", Duration::from_secs(30), async || {
+    until("slot 2fa serving", Duration::from_secs(30), async || {
         open(&cluster.client("2fa-1").ok()?, "2fa", &sealed).await.ok()
     })
     .await?;

@@ -175,9 +175,9 @@ async fn v1_ciphertexts_open_on_every_node_for_whom_they_were_made() -> Result<(
                 ErrorCode::UnknownKeyVersion,
             ),
             (
-                "a key_id of another context",
+                "a key_id of a context that is not this caller's",
                 ask(CONTEXT, &v1.ciphertext, own_key),
-                ErrorCode::WrongContext,
+                ErrorCode::UnknownKeyVersion,
             ),
             (
                 "27 bytes",

@@ -1,0 +1,138 @@
+//! The chaos program itself: a short run ends well, and one that is told to stop takes its nodes with it.
+
+use std::fs::File;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{ports, until};
+use hsm_api::client::HealthClient;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+const NODES: u16 = 3;
+/// Beyond the time it was given: making a cluster, restarts, checking everything at the end.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// To notice a signal and to end its nodes.
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A run of chaos. One that still goes on is told to stop, so that its nodes do not outlive a failed test.
+struct Run {
+    child: Child,
+    folder: TempDir,
+    base_port: u16,
+}
+
+impl Run {
+    fn start(seed: u64, minutes: &str) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("hsm-chaos-").tempdir()?;
+        let base_port = ports::free_base_port(u32::from(NODES))?;
+        let said = File::create(folder.path().join("said"))?;
+        let child = Command::new(cluster_tests::binary("chaos")?)
+            .args(["run", "--seed", &seed.to_string(), "--minutes", minutes])
+            .args(["--nodes", &NODES.to_string(), "--base-port", &base_port.to_string()])
+            // Its playground lies in here, to be looked at.
+            .env("TMPDIR", folder.path())
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .spawn()
+            .context("start chaos")?;
+        Ok(Self {
+            child,
+            folder,
+            base_port,
+        })
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("said")).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        nix::sys::signal::kill(pid, signal).with_context(|| format!("{signal} to chaos"))
+    }
+
+    async fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        let ended = until("the end of chaos", limit, async || child.try_wait().transpose()).await;
+        ended.with_context(|| self.said())?.context("wait for chaos")
+    }
+
+    /// Whether `/readyz` of each of its nodes is 200.
+    async fn ready(&self) -> Vec<bool> {
+        let mut ready = Vec::new();
+        for node in 0..NODES {
+            let port = self.base_port + 10 * node + 1;
+            ready.push(HealthClient::new(&format!("127.0.0.1:{port}")).is_ready().await);
+        }
+        ready
+    }
+
+    /// Until the readiness of its nodes is as wanted.
+    async fn until_ready(&self, what: &str, wanted: impl Fn(&[bool]) -> bool) -> Result<()> {
+        until(what, PATIENCE, async || wanted(&self.ready().await).then_some(()))
+            .await
+            .with_context(|| self.said())
+    }
+
+    /// Nothing of it is left: no listener, no folder.
+    async fn check_gone(&self) -> Result<()> {
+        // A process is gone a moment before its sockets are.
+        until("free ports", Duration::from_secs(5), async || {
+            let mut used = self.base_port..self.base_port + 10 * NODES;
+            used.all(ports::is_free).then_some(())
+        })
+        .await
+        .with_context(|| self.said())?;
+        let mut left = Vec::new();
+        for entry in std::fs::read_dir(self.folder.path())? {
+            left.push(entry?.file_name());
+        }
+        ensure!(left == ["said"], "left behind: {left:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(Signal::SIGTERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
+    let mut run = Run::start(7, "0.25")?;
+    let status = run.ended(PATIENCE).await?;
+    let said = run.said();
+    ensure!(
+        status.success() && said.contains("verdict: pass"),
+        "{status}: {said}"
+    );
+    run.check_gone().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut run = Run::start(11, "30")?;
+        // Once while the cluster comes up, once among kills.
+        run.until_ready("its first node", |nodes| nodes[0]).await?;
+        if signal == Signal::SIGTERM {
+            run.until_ready("all nodes", |nodes| nodes.iter().all(|ready| *ready))
+                .await?;
+            run.until_ready("a kill", |nodes| !nodes.iter().all(|ready| *ready))
+                .await?;
+        }
+        run.signal(signal)?;
+        let status = run.ended(STOPPED_WITHIN).await?;
+        ensure!(status.code() == Some(code), "{signal}: {status}: {}", run.said());
+        run.check_gone().await.with_context(|| signal.to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Nodes that join and then lie: about their own key, about a key that is not theirs, about who they are. Somebody
+//! refuses it, says who it was and why, and nobody else is harmed.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::failpoints::arm;
+use cluster_tests::{Node, Playground, until};
+use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
+use hsm_api::client::Retry;
+use serde_json::Value;
+
+use crate::common::{CONTEXT, open, seal_under};
+
+/// From a lie to the line about it.
+const AUDITED_WITHIN: Duration = Duration::from_secs(30);
+/// From a join to readiness.
+const JOINED_WITHIN: Duration = Duration::from_secs(60);
+/// Those who are in the cluster from the start.
+const MEMBERS: [u32; 3] = [1, 2, 3];
+
+/// A further node that joins with this point armed.
+async fn joins_with(cluster: &mut Playground, point: &str) -> Result<Node> {
+    let node = cluster.add_node(false).await?;
+    arm(&node, point, "return").await?;
+    let wanted = JoinTokenRequest {
+        ttl_seconds: Some(300),
+        node_id: Some(node.id()),
+    };
+    let admin = cluster
+        .client_on("admin", 1)?
+        .with_retry(Retry::Until(Duration::from_secs(20)));
+    let token = admin.create_join_token(&wanted).await?.into_body();
+    let request = JoinRequest {
+        token: token.token,
+        cluster_ca_sha256: token.cluster_ca_sha256,
+        leader_addresses: MEMBERS
+            .iter()
+            .map(|number| format!("127.0.0.1:{}", cluster.node(*number).cluster_port))
+            .collect(),
+    };
+    // The answer comes once the node votes, which it does not as long as it lies.
+    let client = cluster.client_on("admin", node.number)?;
+    tokio::spawn(async move { client.join(&request).await });
+    Ok(node)
+}
+
+/// The line of the audit that a member writes about it.
+async fn audited(cluster: &Playground, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    until("the line of the audit", AUDITED_WITHIN, async || {
+        let logs: Vec<String> = MEMBERS.iter().map(|number| cluster.node(*number).log()).collect();
+        let lines = logs.iter().flat_map(|log| log.lines());
+        let mut lines = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["target"] == "audit" && wanted(line))
+    })
+    .await
+}
+
+fn says(line: &Value, field: &str, part: &str) -> bool {
+    line[field].as_str().is_some_and(|text| text.contains(part))
+}
+
+/// The members serve, a rotation needs nobody else, and the liar does not vote and is not ready.
+async fn check_unharmed(cluster: &Playground, liar: &Node) -> Result<()> {
+    let admin = cluster
+        .client_on("admin", 1)?
+        .with_retry(Retry::Until(Duration::from_secs(20)));
+    let version = admin.rotate(CONTEXT, None).await?.version;
+    let sealed = seal_under(&cluster.client_on("trading-1", 1)?, CONTEXT, b"unharmed", version).await?;
+    for number in MEMBERS {
+        let node = cluster.node(number);
+        ensure!(node.is_ready().await, "{}: {}", node.id(), node.checks().await);
+        open(&cluster.client_on("trading-1", number)?, CONTEXT, &sealed)
+            .await
+            .with_context(|| node.id())?;
+    }
+    let members = admin.members().await?.into_body().members;
+    let voters = members.iter().filter(|member| member.role == MemberRole::Voter);
+    ensure!(voters.count() == MEMBERS.len(), "{members:?}");
+    ensure!(!liar.is_ready().await, "{} is ready", liar.id());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_substituted_slot_key_is_granted_nothing() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let liar = joins_with(&mut cluster, "sync::register_other_key").await?;
+    let name = liar.id();
+    let line = audited(&cluster, |line| {
+        says(line, "problem", &name) && says(line, "problem", "signature")
+    })
+    .await?;
+    println!("{line}");
+    check_unharmed(&cluster, &liar).await?;
+    // It finds out by itself that its token is not the one it has registered.
+    until("its own line", AUDITED_WITHIN, async || {
+        liar.log().contains("the token was replaced").then_some(())
+    })
+    .await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// The leader refuses what a node proposes; told to stop lying, the node joins.
+async fn is_refused_until_it_stops(point: &str, asked: &str, reason: &str) -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let liar = joins_with(&mut cluster, point).await?;
+    let name = liar.id();
+    let line = audited(&cluster, |line| {
+        line["peer"] == name.as_str() && line["asked"] == asked && says(line, "reason", reason)
+    })
+    .await?;
+    println!("{line}");
+    check_unharmed(&cluster, &liar).await?;
+    arm(&liar, point, "off").await?;
+    liar.wait_ready(JOINED_WITHIN).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_grant_is_refused() -> Result<()> {
+    let reason = "only by a node that was granted it";
+    is_refused_until_it_stops("sync::grant_junk", "grant_transport_key", reason).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledgement_for_another_node_is_refused() -> Result<()> {
+    let reason = "may say this of itself";
+    is_refused_until_it_stops("sync::ack_as_other", "ack_versions", reason).await
+}

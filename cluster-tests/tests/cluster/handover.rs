@@ -1,0 +1,145 @@
+//! A leader that is told to stop: it says so first, serves whoever comes, hands over, and ends well.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Load, Node, Playground, until};
+use nix::sys::wait::WaitStatus;
+
+use crate::common::{CONTEXT, open_everywhere, seal, settled_on};
+use crate::failover::first_change;
+
+/// `server.drain` of the playground: `notice_ms` and `timeout_ms`.
+const NOTICE: Duration = Duration::from_millis(500);
+const DRAIN: Duration = Duration::from_millis(500 + 3000);
+/// What handing over may take, `docs/operations.md`.
+const HANDING_OVER: Duration = Duration::from_secs(3);
+/// And more of it with more than three voters: `election_max` and one tick of 1.5 heartbeats.
+const SILENCE: Duration = Duration::from_millis(1200 + 300);
+/// Noticing all that, on a busy machine.
+const SLACK: Duration = Duration::from_secs(1);
+/// By itself no voter stands for election sooner after the old leader's end: its last frame is at most a heartbeat
+/// older, and its lease, `election_max`, and an election time-out, at least `election_min`, have to pass.
+const UNASKED: Duration = Duration::from_millis(1200 + 800 - 200);
+
+/// Until `/readyz` says no, which has to come before anything else ends.
+async fn wait_notice(node: &Node, signalled: Instant) -> Result<()> {
+    loop {
+        let answer = node.health().get("/readyz").await;
+        match answer
+            .context("it went before it said that it was not ready")?
+            .status
+        {
+            503 => return Ok(()),
+            200 => ensure!(
+                signalled.elapsed() < NOTICE,
+                "ready {:?} after SIGTERM",
+                signalled.elapsed()
+            ),
+            status => bail!("/readyz is {status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A balancer that looks at `/readyz`, and administrators who change things one after the other.
+async fn hands_over(voters: u32) -> Result<()> {
+    // Nodes are children of a program that has ended: they become this process's, which may then ask how they
+    // ended.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let cluster = Playground::start(voters).await?;
+    let before = cluster.leader().await?;
+    let node = cluster.node(before.node);
+    let survivors = cluster.others(before.node);
+    let load = Load::start(&cluster)?;
+    let going_on = Arc::new(AtomicBool::new(true));
+    let rotations = {
+        let (going_on, client) = (Arc::clone(&going_on), cluster.client_on("admin", before.node)?);
+        tokio::spawn(async move {
+            let mut versions = Vec::new();
+            while going_on.load(Ordering::Relaxed) {
+                versions.push(client.rotate(CONTEXT, None).await?.version);
+            }
+            anyhow::Ok(versions)
+        })
+    };
+    until("load", Duration::from_secs(20), async || {
+        (load.so_far().decrypted > 100).then_some(())
+    })
+    .await?;
+
+    let signalled = Instant::now();
+    node.signal(nix::sys::signal::Signal::SIGTERM)?;
+    wait_notice(&node, signalled).await?;
+    // The balancer sends nothing more, and whoever is not told yet is served.
+    let late = seal(&cluster.client_on("trading-1", before.node)?, CONTEXT, b"late").await?;
+    load.pause(before.node).await;
+    going_on.store(false, Ordering::Relaxed);
+    let silence = if voters > 3 { SILENCE } else { Duration::ZERO };
+    let ended = async {
+        let status = node.wait_ended(DRAIN + HANDING_OVER + silence + SLACK).await?;
+        anyhow::Ok((status, Instant::now()))
+    };
+    let led = async {
+        let next = cluster.leader_among(&survivors).await?;
+        anyhow::Ok((next, Instant::now()))
+    };
+    let (ended, led) = tokio::join!(ended, led);
+    let ((status, ended), (next, led)) = (ended?, led?);
+    let without = led.saturating_duration_since(ended);
+    println!(
+        "gone {:?} after SIGTERM; without a leader for {without:?}",
+        ended - signalled
+    );
+    ensure!(
+        matches!(status, WaitStatus::Exited(_, 0)),
+        "it ended with {status:?}"
+    );
+    ensure!(
+        node.log().contains("leadership handed over"),
+        "it did not hand over"
+    );
+    ensure!(
+        next.node != before.node && next.term > before.term,
+        "{next:?} after {before:?}"
+    );
+    ensure!(without < UNASKED, "no leader for {without:?} after the old one");
+    let took = first_change(&cluster, &survivors, Instant::now()).await?;
+    ensure!(took < UNASKED, "a change took {took:?}");
+
+    // What was on its way was answered, every time, and stands.
+    let versions = rotations.await?.context("a rotation on its way")?;
+    let newest = versions.iter().copied().max();
+    let newest = newest.context("no rotation was acknowledged")?;
+    let info = settled_on(&cluster, next.node, CONTEXT, newest).await?;
+    let known = |version: &u32| info.versions.iter().any(|held| held.version == *version);
+    ensure!(
+        versions.iter().all(known),
+        "acknowledged: {versions:?}, there: {info:?}"
+    );
+    let report = load.stop().await;
+    ensure!(
+        report.failed == 0,
+        "{} failures: {:#?}",
+        report.failed,
+        report.failures
+    );
+    cluster.start_node(before.node).await?;
+    node.wait_ready(Duration::from_secs(30)).await?;
+    open_everywhere(&cluster, "trading-1", CONTEXT, &[late]).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminated_leader_hands_over() -> Result<()> {
+    hands_over(3).await
+}
+
+/// Here the candidate needs votes of nodes that still wait for their leader: it has to be silent first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminated_leader_of_five_hands_over() -> Result<()> {
+    hands_over(5).await
+}

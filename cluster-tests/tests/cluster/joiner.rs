@@ -1,0 +1,118 @@
+//! A node that joins, in the eyes of whoever asks it meanwhile: it refuses, with documented codes, until it holds
+//! every key, and is ready only then.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::failpoints::arm;
+use cluster_tests::{Node, Playground};
+use hsm_api::data::DecryptRequest;
+use hsm_api::{Client, ErrorCode};
+
+use crate::common::{CONTEXT, Sealed, open, open_everywhere, seal, seal_under};
+
+/// Key versions to import, and how much longer each import takes: enough time to be watched in.
+const VERSIONS: u32 = 8;
+const LONGER: &str = "sleep(300)";
+/// From the start of the watch to readiness.
+const JOINED_WITHIN: Duration = Duration::from_secs(90);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The watch must have seen something.
+const REFUSALS: u32 = 10;
+/// What `docs/errors.md` has for a node that may not answer yet.
+const NOT_YET: [ErrorCode; 5] = [
+    ErrorCode::Uninitialised,
+    ErrorCode::NotReady,
+    ErrorCode::NoQuorum,
+    ErrorCode::ContextHasNoKey,
+    ErrorCode::KeyVersionNotReady,
+];
+
+/// Asks a joiner for everything again and again until its first ready moment, in which it has to open all of it.
+/// Returns what it refused before, by code.
+async fn watch(node: Node, client: Client, all: Vec<Sealed>) -> Result<BTreeMap<ErrorCode, u32>> {
+    let begun = Instant::now();
+    let mut refused = BTreeMap::new();
+    // Whoever opens one version opens them all from then on.
+    let mut opens = false;
+    loop {
+        match node.health().get("/readyz").await?.status {
+            200 => break,
+            503 => {}
+            status => bail!("/readyz is {status}"),
+        }
+        for sealed in &all {
+            let request = DecryptRequest::new(CONTEXT, sealed.ciphertext.clone());
+            let error = match client.decrypt(&request).await {
+                Ok(opened) => {
+                    ensure!(
+                        opened.plaintext.as_slice() == sealed.plaintext,
+                        "version {} decrypted to something else",
+                        sealed.version
+                    );
+                    opens = true;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            ensure!(
+                !opens,
+                "version {} refused although others open: {error}",
+                sealed.version
+            );
+            let code = error.code().filter(|code| NOT_YET.contains(code));
+            let code = code.with_context(|| format!("version {}: {error}", sealed.version))?;
+            ensure!(error.status() == Some(503), "{code}: {error}");
+            *refused.entry(code).or_insert(0) += 1;
+        }
+        if begun.elapsed() > JOINED_WITHIN {
+            let checks = node.checks().await;
+            bail!("not ready after {JOINED_WITHIN:?}: {checks}");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    for sealed in &all {
+        open(&client, CONTEXT, sealed)
+            .await
+            .with_context(|| format!("ready, and version {} does not open", sealed.version))?;
+    }
+    let missing = node.metrics().await?.sum("hsm_keys_missing");
+    ensure!(
+        missing == Some(0.0),
+        "{missing:?} keys are missing on a ready node"
+    );
+    Ok(refused)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_serves_only_after_holding_every_key() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let trading = cluster.client("trading-1")?;
+    let mut all = vec![seal(&trading, CONTEXT, b"version 1").await?];
+    for version in 2..=VERSIONS {
+        let made = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+        ensure!(made == version, "version {made} instead of {version}");
+        let plaintext = format!("version {version}");
+        all.push(seal_under(&trading, CONTEXT, plaintext.as_bytes(), version).await?);
+    }
+    let own = seal(&cluster.client("2fa-1")?, "2fa", b"2fa").await?;
+
+    let fourth = cluster.add_node(false).await?;
+    arm(&fourth, "rotation::before_import", LONGER).await?;
+    let client = cluster.client_on("trading-1", fourth.number)?;
+    let watched = tokio::spawn(watch(fourth.clone(), client, all.clone()));
+    cluster.up().await?;
+    let refused = watched.await??;
+    println!("refused before it was ready: {refused:?}");
+    for code in [ErrorCode::Uninitialised, ErrorCode::KeyVersionNotReady] {
+        let times = refused.get(&code).copied().unwrap_or(0);
+        ensure!(times >= REFUSALS, "{code} only {times} times: {refused:?}");
+    }
+    arm(&fourth, "rotation::before_import", "off").await?;
+    open(&cluster.client_on("2fa-1", fourth.number)?, "2fa", &own).await?;
+    open_everywhere(&cluster, "trading-1", CONTEXT, &all).await?;
+    cluster.passed();
+    Ok(())
+}

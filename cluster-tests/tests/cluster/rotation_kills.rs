@@ -1,0 +1,265 @@
+//! Rotations whose leader is killed at each of their steps: one version at most, finished or given up in time,
+//! and nobody on the survivors notices.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::failpoints::{ROTATION, kill_at};
+use cluster_tests::{Leader, Load, Node, Playground, until};
+use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
+use hsm_api::client::Retry;
+
+use crate::common::{
+    CONTEXT, Sealed, check_settled, context_on, in_state, made, open_everywhere, seal, settled_everywhere,
+    settled_on,
+};
+
+/// From the request to the point.
+const REACHED: Duration = Duration::from_secs(15);
+/// Finished or abandoned, once the leader is dead.
+const SETTLED: Duration = Duration::from_secs(15);
+/// From here on the version is committed, and a new leader has to do something about it.
+const PREPARED: &str = "rotation::after_prepare_commit";
+/// The last point: the leader may answer before it dies.
+const ACTIVATED: &str = "rotation::after_activate_commit";
+
+/// A leader that dies as soon as it reaches a point of a rotation.
+struct Doomed<'a> {
+    cluster: &'a Playground,
+    load: &'a Load,
+    point: &'static str,
+    leader: Leader,
+    others: Vec<Node>,
+    /// The context, as a survivor had it before.
+    before: ContextInfo,
+}
+
+impl<'a> Doomed<'a> {
+    async fn at(cluster: &'a Playground, load: &'a Load, point: &'static str) -> Result<Self> {
+        let leader = cluster.leader().await?;
+        let others = cluster.others(leader.node);
+        let before = context_on(cluster, others[0].number, CONTEXT).await?;
+        // What was sent to the leader itself may fail with it; nothing else may.
+        load.pause(leader.node).await;
+        kill_at(&cluster.node(leader.node), point).await?;
+        Ok(Self {
+            cluster,
+            load,
+            point,
+            leader,
+            others,
+            before,
+        })
+    }
+
+    /// Until it is dead and another node leads; when it died, and who leads.
+    async fn dies(&self) -> Result<(Instant, Leader)> {
+        self.cluster
+            .node(self.leader.node)
+            .wait_gone(REACHED)
+            .await
+            .with_context(|| format!("{} not reached", self.point))?;
+        let killed = Instant::now();
+        let next = self.cluster.leader_among(&self.others).await?;
+        ensure!(
+            next.term > self.leader.term,
+            "{}: {next:?} after {:?}",
+            self.point,
+            self.leader
+        );
+        Ok((killed, next))
+    }
+
+    /// It comes back; then all nodes agree, everything acknowledged opens on all of them, and nobody has noticed
+    /// anything.
+    async fn comes_back(&self, acknowledged: &[Sealed]) -> Result<()> {
+        self.cluster.start_node(self.leader.node).await?;
+        self.cluster.wait_ready(&self.cluster.nodes()).await?;
+        settled_everywhere(self.cluster, CONTEXT).await?;
+        open_everywhere(self.cluster, "trading-1", CONTEXT, acknowledged).await?;
+        self.load.resume(self.leader.node).await;
+        let so_far = self.load.so_far();
+        ensure!(so_far.failed == 0, "{:#?}", so_far.failures);
+        Ok(())
+    }
+}
+
+/// One ciphertext of every node.
+async fn seal_everywhere(
+    cluster: &Playground,
+    plaintext: &str,
+    acknowledged: &mut Vec<Sealed>,
+) -> Result<()> {
+    for node in cluster.nodes() {
+        let client = cluster.client_on("trading-1", node.number)?;
+        acknowledged.push(seal(&client, CONTEXT, plaintext.as_bytes()).await?);
+    }
+    Ok(())
+}
+
+async fn nobody_noticed(load: Load) -> Result<()> {
+    let report = load.stop().await;
+    ensure!(
+        report.failed == 0,
+        "{} failures: {:#?}",
+        report.failed,
+        report.failures
+    );
+    ensure!(report.decrypted > 100, "hardly any load: {report:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retried_rotate_makes_one_version_wherever_the_leader_dies() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let load = Load::start(&cluster)?;
+    let mut acknowledged = Vec::new();
+    for point in ROTATION {
+        seal_everywhere(&cluster, point, &mut acknowledged).await?;
+        let doomed = Doomed::at(&cluster, &load, point).await?;
+        let client = cluster
+            .client_on("admin", doomed.others[0].number)?
+            .with_retry(Retry::Until(Duration::from_secs(40)));
+        let rotate = tokio::spawn(async move { client.rotate(CONTEXT, Some(point)).await });
+        let (killed, next) = doomed.dies().await?;
+        let answer = rotate
+            .await?
+            .with_context(|| format!("{point}: the retried rotate"))?;
+        let info = settled_on(&cluster, next.node, CONTEXT, answer.version)
+            .await
+            .with_context(|| point.to_owned())?;
+        let took = killed.elapsed();
+        println!("{point}: version {} after {took:?}", answer.version);
+        ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
+        ensure!(
+            made(&info) == made(&doomed.before) + 1,
+            "{point}: not one version: {info:?} after {:?}",
+            doomed.before
+        );
+        // Whoever is asked again, under the same key, knows the same answer.
+        for node in &doomed.others {
+            let client = cluster.client_on("admin", node.number)?;
+            let again = client
+                .rotate(CONTEXT, Some(point))
+                .await
+                .with_context(|| format!("{point}: repeated on {}", node.id()))?;
+            ensure!(
+                again.version == answer.version,
+                "{point}: repeated on {}: version {} after {}",
+                node.id(),
+                again.version,
+                answer.version
+            );
+        }
+        doomed
+            .comes_back(&acknowledged)
+            .await
+            .with_context(|| point.to_owned())?;
+    }
+    nobody_noticed(load).await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// The leader is asked itself, and nobody asks again: what it had begun is another leader's to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_that_nobody_repeats_is_finished_or_given_up() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let load = Load::start(&cluster)?;
+    let mut acknowledged = Vec::new();
+    let mut prepared = false;
+    for point in ROTATION {
+        prepared |= point == PREPARED;
+        seal_everywhere(&cluster, point, &mut acknowledged).await?;
+        let doomed = Doomed::at(&cluster, &load, point).await?;
+        let client = cluster.client_on("admin", doomed.leader.node)?;
+        let rotate = tokio::spawn(async move { client.rotate(CONTEXT, None).await });
+        let (killed, next) = doomed.dies().await?;
+        let answer = rotate.await?;
+        ensure!(
+            answer.is_err() || point == ACTIVATED,
+            "{point}: answered with {answer:?}"
+        );
+        // Once the new leader has done something itself, it knows everything that was committed before.
+        let request = JoinTokenRequest {
+            ttl_seconds: Some(60),
+            node_id: None,
+        };
+        cluster
+            .client_on("admin", next.node)?
+            .with_retry(Retry::Until(Duration::from_secs(5)))
+            .create_join_token(&request)
+            .await
+            .with_context(|| format!("{point}: a change under {next:?}"))?;
+        let left = SETTLED.saturating_sub(killed.elapsed());
+        let info = until("no pending version", left, async || {
+            let info = context_on(&cluster, next.node, CONTEXT).await.ok()?;
+            in_state(&info, KeyState::Pending).is_empty().then_some(info)
+        })
+        .await
+        .with_context(|| point.to_owned())?;
+        let took = killed.elapsed();
+        let active = check_settled(&info).with_context(|| point.to_owned())?;
+        println!("{point}: version {active} after {took:?}");
+        ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
+        // Before it was proposed nobody knows of it; from then on it has a number, for good.
+        let grown = info.versions.len() - doomed.before.versions.len();
+        ensure!(
+            grown == usize::from(prepared),
+            "{point}: {grown} versions more: {info:?}"
+        );
+        if let Ok(answer) = answer {
+            ensure!(
+                active == answer.version,
+                "{point}: version {} was acknowledged, {active} is active",
+                answer.version
+            );
+        }
+        doomed
+            .comes_back(&acknowledged)
+            .await
+            .with_context(|| point.to_owned())?;
+    }
+    nobody_noticed(load).await?;
+    cluster.passed();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotate_sent_once_survives_the_leaders_death() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let load = Load::start(&cluster)?;
+    let mut acknowledged = Vec::new();
+    for point in [
+        "rotation::before_prepare_commit",
+        PREPARED,
+        "rotation::before_ack",
+        "rotation::before_activate_commit",
+        ACTIVATED,
+    ] {
+        seal_everywhere(&cluster, point, &mut acknowledged).await?;
+        let doomed = Doomed::at(&cluster, &load, point).await?;
+        let follower = doomed.others[0].number;
+        let client = cluster.client_on("admin", follower)?;
+        let begun = Instant::now();
+        let rotate = tokio::spawn(async move { client.rotate(CONTEXT, None).await });
+        doomed.dies().await?;
+        let answer = rotate.await?.with_context(|| format!("{point}: sent once"))?;
+        let took = begun.elapsed();
+        ensure!(took < Duration::from_secs(15), "{point}: took {took:?}");
+        let info = settled_on(&cluster, follower, CONTEXT, answer.version)
+            .await
+            .with_context(|| point.to_owned())?;
+        ensure!(
+            made(&info) == made(&doomed.before) + 1,
+            "{point}: not one version: {info:?}"
+        );
+        doomed
+            .comes_back(&acknowledged)
+            .await
+            .with_context(|| point.to_owned())?;
+    }
+    nobody_noticed(load).await?;
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! A follower that has missed more than the log keeps is sent a snapshot, and is killed while it installs that:
+//! wherever it was, it comes back by itself with everything.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::failpoints::kill_at;
+use cluster_tests::{Node, Playground, until};
+use hsm_api::Client;
+use hsm_api::admin::JoinTokenRequest;
+use hsm_api::client::Retry;
+
+use crate::common::{CONTEXT, formed_with, open_everywhere, seal, seal_under, settled_everywhere};
+
+/// `cluster.raft.snapshot_every` and `keep_logs` of these nodes.
+const SNAPSHOT_EVERY: u64 = 20;
+const KEEP_LOGS: u64 = 20;
+/// openraft purges so many entries at a time: `purge_batch_size` in `node/src/consensus/start.rs`.
+const PURGED_AT_ONCE: u64 = 64;
+/// Where a store is killed between the snapshot's arrival and the log's end.
+const POINTS: [&str; 5] = [
+    "store::before_install",
+    "store::in_install",
+    "store::before_pointer",
+    "store::after_pointer",
+    "store::between_purge_and_promise",
+];
+/// From the heal to the kill.
+const KILLED_WITHIN: Duration = Duration::from_secs(30);
+
+async fn index(node: &Node, name: &str) -> Result<u64> {
+    let value = node.metrics().await?.sum(name);
+    // An index, as the metrics give it.
+    Ok(value.with_context(|| format!("{}: no {name}", node.id()))? as u64)
+}
+
+/// Appends entries until none of these nodes has the log any more that ends at `last`.
+async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> Result<()> {
+    let behind = last + KEEP_LOGS + PURGED_AT_ONCE + 2;
+    let request = JoinTokenRequest {
+        // Open tokens are limited.
+        ttl_seconds: Some(1),
+        node_id: None,
+    };
+    let what = format!("snapshots beyond index {behind}");
+    until(&what, Duration::from_secs(60), async || {
+        for _ in 0..SNAPSHOT_EVERY {
+            admin.create_join_token(&request).await.ok()?;
+        }
+        for node in nodes {
+            let covered = index(node, "hsm_raft_snapshot_index").await.ok()?;
+            if covered < behind {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
+    let cluster = formed_with(Playground::builder().relayed(), |config| {
+        let raft = format!(
+            "cluster:\n  raft: {{snapshot_every: {SNAPSHOT_EVERY}, keep_logs: {KEEP_LOGS}}}\n  enabled: true\n"
+        );
+        config.replace("cluster:\n  enabled: true\n", &raft)
+    })
+    .await?;
+    let mut acknowledged = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
+    for point in POINTS {
+        let leader = cluster.leader().await?;
+        let others = cluster.others(leader.node);
+        let follower = others[0].clone();
+        let there = [cluster.node(leader.node), others[1].clone()];
+        let trading = cluster.client_on("trading-1", leader.node)?;
+        let admin = cluster
+            .client_on("admin", leader.node)?
+            .with_retry(Retry::Until(Duration::from_secs(40)));
+        cluster.relays()?.isolate(follower.number);
+        let last = index(&follower, "hsm_raft_last_log_index").await?;
+        // It misses a key, too.
+        let version = admin.rotate(CONTEXT, None).await?.version;
+        acknowledged.push(seal_under(&trading, CONTEXT, point.as_bytes(), version).await?);
+        leave_behind(&admin, &there, last)
+            .await
+            .with_context(|| point.to_owned())?;
+
+        let said = follower.log().len();
+        kill_at(&follower, point).await?;
+        cluster.relays()?.heal();
+        follower
+            .wait_gone(KILLED_WITHIN)
+            .await
+            .with_context(|| format!("{point} not reached"))?;
+        let log = follower.log();
+        let last_words = log.get(said..).unwrap_or_default();
+        ensure!(
+            !last_words.contains("the node stops at once"),
+            "{point}: it has ended by itself:\n{last_words}"
+        );
+
+        cluster.start_node(follower.number).await?;
+        cluster.wait_ready(&cluster.nodes()).await?;
+        let covered = index(&follower, "hsm_raft_snapshot_index").await?;
+        ensure!(
+            covered > last,
+            "{point}: its snapshot ends at {covered}, its log ended at {last}: it was sent none"
+        );
+        settled_everywhere(&cluster, CONTEXT)
+            .await
+            .with_context(|| point.to_owned())?;
+        acknowledged.push(
+            seal(
+                &cluster.client_on("trading-1", follower.number)?,
+                CONTEXT,
+                b"back",
+            )
+            .await?,
+        );
+        open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged)
+            .await
+            .with_context(|| point.to_owned())?;
+    }
+    cluster.passed();
+    Ok(())
+}
