@@ -237,9 +237,10 @@ impl Exit {
 
     fn of_client(error: &ClientError) -> Self {
         match error {
-            ClientError::Connect { .. } | ClientError::Transport { .. } | ClientError::Timeout { .. } => {
-                Self::Unavailable
-            }
+            ClientError::Connect { .. }
+            | ClientError::Transport { .. }
+            | ClientError::Timeout { .. }
+            | ClientError::RefusedAfterSilence { .. } => Self::Unavailable,
             ClientError::Tls { .. } => Self::Refused,
             // Where one of them could not be reached, another time may do.
             ClientError::NoneAnswered { failures } => failures
@@ -340,6 +341,30 @@ mod tests {
         assert_eq!(
             Exit::of(&change_failed(api(ErrorCode::NoQuorum), "k")),
             Exit::Unavailable
+        );
+    }
+
+    #[test]
+    fn a_refusal_after_silence_is_unknown_for_a_change_and_names_its_key() {
+        let error = || {
+            let ClientError::Api(refusal) = api(ErrorCode::NoQuorum) else {
+                panic!("no refusal");
+            };
+            ClientError::RefusedAfterSilence {
+                unanswered: Box::new(silence()),
+                refusal,
+            }
+        };
+        assert_eq!(Exit::of(&error().into()), Exit::Unavailable);
+        let failed = change_failed(error(), "01KEY");
+        assert_eq!(Exit::of(&failed), Exit::Unknown);
+        let failure = Failure::of(&failed);
+        assert_eq!(failure.code, "outcome_unknown");
+        assert!(failure.detail.contains("no_quorum"), "{}", failure.detail);
+        assert!(
+            failure.detail.contains("--idempotency-key 01KEY"),
+            "{}",
+            failure.detail
         );
     }
 

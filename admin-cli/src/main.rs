@@ -8,6 +8,7 @@ mod exit;
 mod files;
 mod output;
 mod profile;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -17,6 +17,8 @@ pub const CLUSTER_INIT: &str = "/admin/v1/cluster/init";
 pub const CLUSTER_TOKENS: &str = "/admin/v1/cluster/tokens";
 /// `POST`, to the joining node: join a cluster.
 pub const CLUSTER_JOIN: &str = "/admin/v1/cluster/join";
+/// `GET`, to the joining node: its own public key in each slot.
+pub const CLUSTER_SLOT_KEYS: &str = "/admin/v1/cluster/slot-keys";
 /// `GET`: the cluster as the node that is asked sees it.
 pub const CLUSTER_STATUS: &str = "/admin/v1/cluster/status";
 /// `GET`: all members.
@@ -82,6 +84,7 @@ mod tests {
             CLUSTER_INIT,
             CLUSTER_TOKENS,
             CLUSTER_JOIN,
+            CLUSTER_SLOT_KEYS,
             CLUSTER_STATUS,
             CLUSTER_MEMBERS,
             KEYS,

@@ -221,6 +221,7 @@ fn is_excused(error: &ClientError) -> bool {
         | ClientError::Tls { .. }
         | ClientError::Transport { .. }
         | ClientError::Timeout { .. }
+        | ClientError::RefusedAfterSilence { .. }
         | ClientError::NoneAnswered { .. } => true,
     }
 }

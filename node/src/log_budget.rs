@@ -25,7 +25,10 @@ static BUDGET: LazyLock<LogBudget> = LazyLock::new(LogBudget::default);
 /// what is not written must cost nothing.
 pub fn refusal(principal: Option<&Principal>) -> bool {
     let mut class = lock(&BUDGET.refusals);
-    class.allows(BUDGET.hasher.hash_one(principal.map(name)), Instant::now())
+    class.allows(
+        BUDGET.hasher.hash_one(principal.map(Principal::account)),
+        Instant::now(),
+    )
 }
 
 /// Whether one more request that the service could not answer may be logged: a budget for each code, which
@@ -38,7 +41,7 @@ pub fn fault(code: ErrorCode) -> bool {
 /// Whether one more audit line may be written of a caller's reads and refused calls.
 pub fn audit(principal: &Principal) -> bool {
     let mut class = lock(&BUDGET.audit);
-    class.allows(BUDGET.hasher.hash_one(name(principal)), Instant::now())
+    class.allows(BUDGET.hasher.hash_one(principal.account()), Instant::now())
 }
 
 /// Says how many lines were left out since the last time. To be called every few seconds.
@@ -57,12 +60,6 @@ pub fn say_suppressed() {
             "audit lines suppressed"
         );
     }
-}
-
-/// A name of an issuer, whatever certificate carries it.
-fn name(principal: &Principal) -> (&str, Option<&str>, &str) {
-    let issuer = principal.issuer_dn.as_str();
-    (issuer, principal.ou.as_deref(), principal.cn.as_str())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -22,6 +22,19 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// One for the process, as the log itself.
 static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
+/// The epoch that audit lines name; zero before there is a cluster.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// Says which epoch of the cluster lines of the audit belong to from now on.
+pub fn note_epoch(epoch: u64) {
+    EPOCH.store(epoch, Ordering::Relaxed);
+}
+
+/// The epoch last noted.
+pub(crate) fn epoch() -> u64 {
+    EPOCH.load(Ordering::Relaxed)
+}
+
 /// Why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {

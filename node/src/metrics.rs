@@ -363,9 +363,10 @@ pub fn raft_indexes(indexes: RaftIndexes) {
     gauge!(SNAPSHOT).set(lossy(indexes.snapshot));
 }
 
-/// How many entries a peer is behind; `peer` is a member's name. Zero where this node does not lead.
-pub fn peer_lag(peer: &Arc<str>, entries: u64) {
-    gauge!(PEER_LAG, "peer" => Arc::clone(peer)).set(lossy(entries));
+/// How many entries a peer is behind; `peer` is a member's name. `None`, shown as -1, where this node does not
+/// lead, or is that member itself: nobody else knows.
+pub fn peer_lag(peer: &Arc<str>, entries: Option<u64>) {
+    gauge!(PEER_LAG, "peer" => Arc::clone(peer)).set(entries.map_or(-1.0, lossy));
 }
 
 /// Time since a quorum last acknowledged this leader; `None` where this node does not lead.

@@ -2,6 +2,8 @@
 //! it is trusted, no value is ever part of an error, and the process cannot be dumped before the
 //! first secret is read.
 
+mod prompt;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -12,6 +14,7 @@ use hsm_core::secrets::{Pin, RandomError};
 use nix::sys::resource::{Resource, setrlimit};
 use zeroize::Zeroizing;
 
+pub use self::prompt::ask_pins;
 use crate::config::{PinSource, ReplicationKeySource};
 
 /// The file a standalone node keeps its replication key in, inside the data folder.
@@ -90,6 +93,27 @@ pub enum SecretError {
         /// The credential.
         name: String,
     },
+    /// A PIN is to be typed, and nobody is there.
+    #[error(
+        "{key}: true: there is no terminal to ask for the PIN on ({terminal}: {reason}); start the node on one, or \
+         give the slot pin_file or pin_credential instead"
+    )]
+    NoTerminal {
+        /// The configuration key.
+        key: String,
+        /// The terminal's file.
+        terminal: PathBuf,
+        /// The operating system's reason.
+        reason: std::io::Error,
+    },
+    /// What was typed is no PIN, or typing was given up.
+    #[error("{key}: true: {problem}; start the node again and type the PIN")]
+    NotTyped {
+        /// The configuration key.
+        key: String,
+        /// What is wrong, without what was typed.
+        problem: String,
+    },
     /// The text is no replication key.
     #[error("{key}: {source}")]
     ReplicationKey {
@@ -146,11 +170,18 @@ pub fn read_pin(source: &PinSource) -> Result<Pin, SecretError> {
         PinSource::Credential { key, name } => {
             read_file(key, &credential(key, name)?, Access::Systemd).map(pin)
         }
+        PinSource::Prompt { key, typed } => typed
+            .get()
+            .map(|pin| Pin::new(pin.expose().to_owned()))
+            .ok_or_else(|| SecretError::NotTyped {
+                key: key.clone(),
+                problem: "the PIN was not asked for".to_owned(),
+            }),
         PinSource::Inline(pin) => Ok(Pin::new(pin.expose().to_owned())),
     }
 }
 
-/// Looks at a PIN's source without reading the PIN.
+/// Looks at a PIN's source without reading the PIN, or asking for it.
 ///
 /// # Errors
 /// As [`read_pin`], but for what is in a file.
@@ -161,7 +192,7 @@ pub fn check_pin(source: &PinSource) -> Result<(), SecretError> {
         PinSource::Credential { key, name } => {
             open_file(key, &credential(key, name)?, Access::Systemd).map(drop)
         }
-        PinSource::Inline(_) => Ok(()),
+        PinSource::Prompt { .. } | PinSource::Inline(_) => Ok(()),
     }
 }
 

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use hsm_api::Client;
 use hsm_api::SecretText;
-use hsm_api::admin::{ClusterStatus, JoinRequest, JoinTokenRequest, JoinTokenResponse, Member};
+use hsm_api::admin::{
+    ClusterStatus, JoinRequest, JoinResponse, JoinTokenRequest, JoinTokenResponse, Member, SlotFingerprint,
+};
 use hsm_api::client::Retry;
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -15,10 +18,16 @@ use zeroize::Zeroizing;
 use super::{CHANGE, MEMBERSHIP, READ, Session};
 use crate::exit::{repeatable_failed, usage};
 use crate::files;
-use crate::output::{self, note, or_dash};
+use crate::output::{self, Format, note, or_dash};
+use crate::terminal::Terminal;
 
 /// Longest input with a token.
 const MAX_TOKEN: usize = 4096;
+/// What has to be typed for yes.
+const YES: &str = "yes";
+/// A node registers its slots' keys as soon as it has the state; one that has nothing to import may vote before.
+const REGISTERED_WITHIN: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The cluster and its members.
 #[derive(Debug, Subcommand)]
@@ -27,7 +36,8 @@ pub(crate) enum ClusterCommand {
     Init,
     /// Make a one-time token with which a node joins.
     Token(Token),
-    /// Make the node at --endpoint join a cluster; returns once it votes.
+    /// Make the node at --endpoint join a cluster; returns once it votes. Shows the public key of each of its slots
+    /// first, and asks whether they are the node's.
     Join(Join),
     /// Show the cluster as a node sees it.
     Status(Status),
@@ -63,6 +73,9 @@ pub(crate) struct Join {
         required = true
     )]
     leaders: Vec<String>,
+    /// Take the slots' keys for the node's without asking: for scripts.
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Arguments of `cluster status`.
@@ -123,6 +136,13 @@ async fn token(session: &Session, args: Token) -> Result<()> {
 
 async fn join(session: &Session, args: Join) -> Result<()> {
     let client = session.client_of_one(MEMBERSHIP)?;
+    // First: a script that lacks the option is told so before anything is done.
+    let terminal = match args.yes {
+        true => None,
+        false => Some(Terminal::open(
+            "compare the fingerprints of the node's slot keys some other way, and say --yes",
+        )?),
+    };
     let text = match &args.token_file {
         Some(path) => files::read_secret(path)?,
         None => token_from_stdin()?,
@@ -138,23 +158,124 @@ async fn join(session: &Session, args: Join) -> Result<()> {
         cluster_ca_sha256,
         leader_addresses: args.leaders,
     };
+    let confirmed = confirm(session, &client, terminal).await?;
     let what = format!("cluster join through {}", request.leader_addresses.join(", "));
     let answer = session
         .ask(&client, &what, client.join(&request))
         .await
         .map_err(repeatable_failed)?;
-    let joined = &answer.body;
+    let mut joined = answer.into_body();
+    wait_registered(session, &client, &confirmed, &mut joined).await?;
+    let joined = &joined;
     output::print(session.format(), joined, || {
         let mut text = output::pairs([
             ("cluster", joined.cluster_id.clone()),
             ("raft id", joined.raft_id.to_string()),
             ("role", joined.role.to_string()),
         ]);
-        for slot in &joined.slots {
-            text.push_str(&format!("slot {}  node key {}\n", slot.slot, slot.spki_sha256));
-        }
+        text.push_str(&keys_text(&joined.slots));
         text
-    })
+    })?;
+    compare(&confirmed, &joined.slots)
+}
+
+fn keys_text(keys: &[SlotFingerprint]) -> String {
+    keys.iter()
+        .map(|key| format!("slot {}  node key {}\n", key.slot, key.spki_sha256))
+        .collect()
+}
+
+/// The keys of the node's slots, which somebody has said yes to. Without a terminal that somebody is a script.
+async fn confirm(
+    session: &Session,
+    client: &Client,
+    terminal: Option<Terminal>,
+) -> Result<Vec<SlotFingerprint>> {
+    let answer = session
+        .ask(client, "cluster join: slot keys", client.slot_keys())
+        .await?;
+    let keys = answer.into_body().slots;
+    let shown = keys_text(&keys);
+    let Some(mut terminal) = terminal else {
+        if session.format() == Format::Table {
+            note(&format!(
+                "taken for the node's own, as --yes says:\n{}",
+                shown.trim_end()
+            ));
+        }
+        return Ok(keys);
+    };
+    let question = format!(
+        "The cluster will encrypt its slots' transport keys to these public keys (SHA-256):\n{shown}Whoever has the \
+         private key of another one would get every key of the slot. Are these the keys in the node's own tokens? \
+         Type {YES} to join: "
+    );
+    if terminal.ask(&question)? != YES {
+        bail!("not confirmed: nothing was joined, and the token is not used");
+    }
+    Ok(keys)
+}
+
+/// Until all keys that were confirmed are registered; a node without keys to import votes before that.
+async fn wait_registered(
+    session: &Session,
+    client: &Client,
+    confirmed: &[SlotFingerprint],
+    joined: &mut JoinResponse,
+) -> Result<()> {
+    let begun = std::time::Instant::now();
+    while !absent(confirmed, &joined.slots).is_empty() && begun.elapsed() < REGISTERED_WITHIN {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let answer = session
+            .ask(client, "cluster join: registered slot keys", client.slot_keys())
+            .await
+            .context("the node has joined, and which slot keys are registered for it is not known")?;
+        joined.slots = answer.into_body().slots;
+    }
+    Ok(())
+}
+
+/// Names of the slots whose key is not registered.
+fn absent<'a>(confirmed: &'a [SlotFingerprint], registered: &[SlotFingerprint]) -> Vec<&'a str> {
+    let is_registered = |key: &&SlotFingerprint| registered.iter().any(|other| other.slot == key.slot);
+    confirmed
+        .iter()
+        .filter(|key| !is_registered(key))
+        .map(|key| key.slot.as_str())
+        .collect()
+}
+
+/// What was confirmed has to be what the cluster has.
+fn compare(confirmed: &[SlotFingerprint], registered: &[SlotFingerprint]) -> Result<()> {
+    let other: Vec<String> = registered
+        .iter()
+        .filter(|key| !confirmed.contains(key))
+        .map(|key| {
+            let shown = confirmed.iter().find(|other| other.slot == key.slot);
+            format!(
+                "slot {}: registered {}, confirmed {}",
+                key.slot,
+                key.spki_sha256,
+                or_dash(shown.map(|other| &other.spki_sha256))
+            )
+        })
+        .collect();
+    if !other.is_empty() {
+        bail!(
+            "THE NODE HAS JOINED WITH OTHER SLOT KEYS THAN THOSE CONFIRMED: {}. Whoever has their private keys gets the \
+             keys of these slots: stop the node, and find out who registered them",
+            other.join("; ")
+        );
+    }
+    let absent = absent(confirmed, registered);
+    if !absent.is_empty() {
+        bail!(
+            "the node has joined, and no key is registered for {}: compare it with the one confirmed once there is \
+             one (GET /admin/v1/cluster/slot-keys); the node's log says what it waits for",
+            absent.join(", ")
+        );
+    }
+    Ok(())
 }
 
 fn token_from_stdin() -> Result<Zeroizing<String>> {
@@ -386,6 +507,32 @@ mod tests {
         assert!(parse_token(" \n").is_err());
         let error = parse_token("{\"token\": planted}").unwrap_err().to_string();
         assert!(!error.contains("planted"), "{error}");
+    }
+
+    fn keys(keys: &[(&str, &str)]) -> Vec<SlotFingerprint> {
+        let key = |(slot, print): &(&str, &str)| SlotFingerprint {
+            slot: (*slot).to_owned(),
+            spki_sha256: (*print).to_owned(),
+        };
+        keys.iter().map(key).collect()
+    }
+
+    #[test]
+    fn another_key_than_the_one_confirmed_is_a_failure() {
+        let confirmed = keys(&[("2fa", "aa"), ("exchange", "bb")]);
+        assert!(compare(&confirmed, &confirmed).is_ok());
+        let text =
+            |registered: &[(&str, &str)]| compare(&confirmed, &keys(registered)).unwrap_err().to_string();
+        let error = text(&[("2fa", "aa"), ("exchange", "cc")]);
+        assert!(
+            error.contains("OTHER SLOT KEYS") && error.contains("slot exchange: registered cc, confirmed bb"),
+            "{error}"
+        );
+        assert!(!error.contains("slot 2fa"), "{error}");
+        let error = text(&[("2fa", "aa"), ("exchange", "bb"), ("more", "dd")]);
+        assert!(error.contains("slot more: registered dd, confirmed -"), "{error}");
+        let error = text(&[("2fa", "aa")]);
+        assert!(error.contains("no key is registered for exchange"), "{error}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::{CHANGE, Session};
 use crate::exit::usage;
 use crate::files;
 use crate::output::{self, note, or_dash};
+use crate::terminal::{self, Terminal};
 
 /// Where SoftHSM is on Debian.
 pub(crate) const DEFAULT_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -51,12 +52,18 @@ pub(crate) struct Init {
     #[arg(long, env = "HSM_PKCS11_LIB", value_name = "FILE", default_value = DEFAULT_MODULE)]
     module: PathBuf,
     /// File with the user PIN; made, mode 0600, with a random PIN if it does not exist.
-    #[arg(long, value_name = "FILE")]
-    pin_file: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "pin_prompt")]
+    pin_file: Option<PathBuf>,
+    /// Ask for the user PIN instead, twice. For a software token it has to carry 128 random bits.
+    #[arg(long, conflicts_with = "pin_file")]
+    pin_prompt: bool,
     /// File with the security officer's PIN; made in the same way, but for --destroy-existing: then it is the
     /// one that the token has.
-    #[arg(long, value_name = "FILE")]
-    so_pin_file: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "so_pin_prompt")]
+    so_pin_file: Option<PathBuf>,
+    /// Ask for the security officer's PIN instead: twice, but for --destroy-existing once.
+    #[arg(long, conflicts_with = "so_pin_file")]
+    so_pin_prompt: bool,
     /// Erase the token of this label, with every key in it. Needs --confirm-label.
     #[arg(long, requires = "confirm_label")]
     destroy_existing: bool,
@@ -70,8 +77,11 @@ pub(crate) struct Init {
 struct Made<'a> {
     label: &'a str,
     serial: &'a str,
-    pin_file: &'a Path,
-    so_pin_file: &'a Path,
+    /// Absent if the PIN was typed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin_file: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    so_pin_file: Option<&'a Path>,
 }
 
 /// Asks the one node that is named: a slot is that node's alone.
@@ -103,22 +113,38 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
         )));
     }
     // One that is made here is certainly wrong, and entering it would cost one of the token's tries.
-    if args.destroy_existing && !args.so_pin_file.exists() {
+    if let Some(path) = args.so_pin_file.as_deref().filter(|path| !path.exists())
+        && args.destroy_existing
+    {
         return Err(usage(format!(
             "--so-pin-file {}: no such file; to erase a token its security officer's PIN is needed, the one that the \
              token has",
-            args.so_pin_file.display()
+            path.display()
         )));
     }
     files::harden()?;
-    let pin = PinFile::at(&args.pin_file, "PIN")?;
-    let so_pin = PinFile::at(&args.so_pin_file, "SO PIN")?;
+    if args.pin_prompt || args.so_pin_prompt {
+        Terminal::open("name files with --pin-file and --so-pin-file instead").map(drop)?;
+    }
+    let pin = match args.pin_file.as_deref() {
+        Some(path) => PinFile::at(path, "PIN")?,
+        None => PinFile::typed("PIN", &format!("PIN for token {:?}", args.label), true)?,
+    };
+    let so_pin = match args.so_pin_file.as_deref() {
+        Some(path) => PinFile::at(path, "SO PIN")?,
+        None => PinFile::typed(
+            "SO PIN",
+            &format!("security officer's PIN for token {:?}", args.label),
+            // A token that has it already says itself whether it is right.
+            !args.destroy_existing,
+        )?,
+    };
     if pin.pin.expose() == so_pin.pin.expose() {
         bail!(
-            "{} and {} hold the same PIN: then whoever may use the keys may also erase them; give the security \
-             officer another one",
-            args.pin_file.display(),
-            args.so_pin_file.display()
+            "{} and {}: the same PIN: then whoever may use the keys may also erase them; give the security officer \
+             another one",
+            pin.source(),
+            so_pin.source()
         );
     }
     let module = Module::load(&args.module)?;
@@ -140,15 +166,17 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
     let made = Made {
         label: &made.label,
         serial: &made.serial,
-        pin_file: &args.pin_file,
-        so_pin_file: &args.so_pin_file,
+        pin_file: args.pin_file.as_deref(),
+        so_pin_file: args.so_pin_file.as_deref(),
     };
+    let place =
+        |path: Option<&Path>| path.map_or_else(|| "as typed".to_owned(), |path| path.display().to_string());
     output::print(session.format(), &made, || {
         output::pairs([
             ("label", made.label.to_owned()),
             ("serial", made.serial.to_owned()),
-            ("PIN", made.pin_file.display().to_string()),
-            ("SO PIN", made.so_pin_file.display().to_string()),
+            ("PIN", place(made.pin_file)),
+            ("SO PIN", place(made.so_pin_file)),
         ])
     })
 }
@@ -158,20 +186,31 @@ fn about_token(args: &Init, error: HsmError) -> anyhow::Error {
     let label = &args.label;
     let about = match &error {
         HsmError::Argument { what: "user PIN", .. } => {
-            format!("{}: token {label:?}", args.pin_file.display())
+            format!("{}: token {label:?}", shown(args.pin_file.as_deref(), "PIN"))
         }
         HsmError::Argument {
             what: "security officer's PIN",
             ..
-        } => format!("{}: token {label:?}", args.so_pin_file.display()),
+        } => format!(
+            "{}: token {label:?}",
+            shown(args.so_pin_file.as_deref(), "SO PIN")
+        ),
         _ => format!("token {label:?}"),
     };
     anyhow::Error::new(error).context(about)
 }
 
-/// A PIN and the file that has it, or shall have it.
+/// Where a PIN comes from, for people.
+fn shown(path: Option<&Path>, what: &str) -> String {
+    path.map_or_else(
+        || format!("the {what} as typed"),
+        |path| path.display().to_string(),
+    )
+}
+
+/// A PIN and the file that has it, or shall have it; or one that was typed, and is in no file.
 struct PinFile<'a> {
-    path: &'a Path,
+    path: Option<&'a Path>,
     what: &'static str,
     pin: Pin,
     /// There was no file: the PIN was made here.
@@ -188,28 +227,57 @@ impl<'a> PinFile<'a> {
             Pin::new(files::read_secret(path)?.as_str().to_owned())
         };
         Ok(Self {
-            path,
+            path: Some(path),
             what,
             pin,
             made,
         })
     }
 
+    /// Asks for the PIN; twice where a slip of the hand would make a token that nobody can open.
+    fn typed(what: &'static str, question: &str, twice: bool) -> Result<Self> {
+        if twice {
+            note(&format!(
+                "{what}: a software token takes none of fewer than 128 random bits, which is 26 random characters of \
+                 0-9 and A-Z; nothing is shown while you type"
+            ));
+        }
+        let pin = terminal::secret(&format!("{question}: "))?;
+        if pin.expose().is_empty() {
+            return Err(usage(format!("no {what} was typed; no token was touched")));
+        }
+        if twice && terminal::secret(&format!("{question}, again: "))?.expose() != pin.expose() {
+            return Err(usage(format!(
+                "the two {what}s that were typed differ; no token was touched"
+            )));
+        }
+        Ok(Self {
+            path: None,
+            what,
+            pin,
+            made: false,
+        })
+    }
+
+    fn source(&self) -> String {
+        shown(self.path, self.what)
+    }
+
     /// Puts a PIN that was made here on disk.
     fn save(&self) -> Result<()> {
-        if !self.made {
+        let Some(path) = self.path.filter(|_| self.made) else {
             return Ok(());
-        }
-        if self.path.exists() {
+        };
+        if path.exists() {
             bail!(
                 "{}: has appeared meanwhile and is left alone; no token was touched: give each PIN a file of its own",
-                self.path.display()
+                path.display()
             );
         }
-        files::write(self.path, self.pin.expose().as_bytes())?;
+        files::write(path, self.pin.expose().as_bytes())?;
         note(&format!(
             "{}: a new {} of 140 random bits",
-            self.path.display(),
+            path.display(),
             self.what
         ));
         Ok(())
@@ -217,11 +285,10 @@ impl<'a> PinFile<'a> {
 
     /// Takes back what was saved: no token has this PIN.
     fn discard(&self) {
-        if self.made && std::fs::remove_file(self.path).is_ok() {
-            note(&format!(
-                "{}: removed again, no token has it",
-                self.path.display()
-            ));
+        if let Some(path) = self.path.filter(|_| self.made)
+            && std::fs::remove_file(path).is_ok()
+        {
+            note(&format!("{}: removed again, no token has it", path.display()));
         }
     }
 }
@@ -237,8 +304,10 @@ mod tests {
         Init {
             label: "slot-test".to_owned(),
             module: "/nonexistent/module.so".into(),
-            pin_file: dir.join("pin"),
-            so_pin_file: dir.join("so-pin"),
+            pin_file: Some(dir.join("pin")),
+            pin_prompt: false,
+            so_pin_file: Some(dir.join("so-pin")),
+            so_pin_prompt: false,
             destroy_existing: false,
             confirm_label: None,
         }
@@ -305,6 +374,41 @@ mod tests {
         }
         let text = format!("{:#}", about_token(&args, weak("label")));
         assert!(!text.contains("/pins"), "{text}");
+        let typed = Init {
+            pin_file: None,
+            pin_prompt: true,
+            ..args
+        };
+        let text = format!("{:#}", about_token(&typed, weak("user PIN")));
+        assert!(
+            text.starts_with("the PIN as typed: token ") && text.contains("128 random bits"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn each_pin_is_in_a_file_or_typed_and_not_both() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            init: Init,
+        }
+        let parse = |more: &[&str]| {
+            let line = ["init", "--label", "a"].iter().chain(more);
+            <Line as clap::Parser>::try_parse_from(line)
+        };
+        let typed = parse(&["--pin-prompt", "--so-pin-prompt"]).unwrap().init;
+        assert!(typed.pin_prompt && typed.so_pin_prompt && typed.pin_file.is_none());
+        assert!(parse(&["--pin-prompt", "--so-pin-file", "so"]).is_ok());
+        assert!(parse(&["--pin-file", "pin", "--so-pin-file", "so"]).is_ok());
+        for wrong in [
+            &["--pin-prompt", "--pin-file", "pin", "--so-pin-file", "so"][..],
+            &["--pin-prompt", "--so-pin-prompt", "--so-pin-file", "so"],
+            &["--pin-prompt"],
+            &["--so-pin-file", "so"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
@@ -313,7 +417,7 @@ mod tests {
         let path = dir.path().join("pin");
         PinFile::at(&path, "PIN").unwrap().save().unwrap();
         let error = refusal(&Init {
-            so_pin_file: path,
+            so_pin_file: Some(path),
             ..args(dir.path())
         });
         assert!(error.contains("same PIN"), "{error}");

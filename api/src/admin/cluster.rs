@@ -114,7 +114,15 @@ pub struct JoinResponse {
     pub cluster_id: String,
     /// What it is now.
     pub role: MemberRole,
-    /// Its slots' node keys, to be compared with what the token shows.
+    /// Its slots' node keys as they are registered, to be compared with [`SlotKeysResponse`].
+    pub slots: Vec<SlotFingerprint>,
+}
+
+/// Answer of `GET /admin/v1/cluster/slot-keys`: of a node that does not vote yet its tokens' own keys, made if
+/// there were none; of a voter those that are registered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotKeysResponse {
+    /// In the order of their names.
     pub slots: Vec<SlotFingerprint>,
 }
 

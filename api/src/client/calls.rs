@@ -18,14 +18,15 @@ use super::{Client, header_value};
 use crate::admin::{
     ClusterInitRequest, ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, JoinRequest,
     JoinResponse, JoinTokenRequest, JoinTokenResponse, ListKeksResponse, MembersResponse, RotateRequest,
-    RotateResponse, RotationStatusResponse, SlotStatus, UnlockSlotRequest, WhoAmI,
+    RotateResponse, RotationStatusResponse, SlotKeysResponse, SlotStatus, UnlockSlotRequest, WhoAmI,
 };
 use crate::data::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
 use crate::{headers, paths};
 
 /// Nodes give a mutation up after 15 s and then say so: wait for that.
 const MUTATION: Duration = Duration::from_secs(20);
-/// Making a cluster or joining one imports keys; a joining node answers within 60 s.
+/// Making a cluster or joining one imports keys; a joining node answers within 60 s. Making key pairs takes
+/// seconds each.
 const MEMBERSHIP: Duration = Duration::from_secs(75);
 /// Quotes, names and braces of a request.
 const JSON_OVERHEAD: usize = 256;
@@ -97,6 +98,13 @@ impl Client {
             first_endpoint_only: false,
         };
         self.mutate(mutation, request).await
+    }
+
+    /// The first endpoint's node's own public keys, which others encrypt transport keys to. No other endpoint is
+    /// asked.
+    pub async fn slot_keys(&self) -> Result<Answer<SlotKeysResponse>, ClientError> {
+        let limit = self.request_timeout.max(MEMBERSHIP);
+        self.run_get(paths::CLUSTER_SLOT_KEYS, limit, true).await
     }
 
     /// Makes the first endpoint's node join a cluster; returns once it votes. No other endpoint
@@ -205,6 +213,15 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Answer<T>, ClientError> {
+        self.run_get(path, self.request_timeout, false).await
+    }
+
+    async fn run_get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+        first_endpoint_only: bool,
+    ) -> Result<Answer<T>, ClientError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, json());
         headers.insert(headers::X_HSM_REQUEST, HeaderValue::from_static("1"));
@@ -213,8 +230,8 @@ impl Client {
             path: path.to_owned(),
             headers,
             body: Bytes::new(),
-            limit: self.request_timeout,
-            first_endpoint_only: false,
+            limit,
+            first_endpoint_only,
         };
         let (response, attempts) = self.run(&call).await?;
         Ok(Answer {

@@ -175,6 +175,15 @@ pub enum ClientError {
     /// The request cannot be sent at all.
     #[error("request: {0}")]
     Request(String),
+    /// A node refused at last, for now; but a request before that one had no answer, and may have been carried
+    /// out.
+    #[error("{unanswered}; then {refusal}")]
+    RefusedAfterSilence {
+        /// What the request without an answer failed with.
+        unanswered: Box<ClientError>,
+        /// The refusal.
+        refusal: Box<ApiError>,
+    },
     /// Several nodes were asked, and none answered.
     #[error("none of {} nodes answered: {}", .failures.len(), texts(.failures))]
     NoneAnswered {
@@ -212,7 +221,10 @@ impl ClientError {
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         match self {
-            Self::Transport { .. } | Self::Timeout { .. } | Self::Decode { .. } => true,
+            Self::Transport { .. }
+            | Self::Timeout { .. }
+            | Self::Decode { .. }
+            | Self::RefusedAfterSilence { .. } => true,
             Self::NoneAnswered { failures } => failures.iter().any(Self::outcome_unknown),
             _ => self.code() == Some(ErrorCode::OutcomeUnknown),
         }

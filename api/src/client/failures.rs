@@ -21,8 +21,12 @@ impl Failures {
 
     /// Notes a failure of the endpoint with this index; any number names one, as they go round.
     pub(super) fn note(&mut self, at: usize, error: ClientError) {
-        if error.api().is_some() {
-            self.refusal = Some(error);
+        if let Some(refusal) = error.api() {
+            // What may have been carried out stays possible until a node says for good what became of it.
+            let possible = self.refusal.as_ref().is_some_and(ClientError::outcome_unknown);
+            if !(possible && refusal.retryable) {
+                self.refusal = Some(error);
+            }
             return;
         }
         let at = at % self.silent.len();
@@ -34,11 +38,29 @@ impl Failures {
         }
     }
 
-    /// A node's refusal tells more than the silence of another one after it.
-    pub(super) fn into_error(self) -> ClientError {
-        if let Some(refusal) = self.refusal {
-            return refusal;
+    /// A node's refusal tells more than the silence of another one. But one that is for now says nothing of what
+    /// an earlier request has done that had no answer.
+    pub(super) fn into_error(mut self) -> ClientError {
+        let refusal = match self.refusal.take() {
+            Some(ClientError::Api(refusal)) if refusal.retryable => refusal,
+            Some(refusal) => return refusal,
+            None => return self.silence(),
+        };
+        let unknown = self
+            .silent
+            .into_iter()
+            .flatten()
+            .find(ClientError::outcome_unknown);
+        match unknown {
+            Some(unanswered) => ClientError::RefusedAfterSilence {
+                unanswered: Box::new(unanswered),
+                refusal,
+            },
+            None => ClientError::Api(refusal),
         }
+    }
+
+    fn silence(self) -> ClientError {
         let mut failures: Vec<ClientError> = self.silent.into_iter().flatten().collect();
         match failures.pop() {
             Some(only) if failures.is_empty() => only,
@@ -125,6 +147,24 @@ mod tests {
     fn a_refusal_tells_more_than_silence_after_it() {
         let error = outcome(2, vec![(0, no_quorum()), (1, refused("https://b:2"))]);
         assert_eq!(error.code(), Some(ErrorCode::NoQuorum));
+    }
+
+    #[test]
+    fn a_refusal_for_now_does_not_hide_what_may_have_been_done() {
+        let error = outcome(2, vec![(0, broken("https://a:1")), (1, no_quorum())]);
+        assert!(error.outcome_unknown() && error.api().is_none(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("reset; then https://b:2: 503 no_quorum"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_for_good_is_the_answer() {
+        let mut refusal = no_quorum();
+        if let ClientError::Api(refusal) = &mut refusal {
+            refusal.retryable = false;
+        }
+        let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal)]);
+        assert!(error.api().is_some() && !error.outcome_unknown(), "{error}");
     }
 
     #[test]

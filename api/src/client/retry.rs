@@ -50,9 +50,10 @@ fn verdict(error: &ClientError) -> Verdict {
         // A refused certificate is refused again; another node may have the right one.
         ClientError::Tls { .. } => return Verdict::Elsewhere,
         // The last is what a whole call ends with, never one attempt.
-        ClientError::Decode { .. } | ClientError::Request(_) | ClientError::NoneAnswered { .. } => {
-            return Verdict::Final;
-        }
+        ClientError::Decode { .. }
+        | ClientError::Request(_)
+        | ClientError::RefusedAfterSilence { .. }
+        | ClientError::NoneAnswered { .. } => return Verdict::Final,
     };
     let after = api.retry_after.map(|after| after.min(LONGEST_RETRY_AFTER));
     match api.code {

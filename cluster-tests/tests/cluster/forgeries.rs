@@ -10,7 +10,7 @@ use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
 use serde_json::Value;
 
-use crate::common::{CONTEXT, open, seal_under};
+use crate::common::{CONTEXT, context_on, made, open, seal_under};
 
 /// From a lie to the line about it.
 const AUDITED_WITHIN: Duration = Duration::from_secs(30);
@@ -128,4 +128,31 @@ async fn a_forged_grant_is_refused() -> Result<()> {
 async fn an_acknowledgement_for_another_node_is_refused() -> Result<()> {
     let reason = "may say this of itself";
     is_refused_until_it_stops("sync::ack_as_other", "ack_versions", reason).await
+}
+
+/// It takes an administrator's call as only a member may, and hands it on in his name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    // With a key that nobody believes it stays what it is.
+    let liar = joins_with(&mut cluster, "sync::register_other_key").await?;
+    arm(&liar, "forward::as_member", "return").await?;
+    let name = liar.id();
+    audited(&cluster, |line| says(line, "problem", &name)).await?;
+    let before = made(&context_on(&cluster, 1, CONTEXT).await?);
+    let forwarded = cluster
+        .client_on("admin", liar.number)?
+        .rotate(CONTEXT, Some("forwarded by a liar"))
+        .await;
+    ensure!(forwarded.is_err(), "{forwarded:?}");
+    let line = audited(&cluster, |line| {
+        line["peer"] == name.as_str() && line["asked"] == "admin" && line["outcome"] == "refused"
+    })
+    .await?;
+    println!("{line}");
+    let after = made(&context_on(&cluster, 1, CONTEXT).await?);
+    ensure!(before == after, "{after} versions instead of {before}");
+    check_unharmed(&cluster, &liar).await?;
+    cluster.passed();
+    Ok(())
 }

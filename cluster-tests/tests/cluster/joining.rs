@@ -190,6 +190,17 @@ async fn a_join_that_must_fail_says_why_and_harms_nobody() -> Result<()> {
     std::fs::write(&secret, &right)?;
     let outcome = join(&cluster, &fourth, |_| ()).await?;
     check_refused(outcome, &[InvalidArgument, Conflict], "TOKEN_REPLICATION_KEY")?;
+    let audited = cluster.nodes().iter().any(|node| {
+        node.log().lines().any(|line| {
+            line.contains("\"target\":\"audit\"")
+                && line.contains("hsm-node-4")
+                && line.contains("TOKEN_REPLICATION_KEY")
+        })
+    });
+    ensure!(
+        audited,
+        "no member's audit says who came with another replication key"
+    );
     check_unharmed(&cluster).await?;
 
     // Nothing of all this stands in the way of the right one.

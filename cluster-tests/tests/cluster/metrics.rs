@@ -135,12 +135,32 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
         );
     }
 
-    // Only a leader knows its peers.
-    let peers = cluster.node(leader.node);
+    // Only a leader knows its peers, and one that is gone falls behind.
+    let leading = cluster.node(leader.node);
+    let lags = async || -> Option<Vec<f64>> {
+        let metrics = leading.metrics().await.ok()?;
+        let others = metrics.all("hsm_raft_peer_lag").filter(|lag| lag.value >= 0.0);
+        Some(others.map(|lag| lag.value).collect())
+    };
     until("the lag of both peers", Duration::from_secs(10), async || {
-        let metrics = peers.metrics().await.ok()?;
-        (metrics.all("hsm_raft_peer_lag").count() >= 2).then_some(())
+        (lags().await? == [0.0, 0.0]).then_some(())
     })
+    .await?;
+    cluster.others(leader.node)[0].kill().await?;
+    let request = hsm_api::admin::JoinTokenRequest::default();
+    cluster
+        .client_on("admin", leader.node)?
+        .create_join_token(&request)
+        .await?;
+    until(
+        "the lag of the one that is gone",
+        Duration::from_secs(10),
+        async || {
+            let mut lags = lags().await?;
+            lags.sort_by(f64::total_cmp);
+            matches!(lags[..], [at_hand, gone] if at_hand == 0.0 && gone >= 1.0).then_some(())
+        },
+    )
     .await?;
     cluster.passed();
     Ok(())

@@ -101,17 +101,18 @@ pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
     let (source, request_id) = (plain(subject.source), plain(subject.request_id));
     let trace_id = plain(subject.trace_id);
     let (action, target) = (subject.act.name(), plain(subject.target));
+    let epoch = crate::logging::epoch();
     if error.is_none() {
         tracing::info!(
             target: "audit",
-            principal, issuer, fingerprint, source, request_id, trace_id,
+            epoch, principal, issuer, fingerprint, source, request_id, trace_id,
             action, resource = target, place, outcome,
             "admin call"
         );
     } else {
         tracing::warn!(
             target: "audit",
-            principal, issuer, fingerprint, source, request_id, trace_id,
+            epoch, principal, issuer, fingerprint, source, request_id, trace_id,
             action, resource = target, place, outcome,
             code, reason,
             "admin call"

@@ -16,6 +16,8 @@ pub enum Act {
     Init,
     /// `cluster join`.
     Join,
+    /// What `cluster join` shows first. Makes key pairs where there are none.
+    SlotKeys,
     /// `cluster token`.
     CreateJoinToken,
     /// `cluster status`.
@@ -48,6 +50,7 @@ impl Act {
         match self {
             Self::Init => "cluster.init",
             Self::Join => "cluster.join",
+            Self::SlotKeys => "cluster.slot_keys",
             Self::CreateJoinToken => "cluster.token",
             Self::Status => "cluster.status",
             Self::Members => "cluster.members",
@@ -63,7 +66,9 @@ impl Act {
     /// The roles that suffice; `None`: every certificate that is not revoked.
     fn roles(self) -> Option<&'static [Role]> {
         match self {
-            Self::Init | Self::Join | Self::CreateJoinToken | Self::UnlockSlot => Some(&[Role::Admin]),
+            Self::Init | Self::Join | Self::SlotKeys | Self::CreateJoinToken | Self::UnlockSlot => {
+                Some(&[Role::Admin])
+            }
             Self::CreateKey | Self::Rotate => Some(OPERATE),
             Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus => Some(READ),
             Self::WhoAmI => None,
@@ -75,6 +80,7 @@ impl Act {
         match self {
             Self::Init
             | Self::Join
+            | Self::SlotKeys
             | Self::CreateJoinToken
             | Self::CreateKey
             | Self::Rotate
@@ -162,9 +168,10 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 11] = [
+    const ALL: [Act; 12] = [
         Act::Init,
         Act::Join,
+        Act::SlotKeys,
         Act::CreateJoinToken,
         Act::Status,
         Act::Members,

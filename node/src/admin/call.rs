@@ -137,7 +137,7 @@ impl From<ProposeError> for CallError {
             ProposeError::Busy => ErrorCode::Overloaded,
             ProposeError::Draining => ErrorCode::NodeDraining,
             ProposeError::Uninitialised => ErrorCode::Uninitialised,
-            ProposeError::NoSpace => ErrorCode::NotReady,
+            ProposeError::NoSpace | ProposeError::OlderCopy { .. } => ErrorCode::NotReady,
             ProposeError::Fatal(_) => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())
@@ -184,6 +184,7 @@ mod tests {
             (ProposeError::Busy, ErrorCode::Overloaded),
             (ProposeError::Draining, ErrorCode::NodeDraining),
             (ProposeError::NoSpace, ErrorCode::NotReady),
+            (ProposeError::OlderCopy { node: 7 }, ErrorCode::NotReady),
         ] {
             let call = CallError::from(error);
             assert_eq!(call.code, code);

@@ -14,6 +14,6 @@ pub mod service;
 pub mod views;
 
 pub use call::{AdminBody, AdminCall, CallError};
-pub use routes::{AdminParts, Placements, router};
+pub use routes::{AdminParts, Changes, Placements, router};
 pub use seed::Seed;
 pub use service::{AdminService, ServiceParts};

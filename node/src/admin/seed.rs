@@ -103,11 +103,28 @@ fn revocations(
         let place = format!("{}, entry {}", path.display(), index + 1);
         let reason = reason(&entry);
         for key in keys(entry, &place, client_issuer_dns)? {
+            let size = match &key {
+                RevocationKey::CommonName(cn) => cn.len(),
+                RevocationKey::Serial { issuer, serial } => issuer.len() + serial.len(),
+                RevocationKey::Fingerprint(fingerprint) => fingerprint.len(),
+            };
+            // What the cluster would refuse must not be found out by its leader, with others beside it.
+            if size > MAX_NAME {
+                return Err(ConfigError::invalid(
+                    "acl.revoked_file",
+                    &place,
+                    format!("names a certificate with {size} bytes, and at most {MAX_NAME} are kept"),
+                    "revoke it by serial and issuer, or by another name of at most that length",
+                ));
+            }
             revocations.push((key, reason.clone()));
         }
     }
     Ok(revocations)
 }
+
+/// Well below what a row's key may hold (`raft_store::state::table::MAX_KEY`); X.520 bounds a CN to 64.
+const MAX_NAME: usize = 1000;
 
 fn reason(entry: &RevokedEntry) -> String {
     let given = entry.reason.as_deref().unwrap_or_default();
@@ -285,6 +302,10 @@ mod tests {
             ),
             (entry(" ", Some(" "), None), "revokes nothing"),
             (entry("", Some("zebra"), None), "\"zebra\" is not a serial number"),
+            (
+                entry(&"x".repeat(1001), None, None),
+                "names a certificate with 1001 bytes, and at most 1000 are kept",
+            ),
             (entry("", Some("0x"), None), "\"0x\" is not a serial number"),
             (entry("", Some("-1"), None), "\"-1\" is not a serial number"),
             (

@@ -113,14 +113,21 @@ async fn look(cluster: &dyn Cluster, wanted: &[(RevocationKey, String)], done_in
                 ErrorCode::NotLeader | ErrorCode::NoQuorum | ErrorCode::NodeDraining
             ) {
                 tracing::debug!(term, detail, "revocations of this node's configuration wait");
-            } else {
-                tracing::warn!(
-                    term,
-                    detail,
-                    "revocations of this node's configuration not added; trying again"
-                );
+                return false;
             }
-            false
+            // A refusal would be the same again, and an entry of the log each time.
+            let refused = matches!(code, ErrorCode::InvalidArgument | ErrorCode::AccessDenied);
+            tracing::error!(
+                target: "audit",
+                term,
+                detail,
+                again = !refused,
+                "revocations of this node's configuration not added"
+            );
+            if refused {
+                *done_in = Some(term);
+            }
+            refused
         }
     }
 }

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 
 use super::arrival::principal_hash;
 use super::audit::{Place, Subject, record};
-use super::authorise::{authorise, state_policy};
+use super::authorise::{authorise, rules};
 use super::call::{AdminBody, AdminCall, CallError};
 use super::join_token;
+use super::seed::Seed;
 use super::views::rfc3339;
 use crate::clock;
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
@@ -41,6 +42,8 @@ pub struct ServiceParts {
     pub rotator: Rotator,
     /// The policy of new contexts, from this node's configuration.
     pub policy: RotationPolicy,
+    /// Which issuers have roles on this node.
+    pub seed: Seed,
     /// SHA-256 of the cluster CA's certificate; `None` on a standalone node.
     pub cluster_ca_sha256: Option<[u8; 32]>,
 }
@@ -103,7 +106,11 @@ impl AdminService {
         // A new leader may not have applied a revocation, or this very request's first attempt.
         catch_up(cluster, deadline).await?;
         let published = cluster.published();
-        let policy = state_policy(&published.state).ok_or(ProposeError::Uninitialised)?;
+        if published.state.meta().is_none() {
+            return Err(ProposeError::Uninitialised.into());
+        }
+        // This node's own rules: a CA that was taken out of its files has no roles here, whatever the entry has.
+        let policy = rules(&published.state, &self.parts.seed);
         authorise(&policy, &call.principal(), call.body.act())?;
         match &call.body {
             AdminBody::Rotate { context } => {

@@ -40,6 +40,10 @@ fn bench() -> Bench {
             max_versions: 7,
             ..RotationPolicy::default()
         },
+        seed: Seed {
+            issuers: vec![ISSUER.to_owned()],
+            ..Seed::default()
+        },
         cluster_ca_sha256: Some([0xca; 32]),
     });
     Bench {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::StartFailure;
+use super::{StartFailure, descriptors};
 use crate::admin::Seed;
 use crate::config::{Config, PeerListener};
 use crate::secrets::{check_pin, check_replication_key};
@@ -45,6 +45,10 @@ impl Files {
 /// Reads everything that a start would read before it opens a token. Makes nothing; of PINs only the sources
 /// are looked at.
 pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
+    // Of this process: the node may be started with another limit.
+    if let Err(error) = descriptors::room(&config.server.limits) {
+        tracing::warn!("with this process's limit of file descriptors the node would not start: {error}");
+    }
     Files::read(config)?;
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;

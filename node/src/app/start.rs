@@ -11,7 +11,9 @@ use tokio::sync::watch;
 
 use super::files::Files;
 use super::{StartFailure, descriptors, die, stop};
-use crate::admin::{self, AdminParts, AdminService, Placements, Seed, ServiceParts, differences, seeding};
+use crate::admin::{
+    self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, seeding,
+};
 use crate::config::{Config, Mode, ReplicationKeySource};
 use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
 use crate::health;
@@ -22,7 +24,7 @@ use crate::keyring::KeyRing;
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
 use crate::rotation::{self, Cluster, HeldSlot, Limits, Rotator, TokenKeys};
-use crate::secrets::read_replication_key;
+use crate::secrets::{ask_pins, read_replication_key};
 use crate::slots::SlotManager;
 use crate::sync::{self, Replication, SyncOptions};
 use crate::tls::ClusterTls;
@@ -61,6 +63,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             .for_cluster(meta)
             .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
     }
+    ask_pins(&config.hsm)?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
     let consensus = prepared.start()?;
 
@@ -109,6 +112,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             token_timeout: TOKEN_TIMEOUT,
             drain: drain.signal(),
         });
+        let changes = Changes::default();
         let admin = admin::router(AdminParts {
             consensus: consensus.clone(),
             seed: seed.clone(),
@@ -117,6 +121,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             view,
             bodies: BodyLimits::admin(),
             cluster_name: config.cluster.name.clone(),
+            changes: changes.clone(),
         });
         let listener = ApiListener {
             socket: api_socket,
@@ -133,7 +138,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             found_alone(&consensus, &seed).await?;
         }
         tracing::info!(node = %config.cluster.node_id, api = %config.server.listen, "started");
-        stop::wait(&consensus, &drain, config.server.drain, &open).await;
+        stop::wait(&consensus, &drain, config.server.drain, &open, &changes).await;
         Ok(())
     });
     // A call that hangs in a token never comes back, and dropping the runtime would wait for it.
@@ -257,6 +262,7 @@ fn lead(
             cleanup_after_days: config.hsm.cleanup_after_days,
             ..RotationPolicy::default()
         },
+        seed: seed.clone(),
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
     });
     consensus.serve_leader_calls(Arc::new(service));

@@ -143,6 +143,8 @@ pub(crate) struct HsmSection {
     pub(crate) slot_id: Option<String>,
     /// v1: that token's PIN; the variable HSM_PIN goes before it.
     pub(crate) pin: Option<SecretText>,
+    /// v1: ask for that token's PIN at start. Default false.
+    pub(crate) pin_prompt: bool,
     /// Context → how its ciphertexts are bound. Default `{type: aes, mode: private}`.
     pub(crate) keys: Option<BTreeMap<String, Option<KeySection>>>,
     pub(crate) metadata_file: Ignored,
@@ -161,6 +163,8 @@ pub(crate) struct SlotSection {
     pub(crate) pin_env: Option<String>,
     pub(crate) pin_file: Option<PathBuf>,
     pub(crate) pin_credential: Option<String>,
+    /// Ask for the PIN on the terminal at start. Default false.
+    pub(crate) pin_prompt: bool,
     pub(crate) contexts: Option<Vec<String>>,
     /// Accept a PIN with less than 128 bits. Default false.
     pub(crate) insecure_pin: bool,

@@ -1,10 +1,10 @@
 //! `hsm`: the tokens of this node, where their PINs come from, and which contexts they hold.
-//! No PIN is read here, only its source is found.
+//! No PIN is read here, and none asked for: only its source is found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hsm_core::envelope::Binding;
 use hsm_core::secrets::Pin;
@@ -82,6 +82,14 @@ pub enum PinSource {
         /// Its name.
         name: String,
     },
+    /// Typed on the node's terminal at start.
+    Prompt {
+        /// The configuration key.
+        key: String,
+        /// Empty until it was typed. All copies share it, so that a slot that opens later does so with the same
+        /// PIN: nobody is asked twice.
+        typed: Arc<OnceLock<Pin>>,
+    },
     /// Written in the configuration itself; only in v1's legacy mode.
     Inline(Arc<Pin>),
 }
@@ -92,7 +100,17 @@ impl fmt::Debug for PinSource {
             Self::Env { variable, .. } => write!(f, "Env({variable})"),
             Self::File { path, .. } => write!(f, "File({})", path.display()),
             Self::Credential { name, .. } => write!(f, "Credential({name})"),
+            Self::Prompt { .. } => f.write_str("Prompt(redacted)"),
             Self::Inline(_) => f.write_str("Inline(redacted)"),
+        }
+    }
+}
+
+impl PinSource {
+    fn prompt(key: String) -> Self {
+        Self::Prompt {
+            key,
+            typed: Arc::new(OnceLock::new()),
         }
     }
 }
@@ -149,13 +167,22 @@ impl HsmSection {
                         "hsm.pin",
                         "(not shown)",
                         "has no meaning beside hsm.slots",
-                        "remove it and give each slot pin_file, pin_credential or pin_env",
+                        "remove it and give each slot pin_file, pin_credential, pin_env or pin_prompt",
+                    ));
+                }
+                if self.pin_prompt {
+                    return Err(ConfigError::invalid(
+                        "hsm.pin_prompt",
+                        true,
+                        "has no meaning beside hsm.slots",
+                        "write pin_prompt: true in each slot whose PIN is to be asked for",
                     ));
                 }
                 (many(slots, &module, around.env)?, false)
             }
             (None, Some(label)) => {
-                let slot = legacy(label, self.pin, module, &bindings, around, warnings)?;
+                let pin = legacy_pin(self.pin, self.pin_prompt, around, warnings)?;
+                let slot = legacy(label, pin, module, &bindings, around, warnings)?;
                 (vec![slot], true)
             }
         };
@@ -214,7 +241,14 @@ impl SlotSection {
         Ok(Slot {
             name: slot,
             label,
-            pin: pin_source(&key, self.pin_env, self.pin_file, self.pin_credential, env)?,
+            pin: pin_source(
+                &key,
+                self.pin_env,
+                self.pin_file,
+                self.pin_credential,
+                self.pin_prompt,
+                env,
+            )?,
             contexts,
             insecure_pin: self.insecure_pin,
             threads: number(&key("threads"), self.threads, 1, 1..=64)?,
@@ -229,10 +263,11 @@ fn pin_source(
     variable: Option<String>,
     path: Option<PathBuf>,
     credential: Option<String>,
+    prompt: bool,
     env: Env<'_>,
 ) -> Result<PinSource, ConfigError> {
-    match (variable, path, credential) {
-        (Some(variable), None, None) => {
+    match (variable, path, credential, prompt) {
+        (Some(variable), None, None, false) => {
             let key = key("pin_env");
             if env(&variable).is_none_or(|value| {
                 let value = zeroize::Zeroizing::new(value);
@@ -246,11 +281,11 @@ fn pin_source(
             }
             Ok(PinSource::Env { key, variable })
         }
-        (None, Some(path), None) => Ok(PinSource::File {
+        (None, Some(path), None, false) => Ok(PinSource::File {
             key: key("pin_file"),
             path,
         }),
-        (None, None, Some(name)) => {
+        (None, None, Some(name), false) => {
             let key = key("pin_credential");
             if name.is_empty() || name.contains('/') || name.starts_with('.') {
                 return Err(ConfigError::invalid(
@@ -262,39 +297,51 @@ fn pin_source(
             }
             Ok(PinSource::Credential { key, name })
         }
-        (None, None, None) => Err(ConfigError::missing(
+        (None, None, None, true) => Ok(PinSource::prompt(key("pin_prompt"))),
+        (None, None, None, false) => Err(ConfigError::missing(
             key("pin_file"),
-            "name the source of the token's PIN: pin_file, pin_credential or pin_env",
+            "name the source of the token's PIN: pin_file, pin_credential, pin_env or pin_prompt",
         )),
         _ => Err(ConfigError::invalid(
             key("pin_file"),
             "(several sources)",
             "more than one source of the PIN is named",
-            "keep one of pin_file, pin_credential and pin_env",
+            "keep one of pin_file, pin_credential, pin_env and pin_prompt",
         )),
     }
 }
 
-/// v1's single slot: HSM_PIN goes before `hsm.pin`, as in v1.
-fn legacy(
-    label: String,
+/// The PIN of v1's single slot: HSM_PIN goes before `hsm.pin`, as in v1.
+fn legacy_pin(
     pin: Option<SecretText>,
-    module: PathBuf,
-    bindings: &BTreeMap<ContextName, Binding>,
+    prompt: bool,
     around: &Surroundings<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Slot, ConfigError> {
+) -> Result<PinSource, ConfigError> {
     const KEY: &str = "hsm.pin";
     const VARIABLE: &str = "HSM_PIN";
     let in_env = (around.env)(VARIABLE)
         .map(zeroize::Zeroizing::new)
         .is_some_and(|pin| !pin.is_empty());
     let inline = pin.filter(|pin| !pin.0.is_empty());
-    let source = match (in_env, inline) {
-        (true, _) => PinSource::Env {
+    if prompt {
+        let other = match (in_env, inline.is_some()) {
+            (true, _) => VARIABLE,
+            (false, true) => KEY,
+            (false, false) => return Ok(PinSource::prompt("hsm.pin_prompt".to_owned())),
+        };
+        return Err(ConfigError::invalid(
+            "hsm.pin_prompt",
+            true,
+            format!("{other} has the PIN already"),
+            format!("remove {other} or hsm.pin_prompt"),
+        ));
+    }
+    match (in_env, inline) {
+        (true, _) => Ok(PinSource::Env {
             key: KEY.to_owned(),
             variable: VARIABLE.to_owned(),
-        },
+        }),
         (false, Some(pin)) => {
             if let Some(mode) = around.mode.filter(|mode| mode & 0o077 != 0) {
                 return Err(ConfigError::PinInOpenFile {
@@ -307,16 +354,25 @@ fn legacy(
                  it apart from the configuration",
                 around.file.display()
             ));
-            PinSource::Inline(Arc::new(Pin::new(pin.0.as_str().to_owned())))
+            Ok(PinSource::Inline(Arc::new(Pin::new(pin.0.as_str().to_owned()))))
         }
-        (false, None) => {
-            return Err(ConfigError::UnsetVariable {
-                key: KEY.to_owned(),
-                variable: VARIABLE.to_owned(),
-                alternative: "hsm.slots with pin_file or pin_credential",
-            });
-        }
-    };
+        (false, None) => Err(ConfigError::UnsetVariable {
+            key: KEY.to_owned(),
+            variable: VARIABLE.to_owned(),
+            alternative: "hsm.pin_prompt, or hsm.slots with pin_file or pin_credential",
+        }),
+    }
+}
+
+/// v1's single slot.
+fn legacy(
+    label: String,
+    pin: PinSource,
+    module: PathBuf,
+    bindings: &BTreeMap<ContextName, Binding>,
+    around: &Surroundings<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Slot, ConfigError> {
     warnings.push(
         "hsm.slot_id: one slot for all contexts, and its PIN may be short, as in v1; \
          hsm.slots separates contexts and asks for PINs of 128 bits"
@@ -334,7 +390,7 @@ fn legacy(
     Ok(Slot {
         name: SlotName::new(LEGACY_SLOT).map_err(ConfigError::name("hsm.slot_id"))?,
         label,
-        pin: source,
+        pin,
         contexts,
         insecure_pin: true,
         threads: 1,

@@ -287,6 +287,83 @@ fn a_pin_in_a_file_others_can_read_is_refused_and_never_repeated() {
 }
 
 #[test]
+fn a_pin_may_be_asked_for_instead_of_read() {
+    let config = parse(&CLUSTER.replace("pin_env: PIN_A", "pin_prompt: true")).unwrap();
+    match &config.hsm.slot_of("exchange-key").unwrap().pin {
+        PinSource::Prompt { key, typed } => {
+            assert_eq!(key, "hsm.slots.exchange.pin_prompt");
+            assert!(typed.get().is_none(), "nobody was asked yet");
+        }
+        other => panic!("unexpected source {other:?}"),
+    }
+    // Copies of the configuration have the PIN too, once it was typed.
+    let copy = config.hsm.clone();
+    let pin_of = |hsm: &Hsm| match &hsm.slot_of("exchange-key").unwrap().pin {
+        PinSource::Prompt { typed, .. } => std::sync::Arc::clone(typed),
+        other => panic!("unexpected source {other:?}"),
+    };
+    let typed = hsm_core::secrets::Pin::new("planted-secret".to_owned());
+    assert!(pin_of(&config.hsm).set(typed).is_ok());
+    assert_eq!(pin_of(&copy).get().unwrap().expose(), "planted-secret");
+    assert!(!format!("{config:?}").contains("planted-secret"));
+    // Not asking is saying nothing.
+    assert!(parse(&CLUSTER.replace("pin_env: PIN_A", "pin_env: PIN_A, pin_prompt: false")).is_ok());
+}
+
+#[test]
+fn a_pin_has_one_source() {
+    for two in [
+        "pin_env: PIN_A, pin_prompt: true",
+        "pin_file: /run/pin, pin_prompt: true",
+        "pin_credential: pin, pin_prompt: true",
+        "pin_env: PIN_A, pin_file: /run/pin",
+    ] {
+        let error = refusal(&CLUSTER.replace("pin_env: PIN_A", two));
+        assert!(
+            error.starts_with("config: hsm.slots.exchange.pin_file: ") && error.contains("pin_prompt"),
+            "{two}: {error}"
+        );
+    }
+    let error = refusal(&CLUSTER.replace("pin_env: PIN_A", "pin_prompt: false"));
+    assert!(
+        error.starts_with("config: hsm.slots.exchange.pin_file: is not set; ")
+            && error.contains("pin_prompt"),
+        "{error}"
+    );
+}
+
+#[test]
+fn v1s_pin_is_asked_for_only_where_there_is_none() {
+    let none = |_: &str| -> Option<String> { None };
+    let asked = V1.replace("pin: \"\"", "pin: \"\"\n  pin_prompt: true");
+    let config = Config::parse(&asked, Path::new("c"), Some(0o644), &none).unwrap();
+    assert!(
+        matches!(&config.hsm.slots[0].pin, PinSource::Prompt { key, .. } if key == "hsm.pin_prompt"),
+        "{:?}",
+        config.hsm.slots[0].pin
+    );
+    let error = refusal(&asked);
+    assert!(
+        error.starts_with("config: hsm.pin_prompt: true: HSM_PIN has the PIN already; "),
+        "{error}"
+    );
+    let both = V1.replace("pin: \"\"", "pin: planted-secret\n  pin_prompt: true");
+    let error = Config::parse(&both, Path::new("c"), Some(0o600), &none)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("config: hsm.pin_prompt: true: hsm.pin has the PIN already; "),
+        "{error}"
+    );
+    assert!(!error.contains("planted-secret"), "{error}");
+    let error = refusal(&CLUSTER.replace("hsm:\n", "hsm:\n  pin_prompt: true\n"));
+    assert!(
+        error.starts_with("config: hsm.pin_prompt: true: has no meaning beside hsm.slots; "),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_error_never_quotes_the_lines_around_it() {
     let text = V1.replace("pin: \"\"", "pin: planted-secret\n  nonsense: 1");
     let error = refusal(&text);

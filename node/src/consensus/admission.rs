@@ -12,6 +12,7 @@ use raft_store::state::node::NodeStatus;
 use raft_store::storage::{Poison, Published};
 use tokio::task::JoinSet;
 
+use super::ProposeError;
 use super::handshake::{self, Standing};
 use super::shared::Shared;
 use super::wire::{Hello, Request, Response, TurnedAway, Vouched};
@@ -46,11 +47,13 @@ impl Peers {
         if boots.get(&peer.raft_id) == Some(&peer.boot) {
             return Ok(());
         }
-        handshake::check_log(peer, acknowledged())?;
-        // A joiner that knows nobody yet greets whoever has a certificate, under any id.
-        if boots.len() < MAX_RUNS || boots.contains_key(&peer.raft_id) {
-            boots.insert(peer.raft_id, peer.boot);
+        // A joiner that knows nobody yet greets whoever has a certificate, under any id. A run that cannot be
+        // remembered is not compared: at its next greeting it would be with its own acknowledgements.
+        if boots.len() >= MAX_RUNS && !boots.contains_key(&peer.raft_id) {
+            return Ok(());
         }
+        handshake::check_log(peer, acknowledged())?;
+        boots.insert(peer.raft_id, peer.boot);
         Ok(())
     }
 }
@@ -110,7 +113,9 @@ impl Drop for Turn<'_> {
 impl Shared {
     /// Checks a peer that greets as a member. `certificate` is the name in its verified certificate.
     pub(super) async fn admit(self: &Arc<Self>, certificate: &str, peer: &Hello) -> Result<(), TurnedAway> {
-        match self.check(certificate, peer)? {
+        let checked = self.check(certificate, peer);
+        self.look_at_own_log(certificate, peer, &checked);
+        match checked? {
             Standing::Known => {}
             Standing::Later if self.is_in_membership(peer) || self.is_vouched_for(peer).await => {}
             Standing::Later => return Err(TurnedAway::Unknown(peer.raft_id)),
@@ -137,6 +142,37 @@ impl Shared {
     fn check(&self, certificate: &str, peer: &Hello) -> Result<Standing, TurnedAway> {
         let published = self.published.load();
         handshake::check_member(&self.control.get(), &published, certificate, peer)
+    }
+
+    /// A founder's directory from when it was alone makes a leader of itself, and nobody else's word reaches it.
+    /// But raft ids are given by the log: while this node is the only voter and leads, every id of its cluster is
+    /// in its state. A peer of this cluster and epoch under another id proves that the log went on elsewhere.
+    fn look_at_own_log(&self, certificate: &str, peer: &Hello, checked: &Result<Standing, TurnedAway>) {
+        // Its name, cluster and epoch hold then, if its certificate is of this cluster at all.
+        let unknown = matches!(checked, Ok(Standing::Later) | Err(TurnedAway::Unknown(_)));
+        if !unknown || certificate.is_empty() || !self.leads_alone() {
+            return;
+        }
+        let published = self.published.load();
+        let applied = published.applied.map_or(0, |id| id.index);
+        let last = self.control.get().last_log.map_or(0, |id| id.index);
+        // What is in the log and not applied yet may be its registration.
+        let may_be_known = applied < peer.raft_id && peer.raft_id <= last;
+        if published.state.meta().is_none() || may_be_known || !self.gate.shut(peer.raft_id) {
+            return;
+        }
+        let why = ProposeError::OlderCopy { node: peer.raft_id };
+        self.note_older_copy(&peer.name, peer.raft_id, why);
+    }
+
+    /// Whether this node leads and nobody else votes.
+    fn leads_alone(&self) -> bool {
+        let sample = self.sample.load();
+        let Some(metrics) = sample.as_ref().map(|sample| &sample.metrics) else {
+            return false;
+        };
+        let mut voters = metrics.membership_config.voter_ids();
+        metrics.state == ServerState::Leader && voters.all(|id| id == metrics.id)
     }
 
     /// A leader knows what each peer has acknowledged to it, which is newer than any report. Also for a peer
@@ -356,5 +392,15 @@ mod tests {
             matches!(older, TurnedAway::RolledBack { seen_index: 100, .. }),
             "{older}"
         );
+        // Nor is one accused that there was no room to remember.
+        let stranger = |raft_id| Hello {
+            raft_id,
+            ..hello(1, 5)
+        };
+        for id in 3..2 * MAX_RUNS as RaftId {
+            peers.compare(&stranger(id), || 0).unwrap();
+        }
+        peers.compare(&stranger(9999), || 100).unwrap();
+        assert!(lock(&peers.boots).len() <= MAX_RUNS);
     }
 }

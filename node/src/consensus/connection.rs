@@ -12,7 +12,7 @@ use super::handshake;
 use super::start::ConsensusOptions;
 use super::wire::{self, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway};
 
-/// TCP, TLS and greeting together.
+/// TCP, TLS and greeting together; then a refusal.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a call to a peer failed.
@@ -75,7 +75,8 @@ impl Connection {
             TurnedAway::Removed { .. } => Request::GoAway(reason.clone()),
             _ => Request::Refused(reason.clone()),
         };
-        let _ = wire::send(&mut self.stream, &word).await;
+        // A peer that reads nothing must not hold the dial, which others wait for.
+        let _ = tokio::time::timeout(CONNECT_TIMEOUT, wire::send(&mut self.stream, &word)).await;
         CallFailure::Away {
             address: self.address,
             name,

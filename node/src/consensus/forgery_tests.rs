@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use hsm_api::ErrorCode;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use raft_store::command::{
-    AckVersions, AddTransportKey, CreateContext, Forbidden, GrantTransportKey, Op, Refusal, RegisterSlotKey,
+    AckVersions, AddRevocations, AddTransportKey, CreateContext, Forbidden, GrantTransportKey, Op, Refusal,
+    RegisterSlotKey,
 };
 use raft_store::names::{ContextName, ContextUid, Incarnation, RaftId, SlotName, TransportId};
 use raft_store::state::context::{BindingMode, RotationPolicy};
@@ -20,6 +21,7 @@ use raft_store::{SnapshotMeta, Vote};
 use super::join::JoinDetails;
 use super::test_world::{WITHIN, World, rotate, tls, until};
 use super::wire::{AppendFrame, Hello, JoinDeclined, Request, Response, TurnedAway};
+use super::{Gate, ProposeError};
 
 /// A term that no election has reached.
 const FAR: u64 = 1 << 40;
@@ -68,6 +70,54 @@ async fn a_stranger_with_a_node_certificate_is_no_member() {
         world.assert_audited(0, asked, "it may only ask to join");
     }
     assert_eq!(world.node.view().term, 1, "no election was caused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_connects_and_says_nothing_keeps_no_member_out() {
+    let world = World::new("sleeper").await;
+    let id = world.register("127.0.0.1:1").await;
+    let _silent = world.silent(280);
+    // A dial gives up after two seconds.
+    let answer = world.ask(&world.hello(id), Request::Vouch(1)).await.unwrap();
+    assert!(matches!(answer, Response::Vouch(Some(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lone_leader_whose_log_did_not_give_an_id_of_its_cluster_stops_changing_anything() {
+    let world = World::new("newer").await;
+    let open = || matches!(world.node.start_gate(), Gate::Open { .. });
+    until("the gate to open", open).await;
+    let revoke = || Op::AddRevocations(AddRevocations { revocations: vec![] });
+    // Of an epoch or a cluster that is not this one, or not named as its certificate is: no proof.
+    let hello = world.hello(500);
+    for other in [
+        Hello {
+            epoch: 2,
+            ..hello.clone()
+        },
+        Hello {
+            name: "n1".into(),
+            ..hello.clone()
+        },
+    ] {
+        world.turned_away(&other).await;
+    }
+    let own = world.register("127.0.0.1:1").await;
+    assert!(world.greet(&world.hello(own)).await.is_ok());
+    world.done(revoke()).await;
+    assert!(open());
+
+    assert_eq!(world.turned_away(&hello).await, TurnedAway::Unknown(500));
+    assert_eq!(world.node.start_gate(), Gate::OlderCopy { node: 500 });
+    assert_eq!(world.node.staleness(), None);
+    let last = world.node.view().last_log;
+    let refused = world.node.propose_as_leader(revoke()).await;
+    assert!(
+        matches!(refused, Err(ProposeError::OlderCopy { node: 500 })),
+        "{refused:?}"
+    );
+    assert_eq!(world.node.view().last_log, last);
+    assert!(!world.is_ended() && world.node.control().get().poison.is_none());
 }
 
 /// What it is sent anyway it may ask for, and it may speak for itself.

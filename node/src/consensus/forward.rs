@@ -8,6 +8,7 @@ use raft_store::command::{Done, Op};
 use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
 use raft_store::state::node::NodeStatus;
+use tokio::task::JoinError;
 
 use super::ask::Unanswered;
 use super::connection::CallFailure;
@@ -107,7 +108,12 @@ impl Shared {
             return Err(ProposeError::Uninitialised.into());
         }
         if self.is_leader() {
-            return self.execute_here(call.clone()).await;
+            let (shared, call) = (std::sync::Arc::clone(self), call.clone());
+            // In a task of its own: when the caller's time is up, what was proposed still has to get the leader's
+            // line of the audit.
+            let executed = tokio::spawn(async move { shared.execute_here(call).await });
+            let ended = |error: JoinError| Err(CallError::new(ErrorCode::Internal, error.to_string()));
+            return executed.await.unwrap_or_else(ended);
         }
         // The leader takes a call in somebody's name from a member only.
         if self.is_joining() {
@@ -177,6 +183,9 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
+        if let Some(node) = self.gate.shut_by() {
+            return Err(ProposeError::OlderCopy { node });
+        }
         let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
         match tokio::time::timeout(self.options.timing.election_max, running.raft.get_read_log_id()).await {
             Ok(Ok((read, _))) => Ok(read.map_or(0, |id| id.index)),
@@ -214,6 +223,7 @@ impl Shared {
 
     /// Whether the state has this node as one that has not proven its keys yet.
     fn is_joining(&self) -> bool {
+        fail::fail_point!("forward::as_member", |_| false);
         let Some(running) = self.raft.get() else {
             return false;
         };

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use raft_store::names::RaftId;
+
 /// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -22,6 +24,11 @@ pub enum Gate {
     Open {
         /// The applied index at which it opened: tokens must be in step with it.
         since: u64,
+    },
+    /// Shut until the process ends: this node leads itself with a log that is older than its cluster's.
+    OlderCopy {
+        /// The node that its log does not know.
+        node: RaftId,
     },
 }
 
@@ -47,6 +54,8 @@ pub(super) struct StartGate {
     contact: AtomicU64,
     /// Applied index at which the gate opened; 0 = shut.
     open_since: AtomicU64,
+    /// See [`Gate::OlderCopy`]; 0 = nobody.
+    unknown: AtomicU64,
 }
 
 impl StartGate {
@@ -57,7 +66,21 @@ impl StartGate {
             inner: Mutex::default(),
             contact: AtomicU64::new(0),
             open_since: AtomicU64::new(0),
+            unknown: AtomicU64::new(0),
         }
+    }
+
+    /// Shuts it for good, because of a node that the log does not know. Says whether it was not yet.
+    pub(super) fn shut(&self, node: RaftId) -> bool {
+        let first = self
+            .unknown
+            .compare_exchange(0, node, Ordering::AcqRel, Ordering::Acquire);
+        first.is_ok()
+    }
+
+    /// The node that it is shut for good because of.
+    pub(super) fn shut_by(&self) -> Option<RaftId> {
+        Some(self.unknown.load(Ordering::Acquire)).filter(|node| *node != 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -104,12 +127,18 @@ impl StartGate {
 
     /// Age of the newest contact that counts; `None`: none since the start.
     pub(super) fn staleness(&self, now: Instant) -> Option<Duration> {
+        if self.shut_by().is_some() {
+            return None;
+        }
         let contact = self.contact.load(Ordering::Acquire).checked_sub(1)?;
         Some(now.saturating_duration_since(self.begun + Duration::from_millis(contact)))
     }
 
     /// Where it stands.
     pub(super) fn stand(&self) -> Gate {
+        if let Some(node) = self.shut_by() {
+            return Gate::OlderCopy { node };
+        }
         match self.open_since.load(Ordering::Acquire) {
             0 => match self.lock().target {
                 0 => Gate::NoLeaderSeen,
@@ -188,6 +217,17 @@ mod tests {
         gate.contact(begun + 5 * SECOND, 4 * SECOND, 9, 1);
         assert_eq!(gate.stand(), Gate::Open { since: 1 });
         assert_eq!(gate.staleness(begun + 5 * SECOND), Some(2 * SECOND));
+    }
+
+    #[test]
+    fn shut_for_good_it_stays_shut_whatever_is_heard() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, Duration::ZERO, 10, 10);
+        assert!(gate.shut(12));
+        assert!(!gate.shut(15), "the first is kept");
+        gate.contact(begun + 2 * SECOND, Duration::ZERO, 10, 10);
+        assert_eq!(gate.stand(), Gate::OlderCopy { node: 12 });
+        assert_eq!(gate.staleness(begun + 2 * SECOND), None);
     }
 
     #[test]

@@ -276,6 +276,15 @@ impl Consensus {
             if connection.peer.cluster_id == ClusterId::default() {
                 return Err(NoAnswer::Later(format!("{address} belongs to no cluster itself")));
             }
+            let own = shared.control.get();
+            // Nothing is sent that another cluster would act on: an identity is for good.
+            if own.raft_id != 0 && own.cluster_id != connection.peer.cluster_id {
+                return Err(NoAnswer::Never(format!(
+                    "{address} belongs to cluster {}, this node to {} already; a node joins another cluster with an \
+                     empty data directory",
+                    connection.peer.cluster_id, own.cluster_id
+                )));
+            }
             details.trk_id = (shared.options.trk_id)(connection.peer.cluster_id);
             match connection.call(&Request::Join(Box::new(details)), ATTEMPT).await {
                 Ok(Response::Join(answer)) => Ok(answer),

@@ -12,6 +12,7 @@ use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
 use raft_store::state::node::{Node, NodeStatus};
 
+use super::propose::{LAST_ANSWER, answer_of};
 use super::shared::Shared;
 use crate::clock;
 
@@ -150,12 +151,19 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
     // leader hands over.
     let place = shared.may_append().map_err(|e| e.to_string())?;
     let raft = shared.raft.get().ok_or("raft is not running")?.raft.clone();
+    let metrics = raft.metrics();
     let changed = tokio::spawn(async move {
         let _place = place;
-        raft.change_membership(change, keep_learners).await
+        answer_of(
+            metrics,
+            LAST_ANSWER,
+            raft.change_membership(change, keep_learners),
+        )
+        .await
     });
     match tokio::time::timeout(CHANGE_WITHIN, changed).await {
-        Ok(Ok(changed)) => changed.map(|_| ()).map_err(|e| e.to_string()),
+        Ok(Ok(Some(changed))) => changed.map(|_| ()).map_err(|e| e.to_string()),
+        Ok(Ok(None)) => Err("this node does not lead any more".into()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("it takes long".into()),
     }

@@ -20,6 +20,7 @@ mod forgery_tests;
 mod forward;
 mod found;
 mod gate;
+mod greetings;
 mod handover;
 mod handshake;
 mod join;
@@ -170,6 +171,15 @@ pub enum ProposeError {
     /// The disk is nearly full.
     #[error("the data directory's file system is below its reserve; free some space")]
     NoSpace,
+    /// This node leads itself with a log that is older than its cluster's; see [`Gate::OlderCopy`].
+    #[error(
+        "another node of this cluster has raft id {node}, which this node's log does not know: this data directory \
+         is an older copy; stop this node, and never put a data directory back"
+    )]
+    OlderCopy {
+        /// The node that its log does not know.
+        node: RaftId,
+    },
     /// Raft or the store has stopped.
     #[error("consensus has stopped: {0}")]
     Fatal(String),

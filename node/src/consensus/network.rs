@@ -73,6 +73,25 @@ impl PeerClient {
         Ok(answer)
     }
 
+    /// Waits until openraft's core has heard what was said before.
+    ///
+    /// openraft 0.9.25 ends a replication task when a peer answers with a higher vote; if the core, still busy
+    /// with what that task had reported earlier, then wants to send it a snapshot, it takes the closed channel
+    /// for a fault and stops the whole node ("replication channel closed", `raft_core.rs`). That is a leader
+    /// under load whose partition heals. So the higher vote is held back for some rounds of the core's loop,
+    /// in each of which it hears everything that has been reported; openraft's own time-out bounds it.
+    async fn let_the_core_catch_up(&self) {
+        const ROUNDS: usize = 3;
+        for _ in 0..ROUNDS {
+            let Some(running) = self.shared.raft.get() else {
+                return;
+            };
+            if running.raft.with_raft_state(|_| ()).await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn send_snapshot(
         &self,
         vote: Vote,
@@ -132,6 +151,10 @@ impl RaftNetwork<TypeConfig> for PeerClient {
             .await
             .map_err(rpc_error)?
         {
+            Response::Append(answer @ AppendEntriesResponse::HigherVote(_)) => {
+                self.let_the_core_catch_up().await;
+                Ok(answer)
+            }
             Response::Append(answer) => Ok(answer),
             Response::Failed(why) => Err(unexpected(&why).into()),
             _ => Err(unexpected("unexpected answer to AppendEntries").into()),

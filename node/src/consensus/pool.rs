@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::connection::{CallFailure, Connection};
 
-/// Idle connections kept per peer.
+/// Idle connections kept per peer, and dials to it at a time.
 const IDLE: usize = 4;
 
 /// A peer at an address.
@@ -25,10 +25,19 @@ struct Idle<C> {
     since: Instant,
 }
 
+/// A dial. Whoever waits for it holds it.
+struct Dial(watch::Receiver<Ended>);
+
+impl Dial {
+    fn runs(&self) -> bool {
+        self.0.borrow().is_none() && self.0.has_changed().is_ok()
+    }
+}
+
 struct Targets<C> {
     idle: Mutex<BTreeMap<Target, Vec<Idle<C>>>>,
-    /// The last dial to each; peers are as few as the cluster's members.
-    dials: Mutex<BTreeMap<Target, watch::Receiver<Ended>>>,
+    /// The last dials to each; peers are as few as the cluster's members.
+    dials: Mutex<BTreeMap<Target, Vec<Arc<Dial>>>>,
 }
 
 /// See the module.
@@ -77,8 +86,8 @@ impl<C: Send + 'static> Pool<C> {
         }
     }
 
-    /// An idle connection, or a fresh one. One dial at a time runs to each target, whoever waits for it; what it
-    /// makes is idle until somebody takes it.
+    /// An idle connection, or a fresh one. A few dials at a time run to each target, whoever waits for them; what
+    /// they make is idle until somebody takes it.
     pub(super) async fn connection<D>(
         &self,
         to: &Target,
@@ -92,8 +101,9 @@ impl<C: Send + 'static> Pool<C> {
             if let Some(connection) = self.take(to) {
                 return Ok(connection);
             }
-            let mut running = self.dialling(to, runtime, &dial);
-            let ended = match running.wait_for(Option::is_some).await {
+            let dial = self.dialling(to, runtime, &dial);
+            let mut ended = dial.0.clone();
+            let ended = match ended.wait_for(Option::is_some).await {
                 Ok(ended) => ended.clone(),
                 Err(_) => None,
             };
@@ -110,18 +120,23 @@ impl<C: Send + 'static> Pool<C> {
         }
     }
 
-    /// The dial that runs, or a new one.
-    fn dialling<D>(&self, to: &Target, runtime: &Handle, dial: impl Fn() -> D) -> watch::Receiver<Ended>
+    /// A dial that runs and that nobody waits for, else a new one, else the one that the fewest wait for.
+    fn dialling<D>(&self, to: &Target, runtime: &Handle, dial: impl Fn() -> D) -> Arc<Dial>
     where
         D: Future<Output = Result<C, CallFailure>> + Send + 'static,
     {
         let mut dials = lock(&self.0.dials);
-        let runs = |last: &watch::Receiver<Ended>| last.borrow().is_none() && last.has_changed().is_ok();
-        if let Some(last) = dials.get(to).filter(|last| runs(last)) {
-            return last.clone();
+        let running = dials.entry(to.clone()).or_default();
+        running.retain(|dial| dial.runs());
+        if let Some(least) = running.iter().min_by_key(|dial| Arc::strong_count(dial))
+            // Held here only: who began it has gone.
+            && (Arc::strong_count(least) == 1 || running.len() >= IDLE)
+        {
+            return Arc::clone(least);
         }
-        let (ended, running) = watch::channel(None);
-        dials.insert(to.clone(), running.clone());
+        let (ended, outcome) = watch::channel(None);
+        let begun = Arc::new(Dial(outcome));
+        running.push(Arc::clone(&begun));
         let (targets, to, dialled) = (Arc::clone(&self.0), to.clone(), dial());
         runtime.spawn(async move {
             let outcome = match dialled.await {
@@ -133,7 +148,7 @@ impl<C: Send + 'static> Pool<C> {
             };
             ended.send_replace(Some(outcome));
         });
-        running
+        begun
     }
 }
 
@@ -143,23 +158,33 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
-    use tokio::sync::Notify;
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
     /// Dials that end when they are told to, and are counted.
-    #[derive(Clone, Default)]
+    #[derive(Clone)]
     struct Dials {
         made: Arc<AtomicUsize>,
-        end: Arc<Notify>,
+        end: Arc<Semaphore>,
         fail: bool,
     }
 
     impl Dials {
+        fn new(fail: bool) -> Self {
+            Self {
+                made: Arc::default(),
+                end: Arc::new(Semaphore::new(0)),
+                fail,
+            }
+        }
+
         fn dial(&self) -> impl Future<Output = Result<usize, CallFailure>> + Send + use<> {
             let (number, this) = (self.made.fetch_add(1, Ordering::SeqCst), self.clone());
             async move {
-                this.end.notified().await;
+                this.end.acquire().await.unwrap().forget();
                 let (address, source) = (String::new(), std::io::ErrorKind::ConnectionRefused.into());
                 if this.fail {
                     Err(CallFailure::Io { address, source })
@@ -180,36 +205,43 @@ mod tests {
 
     #[tokio::test]
     async fn a_dial_outlives_its_caller_and_leaves_a_connection() {
-        let (pool, dials, runtime) = (Pool::default(), Dials::default(), Handle::current());
+        let (pool, dials, runtime) = (Pool::default(), Dials::new(false), Handle::current());
         let to = to();
         let late = Duration::from_millis(1);
         let waited = tokio::time::timeout(late, pool.connection(&to, &runtime, || dials.dial())).await;
         assert!(waited.is_err());
         // The next caller waits for the same one.
         let next = pool.connection(&to, &runtime, || dials.dial());
-        dials.end.notify_one();
+        dials.end.add_permits(1);
         assert_eq!((next.await.unwrap(), dials.made()), (0, 1));
     }
 
     #[tokio::test]
-    async fn all_who_wait_share_a_dial_and_hear_how_it_failed() {
-        let dials = Dials {
-            fail: true,
-            ..Dials::default()
-        };
+    async fn all_who_wait_share_a_few_dials_and_hear_how_theirs_failed() {
+        let dials = Dials::new(true);
         let (pool, runtime, to) = (Pool::default(), Handle::current(), to());
-        let one = pool.connection(&to, &runtime, || dials.dial());
-        let other = pool.connection(&to, &runtime, || dials.dial());
-        dials.end.notify_one();
-        let (one, other) = tokio::join!(one, other);
-        for failed in [one, other] {
+        let waiting = (0..2 * IDLE).map(|_| pool.connection(&to, &runtime, || dials.dial()));
+        let waiting = join_all(waiting);
+        dials.end.add_permits(IDLE);
+        for failed in waiting.await {
             assert!(matches!(failed, Err(CallFailure::Io { .. })));
         }
-        assert_eq!(dials.made(), 1);
+        assert_eq!(dials.made(), IDLE);
         // A failure is not remembered.
-        dials.end.notify_one();
+        dials.end.add_permits(1);
         assert!(pool.connection(&to, &runtime, || dials.dial()).await.is_err());
-        assert_eq!(dials.made(), 2);
+        assert_eq!(dials.made(), IDLE + 1);
+    }
+
+    #[tokio::test]
+    async fn a_dial_that_hangs_holds_nobody_who_comes_later() {
+        let (pool, runtime, to) = (Pool::<usize>::default(), Handle::current(), to());
+        let hangs = pool.connection(&to, &runtime, std::future::pending::<Result<usize, CallFailure>>);
+        tokio::pin!(hangs);
+        assert!((&mut hangs).now_or_never().is_none());
+        let later = pool.connection(&to, &runtime, || std::future::ready(Ok(7)));
+        let later = tokio::time::timeout(Duration::from_secs(30), later).await;
+        assert_eq!(later.unwrap().unwrap(), 7);
     }
 
     #[test]

@@ -9,14 +9,39 @@ use openraft::error::{ClientWriteError, RaftError};
 use raft_store::codec::{self, MAX_COMMAND_BYTES};
 use raft_store::command::{Command, Done, Forbidden, Op, Origin, Outcome, RequestId};
 use raft_store::names::RaftId;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::shared::Shared;
+use super::shared::{Metrics, Shared};
 use super::{Consensus, ProposeError};
 use crate::clock;
 
 /// An answer from Raft takes milliseconds; past this the outcome is unknown.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What openraft still gets to answer once this node leads no more as it did. Callers are gone by then.
+pub(super) const LAST_ANSWER: Duration = Duration::from_secs(5);
+
+/// openraft's answer to what a leader appends; `None` if there will be none. openraft answers when the entry is
+/// applied or truncated; one that a received snapshot covers is neither, and would keep its place for ever.
+pub(super) async fn answer_of<T>(
+    mut metrics: watch::Receiver<Metrics>,
+    grace: Duration,
+    answer: impl Future<Output = T>,
+) -> Option<T> {
+    let led = metrics.borrow().vote.leader_id;
+    let lost = async move {
+        let ended = metrics.wait_for(|now| now.vote.leader_id != led).await.is_err();
+        if ended {
+            // Raft has stopped, which answers everybody.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        biased;
+        answer = answer => Some(answer),
+        () = lost => None,
+    }
+}
 
 impl Consensus {
     /// Proposes on behalf of `origin`; on the leader only.
@@ -96,6 +121,9 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
+        if let Some(node) = self.gate.shut_by() {
+            return Err(ProposeError::OlderCopy { node });
+        }
         if !self.is_leader() {
             return Err(ProposeError::NotLeader {
                 leader: self.known_leader(),
@@ -130,13 +158,15 @@ impl Shared {
         }
         let permit = self.may_append()?;
         let raft = running.raft.clone();
+        let metrics = raft.metrics();
         // The permit is held until openraft answers, however long the caller waits.
         let written = self.runtime.spawn(async move {
             let _permit = permit;
-            raft.client_write(command).await
+            answer_of(metrics, LAST_ANSWER, raft.client_write(command)).await
         });
         let answer = match tokio::time::timeout(PROPOSE_TIMEOUT, written).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => return Err(ProposeError::Unknown),
             Ok(Err(join)) => return Err(ProposeError::Fatal(join.to_string())),
             Err(_) => {
                 self.timed_out.fetch_add(1, Ordering::Relaxed);
@@ -156,5 +186,40 @@ impl Shared {
 
     pub(super) fn known_leader(&self) -> Option<RaftId> {
         self.metrics().and_then(|sample| sample.metrics.current_leader)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_entry_that_openraft_will_not_answer_gives_its_place_back_after_the_leadership() {
+        let grace = Duration::from_millis(50);
+        let (sender, metrics) = watch::channel(Metrics::new_initial(1));
+        // As long as the node leads it waits.
+        let waits = answer_of(metrics.clone(), grace, pending::<()>());
+        assert!(tokio::time::timeout(4 * grace, waits).await.is_err());
+        let lost = tokio::spawn(answer_of(metrics.clone(), grace, pending::<()>()));
+        let late = tokio::spawn(answer_of(metrics, Duration::from_secs(600), async move {
+            tokio::time::sleep(2 * grace).await;
+            7
+        }));
+        tokio::task::yield_now().await;
+        sender.send_modify(|now| now.vote = raft_store::Vote::new_committed(2, 2));
+        let within = Duration::from_secs(30);
+        assert_eq!(tokio::time::timeout(within, lost).await.unwrap().unwrap(), None);
+        // The real answer may still come.
+        assert_eq!(late.await.unwrap(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_given_whoever_leads_and_when_raft_has_stopped() {
+        let (sender, metrics) = watch::channel(Metrics::new_initial(1));
+        drop(sender);
+        assert_eq!(answer_of(metrics, Duration::ZERO, ready(7)).await, Some(7));
     }
 }

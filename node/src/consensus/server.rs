@@ -17,15 +17,21 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::greetings::{Greeting, Greetings};
 use super::handshake;
 use super::shared::Shared;
 use super::wire::{
     self, AppendFrame, FrameSaid, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway,
 };
 
-/// Connections of peers at a time; a cluster of seven needs fewer than a hundred.
-const MAX_CONNECTIONS: usize = 256;
-/// TLS and greeting.
+/// Connections of greeted peers at a time; a cluster of seven needs fewer than a hundred.
+const MAX_CONNECTIONS: usize = 160;
+/// Connections that are not greeted yet, beside those: whoever has no certificate gets no further. Together they
+/// are the 256 descriptors that are kept for peers.
+const MAX_GREETINGS: usize = 96;
+/// What each of these gets in any case, when others wait: several round trips of any network that Raft works over.
+const LEAST_GREETING: Duration = Duration::from_millis(500);
+/// TLS and greeting, and a place among those who were greeted.
 const GREETING: Duration = Duration::from_secs(3);
 /// A peer that says nothing for this long has gone.
 const IDLE: Duration = Duration::from_secs(120);
@@ -34,8 +40,9 @@ const IDLE: Duration = Duration::from_secs(120);
 pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener: TcpListener) {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let greetings = Greetings::new(MAX_GREETINGS, LEAST_GREETING);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+        let Some(room) = greetings.room().await else {
             return;
         };
         let tcp = match listener.accept().await {
@@ -46,10 +53,10 @@ pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener:
                 continue;
             }
         };
-        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
+        let greeting = greetings.begin(room);
+        let (shared, acceptor, places) = (Arc::clone(&shared), acceptor.clone(), Arc::clone(&places));
         tokio::spawn(async move {
-            let _place = place;
-            if let Err(error) = connection(&shared, acceptor, tcp).await {
+            if let Err(error) = connection(&shared, acceptor, tcp, greeting, places).await {
                 tracing::debug!(%error, "cluster connection ended");
             }
         });
@@ -74,12 +81,30 @@ struct Receiving {
     file: SnapshotReceiver,
 }
 
-async fn connection(shared: &Arc<Shared>, acceptor: TlsAcceptor, tcp: TcpStream) -> std::io::Result<()> {
+async fn connection(
+    shared: &Arc<Shared>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    mut greeting: Greeting,
+    places: Arc<Semaphore>,
+) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
-    let greeting = tokio::time::timeout(GREETING, greet(shared, acceptor, tcp)).await;
-    let Some((mut stream, peer)) = greeting.map_err(|_| std::io::ErrorKind::TimedOut)?? else {
+    let greeted = async {
+        let Some((stream, peer)) = greet(shared, acceptor, tcp).await? else {
+            return Ok(None);
+        };
+        let place = places.acquire_owned().await.map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>(Some((stream, peer, place)))
+    };
+    let greeted = tokio::select! {
+        biased;
+        greeted = tokio::time::timeout(GREETING, greeted) => greeted,
+        () = greeting.ended() => return Ok(()),
+    };
+    let Some((mut stream, peer, _place)) = greeted.map_err(|_| std::io::ErrorKind::TimedOut)?? else {
         return Ok(());
     };
+    drop(greeting);
     let mut receiving = None;
     loop {
         let request = tokio::time::timeout(IDLE, wire::receive(&mut stream, MAX_FRAME));

@@ -268,6 +268,12 @@ impl World {
         node
     }
 
+    /// Connections that say nothing.
+    pub(super) fn silent(&self, count: usize) -> Vec<std::net::TcpStream> {
+        let connect = |_| std::net::TcpStream::connect(&self.address).unwrap();
+        (0..count).map(connect).collect()
+    }
+
     /// Answers whoever dials with a refusal; says where, and counts the answers.
     pub(super) async fn refusing(&self, reason: TurnedAway) -> (String, Arc<AtomicUsize>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

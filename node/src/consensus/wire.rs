@@ -204,6 +204,7 @@ pub(super) enum Declined {
     Uninitialised,
     NoSpace,
     Fatal(String),
+    OlderCopy(RaftId),
 }
 
 /// Why a join was declined.
@@ -230,6 +231,7 @@ impl From<ProposeError> for Declined {
             ProposeError::Uninitialised => Declined::Uninitialised,
             ProposeError::NoSpace => Declined::NoSpace,
             ProposeError::Fatal(why) => Declined::Fatal(why),
+            ProposeError::OlderCopy { node } => Declined::OlderCopy(node),
         }
     }
 }
@@ -249,6 +251,7 @@ impl From<Declined> for ProposeError {
             Declined::Uninitialised => ProposeError::Uninitialised,
             Declined::NoSpace => ProposeError::NoSpace,
             Declined::Fatal(why) => ProposeError::Fatal(why),
+            Declined::OlderCopy(node) => ProposeError::OlderCopy { node },
         }
     }
 }

@@ -10,10 +10,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::{HealthSource, routes};
 use crate::http::ListenError;
+use crate::http::brief::{BriefPlace, BriefPlaces};
 use crate::metrics::{self, Metrics};
 use crate::{log_budget, logging};
 
@@ -93,7 +94,7 @@ async fn serve(
     mut stopped: watch::Receiver<()>,
 ) -> std::io::Result<()> {
     let socket = tokio::net::TcpListener::from_std(socket)?;
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = BriefPlaces::new(MAX_CONNECTIONS);
     let mut upkeep = tokio::time::interval(UPKEEP);
     upkeep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
@@ -104,19 +105,15 @@ async fn serve(
                 keep_up(metrics.as_ref());
                 continue;
             }
-            accepted = socket.accept() => accepted,
+            accepted = accept(&socket, &places) => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, mut place) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a health connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            // Dropped: a prober that holds this many connections is none.
-            continue;
         };
         let source = Arc::clone(&source);
         tokio::spawn(async move {
@@ -136,14 +133,30 @@ async fn serve(
                 .timer(TokioTimer::new())
                 .max_buf_size(16 * 1024)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(patience, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "health connection ended"),
-                Err(_) => tracing::debug!("health connection took too long"),
+            let ended = tokio::select! {
+                () = place.evicted() => None,
+                ended = tokio::time::timeout(patience, connection) => ended.ok(),
+            };
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::debug!(%error, "health connection ended"),
+                None => tracing::debug!("health connection took too long"),
             }
-            drop(place);
         });
     }
+}
+
+/// A place first: beyond the limit probes wait in the kernel, until the oldest connection is slow and has ended.
+async fn accept(
+    socket: &tokio::net::TcpListener,
+    places: &BriefPlaces,
+) -> std::io::Result<(tokio::net::TcpStream, BriefPlace)> {
+    // Never closed.
+    let Some(room) = places.room().await else {
+        return Err(std::io::ErrorKind::Other.into());
+    };
+    let (stream, _) = socket.accept().await?;
+    Ok((stream, room.begin()))
 }
 
 fn keep_up(recorder: Option<&Metrics>) {

@@ -124,6 +124,20 @@ fn connections_that_ask_nothing_do_not_keep_their_places_from_probes() {
 }
 
 #[test]
+fn connections_that_ask_nothing_make_room_for_a_probe() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = start(socket, Arc::new(Source), None).unwrap();
+    let connect = |_| TcpStream::connect(server.address).unwrap();
+    let idle: Vec<TcpStream> = (0..server::MAX_CONNECTIONS + 12).map(connect).collect();
+    let began = std::time::Instant::now();
+    let probe = "GET /readyz?stale=ok HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert!(ask_at(server.address, probe).starts_with("HTTP/1.1 200 "));
+    // Well before their own time is over.
+    assert!(began.elapsed() < Duration::from_secs(5));
+    drop(idle);
+}
+
+#[test]
 fn a_taken_port_names_its_key() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let error = bind(taken.local_addr().unwrap()).unwrap_err().to_string();

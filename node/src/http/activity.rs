@@ -2,6 +2,7 @@
 //! any more, or whose client does not read, holds a place and memory for nothing and is ended. Pings, settings
 //! and window updates are no activity.
 
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 pub(super) struct Patience {
     /// Without a request.
     pub(super) idle: Duration,
-    /// Without taking a byte of an answer that waits.
+    /// Without taking a byte of any one answer that waits.
     pub(super) stalled: Duration,
 }
 
@@ -37,11 +38,18 @@ pub(super) struct Activity {
 struct State {
     /// Requests without an answer.
     asked: usize,
-    /// Answers, and pieces of them, that have not left yet.
-    unsent: usize,
+    /// Answers that have not left yet, by number.
+    waiting: HashMap<u64, Waiting>,
+    next_answer: u64,
     /// When a request last came, or the last of its answer left.
     used: Instant,
-    /// When a byte of an answer last left, or the first had to wait.
+}
+
+/// An answer. Each is judged by itself: a client must not keep many by reading one.
+struct Waiting {
+    /// Its body, and pieces of it.
+    parts: usize,
+    /// When a byte of it last left, or it began to wait.
     moved: Instant,
 }
 
@@ -50,8 +58,9 @@ impl State {
     fn judge(&self, patience: Patience, now: Instant) -> Result<Instant, Ending> {
         // Whatever begins after this look ends no earlier than this.
         let next = now + patience.idle.min(patience.stalled);
-        let (end, ending) = if self.unsent > 0 {
-            (self.moved + patience.stalled, Ending::Stalled)
+        let oldest = self.waiting.values().map(|answer| answer.moved).min();
+        let (end, ending) = if let Some(moved) = oldest {
+            (moved + patience.stalled, Ending::Stalled)
         } else if self.asked > 0 {
             return Ok(next);
         } else {
@@ -72,9 +81,9 @@ impl Activity {
         Arc::new(Self {
             state: Mutex::new(State {
                 asked: 0,
-                unsent: 0,
+                waiting: HashMap::new(),
+                next_answer: 0,
                 used: now,
-                moved: now,
             }),
         })
     }
@@ -114,26 +123,57 @@ impl Drop for Asked {
     }
 }
 
-/// Something that waits to be sent, until it is dropped.
-struct Unsent(Arc<Activity>);
+/// Something of an answer that waits to be sent, until it is dropped.
+struct Unsent {
+    activity: Arc<Activity>,
+    answer: u64,
+}
 
 impl Unsent {
-    fn of(activity: &Arc<Activity>) -> Self {
+    /// A new answer.
+    fn new(activity: &Arc<Activity>) -> Self {
         let mut state = activity.state();
-        if state.unsent == 0 {
-            state.moved = Instant::now();
+        let answer = state.next_answer;
+        state.next_answer += 1;
+        let moved = Instant::now();
+        state.waiting.insert(answer, Waiting { parts: 1, moved });
+        Self {
+            activity: Arc::clone(activity),
+            answer,
         }
-        state.unsent += 1;
-        Self(Arc::clone(activity))
+    }
+
+    /// A further part of the same answer.
+    fn part(&self) -> Self {
+        if let Some(waiting) = self.activity.state().waiting.get_mut(&self.answer) {
+            waiting.parts += 1;
+        }
+        Self {
+            activity: Arc::clone(&self.activity),
+            answer: self.answer,
+        }
+    }
+
+    fn moved(&self) {
+        if let Some(waiting) = self.activity.state().waiting.get_mut(&self.answer) {
+            waiting.moved = Instant::now();
+        }
     }
 }
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.unsent = state.unsent.saturating_sub(1);
-        state.moved = Instant::now();
-        state.used = state.moved;
+        let mut state = self.activity.state();
+        let now = Instant::now();
+        state.used = now;
+        let Some(waiting) = state.waiting.get_mut(&self.answer) else {
+            return;
+        };
+        waiting.parts = waiting.parts.saturating_sub(1);
+        waiting.moved = now;
+        if waiting.parts == 0 {
+            state.waiting.remove(&self.answer);
+        }
     }
 }
 
@@ -147,7 +187,7 @@ impl Outgoing {
     pub(super) fn new(body: Body, activity: &Arc<Activity>) -> Self {
         Self {
             body,
-            unsent: Unsent::of(activity),
+            unsent: Unsent::new(activity),
         }
     }
 }
@@ -161,11 +201,11 @@ impl HttpBody for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
         let this = self.get_mut();
-        let activity = &this.unsent.0;
+        let unsent = &this.unsent;
         Pin::new(&mut this.body).poll_frame(cx).map_ok(|frame| {
             frame.map_data(|bytes| Piece {
                 bytes,
-                unsent: Unsent::of(activity),
+                unsent: unsent.part(),
             })
         })
     }
@@ -197,7 +237,7 @@ impl Buf for Piece {
     /// Bytes have gone to the connection's TLS, which takes no more than 64 KiB that are not on the wire.
     fn advance(&mut self, count: usize) {
         if count > 0 {
-            self.unsent.0.state().moved = Instant::now();
+            self.unsent.moved();
         }
         self.bytes.advance(count);
     }
@@ -253,15 +293,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_bytes_of_answers_count_as_progress() {
+    async fn only_bytes_of_an_answer_are_its_progress() {
         let activity = Activity::begin();
         let mut body = Outgoing::new(Body::from("answer"), &activity);
         let mut piece = body.frame().await.unwrap().unwrap().into_data().ok().unwrap();
-        let before = activity.state().moved;
+        let moved = || activity.state().waiting.values().map(|answer| answer.moved).min();
+        let before = moved();
         piece.advance(0);
         let asked = activity.ask();
         drop(asked);
-        assert_eq!(activity.state().moved, before);
+        // Nor do those of another answer.
+        let mut other = Outgoing::new(Body::from("another"), &activity);
+        let mut read = other.frame().await.unwrap().unwrap().into_data().ok().unwrap();
+        read.advance(7);
+        drop((other, read));
+        assert_eq!(moved(), before);
         assert_eq!(after(&activity, 31), Err(Ending::Stalled));
     }
 

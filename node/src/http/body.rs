@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::http::request::Parts;
-use axum::http::{Version, header};
 use hsm_api::ErrorCode;
 use http_body_util::BodyExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::problem::ApiError;
@@ -20,22 +18,33 @@ use crate::identity::Principal;
 const BUDGET: usize = 512 << 20;
 /// One principal gets this part of it at most, and one whole body in any case.
 const PRINCIPALS_PART: usize = 8;
-/// A body that has not arrived by then is given up: it holds part of the budget.
-const ARRIVAL: Duration = Duration::from_secs(30);
+/// A body that does not go on, or that has not arrived at last, is given up: it holds part of the budget.
+const PATIENCE: Patience = Patience {
+    silence: Duration::from_secs(30),
+    whole: Duration::from_secs(300),
+};
 /// The calls of administrators are small, and have a budget that applications cannot fill.
 const ADMIN_MAX: usize = 64 << 10;
 const ADMIN_BUDGET: usize = 8 << 20;
-const ADMIN_ARRIVAL: Duration = Duration::from_secs(10);
-/// A client that is answered while it still sends may never read the answer. So what is too
-/// long is read and thrown away, within reason.
-const DISCARD: usize = 16 * 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
+const ADMIN_PATIENCE: Patience = Patience {
+    silence: Duration::from_secs(10),
+    whole: Duration::from_secs(10),
+};
+
+/// How long a body may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Without a byte.
+    silence: Duration,
+    /// In all.
+    whole: Duration,
+}
 
 /// The limits of bodies.
 #[derive(Clone)]
 pub struct BodyLimits {
     max: usize,
-    arrival: Duration,
+    patience: Patience,
     /// Bytes.
     budget: Arc<Shares>,
 }
@@ -50,42 +59,32 @@ pub(crate) struct Received {
 impl BodyLimits {
     /// Of the data plane, with bodies of `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
-        Self::with(max, ARRIVAL, BUDGET)
+        Self::with(max, PATIENCE, BUDGET)
     }
 
     /// Of administrators' calls.
     #[must_use]
     pub fn admin() -> Self {
-        Self::with(ADMIN_MAX, ADMIN_ARRIVAL, ADMIN_BUDGET)
+        Self::with(ADMIN_MAX, ADMIN_PATIENCE, ADMIN_BUDGET)
     }
 
-    fn with(max: usize, arrival: Duration, budget: usize) -> Self {
+    fn with(max: usize, patience: Patience, budget: usize) -> Self {
         Self {
             max,
-            arrival,
+            patience,
             budget: Shares::new(budget, (budget / PRINCIPALS_PART).max(max)),
         }
     }
 
-    pub(crate) async fn receive(
-        &self,
-        principal: &Principal,
-        head: &Parts,
-        mut body: Body,
-    ) -> Result<Received, ApiError> {
+    pub(crate) async fn receive(&self, principal: &Principal, mut body: Body) -> Result<Received, ApiError> {
         let announced = body
             .size_hint()
             .exact()
             .and_then(|length| usize::try_from(length).ok());
-        let received = match announced {
+        match announced {
             Some(length) if length > self.max => Err(self.too_large()),
             _ => self.arrive(principal, announced, &mut body).await,
-        };
-        let refused = received.as_ref().err().map(ApiError::code);
-        if matches!(refused, Some(ErrorCode::BodyTooLarge | ErrorCode::Overloaded)) {
-            discard(head, &mut body).await;
         }
-        received
     }
 
     async fn arrive(
@@ -96,33 +95,33 @@ impl BodyLimits {
     ) -> Result<Received, ApiError> {
         let mut bytes = Zeroizing::new(Vec::new());
         let mut share = self.budget.open(principal);
-        let whole = timeout(self.arrival, async {
-            while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| {
-                    ApiError::new(ErrorCode::InvalidArgument)
-                        .detail("the request body ended before it was complete")
-                        .operator(error.to_string())
-                })?;
-                let Ok(data) = frame.into_data() else { continue };
-                if bytes.len() + data.len() > self.max {
-                    return Err(self.too_large());
-                }
-                append(&mut bytes, &mut share, &data, announced.unwrap_or(self.max))?;
+        let Patience { silence, whole } = self.patience;
+        let (mut heard, end) = (Instant::now(), Instant::now() + whole);
+        loop {
+            let next = timeout_at(end.min(heard + silence), body.frame());
+            let Ok(frame) = next.await else {
+                let now = Instant::now();
+                return Err(if now >= end { late(whole) } else { silent(silence) });
+            };
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|error| {
+                ApiError::new(ErrorCode::InvalidArgument)
+                    .detail("the request body ended before it was complete")
+                    .operator(error.to_string())
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > self.max {
+                return Err(self.too_large());
             }
-            Ok::<(), ApiError>(())
-        })
-        .await;
-        match whole {
-            Ok(Ok(())) => Ok(Received {
-                bytes,
-                part: Arc::new(share),
-            }),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(ApiError::new(ErrorCode::InvalidArgument).detail(format!(
-                "the request body did not arrive within {} seconds",
-                self.arrival.as_secs()
-            ))),
+            if !data.is_empty() {
+                heard = Instant::now();
+            }
+            append(&mut bytes, &mut share, &data, announced.unwrap_or(self.max))?;
         }
+        Ok(Received {
+            bytes,
+            part: Arc::new(share),
+        })
     }
 
     fn too_large(&self) -> ApiError {
@@ -160,23 +159,18 @@ fn overloaded(full: Full) -> ApiError {
     }
 }
 
-async fn discard(head: &Parts, body: &mut Body) {
-    // HTTP/2 has a stream for each request: the answer is read whatever is still being sent. And with Expect
-    // the client waits for a word before it sends; the answer is that word.
-    if head.version >= Version::HTTP_2 || head.headers.contains_key(header::EXPECT) {
-        return;
-    }
-    let _ = timeout(DISCARD_TIME, async {
-        let mut left = DISCARD;
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, |data| data.len());
-            match left.checked_sub(length) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-        }
-    })
-    .await;
+fn late(after: Duration) -> ApiError {
+    ApiError::new(ErrorCode::InvalidArgument).detail(format!(
+        "the request body did not arrive within {} seconds",
+        after.as_secs()
+    ))
+}
+
+fn silent(after: Duration) -> ApiError {
+    ApiError::new(ErrorCode::InvalidArgument).detail(format!(
+        "nothing of the request body arrived for {} seconds",
+        after.as_secs()
+    ))
 }
 
 #[cfg(test)]
@@ -190,19 +184,22 @@ impl BodyLimits {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use axum::body::Bytes;
-    use axum::http::Request;
     use futures_util::stream::{self, StreamExt};
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::http::tests::fake::principal;
 
-    fn head() -> Parts {
-        Request::new(()).into_parts().0
+    /// Milliseconds.
+    fn brief(whole: u64, silence: u64) -> Patience {
+        Patience {
+            silence: Duration::from_millis(silence),
+            whole: Duration::from_millis(whole),
+        }
     }
 
     async fn of(limits: &BodyLimits, cn: &str, body: Body) -> Result<Received, ErrorCode> {
-        let received = limits.receive(&principal(cn, None), &head(), body).await;
+        let received = limits.receive(&principal(cn, None), body).await;
         received.map_err(|error| error.code())
     }
 
@@ -248,12 +245,34 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_does_not_arrive_is_given_up() {
-        let limits = BodyLimits::with(8, Duration::from_millis(20), 100);
+        for patience in [brief(20, 10_000), brief(10_000, 20)] {
+            let limits = BodyLimits::with(8, patience, 100);
+            assert_eq!(
+                receive(&limits, endless("1234")).await,
+                Err(ErrorCode::InvalidArgument)
+            );
+            assert_eq!(limits.budget.taken(), (0, 0));
+        }
+    }
+
+    /// A piece every 20 ms.
+    fn steady(pieces: usize) -> Body {
+        let pieces = stream::iter(0..pieces).then(|_| async {
+            sleep(Duration::from_millis(20)).await;
+            Ok::<_, std::io::Error>("x")
+        });
+        Body::from_stream(pieces)
+    }
+
+    #[tokio::test]
+    async fn a_slow_body_is_waited_for_while_it_goes_on_but_not_without_end() {
+        let limits = BodyLimits::with(1000, brief(60_000, 1_000), 10_000);
+        assert_eq!(receive(&limits, steady(75)).await.unwrap().len(), 75);
+        let limits = BodyLimits::with(1000, brief(200, 1_000), 10_000);
         assert_eq!(
-            receive(&limits, endless("1234")).await,
+            receive(&limits, steady(75)).await,
             Err(ErrorCode::InvalidArgument)
         );
-        assert_eq!(limits.budget.taken(), (0, 0));
     }
 
     #[tokio::test]
@@ -272,8 +291,7 @@ mod tests {
     async fn memory_is_taken_for_what_has_come() {
         let limits = BodyLimits::new(1 << 20);
         let caller = principal("a", None);
-        let (head, slow) = (head(), endless("0123456789"));
-        let arriving = limits.receive(&caller, &head, slow);
+        let arriving = limits.receive(&caller, endless("0123456789"));
         tokio::pin!(arriving);
         let early = timeout(Duration::from_millis(50), arriving.as_mut()).await;
         assert!(early.is_err());
@@ -282,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_spent_budget_sheds_load() {
-        let limits = BodyLimits::with(1024, ARRIVAL, 2048);
+        let limits = BodyLimits::with(1024, PATIENCE, 2048);
         // Nobody's part is smaller than a body.
         let _a = of(&limits, "a", Body::from(vec![0_u8; 1024])).await.unwrap();
         let _b = of(&limits, "b", Body::from(vec![0_u8; 1024])).await.unwrap();
@@ -294,7 +312,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_principal_that_fills_its_part_leaves_the_others_theirs() {
-        let limits = BodyLimits::with(100, ARRIVAL, 1600);
+        let limits = BodyLimits::with(100, PATIENCE, 1600);
         let body = || Body::from(vec![0_u8; 100]);
         let held = [
             of(&limits, "a", body()).await.unwrap(),
@@ -316,21 +334,5 @@ mod tests {
             assert_eq!((bytes.capacity(), shares.taken().0), (capacity, capacity));
         }
         assert_eq!(bytes.as_slice(), b"1234567890");
-    }
-
-    #[tokio::test]
-    async fn what_is_too_long_is_read_away_in_http1_and_answered_at_once_in_http2() {
-        let limits = BodyLimits::new(2);
-        let caller = principal("a", None);
-        let ask = async |version: Version| {
-            let (mut head, body) = (head(), endless("too long"));
-            head.version = version;
-            let answer = limits.receive(&caller, &head, body);
-            timeout(Duration::from_millis(100), answer).await.is_ok()
-        };
-        assert!(!ask(Version::HTTP_11).await);
-        assert!(ask(Version::HTTP_2).await);
-        let announced = Body::from(Bytes::from_static(b"too long"));
-        assert_eq!(receive(&limits, announced).await, Err(ErrorCode::BodyTooLarge));
     }
 }

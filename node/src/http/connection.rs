@@ -1,5 +1,5 @@
 //! One connection of the API: handshake, identity, a place, requests, and an end: idle, not read, certificate's
-//! end, or shutdown.
+//! end, or shutdown. A client that gets no place is told so over HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::http::{Request, Response};
+use axum::http::{HeaderValue, Request, Response, header};
+use hsm_api::ErrorCode;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -21,16 +23,19 @@ use tower::Service;
 
 use super::PeerAddr;
 use super::activity::{Activity, Ending, Outgoing, Patience};
+use super::brief::BriefPlace;
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
-use super::places::{Handshake, OpenConnections, Place};
+use super::places::{OpenConnections, Place};
+use super::problem::ApiError;
+use super::respond::TurnedAway;
 use crate::config::Http2;
 use crate::identity::{IdentityError, Principal};
 use crate::tls::ApiTls;
 use crate::{log_budget, metrics};
 
 /// A handshake takes a few milliseconds; whoever needs this long holds a place for nothing. A client that
-/// waits for its place waits as long.
+/// waits for its place waits as long, and one that is turned away has as long to ask and to be told so.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Requests in flight when a certificate ends, or when an idle connection is closed, get this long.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -107,23 +112,18 @@ fn http2_connections(http2: &Http2) -> auto::Builder<TokioExecutor> {
 enum Refused {
     #[error("TLS handshake failed: {0}")]
     Handshake(#[from] std::io::Error),
-    #[error("no handshake, or no place, within {} seconds", HANDSHAKE.as_secs())]
+    #[error("no handshake within {} seconds", HANDSHAKE.as_secs())]
     TooSlow,
-    #[error("made room for newer handshakes")]
+    #[error("too slow, while others waited")]
     Evicted,
     #[error("client certificate refused: {0}")]
     Certificate(#[from] IdentityError),
-    #[error("the certificate is revoked: {0}")]
-    Revoked(Principal),
-    #[error("as many connections are open as one principal may have: {0}")]
-    TooMany(Principal),
 }
 
 /// A client that has shown who it is.
 struct Client {
     stream: TlsStream<TcpStream>,
     principal: Principal,
-    place: Place,
 }
 
 pub(super) struct Connection {
@@ -135,15 +135,27 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn run(self, stream: TcpStream, mut handshake: Handshake) {
+    pub(super) async fn run(self, stream: TcpStream, mut handshake: BriefPlace) {
         let entered = tokio::select! {
+            biased;
             () = handshake.evicted() => Err(Refused::Evicted),
             entered = timeout(HANDSHAKE, self.enter(stream)) => entered.unwrap_or(Err(Refused::TooSlow)),
         };
-        drop(handshake);
-        match entered {
-            Ok(client) => self.serve(client).await,
-            Err(refused) => self.refuse(&refused),
+        let client = match entered {
+            Ok(client) => client,
+            Err(refused) => return self.refuse(&refused),
+        };
+        match self.place(&client.principal, &mut handshake).await {
+            Ok(place) => {
+                drop(handshake);
+                self.serve(client, place).await;
+            }
+            // In the handshake's place, and told over HTTP: a bare end of the connection would look like a change
+            // whose outcome is unknown.
+            Err(refusal) => tokio::select! {
+                () = handshake.evicted() => {}
+                _ = timeout(HANDSHAKE, self.turn_away(client, refusal)) => {}
+            },
         }
     }
 
@@ -156,54 +168,91 @@ impl Connection {
         let stream = acceptor.accept(stream).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let principal = self.tls.principal(chain)?;
-        if self.common.data.policy().check_certificate(&principal).is_err() {
-            return Err(Refused::Revoked(principal));
-        }
-        match self.common.open.place(&principal).await {
-            Ok(place) => Ok(Client {
-                stream,
-                principal,
-                place,
-            }),
-            Err(_) => Err(Refused::TooMany(principal)),
-        }
+        Ok(Client { stream, principal })
     }
 
     fn refuse(&self, refused: &Refused) {
         let peer = self.peer;
-        let principal = match refused {
-            Refused::Handshake(_) | Refused::TooSlow | Refused::Evicted => {
-                metrics::handshake_failure();
-                tracing::debug!(%peer, reason = %refused, "connection closed");
-                return;
-            }
-            Refused::Certificate(_) => {
-                metrics::handshake_failure();
-                None
-            }
-            Refused::Revoked(principal) => {
-                metrics::revocation_failure();
-                Some(principal)
-            }
-            Refused::TooMany(principal) => {
-                metrics::connection_refused();
-                Some(principal)
-            }
-        };
-        if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(principal) {
+        metrics::handshake_failure();
+        if !matches!(refused, Refused::Certificate(_)) {
+            tracing::debug!(%peer, reason = %refused, "connection closed");
+        } else if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(None) {
             tracing::info!(%peer, reason = %refused, "connection refused");
         }
     }
 
-    async fn serve(mut self, client: Client) {
-        let Client {
-            stream,
-            principal,
-            place: _place,
-        } = client;
+    /// A place, or what all requests of the connection are answered.
+    async fn place(&self, principal: &Principal, handshake: &mut BriefPlace) -> Result<Place, ApiError> {
+        let open = &self.common.open;
+        self.common.data.policy().check_certificate(principal)?;
+        let Ok(claim) = open.claim(principal) else {
+            metrics::connection_refused();
+            return Err(ApiError::new(ErrorCode::Overloaded)
+                .detail("this client has as many connections open as one may have while few are left")
+                .operator(format!(
+                    "as many connections as one principal may have: {principal}"
+                )));
+        };
+        // It has done its part.
+        handshake.settle();
+        match timeout(HANDSHAKE, claim.place()).await {
+            Ok(Some(place)) => Ok(place),
+            _ => Err(ApiError::new(ErrorCode::Overloaded)
+                .detail("this node has as many connections open as it may have")
+                .operator("server.limits.max_connections is reached")),
+        }
+    }
+
+    /// Answers the first request, and whatever came with it, with a refusal; then ends.
+    async fn turn_away(&self, client: Client, refusal: ApiError) {
+        let Client { stream, principal } = client;
+        let (common, peer) = (&self.common, self.peer);
+        let is_http2 = is_http2(&stream);
+        let builder = if is_http2 { &common.http2 } else { &common.http1 };
+        let told = Arc::new(Notify::new());
+        let service = {
+            let (router, told) = (common.router.clone(), Arc::clone(&told));
+            let activity = Activity::begin();
+            service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(TurnedAway(refusal.clone()));
+                let answer = answer(
+                    router.clone(),
+                    request,
+                    principal.clone(),
+                    peer,
+                    Arc::clone(&activity),
+                );
+                let told = Arc::clone(&told);
+                async move {
+                    let mut response = answer.await?;
+                    if !is_http2 {
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(header::CONNECTION, close);
+                    }
+                    told.notify_one();
+                    Ok::<_, Infallible>(response)
+                }
+            })
+        };
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            result = connection.as_mut() => result,
+            // The answer has to be on its way: before it there is nothing to go away from.
+            () = told.notified() => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "connection ended");
+        }
+    }
+
+    async fn serve(mut self, client: Client, _place: Place) {
+        let Client { stream, principal } = client;
         let peer = self.peer;
         let common = Arc::clone(&self.common);
-        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..]);
+        let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
         let (who, not_after) = (principal.clone(), principal.not_after);
         let activity = Activity::begin();
@@ -273,6 +322,10 @@ async fn answer(
     // A router is always ready.
     let response = router.call(request).await?;
     Ok(response.map(|body| Outgoing::new(body, &activity)))
+}
+
+fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..])
 }
 
 /// Ends when the wall clock reaches a certificate's end.

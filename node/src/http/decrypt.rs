@@ -46,8 +46,7 @@ struct Asked {
 
 async fn decrypt(state: &ApiState, principal: &Principal, request: Request) -> Result<Response, ApiError> {
     let freshness = state.admit(principal, Op::Decrypt)?;
-    let (parts, body) = request.into_parts();
-    let received = state.bodies().receive(principal, &parts, body).await?;
+    let received = state.bodies().receive(principal, request.into_body()).await?;
     let [context, ciphertext, key_id, aad] =
         json::members(&received.bytes, ["context", "ciphertext", "key_id", "aad"])
             .map_err(|_| ApiError::new(ErrorCode::InvalidJson))?;

@@ -35,8 +35,7 @@ pub(super) async fn handle(
 
 async fn encrypt(state: &ApiState, principal: &Principal, request: Request) -> Result<Response, ApiError> {
     let freshness = state.admit(principal, Op::Encrypt)?;
-    let (parts, body) = request.into_parts();
-    let received = state.bodies().receive(principal, &parts, body).await?;
+    let received = state.bodies().receive(principal, request.into_body()).await?;
     let [context, plaintext, aad] = json::members(&received.bytes, ["context", "plaintext", "aad"])
         .map_err(|_| ApiError::new(ErrorCode::InvalidJson))?;
     let context = context.as_str();

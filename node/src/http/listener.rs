@@ -9,10 +9,11 @@ use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
+use super::brief::BriefPlace;
 use super::connection::{Common, Connection};
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
-use super::places::{Handshake, OpenConnections};
+use super::places::OpenConnections;
 use crate::config::Http2;
 use crate::metrics;
 use crate::tls::ApiTls;
@@ -113,14 +114,14 @@ impl ApiListener {
     }
 
     /// A place first, then a connection: beyond the limit clients wait in the kernel.
-    async fn accept(&self) -> Option<(TcpStream, SocketAddr, Handshake)> {
-        let handshake = self.open.arrive().await?;
+    async fn accept(&self) -> Option<(TcpStream, SocketAddr, BriefPlace)> {
+        let room = self.open.room().await?;
         match self.socket.accept().await {
-            Ok((stream, peer)) => Some((stream, peer, handshake)),
+            Ok((stream, peer)) => Some((stream, peer, room.begin())),
             Err(error) => {
                 // Out of descriptors, most likely: let some connections end first.
                 tracing::warn!(%error, "a connection could not be accepted");
-                drop(handshake);
+                drop(room);
                 sleep(Duration::from_millis(100)).await;
                 None
             }

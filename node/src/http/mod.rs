@@ -3,14 +3,17 @@
 
 mod activity;
 mod body;
+pub(crate) mod brief;
 mod connection;
 mod data_plane;
 mod decrypt;
 mod drain;
 mod encrypt;
+mod footprint;
 pub mod guards;
 mod job;
 mod json;
+mod lent;
 mod listener;
 mod places;
 pub mod problem;

@@ -1,29 +1,31 @@
-//! The places that connections take. A few are for those that have shown no certificate yet; there the oldest
-//! makes room, because an honest handshake takes milliseconds, and so strangers cannot keep clients out. The
-//! rest are for clients, and no principal gets all of them.
+//! The places that connections take. A few are for those that have shown no certificate yet: while they are
+//! taken, further ones wait in the kernel, and only slow ones have to end. The rest are for clients, and what is
+//! left of them is not for a principal that has its part (`docs/decisions/007-connection-places.md`).
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::sleep;
 
+use super::brief::{BriefPlaces, Room};
 use super::shares::{Full, Share, Shares};
 use crate::identity::Principal;
 
 /// Connections in handshake at once. They come on top of `server.limits.max_connections`.
 pub const HANDSHAKES: usize = 256;
-/// One principal gets this part of all places at most, but [`PRINCIPALS_LEAST`] in any case.
+/// One principal gets this part of all places in any case, and [`PRINCIPALS_LEAST`]. It gets more while at least
+/// this part of all is free.
 const PRINCIPALS_PART: usize = 4;
 const PRINCIPALS_LEAST: usize = 64;
 
 /// Open connections and the places they have. Clones are the same.
 #[derive(Clone)]
 pub struct OpenConnections {
-    handshakes: Arc<Handshakes>,
+    handshakes: BriefPlaces,
     places: Arc<Semaphore>,
+    max: usize,
     shares: Arc<Shares>,
     // Not what the semaphores say: one place is always held by the accept loop that waits.
     open: Arc<AtomicUsize>,
@@ -35,6 +37,24 @@ pub(super) struct Counted(Arc<AtomicUsize>);
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A client's right to a place. Given back when dropped.
+pub(super) struct Claim {
+    share: Share,
+    places: Arc<Semaphore>,
+}
+
+impl Claim {
+    /// Waits for the place.
+    pub(super) async fn place(self) -> Option<Place> {
+        // Never closed.
+        let permit = self.places.acquire_owned().await.ok()?;
+        Some(Place {
+            _share: self.share,
+            _permit: permit,
+        })
     }
 }
 
@@ -51,14 +71,13 @@ impl OpenConnections {
         Self::with(max, (max / PRINCIPALS_PART).max(PRINCIPALS_LEAST), HANDSHAKES)
     }
 
-    /// With room for `max` clients, of which one principal has `each` at most.
+    /// With room for `max` clients, of which one principal has `each` in any case.
     pub(super) fn with(max: usize, each: usize, handshakes: usize) -> Self {
+        let max = max.min(Semaphore::MAX_PERMITS);
         Self {
-            handshakes: Arc::new(Handshakes {
-                places: Arc::new(Semaphore::new(handshakes)),
-                going: Mutex::default(),
-            }),
-            places: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))),
+            handshakes: BriefPlaces::new(handshakes),
+            places: Arc::new(Semaphore::new(max)),
+            max,
             // The semaphore bounds the sum: for it a client may wait.
             shares: Shares::new(usize::MAX, each),
             open: Arc::default(),
@@ -76,29 +95,28 @@ impl OpenConnections {
         Counted(Arc::clone(&self.open))
     }
 
-    /// A place for a handshake; the oldest one ends if there is none left.
-    pub(super) async fn arrive(&self) -> Option<Handshake> {
-        let handshakes = &self.handshakes;
-        let permit = match Arc::clone(&handshakes.places).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                handshakes.end_oldest();
-                Arc::clone(&handshakes.places).acquire_owned().await.ok()?
-            }
-        };
-        Some(handshakes.begin(permit))
+    /// Waits until another connection may be accepted, and has a place for its handshake.
+    pub(super) async fn room(&self) -> Option<Room> {
+        self.handshakes.room().await
     }
 
-    /// A place for a client that has shown who it is. Waits for one, unless its principal has all it may have.
-    pub(super) async fn place(&self, principal: &Principal) -> Result<Place, Full> {
+    /// For a client that has shown who it is. Refused if its principal has its part, and little is left for the
+    /// others.
+    pub(super) fn claim(&self, principal: &Principal) -> Result<Claim, Full> {
         let mut share = self.shares.open(principal);
-        share.take(1)?;
-        let permit = Arc::clone(&self.places).acquire_owned().await;
-        Ok(Place {
-            _share: share,
-            // Never closed.
-            _permit: permit.map_err(|_| Full::Everybody)?,
+        match share.take(1) {
+            Err(Full::Principal) if self.is_roomy() => share.take_beyond(1),
+            taken => taken?,
+        }
+        Ok(Claim {
+            share,
+            places: Arc::clone(&self.places),
         })
+    }
+
+    fn is_roomy(&self) -> bool {
+        let free = self.places.available_permits();
+        free > 0 && free.saturating_mul(PRINCIPALS_PART) >= self.max
     }
 
     /// Waits until none is left. Looks now and then: this is the last thing a process does.
@@ -106,65 +124,6 @@ impl OpenConnections {
         while self.count() > 0 {
             sleep(Duration::from_millis(20)).await;
         }
-    }
-}
-
-/// The connections in handshake.
-struct Handshakes {
-    places: Arc<Semaphore>,
-    going: Mutex<Going>,
-}
-
-#[derive(Default)]
-struct Going {
-    next: u64,
-    /// By arrival. Whoever's sender is dropped has to end.
-    ends: BTreeMap<u64, oneshot::Sender<()>>,
-}
-
-impl Handshakes {
-    fn begin(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Handshake {
-        let (sender, end) = oneshot::channel();
-        let mut going = self.going();
-        let number = going.next;
-        going.next += 1;
-        going.ends.insert(number, sender);
-        Handshake {
-            of: Arc::clone(self),
-            number,
-            end,
-            _permit: permit,
-        }
-    }
-
-    fn end_oldest(&self) {
-        self.going().ends.pop_first();
-    }
-
-    fn going(&self) -> MutexGuard<'_, Going> {
-        self.going.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place of a connection that has shown no certificate yet. Given back when dropped.
-pub(super) struct Handshake {
-    of: Arc<Handshakes>,
-    number: u64,
-    end: oneshot::Receiver<()>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Handshake {
-    /// Ends when it has to make room for a newer one.
-    pub(super) async fn evicted(&mut self) {
-        // Nothing is ever sent.
-        let _ = (&mut self.end).await;
-    }
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.of.going().ends.remove(&self.number);
     }
 }
 
@@ -176,53 +135,69 @@ mod tests {
     use super::*;
     use crate::http::tests::fake::principal;
 
-    #[tokio::test]
-    async fn the_oldest_handshake_makes_room() {
-        let open = OpenConnections::with(1, 1, 2);
-        let mut first = open.arrive().await.unwrap();
-        let mut second = open.arrive().await.unwrap();
-        let mut third = Box::pin(open.arrive());
-        assert!(third.as_mut().now_or_never().is_none());
-        first.evicted().await;
-        assert!(second.evicted().now_or_never().is_none());
-        drop(first);
-        let third = third.await.unwrap();
-        assert_eq!(open.handshakes.going().ends.len(), 2);
-        drop((second, third));
-        assert!(open.handshakes.going().ends.is_empty());
-        assert_eq!(open.handshakes.places.available_permits(), 2);
+    async fn place(open: &OpenConnections, principal: &Principal) -> Result<Place, Full> {
+        Ok(open.claim(principal)?.place().await.unwrap())
     }
 
     #[tokio::test]
     async fn a_principal_cannot_take_the_others_places() {
-        let open = OpenConnections::with(3, 2, 1);
-        let (a, b) = (principal("a", None), principal("b", None));
-        let first = open.place(&a).await.unwrap();
-        let _second = open.place(&a).await.unwrap();
-        assert_eq!(open.place(&a).await.err(), Some(Full::Principal));
-        let _of_b = open.place(&b).await.unwrap();
-        // None is left: another client waits for its place, and keeps its part of the principal's.
-        let mut waiting = Box::pin(open.place(&b));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(open.place(&b).await.err(), Some(Full::Principal));
-        drop(first);
-        drop(waiting.await.unwrap());
-        assert!(open.place(&a).await.is_ok());
-    }
-
-    /// How many places one principal gets.
-    async fn alone(max: usize) -> usize {
-        let (open, who) = (OpenConnections::new(max), principal("a", None));
-        let mut places = Vec::new();
-        while let Ok(place) = open.place(&who).await {
-            places.push(place);
+        let open = OpenConnections::with(8, 2, 1);
+        let (a, b, c) = (principal("a", None), principal("b", None), principal("c", None));
+        let mut of_a = Vec::new();
+        // More than its part, as long as a quarter is free.
+        while let Ok(place) = place(&open, &a).await {
+            of_a.push(place);
         }
-        places.len()
+        assert_eq!(of_a.len(), 7);
+        let _of_b = place(&open, &b).await.unwrap();
+        // None is left: a client within its part waits for its place.
+        let mut waiting = Box::pin(place(&open, &c));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert_eq!(place(&open, &a).await.err(), Some(Full::Principal));
+        drop(of_a.pop());
+        let _of_c = waiting.await.unwrap();
+        assert_eq!(place(&open, &a).await.err(), Some(Full::Principal));
+        of_a.truncate(1);
+        assert!(place(&open, &a).await.is_ok());
     }
 
     #[tokio::test]
-    async fn one_principal_gets_a_quarter_and_64_in_any_case() {
-        assert_eq!(alone(400).await, 100);
-        assert_eq!(alone(100).await, 64);
+    async fn a_claim_that_is_given_up_takes_nothing() {
+        let open = OpenConnections::with(1, 2, 1);
+        let a = principal("a", None);
+        let _first = place(&open, &a).await.unwrap();
+        for _ in 0..3 {
+            let waiting = open.claim(&a).unwrap().place();
+            assert!(waiting.now_or_never().is_none());
+        }
+    }
+
+    /// How many places one principal gets of a node that nobody else uses, and of one that is nearly full.
+    async fn alone(max: usize) -> (usize, usize) {
+        let (a, b) = (principal("a", None), principal("b", None));
+        let most = async |open: &OpenConnections, enough: usize| {
+            let mut places = Vec::new();
+            while places.len() < enough {
+                let Ok(place) = place(open, &a).await else { break };
+                places.push(place);
+            }
+            places.len()
+        };
+        let empty = most(&OpenConnections::new(max), max).await;
+        let open = OpenConnections::new(max);
+        let mut of_b = Vec::new();
+        for _ in 0..max * 3 / 4 {
+            let Ok(place) = place(&open, &b).await else { break };
+            of_b.push(place);
+        }
+        let free = open.places.available_permits();
+        // Within its part it would wait for more.
+        (empty, most(&open, free).await)
+    }
+
+    #[tokio::test]
+    async fn one_principal_gets_a_quarter_in_any_case_and_leaves_one_free() {
+        assert_eq!(alone(400).await, (301, 100));
+        assert_eq!(alone(100).await, (76, 25));
     }
 }

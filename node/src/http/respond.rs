@@ -1,5 +1,5 @@
 //! The outermost layer of every route: request id, guards, identity, the common headers, the
-//! body of errors, metrics and the line in the log. Handlers below it only answer the question.
+//! body of errors, metrics, the memory that it takes and the line in the log. Handlers below it only answer the question.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,18 +9,20 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Version, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use hsm_api::{ErrorCode, paths};
 use tracing::Level;
 
 use super::data_plane::Freshness;
 use super::drain::Phase;
+use super::footprint::PaysItself;
+use super::lent::Lent;
 use super::problem::ApiError;
 use super::request_id::RequestId;
 use super::service::ApiState;
 use super::shares::Share;
 use super::trace_id::TraceId;
-use super::{PeerAddr, X_HSM_STALE, guards};
+use super::{PeerAddr, X_HSM_STALE, footprint, guards};
 use crate::identity::Principal;
 use crate::policy::Op;
 use crate::{log_budget, metrics};
@@ -37,13 +39,24 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(trace.clone());
 
-    let guarded = guard(&state, principal.as_ref(), &request);
-    let mut response = match guarded {
-        Ok(()) => next.run(request).await,
-        Err(error) => axum::response::IntoResponse::into_response(error),
+    let lent = Lent::of(&mut request);
+    let (mut response, mut footprint) = match guard(&state, principal.as_ref(), &request) {
+        Ok(share) => (next.run(request).await, Some(share)),
+        Err(error) => (error.into_response(), None),
     };
-    let error = response.extensions_mut().remove::<ApiError>();
-    if let Some(error) = error.or_else(|| framework_error(&response)) {
+    let mut error = response.extensions_mut().remove::<ApiError>();
+    if error.is_none() {
+        error = framework_error(&response);
+    }
+    if error.is_none()
+        && let Some(share) = &mut footprint
+    {
+        error = footprint::pay(&mut response, share).err();
+    }
+    if let Some(error) = error {
+        if let Some(lent) = lent {
+            lent.discard().await;
+        }
         count(&error, endpoint);
         log(&error, (&id, &trace), endpoint, principal.as_ref(), peer);
         let allow = response.headers_mut().remove(header::ALLOW);
@@ -51,6 +64,9 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         if let Some(allow) = allow {
             response.headers_mut().insert(header::ALLOW, allow);
         }
+    }
+    if let Some(share) = footprint {
+        response = footprint::holding(response, share);
     }
     common_headers(&state, &mut response, &id, version);
     metrics::request(endpoint, response.status().as_u16(), began.elapsed());
@@ -65,16 +81,24 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     response
 }
 
-fn guard(state: &ApiState, principal: Option<&Principal>, request: &Request) -> Result<(), ApiError> {
+/// What the request's memory is taken from, if it may go on.
+fn guard(state: &ApiState, principal: Option<&Principal>, request: &Request) -> Result<Share, ApiError> {
     guards::same_origin(request.headers(), request.uri())?;
     let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
+    if let Some(TurnedAway(error)) = request.extensions().get::<TurnedAway>() {
+        return Err(error.clone());
+    }
     state.data().policy().check_certificate(principal)?;
-    state.limit(principal)?;
+    state.limit(principal, request.uri().path())?;
     if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
         guards::admin(request.method(), request.headers())?;
     }
-    Ok(())
+    state.footprints().enter(principal, request)
 }
+
+/// What every request is answered on a connection that has got no place. An extension of such requests.
+#[derive(Clone)]
+pub(super) struct TurnedAway(pub(super) ApiError);
 
 /// What axum itself refuses (a body it could not read, a path it could not take apart) comes as
 /// plain text; callers get one form of error only.
@@ -248,6 +272,7 @@ pub(super) fn data_answer(
         _part: part,
     });
     let mut response = Response::new(Body::from(body));
+    response.extensions_mut().insert(PaysItself);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if freshness.degraded {

@@ -1,6 +1,7 @@
 //! The routes of the API listener. Admin routes are made elsewhere and handed in; everything
 //! here is put around them too.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use hsm_api::{ErrorCode, paths};
 use super::body::BodyLimits;
 use super::data_plane::{DataPlane, Freshness};
 use super::drain::DrainSignal;
+use super::footprint::Footprints;
 use super::problem::ApiError;
 use super::rate_limit::RateLimiter;
 use super::{decrypt, encrypt, respond};
@@ -23,6 +25,12 @@ use crate::config::RateLimit;
 use crate::health::HealthSource;
 use crate::identity::Principal;
 use crate::policy::Op;
+
+/// One principal's `/health` and `/metrics`, apart from its other requests.
+const PROBES: RateLimit = RateLimit {
+    requests_per_second: NonZeroU32::MIN.saturating_add(49),
+    burst: NonZeroU32::MIN.saturating_add(99),
+};
 
 /// What the routes are made from.
 pub struct ApiParts {
@@ -47,6 +55,9 @@ pub struct ApiState(Arc<Inner>);
 struct Inner {
     parts: ApiParts,
     limiter: RateLimiter,
+    /// Of [`PROBES`].
+    probes: RateLimiter,
+    footprints: Footprints,
     bodies: BodyLimits,
     node_header: Option<HeaderValue>,
 }
@@ -57,6 +68,8 @@ impl ApiState {
     pub fn new(parts: ApiParts) -> Self {
         Self(Arc::new(Inner {
             limiter: RateLimiter::new(parts.rate_limit),
+            probes: RateLimiter::new(PROBES),
+            footprints: Footprints::new(),
             bodies: BodyLimits::new(parts.max_body_bytes),
             node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
             parts,
@@ -83,9 +96,17 @@ impl ApiState {
         self.0.node_header.clone()
     }
 
-    /// Takes a request from its principal's allowance, once for each, whatever its route.
-    pub(super) fn limit(&self, principal: &Principal) -> Result<(), ApiError> {
-        self.0.limiter.check(principal)
+    pub(super) fn footprints(&self) -> &Footprints {
+        &self.0.footprints
+    }
+
+    /// Takes a request from its principal's allowance, once for each. What watches an application shows its
+    /// certificate, and must not be refused because the application asks too much.
+    pub(super) fn limit(&self, principal: &Principal, path: &str) -> Result<(), ApiError> {
+        match path {
+            paths::HEALTH | paths::METRICS => self.0.probes.check(principal),
+            _ => self.0.limiter.check(principal),
+        }
     }
 
     /// What can be decided before a byte of the body is read. The certificate itself has been

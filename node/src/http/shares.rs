@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::identity::Principal;
 
-/// Who shares an allowance: a name of an issuer, whatever certificate carries it, so that a
-/// renewed certificate is no second allowance.
+/// Who shares an allowance: [`Principal::account`].
 #[derive(Clone)]
 pub(super) struct Account(Principal);
 
@@ -19,12 +18,7 @@ impl Account {
     }
 
     fn name(&self) -> (&str, Option<&str>, &str) {
-        let principal = &self.0;
-        (
-            principal.issuer_dn.as_str(),
-            principal.ou.as_deref(),
-            principal.cn.as_str(),
-        )
+        self.0.account()
     }
 }
 
@@ -115,6 +109,15 @@ impl Share {
         self.amount += more;
         Ok(())
     }
+
+    /// Takes more than anybody's part, of what would be left unused otherwise.
+    pub(super) fn take_beyond(&mut self, more: usize) {
+        let mut held = self.of.held();
+        held.sum = held.sum.saturating_add(more);
+        let own = held.by.entry(self.account.clone()).or_default();
+        *own = own.saturating_add(more);
+        self.amount += more;
+    }
 }
 
 impl Drop for Share {
@@ -191,6 +194,18 @@ mod tests {
         assert_eq!(share.take(1), Err(Full::Principal));
         assert_eq!(shares.taken(), (10, 1));
         drop(share);
+        assert_eq!(shares.taken(), (0, 0));
+    }
+
+    #[test]
+    fn what_was_taken_beyond_a_part_counts_and_comes_back() {
+        let shares = Shares::new(10, 2);
+        let a = principal("a", None);
+        let mut beyond = take(&shares, &a, 2).unwrap();
+        beyond.take_beyond(3);
+        assert_eq!(shares.taken(), (5, 1));
+        assert_eq!(take(&shares, &a, 1).err(), Some(Full::Principal));
+        drop(beyond);
         assert_eq!(shares.taken(), (0, 0));
     }
 

@@ -80,6 +80,13 @@ impl Principal {
         cert::identity(der).map(Self::new)
     }
 
+    /// Whose limits and budgets it is: a name of an issuer (issuer, OU, CN), whatever certificate carries it,
+    /// so that a renewed certificate is no second allowance.
+    #[must_use]
+    pub fn account(&self) -> (&str, Option<&str>, &str) {
+        (self.issuer_dn.as_str(), self.ou.as_deref(), self.cn.as_str())
+    }
+
     /// SHA-256 of the certificate, lower-case hex, for logs.
     #[must_use]
     pub fn fingerprint_hex(&self) -> String {

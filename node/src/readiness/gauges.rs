@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
 use raft_store::storage::{Published, StoreFigures};
 
@@ -32,7 +33,8 @@ fn add_since(last: &AtomicU64, now: u64, add: impl Fn()) {
 }
 
 impl Counted {
-    pub(super) fn consensus(&self, view: &View, state: &ClusterState) {
+    pub(super) fn consensus(&self, view: &View, own: Option<RaftId>, state: &ClusterState) {
+        crate::logging::note_epoch(state.epoch());
         metrics::role(view.role.as_str());
         metrics::raft_indexes(metrics::RaftIndexes {
             term: view.term,
@@ -52,8 +54,8 @@ impl Counted {
         add_since(&self.leader_changes, view.leader_changes, metrics::leader_change);
         for (id, node) in state.nodes().iter() {
             // A peer that never answered this leader lacks everything, as far as anybody knows.
-            let peer = view.peers.get(id);
-            let lag = peer.map_or(0, |peer| view.last_log.saturating_sub(peer.matched.unwrap_or(0)));
+            let peer = view.peers.get(id).filter(|_| own != Some(*id));
+            let lag = peer.map(|peer| view.last_log.saturating_sub(peer.matched.unwrap_or(0)));
             metrics::peer_lag(&node.name.to_arc(), lag);
         }
     }

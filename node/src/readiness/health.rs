@@ -39,8 +39,11 @@ impl HealthSource for NodeView {
 
     fn render_metrics(&self) -> String {
         let published = self.parts.consensus.published();
-        self.counted
-            .consensus(&self.parts.consensus.view(), &published.state);
+        self.counted.consensus(
+            &self.parts.consensus.view(),
+            self.parts.consensus.raft_id(),
+            &published.state,
+        );
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status());
         self.compared.configuration(&self.parts.seed, &published);

@@ -10,7 +10,7 @@ use raft_store::state::ClusterState;
 use raft_store::state::node::NodeStatus;
 
 use crate::config::{Mode, Staleness};
-use crate::consensus::{Gate, Role, View};
+use crate::consensus::{Gate, ProposeError, Role, View};
 use crate::health::{Check, ReadyQuery};
 
 /// What the configuration says about readiness.
@@ -148,6 +148,10 @@ fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
         ),
         Gate::CatchingUp { target } => {
             let detail = format!("applied index {} of {target}", view.applied);
+            Check::new("start_gate", false, detail)
+        }
+        Gate::OlderCopy { node } => {
+            let detail = ProposeError::OlderCopy { node }.to_string();
             Check::new("start_gate", false, detail)
         }
     }

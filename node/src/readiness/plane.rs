@@ -9,7 +9,7 @@ use hsm_api::{ErrorCode, StateIndex};
 use raft_store::storage::Published;
 
 use super::{NodeView, Rules, judge};
-use crate::consensus::Gate;
+use crate::consensus::{Gate, ProposeError};
 use crate::http::{AboveKnown, ApiError, DataPlane, Freshness};
 use crate::keyring::KeyRing;
 use crate::policy::{Op, Policy};
@@ -152,8 +152,14 @@ impl DataPlane for NodeView {
         // A contact counts only from when the gate was opened first.
         let heard = match contact {
             Some(_) => Heard::Counted,
-            None if self.parts.consensus.start_gate() == Gate::NoLeaderSeen => Heard::Nothing,
-            None => Heard::CatchingUp,
+            None => match self.parts.consensus.start_gate() {
+                Gate::NoLeaderSeen => Heard::Nothing,
+                Gate::OlderCopy { node } => {
+                    let why = ProposeError::OlderCopy { node }.to_string();
+                    return Err(ApiError::new(ErrorCode::NotReady).detail(why));
+                }
+                Gate::CatchingUp { .. } | Gate::Open { .. } => Heard::CatchingUp,
+            },
         };
         judge_freshness(rules, &self.waived, op, age, heard)
     }

@@ -130,3 +130,11 @@ fn a_damaged_replication_key_is_refused_and_not_replaced() {
     assert!(error.to_string().contains("replication.key"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "tooshort");
 }
+
+#[test]
+fn a_hardened_process_leaves_no_core_and_cannot_be_read() {
+    harden_process().unwrap();
+    assert!(!nix::sys::prctl::get_dumpable().unwrap());
+    let (soft, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_CORE).unwrap();
+    assert_eq!((soft, hard), (0, 0));
+}

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -151,6 +151,21 @@ impl SlotEntry {
     /// Blocks for as long as the token takes, and for an attempt that is under way.
     pub fn unlock(&self, how: Unlock) -> Result<(), OpenFailure> {
         let _one_at_a_time = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(how)
+    }
+
+    /// As [`Self::unlock`], but does not wait for an attempt that is under way: with a token that hangs, each
+    /// call would hold a thread for good.
+    pub fn try_unlock(&self, how: Unlock) -> Result<(), OpenFailure> {
+        let _one_at_a_time = match self.opening.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(OpenFailure::UnderWay),
+        };
+        self.attempt(how)
+    }
+
+    fn attempt(&self, how: Unlock) -> Result<(), OpenFailure> {
         if let Some(slot) = self.handle() {
             return slot.log_in(how.retry).map_err(OpenFailure::Login);
         }
@@ -274,5 +289,17 @@ mod tests {
         assert!(entry.test().is_none() && entry.last_proof().is_none());
         entry.hangs();
         assert!(entry.reason().unwrap().contains("hangs"));
+    }
+
+    #[test]
+    fn nobody_waits_for_an_attempt_that_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = SlotEntry::new(config("a"), dir.path().to_path_buf());
+        let under_way = entry.opening.lock().unwrap();
+        let refused = entry.try_unlock(Unlock::default());
+        assert!(matches!(refused, Err(OpenFailure::UnderWay)));
+        drop(under_way);
+        let refused = entry.try_unlock(Unlock::default());
+        assert!(matches!(refused, Err(OpenFailure::Module(_))));
     }
 }

@@ -23,6 +23,8 @@ pub enum OpenFailure {
     Login(HsmError),
     /// The attempt has not come back.
     Hangs,
+    /// Another attempt has not come back yet.
+    UnderWay,
 }
 
 impl fmt::Display for OpenFailure {
@@ -31,6 +33,7 @@ impl fmt::Display for OpenFailure {
             Self::Secret(error) => error.fmt(f),
             Self::Module(error) | Self::Login(error) => error.fmt(f),
             Self::Slot(error) => error.fmt(f),
+            Self::UnderWay => f.write_str("an attempt to open it is under way; ask again when it has ended"),
             Self::Hangs => f.write_str("its token or module hangs: opening it has not come back in time"),
         }
     }
@@ -43,6 +46,10 @@ impl OpenFailure {
             Self::Secret(_) | Self::Login(_) => SlotState::Locked,
             Self::Hangs => SlotState::Failed {
                 code: "hung",
+                reason: self.to_string(),
+            },
+            Self::UnderWay => SlotState::Failed {
+                code: "opening",
                 reason: self.to_string(),
             },
             Self::Module(error) => SlotState::Failed {
@@ -84,7 +91,7 @@ impl OpenFailure {
             }
             Self::Slot(error) if error.is_about_pin() => pin_key(&config.pin),
             Self::Login(_) => pin_key(&config.pin),
-            Self::Slot(_) | Self::Hangs => label(),
+            Self::Slot(_) | Self::Hangs | Self::UnderWay => label(),
         }
     }
 }
@@ -107,6 +114,7 @@ fn pin_key(source: &PinSource) -> (String, String) {
         PinSource::Env { key, variable } => (key.clone(), variable.clone()),
         PinSource::File { key, path } => (key.clone(), path.display().to_string()),
         PinSource::Credential { key, name } => (key.clone(), name.clone()),
+        PinSource::Prompt { key, .. } => (key.clone(), "true".to_owned()),
         PinSource::Inline(_) => ("hsm.pin".to_owned(), "(not shown)".to_owned()),
     }
 }

@@ -100,6 +100,39 @@ fn a_directory_put_back_from_an_older_copy_poisons_itself() {
     assert!(cluster.node(node).has_said("may not run again"));
 }
 
+#[test]
+fn a_founders_copy_from_when_it_was_alone_does_not_stay_ready() {
+    let mut cluster = Cluster::new(1, 2);
+    let copy = cluster.dir.path().join("copy");
+    cluster.kill(0);
+    copy_dir(&cluster.data(0), &copy);
+    cluster.start(0);
+    for node in [1, 2] {
+        cluster.start(node);
+        cluster.join(node).unwrap();
+    }
+    cluster.kill_all();
+    std::fs::remove_dir_all(cluster.data(0)).unwrap();
+    copy_dir(&copy, &cluster.data(0));
+    for node in 0..3 {
+        cluster.start(node);
+    }
+    // It elects itself: nobody but the others' ids could tell it.
+    let greeted = |cluster: &mut Cluster| {
+        let view = cluster.node(0).ask("view", SHORT);
+        view.is_ok_and(|view| view.contains("OlderCopy"))
+    };
+    cluster.wait("the others to greet it", LONG, greeted);
+    let stand = cluster.stand(0).unwrap();
+    assert!(!stand.gate_open && stand.staleness_ms < 0, "{stand:?}");
+    let why = cluster.node(0).ask("put lost", SHORT).unwrap_err();
+    assert!(why.contains("an older copy"), "{why}");
+    // The others go on without it.
+    let leader = cluster.leader();
+    assert_ne!(leader, 0);
+    cluster.node(leader).ask("put kept", SHORT).unwrap();
+}
+
 fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {

@@ -81,3 +81,37 @@ fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
         c.stand(alone).is_some_and(|s| s.gate_open)
     });
 }
+
+/// A follower that was cut off stands for election all the time, and needs a snapshot when it is back: its higher
+/// vote and the wish to send it one reach the busy leader together.
+#[test]
+fn a_leader_under_load_outlives_the_return_of_followers_that_lack_more_than_its_log() {
+    let mut cluster = Cluster::new(3, 0);
+    let mut number = 0;
+    for round in 0..5 {
+        let leader = cluster.leader();
+        let away = (leader + 1 + round % 2) % 3;
+        cluster.isolate(&[away], true);
+        // More than a leader keeps of its log once it has a snapshot.
+        for _ in 0..600 {
+            number += 1;
+            let _ = cluster.node(leader).ask(&format!("put k{number}"), SHORT);
+        }
+        let healed = Instant::now();
+        cluster.isolate(&[away], false);
+        while healed.elapsed() < Duration::from_secs(2) {
+            number += 1;
+            let put = format!("put k{number}");
+            for node in 0..3 {
+                let _ = cluster.node(node).ask(&put, SHORT);
+            }
+        }
+        for node in 0..3 {
+            assert!(
+                cluster.stand(node).is_some(),
+                "round {round}: node {node} has ended"
+            );
+        }
+    }
+    cluster.converge();
+}

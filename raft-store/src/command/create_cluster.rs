@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Existing, Refusal};
+use super::{ApplyContext, Bounded, Done, Existing, Refusal};
 use crate::names::{ClusterId, Incarnation, NodeName, RaftId};
 use crate::state::access::{Acl, Revocation, RevocationKey};
-use crate::state::node::{Node, NodeStatus};
+use crate::state::node::{MAX_ADDRESS, Node, NodeStatus};
 use crate::state::{ClusterMeta, ClusterState, FEATURE_LEVEL};
 
 /// See the module.
@@ -39,6 +39,9 @@ impl CreateCluster {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         if let Some(meta) = state.meta() {
             return Err(Existing::Cluster(meta.cluster_id).into());
+        }
+        for address in [&self.api_address, &self.cluster_address] {
+            Bounded::Address.check(address.len(), MAX_ADDRESS)?;
         }
         state.meta.put(
             (),

@@ -274,6 +274,8 @@ pub enum Bounded {
     CertificateBytes,
     /// Slots a node has keys for.
     SlotKeys,
+    /// Bytes of a node's address.
+    Address,
 }
 
 impl Bounded {

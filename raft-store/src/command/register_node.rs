@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Existing, Forbidden, Refusal, require_cluster};
+use super::{ApplyContext, Bounded, Done, Existing, Forbidden, Refusal, require_cluster};
 use crate::names::{Incarnation, NodeName};
 use crate::state::ClusterState;
-use crate::state::node::{JoinToken, Node, NodeStatus};
+use crate::state::node::{JoinToken, MAX_ADDRESS, Node, NodeStatus};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ impl RegisterNode {
         let known = state
             .node_named(&self.name)
             .map(|(raft_id, node)| (raft_id, node.clone()));
+        for address in [&self.api_address, &self.cluster_address] {
+            Bounded::Address.check(address.len(), MAX_ADDRESS)?;
+        }
         if let Some((_, node)) = &known
             && node.incarnation != self.incarnation
         {

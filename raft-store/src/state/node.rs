@@ -22,6 +22,10 @@ pub struct SlotKey {
     pub signer_chain: Vec<Vec<u8>>,
 }
 
+/// Bytes of an address that are kept: a host name and a port (RFC 1035) take 259. Addresses go into Raft's
+/// membership too, which is one entry for all nodes.
+pub(crate) const MAX_ADDRESS: usize = 300;
+
 /// Whether a node belongs to the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeStatus {

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{
     ClusterInitRequest, ClusterInitResponse, ClusterStatus, JoinRequest, JoinResponse, JoinTokenRequest,
-    LeaderRef, MemberRole, NodeRole, NotReadyReason,
+    LeaderRef, MemberRole, NodeRole, NotReadyReason, SlotFingerprint, SlotKeysResponse,
 };
-use raft_store::names::{NodeName, RaftId};
+use raft_store::names::{NodeName, RaftId, SlotName};
 use raft_store::storage::Published;
 
 use super::caller::Caller;
@@ -20,6 +21,7 @@ use super::{AdminState, json, slots};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
 use crate::admin::{join_token, views};
+use crate::consensus::Role;
 use crate::health::ReadyQuery;
 use crate::http::ApiError;
 
@@ -85,6 +87,46 @@ async fn enter(state: AdminState, caller: Caller, request: JoinRequest) -> Resul
         role: member_role(&published, joined.raft_id),
         slots: views::fingerprints(&published.state, joined.raft_id),
     })
+}
+
+/// The public keys that the cluster is to encrypt this node's transport keys to, for people to confirm before it
+/// joins.
+pub(super) async fn slot_keys(State(state): State<AdminState>, caller: Caller) -> Result<Response, ApiError> {
+    let work = own_keys(state.clone(), caller.clone());
+    json(&state.recorded(&caller, Act::SlotKeys, "", work).await?)
+}
+
+async fn own_keys(state: AdminState, caller: Caller) -> Result<SlotKeysResponse, CallError> {
+    authorise(&state.policy(), &caller.principal, Act::SlotKeys)?;
+    if let Some(raft_id) = state.consensus.raft_id()
+        && !matches!(state.consensus.view().role, Role::Learner | Role::Uninitialised)
+    {
+        let slots = views::fingerprints(&state.consensus.published().state, raft_id);
+        return Ok(SlotKeysResponse { slots });
+    }
+    let slots = Arc::clone(&state.slots);
+    // Making a key pair takes seconds, and a token as long as it takes.
+    let printed = tokio::task::spawn_blocking(move || slots.fingerprints()).await;
+    let printed = printed.map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))?;
+    let slots = printed
+        .into_iter()
+        .map(fingerprint)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(SlotKeysResponse { slots })
+}
+
+/// A slot whose key cannot be shown could not join either.
+fn fingerprint((slot, print): (SlotName, Result<[u8; 32], String>)) -> Result<SlotFingerprint, CallError> {
+    match print {
+        Ok(digest) => Ok(SlotFingerprint {
+            slot: slot.to_string(),
+            spki_sha256: hex::encode(digest),
+        }),
+        Err(why) => {
+            let detail = format!("slot {slot}: its token does not say its public key: {why}");
+            Err(CallError::new(ErrorCode::SlotFailed, detail))
+        }
+    }
 }
 
 fn join_request(
@@ -220,7 +262,6 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::consensus::Role;
     use crate::rotation::testing::World;
 
     #[test]
@@ -267,6 +308,19 @@ mod tests {
         let learner = world.join();
         assert_eq!(member_role(&world.published(), 1), MemberRole::Voter);
         assert_eq!(member_role(&world.published(), learner), MemberRole::Learner);
+    }
+
+    #[test]
+    fn a_key_is_shown_as_hex_and_a_slot_without_one_is_named() {
+        let slot = |name: &str| SlotName::new(name).unwrap();
+        let shown = fingerprint((slot("2fa"), Ok([0xab; 32]))).unwrap();
+        assert_eq!((shown.slot.as_str(), shown.spki_sha256), ("2fa", "ab".repeat(32)));
+        let error = fingerprint((slot("2fa"), Err("no token".to_owned()))).unwrap_err();
+        assert_eq!(error.code, ErrorCode::SlotFailed);
+        assert!(
+            error.detail.starts_with("slot 2fa: ") && error.detail.ends_with("no token"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! from this node's state or hands the call to the leader.
 
 mod caller;
+mod changes;
 mod cluster;
 mod keys;
 mod placements;
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinError;
 
 use self::caller::Caller;
+pub use self::changes::Changes;
 pub use self::placements::Placements;
 use self::unread::Unread;
 use super::audit::{Place, Subject, record};
@@ -53,6 +55,8 @@ pub struct AdminParts {
     pub bodies: BodyLimits,
     /// `cluster.name`.
     pub cluster_name: String,
+    /// What is being changed; a shutdown waits for it.
+    pub changes: Changes,
 }
 
 #[derive(Clone)]
@@ -72,6 +76,7 @@ pub fn router(parts: AdminParts) -> Router {
         .route(paths::CLUSTER_INIT, post(cluster::init))
         .route(paths::CLUSTER_TOKENS, post(cluster::tokens))
         .route(paths::CLUSTER_JOIN, post(cluster::join))
+        .route(paths::CLUSTER_SLOT_KEYS, get(cluster::slot_keys))
         .route(paths::CLUSTER_STATUS, get(cluster::status))
         .route(paths::CLUSTER_MEMBERS, get(cluster::members))
         .route(paths::KEYS, get(keys::list).post(keys::create))
@@ -148,7 +153,7 @@ impl AdminState {
     }
 
     /// Does what changes something and records how it ended, in a task of its own: a caller that hangs up must
-    /// not take the line with it.
+    /// not take the line with it, nor a shutdown.
     async fn recorded<T: Send + 'static>(
         &self,
         caller: &Caller,
@@ -157,10 +162,18 @@ impl AdminState {
         work: impl Future<Output = Result<T, CallError>> + Send + 'static,
     ) -> Result<T, CallError> {
         let (state, caller, target) = (self.clone(), caller.clone(), target.to_owned());
+        let place = match self.changes.place() {
+            Ok(place) => place,
+            Err(error) => {
+                self.record(&caller, act, &target, Some(&error));
+                return Err(error);
+            }
+        };
         let ended = |error: JoinError| CallError::new(ErrorCode::Internal, error.to_string());
         // One task for the work, so that its end is recorded too if it is a fault.
         let work = tokio::spawn(work);
         let recorded = tokio::spawn(async move {
+            let _place = place;
             let result = work.await.unwrap_or_else(|error| Err(ended(error)));
             state.record(&caller, act, &target, result.as_ref().err());
             result

@@ -13,7 +13,7 @@ use super::{AdminState, json};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::CallError;
 use crate::http::ApiError;
-use crate::slots::{SlotEntry, Unlock};
+use crate::slots::{OpenFailure, SlotEntry, Unlock};
 
 /// Opens a closed slot now, once, from its configured PIN source: no PIN travels.
 pub(super) async fn unlock(
@@ -45,9 +45,12 @@ async fn open(
     if !matches!(entry.state(), hsm_core::SlotState::Ready) {
         let (entry, how) = (Arc::clone(entry), Unlock { retry: request.retry });
         // The token takes as long as it takes.
-        let opened = tokio::task::spawn_blocking(move || entry.unlock(how));
+        let opened = tokio::task::spawn_blocking(move || entry.try_unlock(how));
         match opened.await {
             Ok(Ok(())) => {}
+            Ok(Err(failure @ OpenFailure::UnderWay)) => {
+                return Err(CallError::new(ErrorCode::Overloaded, failure.to_string()));
+            }
             Ok(Err(failure)) => {
                 let code = match failure.state() {
                     hsm_core::SlotState::Locked => ErrorCode::SlotLocked,

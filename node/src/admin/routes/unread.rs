@@ -5,7 +5,6 @@ use std::convert::Infallible;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use axum::http::request::Parts;
 use hsm_api::ErrorCode;
 use serde::de::DeserializeOwned;
 
@@ -15,7 +14,6 @@ use crate::identity::Principal;
 
 /// See the module.
 pub(super) struct Unread {
-    head: Parts,
     body: Body,
 }
 
@@ -23,8 +21,8 @@ impl<S: Send + Sync> FromRequest<S> for Unread {
     type Rejection = Infallible;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Infallible> {
-        let (head, body) = request.into_parts();
-        Ok(Self { head, body })
+        let body = request.into_body();
+        Ok(Self { body })
     }
 }
 
@@ -37,7 +35,7 @@ impl Unread {
         principal: &Principal,
     ) -> Result<T, ApiError> {
         allowed?;
-        let received = limits.receive(principal, &self.head, self.body).await?;
+        let received = limits.receive(principal, self.body).await?;
         parse(&received.bytes)
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::running::{SOON, Setup, encrypt, endless, later, small, until};
+use crate::policy::RevocationKey;
 
 /// Long enough for what must not happen.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -127,4 +128,15 @@ async fn a_client_that_does_not_read_its_answers_is_not_waited_for() {
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert!(body.len() > 100_000);
     assert!(timeout(2 * A_WHILE, &mut reader.connection).await.is_err());
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_told_so_before_its_connection_ends() {
+    let running = Setup::new(10).start().await;
+    running
+        .node
+        .revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    let mut client = running.http2(&running.client()).await;
+    assert_eq!(client.ask(small()).await, 403);
+    client.ended().await;
 }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use super::super::*;
 use super::running::{Running, SOON, Setup, ask, closed};
@@ -114,14 +116,14 @@ async fn a_connection_without_a_request_is_closed() {
 #[tokio::test]
 async fn strangers_in_handshake_keep_no_client_out() {
     let mut setup = Setup::new(10);
-    setup.open = OpenConnections::with(10, 10, 2);
+    setup.open = OpenConnections::with(10, 10, 16);
     let running = setup.start().await;
     let mut strangers = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..16 {
         strangers.push(TcpStream::connect(running.address).await.unwrap());
     }
     // Less than the handshake's own time-out, which ends strangers too.
-    let served = timeout(Duration::from_secs(8), async {
+    let served = timeout(Duration::from_secs(5), async {
         let mut stream = running.connect(&running.client()).await;
         ask(&mut stream).await
     });
@@ -129,43 +131,98 @@ async fn strangers_in_handshake_keep_no_client_out() {
     assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn clients_that_come_all_at_once_are_all_served() {
+    let mut setup = Setup::new(400);
+    setup.open = OpenConnections::with(400, 400, 16);
+    let running = Arc::new(setup.start().await);
+    let cert = Arc::new(running.client());
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let (running, cert) = (Arc::clone(&running), Arc::clone(&cert));
+        clients.spawn(async move {
+            let mut stream = running.connect(&cert).await;
+            ask(&mut stream).await
+        });
+    }
+    while let Some(answer) = clients.join_next().await {
+        let answer = answer.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
 #[tokio::test]
-async fn a_revoked_certificate_gets_no_place() {
+async fn a_revoked_certificate_is_told_so_and_takes_no_place() {
     let running = start(1).await;
     running
         .node
         .revoke(RevocationKey::CommonName("trading-1".to_owned()));
     let mut revoked = running.connect(&running.client()).await;
-    closed(&mut revoked).await;
     let mut other = running.connect(&running.other_client()).await;
     assert!(ask(&mut other).await.starts_with("HTTP/1.1 200 "));
+    let answer = ask(&mut revoked).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    let text = format!("{answer}{}", rest(&mut revoked).await);
+    assert!(text.contains(r#""error":"certificate revoked""#), "{text}");
 }
 
 #[tokio::test]
-async fn a_principal_with_all_its_places_leaves_another_one_its_own() {
-    let mut setup = Setup::new(10);
-    setup.open = OpenConnections::with(10, 2, 10);
+async fn a_principal_with_all_its_places_is_told_so_and_leaves_another_one_its_own() {
+    let mut setup = Setup::new(4);
+    setup.open = OpenConnections::with(4, 2, 10);
     let running = setup.start().await;
     let cert = running.client();
-    let mut first = running.connect(&cert).await;
-    let mut second = running.connect(&running.client()).await;
-    for stream in [&mut first, &mut second] {
-        assert!(ask(stream).await.starts_with("HTTP/1.1 200 "));
+    // The third is beyond its part, of what nobody uses.
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = running.connect(&cert).await;
+        assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        held.push(stream);
     }
-    let mut third = running.connect(&cert).await;
-    closed(&mut third).await;
     let mut other = running.connect(&running.other_client()).await;
     assert!(ask(&mut other).await.starts_with("HTTP/1.1 200 "));
-    drop(first);
-    // Its place is free as soon as the server has seen it go.
+    let mut fourth = running.connect(&cert).await;
+    let answer = ask(&mut fourth).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("retry-after: 1"), "{answer}");
+    drop((held, other));
+    // Places are free as soon as the server has seen them go.
     let again = timeout(SOON, async {
         loop {
             let mut stream = running.connect(&cert).await;
             let answer = ask(&mut stream).await;
-            if !answer.is_empty() {
-                return answer;
+            if answer.starts_with("HTTP/1.1 200 ") {
+                return;
             }
         }
     });
-    assert!(again.await.unwrap().starts_with("HTTP/1.1 200 "));
+    again.await.unwrap();
+}
+
+/// Until the server has closed the connection.
+async fn rest(stream: &mut TlsStream<TcpStream>) -> String {
+    let mut rest = Vec::new();
+    // Some close without a word of TLS; what came before counts.
+    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+    String::from_utf8_lossy(&rest).into_owned()
+}
+
+#[tokio::test]
+async fn a_client_that_still_sends_reads_why_it_is_refused() {
+    let running = start(10).await;
+    let mut stream = running.connect(&running.client()).await;
+    let piece = [b'x'; 16 * 1024];
+    let head = format!(
+        "POST /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        20 * piece.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stream.write_all(&piece).await.unwrap();
+    }
+    stream.flush().await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }

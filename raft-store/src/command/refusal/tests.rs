@@ -237,6 +237,7 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             &["70001 bytes", "certificate chain", "leave out"],
         ),
         says(large(Bounded::SlotKeys), &["70001 slots", "fewer slots"]),
+        says(large(Bounded::Address), &["70001", "address", "host:port"]),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),
     ]

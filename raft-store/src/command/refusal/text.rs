@@ -194,6 +194,7 @@ impl Bounded {
             Bounded::SlotSignature => "use a smaller cluster key",
             Bounded::Certificates | Bounded::CertificateBytes => "leave out what the CA does not need",
             Bounded::SlotKeys => "configure fewer slots",
+            Bounded::Address => "advertise host:port, a host name has at most 253 bytes",
         }
     }
 }
@@ -210,6 +211,7 @@ impl fmt::Display for Bounded {
             Bounded::Certificates => f.write_str("certificates in the chain of a slot key's signer"),
             Bounded::CertificateBytes => f.write_str("bytes in the certificate chain of a slot key's signer"),
             Bounded::SlotKeys => f.write_str("slots of one node"),
+            Bounded::Address => f.write_str("bytes in a node's address"),
         }
     }
 }

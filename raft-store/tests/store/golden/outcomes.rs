@@ -122,6 +122,7 @@ fn invalid() -> Vec<Invalid> {
         Bounded::Certificates,
         Bounded::CertificateBytes,
         Bounded::SlotKeys,
+        Bounded::Address,
     ];
     let (size, most) = (70_001, 70_000);
     let too_large = bounded.map(|what| Invalid::TooLarge { what, size, most });
