@@ -137,11 +137,11 @@ async fn token(session: &Session, args: Token) -> Result<()> {
 async fn join(session: &Session, args: Join) -> Result<()> {
     let client = session.client_of_one(MEMBERSHIP)?;
     // First: a script that lacks the option is told so before anything is done.
-    let terminal = match args.yes {
-        true => None,
-        false => Some(Terminal::open(
-            "compare the fingerprints of the node's slot keys some other way, and say --yes",
-        )?),
+    let terminal = if args.yes {
+        None
+    } else {
+        let remedy = "compare the fingerprints of the node's slot keys some other way, and say --yes";
+        Some(Terminal::open(remedy)?)
     };
     let text = match &args.token_file {
         Some(path) => files::read_secret(path)?,

@@ -238,7 +238,7 @@ impl<'a> PinFile<'a> {
     fn typed(what: &'static str, question: &str, twice: bool) -> Result<Self> {
         if twice {
             note(&format!(
-                "{what}: a software token takes none of fewer than 128 random bits, which is 26 random characters of \
+                "{what}: a software token takes none of fewer than 128 random bits, which is 28 random characters of \
                  0-9 and A-Z; nothing is shown while you type"
             ));
         }
@@ -394,7 +394,7 @@ mod tests {
             init: Init,
         }
         let parse = |more: &[&str]| {
-            let line = ["init", "--label", "a"].iter().chain(more);
+            let line = ["init", "--label", "a"].iter().chain(more).copied();
             <Line as clap::Parser>::try_parse_from(line)
         };
         let typed = parse(&["--pin-prompt", "--so-pin-prompt"]).unwrap().init;

@@ -142,11 +142,14 @@ async fn a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused() -> Result
     let before = made(&context_on(&cluster, 1, CONTEXT).await?);
     let forwarded = cluster
         .client_on("admin", liar.number)?
-        .rotate(CONTEXT, Some("forwarded by a liar"))
+        .rotate(CONTEXT, Some("forwarded-by-a-liar"))
         .await;
     ensure!(forwarded.is_err(), "{forwarded:?}");
     let line = audited(&cluster, |line| {
-        line["peer"] == name.as_str() && line["asked"] == "admin" && line["outcome"] == "refused"
+        line["peer"] == name.as_str()
+            && line["asked"] == "key.rotate"
+            && line["outcome"] == "refused"
+            && line["epoch"] == 1
     })
     .await?;
     println!("{line}");

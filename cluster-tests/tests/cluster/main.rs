@@ -24,6 +24,7 @@ mod metrics;
 mod partitions;
 mod pkcs11;
 mod playground;
+mod prompt;
 mod restart;
 mod rotation;
 #[cfg(feature = "failpoints")]

@@ -285,6 +285,21 @@ async fn an_interrupted_up_is_continued() -> Result<()> {
     Ok(())
 }
 
+/// hsmctl as the administrator, in a session of its own: it has no terminal, whatever this test has.
+fn without_terminal(cluster: &Playground, args: &[&str]) -> Result<std::process::Output> {
+    let pki = cluster.dir().join("pki");
+    std::process::Command::new("setsid")
+        .arg("--wait")
+        .arg(cluster_tests::binary("hsmctl")?)
+        .args(args)
+        .env("HSMCTL_CA", pki.join("ca.crt"))
+        .env("HSMCTL_PKI", pki)
+        .env("HSMCTL_PROFILE", "admin")
+        .stdin(Stdio::null())
+        .output()
+        .context("setsid: install util-linux")
+}
+
 /// What an operator does without `hsmctl dev`: found, make tokens for the others, let them join, make a key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_formed_by_its_own_commands() -> Result<()> {
@@ -318,6 +333,7 @@ async fn a_cluster_is_formed_by_its_own_commands() -> Result<()> {
             &leader,
             "--token-file",
             &shown,
+            "--yes",
             "-o",
             "json",
         ];
@@ -329,11 +345,24 @@ async fn a_cluster_is_formed_by_its_own_commands() -> Result<()> {
             "{refused:?}"
         );
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        // Nobody said that its slots' keys are its own, and nobody can be asked: nothing is done.
+        let unasked: Vec<&str> = join.iter().copied().filter(|arg| *arg != "--yes").collect();
+        let refused = without_terminal(&cluster, &unasked)?;
+        ensure!(
+            refused.status.code() == Some(2) && String::from_utf8_lossy(&refused.stderr).contains("--yes"),
+            "{refused:?}"
+        );
+        let before = cluster.client_on("admin", number)?.slot_keys().await?.into_body();
+        assert_eq!(before.slots.len(), 2, "{before:?}");
         let joined = json(&cluster.hsmctl(&join).await?.ok()?)?;
         ensure!(
             joined["role"] == "voter" && joined["cluster_id"] == founded["cluster_id"],
             "{joined}"
         );
+        // What was shown before is what is registered, and what a member goes on saying.
+        assert_eq!(joined["slots"], serde_json::to_value(&before.slots)?);
+        let after = cluster.client_on("admin", number)?.slot_keys().await?.into_body();
+        assert_eq!(after, before);
         // It lets one node join, once.
         let again = cluster.hsmctl(&join).await?;
         ensure!(again.code == Some(4), "{again:?}");

@@ -9,6 +9,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handshake;
+use super::server::{end_and_key, now_seconds};
 use super::start::ConsensusOptions;
 use super::wire::{self, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway};
 
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     address: String,
     pub(super) peer: Hello,
+    /// Seconds since the epoch at which the peer's certificate ends.
+    not_after: i64,
 }
 
 impl CallFailure {
@@ -134,6 +137,7 @@ impl Connection {
             .1
             .peer_certificates()
             .and_then(|chain| chain.first());
+        let not_after = certificate.and_then(end_and_key).map_or(0, |(end, _)| end);
         let certificate = certificate
             .and_then(|cert| options.peer_name(cert))
             .unwrap_or_default();
@@ -152,6 +156,7 @@ impl Connection {
                 stream,
                 address: address.to_string(),
                 peer,
+                not_after,
             },
             certificate,
         ))
@@ -163,6 +168,13 @@ impl Connection {
         request: &Request,
         within: Duration,
     ) -> Result<Response, CallFailure> {
+        // As on the other side: a connection ends with the certificate that it was made with.
+        if now_seconds() > self.not_after {
+            return Err(CallFailure::Io {
+                address: self.address.clone(),
+                source: std::io::Error::other("the peer's certificate has ended; connecting anew"),
+            });
+        }
         let exchange = async {
             wire::send(&mut self.stream, request).await?;
             wire::receive(&mut self.stream, MAX_FRAME).await

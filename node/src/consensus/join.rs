@@ -185,6 +185,7 @@ impl Consensus {
         let taken = tokio::task::spawn_blocking(move || handle.join_cluster(cluster_id, epoch, raft_id));
         let internal = |e: &dyn std::fmt::Display| refuse(ErrorCode::Internal, e.to_string());
         if taken.await.map_err(|e| internal(&e))?.map_err(|e| internal(&e))? {
+            crate::logging::note_epoch(epoch);
             return Ok(());
         }
         let detail = format!(

@@ -107,7 +107,10 @@ async fn connection(
     drop(greeting);
     let mut receiving = None;
     loop {
-        let request = tokio::time::timeout(IDLE, wire::receive(&mut stream, MAX_FRAME));
+        // A connection ends with its certificate, whether it is used or not.
+        let left = u64::try_from(peer.not_after.saturating_sub(now_seconds()) + 1).unwrap_or(0);
+        let patience = IDLE.min(Duration::from_secs(left));
+        let request = tokio::time::timeout(patience, wire::receive(&mut stream, MAX_FRAME));
         let request: Request = request.await.map_err(|_| std::io::ErrorKind::TimedOut)??;
         if now_seconds() > peer.not_after {
             return Ok(());
@@ -164,7 +167,7 @@ async fn greet(
 }
 
 /// When a certificate ends, in seconds since the epoch, and its public key.
-fn end_and_key(certificate: &CertificateDer<'_>) -> Option<(i64, Vec<u8>)> {
+pub(super) fn end_and_key(certificate: &CertificateDer<'_>) -> Option<(i64, Vec<u8>)> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     Some((
         certificate.validity().not_after.timestamp(),
@@ -179,7 +182,7 @@ fn signed_with(chain: &[Vec<u8>], spki: &[u8]) -> bool {
         .is_some_and(|(_, signer)| signer == spki)
 }
 
-fn now_seconds() -> i64 {
+pub(super) fn now_seconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))

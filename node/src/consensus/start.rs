@@ -217,6 +217,7 @@ async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
         on_barrier,
         on_fatal: Box::new(move |why| on_fatal(why)),
     })?;
+    crate::logging::note_epoch(opened.control.get().epoch);
     Ok(Parts {
         options,
         opened,

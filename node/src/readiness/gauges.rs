@@ -34,7 +34,6 @@ fn add_since(last: &AtomicU64, now: u64, add: impl Fn()) {
 
 impl Counted {
     pub(super) fn consensus(&self, view: &View, own: Option<RaftId>, state: &ClusterState) {
-        crate::logging::note_epoch(state.epoch());
         metrics::role(view.role.as_str());
         metrics::raft_indexes(metrics::RaftIndexes {
             term: view.term,

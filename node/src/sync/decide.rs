@@ -37,6 +37,11 @@ pub struct Picture<'a> {
     pub held: Option<&'a Held>,
 }
 
+/// What is worth a warning although nothing has to be done now.
+pub fn warning(state: &ClusterState, slot: &SlotName) -> Option<Problem> {
+    transport::without_recovery(state, slot)
+}
+
 /// Decides what this node's slot needs next.
 pub fn decide(picture: &Picture<'_>) -> Plan {
     let mut plan = Plan::default();

@@ -114,6 +114,15 @@ pub enum Problem {
         /// Its id.
         id: TransportId,
     },
+    /// Only the nodes' tokens hold a transport key: whoever loses all of them loses every key.
+    #[error(
+        "transport key {id} is granted to nodes only, and to no recovery or backup key: if every node's token is \
+         lost, every key of the slot is lost for good; keep copies of more than one token directory and its PIN apart"
+    )]
+    NoRecovery {
+        /// Its id.
+        id: TransportId,
+    },
     /// A readable version is not usable here.
     #[error("{context} version {version}: {why}")]
     Missing {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::attempts::Attempts;
 use super::board::Board;
-use super::decide::{Picture, decide};
+use super::decide::{Picture, decide, warning};
 use super::held::Held;
 use super::plan::{Action, Plan, Problem};
 use super::replication_key::Replication;
@@ -142,7 +142,9 @@ impl Worker {
                 slot: self.entry.name(),
                 held: self.known.held.as_ref(),
             });
-            self.say(&plan.problems);
+            let warning = warning(state, self.entry.name());
+            let worth_saying: Vec<Problem> = plan.problems.iter().cloned().chain(warning).collect();
+            self.say(&worth_saying);
             if plan.disowns()
                 && let Some(slot) = &slot
             {

@@ -1,10 +1,10 @@
 //! A slot's transport keys: who has to make one, who is granted one, which one may be used.
 
-use raft_store::names::{RaftId, TransportId};
-use raft_store::state::ClusterMeta;
+use raft_store::names::{RaftId, SlotName, TransportId};
 use raft_store::state::context::{KeyVersion, VersionKey};
 use raft_store::state::node::NodeStatus;
 use raft_store::state::slot::{Grantee, TransportGeneration, TransportState};
+use raft_store::state::{ClusterMeta, ClusterState};
 
 use super::Picture;
 use crate::sync::held::Held;
@@ -76,6 +76,15 @@ fn needed<'a>(
             TransportState::Superseded => used.contains(&generation.id),
             TransportState::Destroyed => false,
         })
+}
+
+/// What people should know of a slot although nothing is wrong: its current transport key is in the nodes'
+/// tokens and nowhere else.
+pub(super) fn without_recovery(state: &ClusterState, slot: &SlotName) -> Option<Problem> {
+    let current = state.slots().get(slot)?.current_transport()?;
+    let apart = |grantee: &Grantee| matches!(grantee, Grantee::Recovery(_) | Grantee::Backup(_));
+    let id = current.id;
+    (!current.grants.keys().any(apart)).then_some(Problem::NoRecovery { id })
 }
 
 /// Whether the token holds the very transport key that the cluster committed to.

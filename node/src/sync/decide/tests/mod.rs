@@ -209,3 +209,12 @@ fn another_key_under_a_committed_transport_id_is_never_used() {
         assert_eq!(plan.missing, 1);
     }
 }
+
+#[test]
+fn a_slot_is_warned_of_until_its_transport_key_is_kept_apart_from_the_nodes() {
+    let mut cluster = Cluster::founded();
+    assert_eq!(warning(&cluster.state, &slot()), None, "no key, nothing to lose");
+    cluster.registered(ME).transport(&[ME]);
+    let id = transport_id(1);
+    assert_eq!(warning(&cluster.state, &slot()), Some(Problem::NoRecovery { id }));
+}
