@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::load::Report;
 use cluster_tests::{Load, Node, Playground};
 use hsm_api::admin::{JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::{CONTEXT, Sealed, context_on, open, seal};
 
-/// Kills that count; `HSM_LEADER_KILLS` names another number. A hundred take six minutes.
+/// Kills that count; `HSM_LEADER_KILLS` names another number. A hundred take three minutes.
 const KILLS: usize = 100;
 /// More kills than this that do not count are a finding of their own.
 const SPARE: usize = 10;
@@ -91,11 +92,17 @@ impl Acknowledged {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
-    let kills = kills()?;
-    let cluster = Playground::start(3).await?;
-    let load = Load::start(&cluster)?;
+/// What a cluster went through.
+struct Killed {
+    times: Vec<Duration>,
+    acknowledged: usize,
+    lost: Vec<String>,
+    report: Report,
+}
+
+/// Kills leaders of one cluster under load, one after the other.
+async fn kill_leaders(cluster: &Playground, kills: usize) -> Result<Killed> {
+    let load = Load::start(cluster)?;
     let mut times = Vec::with_capacity(kills);
     let mut acknowledged = Acknowledged::default();
     let mut attempts = 0;
@@ -117,7 +124,7 @@ async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
             .push(seal(&own, CONTEXT, b"by the leader").await?);
         let killed = Instant::now();
         cluster.node(before.node).kill().await?;
-        let took = first_change(&cluster, &survivors, killed).await?;
+        let took = first_change(cluster, &survivors, killed).await?;
         let after = cluster.leader_among(&survivors).await?;
         // A kill counts only if another node has committed in a higher term.
         if after.node != before.node && after.term > before.term {
@@ -139,36 +146,53 @@ async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
     let report = load.stop().await;
     let mut lost = Vec::new();
     for node in cluster.nodes() {
-        lost.extend(acknowledged.lost_on(&cluster, node.number).await?);
+        lost.extend(acknowledged.lost_on(cluster, node.number).await?);
     }
+    Ok(Killed {
+        times,
+        acknowledged: acknowledged.count(),
+        lost,
+        report,
+    })
+}
+
+/// Two clusters at a time: most of a kill is waiting for an election.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
+    let kills = kills()?;
+    let clusters = [Playground::start(3).await?, Playground::start(3).await?];
+    let (one, other) = tokio::try_join!(
+        kill_leaders(&clusters[0], kills.div_ceil(2)),
+        kill_leaders(&clusters[1], kills / 2)
+    )?;
+    let mut times = [one.times, other.times].concat();
+    let lost = [one.lost, other.lost].concat();
+    let sum = |of: fn(&Report) -> u64| of(&one.report) + of(&other.report);
+    let (decrypted, failed) = (sum(|report| report.decrypted), sum(|report| report.failed));
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent).div_ceil(100).saturating_sub(1)];
     println!(
         "{} leader kills: writes back p50 {:?}, p99 {:?}, max {:?}; {} acknowledged, {} lost; meanwhile {} \
-         encryptions and {} decryptions, {} failed",
+         encryptions and {decrypted} decryptions, {failed} failed",
         times.len(),
         at(50),
         at(99),
         at(100),
-        acknowledged.count(),
+        one.acknowledged + other.acknowledged,
         lost.len(),
-        report.encrypted,
-        report.decrypted,
-        report.failed
+        sum(|report| report.encrypted),
     );
     ensure!(lost.is_empty(), "acknowledged and lost: {lost:#?}");
     ensure!(
-        report.failed == 0,
-        "{} failures: {:#?}",
-        report.failed,
-        report.failures
+        failed == 0,
+        "{failed} failures: {:#?}",
+        [one.report.failures, other.report.failures]
     );
-    ensure!(
-        report.decrypted as usize > kills * 10,
-        "hardly any load: {report:?}"
-    );
+    ensure!(decrypted as usize > kills * 10, "hardly any load: {decrypted}");
     ensure!(at(99) <= BACK_WITHIN, "p99 is {:?}: {times:?}", at(99));
-    cluster.passed();
+    for cluster in clusters {
+        cluster.passed();
+    }
     Ok(())
 }
 

@@ -253,7 +253,7 @@ async fn a_kill_inside_any_write_of_the_first_keys_costs_nothing() -> Result<()>
     // In each slot: its key pair, its transport key, its first version.
     let whole = empty + 6;
     let (mut said, mut among_keys) = (String::new(), 0);
-    for (call, signal) in [("ftruncate", "KILL"), ("ftruncate", "USR1"), ("fsync", "KILL")] {
+    for (call, signal) in [("ftruncate", "KILL"), ("ftruncate", "USR1")] {
         for nth in 1..=MOST {
             let what = format!("{call} {nth}, {signal}");
             victim.node.kill().await?;
