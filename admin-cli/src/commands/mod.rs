@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod data;
+mod join;
 pub(crate) mod keys;
 pub(crate) mod rotate;
 pub(crate) mod slot;
