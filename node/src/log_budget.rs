@@ -54,7 +54,7 @@ pub fn say_suppressed() {
     }
     if audit > 0 {
         tracing::warn!(
-            target: "audit",
+            target: "audit", epoch = crate::logging::epoch(),
             class = "reads and refusals",
             suppressed = audit,
             "audit lines suppressed"

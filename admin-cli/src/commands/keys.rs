@@ -17,7 +17,7 @@ pub(crate) struct CreateKek {
     /// The context; made too, if the nodes' configuration maps it to a slot.
     #[arg(long)]
     context: Option<String>,
-    /// Number of the version; there is only the next [default].
+    /// Number of the version; it can only be the next one, which is taken if none is given.
     #[arg(long)]
     version: Option<u32>,
     /// Bits; there is only 256.

@@ -1,7 +1,8 @@
 //! What the endpoints of one call have said so far, made into one error at its end: a node's refusal if there was
 //! one, else the silence of them all.
 
-use super::error::ClientError;
+use super::error::{ApiError, ClientError};
+use crate::code::ErrorCode;
 
 /// See the module.
 pub(super) struct Failures {
@@ -24,7 +25,7 @@ impl Failures {
         if let Some(refusal) = error.api() {
             // What may have been carried out stays possible until a node says for good what became of it.
             let possible = self.refusal.as_ref().is_some_and(ClientError::outcome_unknown);
-            if !(possible && refusal.retryable) {
+            if !(possible && says_nothing_of_before(refusal)) {
                 self.refusal = Some(error);
             }
             return;
@@ -42,7 +43,7 @@ impl Failures {
     /// an earlier request has done that had no answer.
     pub(super) fn into_error(mut self) -> ClientError {
         let refusal = match self.refusal.take() {
-            Some(ClientError::Api(refusal)) if refusal.retryable => refusal,
+            Some(ClientError::Api(refusal)) if says_nothing_of_before(&refusal) => refusal,
             Some(refusal) => return refusal,
             None => return self.silence(),
         };
@@ -72,12 +73,26 @@ impl Failures {
     }
 }
 
+/// Whether a refusal leaves open what an earlier attempt has done: a passing state of the node that answers, or
+/// what the earlier attempt may itself have brought about.
+fn says_nothing_of_before(refusal: &ApiError) -> bool {
+    let passing = refusal.retryable || refusal.status >= 500 || refusal.status == 429;
+    passing
+        || matches!(
+            refusal.code,
+            Some(
+                ErrorCode::Conflict
+                    | ErrorCode::AlreadyExists
+                    | ErrorCode::AlreadyInitialised
+                    | ErrorCode::IdempotencyExpired
+            )
+        )
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::error::ApiError;
     use super::*;
-    use crate::code::ErrorCode;
 
     fn refused(endpoint: &str) -> ClientError {
         ClientError::Connect {
@@ -94,13 +109,17 @@ mod tests {
     }
 
     fn no_quorum() -> ClientError {
+        refusal(ErrorCode::NoQuorum, true)
+    }
+
+    fn refusal(code: ErrorCode, retryable: bool) -> ClientError {
         ClientError::Api(Box::new(ApiError {
-            status: 503,
-            code: Some(ErrorCode::NoQuorum),
-            code_text: "no_quorum".to_owned(),
+            status: code.status(),
+            code: Some(code),
+            code_text: code.as_str().to_owned(),
             detail: String::new(),
             request_id: None,
-            retryable: true,
+            retryable,
             retry_after: None,
             node: None,
             endpoint: "https://b:2".to_owned(),
@@ -141,6 +160,23 @@ mod tests {
     fn one_endpoint_speaks_for_itself() {
         let error = outcome(1, vec![(0, refused("https://a:1")), (0, refused("https://a:1"))]);
         assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    }
+
+    #[test]
+    fn only_what_follows_from_the_request_takes_a_possible_change_back() {
+        for code in [
+            ErrorCode::Uninitialised,
+            ErrorCode::SlotFailed,
+            ErrorCode::Internal,
+            ErrorCode::Conflict,
+        ] {
+            let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal(code, false))]);
+            assert!(error.outcome_unknown(), "{code}: {error}");
+        }
+        for code in [ErrorCode::RoleRequired, ErrorCode::InvalidArgument] {
+            let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal(code, false))]);
+            assert!(!error.outcome_unknown(), "{code}: {error}");
+        }
     }
 
     #[test]

@@ -101,7 +101,7 @@ async fn look(cluster: &dyn Cluster, wanted: &[(RevocationKey, String)], done_in
         Ok(added) => {
             *done_in = Some(term);
             if added > 0 {
-                tracing::info!(target: "audit", added, term, "revocations of this node's configuration added");
+                tracing::info!(target: "audit", epoch = crate::logging::epoch(), added, term, "revocations of this node's configuration added");
             }
             true
         }
@@ -118,7 +118,7 @@ async fn look(cluster: &dyn Cluster, wanted: &[(RevocationKey, String)], done_in
             // A refusal would be the same again, and an entry of the log each time.
             let refused = matches!(code, ErrorCode::InvalidArgument | ErrorCode::AccessDenied);
             tracing::error!(
-                target: "audit",
+                target: "audit", epoch = crate::logging::epoch(),
                 term,
                 detail,
                 again = !refused,

@@ -100,7 +100,7 @@ impl Shared {
             .await
         {
             Ok(Done::Registered { raft_id }) => {
-                tracing::info!(target: "audit", peer = peer.name, raft_id, "node registered");
+                tracing::info!(target: "audit", epoch = crate::logging::epoch(), peer = peer.name, raft_id, "node registered");
                 Ok(JoinAccepted {
                     raft_id,
                     cluster_id: meta.cluster_id,

@@ -29,8 +29,11 @@ const MAX_CONNECTIONS: usize = 160;
 /// Connections that are not greeted yet, beside those: whoever has no certificate gets no further. Together they
 /// are the 256 descriptors that are kept for peers.
 const MAX_GREETINGS: usize = 96;
-/// What each of these gets in any case, when others wait: several round trips of any network that Raft works over.
-const LEAST_GREETING: Duration = Duration::from_millis(500);
+/// What each of these gets in any case, when others wait: some round trips of any network that Raft works over
+/// (decision 003), and short enough for a full queue of the kernel's to be through well within a dial's 2 s.
+const LEAST_GREETING: Duration = Duration::from_millis(200);
+/// Connections that the kernel keeps for the listener; a further one is tried again by its sender a second later.
+pub(super) const BACKLOG: u32 = 128;
 /// TLS and greeting, and a place among those who were greeted.
 const GREETING: Duration = Duration::from_secs(3);
 /// A peer that says nothing for this long has gone.

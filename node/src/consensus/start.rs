@@ -15,7 +15,7 @@ use raft_store::storage::{
     BarrierHook, LogStore, OpenError, Opened, Published, StateMachine, Store, StoreOptions,
 };
 use raft_store::{MemberNode, TypeConfig};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Peers;
@@ -195,10 +195,22 @@ struct Parts {
     listener: Option<TcpListener>,
 }
 
+/// As `TcpListener::bind`, with a short queue: what waits in a long one is past its sender's patience.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(server::BACKLOG)
+}
+
 async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
     let listener = match options.listen {
         Some(address) => {
-            let bound = TcpListener::bind(address).await;
+            let bound = bind(address);
             Some(bound.map_err(|source| StartError::Listen { address, source })?)
         }
         None => None,

@@ -79,7 +79,7 @@ impl Waived {
             return;
         }
         tracing::warn!(
-            target: "audit",
+            target: "audit", epoch = crate::logging::epoch(),
             action = "start_gate.waive",
             setting = "serve_after_restart_without_quorum",
             first_request = op.as_str(),

@@ -63,7 +63,7 @@ impl Board {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if parts.wrong_replication_key != wrong {
             if let Some(why) = &wrong {
-                tracing::error!(target: "audit", why, "wrong replication key");
+                tracing::error!(target: "audit", epoch = crate::logging::epoch(), why, "wrong replication key");
             }
             parts.wrong_replication_key = wrong;
         }

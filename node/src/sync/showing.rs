@@ -86,7 +86,7 @@ impl Worker {
         let new: Vec<&Problem> = now.difference(&self.known.told).collect();
         for problem in new.iter().take(SAID_AT_MOST) {
             if problem.is_security() {
-                tracing::error!(target: "audit", slot, %problem, "token sync refuses");
+                tracing::error!(target: "audit", epoch = crate::logging::epoch(), slot, %problem, "token sync refuses");
             } else if problem.is_passing() {
                 tracing::info!(slot, %problem, "token sync");
             } else {

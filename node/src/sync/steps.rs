@@ -187,7 +187,7 @@ impl Workbench {
             .import_kek(&import_of(key, version, material, wrapped, replace))?;
         if replace {
             let (slot, key) = (self.name.as_str(), version.key_uid);
-            tracing::warn!(target: "audit", slot, %key, "a key object that must not be used was replaced");
+            tracing::warn!(target: "audit", epoch = crate::logging::epoch(), slot, %key, "a key object that must not be used was replaced");
         }
         fail::fail_point!("rotation::after_import");
         done(Effect::Proven(version.key_uid, version.label.clone()))

@@ -69,7 +69,7 @@ impl Worker {
         }
         let (slot, step, of) = (self.entry.name().as_str(), action.name(), action.subject());
         if security {
-            tracing::error!(target: "audit", slot, step, of, reason, "token sync refuses");
+            tracing::error!(target: "audit", epoch = crate::logging::epoch(), slot, step, of, reason, "token sync refuses");
         } else if passing {
             tracing::info!(slot, step, of, reason, "token sync: step waits");
         } else {

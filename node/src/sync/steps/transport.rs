@@ -109,7 +109,7 @@ impl Workbench {
         let slot = self.name.clone();
         // Said before it is proposed: what may have happened must not be missing from the audit.
         let spki_sha256 = hex::encode(Sha256::digest(&recipient.spki));
-        tracing::info!(target: "audit", %slot, transport = %id, node, spki_sha256, "granting a transport key");
+        tracing::info!(target: "audit", epoch = crate::logging::epoch(), %slot, transport = %id, node, spki_sha256, "granting a transport key");
         let op = GrantTransportKey {
             slot,
             id,
@@ -132,7 +132,7 @@ impl Workbench {
         let expected = committed_check(generation)?;
         self.slot
             .accept_transport_key(to_token_transport(id), &blob, &expected)?;
-        tracing::info!(target: "audit", slot = self.name.as_str(), transport = %id, "transport key accepted");
+        tracing::info!(target: "audit", epoch = crate::logging::epoch(), slot = self.name.as_str(), transport = %id, "transport key accepted");
         done(Effect::Transport(id, generation.check.clone()))
     }
 
