@@ -195,10 +195,7 @@ mod tests {
 
     #[test]
     fn a_refusal_for_good_is_the_answer() {
-        let mut refusal = no_quorum();
-        if let ClientError::Api(refusal) = &mut refusal {
-            refusal.retryable = false;
-        }
+        let refusal = refusal(ErrorCode::RoleRequired, false);
         let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal)]);
         assert!(error.api().is_some() && !error.outcome_unknown(), "{error}");
     }
