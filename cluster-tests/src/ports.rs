@@ -1,12 +1,42 @@
 //! Ports for one playground, chosen anew by every test.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-/// A base port whose ten ports a node are free, below those that the kernel gives to outgoing connections.
+/// Ports of one playground: ten a node.
+const BLOCK: u16 = 100;
+/// Blocks from 20000 on, below the ports that the kernel gives to outgoing connections.
+const BLOCKS: u32 = 115;
+
+/// The blocks that this process has; the kernel gives them back when it ends, however that is.
+static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// True if no other test has this block, nor this process another time: between choosing ports and listening on
+/// them, two tests that start at once would not see each other.
+fn take(block: u32) -> Result<bool> {
+    let path = std::env::temp_dir().join(format!("hsm-test-ports-{block}.lock"));
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| path.display().to_string())?;
+    let taken = file.try_lock().is_ok();
+    if taken {
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    }
+    Ok(taken)
+}
+
+/// A base port whose ten ports a node are free, and stay this process's as far as other tests are concerned.
 pub fn free_base_port(nodes: u32) -> Result<u16> {
+    // One more: tests add a node.
+    let ports = 10 * u16::try_from(nodes + 1).unwrap_or(u16::MAX / 10);
+    ensure!(ports <= BLOCK, "{nodes} nodes need more than {BLOCK} ports");
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());
@@ -14,10 +44,9 @@ pub fn free_base_port(nodes: u32) -> Result<u16> {
     for _ in 0..200 {
         // Any full-period generator will do.
         pick = pick.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let base = 20_000 + u16::try_from((pick >> 16) % 1150).unwrap_or_default() * 10;
-        // One more: tests add a node.
-        let ports = 10 * u16::try_from(nodes + 1).unwrap_or_default();
-        if (base..base + ports).all(is_free) {
+        let block = (pick >> 16) % BLOCKS;
+        let base = 20_000 + u16::try_from(block).unwrap_or_default() * BLOCK;
+        if (base..base + ports).all(is_free) && take(block)? {
             return Ok(base);
         }
     }
@@ -42,6 +71,8 @@ mod tests {
             (20_000..31_500).contains(&base) && base.is_multiple_of(10),
             "{base}"
         );
+        let others: Vec<u16> = (0..20).map(|_| free_base_port(5).unwrap()).collect();
+        assert!(!others.contains(&base), "{base} was given out twice: {others:?}");
     }
 
     #[test]
