@@ -13,6 +13,7 @@ pub mod node;
 pub mod playground;
 pub mod ports;
 pub mod relay;
+pub mod shim;
 pub mod wait;
 
 pub use client::{Identity, Pki};
@@ -21,6 +22,7 @@ pub use metrics::Metrics;
 pub use node::Node;
 pub use playground::{Leader, Playground};
 pub use relay::Relays;
+pub use shim::Shim;
 pub use wait::until;
 
 use std::path::PathBuf;

@@ -24,7 +24,12 @@ const TAG_BITS: u64 = 128;
 /// What a visit does, with what, and what it brings back.
 type Task = fn(&Session, &Value) -> Result<Value>;
 
-static TASKS: [(&str, Task); 3] = [("seal", seal), ("rob", rob), ("forget_keys", forget_keys)];
+static TASKS: [(&str, Task); 4] = [
+    ("seal", seal),
+    ("rob", rob),
+    ("unwrap", unwrap),
+    ("forget_keys", forget_keys),
+];
 
 /// Where a token is, and where its PIN stands.
 pub(crate) struct Token {
@@ -85,6 +90,11 @@ impl Token {
     /// Tries to get every key out; says for each way what the token answered.
     pub(crate) fn rob(&self) -> Result<Value> {
         self.visit("rob", &Value::Null)
+    }
+
+    /// What each transport key of the token makes of a wrapped key.
+    pub(crate) fn unwrap(&self, wrapped: &[u8]) -> Result<Value> {
+        self.visit("unwrap", &json!({ "wrapped": hex::encode(wrapped) }))
     }
 
     /// Destroys the KEKs and the transport keys; the node's own key stays. Returns how many there were.
@@ -239,9 +249,26 @@ fn rob(session: &Session, _: &Value) -> Result<Value> {
     Ok(json!({ "keks": robbed, "transport_keys": used, "private_keys": private }))
 }
 
-/// What comes out of a wrapped key: with templates that would make it readable, and with the one that it takes.
 fn use_transport(session: &Session, transport: ObjectHandle, own: ObjectHandle) -> Result<Value> {
     let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, transport, own)?;
+    let mut used = unwrap_with(session, transport, &wrapped)?;
+    used["value"] = json!(read_secret(session, transport, AttributeType::Value)?);
+    Ok(used)
+}
+
+fn unwrap(session: &Session, input: &Value) -> Result<Value> {
+    let wrapped = hex::decode(text(input, "wrapped")?)?;
+    let mut used = Vec::new();
+    for key in secret_keys(session)? {
+        if label_of(session, key)?.starts_with("transport-") {
+            used.push(unwrap_with(session, key, &wrapped)?);
+        }
+    }
+    Ok(json!(used))
+}
+
+/// What comes out of a wrapped key: with templates that would make it readable, and with the one that it takes.
+fn unwrap_with(session: &Session, transport: ObjectHandle, wrapped: &[u8]) -> Result<Value> {
     let open = |[sensitive, extractable, wrap, unwrap]: [bool; 4]| {
         let template = [
             Attribute::Class(ObjectClass::SECRET_KEY),
@@ -252,7 +279,7 @@ fn use_transport(session: &Session, transport: ObjectHandle, own: ObjectHandle) 
             Attribute::Wrap(wrap),
             Attribute::Unwrap(unwrap),
         ];
-        session.unwrap_key(&Mechanism::AesKeyWrap, transport, &wrapped, &template)
+        session.unwrap_key(&Mechanism::AesKeyWrap, transport, wrapped, &template)
     };
     let readable: Vec<String> = [
         [false, true, false, false],
@@ -263,15 +290,14 @@ fn use_transport(session: &Session, transport: ObjectHandle, own: ObjectHandle) 
     .into_iter()
     .map(|flags| answer(open(flags)))
     .collect();
-    let closed = open([true, false, false, false])?;
-    Ok(json!({
-        "value": read_secret(session, transport, AttributeType::Value)?,
-        "readable": readable,
-        "closed": {
-            "value": read_secret(session, closed, AttributeType::Value)?,
-            "wrapped": answer(session.wrap_key(&Mechanism::AesKeyWrap, transport, closed)),
-        },
-    }))
+    let closed = match open([true, false, false, false]) {
+        Ok(key) => json!({
+            "value": read_secret(session, key, AttributeType::Value)?,
+            "wrapped": answer(session.wrap_key(&Mechanism::AesKeyWrap, transport, key)),
+        }),
+        refused => json!(answer(refused)),
+    };
+    Ok(json!({ "readable": readable, "closed": closed }))
 }
 
 /// The token's return code, or that it did what it was asked for.

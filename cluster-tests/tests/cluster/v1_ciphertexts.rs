@@ -1,14 +1,19 @@
 //! Ciphertexts of the v1 service: `nonce ‖ ciphertext ‖ tag`, with a `key_id`. They are made in a stopped node's
-//! token by plain PKCS#11, so that nothing of this project but the keys has a part in them.
+//! token by plain PKCS#11, so that nothing of this project but the keys has a part in them; and by another
+//! implementation of AES-GCM, under a key that is known because a shim made it.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use cluster_tests::Playground;
+use aes_gcm::aead::{Aead, Payload};
+use aes_gcm::{Aes256Gcm, KeyInit};
+use anyhow::{Context, Result, anyhow, ensure};
+use cluster_tests::shim::{SOFTHSM, Shim};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::data::DecryptRequest;
 use hsm_api::{Client, ErrorCode};
 
-use crate::common::{CONTEXT, seal};
+use crate::common::{CONTEXT, Sealed, formed_with, open, seal};
 use crate::pkcs11::{Token, Vector};
 
 const READY: Duration = Duration::from_secs(30);
@@ -38,7 +43,7 @@ fn nonce(first: [u8; 8], number: usize) -> [u8; 12] {
 }
 
 /// Every size, each with an ordinary nonce and with one that looks like a v2 envelope.
-fn make(token: &Token, key: &str, aad: &'static str) -> Result<Vec<V1>> {
+fn vectors(aad: &'static str) -> Vec<Vector> {
     let mut vectors = Vec::new();
     for first in [*b"v1 nonce", LIKE_V2] {
         for size in SIZES {
@@ -49,6 +54,12 @@ fn make(token: &Token, key: &str, aad: &'static str) -> Result<Vec<V1>> {
             });
         }
     }
+    vectors
+}
+
+/// Sealed in the token.
+fn make(token: &Token, key: &str, aad: &'static str) -> Result<Vec<V1>> {
+    let vectors = vectors(aad);
     let sealed = token.seal(key, &vectors)?;
     ensure!(
         sealed.len() == vectors.len(),
@@ -194,4 +205,110 @@ async fn v1_ciphertexts_open_on_every_node_for_whom_they_were_made() -> Result<(
     }
     cluster.passed();
     Ok(())
+}
+
+/// Sealed by the aes-gcm crate.
+fn make_apart(key: &[u8; 32], aad: &'static str) -> Result<Vec<V1>> {
+    let cipher = Aes256Gcm::new_from_slice(key)?;
+    let sealed = vectors(aad).into_iter().map(|vector| {
+        let aad = hex::decode(vector.aad)?;
+        let payload = Payload {
+            msg: &vector.plaintext,
+            aad: &aad,
+        };
+        let body = cipher.encrypt((&vector.nonce).into(), payload);
+        let body = body.map_err(|error| anyhow!("{error}"))?;
+        Ok(V1 {
+            ciphertext: [vector.nonce.as_slice(), &body].concat(),
+            plaintext: vector.plaintext,
+        })
+    });
+    sealed.collect()
+}
+
+async fn slot_answers(node: &Node, slot: &str, status: u16) -> Result<()> {
+    let what = format!("{status} from slot {slot} of {}", node.id());
+    until(&what, READY, async || {
+        let answer = node.health().get(&format!("/readyz?slot={slot}")).await.ok()?;
+        (answer.status == status).then_some(())
+    })
+    .await
+}
+
+/// Slot `exchange` reaches its token through a shim, which can be told which bytes a new key has; slot `2fa` through
+/// a second module of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_modules_serve_their_slots_and_vectors_of_another_implementation_open() -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("hsm-modules-").tempdir()?;
+    let shim = Shim::build(folder.path(), "shim", Path::new(SOFTHSM))?;
+    // Another file is another library to the loader, with a state of its own.
+    let second = folder.path().join("second.so");
+    std::fs::copy(SOFTHSM, &second)?;
+    let cluster = formed_with(Playground::builder().nodes(3), |config| {
+        let with = |config: String, label: &str, library: &Path| {
+            let label = format!("label: {label},");
+            config.replace(&label, &format!("{label} pkcs11_lib: {library:?},"))
+        };
+        let config = with(config.to_owned(), "slot-exchange", shim.library());
+        with(config, "slot-2fa", &second)
+    })
+    .await?;
+    for node in cluster.nodes() {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", node.pid().context("no process")?))?;
+        for library in [shim.library(), Path::new("libsofthsm2.so"), &second] {
+            let name = library.to_str().context("no text")?;
+            ensure!(maps.contains(name), "{} has not loaded {name}", node.id());
+        }
+    }
+
+    let key: [u8; 32] = std::array::from_fn(|at| 0xa0 ^ at as u8);
+    shim.obey(&[&format!("C_GenerateKey value {}", hex::encode(key))])?;
+    let rotated = cluster.client("admin")?.rotate(CONTEXT, None).await?.into_body();
+    shim.obey(&[])?;
+    let key_id = "kek-exchange-key-v2";
+    ensure!(rotated.version == 2, "{rotated:?}");
+    let (shared, named) = (make_apart(&key, SHARED)?, make_apart(&key, SHARED_BY_NAME)?);
+    for node in cluster.nodes() {
+        for profile in ["trading-1", "trading-2"] {
+            let client = cluster.client_on(profile, node.number)?;
+            opens(&client, CONTEXT, key_id, &shared)
+                .await
+                .with_context(|| node.id())?;
+        }
+        let trading = cluster.client_on("trading-1", node.number)?;
+        let found = code(&trading, &ask(CONTEXT, &named[3].ciphertext, key_id)).await;
+        ensure!(
+            found == Some(ErrorCode::AuthenticationFailed),
+            "{}: bound to a name: {found:?}",
+            node.id()
+        );
+    }
+
+    // One module's device fails: its slot alone stops, on every node, and comes back with it.
+    let exchange = seal(&cluster.client("trading-1")?, CONTEXT, b"exchange").await?;
+    let own = seal(&cluster.client("2fa-1")?, "2fa", b"2fa").await?;
+    shim.obey(&[
+        "C_EncryptInit fail 30",
+        "C_DecryptInit fail 30",
+        "C_OpenSession fail 30",
+    ])?;
+    for node in cluster.nodes() {
+        slot_answers(&node, "exchange", 503).await?;
+        other_module_serves(&cluster, &node, &own).await?;
+    }
+    shim.obey(&[])?;
+    for node in cluster.nodes() {
+        slot_answers(&node, "exchange", 200).await?;
+        open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &exchange).await?;
+        other_module_serves(&cluster, &node, &own).await?;
+    }
+    cluster.passed();
+    Ok(())
+}
+
+async fn other_module_serves(cluster: &Playground, node: &Node, own: &Sealed) -> Result<()> {
+    slot_answers(node, "2fa", 200).await?;
+    let owner = cluster.client_on("2fa-1", node.number)?;
+    open(&owner, "2fa", own).await?;
+    seal(&owner, "2fa", b"meanwhile").await.map(drop)
 }
