@@ -175,8 +175,7 @@ pub enum ClientError {
     /// The request cannot be sent at all.
     #[error("request: {0}")]
     Request(String),
-    /// A node refused at last, for now; but a request before that one had no answer, and may have been carried
-    /// out.
+    /// A node refused at last; but a request before that one had no answer, and may have been carried out.
     #[error("{unanswered}; then {refusal}")]
     RefusedAfterSilence {
         /// What the request without an answer failed with.
@@ -193,7 +192,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The refusal, if a node answered.
+    /// The refusal, if a node answered and nothing is left open.
     #[must_use]
     pub fn api(&self) -> Option<&ApiError> {
         match self {
@@ -202,10 +201,19 @@ impl ClientError {
         }
     }
 
-    /// The stable code, if a node answered with one this version knows.
+    /// What a node refused with at last, whether or not an earlier request is unanswered.
+    fn refusal(&self) -> Option<&ApiError> {
+        match self {
+            Self::RefusedAfterSilence { refusal, .. } => Some(refusal),
+            _ => self.api(),
+        }
+    }
+
+    /// The stable code, if a node answered with one this version knows. What it says of the last request is no
+    /// word on those before it: see [`ClientError::outcome_unknown`].
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
-        self.api().and_then(|error| error.code)
+        self.refusal().and_then(|error| error.code)
     }
 
     /// The HTTP status, if a node answered.
@@ -213,7 +221,7 @@ impl ClientError {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Decode { status, .. } => Some(*status),
-            _ => self.api().map(|error| error.status),
+            _ => self.refusal().map(|error| error.status),
         }
     }
 
@@ -226,7 +234,8 @@ impl ClientError {
             | Self::Decode { .. }
             | Self::RefusedAfterSilence { .. } => true,
             Self::NoneAnswered { failures } => failures.iter().any(Self::outcome_unknown),
-            _ => self.code() == Some(ErrorCode::OutcomeUnknown),
+            Self::Api(error) => error.code == Some(ErrorCode::OutcomeUnknown),
+            _ => false,
         }
     }
 

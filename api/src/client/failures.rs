@@ -39,8 +39,8 @@ impl Failures {
         }
     }
 
-    /// A node's refusal tells more than the silence of another one. But one that is for now says nothing of what
-    /// an earlier request has done that had no answer.
+    /// A node's refusal tells more than the silence of another one. But most say nothing of what an earlier request
+    /// has done that had no answer.
     pub(super) fn into_error(mut self) -> ClientError {
         let refusal = match self.refusal.take() {
             Some(ClientError::Api(refusal)) if says_nothing_of_before(&refusal) => refusal,
@@ -73,20 +73,27 @@ impl Failures {
     }
 }
 
-/// Whether a refusal leaves open what an earlier attempt has done: a passing state of the node that answers, or
-/// what the earlier attempt may itself have brought about.
+/// Whether a refusal leaves open what an earlier attempt has done. Only what follows from the bytes of the request,
+/// which every attempt repeats, says something of them all. Everything else may be a passing state of the node
+/// that answers, its own configuration (whose roles it knows, which routes it has), what a balancer says, or what
+/// the earlier attempt has itself brought about.
 fn says_nothing_of_before(refusal: &ApiError) -> bool {
-    let passing = refusal.retryable || refusal.status >= 500 || refusal.status == 429;
-    passing
-        || matches!(
-            refusal.code,
-            Some(
-                ErrorCode::Conflict
-                    | ErrorCode::AlreadyExists
-                    | ErrorCode::AlreadyInitialised
-                    | ErrorCode::IdempotencyExpired
-            )
-        )
+    let Some(code) = refusal.code else {
+        return true;
+    };
+    !matches!(
+        code,
+        ErrorCode::InvalidJson
+            | ErrorCode::InvalidBase64Plaintext
+            | ErrorCode::InvalidBase64Ciphertext
+            | ErrorCode::InvalidBase64Aad
+            | ErrorCode::CiphertextTooShort
+            | ErrorCode::RequestHeaderMissing
+            | ErrorCode::ForeignOrigin
+            | ErrorCode::BodyTooLarge
+            | ErrorCode::UnsupportedMediaType
+            | ErrorCode::IdempotencyKeyReused
+    )
 }
 
 #[cfg(test)]
@@ -164,19 +171,41 @@ mod tests {
 
     #[test]
     fn only_what_follows_from_the_request_takes_a_possible_change_back() {
-        for code in [
-            ErrorCode::Uninitialised,
-            ErrorCode::SlotFailed,
-            ErrorCode::Internal,
-            ErrorCode::Conflict,
-        ] {
-            let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal(code, false))]);
-            assert!(error.outcome_unknown(), "{code}: {error}");
+        let of_the_request = [
+            ErrorCode::InvalidJson,
+            ErrorCode::InvalidBase64Plaintext,
+            ErrorCode::InvalidBase64Ciphertext,
+            ErrorCode::InvalidBase64Aad,
+            ErrorCode::CiphertextTooShort,
+            ErrorCode::RequestHeaderMissing,
+            ErrorCode::ForeignOrigin,
+            ErrorCode::BodyTooLarge,
+            ErrorCode::UnsupportedMediaType,
+            ErrorCode::IdempotencyKeyReused,
+        ];
+        for &code in ErrorCode::ALL {
+            let refusal = refusal(code, code.retryable());
+            let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal)]);
+            assert_eq!(
+                error.outcome_unknown(),
+                !of_the_request.contains(&code),
+                "{code}: {error}"
+            );
+            // What was refused at last is told in any case.
+            assert_eq!((error.code(), error.status()), (Some(code), Some(code.status())));
         }
-        for code in [ErrorCode::RoleRequired, ErrorCode::InvalidArgument] {
-            let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal(code, false))]);
-            assert!(!error.outcome_unknown(), "{code}: {error}");
-        }
+    }
+
+    /// A balancer's page, or a newer node's code.
+    #[test]
+    fn a_refusal_without_a_known_code_takes_nothing_back() {
+        let ClientError::Api(mut page) = refusal(ErrorCode::NotFound, false) else {
+            panic!("another error")
+        };
+        (page.code, page.code_text) = (None, String::new());
+        let error = outcome(2, vec![(0, broken("https://a:1")), (1, ClientError::Api(page))]);
+        assert!(error.outcome_unknown(), "{error}");
+        assert_eq!((error.code(), error.status()), (None, Some(404)));
     }
 
     #[test]
@@ -195,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_refusal_for_good_is_the_answer() {
-        let refusal = refusal(ErrorCode::RoleRequired, false);
+        let refusal = refusal(ErrorCode::IdempotencyKeyReused, false);
         let error = outcome(2, vec![(0, broken("https://a:1")), (1, refusal)]);
         assert!(error.api().is_some() && !error.outcome_unknown(), "{error}");
     }

@@ -237,12 +237,15 @@ async fn ciphertexts_that_cannot_be_opened_here_say_why() -> Result<()> {
     let cluster = Playground::start(1).await?;
     let trading = cluster.client("trading-1")?;
     let sealed = seal(&trading, CONTEXT, b"of exchange-key").await?;
-    let code = async |request: DecryptRequest| trading.decrypt(&request).await.err().and_then(|e| e.code());
+    // Every one of them is answered with its code and the status of that code.
+    let code = async |request: DecryptRequest| status_and_code(trading.decrypt(&request).await.err());
 
     // order-key belongs to a slot and to this unit, and has no key yet.
     let outcome = trading.encrypt(&EncryptRequest::new("order-key", b"x")).await;
-    let refused = outcome.err().and_then(|error| error.code());
-    assert_eq!(refused, Some(ErrorCode::ContextHasNoKey));
+    assert_eq!(
+        status_and_code(outcome.err()),
+        Some((503, ErrorCode::ContextHasNoKey))
+    );
     let made = cluster.hsmctl(&["create-kek", "--context", "order-key"]).await?;
     made.ok()?;
     cluster
@@ -256,7 +259,7 @@ async fn ciphertexts_that_cannot_be_opened_here_say_why() -> Result<()> {
     )
     .await?;
     let moved = DecryptRequest::new("order-key", sealed.ciphertext.clone());
-    assert_eq!(code(moved).await, Some(ErrorCode::WrongContext));
+    assert_eq!(code(moved).await, Some((400, ErrorCode::WrongContext)));
 
     // Bytes 8 to 23 of an envelope are its key's id, 24 to 27 the version: a key nobody has, and a
     // version nobody made.
@@ -264,32 +267,39 @@ async fn ciphertexts_that_cannot_be_opened_here_say_why() -> Result<()> {
     unknown[8..24].fill(0x5a);
     assert_eq!(
         code(DecryptRequest::new(CONTEXT, unknown.clone())).await,
-        Some(ErrorCode::UnknownKeyVersion)
+        Some((400, ErrorCode::UnknownKeyVersion))
     );
     unknown[24..28].copy_from_slice(&9_u32.to_be_bytes());
     assert_eq!(
         code(DecryptRequest::new(CONTEXT, unknown)).await,
-        Some(ErrorCode::UnknownKeyVersion)
+        Some((400, ErrorCode::UnknownKeyVersion))
     );
     // v1's form needs its key_id, and one that exists.
     let v1 = vec![7_u8; 40];
     assert_eq!(
         code(DecryptRequest::new(CONTEXT, v1.clone())).await,
-        Some(ErrorCode::UnknownKeyVersion)
+        Some((400, ErrorCode::UnknownKeyVersion))
     );
     let no_such = DecryptRequest::new(CONTEXT, v1.clone()).with_key_id("kek-exchange-key-v77");
-    assert_eq!(code(no_such).await, Some(ErrorCode::UnknownKeyVersion));
+    assert_eq!(code(no_such).await, Some((400, ErrorCode::UnknownKeyVersion)));
     let not_its_own = DecryptRequest::new(CONTEXT, v1).with_key_id(&sealed.key_id);
-    assert_eq!(code(not_its_own).await, Some(ErrorCode::AuthenticationFailed));
+    assert_eq!(
+        code(not_its_own).await,
+        Some((400, ErrorCode::AuthenticationFailed))
+    );
     let cut = sealed.ciphertext.as_slice()[..40].to_vec();
     assert_eq!(
         code(DecryptRequest::new(CONTEXT, cut)).await,
-        Some(ErrorCode::CiphertextTooShort)
+        Some((400, ErrorCode::CiphertextTooShort))
     );
 
     still_healthy(&cluster, &trading).await?;
     cluster.passed();
     Ok(())
+}
+
+fn status_and_code(error: Option<hsm_api::ClientError>) -> Option<(u16, ErrorCode)> {
+    error.and_then(|error| Some((error.status()?, error.code()?)))
 }
 
 async fn still_healthy(cluster: &Playground, client: &Client) -> Result<()> {

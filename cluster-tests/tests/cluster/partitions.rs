@@ -345,6 +345,8 @@ async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()> {
     cluster.relays()?.isolate(node.number);
     node.kill().await?;
     cluster.start_node(node.number).await?;
+    // Longer than anything by which a node could take itself for ready: dials, elections, the 5 s of readiness. The
+    // bounds of staleness are counted from a contact, and it has none.
     let until_then = Instant::now() + Duration::from_secs(15);
     let client = cluster.client_on("trading-1", node.number)?;
     while Instant::now() < until_then {

@@ -185,6 +185,22 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
     unreadable
         .refused(scratch, &["server.tls.cert_path", "absent.crt", "readable"])
         .await?;
+    let no_pem = start()?.with("server.crt", "../../../env")?;
+    no_pem
+        .refused(scratch, &["server.tls.cert_path", "/env", "no certificate"])
+        .await?;
+    let other_key = start()?.with("/server.key", "/cluster.key")?;
+    other_key
+        .refused(
+            scratch,
+            &[
+                "server.tls.key_path",
+                "cluster.key",
+                "server.tls.cert_path",
+                "server.crt",
+            ],
+        )
+        .await?;
     let production = start()?.with("dev: true", "dev: false")?;
     production.refused(scratch, &["DEV", "dev: true"]).await?;
     let one_ca = start()?.with("cluster-ca.crt", "ca.crt")?;

@@ -4,6 +4,8 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground};
+use hsm_api::ErrorCode;
+use hsm_api::admin::SlotState;
 
 use crate::common::{CONTEXT, seal};
 
@@ -246,6 +248,26 @@ async fn a_lost_token_costs_no_voter() -> Result<()> {
         status.leader.map(drop)
     })
     .await?;
+    // A member that answers is not left out of a rotation; one that can hold no key would only have it abandoned.
+    let rotator = cluster.client_on("admin", leader.node)?;
+    cluster_tests::until("its report", std::time::Duration::from_secs(30), async || {
+        let members = rotator.members().await.ok()?.into_body().members;
+        let own = members.into_iter().find(|member| member.node_id == node.id())?;
+        let failed = |slot: &hsm_api::admin::MemberSlot| slot.state != SlotState::Ready;
+        (own.slots.len() == 2 && own.slots.iter().all(failed)).then_some(())
+    })
+    .await?;
+    let error = rotator
+        .rotate(CONTEXT, None)
+        .await
+        .err()
+        .context("it was rotated")?;
+    ensure!(error.code() == Some(ErrorCode::SlotFailed), "{error}");
+    let said = error.to_string();
+    ensure!(
+        said.contains(&node.id()) && said.contains("nothing was made"),
+        "{said}"
+    );
     third.kill().await?;
     let request = hsm_api::admin::JoinTokenRequest {
         ttl_seconds: Some(60),
@@ -256,6 +278,19 @@ async fn a_lost_token_costs_no_voter() -> Result<()> {
     admin.create_join_token(&request).await?;
     // Others serve the slots that it does not: out of the balancer.
     ensure!(!node.is_ready().await, "a node without tokens is ready");
+    // Stopped, it is left out, and no number was used up.
+    cluster.start_node(third.number).await?;
+    third.wait_ready(std::time::Duration::from_secs(30)).await?;
+    node.kill().await?;
+    let made = cluster_tests::until("a rotation", std::time::Duration::from_secs(30), async || {
+        match rotator.rotate(CONTEXT, None).await {
+            // Until it has been silent for long enough.
+            Err(error) if error.code() == Some(ErrorCode::SlotFailed) => None,
+            made => Some(made),
+        }
+    })
+    .await??;
+    ensure!(made.version == 2, "{made:?}");
     cluster.passed();
     Ok(())
 }

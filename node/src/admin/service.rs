@@ -25,7 +25,7 @@ use super::views::rfc3339;
 use crate::clock;
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
 use crate::rotation::cluster::catch_up;
-use crate::rotation::plan::{Asked, Wish, check_label, no_transport, unknown_context};
+use crate::rotation::plan::{Asked, Wish, check_first, check_label, no_transport, unknown_context};
 use crate::rotation::progress::Made;
 use crate::rotation::{Cluster, Rotator};
 
@@ -159,7 +159,7 @@ impl AdminService {
             check_label(label)?;
         }
         let known = self.parts.cluster.published().state.contexts().contains(context);
-        let is_new = !known && self.create_context(context, placement, asked).await?;
+        let is_new = !known && self.create_context(context, wish, placement, asked).await?;
         let made = match self.parts.rotator.make(context, wish, asked, deadline).await {
             Err(error) if is_new => return Err(after_context(context, error)),
             made => made?,
@@ -178,6 +178,7 @@ impl AdminService {
     async fn create_context(
         &self,
         context: &ContextName,
+        wish: &Wish,
         placement: &Placement<'_>,
         asked: &Asked,
     ) -> Result<bool, CallError> {
@@ -195,6 +196,8 @@ impl AdminService {
         if known.and_then(|slot| slot.current_transport()).is_none() {
             return Err(no_transport(slot));
         }
+        check_first(&published.state, context, wish)?;
+        self.parts.rotator.check_holders(&published, slot)?;
         let op = Op::CreateContext(CreateContext {
             name: context.clone(),
             uid: ContextUid(clock::random_id()),

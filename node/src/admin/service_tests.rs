@@ -35,6 +35,7 @@ fn bench() -> Bench {
             Arc::clone(&cluster) as Arc<dyn Cluster>,
             Arc::clone(&keys) as Arc<dyn KeyMaker>,
             cluster_keys(),
+            limits,
         ),
         policy: RotationPolicy {
             max_versions: 7,
@@ -166,7 +167,25 @@ async fn a_context_that_could_not_get_a_key_is_not_made() {
         bench.ask(create("new", "k3", Some("s"))).await,
         Err(ErrorCode::SlotLocked)
     );
+    *bench.keys.refuse.lock().unwrap() = None;
+    let with = |label: Option<&str>, version, key| {
+        let body = AdminBody::CreateKey {
+            context: name("new"),
+            label: label.map(str::to_owned),
+            version,
+            slot: Some(slot("s")),
+            binding: BindingMode::Shared,
+        };
+        call("Admin", key, body, &CreateKekRequest::new("new"))
+    };
+    let second = bench.ask(with(None, Some(2), "k4")).await;
+    assert_eq!(second, Err(ErrorCode::InvalidArgument));
     assert_eq!(bench.cluster.count(|_| true), before);
+    // A label of another context's version.
+    bench.ask(create("c", "k5", Some("s"))).await.unwrap();
+    let taken = bench.ask(with(Some("kek-c-v1"), None, "k6")).await;
+    assert_eq!(taken, Err(ErrorCode::AlreadyExists));
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::CreateContext(_))), 1);
 }
 
 #[tokio::test]

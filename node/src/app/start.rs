@@ -249,10 +249,12 @@ fn lead(
     let keys = Arc::clone(replication);
     let cluster_keys: rotation::rotator::ClusterKeys =
         Arc::new(move |meta| keys.for_cluster(meta).map_err(|error| error.to_string()));
+    let limits = Limits::new(config.cluster.fence_after);
     let rotator = Rotator::new(
         Arc::clone(&cluster),
         Arc::new(TokenKeys::new(Box::new(find))),
         cluster_keys,
+        limits,
     );
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
@@ -268,7 +270,7 @@ fn lead(
     consensus.serve_leader_calls(Arc::new(service));
     let revocations = seed.revocations.clone();
     tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
-    tokio::spawn(rotation::drive(cluster, Limits::new(config.cluster.fence_after)));
+    tokio::spawn(rotation::drive(cluster, limits));
 }
 
 async fn found_alone(consensus: &Consensus, seed: &Seed) -> Result<(), StartFailure> {

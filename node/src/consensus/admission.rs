@@ -33,7 +33,7 @@ const BELIEVED: usize = 2;
 pub(super) struct Peers {
     /// The run of each peer that was greeted last, and whose log was long enough.
     boots: Mutex<BTreeMap<RaftId, Boot>>,
-    /// Members by the word of members.
+    /// Members by the word of members, never more than that.
     vouched: Mutex<BTreeMap<RaftId, Vouched>>,
     asking: Mutex<usize>,
     accusers: Mutex<Accusers>,
@@ -56,6 +56,13 @@ impl Peers {
         boots.insert(peer.raft_id, peer.boot);
         Ok(())
     }
+}
+
+/// What members say of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Registered,
+    Member,
 }
 
 /// Who says that this node must never run again, for each reason.
@@ -117,7 +124,7 @@ impl Shared {
         self.look_at_own_log(certificate, peer, &checked);
         match checked? {
             Standing::Known => {}
-            Standing::Later if self.is_in_membership(peer) || self.is_vouched_for(peer).await => {}
+            Standing::Later if self.is_in_membership(peer) || self.word_of_members(peer).await.is_some() => {}
             Standing::Later => return Err(TurnedAway::Unknown(peer.raft_id)),
         }
         self.check_progress(peer)
@@ -215,38 +222,69 @@ impl Shared {
         membership.get_node(&id).map(|node| node.name.clone())
     }
 
-    /// Whether a member that this node knows knows this peer as one.
-    async fn is_vouched_for(self: &Arc<Self>, peer: &Hello) -> bool {
-        let said = Vouched {
-            name: peer.name.clone(),
-            incarnation: peer.incarnation,
+    /// Whether Raft's own messages are taken from a peer: openraft asks nobody who its peers are, so whoever
+    /// may send them can depose the leader and write what he likes into every log. A member may, by this node's
+    /// state; and one that this node, lagging behind, does not know as a member yet, if Raft's membership has it
+    /// as a voter or another member says that it is one. A node that has only registered may not.
+    pub(super) async fn may_speak_raft(self: &Arc<Self>, peer: &Hello) -> bool {
+        let published = self.published.load_full();
+        if let Some(node) = published.state.nodes().get(&peer.raft_id) {
+            let same = node.name.as_str() == peer.name && node.incarnation == peer.incarnation;
+            match node.status {
+                NodeStatus::Member if same => return true,
+                NodeStatus::Joining if same => {}
+                _ => return false,
+            }
+        }
+        self.votes(peer) || self.word_of_members(peer).await == Some(Word::Member)
+    }
+
+    /// Whether Raft's membership, which the log names before the state does, has this peer as a voter.
+    fn votes(&self, peer: &Hello) -> bool {
+        let sample = self.sample.load();
+        let Some(membership) = sample.as_ref().map(|sample| &sample.metrics.membership_config) else {
+            return false;
         };
+        let named = membership.membership().get_node(&peer.raft_id);
+        named.is_some_and(|node| node.name == peer.name)
+            && membership.voter_ids().any(|id| id == peer.raft_id)
+    }
+
+    /// What a member that this node knows says of a peer that its own state lacks, or lags behind with.
+    async fn word_of_members(self: &Arc<Self>, peer: &Hello) -> Option<Word> {
+        let word = |known: &Vouched| {
+            let same = known.name == peer.name && known.incarnation == peer.incarnation;
+            same.then_some(if known.member {
+                Word::Member
+            } else {
+                Word::Registered
+            })
+        };
+        // Only members are remembered: who is registered may be one a moment later.
         if let Some(known) = lock(&self.peers_seen.vouched).get(&peer.raft_id) {
-            return *known == said;
+            return word(known);
         }
         let published = self.published.load_full();
         if !published.state.nodes().contains(&self.control.get().raft_id) {
             // A joiner that has not received its own registration knows nobody it could ask; it has no key
             // yet, and takes none that the members' signatures do not vouch for.
-            return true;
+            return Some(Word::Member);
         }
-        let Some(_turn) = Turn::take(&self.peers_seen.asking) else {
-            return false;
-        };
-        let holds = self.ask_members(&published, peer.raft_id).await == Some(said.clone());
-        if holds {
+        let _turn = Turn::take(&self.peers_seen.asking)?;
+        let known = self.ask_members(&published, peer).await?;
+        if known.member {
             let mut vouched = lock(&self.peers_seen.vouched);
             if vouched.len() >= MAX_VOUCHED {
                 vouched.clear();
             }
-            vouched.insert(peer.raft_id, said);
+            vouched.insert(peer.raft_id, known.clone());
         }
-        holds
+        word(&known)
     }
 
-    /// The first member's word on a raft id.
-    async fn ask_members(self: &Arc<Self>, published: &Published, id: RaftId) -> Option<Vouched> {
-        let own = self.control.get().raft_id;
+    /// What members say of a peer's raft id: the first who has it as a member counts, some may lag behind.
+    async fn ask_members(self: &Arc<Self>, published: &Published, peer: &Hello) -> Option<Vouched> {
+        let (own, id) = (self.control.get().raft_id, peer.raft_id);
         let mut asked = JoinSet::new();
         for (member, node) in published.state.nodes().iter() {
             if *member == own || node.status != NodeStatus::Member {
@@ -259,12 +297,15 @@ impl Shared {
             });
             asked.spawn(async move { shared.call(member, &address, &Request::Vouch(id), ASK).await });
         }
+        let mut registered = None;
         while let Some(answer) = asked.join_next().await {
-            if let Ok(Ok(Response::Vouch(Some(vouched)))) = answer {
-                return Some(vouched);
+            match answer {
+                Ok(Ok(Response::Vouch(Some(known)))) if known.member => return Some(known),
+                Ok(Ok(Response::Vouch(Some(known)))) => registered = Some(known),
+                _ => {}
             }
         }
-        None
+        registered
     }
 
     /// This node's word on a raft id: what its state says.
@@ -274,6 +315,7 @@ impl Shared {
         (!matches!(node.status, NodeStatus::Removed { .. })).then(|| Vouched {
             name: node.name.to_string(),
             incarnation: node.incarnation,
+            member: node.status == NodeStatus::Member,
         })
     }
 

@@ -33,6 +33,26 @@ fn vote(candidate: RaftId) -> Request {
     })
 }
 
+fn append(leader: RaftId) -> Request {
+    Request::Append(AppendFrame {
+        rpc: AppendEntriesRequest {
+            vote: Vote::new_committed(FAR, leader),
+            prev_log_id: None,
+            entries: vec![],
+            leader_commit: None,
+        },
+        quorum_ack_age_ms: Some(0),
+        silent: BTreeSet::new(),
+    })
+}
+
+fn snapshot(leader: RaftId) -> Request {
+    Request::SnapshotBegin {
+        vote: Vote::new_committed(FAR, leader),
+        meta: SnapshotMeta::default(),
+    }
+}
+
 fn slot() -> SlotName {
     SlotName::new("s").unwrap()
 }
@@ -126,10 +146,21 @@ async fn a_node_that_is_no_member_yet_acts_in_nobodys_name() {
     let world = World::new("joiner").await;
     let id = world.register("127.0.0.1:1").await;
     let hello = world.hello(id);
-    for (asked, request) in [("key.rotate", rotate(id, 1)), ("stand", Request::Stand)] {
+    let term = world.node.view().term;
+    let last = world.node.view().last_log;
+    for (asked, request) in [
+        ("key.rotate", rotate(id, 1)),
+        ("stand", Request::Stand),
+        // In its own name, which would make it the leader of whoever believes it.
+        ("vote", vote(id)),
+        ("append_entries", append(id)),
+        ("snapshot", snapshot(id)),
+        ("snapshot", Request::SnapshotEnd),
+    ] {
         world.hung_up(&hello, request).await;
         world.assert_audited(id, asked, "it is no member yet");
     }
+    assert_eq!((world.node.view().term, world.node.view().last_log), (term, last));
     let answer = world.ask(&hello, Request::ReadIndex).await.unwrap();
     assert!(matches!(answer, Response::ReadIndex(Ok(_))));
     let answer = world.ask(&hello, Request::Vouch(1)).await.unwrap();
@@ -168,24 +199,10 @@ async fn rafts_messages_speak_for_their_sender_only() {
     let id = world.admit().await;
     let hello = world.hello(id);
     let term = world.node.view().term;
-    let append = AppendFrame {
-        rpc: AppendEntriesRequest {
-            vote: Vote::new_committed(FAR, 1),
-            prev_log_id: None,
-            entries: vec![],
-            leader_commit: None,
-        },
-        quorum_ack_age_ms: Some(0),
-        silent: BTreeSet::new(),
-    };
-    let begin = Request::SnapshotBegin {
-        vote: Vote::new_committed(FAR, 1),
-        meta: SnapshotMeta::default(),
-    };
     for (asked, request) in [
         ("vote", vote(1)),
-        ("append_entries", Request::Append(append)),
-        ("snapshot", begin),
+        ("append_entries", append(1)),
+        ("snapshot", snapshot(1)),
     ] {
         world.hung_up(&hello, request).await;
         world.assert_audited(id, asked, "the message speaks for raft id 1");

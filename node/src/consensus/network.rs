@@ -59,6 +59,11 @@ fn rpc_error(failure: CallFailure) -> RPCError<RaftId, MemberNode, RaftError<Raf
     }
 }
 
+/// What a replication task hears instead of a higher vote.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer has seen a higher vote, {0}")]
+struct HigherVoteSeen(Vote);
+
 fn unexpected(what: &str) -> NetworkError {
     NetworkError::new(&std::io::Error::other(what.to_string()))
 }
@@ -73,22 +78,31 @@ impl PeerClient {
         Ok(answer)
     }
 
-    /// Waits until openraft's core has heard what was said before.
+    /// Tells openraft's core of a higher vote, so that this node steps down.
     ///
-    /// openraft 0.9.25 ends a replication task when a peer answers with a higher vote; if the core, still busy
-    /// with what that task had reported earlier, then wants to send it a snapshot, it takes the closed channel
-    /// for a fault and stops the whole node ("replication channel closed", `raft_core.rs`). That is a leader
-    /// under load whose partition heals. So the higher vote is held back for some rounds of the core's loop,
-    /// in each of which it hears everything that has been reported; openraft's own time-out bounds it.
-    async fn let_the_core_catch_up(&self) {
-        const ROUNDS: usize = 3;
-        for _ in 0..ROUNDS {
-            let Some(running) = self.shared.raft.get() else {
-                return;
-            };
-            if running.raft.with_raft_state(|_| ()).await.is_err() {
-                return;
-            }
+    /// openraft 0.9.25 ends a replication task whose peer answers with a higher vote. If the core, which hears of
+    /// the vote by a queue, first wants to send that task a snapshot, it takes the closed channel for a fault and
+    /// stops the whole node ("replication channel closed", `raft_core.rs`): a leader under load whose partition
+    /// heals. So no replication task ever gets to see a higher vote. The core is told as by a candidate: an
+    /// AppendEntries without entries does to the vote what the task's own message would have done, and, having no
+    /// previous log id and nothing committed, nothing to the log. The vote may be uncommitted, which openraft
+    /// asserts against in builds with its debug assertions only; ours has none (`Cargo.toml`).
+    async fn tell_the_core(&self, vote: Vote) {
+        let Some(running) = self.shared.raft.get() else {
+            return;
+        };
+        // Its own later candidacy it knows.
+        if vote.leader_id.voted_for() == Some(running.id) {
+            return;
+        }
+        let told = AppendEntriesRequest {
+            vote,
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        if let Err(error) = running.raft.append_entries(told).await {
+            tracing::warn!(%error, %vote, "raft did not take note of a higher vote");
         }
     }
 
@@ -112,6 +126,10 @@ impl PeerClient {
         loop {
             match connection.call(&request, SNAPSHOT_PROGRESS).await.map_err(net)? {
                 Response::More => {}
+                Response::Snapshot(answer) if answer.vote > vote => {
+                    self.tell_the_core(answer.vote).await;
+                    return Err(NetworkError::new(&HigherVoteSeen(answer.vote)));
+                }
                 Response::Snapshot(answer) => return Ok(answer),
                 Response::Failed(why) => return Err(unexpected(&why)),
                 _ => return Err(unexpected("unexpected answer to a snapshot")),
@@ -151,9 +169,9 @@ impl RaftNetwork<TypeConfig> for PeerClient {
             .await
             .map_err(rpc_error)?
         {
-            Response::Append(answer @ AppendEntriesResponse::HigherVote(_)) => {
-                self.let_the_core_catch_up().await;
-                Ok(answer)
+            Response::Append(AppendEntriesResponse::HigherVote(vote)) => {
+                self.tell_the_core(vote).await;
+                Err(RPCError::Unreachable(Unreachable::new(&HigherVoteSeen(vote))))
             }
             Response::Append(answer) => Ok(answer),
             Response::Failed(why) => Err(unexpected(&why).into()),
@@ -184,5 +202,81 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 
     fn backoff(&self) -> openraft::network::Backoff {
         openraft::network::Backoff::new(std::iter::repeat(Duration::from_millis(200)))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use openraft::raft::AppendEntriesResponse::HigherVote;
+
+    use super::super::test_world::{World, until};
+    use super::*;
+
+    /// A term that no election has reached.
+    const FAR: u64 = 1 << 40;
+
+    /// What a peer in a later term answers.
+    fn later(id: RaftId) -> impl Fn(Request) -> Response + Clone {
+        let vote = Vote::new(FAR, id);
+        move |request| match request {
+            Request::Append(_) => Response::Append(HigherVote(vote)),
+            Request::SnapshotEnd => Response::Snapshot(SnapshotResponse::new(vote)),
+            Request::SnapshotBegin { .. } | Request::SnapshotChunk(_) => Response::More,
+            _ => Response::Failed("no part of this test".into()),
+        }
+    }
+
+    async fn client(world: &World) -> (RaftId, PeerClient) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let id = world.register(&address).await;
+        world.answering(listener, id, later(id));
+        let shared = Arc::clone(&world.node.shared);
+        let member = MemberNode {
+            name: world.hello(id).name,
+            cluster_address: address,
+        };
+        (id, Network { shared }.new_client(id, &member).await)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_higher_vote_reaches_the_core_and_no_replication_task() {
+        let world = World::new("deposer").await;
+        let (_, mut client) = client(&world).await;
+        let rpc = AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: vec![],
+            leader_commit: None,
+        };
+        let option = RPCOption::new(Duration::from_secs(10));
+        let answer = client.append_entries(rpc, option).await;
+        assert!(matches!(answer, Err(RPCError::Unreachable(_))), "{answer:?}");
+        // It steps down, and stands again, as the only voter that it is.
+        let leads_later =
+            || world.node.view().term > FAR && world.node.view().role == crate::consensus::Role::Leader;
+        until("a later term", leads_later).await;
+        assert!(!world.is_ended());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn so_does_one_that_answers_a_snapshot() {
+        let world = World::new("snapper").await;
+        let (_, mut client) = client(&world).await;
+        let file = world.dir.path().join("snapshot");
+        std::fs::write(&file, b"bytes").unwrap();
+        let snapshot = Snapshot {
+            meta: raft_store::SnapshotMeta::default(),
+            snapshot: Box::new(raft_store::SnapshotFile { path: file }),
+        };
+        let option = RPCOption::new(Duration::from_secs(10));
+        let never = std::future::pending::<ReplicationClosed>();
+        let sent = client
+            .full_snapshot(Vote::new_committed(1, 1), snapshot, never, option)
+            .await;
+        assert!(matches!(sent, Err(StreamingError::Network(_))), "{sent:?}");
+        until("a later term", || world.node.view().term > FAR).await;
+        assert!(!world.is_ended());
     }
 }

@@ -101,9 +101,13 @@ impl Shared {
         op: Op,
     ) -> Result<Done, ProposeError> {
         let asked = op.name();
+        let (id, origin) = (RequestId::Node { node, nonce }, Origin::Node(node));
         let proposed = if op.forwardable_from_node() {
-            self.propose(RequestId::Node { node, nonce }, [0; 32], Origin::Node(node), op)
-                .await
+            // What a peer may never do must not make the log grow, however often it tries.
+            match self.forbidden(&id, &origin, &op) {
+                Some(forbidden) => Err(ProposeError::Refused(forbidden.into())),
+                None => self.propose(id, [0; 32], origin, op).await,
+            }
         } else {
             let operation = asked.to_owned();
             Err(ProposeError::Refused(Forbidden::Operation { operation }.into()))

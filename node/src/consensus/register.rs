@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
 use raft_store::command::{
-    ApplyContext, Command, Done, Op, Origin, Outcome, Refusal, RegisterNode, RequestId, apply,
+    ApplyContext, Command, Done, Forbidden, Op, Origin, Outcome, Refusal, RegisterNode, RequestId, apply,
 };
 use raft_store::names::NodeName;
 use raft_store::storage::Published;
@@ -110,6 +110,22 @@ impl Shared {
             Ok(_) => Err(JoinDeclined::TryAgain("unexpected outcome".into())),
             Err(ProposeError::Refused(refusal)) => Err(refused(code(&refusal), refusal.to_string())),
             Err(error) => Err(JoinDeclined::TryAgain(error.to_string())),
+        }
+    }
+
+    /// Whether the state as it is forbids this to its origin.
+    pub(super) fn forbidden(&self, id: &RequestId, origin: &Origin, op: &Op) -> Option<Forbidden> {
+        let command = Command {
+            id: id.clone(),
+            body_hash: [0; 32],
+            origin: origin.clone(),
+            approvals: Vec::new(),
+            at: clock::unix_millis(),
+            op: op.clone(),
+        };
+        match rehearse(&self.published.load(), &command) {
+            Outcome::Refused(Refusal::Forbidden(forbidden)) => Some(forbidden),
+            _ => None,
         }
     }
 

@@ -43,7 +43,9 @@ const IDLE: Duration = Duration::from_secs(120);
 pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener: TcpListener) {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let greetings = Greetings::new(MAX_GREETINGS, LEAST_GREETING);
+    // A network that is slow enough to need another heartbeat needs more time here too.
+    let least = LEAST_GREETING.max(shared.options.timing.heartbeat);
+    let greetings = Greetings::new(MAX_GREETINGS, least);
     loop {
         let Some(room) = greetings.room().await else {
             return;
@@ -214,7 +216,7 @@ async fn handle(
         refuse(&reason.to_string());
         return None;
     }
-    if let Err(why) = may_ask(shared, &peer.hello, &request) {
+    if let Err(why) = may_ask(shared, &peer.hello, &request).await {
         refuse(&why);
         return None;
     }
@@ -265,11 +267,10 @@ async fn handle(
     })
 }
 
-/// Whether a peer may ask for this, as far as this node's state goes. Raft's own messages may come from a
-/// member by Raft's membership or by another member's word, whose registration is not applied here yet; each
-/// speaks for its sender only. What a node asks for itself, and what a learner is sent anyway, needs one that is
-/// registered; whatever acts in somebody's name, or could end this node, a member.
-fn may_ask(shared: &Shared, peer: &Hello, request: &Request) -> Result<(), String> {
+/// Whether a peer may ask for this. Raft's own messages speak for their sender only, and see
+/// [`Shared::may_speak_raft`]. What a node asks for itself, and what a learner is sent anyway, needs one that this
+/// node's state has as registered; whatever acts in somebody's name, or could end this node, a member.
+async fn may_ask(shared: &Arc<Shared>, peer: &Hello, request: &Request) -> Result<(), String> {
     if let Some(id) = request.speaks_for()
         && id != peer.raft_id
     {
@@ -281,7 +282,7 @@ fn may_ask(shared: &Shared, peer: &Hello, request: &Request) -> Result<(), Strin
         | Request::Vote(_)
         | Request::SnapshotBegin { .. }
         | Request::SnapshotChunk(_)
-        | Request::SnapshotEnd => true,
+        | Request::SnapshotEnd => shared.may_speak_raft(peer).await,
         Request::Own { .. } | Request::ReadIndex | Request::Vouch(_) => status.is_some(),
         Request::Admin(_) | Request::Stand | Request::GoAway(_) | Request::Refused(_) => {
             status == Some(NodeStatus::Member)

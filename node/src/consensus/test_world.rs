@@ -21,7 +21,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection::{CallFailure, Connection};
 use super::start::start;
-use super::wire::{self, Declined, Hello, HelloReply, MAX_HELLO, PROTOCOL, Request, Response, TurnedAway};
+use super::wire::{
+    self, Declined, Hello, HelloReply, MAX_FRAME, MAX_HELLO, PROTOCOL, Request, Response, TurnedAway,
+};
 use super::{Consensus, ConsensusOptions, FoundSeed, JoinRequest, RaftTiming, join_token_text};
 use crate::admin::call::{AdminBody, AdminCall};
 use crate::config::PeerTlsFiles;
@@ -295,6 +297,34 @@ impl World {
             }
         });
         (address, answered)
+    }
+
+    /// Answers whoever dials `listener` as the node with this id, with what `answer` makes of each request.
+    pub(super) fn answering(
+        &self,
+        listener: tokio::net::TcpListener,
+        id: RaftId,
+        answer: impl Fn(Request) -> Response + Clone + Send + 'static,
+    ) {
+        let tls = self.attacker.tls.as_ref().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.server));
+        let hello = self.hello(id);
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (acceptor, hello, answer) = (acceptor.clone(), hello.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let mut stream = acceptor.accept(tcp).await?;
+                    wire::receive::<Hello>(&mut stream, MAX_HELLO).await?;
+                    wire::send(&mut stream, &HelloReply::Welcome(hello)).await?;
+                    loop {
+                        let request = wire::receive(&mut stream, MAX_FRAME).await?;
+                        wire::send(&mut stream, &answer(request)).await?;
+                    }
+                    #[allow(unreachable_code)]
+                    Ok::<(), std::io::Error>(())
+                });
+            }
+        });
     }
 
     /// The connection is ended without an answer.

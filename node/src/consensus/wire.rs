@@ -184,11 +184,13 @@ pub(super) enum Response {
     Failed(String),
 }
 
-/// A member, as the state of the answering node has it.
+/// A node that is registered, as the state of the answering node has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Vouched {
     pub(super) name: String,
     pub(super) incarnation: Incarnation,
+    /// Whether it is a member, not only about to join.
+    pub(super) member: bool,
 }
 
 /// A [`ProposeError`] as it travels.

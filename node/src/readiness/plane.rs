@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hsm_api::{ErrorCode, StateIndex};
+use raft_store::state::node::NodeStatus;
 use raft_store::storage::Published;
 
 use super::{NodeView, Rules, judge};
@@ -143,8 +144,15 @@ impl DataPlane for NodeView {
     }
 
     fn freshness(&self, op: Op) -> Result<Freshness, ApiError> {
-        if self.parts.consensus.raft_id().is_none() {
+        let Some(own) = self.parts.consensus.raft_id() else {
             return Err(ApiError::new(ErrorCode::Uninitialised));
+        };
+        // It imports one slot after the other; a member that does so serves what it has, and had it before.
+        let published = self.parts.consensus.published();
+        let known = published.state.nodes().get(&own);
+        if known.is_none_or(|node| node.status == NodeStatus::Joining) {
+            let why = "the node joins, and has not proven every key yet";
+            return Err(ApiError::new(ErrorCode::NotReady).detail(why));
         }
         let rules = &self.parts.rules;
         let contact = self.parts.consensus.staleness();

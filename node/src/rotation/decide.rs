@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use raft_store::names::{ContextName, RaftId};
+use raft_store::names::{ContextName, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionKey;
 use raft_store::state::node::NodeStatus;
@@ -111,6 +111,25 @@ fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId>
         .iter()
         .filter(|(_, node)| node.status == NodeStatus::Member);
     voters.iter().copied().chain(members.map(|(id, _)| *id)).collect()
+}
+
+/// Nodes that would have to hold a new version of this slot and whose slot does not serve: they answer the leader,
+/// so they are not left out, and would prove nothing. With each, what its slot last said of itself.
+pub fn unable<'s>(
+    state: &'s ClusterState,
+    voters: &BTreeSet<RaftId>,
+    silent_for: impl Fn(RaftId) -> Option<Duration>,
+    slot: &SlotName,
+    limits: &Limits,
+) -> BTreeMap<RaftId, &'s str> {
+    // A node that this leader has never heard may be gone; its report says nothing about now.
+    let answers = |id: &RaftId| silent_for(*id).is_some_and(|silence| silence < limits.fence_after);
+    let slot_of = |id: RaftId| {
+        let report = state.reports().get(&id)?.slots.get(slot)?;
+        (report.state != "ready").then_some((id, report.state.as_str()))
+    };
+    let required = required(state, voters);
+    required.into_iter().filter(answers).filter_map(slot_of).collect()
 }
 
 /// Names of nodes, for people.

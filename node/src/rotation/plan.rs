@@ -237,6 +237,26 @@ fn check_number(state: &ClusterState, name: &ContextName, next: u32, number: u32
     Ok(())
 }
 
+/// Whether a context that is not made yet can get what is wished for as its first version.
+///
+/// # Errors
+/// `invalid_argument` or `already_exists`.
+pub fn check_first(state: &ClusterState, name: &ContextName, wish: &Wish) -> Result<(), CallError> {
+    let Wish::Create { label, version } = wish else {
+        return Err(unknown_context(name));
+    };
+    if let Some(number) = version {
+        check_number(state, name, 1, *number)?;
+    }
+    match label {
+        Some(label) if state.label_taken(label) => Err(CallError::new(
+            ErrorCode::AlreadyExists,
+            format!("label {label:?} is another version's; no two have one label"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a label can be one: what tokens store, and what fits in a log line.
 ///
 /// # Errors

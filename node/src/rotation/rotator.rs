@@ -2,20 +2,21 @@
 //! Outside Raft, before a version is proposed, nothing is promised to anybody; after it, every repeat
 //! of the request finds it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hsm_api::ErrorCode;
 use hsm_core::replication::{ClusterKey, SealedKeyContext};
 use raft_store::command::{Done, Op, PrepareVersion, Refusal};
-use raft_store::names::{ContextName, KeyUid};
+use raft_store::names::{ContextName, KeyUid, SlotName};
 use raft_store::state::context::{KeyMaterial, VersionState};
 use raft_store::state::{ClusterMeta, ClusterState};
 use raft_store::storage::Published;
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::{Cluster, Waited, lost_lead, wait_leading};
+use super::decide::{Limits, names, unable};
 use super::keys::{KeyMaker, KeyOrder, NewKey};
 use super::plan::{Asked, Draft, Step, Wish, plan};
 use super::progress::{Made, outcome};
@@ -39,6 +40,7 @@ pub struct Rotator {
     cluster: Arc<dyn Cluster>,
     keys: Arc<dyn KeyMaker>,
     cluster_keys: ClusterKeys,
+    limits: Limits,
     /// One key is made at a time for a context: a second one would only meet a conflict.
     lanes: Mutex<BTreeMap<ContextName, Lane>>,
 }
@@ -46,11 +48,17 @@ pub struct Rotator {
 impl Rotator {
     /// Makes versions of what `keys` makes.
     #[must_use]
-    pub fn new(cluster: Arc<dyn Cluster>, keys: Arc<dyn KeyMaker>, cluster_keys: ClusterKeys) -> Self {
+    pub fn new(
+        cluster: Arc<dyn Cluster>,
+        keys: Arc<dyn KeyMaker>,
+        cluster_keys: ClusterKeys,
+        limits: Limits,
+    ) -> Self {
         Self {
             cluster,
             keys,
             cluster_keys,
+            limits,
             lanes: Mutex::new(BTreeMap::new()),
         }
     }
@@ -59,6 +67,32 @@ impl Rotator {
     #[must_use]
     pub fn keys(&self) -> &dyn KeyMaker {
         &*self.keys
+    }
+
+    /// Refuses a new version that could only be abandoned, because a node that has to hold it cannot: its number
+    /// would be used up, and the next attempt would go the same way.
+    ///
+    /// # Errors
+    /// `slot_failed`, with the nodes and the remedy.
+    pub fn check_holders(&self, published: &Published, slot: &SlotName) -> Result<(), CallError> {
+        let heard = self.cluster.leadership().unwrap_or_default().silent_for;
+        let voters = published.membership.voter_ids().collect();
+        let silent_for = |id| heard.get(&id).copied();
+        let unable = unable(&published.state, &voters, silent_for, slot, &self.limits);
+        if unable.is_empty() {
+            return Ok(());
+        }
+        let nodes: Vec<String> = unable
+            .iter()
+            .map(|(id, state)| format!("{} ({state})", names(&published.state, &BTreeSet::from([*id]))))
+            .collect();
+        let detail = format!(
+            "slot {slot} does not serve on {}, which would have to hold the new version: mend its token there, or \
+             stop the node and ask again once it has been silent for {} s; nothing was made",
+            nodes.join(", "),
+            self.limits.fence_after.as_secs()
+        );
+        Err(CallError::new(ErrorCode::SlotFailed, detail))
     }
 
     /// Makes the version `asked` wishes for, or finds the one it made, and waits until it is active.
@@ -107,6 +141,7 @@ impl Rotator {
         let Step::Prepare(draft) = plan(&published.state, context, wish, asked)? else {
             return Ok(None);
         };
+        self.check_holders(&published, &draft.slot)?;
         let op = self.seal(&published.state, context, &draft, deadline).await?;
         reach("rotation::before_prepare_commit").await;
         let (id, origin) = (asked.id(draft.attempt), asked.origin.clone());

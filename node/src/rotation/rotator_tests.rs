@@ -7,6 +7,11 @@ use super::super::driver::drive;
 use super::super::testing::{FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key};
 use super::*;
 
+const LIMITS: Limits = Limits {
+    fence_after: Duration::from_secs(30),
+    pending: Duration::from_secs(30),
+};
+
 struct Bench {
     cluster: Arc<FakeCluster>,
     keys: Arc<FakeKeys>,
@@ -31,10 +36,7 @@ impl Bench {
 
     fn of(world: World, pending: Duration) -> Self {
         let cluster = FakeCluster::new(world);
-        let limits = Limits {
-            fence_after: Duration::from_secs(30),
-            pending,
-        };
+        let limits = Limits { pending, ..LIMITS };
         let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
         let keys = Arc::new(FakeKeys::default());
         let rotator = Arc::new(rotator(&cluster, &keys));
@@ -60,6 +62,7 @@ fn rotator(cluster: &Arc<FakeCluster>, keys: &Arc<FakeKeys>) -> Rotator {
         Arc::clone(cluster) as Arc<dyn Cluster>,
         Arc::clone(keys) as Arc<dyn KeyMaker>,
         cluster_keys(),
+        LIMITS,
     )
 }
 
@@ -250,8 +253,32 @@ async fn a_leader_with_another_replication_key_makes_no_version() {
         Arc::clone(&bench.cluster) as Arc<dyn Cluster>,
         Arc::clone(&bench.keys) as Arc<dyn KeyMaker>,
         Arc::new(|_: &ClusterMeta| Err("another key".to_owned())),
+        LIMITS,
     );
     let error = rotate(&rotator, "k", Duration::from_secs(20)).await.unwrap_err();
     assert_eq!(error, CallError::new(ErrorCode::Internal, "another key"));
     assert_eq!((bench.prepared(), bench.keys.made.load(Ordering::SeqCst)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_version_that_a_live_member_could_not_hold_is_not_made() {
+    let bench = Bench::new();
+    let sick = *bench.cluster.with(|world| world.voters.clone()).last().unwrap();
+    bench.cluster.with(|world| world.report_slot(sick, "s", "failed"));
+    let heard = |silent| bench.cluster.silence(sick, silent);
+    heard(Duration::from_millis(100));
+    let error = bench.rotate("k").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::SlotFailed);
+    assert!(error.detail.contains(&format!("n{sick} (failed)")), "{error}");
+    assert_eq!((bench.prepared(), bench.keys.made.load(Ordering::SeqCst)), (1, 0));
+    // Another slot's state is another slot's.
+    bench.cluster.with(|world| world.report_slot(sick, "s", "ready"));
+    bench
+        .cluster
+        .with(|world| world.report_slot(sick, "other", "failed"));
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    // Whoever has fallen silent is left out by the driver, which asks no report.
+    bench.cluster.with(|world| world.report_slot(sick, "s", "failed"));
+    heard(Duration::from_secs(31));
+    assert_eq!(made(bench.rotate("k2").await), (3, Some(2)));
 }

@@ -102,11 +102,7 @@ fn server(
         .map_err(|error| TlsError::Setup(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
-        .map_err(|reason| TlsError::Rejected {
-            key: CERT,
-            path: files.cert_path.clone(),
-            reason,
-        })?;
+        .map_err(|reason| TlsError::of_pair((CERT, &files.cert_path), (KEY, &files.key_path), reason))?;
     forget_sessions(&mut config);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))

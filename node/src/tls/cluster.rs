@@ -85,7 +85,7 @@ pub fn load_cluster(
         .map_err(setup)?
         .with_client_cert_verifier(client_verifier)
         .with_single_cert(chain.clone(), key.clone_key())
-        .map_err(rejected)?;
+        .map_err(|reason| TlsError::of_pair((CERT, &files.cert_path), (KEY, &files.key_path), reason))?;
     forget_sessions(&mut server);
     server.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(ClusterTls {

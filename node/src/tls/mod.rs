@@ -6,7 +6,7 @@ mod cluster;
 mod files;
 mod peer_verifier;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -78,7 +78,22 @@ pub enum TlsError {
         /// The name.
         subject: String,
     },
-    /// Certificate and key do not belong together, or rustls does not like them.
+    /// The key is another certificate's.
+    #[error(
+        "{key}: {path}: is not the key of the certificate in {certificate_key} ({certificate}); give the key that the \
+         certificate was issued for"
+    )]
+    OtherKey {
+        /// The configuration key of the private key.
+        key: &'static str,
+        /// Its file.
+        path: PathBuf,
+        /// The configuration key of the certificate.
+        certificate_key: &'static str,
+        /// Its file.
+        certificate: PathBuf,
+    },
+    /// rustls does not like them.
     #[error("{key}: {path}: {reason}")]
     Rejected {
         /// The configuration key.
@@ -114,6 +129,30 @@ pub enum TlsError {
     /// The TLS library refused its own defaults.
     #[error("TLS could not be set up: {0}")]
     Setup(String),
+}
+
+impl TlsError {
+    /// What rustls has against a certificate and its key, each with its configuration key.
+    fn of_pair(
+        certificate: (&'static str, &Path),
+        key: (&'static str, &Path),
+        reason: rustls::Error,
+    ) -> Self {
+        let (certificate_key, path) = certificate;
+        match reason {
+            rustls::Error::InconsistentKeys(_) => Self::OtherKey {
+                key: key.0,
+                path: key.1.to_owned(),
+                certificate_key,
+                certificate: path.to_owned(),
+            },
+            reason => Self::Rejected {
+                key: certificate_key,
+                path: path.to_owned(),
+                reason,
+            },
+        }
+    }
 }
 
 /// The one cryptographic provider, always passed explicitly.

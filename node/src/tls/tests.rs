@@ -173,7 +173,7 @@ fn files_that_cannot_be_used_are_named_with_their_key() {
     // Another certificate's key.
     folder.ca.client("other", "x").write(folder.dir.path(), "other");
     files.key_path = folder.path("other.key");
-    assert!(refusal(&files, None).starts_with("server.tls.cert_path: "));
+    assert!(refusal(&files, None).starts_with("server.tls.key_path: "));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hsm_node::clock;
 use hsm_node::config::PeerTlsFiles;
@@ -181,6 +181,26 @@ async fn obey(consensus: &Consensus, command: &str) -> Result<String, String> {
                 .await;
             done.map(|_| consensus.view().term.to_string())
                 .map_err(|e| e.to_string())
+        }
+        // As many at once as a leader has in hand many times over, for as long as it takes; answered at once.
+        ["flood", millis, what] => {
+            let until = Instant::now() + Duration::from_millis(millis.parse().map_err(|_| "no number")?);
+            for writer in 0..16 {
+                let (consensus, what) = (consensus.clone(), what.to_owned());
+                tokio::spawn(async move {
+                    let mut number = 0;
+                    while Instant::now() < until {
+                        number += 1;
+                        let key = RevocationKey::CommonName(format!("{what}-{writer}-{number}"));
+                        let revocations = vec![(key, String::new())];
+                        let op = Op::AddRevocations(AddRevocations { revocations });
+                        if consensus.propose_as_leader(op).await.is_err() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                });
+            }
+            Ok(String::new())
         }
         ["report"] => {
             let node = consensus.raft_id().ok_or("no id")?;

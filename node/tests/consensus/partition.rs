@@ -87,25 +87,24 @@ fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
 #[test]
 fn a_leader_under_load_outlives_the_return_of_followers_that_lack_more_than_its_log() {
     let mut cluster = Cluster::new(3, 0);
-    let mut number = 0;
     for round in 0..3 {
         let leader = cluster.leader();
         let away = (leader + 1 + round % 2) % 3;
         cluster.isolate(&[away], true);
+        let before = cluster.stand(leader).unwrap().last_log;
+        for node in 0..3 {
+            let flood = format!("flood 8000 r{round}n{node}");
+            cluster.node(node).ask(&flood, SHORT).unwrap();
+        }
         // More than a leader keeps of its log once it has a snapshot.
-        for _ in 0..600 {
-            number += 1;
-            let _ = cluster.node(leader).ask(&format!("put k{number}"), SHORT);
-        }
-        let healed = Instant::now();
+        cluster.wait("a longer log", LONG, |c| {
+            c.stand(leader).is_none_or(|stand| stand.last_log > before + 600)
+        });
         cluster.isolate(&[away], false);
-        while healed.elapsed() < Duration::from_secs(2) {
-            number += 1;
-            let put = format!("put k{number}");
-            for node in 0..3 {
-                let _ = cluster.node(node).ask(&put, SHORT);
-            }
-        }
+        cluster.wait("the one that was away", LONG, |c| {
+            let stands: Vec<_> = (0..3).filter_map(|node| c.stand(node)).collect();
+            stands.len() < 3 || stands[away].last_log > before + 600
+        });
         for node in 0..3 {
             assert!(
                 cluster.stand(node).is_some(),

@@ -9,7 +9,7 @@ use raft_store::names::*;
 use raft_store::state::ClusterState;
 use raft_store::state::access::{Acl, Role, RoleEntry};
 use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy};
-use raft_store::state::node::NodeReport;
+use raft_store::state::node::{NodeReport, SlotReport};
 use raft_store::state::slot::TransportMode;
 use raft_store::storage::Published;
 
@@ -126,6 +126,20 @@ impl World {
 
     /// A joining node's report that it holds every key.
     pub(crate) fn prove(&mut self, node: RaftId) {
+        self.report(node, BTreeMap::new());
+    }
+
+    /// A joined node's report of one slot.
+    pub(crate) fn report_slot(&mut self, node: RaftId, name: &str, state: &str) {
+        let report = SlotReport {
+            serving: state == "ready",
+            state: state.to_owned(),
+            missing_keys: 0,
+        };
+        self.report(node, BTreeMap::from([(slot(name), report)]));
+    }
+
+    fn report(&mut self, node: RaftId, slots: BTreeMap<SlotName, SlotReport>) {
         let seq = self.state.reports().get(&node).map_or(1, |known| known.seq + 1);
         let report = NodeReport {
             seq,
@@ -135,7 +149,7 @@ impl World {
             durable_index: 1,
             proven_at: Some(1),
             feature_level: 1,
-            slots: BTreeMap::new(),
+            slots,
         };
         self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
     }
