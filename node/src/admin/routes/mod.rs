@@ -162,13 +162,8 @@ impl AdminState {
         work: impl Future<Output = Result<T, CallError>> + Send + 'static,
     ) -> Result<T, CallError> {
         let (state, caller, target) = (self.clone(), caller.clone(), target.to_owned());
-        // Before a place is taken: whoever may not must not keep those out who may. The work itself authorises
-        // again, or has the leader do it.
-        if let Err(error) = authorise(&state.policy(), &caller.principal, act) {
-            self.record(&caller, act, &target, Some(&error));
-            return Err(error);
-        }
-        let place = match self.changes.place() {
+        // The work itself authorises again, or has the leader do it.
+        let place = match self.changes.begin(&state.policy(), &caller.principal, act) {
             Ok(place) => place,
             Err(error) => {
                 self.record(&caller, act, &target, Some(&error));
