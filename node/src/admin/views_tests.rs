@@ -167,6 +167,7 @@ fn slots_are_shown_as_last_reported() {
                 missing_keys: 2,
             },
         )]),
+        uses: BTreeMap::new(),
     };
     world.ok(Op::ReportNode(ReportNode { node: 1, report }));
     let shown = |silent| {

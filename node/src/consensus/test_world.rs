@@ -259,6 +259,7 @@ impl World {
             proven_at: Some(1),
             feature_level: 1,
             slots: BTreeMap::new(),
+            uses: BTreeMap::new(),
         };
         let nonce = crate::clock::random_id();
         let (id, op) = (RequestId::Node { node, nonce }, ReportNode { node, report });

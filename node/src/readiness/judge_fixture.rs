@@ -153,6 +153,7 @@ impl Node {
                     missing_keys: 0,
                 },
             )]),
+            uses: BTreeMap::new(),
         };
         self.world
             .ok_as(node, Op::ReportNode(ReportNode { node, report }));

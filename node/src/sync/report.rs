@@ -80,6 +80,7 @@ pub fn draft(
         proven_at: sync.proven_at,
         feature_level: FEATURE_LEVEL,
         slots: lines.collect(),
+        uses: Default::default(),
     })
 }
 

@@ -128,6 +128,7 @@ async fn send_report(consensus: &Consensus, node: u64) -> Result<Done, consensus
         proven_at: Some(applied),
         feature_level: 1,
         slots: Default::default(),
+        uses: Default::default(),
     };
     consensus
         .propose_as_node(Op::ReportNode(ReportNode { node, report }))

@@ -8,7 +8,7 @@ use super::{ApplyContext, Bounded, Done, Existing, Refusal};
 use crate::names::{ClusterId, Incarnation, NodeName, RaftId};
 use crate::state::access::{Acl, Revocation, RevocationKey};
 use crate::state::node::{MAX_ADDRESS, Node, NodeStatus};
-use crate::state::{ClusterMeta, ClusterState, FEATURE_LEVEL};
+use crate::state::{ClusterMeta, ClusterState, FIRST_FEATURE_LEVEL};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ impl CreateCluster {
                 cluster_id: self.cluster_id,
                 name: self.name.clone(),
                 epoch: 1,
-                feature_level: FEATURE_LEVEL,
+                feature_level: FIRST_FEATURE_LEVEL,
                 trk_id: self.trk_id,
                 created_at: cx.at,
             },

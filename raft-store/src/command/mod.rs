@@ -8,33 +8,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ContextName, RaftId, UnixMillis};
 use crate::state::ClusterState;
-use crate::state::node::{Node, NodeStatus};
+use crate::state::context::{KeyVersion, VersionKey, VersionState};
+use crate::state::node::Node;
 use crate::state::requests::Seen;
 
 mod abandon_version;
+mod ack_destroyed;
 mod ack_versions;
 mod activate_version;
 mod add_revocations;
 mod add_transport_key;
 mod admit_node;
+mod advance_waits;
+mod begin_destroy;
 mod create_cluster;
 mod create_context;
 mod create_join_token;
+mod destruction;
 mod grant_transport_key;
 mod prepare_version;
 mod refusal;
 mod register_node;
 mod register_slot_key;
 mod report_node;
+mod schedule_destroy;
+mod set_version_use;
 #[cfg(test)]
 mod tests;
+mod undo_destroy;
 
 pub use abandon_version::AbandonVersion;
+pub use ack_destroyed::AckDestroyed;
 pub use ack_versions::AckVersions;
 pub use activate_version::ActivateVersion;
 pub use add_revocations::AddRevocations;
 pub use add_transport_key::AddTransportKey;
 pub use admit_node::AdmitNode;
+pub use advance_waits::{AdvanceWaits, MAX_ADVANCE_MS, SeenWait};
+pub use begin_destroy::BeginDestroy;
 pub use create_cluster::CreateCluster;
 pub use create_context::CreateContext;
 pub use create_join_token::CreateJoinToken;
@@ -43,7 +54,10 @@ pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
-pub use report_node::ReportNode;
+pub use report_node::{ReportNode, ReportNodeV1};
+pub use schedule_destroy::{DEFAULT_MIN_WAIT_MS, LEAST_WAIT_MS, MAX_WAIT_MS, ScheduleDestroy};
+pub use set_version_use::SetVersionUse;
+pub use undo_destroy::UndoDestroy;
 
 /// One proposed change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,6 +163,20 @@ pub enum Op {
     CreateJoinToken(CreateJoinToken),
     /// Revocations are added.
     AddRevocations(AddRevocations),
+    /// A node reports, as it did before it counted uses.
+    ReportNodeV1(ReportNodeV1),
+    /// A retired version is taken out of use, or put back.
+    SetVersionUse(SetVersionUse),
+    /// A retired version is to be destroyed after a wait.
+    ScheduleDestroy(ScheduleDestroy),
+    /// A version is not to be destroyed after all.
+    UndoDestroy(UndoDestroy),
+    /// Time has passed for the waits before destructions.
+    AdvanceWaits(AdvanceWaits),
+    /// A version's wait is over: it leaves state and tokens.
+    BeginDestroy(BeginDestroy),
+    /// A node has removed versions from its tokens.
+    AckDestroyed(AckDestroyed),
     /// A node reports.
     ReportNode(ReportNode),
 }
@@ -170,6 +198,13 @@ impl Op {
             Op::AbandonVersion(_) => "abandon_version",
             Op::CreateJoinToken(_) => "create_join_token",
             Op::AddRevocations(_) => "add_revocations",
+            Op::ReportNodeV1(_) => "report_node_v1",
+            Op::SetVersionUse(_) => "set_version_use",
+            Op::ScheduleDestroy(_) => "schedule_destroy",
+            Op::UndoDestroy(_) => "undo_destroy",
+            Op::AdvanceWaits(_) => "advance_waits",
+            Op::BeginDestroy(_) => "begin_destroy",
+            Op::AckDestroyed(_) => "ack_destroyed",
             Op::ReportNode(_) => "report_node",
         }
     }
@@ -179,13 +214,19 @@ impl Op {
     pub fn forwardable_from_node(&self) -> bool {
         matches!(
             self,
-            Op::AckVersions(_) | Op::ReportNode(_) | Op::RegisterSlotKey(_) | Op::GrantTransportKey(_)
+            Op::AckVersions(_)
+                | Op::AckDestroyed(_)
+                | Op::ReportNode(_)
+                | Op::ReportNodeV1(_)
+                | Op::RegisterSlotKey(_)
+                | Op::GrantTransportKey(_)
         )
     }
 
-    /// Reports are outside the request window: their own sequence number makes them idempotent.
-    fn outside_window(&self) -> bool {
-        matches!(self, Op::ReportNode(_))
+    /// Whether it is a node's report. They are outside the request window: their own sequence number makes them
+    /// idempotent.
+    pub(crate) fn is_report(&self) -> bool {
+        matches!(self, Op::ReportNode(_) | Op::ReportNodeV1(_))
     }
 }
 
@@ -246,7 +287,7 @@ impl fmt::Display for Command {
 /// Applies one command. A refusal leaves no trace but its remembered answer, and one that says that the answer
 /// itself is too large leaves none.
 pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>) -> Outcome {
-    let windowed = !command.op.outside_window();
+    let windowed = !command.op.is_report();
     if windowed {
         match state.requests().look_up(&command.id, &command.body_hash) {
             Seen::New => {}
@@ -291,6 +332,13 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::AbandonVersion(op) => op.apply(state, cx),
         Op::CreateJoinToken(op) => op.apply(state, cx),
         Op::AddRevocations(op) => op.apply(state, cx),
+        Op::ReportNodeV1(op) => op.apply(state, cx),
+        Op::SetVersionUse(op) => op.apply(state, cx),
+        Op::ScheduleDestroy(op) => op.apply(state, cx),
+        Op::UndoDestroy(op) => op.apply(state, cx),
+        Op::AdvanceWaits(op) => op.apply(state, cx),
+        Op::BeginDestroy(op) => op.apply(state, cx),
+        Op::AckDestroyed(op) => op.apply(state, cx),
         Op::ReportNode(op) => op.apply(state, cx),
     }
 }
@@ -314,9 +362,57 @@ fn require_cluster(state: &ClusterState) -> Result<(), Refusal> {
 /// A node that has not been removed.
 fn standing_node(state: &ClusterState, id: RaftId) -> Result<&Node, Refusal> {
     let node = state.nodes.get(&id).ok_or(Missing::Node(id))?;
-    if matches!(node.status, NodeStatus::Removed { .. }) {
+    if !node.is_standing() {
         let node = node.name.clone();
         return Err(Forbidden::Removed { node }.into());
     }
     Ok(node)
+}
+
+/// A version with its key.
+fn known_version(
+    state: &ClusterState,
+    context: &ContextName,
+    number: u32,
+) -> Result<(VersionKey, KeyVersion), Refusal> {
+    let key = VersionKey {
+        context: context.clone(),
+        version: number,
+    };
+    if let Some(version) = state.versions.get(&key) {
+        let version = KeyVersion::clone(version);
+        return Ok((key, version));
+    }
+    let (context, version) = (key.context, number);
+    Err(Missing::Version { context, version }.into())
+}
+
+/// A version that nothing is encrypted under any more, in the state that the proposer saw.
+fn retired_version(
+    state: &ClusterState,
+    context: &ContextName,
+    number: u32,
+    expected: VersionState,
+) -> Result<(VersionKey, KeyVersion), Refusal> {
+    let (key, version) = known_version(state, context, number)?;
+    let retired = matches!(version.state, VersionState::DecryptOnly | VersionState::Disabled);
+    if !retired || version.state != expected {
+        return Err(in_other_state(&key, version.state));
+    }
+    Ok((key, version))
+}
+
+/// The refusal of what a version in this state is not to be asked for.
+fn in_other_state(key: &VersionKey, state: VersionState) -> Refusal {
+    let (context, version) = (key.context.clone(), key.version);
+    let why = match state {
+        VersionState::Pending => Conflict::Pending { context, version },
+        VersionState::Active => Conflict::Active { context, version },
+        state => Conflict::VersionState {
+            context,
+            version,
+            state,
+        },
+    };
+    why.into()
 }

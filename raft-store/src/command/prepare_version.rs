@@ -92,6 +92,7 @@ impl PrepareVersion {
                 activated_at: None,
                 ended_at: None,
                 note: String::new(),
+                destruction: None,
             },
         )?;
         state.contexts.put(

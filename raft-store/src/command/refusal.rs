@@ -118,6 +118,44 @@ pub enum Conflict {
         /// How many.
         open: u64,
     },
+    /// A version is the active one.
+    Active {
+        /// The context.
+        context: ContextName,
+        /// Its active version.
+        version: u32,
+    },
+    /// A version is still in use.
+    UsedRecently {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// Milliseconds since its last use.
+        ago_ms: u64,
+    },
+    /// The wait before a destruction is not over.
+    WaitNotOver {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// Milliseconds that have passed.
+        elapsed_ms: u64,
+        /// Milliseconds that have to.
+        wait_ms: u64,
+    },
+    /// A wait is another than the proposer saw, or further.
+    OtherWait {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// The entry that scheduled it.
+        scheduled_by: u64,
+        /// Milliseconds that have passed.
+        elapsed_ms: u64,
+    },
 }
 
 /// What exists already.
@@ -214,6 +252,11 @@ pub enum Forbidden {
         /// Its name.
         operation: String,
     },
+    /// Ask for an operation that only the leader's own driver asks for.
+    Driver {
+        /// Its name.
+        operation: String,
+    },
 }
 
 /// What makes no sense.
@@ -251,6 +294,20 @@ pub enum Invalid {
         /// Of which row.
         kind: RowKind,
     },
+    /// A wait before a destruction that is too short or too long.
+    Wait {
+        /// The wait, in milliseconds.
+        wait_ms: u64,
+        /// The shortest.
+        least_ms: u64,
+        /// The longest.
+        most_ms: u64,
+    },
+    /// A state that is no use of a retired version.
+    Use {
+        /// The state.
+        state: VersionState,
+    },
 }
 
 /// What has a limit.
@@ -276,6 +333,10 @@ pub enum Bounded {
     SlotKeys,
     /// Bytes of a node's address.
     Address,
+    /// Versions whose uses a report counts.
+    Uses,
+    /// Milliseconds that waits advance at a time.
+    Advance,
 }
 
 impl Bounded {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Row, RowKey, RowKind};
+use super::frozen::KeyVersionV1;
+use super::table::{LoadError, Row, RowKey, RowKind, unknown_version};
+use crate::codec;
 use crate::names::{ContextName, ContextUid, KeyUid, RaftId, SlotName, TransportId, UnixMillis};
 
 /// What of the caller's certificate is bound into each ciphertext of a context. Fixed at creation.
@@ -62,14 +64,18 @@ impl Row for Context {
     const KIND: RowKind = RowKind::Context;
 }
 
-/// The state of a key version.
+/// The state of a key version. Undoing a destruction makes the version what it was when it was scheduled.
 ///
 /// ```text
-/// pending ──activate──> active ──next version active──> decrypt_only ──> disabled
-///    │                                                                     │
-///    └──abandon──> abandoned                  destroy_scheduled <──────────┘
-///                                              │         ▲ undo
-///                                              └> destroying ──> destroyed
+/// pending ──activate──> active ──next version active──> decrypt_only <──disable, enable──> disabled
+///    │                                                       ▲                               ▲
+///    └──abandon──> abandoned                                 └───────────────┬───────────────┘
+///                                                                            │ schedule, undo
+///                                                                            ▼
+///                                                                    destroy_scheduled
+///                                                                            │ the wait is over
+///                                                                            ▼
+///                                              destroyed <──all nodes──  destroying
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VersionState {
@@ -85,7 +91,7 @@ pub enum VersionState {
     DestroyScheduled,
     /// Being removed from every token; no use anywhere.
     Destroying,
-    /// Gone from every token that acknowledged; the row is its tombstone.
+    /// Gone from the tokens of all nodes that were there; the row is its tombstone.
     Destroyed,
     /// Never became active; its number is not used again.
     Abandoned,
@@ -170,24 +176,64 @@ pub struct KeyVersion {
     pub origin: KeyOrigin,
     /// What importing it takes; removed at destruction.
     pub material: Option<KeyMaterial>,
-    /// The members that imported and proved it.
+    /// The nodes that imported and proved it; from `destroying` on, those that have removed it.
     pub acks: BTreeSet<RaftId>,
     /// When it was prepared.
     pub created_at: UnixMillis,
     /// When it became active.
     pub activated_at: Option<UnixMillis>,
-    /// When it was retired, abandoned or destroyed.
+    /// When it was retired or abandoned.
     pub ended_at: Option<UnixMillis>,
     /// Why it was abandoned, for people.
     pub note: String,
+    /// Its way to the end, once that is scheduled and unless it is undone.
+    pub destruction: Option<Destruction>,
 }
 
 impl Row for KeyVersion {
     const KIND: RowKind = RowKind::Version;
+
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        match version {
+            1 => Ok(codec::decode::<KeyVersionV1>(bytes)?.into()),
+            2 => Ok(codec::decode(bytes)?),
+            other => Err(unknown_version(Self::KIND, other)),
+        }
+    }
+}
+
+/// A version's way to its end. The times are for people; what is waited for is `elapsed_ms`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destruction {
+    /// Index of the entry that scheduled it: tells this wait from one that was undone before it.
+    pub scheduled_by: u64,
+    /// When it was scheduled.
+    pub scheduled_at: UnixMillis,
+    /// What the version was until then, and is again if it is undone: `decrypt_only` or `disabled`.
+    pub from: VersionState,
+    /// How long it can be undone, in milliseconds.
+    pub wait_ms: u64,
+    /// How much of that has passed: monotonic time that leaders have reported, so that no wall clock, however
+    /// wrong, destroys anything. Without a leader it stands still.
+    pub elapsed_ms: u64,
+    /// When the wait was over and the key left the state.
+    pub begun_at: Option<UnixMillis>,
+    /// The transport generation that its key was wrapped under, once the key has left the state: copies in old logs,
+    /// snapshots and backups can be opened for as long as that one lives.
+    pub sealed_under: Option<TransportId>,
+    /// When the last node had acknowledged.
+    pub ended_at: Option<UnixMillis>,
+}
+
+impl Destruction {
+    /// Whether its wait is over.
+    pub fn is_due(&self) -> bool {
+        self.elapsed_ms >= self.wait_ms
+    }
 }
 
 /// Key of a version's row: context, then number.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct VersionKey {
     /// The context.
     pub context: ContextName,

@@ -9,20 +9,25 @@ use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, UnixMilli
 
 pub mod access;
 pub mod context;
+pub mod frozen;
 pub mod node;
 pub mod requests;
 pub mod slot;
 pub mod table;
+pub mod usage;
 
 use access::{Acl, Revocation, RevocationKey};
 use context::{Context, KeyOrigin, KeyVersion, VersionKey, VersionState};
-use node::{JoinToken, Node, NodeReport, NodeStatus};
+use node::{JoinToken, Node, NodeReport};
 use requests::Requests;
 use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
+use usage::VersionUse;
 
 /// The feature level this release understands. Raised when a command variant is added.
-pub const FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+/// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
+pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
 /// The cluster's identity; one row, made by `CreateCluster`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +62,7 @@ pub struct ClusterState {
     pub(crate) acl: Table<(), Acl>,
     pub(crate) revocations: Table<RevocationKey, Revocation>,
     pub(crate) join_tokens: Table<u64, JoinToken>,
+    pub(crate) uses: Table<VersionKey, VersionUse>,
     pub(crate) requests: Requests,
 }
 
@@ -105,12 +111,64 @@ impl ClusterState {
             .map(|v| &**v)
     }
 
-    /// Every pending version.
-    pub fn pending(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+    /// Every version in one state.
+    fn in_state(&self, wanted: VersionState) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
         self.versions
             .iter()
-            .filter(|(_, v)| v.state == VersionState::Pending)
+            .filter(move |(_, v)| v.state == wanted)
             .map(|(k, v)| (k, &**v))
+    }
+
+    /// Every pending version.
+    pub fn pending(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        self.in_state(VersionState::Pending)
+    }
+
+    /// Every version whose destruction waits and can be undone.
+    pub fn destroy_scheduled(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        self.in_state(VersionState::DestroyScheduled)
+    }
+
+    /// Every version that is being removed from the tokens.
+    pub fn destroying(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        self.in_state(VersionState::Destroying)
+    }
+
+    /// Who has yet to acknowledge that a version is gone from its token: every node that belongs to the cluster,
+    /// whenever it came, because its token may be one that was here before. Nobody, unless it is `destroying`.
+    pub fn owing<'a>(&'a self, version: &'a KeyVersion) -> impl Iterator<Item = (RaftId, &'a Node)> {
+        let owed = version.state == VersionState::Destroying;
+        self.nodes
+            .iter()
+            .map(|(id, node)| (*id, &**node))
+            .filter(move |(id, node)| owed && node.is_standing() && !version.acks.contains(id))
+    }
+
+    /// The destructions that a node has yet to acknowledge; of one that was removed, or never was, none.
+    pub fn owed_by(&self, node: RaftId) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
+        let standing = self.nodes.get(&node).is_some_and(|node| node.is_standing());
+        self.destroying()
+            .filter(move |(_, version)| standing && !version.acks.contains(&node))
+    }
+
+    /// Whether a node has yet to acknowledge a destruction: until then it is not ready.
+    pub fn owes_destruction(&self, node: RaftId) -> bool {
+        self.owed_by(node).next().is_some()
+    }
+
+    /// How often each key version was used, those that were destroyed too.
+    pub fn uses(&self) -> &Table<VersionKey, VersionUse> {
+        &self.uses
+    }
+
+    /// How often a key version was used; `None` if no node has reported a use.
+    pub fn usage(&self, context: &ContextName, version: u32) -> Option<&VersionUse> {
+        self.uses
+            .get(&VersionKey {
+                context: context.clone(),
+                version,
+            })
+            .map(|used| &**used)
     }
 
     /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
@@ -122,11 +180,12 @@ impl ClusterState {
             .map(|(k, v)| (k, &**v))
     }
 
-    /// Whether a version goes by this label. One that is over gives its label back.
+    /// Whether a version goes by this label, or did: a ciphertext may name one that was destroyed, and must never
+    /// be tried with another key. Only one that was abandoned gives its label back: nothing was encrypted under it.
     pub fn label_taken(&self, label: &str) -> bool {
         self.versions
             .values()
-            .any(|v| v.label == label && !v.state.is_over())
+            .any(|v| v.label == label && v.state != VersionState::Abandoned)
     }
 
     /// All slots that have a transport key.
@@ -144,7 +203,7 @@ impl ClusterState {
         self.nodes
             .iter()
             .map(|(id, node)| (*id, &**node))
-            .find(|(_, node)| node.name == *name && !matches!(node.status, NodeStatus::Removed { .. }))
+            .find(|(_, node)| node.name == *name && node.is_standing())
     }
 
     /// The nodes' latest reports.
@@ -184,6 +243,7 @@ impl ClusterState {
         self.acl.drain(&mut out)?;
         self.revocations.drain(&mut out)?;
         self.join_tokens.drain(&mut out)?;
+        self.uses.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -200,6 +260,7 @@ impl ClusterState {
         self.acl.dump(&mut out)?;
         self.revocations.dump(&mut out)?;
         self.join_tokens.dump(&mut out)?;
+        self.uses.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -222,6 +283,7 @@ impl ClusterState {
             RowKind::Acl => self.acl.load(version, key, value),
             RowKind::Revocation => self.revocations.load(version, key, value),
             RowKind::JoinToken => self.join_tokens.load(version, key, value),
+            RowKind::Use => self.uses.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }
@@ -270,16 +332,29 @@ mod tests {
             Destroyed,
             Abandoned,
         ];
+        let arrows = [
+            (Pending, Active),
+            (Pending, Abandoned),
+            (Active, DecryptOnly),
+            (DecryptOnly, Disabled),
+            (DecryptOnly, DestroyScheduled),
+            (Disabled, DecryptOnly),
+            (Disabled, DestroyScheduled),
+            (DestroyScheduled, DecryptOnly),
+            (DestroyScheduled, Disabled),
+            (DestroyScheduled, Destroying),
+            (Destroying, Destroyed),
+        ];
         for from in all {
-            assert!(!from.may_become(Pending) && !from.may_become(from));
-            if matches!(from, Destroyed | Abandoned) {
+            for to in all {
+                let drawn = arrows.contains(&(from, to));
+                assert_eq!(from.may_become(to), drawn, "{from:?} to {to:?}");
+            }
+            let readable = matches!(from, Pending | Active | DecryptOnly);
+            assert_eq!(from.is_readable(), readable, "{from:?}");
+            if from.is_over() {
                 assert!(all.iter().all(|to| !from.may_become(*to)), "{from:?} is final");
             }
-            assert_eq!(
-                from.may_become(Active),
-                from == Pending,
-                "only a pending version becomes active"
-            );
         }
     }
 }

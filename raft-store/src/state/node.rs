@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Row, RowKind};
+use super::context::VersionKey;
+use super::frozen::NodeReportV1;
+use super::table::{LoadError, Row, RowKind, unknown_version};
+use super::usage::UseCount;
+use crate::codec;
 use crate::names::{Boot, Incarnation, NodeName, RaftId, SlotName, UnixMillis};
 
 /// A node's public key for one slot, signed by its cluster key.
@@ -59,6 +63,13 @@ pub struct Node {
     pub registered_at: UnixMillis,
 }
 
+impl Node {
+    /// Whether it belongs to the cluster: a member, or joining.
+    pub fn is_standing(&self) -> bool {
+        !matches!(self.status, NodeStatus::Removed { .. })
+    }
+}
+
 impl Row for Node {
     const KIND: RowKind = RowKind::Node;
 }
@@ -94,10 +105,24 @@ pub struct NodeReport {
     pub feature_level: u32,
     /// Its slots.
     pub slots: BTreeMap<SlotName, SlotReport>,
+    /// Uses of key versions since its report before, of at most [`MAX_USES`] versions. They are kept with the
+    /// report, so that a node that never heard an answer sees which of its counts were taken.
+    pub uses: BTreeMap<VersionKey, UseCount>,
 }
+
+/// Versions whose uses one report counts: with names of any length a third of what a report may be.
+pub const MAX_USES: usize = 256;
 
 impl Row for NodeReport {
     const KIND: RowKind = RowKind::Report;
+
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        match version {
+            1 => Ok(codec::decode::<NodeReportV1>(bytes)?.into()),
+            2 => Ok(codec::decode(bytes)?),
+            other => Err(unknown_version(Self::KIND, other)),
+        }
+    }
 }
 
 /// A one-time join token, keyed by the index that made it. Only a hash of its secret is kept.

@@ -41,13 +41,15 @@ pub enum RowKind {
     Request = 9,
     /// A join token.
     JoinToken = 10,
+    /// How often a key version was used.
+    Use = 11,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 10] = [
+    pub const STATE: [RowKind; 11] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -58,6 +60,7 @@ impl RowKind {
         RowKind::Revocation,
         RowKind::Request,
         RowKind::JoinToken,
+        RowKind::Use,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -73,14 +76,15 @@ impl RowKind {
         match self {
             RowKind::Meta => 1,
             RowKind::Context => 1,
-            RowKind::Version => 1,
+            RowKind::Version => 2,
             RowKind::Slot => 1,
             RowKind::Node => 1,
-            RowKind::Report => 1,
+            RowKind::Report => 2,
             RowKind::Acl => 1,
             RowKind::Revocation => 1,
             RowKind::Request => 1,
             RowKind::JoinToken => 1,
+            RowKind::Use => 1,
             RowKind::Applied => 1,
         }
     }
@@ -93,7 +97,7 @@ impl RowKind {
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
             RowKind::Version => 32 << 10,
-            RowKind::Report | RowKind::Revocation => 64 << 10,
+            RowKind::Report | RowKind::Revocation | RowKind::Use => 64 << 10,
             RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
         }
     }
@@ -111,6 +115,7 @@ impl RowKind {
             RowKind::Revocation => "revocation",
             RowKind::Request => "request",
             RowKind::JoinToken => "join_token",
+            RowKind::Use => "use",
             RowKind::Applied => "applied",
         }
     }

@@ -21,7 +21,7 @@ use super::frame::{Form, POINTER};
 use super::rows::Changes;
 use super::snapshot::{self, Contents};
 use super::writer::Core;
-use crate::command::{self, ApplyContext, Op, Outcome};
+use crate::command::{self, ApplyContext, Outcome};
 use crate::names::RaftId;
 use crate::state::ClusterState;
 use crate::state::table::{RowChange, RowKind};
@@ -249,7 +249,7 @@ async fn off_thread<T: Send + 'static>(
 }
 
 fn is_report(entry: &Entry) -> bool {
-    matches!(&entry.payload, EntryPayload::Normal(command) if matches!(command.op, Op::ReportNode(_)))
+    matches!(&entry.payload, EntryPayload::Normal(command) if command.op.is_report())
 }
 
 /// Replaces the state by a snapshot: a new tree is written whole, then one pointer row is flipped.

@@ -162,6 +162,7 @@ fn large_rows() -> Vec<Entry> {
             proven_at: None,
             feature_level: 1,
             slots: BTreeMap::from([(SlotName::new("s").unwrap(), slot_report)]),
+            uses: BTreeMap::new(),
         },
     }));
     ops.extend((1..=7).map(slot_key));

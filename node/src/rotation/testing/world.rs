@@ -150,6 +150,7 @@ impl World {
             proven_at: Some(1),
             feature_level: 1,
             slots,
+            uses: BTreeMap::new(),
         };
         self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
     }

@@ -111,6 +111,39 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         ),
         says(Conflict::OpenJoinTokens { open: 256 }, &["256", "wait"]),
         says(
+            Conflict::Active {
+                context: context(),
+                version,
+            },
+            &["exchange-key", "7", "active", "rotate"],
+        ),
+        says(
+            Conflict::UsedRecently {
+                context: context(),
+                version,
+                ago_ms: 7_200_000,
+            },
+            &["exchange-key", "7", "2 h ago", "override"],
+        ),
+        says(
+            Conflict::WaitNotOver {
+                context: context(),
+                version,
+                elapsed_ms: 90_000,
+                wait_ms: 86_400_000,
+            },
+            &["exchange-key", "7", "90 s of 1 d", "leader"],
+        ),
+        says(
+            Conflict::OtherWait {
+                context: context(),
+                version,
+                scheduled_by: 17,
+                elapsed_ms: 1500,
+            },
+            &["exchange-key", "7", "entry 17", "1500 ms"],
+        ),
+        says(
             Existing::Cluster(ClusterId([0xcd; 16])),
             &["cluster cdcd", "exists already"],
         ),
@@ -179,6 +212,12 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             },
             &["admit_node", "by a node"],
         ),
+        says(
+            Forbidden::Driver {
+                operation: "advance_waits".into(),
+            },
+            &["advance_waits", "the leader"],
+        ),
         says(Invalid::JoinTokenExpired, &["join token", "more time"]),
         says(
             Invalid::VersionNumber {
@@ -197,6 +236,20 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
                 kind: RowKind::Revocation,
             },
             &["revocation", "leave it out"],
+        ),
+        says(
+            Invalid::Wait {
+                wait_ms: 60_000,
+                least_ms: 3_600_000,
+                most_ms: 31_536_000_000,
+            },
+            &["1 min", "1 h to 365 d"],
+        ),
+        says(
+            Invalid::Use {
+                state: VersionState::Active,
+            },
+            &["active", "decrypt_only", "disabled"],
         ),
         says(
             large(Bounded::Row(RowKind::Slot)),
@@ -238,6 +291,8 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         ),
         says(large(Bounded::SlotKeys), &["70001 slots", "fewer slots"]),
         says(large(Bounded::Address), &["70001", "address", "host:port"]),
+        says(large(Bounded::Uses), &["70001 versions", "report", "next"]),
+        says(large(Bounded::Advance), &["70001 milliseconds", "smaller steps"]),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),
     ]

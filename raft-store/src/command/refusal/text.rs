@@ -84,6 +84,42 @@ impl fmt::Display for Conflict {
             Conflict::OpenJoinTokens { open } => {
                 write!(f, "{open} join tokens are open; wait until some expire")
             }
+            Conflict::Active { context, version } => {
+                write!(
+                    f,
+                    "version {version} of {context} is active; rotate {context} first"
+                )
+            }
+            Conflict::UsedRecently {
+                context,
+                version,
+                ago_ms,
+            } => write!(
+                f,
+                "version {version} of {context} was used {} ago; move whoever needs it to a newer one, or override this",
+                time(*ago_ms)
+            ),
+            Conflict::WaitNotOver {
+                context,
+                version,
+                elapsed_ms,
+                wait_ms,
+            } => write!(
+                f,
+                "version {version} of {context} has waited {} of {}; only time under a leader counts",
+                time(*elapsed_ms),
+                time(*wait_ms)
+            ),
+            Conflict::OtherWait {
+                context,
+                version,
+                scheduled_by,
+                elapsed_ms,
+            } => write!(
+                f,
+                "the wait of version {version} of {context} was begun by entry {scheduled_by} and has come to {}",
+                time(*elapsed_ms)
+            ),
         }
     }
 }
@@ -146,6 +182,9 @@ impl fmt::Display for Forbidden {
                 )
             }
             Forbidden::Operation { operation } => write!(f, "{operation} may not be sent by a node"),
+            Forbidden::Driver { operation } => {
+                write!(f, "{operation} may only be proposed by the leader for itself")
+            }
         }
     }
 }
@@ -177,7 +216,38 @@ impl fmt::Display for Invalid {
                 f,
                 "the key of a row of kind {kind} holds a character that it must not; leave it out"
             ),
+            Invalid::Wait {
+                wait_ms,
+                least_ms,
+                most_ms,
+            } => write!(
+                f,
+                "a wait of {} is not allowed; choose one from {} to {}",
+                time(*wait_ms),
+                time(*least_ms),
+                time(*most_ms)
+            ),
+            Invalid::Use { state } => write!(
+                f,
+                "no version is set to {}; choose disabled, or decrypt_only to enable it",
+                state.as_str()
+            ),
         }
+    }
+}
+
+/// A time in the largest unit that gives a whole number.
+fn time(ms: u64) -> String {
+    let units = [
+        (24 * 60 * 60 * 1000, "d"),
+        (60 * 60 * 1000, "h"),
+        (60 * 1000, "min"),
+        (1000, "s"),
+    ];
+    let whole = |length: u64| ms >= length && ms.is_multiple_of(length);
+    match units.into_iter().find(|(length, _)| whole(*length)) {
+        Some((length, name)) => format!("{} {name}", ms / length),
+        None => format!("{ms} ms"),
     }
 }
 
@@ -195,6 +265,8 @@ impl Bounded {
             Bounded::Certificates | Bounded::CertificateBytes => "leave out what the CA does not need",
             Bounded::SlotKeys => "configure fewer slots",
             Bounded::Address => "advertise host:port, a host name has at most 253 bytes",
+            Bounded::Uses => "the rest goes into the next report",
+            Bounded::Advance => "advance in smaller steps",
         }
     }
 }
@@ -212,6 +284,8 @@ impl fmt::Display for Bounded {
             Bounded::CertificateBytes => f.write_str("bytes in the certificate chain of a slot key's signer"),
             Bounded::SlotKeys => f.write_str("slots of one node"),
             Bounded::Address => f.write_str("bytes in a node's address"),
+            Bounded::Uses => f.write_str("versions with uses in a report"),
+            Bounded::Advance => f.write_str("milliseconds in one step of a wait"),
         }
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::state::access::RevocationKey;
 use crate::state::node::SlotReport;
 use crate::state::table::MAX_KEY;
+use crate::state::usage::UseCount;
 
 fn too_large(refusal: &Refusal) -> Option<(Bounded, u64, u64)> {
     match refusal {
@@ -119,7 +120,17 @@ fn every_kind_of_row_takes_its_most_and_refuses_one_byte_more() {
 fn rows_that_nothing_can_make_longer_are_far_below_their_most() {
     let mut world = World::new();
     world.token();
-    for kind in [RowKind::Context, RowKind::JoinToken] {
+    world.ok(prepare(0, 1));
+    let key = VersionKey {
+        context: context(),
+        version: 1,
+    };
+    let report = NodeReport {
+        uses: BTreeMap::from([(key, UseCount::default())]),
+        ..report(1, 1)
+    };
+    world.ok(Op::ReportNode(ReportNode { node: 1, report }));
+    for kind in [RowKind::Context, RowKind::JoinToken, RowKind::Use] {
         assert!((1..kind.limit() / 8).contains(&longest(&world, kind)), "{kind}");
     }
 }

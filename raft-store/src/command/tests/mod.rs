@@ -2,10 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod destroy;
+mod disuse;
+mod life;
 mod limits;
 mod nodes;
 mod requests;
+mod sequences;
 mod slots;
+mod uses;
 mod versions;
 
 use std::collections::BTreeMap;
@@ -13,8 +18,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::names::*;
 use crate::state::access::Acl;
-use crate::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionState};
-use crate::state::node::{NodeReport, SlotKey};
+use crate::state::context::{BindingMode, KeyMaterial, RotationPolicy};
+use crate::state::node::{NodeReport, NodeStatus, SlotKey};
 use crate::state::slot::{Grant, Grantee, TransportMode};
 use crate::state::table::RowKind;
 
@@ -115,8 +120,23 @@ impl World {
         assert!(matches!(self.send(&command), Outcome::Done(_)));
     }
 
+    fn version(&self, version: u32) -> &KeyVersion {
+        self.state.version(&context(), version).unwrap()
+    }
+
     fn version_state(&self, version: u32) -> VersionState {
-        self.state.version(&context(), version).unwrap().state
+        self.version(version).state
+    }
+
+    /// The wait of a version, as a leader sees it that looks now.
+    fn seen(&self, version: u32) -> SeenWait {
+        let destruction = self.version(version).destruction.as_ref().unwrap();
+        SeenWait {
+            context: context(),
+            version,
+            scheduled_by: destruction.scheduled_by,
+            elapsed_ms: destruction.elapsed_ms,
+        }
     }
 
     fn token(&mut self) -> u64 {
@@ -219,6 +239,61 @@ fn activate(version: u32, left_out: &[RaftId]) -> Op {
     })
 }
 
+fn abandon(version: u32) -> Op {
+    Op::AbandonVersion(AbandonVersion {
+        context: context(),
+        version,
+        reason: "late".into(),
+    })
+}
+
+fn set_use(version: u32, expected: VersionState, to: VersionState) -> Op {
+    Op::SetVersionUse(SetVersionUse {
+        context: context(),
+        version,
+        expected,
+        to,
+    })
+}
+
+/// With the shortest wait there is, and a look at the last ten seconds.
+fn schedule(version: u32, expected: VersionState) -> ScheduleDestroy {
+    ScheduleDestroy {
+        context: context(),
+        version,
+        expected,
+        wait_ms: LEAST_WAIT_MS,
+        min_wait_ms: LEAST_WAIT_MS,
+        recent_ms: 10_000,
+        override_recent_use: false,
+    }
+}
+
+fn undo(version: u32) -> Op {
+    Op::UndoDestroy(UndoDestroy {
+        context: context(),
+        version,
+    })
+}
+
+fn advance(elapsed_ms: u64, expected: Vec<SeenWait>) -> Op {
+    Op::AdvanceWaits(AdvanceWaits { elapsed_ms, expected })
+}
+
+fn begin(version: u32) -> Op {
+    Op::BeginDestroy(BeginDestroy {
+        context: context(),
+        version,
+    })
+}
+
+fn ack_destroyed(node: RaftId, version: u32) -> Op {
+    Op::AckDestroyed(AckDestroyed {
+        node,
+        versions: vec![(context(), version, uid(version))],
+    })
+}
+
 fn register(token: u64, name: &str, filling: u8) -> Op {
     Op::RegisterNode(RegisterNode {
         token,
@@ -240,6 +315,7 @@ fn report(seq: u64, filling: u8) -> NodeReport {
         proven_at: Some(1),
         feature_level: 1,
         slots: BTreeMap::new(),
+        uses: BTreeMap::new(),
     }
 }
 

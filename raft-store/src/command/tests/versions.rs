@@ -35,11 +35,7 @@ fn two_prepares_that_saw_the_same_highest_never_share_a_number() {
 fn an_abandoned_number_is_not_used_again_and_its_key_leaves_state() {
     let mut world = World::new();
     world.ok(prepare(0, 1));
-    world.ok(Op::AbandonVersion(AbandonVersion {
-        context: context(),
-        version: 1,
-        reason: "late".into(),
-    }));
+    world.ok(abandon(1));
     assert_eq!(world.version_state(1), VersionState::Abandoned);
     assert!(world.state.version(&context(), 1).unwrap().material.is_none());
     assert!(matches!(world.refused(activate(1, &[])), Refusal::Conflict(_)));
@@ -96,7 +92,7 @@ fn a_version_is_the_next_one_and_no_other() {
 }
 
 #[test]
-fn a_label_is_free_again_once_its_version_is_over_and_a_key_is_never() {
+fn a_label_is_free_again_once_its_version_is_abandoned_and_a_key_is_never() {
     let mut world = World::new();
     let labelled = |expected, version, key_uid| {
         let Op::PrepareVersion(prepare) = prepare(expected, version) else {
@@ -110,11 +106,7 @@ fn a_label_is_free_again_once_its_version_is_over_and_a_key_is_never() {
     };
     let taken = |refusal| matches!(refusal, Refusal::Exists(Existing::Version { .. }));
     world.ok(labelled(0, 1, 1));
-    world.ok(Op::AbandonVersion(AbandonVersion {
-        context: context(),
-        version: 1,
-        reason: "late".into(),
-    }));
+    world.ok(abandon(1));
     assert!(
         taken(world.refused(labelled(1, 2, 1))),
         "the abandoned key itself"

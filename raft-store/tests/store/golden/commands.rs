@@ -6,12 +6,12 @@ use openraft::EntryPayload;
 use raft_store::command::*;
 use raft_store::names::*;
 use raft_store::state::access::{RevocationKey, Role};
-use raft_store::state::context::{BindingMode, RotationPolicy};
+use raft_store::state::context::{BindingMode, RotationPolicy, VersionState};
 use raft_store::state::slot::{Grantee, TransportMode};
 use raft_store::{Entry, LogId, SnapshotMeta, Vote};
 
 use super::examples::*;
-use super::{Lines, survives};
+use super::{Lines, before, survives};
 use crate::common::{log_id, vote};
 
 fn ops() -> Vec<Op> {
@@ -93,6 +93,46 @@ fn ops() -> Vec<Op> {
         }),
         Op::AddRevocations(AddRevocations {
             revocations: revocation_keys().map(|(_, key)| revoked(key)).to_vec(),
+        }),
+        Op::ReportNodeV1(ReportNodeV1 {
+            node: 1,
+            report: before::report(),
+        }),
+        Op::SetVersionUse(SetVersionUse {
+            context: context(),
+            version: 2,
+            expected: VersionState::DecryptOnly,
+            to: VersionState::Disabled,
+        }),
+        Op::ScheduleDestroy(ScheduleDestroy {
+            context: context(),
+            version: 2,
+            expected: VersionState::Disabled,
+            wait_ms: 5,
+            min_wait_ms: 6,
+            recent_ms: 7,
+            override_recent_use: true,
+        }),
+        Op::UndoDestroy(UndoDestroy {
+            context: context(),
+            version: 2,
+        }),
+        Op::AdvanceWaits(AdvanceWaits {
+            elapsed_ms: 5,
+            expected: vec![SeenWait {
+                context: context(),
+                version: 2,
+                scheduled_by: 6,
+                elapsed_ms: 7,
+            }],
+        }),
+        Op::BeginDestroy(BeginDestroy {
+            context: context(),
+            version: 2,
+        }),
+        Op::AckDestroyed(AckDestroyed {
+            node: 1,
+            versions: vec![(context(), 2, KeyUid([5; 16]))],
         }),
         Op::ReportNode(ReportNode {
             node: 1,

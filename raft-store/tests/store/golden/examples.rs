@@ -8,6 +8,7 @@ use raft_store::state::access::*;
 use raft_store::state::context::*;
 use raft_store::state::node::*;
 use raft_store::state::slot::*;
+use raft_store::state::usage::UseCount;
 use raft_store::{MemberNode, StoredMembership};
 
 use crate::common::log_id;
@@ -56,6 +57,22 @@ pub(super) fn report() -> NodeReport {
         proven_at: Some(8),
         feature_level: 1,
         slots: BTreeMap::from([(slot(), slot_report)]),
+        uses: BTreeMap::from([(version_key(), use_count())]),
+    }
+}
+
+pub(super) fn version_key() -> VersionKey {
+    VersionKey {
+        context: context(),
+        version: 7,
+    }
+}
+
+pub(super) fn use_count() -> UseCount {
+    UseCount {
+        encryptions: 10,
+        decryptions: 11,
+        last_used: 12,
     }
 }
 

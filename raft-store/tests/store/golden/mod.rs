@@ -1,6 +1,7 @@
 //! Golden bytes of every stored type, and of a whole store. A change here is a `DataChange`: the old form must stay
 //! readable, so every line is also read back. `UPDATE_GOLDEN=1` writes the file anew.
 
+mod before;
 mod commands;
 mod examples;
 mod outcomes;

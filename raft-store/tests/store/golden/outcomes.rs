@@ -64,6 +64,27 @@ fn conflicts() -> Vec<Conflict> {
         },
         Conflict::NotProven { node: node() },
         Conflict::OpenJoinTokens { open: 256 },
+        Conflict::Active {
+            context: context(),
+            version,
+        },
+        Conflict::UsedRecently {
+            context: context(),
+            version,
+            ago_ms: 9,
+        },
+        Conflict::WaitNotOver {
+            context: context(),
+            version,
+            elapsed_ms: 9,
+            wait_ms: 10,
+        },
+        Conflict::OtherWait {
+            context: context(),
+            version,
+            scheduled_by: 11,
+            elapsed_ms: 9,
+        },
     ]
 }
 
@@ -99,6 +120,7 @@ fn missing() -> Vec<Missing> {
 fn forbidden() -> Vec<Forbidden> {
     let id = TransportId([3; 16]);
     let operation = "admit_node".to_string();
+    let drivers = "advance_waits".to_string();
     vec![
         Forbidden::JoinToken,
         Forbidden::JoinTokenOfAnother { node: node() },
@@ -108,6 +130,7 @@ fn forbidden() -> Vec<Forbidden> {
         Forbidden::Grantor { slot: slot(), id },
         Forbidden::Grantee { slot: slot(), id },
         Forbidden::Operation { operation },
+        Forbidden::Driver { operation: drivers },
     ]
 }
 
@@ -136,8 +159,22 @@ fn invalid() -> Vec<Invalid> {
         Invalid::Epoch { epoch: 3, current: 2 },
     ];
     let kind = RowKind::Revocation;
-    let last = [Invalid::Key { kind }];
-    first.into_iter().chain(too_large).chain(last).collect()
+    // In the order in which they came, so that each keeps its place.
+    let later = [
+        Invalid::Key { kind },
+        Invalid::Wait {
+            wait_ms: 9,
+            least_ms: 10,
+            most_ms: 11,
+        },
+        Invalid::Use {
+            state: VersionState::Active,
+        },
+    ];
+    let too_large_later =
+        [Bounded::Uses, Bounded::Advance].map(|what| Invalid::TooLarge { what, size, most });
+    let all = first.into_iter().chain(too_large);
+    all.chain(later).chain(too_large_later).collect()
 }
 
 /// Every answer, under its place.

@@ -9,6 +9,7 @@ use raft_store::state::context::*;
 use raft_store::state::node::*;
 use raft_store::state::slot::*;
 use raft_store::state::table::{Row, RowKey};
+use raft_store::state::usage::*;
 
 use super::examples::*;
 use super::{Lines, survives};
@@ -48,6 +49,67 @@ fn version_row(state: VersionState) -> KeyVersion {
         activated_at: Some(2),
         ended_at: None,
         note: String::new(),
+        destruction: None,
+    }
+}
+
+/// Versions in every state, and what else one can be, under their names. The first form of the row has no more.
+pub(super) fn versions() -> Vec<(&'static str, KeyVersion)> {
+    use VersionState::*;
+    let states = [
+        Pending,
+        Active,
+        DecryptOnly,
+        Disabled,
+        DestroyScheduled,
+        Destroying,
+        Destroyed,
+        Abandoned,
+    ];
+    let adopted = KeyVersion {
+        origin: KeyOrigin::Adopted {
+            holders: BTreeSet::from([1]),
+        },
+        material: None,
+        ended_at: Some(3),
+        note: "late".into(),
+        ..version_row(DecryptOnly)
+    };
+    let named = states.map(|state| (state.as_str(), version_row(state)));
+    named.into_iter().chain([("adopted", adopted)]).collect()
+}
+
+/// A version on its way to the end.
+fn ending(state: VersionState, begun_at: Option<UnixMillis>, ended_at: Option<UnixMillis>) -> KeyVersion {
+    let destruction = Destruction {
+        scheduled_by: 5,
+        scheduled_at: 6,
+        from: VersionState::Disabled,
+        wait_ms: 7,
+        elapsed_ms: 8,
+        begun_at,
+        sealed_under: begun_at.map(|_| TransportId([3; 16])),
+        ended_at,
+    };
+    KeyVersion {
+        destruction: Some(destruction),
+        ..version_row(state)
+    }
+}
+
+fn use_row() -> VersionUse {
+    VersionUse {
+        encryptions: 1,
+        decryptions: 2,
+        last_used: 3,
+        nodes: [(
+            4,
+            NodeUse {
+                seq: 5,
+                count: use_count(),
+            },
+        )]
+        .into(),
     }
 }
 
@@ -96,30 +158,16 @@ pub(super) fn lines(lines: &mut Lines) {
     ] {
         lines.value(&format!("row.context.{what}"), &context_row(binding, active));
     }
-    use VersionState::*;
-    for state in [
-        Pending,
-        Active,
-        DecryptOnly,
-        Disabled,
-        DestroyScheduled,
-        Destroying,
-        Destroyed,
-        Abandoned,
-    ] {
-        let what = format!("row.version.{}", state.as_str());
-        lines.value(&what, &version_row(state));
+    for (what, version) in versions() {
+        lines.value(&format!("row.version.{what}"), &version);
     }
-    let adopted = KeyVersion {
-        origin: KeyOrigin::Adopted {
-            holders: BTreeSet::from([1]),
-        },
-        material: None,
-        ended_at: Some(3),
-        note: "late".into(),
-        ..version_row(DecryptOnly)
-    };
-    lines.value("row.version.adopted", &adopted);
+    for (what, version) in [
+        ("waiting", ending(VersionState::DestroyScheduled, None, None)),
+        ("begun", ending(VersionState::Destroying, Some(9), None)),
+        ("ended", ending(VersionState::Destroyed, Some(9), Some(10))),
+    ] {
+        lines.value(&format!("row.version.{what}"), &version);
+    }
     for (what, mode, state) in [
         ("current", TransportMode::Standard, TransportState::Current),
         ("superseded", TransportMode::Hardened, TransportState::Superseded),
@@ -146,14 +194,8 @@ pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.revocation", &revocation);
     lines.value("row.join_token.open", &token(None, None));
     lines.value("row.join_token.used", &token(Some(node()), Some(3)));
+    lines.value("row.use", &use_row());
     keys(lines);
-}
-
-fn version_key() -> VersionKey {
-    VersionKey {
-        context: context(),
-        version: 7,
-    }
 }
 
 fn keys(lines: &mut Lines) {
@@ -191,6 +233,7 @@ pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
         ("row", "acl") => row::<Acl>(bytes),
         ("row", "revocation") => row::<Revocation>(bytes),
         ("row", "join_token") => row::<JoinToken>(bytes),
+        ("row", "use") => row::<VersionUse>(bytes),
         ("key", "one") => key::<()>(bytes),
         ("key", "index") => key::<u64>(bytes),
         ("key", "context") => key::<ContextName>(bytes),

@@ -1,0 +1,90 @@
+//! Rows as earlier builds wrote them. Never changed: what lies on disk is read with them, and upgraded. A type that
+//! one of them is made of is frozen here too before it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::context::{KeyMaterial, KeyOrigin, KeyVersion, VersionState};
+use super::node::{NodeReport, SlotReport};
+use crate::names::{Boot, Incarnation, KeyUid, RaftId, SlotName, UnixMillis};
+
+/// A key version before there was a way to its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersionV1 {
+    /// See [`KeyVersion::key_uid`].
+    pub key_uid: KeyUid,
+    /// See [`KeyVersion::label`].
+    pub label: String,
+    /// See [`KeyVersion::state`]. No command made one `disabled`, or anything after that.
+    pub state: VersionState,
+    /// See [`KeyVersion::origin`].
+    pub origin: KeyOrigin,
+    /// See [`KeyVersion::material`].
+    pub material: Option<KeyMaterial>,
+    /// See [`KeyVersion::acks`].
+    pub acks: BTreeSet<RaftId>,
+    /// See [`KeyVersion::created_at`].
+    pub created_at: UnixMillis,
+    /// See [`KeyVersion::activated_at`].
+    pub activated_at: Option<UnixMillis>,
+    /// See [`KeyVersion::ended_at`].
+    pub ended_at: Option<UnixMillis>,
+    /// See [`KeyVersion::note`].
+    pub note: String,
+}
+
+impl From<KeyVersionV1> for KeyVersion {
+    fn from(before: KeyVersionV1) -> Self {
+        Self {
+            key_uid: before.key_uid,
+            label: before.label,
+            state: before.state,
+            origin: before.origin,
+            material: before.material,
+            acks: before.acks,
+            created_at: before.created_at,
+            activated_at: before.activated_at,
+            ended_at: before.ended_at,
+            note: before.note,
+            destruction: None,
+        }
+    }
+}
+
+/// A node's report before it counted uses; also what [`ReportNodeV1`](crate::command::ReportNodeV1) carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReportV1 {
+    /// See [`NodeReport::seq`].
+    pub seq: u64,
+    /// See [`NodeReport::incarnation`].
+    pub incarnation: Incarnation,
+    /// See [`NodeReport::boot`].
+    pub boot: Boot,
+    /// See [`NodeReport::clock`].
+    pub clock: UnixMillis,
+    /// See [`NodeReport::durable_index`].
+    pub durable_index: u64,
+    /// See [`NodeReport::proven_at`].
+    pub proven_at: Option<u64>,
+    /// See [`NodeReport::feature_level`].
+    pub feature_level: u32,
+    /// See [`NodeReport::slots`].
+    pub slots: BTreeMap<SlotName, SlotReport>,
+}
+
+impl From<NodeReportV1> for NodeReport {
+    fn from(before: NodeReportV1) -> Self {
+        Self {
+            seq: before.seq,
+            incarnation: before.incarnation,
+            boot: before.boot,
+            clock: before.clock,
+            durable_index: before.durable_index,
+            proven_at: before.proven_at,
+            feature_level: before.feature_level,
+            slots: before.slots,
+            uses: BTreeMap::new(),
+        }
+    }
+}
