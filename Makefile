@@ -25,9 +25,10 @@ build: setup-packages ## build hsm-node and hsmctl into target/debug
 	$(CARGO) build --locked -p hsm-node -p admin-cli --bins
 
 .PHONY: fix
-fix: ## format, and apply what clippy can mend by itself; the only target that changes sources
+fix: ## format, apply what clippy can mend by itself, write docs/cli.md anew; the only target that changes sources
 	$(CARGO) clippy --workspace --all-targets --features failpoints --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
+	UPDATE_DOCS=1 $(CARGO) test --quiet -p admin-cli docs
 
 .PHONY: verify
 verify: setup-packages setup-tools ## check without running tests: format, clippy, dependencies, documents; changes nothing

@@ -54,8 +54,21 @@ install -m 0755 "$built/hsm-node" "$built/hsmctl" "$out/$name/bin/"
 # The same program under the names that users of version 1 know.
 ln -s hsmctl "$out/$name/bin/hsm-admin"
 ln -s hsmctl "$out/$name/bin/create-kek"
+# Manual pages and completions, under each name.
+man=$out/$name/share/man/man1
+mkdir -p "$out/$name/share/completions"
+for called in hsmctl hsm-admin create-kek; do
+  "$out/$name/bin/$called" man --dir "$man"
+  for shell in bash zsh fish; do
+    "$out/$name/bin/$called" completions "$shell" >"$out/$name/share/completions/$called.$shell"
+  done
+done
 cp LICENSE README.md CHANGELOG.md "$out/$name/"
 cp -r docs config-examples "$out/$name/"
+# What sets a machine up that has nothing but this.
+mkdir "$out/$name/scripts"
+install -m 0755 scripts/init-hsm.sh scripts/setup.sh "$out/$name/scripts/"
+install -m 0644 scripts/lib.sh "$out/$name/scripts/"
 
 # The same commit gives the same archive: order, owner and times are fixed.
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}

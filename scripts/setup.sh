@@ -2,6 +2,7 @@
 # Installs what the project needs besides Rust, and only what is missing.
 #
 #   scripts/setup.sh            all of it
+#   scripts/setup.sh runtime    only what a machine needs that runs a node built elsewhere; no Rust
 #   scripts/setup.sh packages   Debian packages: enough to build and to run a cluster (make demo, make dev)
 #   scripts/setup.sh tools      cargo-nextest and cargo-deny: needed by make test and make verify
 #
@@ -14,6 +15,8 @@ cd "$(dirname "$0")/.."
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
 # strace: injects kills into system calls and counts fdatasync.
 packages=(softhsm2 opensc strace)
+# What a node needs beside itself.
+runtime=(softhsm2)
 
 # Versions known to build with the toolchain of Cargo.toml's rust-version; any version that is there already is kept.
 nextest_version=0.9.143
@@ -39,10 +42,26 @@ install_packages() {
   have cc || missing+=(build-essential)
   # What the README shows without hsmctl.
   have curl || missing+=(curl)
-  [ ${#missing[@]} -eq 0 ] && return 0
-  echo "installing Debian packages: ${missing[*]}"
+  apt_install "${missing[@]}"
+}
+
+install_runtime() {
+  local missing=() package
+  if ! have dpkg-query; then
+    have softhsm2-util || die "not a Debian system, and SoftHSM 2 is missing: install it, then start again"
+    return 0
+  fi
+  for package in "${runtime[@]}"; do
+    installed "$package" || missing+=("$package")
+  done
+  apt_install "${missing[@]}"
+}
+
+apt_install() {
+  [ $# -gt 0 ] || return 0
+  echo "installing Debian packages: $*"
   as_root apt-get update -q
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
 }
 
 install_tools() {
@@ -51,14 +70,17 @@ install_tools() {
   cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny --version "$deny_version"
 }
 
-have cargo || die "cargo is not on the PATH: install Rust first (the version is rust-version in Cargo.toml)"
+if [ "${1:-all}" != runtime ]; then
+  have cargo || die "cargo is not on the PATH: install Rust first (the version is rust-version in Cargo.toml)"
+fi
 
 case "${1:-all}" in
+  runtime) install_runtime ;;
   packages) install_packages ;;
   tools) install_tools ;;
   all)
     install_packages
     install_tools
     ;;
-  *) die "unknown argument '$1': one of packages, tools, all" ;;
+  *) die "unknown argument '$1': one of runtime, packages, tools, all" ;;
 esac

@@ -1,19 +1,22 @@
-//! The command line: global options, the tree of commands, and what the names of version 1 mean. It only
-//! describes; nothing is carried out here.
+//! The command line: global options and the tree of commands. It only describes; nothing is carried out here.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{cluster, data, keys, rotate, slot};
+use crate::commands::{
+    cluster, completions, create_kek, data, export_metadata, list_kek, manual, rotate, slot, update_checksums,
+};
 use crate::dev::DevCommand;
 use crate::exit;
+use crate::names::Name;
 use crate::output::Format;
 
 /// Administers hsm-service.
 #[derive(Debug, Parser)]
-#[command(name = "hsmctl", version, after_help = exit::HELP)]
+#[command(name = "hsmctl", version, after_help = exit::help())]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -67,8 +70,18 @@ pub(crate) struct Global {
         global = true
     )]
     pub(crate) timeout: Option<u64>,
-    /// Version 1's configuration file; has no meaning here.
-    #[arg(short, long, value_name = "FILE", global = true, hide = true)]
+    /// Never ask; what would be asked is an error that names the option that answers it.
+    #[arg(
+        long,
+        env = "HSMCTL_NO_INPUT",
+        action = ArgAction::SetTrue,
+        value_parser = FalseyValueParser::new(),
+        global = true
+    )]
+    pub(crate) no_input: bool,
+    /// Version 1's config.yaml: without --endpoint the node on this machine is asked, at its server.port, and
+    /// server.tls.ca_path is the CA unless another is named. Nothing else is read.
+    #[arg(short, long, value_name = "FILE", global = true, hide_short_help = true)]
     pub(crate) config: Option<PathBuf>,
 }
 
@@ -79,13 +92,20 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Create a key-encryption key: the first or next version of a context.
-    CreateKek(keys::CreateKek),
+    CreateKek(create_kek::CreateKek),
     /// List contexts and their key versions.
-    ListKek(keys::ListKek),
+    ListKek(list_kek::ListKek),
     /// Make a new version of a context's key; returns once it is active.
     Rotate(rotate::Rotate),
     /// Show where each context stands in its rotation.
     RotationStatus,
+    /// Write contexts and key versions in the form of version 1's metadata.yaml.
+    ExportMetadata(export_metadata::ExportMetadata),
+    /// Show which nodes have proven that they hold each key version.
+    ///
+    /// Version 1's checksum was a hash of the label and proved nothing. Here every node proves each key with its
+    /// check record before it acknowledges it, so there is nothing to update: this shows who has.
+    UpdateChecksums(update_checksums::UpdateChecksums),
     /// Encrypt standard input or a file.
     Encrypt(data::Encrypt),
     /// Decrypt standard input or a file.
@@ -98,10 +118,43 @@ pub(crate) enum Command {
     /// Run a complete cluster on this machine, to play with and for tests.
     #[command(subcommand)]
     Dev(DevCommand),
+    /// Print a script that completes this program's command line, under the name it is called by.
+    Completions(completions::Completions),
+    /// Print the manual page, or write one page for each command into a folder.
+    Man(manual::Manual),
 }
 
-/// The name of [`Format::Json`] in arguments.
-const JSON: &str = "json";
+impl Command {
+    /// Whether it talks to nodes that were named.
+    pub(crate) fn asks_nodes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Slot(slot::SlotCommand::Init(_)) | Self::Dev(_) | Self::Completions(_) | Self::Man(_)
+        )
+    }
+}
+
+/// Reads the arguments, under the program's own name.
+pub(crate) fn parse(name: Name, args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command().name(name.program());
+    let mut matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// The command line of a name, for whoever describes it. `create-kek` is one command.
+pub(crate) fn described(name: Name) -> clap::Command {
+    let mut whole = Cli::command().name(name.program());
+    if name != Name::CreateKek {
+        return whole;
+    }
+    // Only then it has the options of every command.
+    whole.build();
+    let one = whole.find_subcommand(name.as_str()).cloned();
+    match one {
+        Some(one) => one.bin_name(name.as_str()).display_name(name.as_str()),
+        None => whole,
+    }
+}
 
 /// How results were asked for, by arguments that do not parse: a program wants to read that too.
 pub(crate) fn format_asked_for(args: &[OsString]) -> Format {
@@ -109,7 +162,9 @@ pub(crate) fn format_asked_for(args: &[OsString]) -> Format {
 }
 
 fn format_in(args: &[OsString], variable: &str) -> Format {
-    let mut asked = variable == JSON;
+    // Another word is the error itself, and said to people.
+    let read = |text: &str| Format::from_str(text, false).unwrap_or_default();
+    let mut asked = read(variable);
     let mut words = args.iter().skip(1).filter_map(|arg| arg.to_str()).peekable();
     while let Some(word) = words.next() {
         let value = match word {
@@ -121,181 +176,20 @@ fn format_in(args: &[OsString], variable: &str) -> Format {
                 .or_else(|| word.strip_prefix("-o=").or_else(|| word.strip_prefix("-o"))),
         };
         if let Some(value) = value {
-            asked = value == JSON;
+            asked = read(value);
         }
     }
-    if asked { Format::Json } else { Format::Table }
-}
-
-/// The arguments as this version understands them.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Invocation {
-    /// Called under a name of version 1.
-    pub(crate) v1: bool,
-    pub(crate) args: Vec<OsString>,
-    pub(crate) warnings: Vec<String>,
-}
-
-/// Understands version 1's names: `hsm-admin …` and `create-kek LABEL PIN [VERSION]`. The PIN is dropped.
-pub(crate) fn translate(args: impl IntoIterator<Item = OsString>) -> Invocation {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let name = args
-        .first()
-        .and_then(|program| Path::new(program).file_name())
-        .and_then(|name| name.to_str())
-        .unwrap_or("hsmctl")
-        .to_owned();
-    let (program, rest) = match args.split_first() {
-        Some((program, rest)) => (program.clone(), rest.to_vec()),
-        None => (OsString::from("hsmctl"), Vec::new()),
-    };
-    let v1 = matches!(name.as_str(), "hsm-admin" | "create-kek");
-    let mut rest: Vec<OsString> = match name.as_str() {
-        "create-kek" => std::iter::once(OsString::from("create-kek"))
-            .chain(rest)
-            .collect(),
-        // Go's flag package takes one dash or two.
-        "hsm-admin" => rest
-            .into_iter()
-            .map(|arg| {
-                if arg == "-config" {
-                    OsString::from("--config")
-                } else {
-                    arg
-                }
-            })
-            .collect(),
-        _ => rest,
-    };
-    let mut warnings = Vec::new();
-    if v1 && let Some(at) = rest.iter().position(|arg| arg == "create-kek") {
-        let positional = rest.split_off(at + 1);
-        rest.extend(old_create_kek(positional, &mut warnings));
-    }
-    let args = std::iter::once(program).chain(rest).collect();
-    Invocation { v1, args, warnings }
-}
-
-/// `LABEL PIN [VERSION]` as flags; anything else as it is.
-fn old_create_kek(args: Vec<OsString>, warnings: &mut Vec<String>) -> Vec<OsString> {
-    let is_flag = |arg: &OsString| arg.to_string_lossy().starts_with('-');
-    if args.first().is_none_or(is_flag) {
-        return args;
-    }
-    let mut args = args.into_iter();
-    let label = args.next().unwrap_or_default();
-    let pin = args.next();
-    warnings.push(format!(
-        "DEPRECATED: use 'hsmctl create-kek --label {}'",
-        label.to_string_lossy()
-    ));
-    if pin.is_some() {
-        warnings.push(
-            "WARNING: the PIN was given as an argument, so every user of this machine could see it and the \
-             shell may have kept it. It is not used: nodes have their PINs themselves. Change it."
-                .to_owned(),
-        );
-    }
-    let mut flags = vec![OsString::from("--label"), label];
-    if let Some(version) = args.next() {
-        flags.extend([OsString::from("--version"), version]);
-    }
-    flags.extend(args);
-    flags
+    asked
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use clap::{CommandFactory, ValueEnum};
-
     use super::*;
-
-    fn translated(args: &[&str]) -> Invocation {
-        translate(args.iter().map(OsString::from))
-    }
-
-    fn words(invocation: &Invocation) -> Vec<String> {
-        invocation
-            .args
-            .iter()
-            .map(|arg| arg.to_string_lossy().into_owned())
-            .collect()
-    }
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_old_create_kek_works_and_drops_the_pin() {
-        let invocation = translated(&["/usr/bin/create-kek", "kek-2fa-v3", "1234-planted", "3"]);
-        assert!(invocation.v1);
-        assert_eq!(
-            words(&invocation),
-            [
-                "/usr/bin/create-kek",
-                "create-kek",
-                "--label",
-                "kek-2fa-v3",
-                "--version",
-                "3"
-            ]
-        );
-        assert_eq!(
-            invocation.warnings[0],
-            "DEPRECATED: use 'hsmctl create-kek --label kek-2fa-v3'"
-        );
-        assert!(invocation.warnings[1].contains("PIN"));
-        assert!(!format!("{invocation:?}").contains("planted"));
-        Cli::try_parse_from(&invocation.args).unwrap();
-    }
-
-    #[test]
-    fn the_old_form_works_as_hsm_admins_verb_too() {
-        let invocation = translated(&[
-            "hsm-admin",
-            "-config",
-            "c.yaml",
-            "create-kek",
-            "kek-2fa-v1",
-            "1234",
-        ]);
-        assert_eq!(
-            words(&invocation),
-            [
-                "hsm-admin",
-                "--config",
-                "c.yaml",
-                "create-kek",
-                "--label",
-                "kek-2fa-v1"
-            ]
-        );
-        let cli = Cli::try_parse_from(&invocation.args).unwrap();
-        assert_eq!(cli.global.config, Some(PathBuf::from("c.yaml")));
-    }
-
-    #[test]
-    fn flags_are_left_alone_under_every_name() {
-        for program in ["hsmctl", "hsm-admin"] {
-            let invocation = translated(&[program, "create-kek", "--label", "l", "--context", "c"]);
-            assert_eq!(
-                words(&invocation)[1..],
-                ["create-kek", "--label", "l", "--context", "c"]
-            );
-            assert!(invocation.warnings.is_empty());
-        }
-        let invocation = translated(&["create-kek", "--help"]);
-        assert_eq!(words(&invocation), ["create-kek", "create-kek", "--help"]);
-    }
-
-    #[test]
-    fn under_its_own_name_positional_arguments_are_refused() {
-        let invocation = translated(&["hsmctl", "create-kek", "kek-2fa-v1", "1234"]);
-        assert!(!invocation.v1 && invocation.warnings.is_empty());
-        assert!(Cli::try_parse_from(&invocation.args).is_err());
     }
 
     #[test]
@@ -321,8 +215,59 @@ mod tests {
         ] {
             assert_eq!(asked(args), Format::Table, "{args:?}");
         }
-        assert_eq!(format_in(&[], JSON), Format::Json);
-        assert_eq!(Format::Json.to_possible_value().unwrap().get_name(), JSON);
+        assert_eq!(asked(&["hsmctl", "no-such", "-o", "yaml"]), Format::Yaml);
+        assert_eq!(format_in(&[], "json"), Format::Json);
+        assert_eq!(format_in(&[], ""), Format::Table);
+    }
+
+    #[test]
+    fn no_input_is_an_option_of_every_command() {
+        let parse = |args: &str| Cli::try_parse_from(args.split(' ')).unwrap().global.no_input;
+        assert!(parse("hsmctl --no-input list-kek") && parse("hsmctl cluster members --no-input"));
+        assert!(!parse("hsmctl list-kek"));
+    }
+
+    #[test]
+    fn create_kek_is_described_as_one_command_with_all_its_options() {
+        let one = described(Name::CreateKek);
+        assert_eq!(
+            (one.get_name(), one.get_bin_name()),
+            ("create-kek", Some("create-kek"))
+        );
+        assert!(one.get_subcommands().next().is_none());
+        for option in ["label", "endpoint", "output"] {
+            assert!(
+                one.get_arguments().any(|arg| arg.get_long() == Some(option)),
+                "--{option}"
+            );
+        }
+        assert_eq!(described(Name::HsmAdmin).get_name(), "hsm-admin");
+    }
+
+    /// A secret in an argument is seen by every user of the machine, and kept by shells.
+    #[test]
+    fn no_argument_takes_a_secret() {
+        fn check(command: &clap::Command) {
+            let path = command.get_bin_name().unwrap_or_default().to_owned();
+            for arg in command
+                .get_arguments()
+                .filter(|arg| arg.get_action().takes_values())
+            {
+                let name = arg.get_long().unwrap_or_else(|| arg.get_id().as_str());
+                let words: Vec<&str> = name.split('-').collect();
+                let names_a_secret = ["pin", "token", "secret", "password", "plaintext", "share"]
+                    .iter()
+                    .any(|word| words.contains(word));
+                assert!(
+                    !names_a_secret || words.last() == Some(&"file"),
+                    "{path} --{name} takes a secret; let it name a file"
+                );
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut whole = Cli::command();
+        whole.build();
+        check(&whole);
     }
 
     #[test]

@@ -1,27 +1,14 @@
 //! Failures: what is said of them, and exit codes. Codes are stable: scripts branch on them, so a code never gets
 //! another meaning. Under the names of version 1 every failure is 1, as it was.
 
+mod report;
+
 use std::process::ExitCode;
 
 use hsm_api::{ClientError, ErrorCode};
 use hsm_core::HsmError;
-use serde::Serialize;
 
-use crate::output::{Format, note};
-
-/// The table for `--help`.
-pub(crate) const HELP: &str = "\
-Exit codes:
-  0  done
-  1  any other error
-  2  usage: wrong arguments, or no node or certificate named
-  3  refused: the certificate, its role, or TLS
-  4  not found, or in conflict with the state
-  5  unavailable: no node answers, no quorum, not ready
-  6  outcome unknown: the change may have been made; repeat it with the same --idempotency-key
-Called as hsm-admin or create-kek, every failure is 1.
-
-With --output json a failure is one line of JSON on standard error: code, status, request_id, detail.";
+pub(crate) use report::{report, report_parser};
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +22,42 @@ pub(crate) enum Exit {
     Unknown = 6,
 }
 
+/// Every code with its meaning: the one table, for `--help`, the manual and docs/cli.md.
+pub(crate) const TABLE: [(Exit, &str); 7] = [
+    (Exit::Done, "done"),
+    (Exit::Error, "any other error"),
+    (
+        Exit::Usage,
+        "usage: wrong arguments, or no node or certificate named, or a question that may not be asked",
+    ),
+    (Exit::Refused, "refused: the certificate, its role, or TLS"),
+    (Exit::Conflict, "not found, or in conflict with the state"),
+    (
+        Exit::Unavailable,
+        "unavailable: no node answers, no quorum, not ready",
+    ),
+    (
+        Exit::Unknown,
+        "outcome unknown: the change may have been made; repeat it with the same --idempotency-key",
+    ),
+];
+
+/// What stands below the table, wherever it is shown.
+pub(crate) const NOTES: &str = "\
+Called as hsm-admin or create-kek, every failure is 1. A --dry-run ends as the command would.
+
+With --output json a failure is one line of JSON on standard error: code, status, request_id, detail. With --output \
+yaml it is the same as YAML.";
+
+/// The table for `--help`.
+pub(crate) fn help() -> String {
+    let rows: String = TABLE
+        .iter()
+        .map(|(exit, meaning)| format!("  {}  {meaning}\n", *exit as u8))
+        .collect();
+    format!("Exit codes:\n{rows}{NOTES}")
+}
+
 /// Arguments that cannot be carried out as they stand.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -44,6 +67,14 @@ pub(crate) struct Usage(String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Missing(String);
+
+/// What a node would refuse, found out by a dry run.
+#[derive(Debug, thiserror::Error)]
+#[error("would be refused: {code}: {detail}")]
+pub(crate) struct WouldBeRefused {
+    code: ErrorCode,
+    detail: String,
+}
 
 /// A failure, then what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +100,14 @@ pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
 /// What was named is not there.
 pub(crate) fn missing(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Missing(text.into()))
+}
+
+/// A dry run has found that a node would answer with this code.
+pub(crate) fn would_be_refused(code: ErrorCode, detail: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(WouldBeRefused {
+        code,
+        detail: detail.into(),
+    })
 }
 
 /// The same failure, followed by a line about it.
@@ -101,35 +140,6 @@ pub(crate) fn repeatable_failed(error: ClientError) -> anyhow::Error {
     anyhow::Error::new(ChangeFailed { error, hint })
 }
 
-/// Says what went wrong, if anything did.
-pub(crate) fn report(outcome: anyhow::Result<()>, format: Format) -> Exit {
-    let Err(error) = outcome else {
-        return Exit::Done;
-    };
-    match format {
-        Format::Table => note(&format!("hsmctl: {error:#}")),
-        Format::Json => note(&Failure::of(&error).line()),
-    }
-    Exit::of(&error)
-}
-
-/// Says what is wrong with the arguments. `--help` and `--version` are no errors.
-pub(crate) fn report_parser(error: &clap::Error, format: Format) -> Exit {
-    let exit = if error.exit_code() == 0 {
-        Exit::Done
-    } else {
-        Exit::Usage
-    };
-    if exit == Exit::Usage && format == Format::Json {
-        let detail = error.to_string().trim_end().to_owned();
-        note(&Failure::local(exit.word(), detail).line());
-    } else {
-        // A closed pipe must not turn --help into a failure.
-        let _ = error.print();
-    }
-    exit
-}
-
 /// The failed call to a node that a failure is about, if it is about one.
 pub(crate) fn client_error(error: &anyhow::Error) -> Option<&ClientError> {
     if let Some(hinted) = error.downcast_ref::<Hinted>() {
@@ -139,63 +149,6 @@ pub(crate) fn client_error(error: &anyhow::Error) -> Option<&ClientError> {
         return Some(&failed.error);
     }
     error.downcast_ref()
-}
-
-/// What was said of a failure besides what the node said.
-fn hints(error: &anyhow::Error) -> String {
-    if let Some(hinted) = error.downcast_ref::<Hinted>() {
-        return format!("{}\n{}", hints(&hinted.error), hinted.hint);
-    }
-    let failed = error.downcast_ref::<ChangeFailed>();
-    failed.map(|failed| failed.hint.clone()).unwrap_or_default()
-}
-
-/// A failure as programs read it.
-#[derive(Debug, Serialize)]
-struct Failure {
-    /// A node's own code, or a word of this program.
-    code: String,
-    /// The HTTP status, if a node answered.
-    status: Option<u16>,
-    /// Names the request in the nodes' logs.
-    request_id: Option<String>,
-    detail: String,
-}
-
-impl Failure {
-    fn local(code: &str, detail: String) -> Self {
-        Self {
-            code: code.to_owned(),
-            status: None,
-            request_id: None,
-            detail,
-        }
-    }
-
-    fn of(error: &anyhow::Error) -> Self {
-        let code = if error.downcast_ref::<Missing>().is_some() {
-            ErrorCode::NotFound.as_str()
-        } else {
-            Exit::of(error).word()
-        };
-        match client_error(error).and_then(ClientError::api) {
-            None => Self::local(code, format!("{error:#}")),
-            // A balancer's answer has no code.
-            Some(answer) => Self {
-                code: Some(&answer.code_text)
-                    .filter(|text| !text.is_empty())
-                    .map_or_else(|| code.to_owned(), Clone::clone),
-                status: Some(answer.status),
-                request_id: answer.request_id.clone(),
-                detail: format!("{}{}", answer.detail, hints(error)),
-            },
-        }
-    }
-
-    /// One line: JSON escapes every other one.
-    fn line(&self) -> String {
-        serde_json::to_string(self).unwrap_or_else(|_| self.detail.clone())
-    }
 }
 
 impl Exit {
@@ -216,6 +169,9 @@ impl Exit {
             } else {
                 Self::of_client(&failed.error)
             };
+        }
+        if let Some(refusal) = error.downcast_ref::<WouldBeRefused>() {
+            return Self::of_status(refusal.code.status(), Some(refusal.code));
         }
         if let Some(error) = error.downcast_ref::<HsmError>() {
             return Self::of_token(error);
@@ -249,18 +205,22 @@ impl Exit {
                 .find(|exit| *exit != Self::Refused)
                 .unwrap_or(Self::Refused),
             ClientError::Decode { .. } | ClientError::Request(_) => Self::Error,
-            ClientError::Api(answer) => match answer.status {
-                400 if answer.code == Some(ErrorCode::InvalidArgument) => Self::Usage,
-                401 | 403 => Self::Refused,
-                404 | 409 | 422 => Self::Conflict,
-                429 | 502 | 503 | 504 => Self::Unavailable,
-                _ => Self::Error,
-            },
+            ClientError::Api(answer) => Self::of_status(answer.status, answer.code),
+        }
+    }
+
+    fn of_status(status: u16, code: Option<ErrorCode>) -> Self {
+        match status {
+            400 if code == Some(ErrorCode::InvalidArgument) => Self::Usage,
+            401 | 403 => Self::Refused,
+            404 | 409 | 422 => Self::Conflict,
+            429 | 502 | 503 | 504 => Self::Unavailable,
+            _ => Self::Error,
         }
     }
 
     /// For programs, where no node gave a code.
-    fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Done => "done",
             Self::Error => "error",
@@ -287,11 +247,10 @@ impl Exit {
 mod tests {
     use anyhow::Context;
     use hsm_api::client::ApiError;
-    use serde_json::{Value, json};
 
     use super::*;
 
-    fn api(code: ErrorCode) -> ClientError {
+    pub(super) fn api(code: ErrorCode) -> ClientError {
         ClientError::Api(Box::new(ApiError {
             status: code.status(),
             code: Some(code),
@@ -305,7 +264,7 @@ mod tests {
         }))
     }
 
-    fn silence() -> ClientError {
+    pub(super) fn silence() -> ClientError {
         ClientError::Transport {
             endpoint: "https://a:1".to_owned(),
             reason: "reset".to_owned(),
@@ -341,30 +300,6 @@ mod tests {
         assert_eq!(
             Exit::of(&change_failed(api(ErrorCode::NoQuorum), "k")),
             Exit::Unavailable
-        );
-    }
-
-    #[test]
-    fn a_refusal_after_silence_is_unknown_for_a_change_and_names_its_key() {
-        let error = || {
-            let ClientError::Api(refusal) = api(ErrorCode::NoQuorum) else {
-                panic!("no refusal");
-            };
-            ClientError::RefusedAfterSilence {
-                unanswered: Box::new(silence()),
-                refusal,
-            }
-        };
-        assert_eq!(Exit::of(&error().into()), Exit::Unavailable);
-        let failed = change_failed(error(), "01KEY");
-        assert_eq!(Exit::of(&failed), Exit::Unknown);
-        let failure = Failure::of(&failed);
-        assert_eq!(failure.code, "outcome_unknown");
-        assert!(failure.detail.contains("no_quorum"), "{}", failure.detail);
-        assert!(
-            failure.detail.contains("--idempotency-key 01KEY"),
-            "{}",
-            failure.detail
         );
     }
 
@@ -405,36 +340,31 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_for_programs_is_one_line_of_json() {
-        let read = |error: &anyhow::Error| {
-            let line = Failure::of(error).line();
-            assert!(!line.contains('\n'), "{line}");
-            serde_json::from_str::<Value>(&line).unwrap()
-        };
-        let mut answer = match api(ErrorCode::OutcomeUnknown) {
-            ClientError::Api(answer) => answer,
-            other => panic!("{other}"),
-        };
-        answer.detail = "written".to_owned();
-        answer.request_id = Some("01J".to_owned());
-        let json = read(&change_failed(ClientError::Api(answer), "01KEY"));
-        assert_eq!(
-            (&json["code"], &json["status"]),
-            (&json!("outcome_unknown"), &json!(503))
-        );
-        assert_eq!(json["request_id"], "01J");
-        let detail = json["detail"].as_str().unwrap();
-        assert!(
-            detail.starts_with("written\n") && detail.contains("01KEY"),
-            "{detail}"
-        );
+    fn a_dry_run_ends_as_the_refusal_would() {
+        for code in [
+            ErrorCode::RoleRequired,
+            ErrorCode::NotFound,
+            ErrorCode::AlreadyExists,
+            ErrorCode::InvalidArgument,
+            ErrorCode::NoQuorum,
+            ErrorCode::ContextHasNoKey,
+        ] {
+            let foreseen = would_be_refused(code, "why").context("x");
+            assert_eq!(Exit::of(&foreseen), Exit::of(&api(code).into()), "{code}");
+        }
+        let text = would_be_refused(ErrorCode::NotFound, "context x does not exist").to_string();
+        assert_eq!(text, "would be refused: not_found: context x does not exist");
+    }
 
-        let json = read(&usage("no node is named"));
-        let expected =
-            json!({"code": "usage", "status": null, "request_id": null, "detail": "no node is named"});
-        assert_eq!(json, expected);
-        assert_eq!(read(&missing("no playground"))["code"], "not_found");
-        assert_eq!(read(&silence().into())["code"], "unavailable");
+    #[test]
+    fn the_table_has_every_code_once_and_in_order() {
+        let codes: Vec<u8> = TABLE.iter().map(|(exit, _)| *exit as u8).collect();
+        assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6]);
+        let help = help();
+        assert!(
+            help.contains("\n  5  unavailable: ") && help.contains("hsm-admin"),
+            "{help}"
+        );
     }
 
     #[test]

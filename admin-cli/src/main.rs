@@ -4,27 +4,31 @@
 mod cli;
 mod commands;
 mod dev;
+#[cfg(test)]
+mod docs;
 mod exit;
 mod files;
+mod names;
 mod output;
 mod profile;
+mod progress;
 mod terminal;
+mod v1_config;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let invocation = cli::translate(std::env::args_os());
+    let invocation = names::translate(std::env::args_os());
     for warning in &invocation.warnings {
         output::note(warning);
     }
-    let status = match cli::Cli::try_parse_from(&invocation.args) {
+    let name = invocation.name;
+    let status = match cli::parse(name, &invocation.args) {
         Ok(cli) => {
             let format = cli.global.output;
-            exit::report(commands::run(cli), format)
+            exit::report(commands::run(name, cli), name, format)
         }
         Err(error) => exit::report_parser(&error, cli::format_asked_for(&invocation.args)),
     };
-    status.as_process_exit(invocation.v1)
+    status.as_process_exit(name.is_v1())
 }

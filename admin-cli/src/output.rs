@@ -1,9 +1,7 @@
-//! What the program says: results to standard output as a table or JSON, everything else to standard
+//! What the program says: results to standard output as a table, JSON or YAML, everything else to standard
 //! error, so that a pipe gets the result and nothing but the result.
 
-use std::future::Future;
 use std::io::{ErrorKind, Write};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -19,6 +17,8 @@ pub(crate) enum Format {
     Table,
     /// For programs.
     Json,
+    /// For programs, and for people who like it better.
+    Yaml,
 }
 
 /// A line to standard error. Nothing depends on its arrival.
@@ -26,10 +26,11 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Writes a result: as JSON, or as the text `table` makes of it.
+/// Writes a result: as JSON or YAML, or as the text `table` makes of it.
 pub(crate) fn print(format: Format, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<()> {
     let mut text = match format {
         Format::Json => serde_json::to_string_pretty(value).context("encode the answer")?,
+        Format::Yaml => yaml(value)?,
         Format::Table => table(),
     };
     if !text.ends_with('\n') {
@@ -38,7 +39,14 @@ pub(crate) fn print(format: Format, value: &impl Serialize, table: impl FnOnce()
     bytes(text.as_bytes())
 }
 
-/// Writes JSON that holds a secret: the buffer is wiped and never grows.
+/// YAML in which every text is on one line: a ciphertext is found by its name with grep, too.
+pub(crate) fn yaml(value: &impl Serialize) -> Result<String> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options).context("encode the answer")
+}
+
+/// Writes JSON that holds a secret: the buffer is wiped and never grows. It is YAML as well, whose own writer would
+/// leave copies behind.
 pub(crate) fn secret_json(value: &impl Serialize, size: usize) -> Result<()> {
     let mut text = Zeroizing::new(Vec::<u8>::with_capacity(size));
     serde_json::to_writer_pretty(&mut *text, value).context("encode the answer")?;
@@ -86,22 +94,6 @@ pub(crate) fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// Says what is being waited for, if it takes longer than a second.
-pub(crate) async fn patiently<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::pin!(work);
-    let begun = Instant::now();
-    let mut pause = Duration::from_secs(1);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(pause) => {
-                note(&format!("{what}: {} s", begun.elapsed().as_secs()));
-                pause = Duration::from_secs(5);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
@@ -130,6 +122,22 @@ mod tests {
         assert_eq!(
             pairs([("a", "1".to_owned()), ("long", "2".to_owned())]),
             "a     1\nlong  2\n"
+        );
+    }
+
+    #[test]
+    fn yaml_reads_back_and_keeps_each_text_on_its_line() {
+        let long = "A".repeat(200);
+        let value = serde_json::json!({
+            "ciphertext": long, "key_version": 3, "active": null, "ready": true, "label": "on",
+            "slots": [{"slot": "2fa", "reason": "first line\nsecond: line"}], "acks": []
+        });
+        let text = yaml(&value).unwrap();
+        let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(read, value, "{text}");
+        assert!(
+            text.lines().any(|line| line == format!("ciphertext: {long}")),
+            "{text}"
         );
     }
 

@@ -1,24 +1,23 @@
-//! `hsmctl cluster`: making a cluster, join tokens, status and members; `join` has a file of its own.
+//! `hsmctl cluster`: status and members; what changes a cluster has a file for each command.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use hsm_api::admin::{ClusterStatus, JoinTokenRequest, Member};
+use hsm_api::admin::{ClusterStatus, Member};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
-use super::{CHANGE, MEMBERSHIP, READ, Session, join};
-use crate::exit::repeatable_failed;
-use crate::output::{self, note, or_dash};
+use super::{READ, Session, cluster_init, cluster_token, join};
+use crate::output::{self, or_dash};
 
 /// The cluster and its members.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
     /// Make a cluster of one node, seeded by that node's configuration.
-    Init,
+    Init(cluster_init::Init),
     /// Make a one-time token with which a node joins.
-    Token(Token),
+    Token(cluster_token::Token),
     /// Make the node at --endpoint join a cluster; returns once it votes. Shows the public key of each of its slots
     /// first, and asks whether they are the node's.
     Join(join::Join),
@@ -26,17 +25,6 @@ pub(crate) enum ClusterCommand {
     Status(Status),
     /// List the members.
     Members,
-}
-
-/// Arguments of `cluster token`.
-#[derive(Debug, Args)]
-pub(crate) struct Token {
-    /// How long the token lives; nodes have a default and a maximum.
-    #[arg(long, value_name = "SECONDS")]
-    ttl: Option<u64>,
-    /// Only the node of this name may use it.
-    #[arg(long, value_name = "NODE_ID")]
-    node: Option<String>,
 }
 
 /// Arguments of `cluster status`.
@@ -49,50 +37,13 @@ pub(crate) struct Status {
 
 pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()> {
     match command {
-        ClusterCommand::Init => init(session).await,
-        ClusterCommand::Token(args) => token(session, args).await,
+        ClusterCommand::Init(args) => cluster_init::init(session, &args).await,
+        ClusterCommand::Token(args) => cluster_token::token(session, args).await,
         ClusterCommand::Join(args) => join::join(session, args).await,
         ClusterCommand::Status(args) if args.all => status_of_all(session).await,
         ClusterCommand::Status(_) => status(session).await,
         ClusterCommand::Members => members(session).await,
     }
-}
-
-async fn init(session: &Session) -> Result<()> {
-    let client = session.client_of_one(MEMBERSHIP)?;
-    let answer = session
-        .ask(&client, "cluster init", client.cluster_init())
-        .await
-        .map_err(repeatable_failed)?;
-    let made = &answer.body;
-    output::print(session.format(), made, || {
-        output::pairs([
-            ("cluster", made.cluster_id.clone()),
-            ("epoch", made.epoch.to_string()),
-            ("raft id", made.raft_id.to_string()),
-        ])
-    })
-}
-
-async fn token(session: &Session, args: Token) -> Result<()> {
-    let request = JoinTokenRequest {
-        ttl_seconds: args.ttl,
-        node_id: args.node,
-    };
-    let client = session.client(CHANGE)?;
-    let answer = session
-        .ask(&client, "cluster token", client.create_join_token(&request))
-        .await
-        .map_err(repeatable_failed)?;
-    let made = &answer.body;
-    note("the token lets one node join: whoever has it can use it; it is shown once");
-    output::print(session.format(), made, || {
-        output::pairs([
-            ("token", made.token.expose().to_owned()),
-            ("cluster-ca-sha256", made.cluster_ca_sha256.clone()),
-            ("expires", made.expires_at.clone()),
-        ])
-    })
 }
 
 async fn status(session: &Session) -> Result<()> {

@@ -2,7 +2,6 @@
 //! they are never arguments, and buffers that held one are wiped.
 
 use std::fs::File;
-use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +14,7 @@ use zeroize::Zeroizing;
 use super::{READ, Session};
 use crate::files::read_bounded;
 use crate::output::{self, Format, note};
+use crate::terminal::{Questions, announce_stdin};
 
 /// More than the largest body any node can be configured to take.
 const MAX_INPUT: usize = 64 << 20;
@@ -52,7 +52,10 @@ pub(crate) struct Decrypt {
 
 pub(super) async fn encrypt(session: &Session, args: &Encrypt) -> Result<()> {
     let client = session.client(READ)?;
-    let plaintext = input(args.plaintext_file.as_deref(), "the plaintext")?;
+    let plaintext = match args.plaintext_file.as_deref() {
+        Some(path) => file(path, "the plaintext")?,
+        None => stdin(session.questions(), "the plaintext", "--plaintext-file")?,
+    };
     let mut request = EncryptRequest::new(args.context.as_str(), plaintext);
     request.aad = aad(args.aad_file.as_deref())?;
     let answer = session.ask(&client, "encrypt", client.encrypt(&request)).await?;
@@ -68,14 +71,19 @@ pub(super) async fn encrypt(session: &Session, args: &Encrypt) -> Result<()> {
 
 pub(super) async fn decrypt(session: &Session, args: Decrypt) -> Result<()> {
     let client = session.client(READ)?;
-    let text = input(args.ciphertext_file.as_deref(), "the ciphertext")?;
+    let text = match args.ciphertext_file.as_deref() {
+        Some(path) => file(path, "the ciphertext")?,
+        None => stdin(session.questions(), "the ciphertext", "--ciphertext-file")?,
+    };
     let mut request = DecryptRequest::new(args.context, ciphertext(&text)?);
     request.key_id = args.key_id;
     request.aad = aad(args.aad_file.as_deref())?;
     let answer = session.ask(&client, "decrypt", client.decrypt(&request)).await?;
     match session.format() {
         Format::Table => output::bytes(answer.plaintext.as_slice()),
-        Format::Json => output::secret_json(&answer.body, answer.plaintext.as_slice().len() * 4 / 3 + 64),
+        Format::Json | Format::Yaml => {
+            output::secret_json(&answer.body, answer.plaintext.as_slice().len() * 4 / 3 + 64)
+        }
     }
 }
 
@@ -96,19 +104,19 @@ fn ciphertext(text: &[u8]) -> Result<Base64> {
 
 fn aad(path: Option<&Path>) -> Result<Option<Base64>> {
     let Some(path) = path else { return Ok(None) };
-    let bytes = input(Some(path), "the associated data")?;
+    let bytes = file(path, "the associated data")?;
     Ok(Some(Base64::from(bytes.as_slice())))
 }
 
-fn input(path: Option<&Path>, what: &str) -> Result<Zeroizing<Vec<u8>>> {
-    let Some(path) = path else {
-        if std::io::stdin().is_terminal() {
-            note(&format!("type {what}, then end it with Ctrl-D"));
-        }
-        return read_bounded(unbuffered_stdin()?, MAX_INPUT, what);
-    };
+fn file(path: &Path, what: &str) -> Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path).with_context(|| format!("{what}: {}: cannot be read", path.display()))?;
     read_bounded(file, MAX_INPUT, what)
+}
+
+/// `option` names a file in its place.
+fn stdin(questions: Questions, what: &str, option: &str) -> Result<Zeroizing<Vec<u8>>> {
+    announce_stdin(questions, what, option)?;
+    read_bounded(unbuffered_stdin()?, MAX_INPUT, what)
 }
 
 /// Standard input without the buffer that Rust puts before it and never wipes.
@@ -139,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = input(Some(Path::new("/nonexistent/x")), "the plaintext").unwrap_err();
+        let error = file(Path::new("/nonexistent/x"), "the plaintext").unwrap_err();
         assert!(
             format!("{error:#}").contains("the plaintext: /nonexistent/x"),
             "{error:#}"

@@ -6,18 +6,23 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hsm_api::admin::{JoinRequest, JoinResponse, JoinTokenResponse, SlotFingerprint};
-use hsm_api::{Client, SecretText};
+use hsm_api::admin::{
+    ClusterStatus, JoinRequest, JoinResponse, JoinTokenResponse, NodeRole, SlotFingerprint, SlotState,
+};
+use hsm_api::{Client, ErrorCode, SecretText};
 use zeroize::Zeroizing;
 
+use super::preview::{self, Preview};
 use super::{MEMBERSHIP, Session};
-use crate::exit::{repeatable_failed, usage};
+use crate::exit::{repeatable_failed, usage, would_be_refused};
 use crate::files;
 use crate::output::{self, Format, note, or_dash};
-use crate::terminal::Terminal;
+use crate::terminal::{self, Terminal};
 
 /// Longest input with a token.
 const MAX_TOKEN: usize = 4096;
+/// Hex digits of a SHA-256.
+const DIGITS: usize = 64;
 /// What has to be typed for yes.
 const YES: &str = "yes";
 /// A node registers its slots' keys as soon as it has the state; one that has nothing to import may vote before.
@@ -27,10 +32,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Arguments of `cluster join`.
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// File with the token, or with the JSON of `cluster token -o json` [default: standard input].
+    /// File with the token, or with what `cluster token -o json` or `-o yaml` printed [default: standard input].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// SHA-256 of the cluster CA, from `cluster token`; needed unless the JSON has it.
+    /// SHA-256 of the cluster CA, from `cluster token`; needed unless the file has it.
     #[arg(long, value_name = "HEX")]
     cluster_ca_sha256: Option<String>,
     /// Cluster listeners of members, host:port; any will do.
@@ -44,20 +49,26 @@ pub(crate) struct Join {
     /// Take the slots' keys for the node's without asking: for scripts.
     #[arg(long)]
     yes: bool,
+    /// Say whether the node could join as far as it knows itself, and let it be.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(super) async fn join(session: &Session, args: Join) -> Result<()> {
     let client = session.client_of_one(MEMBERSHIP)?;
     // First: a script that lacks the option is told so before anything is done.
-    let terminal = if args.yes {
+    let terminal = if args.yes || args.dry_run {
         None
     } else {
         let remedy = "compare the fingerprints of the node's slot keys some other way, and say --yes";
-        Some(Terminal::open(remedy)?)
+        Some(Terminal::open(session.questions(), remedy)?)
     };
     let text = match &args.token_file {
         Some(path) => files::read_secret(path)?,
-        None => token_from_stdin()?,
+        None => {
+            terminal::announce_stdin(session.questions(), "the token", "--token-file")?;
+            token_from_stdin()?
+        }
     };
     let (token, printed_digest) = parse_token(&text)?;
     let Some(cluster_ca_sha256) = args.cluster_ca_sha256.or(printed_digest) else {
@@ -70,6 +81,9 @@ pub(super) async fn join(session: &Session, args: Join) -> Result<()> {
         cluster_ca_sha256,
         leader_addresses: args.leaders,
     };
+    if args.dry_run {
+        return dry_run(session, &client, &request).await;
+    }
     let confirmed = confirm(session, &client, terminal).await?;
     let what = format!("cluster join through {}", request.leader_addresses.join(", "));
     let answer = session
@@ -89,6 +103,45 @@ pub(super) async fn join(session: &Session, args: Join) -> Result<()> {
         text
     })?;
     compare(&confirmed, &joined.slots)
+}
+
+/// Does not look at the slots' keys: a node that has none yet would make them.
+async fn dry_run(session: &Session, client: &Client, request: &JoinRequest) -> Result<()> {
+    preview::check_role(session, client, preview::ADMINISTER).await?;
+    let status = session
+        .ask(client, "cluster status", client.cluster_status())
+        .await?;
+    foresee(request, &status)?.print(session)
+}
+
+fn foresee(request: &JoinRequest, status: &ClusterStatus) -> Result<Preview> {
+    let pin = &request.cluster_ca_sha256;
+    if pin.len() != DIGITS || !pin.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let detail = format!("--cluster-ca-sha256: expected {DIGITS} hex digits");
+        return Err(would_be_refused(ErrorCode::InvalidArgument, detail));
+    }
+    let node = &status.node_id;
+    // A learner's join goes on.
+    if !preview::belongs_to_none(status) && status.role != NodeRole::Learner {
+        let detail = format!("{node} belongs to the cluster {} already", status.cluster_name);
+        return Err(would_be_refused(ErrorCode::AlreadyInitialised, detail));
+    }
+    let mut preview = Preview::new(format!(
+        "have {node} join through {}, once the keys of its slots are confirmed: it receives the state, imports and \
+         proves every key, and then votes",
+        request.leader_addresses.join(" or ")
+    ))
+    .not_checked("the token and the SHA-256 of the cluster CA: the cluster says, and a token is good for one join")
+    .not_checked("whether the members can be reached, and reach the node");
+    for slot in status.slots.iter().filter(|slot| slot.state != SlotState::Ready) {
+        preview = preview.not_checked(format!(
+            "slot {}, which is {} now ({}): a join needs it ready",
+            slot.slot,
+            slot.state,
+            or_dash(slot.reason.as_deref())
+        ));
+    }
+    Ok(preview)
 }
 
 fn keys_text(keys: &[SlotFingerprint]) -> String {
@@ -204,18 +257,24 @@ fn data_of_stdin() -> Result<Zeroizing<Vec<u8>>> {
     )
 }
 
-/// The token, and the digest of the CA if the text is the JSON that `cluster token` prints.
+/// The token, and the digest of the CA if the text is what `cluster token` prints for programs.
 fn parse_token(text: &str) -> Result<(SecretText, Option<String>)> {
     let text = text.trim();
     if text.is_empty() {
         bail!("there is no token: make one with `hsmctl cluster token`");
     }
-    if !text.starts_with('{') {
+    // A token has neither brace nor blank.
+    let printed = if text.starts_with('{') {
+        serde_json::from_str::<JoinTokenResponse>(text).ok()
+    } else if text.contains(char::is_whitespace) {
+        let options = serde_saphyr::options! { with_snippet: false };
+        serde_saphyr::from_str_with_options::<JoinTokenResponse>(text, options).ok()
+    } else {
         return Ok((SecretText::from(text), None));
-    }
-    // serde's messages may repeat what they could not read.
-    let Ok(printed) = serde_json::from_str::<JoinTokenResponse>(text) else {
-        bail!("the token's JSON is not what `hsmctl cluster token -o json` prints");
+    };
+    // The parsers' messages may repeat what they could not read.
+    let Some(printed) = printed else {
+        bail!("this is neither a token nor what `hsmctl cluster token` prints with -o json or -o yaml");
     };
     Ok((printed.token, Some(printed.cluster_ca_sha256)))
 }
@@ -224,6 +283,7 @@ fn parse_token(text: &str) -> Result<(SecretText, Option<String>)> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
 
     #[test]
     fn a_token_is_taken_bare_or_as_it_was_printed() {
@@ -235,13 +295,54 @@ mod tests {
             (token.expose(), digest.as_deref()),
             ("hsm-join-1.7.ab", Some("00ff"))
         );
+        let json: serde_json::Value = serde_json::from_str(printed).unwrap();
+        let (token, digest) = parse_token(&output::yaml(&json).unwrap()).unwrap();
+        assert_eq!(
+            (token.expose(), digest.as_deref()),
+            ("hsm-join-1.7.ab", Some("00ff"))
+        );
     }
 
     #[test]
     fn what_is_no_token_is_refused_without_repeating_it() {
         assert!(parse_token(" \n").is_err());
-        let error = parse_token("{\"token\": planted}").unwrap_err().to_string();
-        assert!(!error.contains("planted"), "{error}");
+        for text in ["{\"token\": planted}", "token: [planted]\nother: planted"] {
+            let error = parse_token(text).unwrap_err().to_string();
+            assert!(!error.contains("planted"), "{error}");
+        }
+    }
+
+    fn status(cluster: &str, role: &str) -> ClusterStatus {
+        serde_json::from_value(serde_json::json!({
+            "cluster_id": cluster, "cluster_name": "c", "epoch": 0, "node_id": "hsm-node-2", "raft_id": 0,
+            "role": role, "term": 0, "leader": null, "last_log_index": 0, "committed_index": 0,
+            "applied_index": 0, "quorum_ack_age_ms": null, "staleness_ms": null, "ready": false,
+            "slots": [{"slot": "2fa", "label": "l", "state": "locked", "reason": "wrong PINs", "missing_keys": 0}],
+            "failure_tolerance": 0
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_dry_run_says_what_the_node_knows_and_what_it_does_not() {
+        let request = |pin: &str| JoinRequest {
+            token: SecretText::from("planted"),
+            cluster_ca_sha256: pin.to_owned(),
+            leader_addresses: vec!["hsm-1:8445".to_owned()],
+        };
+        let right = request(&"0f".repeat(32));
+        for now in [status("", "uninitialised"), status("01", "learner")] {
+            let preview = serde_json::to_string(&foresee(&right, &now).unwrap()).unwrap();
+            assert!(
+                preview.contains("hsm-node-2 join through hsm-1:8445") && preview.contains("wrong PINs"),
+                "{preview}"
+            );
+            assert!(!preview.contains("planted"), "{preview}");
+        }
+        let member = foresee(&right, &status("01", "follower")).unwrap_err();
+        assert_eq!(Exit::of(&member), Exit::Conflict, "{member}");
+        let short = foresee(&request("0f"), &status("", "uninitialised")).unwrap_err();
+        assert_eq!(Exit::of(&short), Exit::Usage, "{short}");
     }
 
     fn keys(keys: &[(&str, &str)]) -> Vec<SlotFingerprint> {

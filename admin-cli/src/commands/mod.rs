@@ -1,11 +1,23 @@
 //! What each command does: one request, one answer, printed. Commands decide nothing that a node decides.
 
 pub(crate) mod cluster;
+mod cluster_init;
+mod cluster_token;
+pub(crate) mod completions;
+pub(crate) mod create_kek;
 pub(crate) mod data;
+pub(crate) mod export_metadata;
 mod join;
-pub(crate) mod keys;
+pub(crate) mod list_kek;
+pub(crate) mod manual;
+mod pin_file;
+mod preview;
 pub(crate) mod rotate;
+mod rotation_status;
 pub(crate) mod slot;
+mod slot_init;
+mod slot_unlock;
+pub(crate) mod update_checksums;
 
 use std::time::Duration;
 
@@ -14,8 +26,12 @@ use hsm_api::{Client, ClientError};
 
 use crate::cli::{Cli, Command, Global};
 use crate::exit::{client_error, usage, with_hint};
-use crate::output::{self, Format, note, or_dash, patiently};
+use crate::names::Name;
+use crate::output::{self, Format, or_dash};
 use crate::profile::Profile;
+use crate::progress::patiently;
+use crate::terminal::Questions;
+use crate::v1_config;
 
 /// Reading, encrypting, decrypting.
 const READ: Duration = Duration::from_secs(15);
@@ -40,6 +56,11 @@ impl Session {
         self.global.output
     }
 
+    /// Whether somebody may be asked.
+    pub(crate) fn questions(&self) -> Questions {
+        Questions::unless(self.global.no_input)
+    }
+
     /// A client of all endpoints.
     fn client(&self, default: Duration) -> Result<Client> {
         let budget = self.global.timeout.map_or(default, Duration::from_secs);
@@ -58,14 +79,10 @@ impl Session {
         self.client(default)
     }
 
-    /// Waits for a node's answer and says so, if it takes longer than a second. What a node does meanwhile, or
-    /// whether it has heard the question, is not known here. Programs are told nothing: what they read on
-    /// standard error is the failure.
+    /// Waits for a node's answer and shows that, if it takes longer than a second and somebody looks. What a node does
+    /// meanwhile, or whether it has heard the question, is not known here.
     async fn ask<T>(&self, client: &Client, what: &str, call: impl Future<Output = T>) -> T {
-        match self.format() {
-            Format::Json => call.await,
-            Format::Table => patiently(&format!("{what}: waiting for {}", whom(client)), call).await,
-        }
+        patiently(&format!("{what}: waiting for {}", whom(client)), call).await
     }
 
     /// Adds whose certificates were used to a failure of TLS.
@@ -98,18 +115,20 @@ fn is_about_tls(error: &ClientError) -> bool {
 }
 
 /// Carries a command out.
-pub(crate) fn run(cli: Cli) -> Result<()> {
-    if let Some(config) = &cli.global.config {
-        note(&format!(
-            "--config {}: has no meaning here: this program asks nodes, and reads no configuration of theirs",
-            config.display()
-        ));
+pub(crate) fn run(name: Name, cli: Cli) -> Result<()> {
+    let Cli { mut global, command } = cli;
+    if command.asks_nodes() {
+        v1_config::apply(&mut global)?;
+    } else {
+        v1_config::pass_over(&global);
     }
-    let session = Session::new(cli.global);
-    match cli.command {
+    let session = Session::new(global);
+    match command {
         // Needs no network, and must not have a thread beside it while it handles PINs.
-        Command::Slot(slot::SlotCommand::Init(args)) => slot::init(&session, &args),
+        Command::Slot(slot::SlotCommand::Init(args)) => slot_init::init(&session, &args),
         Command::Dev(command) => crate::dev::run(&session, command),
+        Command::Completions(args) => completions::print(name, &args),
+        Command::Man(args) => manual::print(name, &args),
         command => on_runtime(remote(&session, command))?.map_err(|error| session.explain(error)),
     }
 }
@@ -126,16 +145,21 @@ pub(crate) fn on_runtime<T>(work: impl Future<Output = T>) -> Result<T> {
 async fn remote(session: &Session, command: Command) -> Result<()> {
     match command {
         Command::Cluster(command) => cluster::run(session, command).await,
-        Command::CreateKek(command) => keys::create(session, command).await,
-        Command::ListKek(command) => keys::list(session, &command).await,
+        Command::CreateKek(command) => create_kek::create(session, command).await,
+        Command::ListKek(command) => list_kek::list(session, &command).await,
         Command::Rotate(command) => rotate::rotate(session, command).await,
-        Command::RotationStatus => rotate::status(session).await,
+        Command::RotationStatus => rotation_status::status(session).await,
+        Command::ExportMetadata(command) => export_metadata::export(session, &command).await,
+        Command::UpdateChecksums(command) => update_checksums::show(session, &command).await,
         Command::Encrypt(command) => data::encrypt(session, &command).await,
         Command::Decrypt(command) => data::decrypt(session, command).await,
         Command::Whoami => whoami(session).await,
-        Command::Slot(slot::SlotCommand::Unlock(args)) => slot::unlock(session, &args).await,
+        Command::Slot(slot::SlotCommand::Unlock(args)) => slot_unlock::unlock(session, &args).await,
         // Handled before there is a runtime.
-        Command::Slot(slot::SlotCommand::Init(_)) | Command::Dev(_) => Ok(()),
+        Command::Slot(slot::SlotCommand::Init(_))
+        | Command::Dev(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use super::layout::{Layout, Node};
 use super::{Place, process};
 use crate::output::note;
+use crate::progress::Progress;
 
 /// Longer than a node's drain.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,10 +37,13 @@ pub(super) fn down(args: &Down) -> Result<()> {
                 process::signal(node, Signal::SIGCONT)?;
             }
         }
-        for node in nodes
+        let progress = Progress::of("the nodes finish their requests");
+        let stubborn: Vec<&Node> = nodes
             .iter()
             .filter(|node| !process::wait_until_gone(node, PATIENCE))
-        {
+            .collect();
+        drop(progress);
+        for node in stubborn {
             note(&format!(
                 "node {}: still runs after {PATIENCE:?}, killed",
                 node.number

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::layout::{Layout, Node};
 use crate::output::note;
 use crate::profile::Profile;
+use crate::progress::patiently;
 
 /// Contexts that get their first key.
 const FIRST_KEYS: [&str; 2] = ["exchange-key", "2fa"];
@@ -74,13 +75,10 @@ async fn is_member(client: &Client, node: &Node) -> Result<bool> {
 }
 
 async fn found(client: &Client, node: &Node) -> Result<()> {
-    note(&format!("node {}: makes the cluster", node.number));
-    match client
-        .on(&node.endpoint())?
-        .with_retry(Retry::Until(KEY))
-        .cluster_init()
-        .await
-    {
+    let what = format!("node {}: makes the cluster", node.number);
+    note(&what);
+    let founder = client.on(&node.endpoint())?.with_retry(Retry::Until(KEY));
+    match patiently(&what, founder.cluster_init()).await {
         Ok(_) => Ok(()),
         Err(error) if error.code() == Some(ErrorCode::AlreadyInitialised) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("node {}: cluster init", node.number)),
@@ -88,11 +86,12 @@ async fn found(client: &Client, node: &Node) -> Result<()> {
 }
 
 async fn join(client: &Client, members: &[&Node], node: &Node) -> Result<()> {
-    note(&format!("node {}: joins", node.number));
+    let what = format!("node {}: joins", node.number);
+    note(&what);
     let joining = client.on(&node.endpoint())?.with_retry(Retry::Until(JOIN));
     let deadline = Instant::now() + JOIN;
     loop {
-        let failure = match join_once(client, &joining, members, node).await {
+        let failure = match patiently(&what, join_once(client, &joining, members, node)).await {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
         };
@@ -175,11 +174,10 @@ async fn ensure_key(client: &Client, context: &str) -> Result<()> {
                 None
             }
             Ok(Standing::Missing) => {
-                note(&format!("{context}: makes its first key"));
-                client
-                    .create_kek(&CreateKekRequest::new(context), None)
-                    .await
-                    .err()
+                let what = format!("{context}: makes its first key");
+                note(&what);
+                let request = CreateKekRequest::new(context);
+                patiently(&what, client.create_kek(&request, None)).await.err()
             }
             Err(error) => Some(error),
         };

@@ -13,6 +13,7 @@ use super::layout::Layout;
 use super::{Place, process};
 use crate::exit::missing;
 use crate::output::note;
+use crate::progress::Progress;
 
 /// The kernel is quick.
 const AFTER_KILL: Duration = Duration::from_secs(10);
@@ -55,7 +56,10 @@ pub(super) fn kill(args: &Kill) -> Result<()> {
     let Some((limit, why)) = end_after(args.signal) else {
         return Ok(());
     };
-    if !process::wait_until_gone(&node, limit) {
+    let progress = Progress::of(&format!("node {}: ends", node.number));
+    let gone = process::wait_until_gone(&node, limit);
+    drop(progress);
+    if !gone {
         bail!(
             "node {}: still there {limit:?} after {}; {why}",
             node.number,

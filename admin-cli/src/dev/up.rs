@@ -16,6 +16,7 @@ use crate::commands::{Session, on_runtime};
 use crate::exit::{usage, with_hint};
 use crate::files;
 use crate::output::note;
+use crate::progress::{Progress, patiently};
 
 const DEFAULT_NODES: u32 = 3;
 const DEFAULT_PORT: u16 = 8443;
@@ -81,7 +82,11 @@ pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
             return Ok(());
         }
         form::form(&layout, &nodes).await?;
-        ready::wait_ready(&nodes, &begun, READY).await
+        patiently(
+            "until every node is ready",
+            ready::wait_ready(&nodes, &begun, READY),
+        )
+        .await
     })?
     .map_err(|error| {
         let dir = args.place.dir.display();
@@ -109,7 +114,10 @@ pub(super) fn start(args: &Start) -> Result<()> {
             "node {}: shutting down, started when it has ended",
             node.number
         ));
-        if !process::wait_until_gone(&node, PATIENCE) {
+        let progress = Progress::of(&format!("node {}: finishes its requests", node.number));
+        let gone = process::wait_until_gone(&node, PATIENCE);
+        drop(progress);
+        if !gone {
             bail!(
                 "node {}: still shutting down after {PATIENCE:?} (pid {pid})",
                 node.number
@@ -184,11 +192,14 @@ fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Resu
         let key = hsm_core::replication::ReplicationKey::generate()?;
         files::write(&replication_key, key.to_hex().as_bytes())?;
     }
+    let progress = Progress::of_steps("tokens and configurations of the nodes", nodes.len());
     for node in nodes {
         files::private_dir(&node.dir)?;
         config::ensure(layout, node, module)?;
         tokens::ensure(layout, node, module).with_context(|| format!("node {}", node.number))?;
+        progress.step();
     }
+    drop(progress);
     env::write(layout, facts)
 }
 
@@ -205,7 +216,8 @@ async fn start_all(layout: &Layout, stopped: &[&Node]) -> Result<ready::Begun> {
         started.push((node, process::spawn(layout, node)?));
     }
     for (node, child) in &mut started {
-        ready::wait_live(node, Some(child), &begun, LIVE).await?;
+        let what = format!("node {}: opens its store and its tokens", node.number);
+        patiently(&what, ready::wait_live(node, Some(child), &begun, LIVE)).await?;
     }
     Ok(begun)
 }

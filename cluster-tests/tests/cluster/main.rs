@@ -5,6 +5,7 @@
 mod bad_input;
 mod canary;
 mod chaos;
+mod cli;
 mod common;
 mod copied_token;
 mod data_plane;

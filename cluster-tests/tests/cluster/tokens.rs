@@ -206,7 +206,7 @@ async fn a_token_in_use_is_not_initialised_and_one_with_keys_only_on_purpose() -
         "{}",
         said(&output)
     );
-    let output = init(&["--destroy-existing"])?;
+    let output = init(&["--destroy-existing", "--no-input"])?;
     ensure!(output.status.code() == Some(2), "{output:?}");
     let output = init(&["--destroy-existing", "--confirm-label", "slot-exchagne"])?;
     ensure!(output.status.code() == Some(2), "{output:?}");
