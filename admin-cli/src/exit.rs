@@ -193,10 +193,9 @@ impl Exit {
 
     fn of_client(error: &ClientError) -> Self {
         match error {
-            ClientError::Connect { .. }
-            | ClientError::Transport { .. }
-            | ClientError::Timeout { .. }
-            | ClientError::RefusedAfterSilence { .. } => Self::Unavailable,
+            ClientError::Connect { .. } | ClientError::Transport { .. } | ClientError::Timeout { .. } => {
+                Self::Unavailable
+            }
             ClientError::Tls { .. } => Self::Refused,
             // Where one of them could not be reached, another time may do.
             ClientError::NoneAnswered { failures } => failures
@@ -205,7 +204,10 @@ impl Exit {
                 .find(|exit| *exit != Self::Refused)
                 .unwrap_or(Self::Refused),
             ClientError::Decode { .. } | ClientError::Request(_) => Self::Error,
-            ClientError::Api(answer) => Self::of_status(answer.status, answer.code),
+            // Of a change it is unknown what it did, which is looked at before.
+            ClientError::Api(answer) | ClientError::RefusedAfterSilence { refusal: answer, .. } => {
+                Self::of_status(answer.status, answer.code)
+            }
         }
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod rotate;
 mod rotation_status;
 pub(crate) mod slot;
 mod slot_init;
+mod slot_status;
 mod slot_unlock;
 pub(crate) mod update_checksums;
 
@@ -154,6 +155,7 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
         Command::Encrypt(command) => data::encrypt(session, &command).await,
         Command::Decrypt(command) => data::decrypt(session, command).await,
         Command::Whoami => whoami(session).await,
+        Command::Slot(slot::SlotCommand::Status(args)) => slot_status::status(session, &args).await,
         Command::Slot(slot::SlotCommand::Unlock(args)) => slot_unlock::unlock(session, &args).await,
         // Handled before there is a runtime.
         Command::Slot(slot::SlotCommand::Init(_))

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::slot_init::Init;
+use super::slot_status::Status;
 use super::slot_unlock::Unlock;
 
 /// Where SoftHSM is on Debian.
@@ -13,6 +14,8 @@ pub(crate) const DEFAULT_MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 pub(crate) enum SlotCommand {
     /// Initialise a token and set its PINs.
     Init(Init),
+    /// Show the slots of every named node.
+    Status(Status),
     /// Have a node open one of its slots now, with the PIN it is configured with.
     Unlock(Unlock),
 }

@@ -128,6 +128,9 @@ async fn join_once(
 }
 
 fn is_worth_repeating(error: &ClientError) -> bool {
+    if let ClientError::RefusedAfterSilence { refusal, .. } = error {
+        return refusal.retryable;
+    }
     error.outcome_unknown()
         || matches!(
             error,

@@ -75,7 +75,12 @@ impl Failure {
         } else {
             Exit::of(error).word()
         };
-        match client_error(error).and_then(ClientError::api) {
+        // Where an earlier attempt may have changed something, the last refusal is not what happened.
+        let answer = match Exit::of(error) {
+            Exit::Unknown => client_error(error).and_then(ClientError::api),
+            _ => client_error(error).and_then(ClientError::refusal),
+        };
+        match answer {
             None => Self::local(code, format!("{error:#}")),
             // A balancer's answer has no code.
             Some(answer) => Self {

@@ -202,7 +202,8 @@ impl ClientError {
     }
 
     /// What a node refused with at last, whether or not an earlier request is unanswered.
-    fn refusal(&self) -> Option<&ApiError> {
+    #[must_use]
+    pub fn refusal(&self) -> Option<&ApiError> {
         match self {
             Self::RefusedAfterSilence { refusal, .. } => Some(refusal),
             _ => self.api(),

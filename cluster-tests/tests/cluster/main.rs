@@ -31,6 +31,7 @@ mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
 #[cfg(feature = "failpoints")]
+mod slots;
 mod snapshots;
 mod startup;
 mod stopping;

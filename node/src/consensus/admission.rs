@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::ServerState;
+use raft_store::Vote;
 use raft_store::names::{Boot, RaftId};
 use raft_store::state::node::NodeStatus;
 use raft_store::storage::{Poison, Published};
@@ -25,6 +26,8 @@ const MAX_VOUCHED: usize = 64;
 const MAX_RUNS: usize = 1024;
 /// Greetings that may have others ask at a time.
 const MAX_ASKING: usize = 4;
+/// Terms that a peer may be ahead. At an election every millisecond it takes seven weeks to get there.
+const MAX_LEAP: u64 = 1 << 32;
 /// Members that have to agree before a node believes that it must never run again, unless its leader says so.
 const BELIEVED: usize = 2;
 
@@ -241,13 +244,35 @@ impl Shared {
 
     /// Whether Raft's membership, which the log names before the state does, has this peer as a voter.
     fn votes(&self, peer: &Hello) -> bool {
+        self.voter(peer.raft_id).is_some_and(|name| name == peer.name)
+    }
+
+    /// The name of a voter of Raft's membership.
+    fn voter(&self, id: RaftId) -> Option<String> {
         let sample = self.sample.load();
-        let Some(membership) = sample.as_ref().map(|sample| &sample.metrics.membership_config) else {
-            return false;
-        };
-        let named = membership.membership().get_node(&peer.raft_id);
-        named.is_some_and(|node| node.name == peer.name)
-            && membership.voter_ids().any(|id| id == peer.raft_id)
+        let membership = &sample.as_ref()?.metrics.membership_config;
+        let named = membership.membership().get_node(&id);
+        membership.voter_ids().any(|voter| voter == id).then_some(())?;
+        named.map(|node| node.name.clone())
+    }
+
+    /// Whether a node that this one sends Raft's messages to has a say in who leads: with its answers it could
+    /// depose a leader as well as with messages of its own.
+    pub(super) fn has_a_say(&self, id: RaftId) -> bool {
+        let published = self.published.load();
+        let known = published.state.nodes().get(&id);
+        known.is_some_and(|node| node.status == NodeStatus::Member) || self.voter(id).is_some()
+    }
+
+    /// Refuses a term that no elections lead to. A vote is stored before anything is known of it, and openraft
+    /// counts one further from it at every election: at the end of the numbers it stops, for good.
+    pub(super) fn check_term(&self, vote: &Vote) -> Result<(), String> {
+        let own = self.control.get().vote.map_or(0, |vote| vote.leader_id.term);
+        let term = vote.leader_id.term;
+        if term <= own.saturating_add(MAX_LEAP) {
+            return Ok(());
+        }
+        Err(format!("term {term} is absurd, this node is in term {own}"))
     }
 
     /// What a member that this node knows says of a peer that its own state lacks, or lags behind with.

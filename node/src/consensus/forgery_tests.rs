@@ -207,6 +207,15 @@ async fn rafts_messages_speak_for_their_sender_only() {
         world.hung_up(&hello, request).await;
         world.assert_audited(id, asked, "the message speaks for raft id 1");
     }
+    // In its own name, it would end the numbers that terms have.
+    for (asked, request) in [
+        ("vote", vote(id)),
+        ("append_entries", append(id)),
+        ("snapshot", snapshot(id)),
+    ] {
+        world.hung_up(&hello, request).await;
+        world.assert_audited(id, asked, "is absurd");
+    }
     assert_eq!(world.node.view().term, term);
 }
 

@@ -78,25 +78,36 @@ impl PeerClient {
         Ok(answer)
     }
 
-    /// Tells openraft's core of a higher vote, so that this node steps down.
+    /// Tells openraft's core of a higher vote that the peer has answered with, so that this node steps down. That
+    /// of a node without a say in who leads is ignored, and so is an absurd one.
     ///
     /// openraft 0.9.25 ends a replication task whose peer answers with a higher vote. If the core, which hears of
     /// the vote by a queue, first wants to send that task a snapshot, it takes the closed channel for a fault and
     /// stops the whole node ("replication channel closed", `raft_core.rs`): a leader under load whose partition
     /// heals. So no replication task ever gets to see a higher vote. The core is told as by a candidate: an
     /// AppendEntries without entries does to the vote what the task's own message would have done, and, having no
-    /// previous log id and nothing committed, nothing to the log. The vote may be uncommitted, which openraft
-    /// asserts against in builds with its debug assertions only; ours has none (`Cargo.toml`).
+    /// previous log id and nothing committed, nothing to the log. It is told as uncommitted, which is all that the
+    /// peer can vouch for: a node neither follows somebody because a third one says that he leads, nor takes the
+    /// word for a sign of its leader's life. openraft asserts against an uncommitted vote there, in builds with
+    /// its debug assertions only; ours has none (`Cargo.toml`).
     async fn tell_the_core(&self, vote: Vote) {
         let Some(running) = self.shared.raft.get() else {
             return;
         };
         // Its own later candidacy it knows.
-        if vote.leader_id.voted_for() == Some(running.id) {
+        if vote.leader_id.voted_for() == Some(running.id) || !self.shared.has_a_say(self.target) {
+            return;
+        }
+        if let Err(why) = self.shared.check_term(&vote) {
+            let name = self.shared.name_of(self.target).unwrap_or_default();
+            self.shared.refuse(&name, self.target, "higher vote", why);
             return;
         }
         let told = AppendEntriesRequest {
-            vote,
+            vote: Vote {
+                committed: false,
+                ..vote
+            },
             prev_log_id: None,
             entries: Vec::new(),
             leader_commit: None,
@@ -181,7 +192,10 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 
     async fn vote(&mut self, rpc: VoteRequest<RaftId>, option: RPCOption) -> RpcResult<VoteResponse<RaftId>> {
         match self.call(&Request::Vote(rpc), &option).await.map_err(rpc_error)? {
-            Response::Vote(answer) => Ok(answer),
+            Response::Vote(answer) => match self.shared.check_term(&answer.vote) {
+                Ok(()) => Ok(answer),
+                Err(why) => Err(unexpected(&why).into()),
+            },
             Response::Failed(why) => Err(unexpected(&why).into()),
             _ => Err(unexpected("unexpected answer to a vote request").into()),
         }
@@ -210,15 +224,16 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 mod tests {
     use openraft::raft::AppendEntriesResponse::HigherVote;
 
+    use super::super::Role;
     use super::super::test_world::{World, until};
     use super::*;
 
     /// A term that no election has reached.
-    const FAR: u64 = 1 << 40;
+    const FAR: u64 = 1 << 30;
 
     /// What a peer in a later term answers.
-    fn later(id: RaftId) -> impl Fn(Request) -> Response + Clone {
-        let vote = Vote::new(FAR, id);
+    fn later(term: u64, id: RaftId) -> impl Fn(Request) -> Response + Clone {
+        let vote = Vote::new(term, id);
         move |request| match request {
             Request::Append(_) => Response::Append(HigherVote(vote)),
             Request::SnapshotEnd => Response::Snapshot(SnapshotResponse::new(vote)),
@@ -227,11 +242,12 @@ mod tests {
         }
     }
 
-    async fn client(world: &World) -> (RaftId, PeerClient) {
+    /// A client of a node in a later term, which is registered.
+    async fn client(world: &World, term: u64) -> (RaftId, PeerClient) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let id = world.register(&address).await;
-        world.answering(listener, id, later(id));
+        world.answering(listener, id, later(term, id));
         let shared = Arc::clone(&world.node.shared);
         let member = MemberNode {
             name: world.hello(id).name,
@@ -240,10 +256,7 @@ mod tests {
         (id, Network { shared }.new_client(id, &member).await)
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_higher_vote_reaches_the_core_and_no_replication_task() {
-        let world = World::new("deposer").await;
-        let (_, mut client) = client(&world).await;
+    async fn append(client: &mut PeerClient) {
         let rpc = AppendEntriesRequest {
             vote: Vote::new_committed(1, 1),
             prev_log_id: None,
@@ -253,9 +266,21 @@ mod tests {
         let option = RPCOption::new(Duration::from_secs(10));
         let answer = client.append_entries(rpc, option).await;
         assert!(matches!(answer, Err(RPCError::Unreachable(_))), "{answer:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_members_higher_vote_reaches_the_core_and_no_replication_task() {
+        let world = World::new("deposer").await;
+        let (id, mut client) = client(&world, FAR).await;
+        // Nobody with a say yet: it may learn, and deposes nobody.
+        for _ in 0..3 {
+            append(&mut client).await;
+        }
+        assert_eq!(world.node.view().term, 1);
+        world.admitted(id).await;
+        append(&mut client).await;
         // It steps down, and stands again, as the only voter that it is.
-        let leads_later =
-            || world.node.view().term > FAR && world.node.view().role == crate::consensus::Role::Leader;
+        let leads_later = || world.node.view().term > FAR && world.node.view().role == Role::Leader;
         until("a later term", leads_later).await;
         assert!(!world.is_ended());
     }
@@ -263,20 +288,40 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn so_does_one_that_answers_a_snapshot() {
         let world = World::new("snapper").await;
-        let (_, mut client) = client(&world).await;
+        let (id, mut client) = client(&world, FAR).await;
         let file = world.dir.path().join("snapshot");
         std::fs::write(&file, b"bytes").unwrap();
-        let snapshot = Snapshot {
+        let snapshot = || Snapshot {
             meta: raft_store::SnapshotMeta::default(),
-            snapshot: Box::new(raft_store::SnapshotFile { path: file }),
+            snapshot: Box::new(raft_store::SnapshotFile { path: file.clone() }),
         };
-        let option = RPCOption::new(Duration::from_secs(10));
-        let never = std::future::pending::<ReplicationClosed>();
-        let sent = client
-            .full_snapshot(Vote::new_committed(1, 1), snapshot, never, option)
-            .await;
-        assert!(matches!(sent, Err(StreamingError::Network(_))), "{sent:?}");
+        for admit in [false, true] {
+            if admit {
+                world.admitted(id).await;
+            }
+            let option = RPCOption::new(Duration::from_secs(10));
+            let never = std::future::pending::<ReplicationClosed>();
+            let sent = client
+                .full_snapshot(Vote::new_committed(1, 1), snapshot(), never, option)
+                .await;
+            assert!(matches!(sent, Err(StreamingError::Network(_))), "{sent:?}");
+            if !admit {
+                assert_eq!(world.node.view().term, 1);
+            }
+        }
         until("a later term", || world.node.view().term > FAR).await;
+        assert!(!world.is_ended());
+    }
+
+    /// The last terms there are would end every election after them.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_absurd_term_is_not_believed_of_a_member_either() {
+        let world = World::new("absurd").await;
+        let (id, mut client) = client(&world, u64::MAX).await;
+        world.admitted(id).await;
+        append(&mut client).await;
+        world.assert_audited(id, "higher vote", "is absurd");
+        assert_eq!(world.node.view().term, 1);
         assert!(!world.is_ended());
     }
 }

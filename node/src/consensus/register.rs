@@ -113,8 +113,13 @@ impl Shared {
         }
     }
 
-    /// Whether the state as it is forbids this to its origin.
+    /// Whether the state forbids this to its origin. Only a leader that has applied everything from before its term
+    /// can tell.
     pub(super) fn forbidden(&self, id: &RequestId, origin: &Origin, op: &Op) -> Option<Forbidden> {
+        let published = self.published.load();
+        if !self.is_leader() || !self.has_caught_up(&published) {
+            return None;
+        }
         let command = Command {
             id: id.clone(),
             body_hash: [0; 32],
@@ -123,7 +128,7 @@ impl Shared {
             at: clock::unix_millis(),
             op: op.clone(),
         };
-        match rehearse(&self.published.load(), &command) {
+        match rehearse(&published, &command) {
             Outcome::Refused(Refusal::Forbidden(forbidden)) => Some(forbidden),
             _ => None,
         }

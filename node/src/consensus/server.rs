@@ -271,7 +271,7 @@ async fn handle(
 /// [`Shared::may_speak_raft`]. What a node asks for itself, and what a learner is sent anyway, needs one that this
 /// node's state has as registered; whatever acts in somebody's name, or could end this node, a member.
 async fn may_ask(shared: &Arc<Shared>, peer: &Hello, request: &Request) -> Result<(), String> {
-    if let Some(id) = request.speaks_for()
+    if let Some(id) = request.vote().and_then(|vote| vote.leader_id.voted_for())
         && id != peer.raft_id
     {
         return Err(format!("the message speaks for raft id {id}"));
@@ -290,7 +290,7 @@ async fn may_ask(shared: &Arc<Shared>, peer: &Hello, request: &Request) -> Resul
         Request::Join(_) => return Err("it belongs to the cluster already".to_owned()),
     };
     match (enough, status) {
-        (true, _) => Ok(()),
+        (true, _) => request.vote().map_or(Ok(()), |vote| shared.check_term(vote)),
         (false, None) => Err("this node's state does not have it".to_owned()),
         (false, Some(_)) => Err("it is no member yet".to_owned()),
     }

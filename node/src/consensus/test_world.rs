@@ -250,6 +250,12 @@ impl World {
     /// Makes the attacker a member. Nobody answers at its address, so that it does not vote.
     pub(super) async fn admit(&self) -> RaftId {
         let node = self.register("127.0.0.1:1").await;
+        self.admitted(node).await;
+        node
+    }
+
+    /// Makes the attacker, who is registered, a member.
+    pub(super) async fn admitted(&self, node: RaftId) {
         let report = NodeReport {
             seq: 1,
             boot: Boot([1; 16]),
@@ -268,7 +274,6 @@ impl World {
             .propose(id, [0; 32], Origin::Node(node), Op::ReportNode(op));
         reported.await.unwrap();
         self.done(Op::AdmitNode(AdmitNode { node })).await;
-        node
     }
 
     /// Connections that say nothing.

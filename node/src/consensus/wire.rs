@@ -136,15 +136,14 @@ impl Request {
         }
     }
 
-    /// The raft id that Raft's own message speaks for; `None` for every other request.
-    pub(super) fn speaks_for(&self) -> Option<RaftId> {
-        let vote = match self {
-            Request::Append(frame) => &frame.rpc.vote,
-            Request::Vote(rpc) => &rpc.vote,
-            Request::SnapshotBegin { vote, .. } => vote,
-            _ => return None,
-        };
-        vote.leader_id.voted_for()
+    /// The vote in Raft's own message, which says whom it speaks for; `None` for every other request.
+    pub(super) fn vote(&self) -> Option<&Vote> {
+        match self {
+            Request::Append(frame) => Some(&frame.rpc.vote),
+            Request::Vote(rpc) => Some(&rpc.vote),
+            Request::SnapshotBegin { vote, .. } => Some(vote),
+            _ => None,
+        }
     }
 }
 

@@ -86,11 +86,23 @@ impl Rotator {
             .iter()
             .map(|(id, state)| format!("{} ({state})", names(&published.state, &BTreeSet::from([*id]))))
             .collect();
+        // Stopping must not cost the majority, without which nothing is rotated either.
+        let left = voters.iter().filter(|id| {
+            let silence = silent_for(**id);
+            Some(**id) == self.cluster.raft_id()
+                || (!unable.contains_key(*id)
+                    && silence.is_some_and(|silence| silence < self.limits.fence_after))
+        });
+        let or_stop = if left.count() * 2 > voters.len() {
+            let seconds = self.limits.fence_after.as_secs();
+            format!(", or stop the node and ask again once it has been silent for {seconds} s")
+        } else {
+            String::new()
+        };
         let detail = format!(
-            "slot {slot} does not serve on {}, which would have to hold the new version: mend its token there, or \
-             stop the node and ask again once it has been silent for {} s; nothing was made",
-            nodes.join(", "),
-            self.limits.fence_after.as_secs()
+            "slot {slot} does not serve on {}, which would have to hold the new version: mend its token \
+             there{or_stop}; nothing was made",
+            nodes.join(", ")
         );
         Err(CallError::new(ErrorCode::SlotFailed, detail))
     }

@@ -93,17 +93,17 @@ fn a_leader_under_load_outlives_the_return_of_followers_that_lack_more_than_its_
         cluster.isolate(&[away], true);
         let before = cluster.stand(leader).unwrap().last_log;
         for node in 0..3 {
-            let flood = format!("flood 8000 r{round}n{node}");
+            let flood = format!("flood 10000 r{round}n{node}");
             cluster.node(node).ask(&flood, SHORT).unwrap();
         }
         // More than a leader keeps of its log once it has a snapshot.
         cluster.wait("a longer log", LONG, |c| {
-            c.stand(leader).is_none_or(|stand| stand.last_log > before + 600)
+            c.stand(leader).is_none_or(|stand| stand.last_log > before + 400)
         });
         cluster.isolate(&[away], false);
         cluster.wait("the one that was away", LONG, |c| {
             let stands: Vec<_> = (0..3).filter_map(|node| c.stand(node)).collect();
-            stands.len() < 3 || stands[away].last_log > before + 600
+            stands.len() < 3 || stands[away].last_log > before + 400
         });
         for node in 0..3 {
             assert!(
