@@ -172,6 +172,8 @@ codes! {
     Uninitialised = "uninitialised" 503, "not initialised";
     /// The node is shutting down.
     NodeDraining = "node_draining" 503 retry, "node is shutting down";
+    /// The token could not do it now, and says nothing worse of itself.
+    TokenBusy = "token_busy" 503 retry(1), "token busy";
     /// The token did not answer in time.
     TokenTimeout = "token_timeout" 503 retry, "token timeout";
 
@@ -224,7 +226,12 @@ mod tests {
             .collect();
         assert_eq!(
             with_header,
-            ["rate_limited", "overloaded", "key_version_not_ready"]
+            [
+                "rate_limited",
+                "overloaded",
+                "key_version_not_ready",
+                "token_busy"
+            ]
         );
     }
 
@@ -295,7 +302,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 44);
+        assert_eq!(table.len(), 45);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
@@ -327,6 +334,7 @@ mod tests {
             "uninitialised 503",
             "already_initialised 409",
             "node_draining 503 r",
+            "token_busy 503 r",
             "token_timeout 503 r",
             "internal 500",
         ] {

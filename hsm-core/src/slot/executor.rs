@@ -95,6 +95,7 @@ fn call(shared: &Shared, desk: &Desk, index: usize, sessions: &mut Sessions, wor
             reason: "panicked; this is a fault of this program".to_owned(),
         }))
     });
+    let outcome = outcome.map_err(|error| judged(shared, error));
     let ok = matches!(
         &outcome,
         Ok(_) | Err(OpError::AuthenticationFailed | OpError::TooShort)
@@ -103,6 +104,19 @@ fn call(shared: &Shared, desk: &Desk, index: usize, sessions: &mut Sessions, wor
     if let Some(done) = desk.end() {
         done.answer(outcome);
     }
+}
+
+/// Also a call on the way, to open a session or to find a handle again, may tell that the token is in trouble.
+fn judged(shared: &Shared, error: OpError) -> OpError {
+    let OpError::Token(HsmError::Call(call)) = &error else {
+        return error;
+    };
+    match classify(call) {
+        Verdict::SlotFailed => shared.state.fail(TOKEN_ERROR, call.to_string()),
+        Verdict::LoginAgain => shared.state.fail(LOGGED_OUT, call.to_string()),
+        _ => return error,
+    }
+    OpError::SlotNotReady(shared.state.get())
 }
 
 /// Does the work, a second time if the table says that it can help.
@@ -122,15 +136,7 @@ fn perform(shared: &Shared, index: usize, sessions: &mut Sessions, work: &Work) 
         match verdict {
             Verdict::CallersFault if matches!(work, Work::Encrypt(_)) => return Err(token_error(error)),
             Verdict::CallersFault => return Err(OpError::AuthenticationFailed),
-            Verdict::LoginAgain => {
-                shared.state.fail(LOGGED_OUT, error.to_string());
-                return Err(OpError::SlotNotReady(shared.state.get()));
-            }
-            Verdict::SlotFailed => {
-                shared.state.fail(TOKEN_ERROR, error.to_string());
-                return Err(OpError::SlotNotReady(shared.state.get()));
-            }
-            Verdict::Refused => return Err(token_error(error)),
+            Verdict::LoginAgain | Verdict::SlotFailed | Verdict::Refused => return Err(token_error(error)),
             // Also the second time: the session is of no more use.
             Verdict::RetireSession => sessions.retire(shared)?,
             Verdict::Retry | Verdict::FindHandleAgain if second => return Err(token_error(error)),

@@ -89,6 +89,7 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::Stale
         | ErrorCode::NotReady
         | ErrorCode::Uninitialised
+        | ErrorCode::TokenBusy
         | ErrorCode::TokenTimeout
         | ErrorCode::Internal => Verdict::NotNow,
         ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => Verdict::Elsewhere,

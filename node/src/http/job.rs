@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use hsm_api::ErrorCode;
 use hsm_core::envelope::Binding;
-use hsm_core::{OpError, SlotState};
+use hsm_core::error::CallError;
+use hsm_core::return_codes::{Verdict, classify};
+use hsm_core::{HsmError, OpError, SlotState};
 use tokio::sync::oneshot;
 
 use super::problem::ApiError;
@@ -57,13 +59,27 @@ pub(super) fn slot_error(error: OpError) -> ApiError {
         OpError::AuthenticationFailed => ApiError::new(ErrorCode::AuthenticationFailed),
         OpError::TooShort => ApiError::new(ErrorCode::CiphertextTooShort),
         OpError::Deadline => ApiError::new(ErrorCode::TokenTimeout),
+        OpError::Token(HsmError::Call(error)) if may_pass(&error) => {
+            ApiError::new(ErrorCode::TokenBusy).operator(error.to_string())
+        }
         OpError::Token(error) => ApiError::internal(error.to_string()),
     }
+}
+
+/// Whether a token's code, met twice, is one that the table has for passing troubles: no memory, no session, an
+/// operation that was in the way. Neither the request is wrong nor, by its own test, the slot.
+fn may_pass(error: &CallError) -> bool {
+    matches!(
+        classify(error),
+        Verdict::Retry | Verdict::RetireSession | Verdict::FindHandleAgain
+    )
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use hsm_core::return_codes::Ckr;
+
     use super::*;
 
     #[tokio::test]
@@ -91,5 +107,21 @@ mod tests {
         ] {
             assert_eq!(slot_error(error).code(), code);
         }
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_no_fault_of_the_service() {
+        let call = |code| {
+            let error = CallError {
+                call: "C_Encrypt",
+                code: Ckr(code),
+            };
+            slot_error(OpError::Token(HsmError::Call(error))).code()
+        };
+        // PKCS#11 2.40: DEVICE_MEMORY, SESSION_COUNT, OPERATION_ACTIVE; KEY_FUNCTION_NOT_PERMITTED stays.
+        for code in [0x31, 0xb1, 0x90] {
+            assert_eq!(call(code), ErrorCode::TokenBusy, "{code:#x}");
+        }
+        assert_eq!(call(0x68), ErrorCode::Internal);
     }
 }
