@@ -22,6 +22,9 @@ const GO_FLAGS: [&str; 10] = [
     "config", "label", "context", "version", "size", "verbose", "confirm", "output", "dry-run", "force",
 ];
 
+/// Those of them that have no value.
+const GO_SWITCHES: [&str; 4] = ["verbose", "confirm", "dry-run", "force"];
+
 /// What the program was called by; whatever else a link may be called is its own name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Name {
@@ -92,7 +95,7 @@ pub(crate) fn translate(args: impl IntoIterator<Item = OsString>) -> Invocation 
     }
     let mut warnings = Vec::new();
     if name.is_v1() {
-        rest = rest.into_iter().map(two_dashes).collect();
+        rest = rest.into_iter().filter_map(two_dashes).collect();
         if let Some(at) = rest.iter().position(|arg| arg == CREATE_KEK) {
             let own = rest.split_off(at + 1);
             rest.extend(old_create_kek(own, &mut warnings));
@@ -102,44 +105,63 @@ pub(crate) fn translate(args: impl IntoIterator<Item = OsString>) -> Invocation 
     Invocation { name, args, warnings }
 }
 
-/// `-label` as `--label`, if version 1 had it.
-fn two_dashes(arg: OsString) -> OsString {
-    let is_flag = |text: &str| {
-        let flag = text.strip_prefix('-').unwrap_or_default();
-        let flag = flag.split_once('=').map_or(flag, |(flag, _)| flag);
-        GO_FLAGS.contains(&flag)
+/// `-label` as `--label`, if version 1 had it. A switch may have its value behind it in Go, `-verbose=true`: here it
+/// is there or not.
+fn two_dashes(arg: OsString) -> Option<OsString> {
+    let Some(text) = arg.to_str() else {
+        return Some(arg);
     };
-    match arg.to_str() {
-        Some(text) if is_flag(text) => OsString::from(format!("-{text}")),
-        _ => arg,
+    let flag = text.strip_prefix('-').unwrap_or_default();
+    let flag = flag.strip_prefix('-').unwrap_or(flag);
+    let (name, value) = flag
+        .split_once('=')
+        .map_or((flag, None), |(name, value)| (name, Some(value)));
+    match value {
+        _ if !text.starts_with('-') || !GO_FLAGS.contains(&name) => Some(arg),
+        Some("true" | "1" | "t" | "T") if GO_SWITCHES.contains(&name) => {
+            Some(OsString::from(format!("--{name}")))
+        }
+        Some("false" | "0" | "f" | "F") if GO_SWITCHES.contains(&name) => None,
+        _ => Some(OsString::from(format!("--{flag}"))),
     }
 }
 
-/// `LABEL PIN [VERSION]` as flags; anything else as it is.
+/// `LABEL PIN [VERSION]` as flags; flags as they are.
 fn old_create_kek(args: Vec<OsString>, warnings: &mut Vec<String>) -> Vec<OsString> {
     let is_flag = |arg: &OsString| arg.to_string_lossy().starts_with('-');
-    if args.first().is_none_or(is_flag) {
-        return args;
-    }
     let mut args = args.into_iter().peekable();
-    let label = args.next().unwrap_or_default();
-    let pin = args.next();
-    warnings.push(format!(
-        "DEPRECATED: use 'hsmctl create-kek --label {}'",
-        label.to_string_lossy()
-    ));
-    if pin.is_some() {
-        warnings.push(
-            "WARNING: the PIN was given as an argument, so every user of this machine could see it and the \
-             shell may have kept it. It is not used: nodes have their PINs themselves. Change it."
-                .to_owned(),
-        );
+    let mut flags = Vec::new();
+    if let Some(label) = args.next_if(|arg| !is_flag(arg)) {
+        warnings.push(format!(
+            "DEPRECATED: use 'hsmctl create-kek --label {}'",
+            label.to_string_lossy()
+        ));
+        // Where a flag stands in its place, none was given.
+        if args.next_if(|arg| !is_flag(arg)).is_some() {
+            warnings.push(
+                "WARNING: the PIN was given as an argument, so every user of this machine could see it and the \
+                 shell may have kept it. It is not used: nodes have their PINs themselves. Change it."
+                    .to_owned(),
+            );
+        }
+        flags.extend([OsString::from("--label"), label]);
+        if let Some(version) = args.next_if(|arg| !is_flag(arg)) {
+            flags.extend([OsString::from("--version"), version]);
+        }
     }
-    let mut flags = vec![OsString::from("--label"), label];
-    if let Some(version) = args.next_if(|arg| !is_flag(arg)) {
-        flags.extend([OsString::from("--version"), version]);
+    // What stands behind no flag may be a PIN in the wrong place, and whoever refuses it would show it.
+    let mut is_value = false;
+    for arg in args {
+        if is_flag(&arg) {
+            let text = arg.to_string_lossy();
+            is_value = !text.contains('=') && !GO_SWITCHES.contains(&text.trim_start_matches('-'));
+            flags.push(arg);
+        } else if std::mem::take(&mut is_value) {
+            flags.push(arg);
+        } else {
+            warnings.push("WARNING: an argument that belongs to no option was passed over".to_owned());
+        }
     }
-    flags.extend(args);
     flags
 }
 
@@ -359,6 +381,37 @@ mod tests {
         let v1 = translated(&["hsm-admin", "export-metadata", "-output", "m.yaml"]);
         assert_eq!(words(&v1)[1..], ["export-metadata", "--file", "m.yaml"]);
         parsed(&v1).unwrap();
+    }
+
+    #[test]
+    fn a_pin_in_the_wrong_place_is_shown_to_nobody() {
+        for args in [
+            &["create-kek", "kek-a-v3", "-size", "256", "1234"][..],
+            &["hsm-admin", "create-kek", "--label", "kek-a-v3", "1234"],
+            &["create-kek", "kek-a-v3", "1234", "2", "1234"],
+        ] {
+            let invocation = translated(args);
+            let words = words(&invocation);
+            assert!(!words.contains(&"1234".to_owned()), "{words:?}");
+            assert!(invocation.warnings.iter().all(|text| !text.contains("1234")));
+            assert!(words.contains(&"kek-a-v3".to_owned()), "{words:?}");
+        }
+        let sized = words(&translated(&["create-kek", "kek-a-v3", "-size", "256"]));
+        assert_eq!(&sized[2..], ["--label", "kek-a-v3", "--size", "256"]);
+    }
+
+    #[test]
+    fn switches_of_go_may_have_their_value_behind_them() {
+        let args = |args: &[&str]| words(&translated(args))[1..].to_vec();
+        assert_eq!(
+            args(&["hsm-admin", "list-kek", "-verbose=true"]),
+            ["list-kek", "--verbose"]
+        );
+        assert_eq!(args(&["hsm-admin", "list-kek", "--verbose=false"]), ["list-kek"]);
+        assert_eq!(
+            args(&["hsm-admin", "rotate", "c", "-config=x.yaml"]),
+            ["rotate", "c", "--config=x.yaml"]
+        );
     }
 
     #[test]

@@ -85,22 +85,44 @@ pub(crate) struct Destruction<'a> {
 }
 
 impl Destruction<'_> {
+    /// For a dry run: whether the question has its answer, or may be asked.
+    pub(crate) fn could_be_confirmed(&self, questions: Questions) -> Result<()> {
+        match self.answer()? {
+            None if questions == Questions::Refused => Terminal::open(questions, &self.remedy()).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Goes on only if the name was typed, here or in the option's place.
     pub(crate) fn confirm(&self, questions: Questions) -> Result<()> {
-        let (name, option) = (self.name, self.option);
-        if let Some(answered) = self.answered {
-            if answered == name {
-                return Ok(());
-            }
-            return Err(usage(format!("{option} is not {name:?}: {}", self.warning)));
+        if self.answer()?.is_some() {
+            return Ok(());
         }
-        let remedy = format!("{} If that is meant, say {option} {name}", self.warning);
-        let mut terminal = Terminal::open(questions, &remedy)?;
+        let name = self.name;
+        let mut terminal = Terminal::open(questions, &self.remedy())?;
         let typed = terminal.ask(&format!("{}\nType {name} to go on: ", self.warning))?;
         if typed != name {
             bail!("not confirmed: nothing was changed");
         }
         Ok(())
+    }
+
+    /// Whether the option has answered; a usage error if it has said something else.
+    fn answer(&self) -> Result<Option<()>> {
+        match self.answered {
+            Some(answered) if answered != self.name => {
+                let (name, option) = (self.name, self.option);
+                Err(usage(format!("{option} is not {name:?}: {}", self.warning)))
+            }
+            answered => Ok(answered.map(drop)),
+        }
+    }
+
+    fn remedy(&self) -> String {
+        format!(
+            "{} If that is meant, say {} {}",
+            self.warning, self.option, self.name
+        )
     }
 }
 

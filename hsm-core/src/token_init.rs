@@ -52,10 +52,21 @@ pub fn init_token(module: &Module, init: InitToken<'_>) -> Result<TokenInfo, Hsm
     prepare(module, init)?.erase()?.set_pin()
 }
 
+/// Whether it could be done as far as it can be told without writing anything, not even a lock's file.
+pub fn foresee(module: &Module, init: &InitToken<'_>) -> Result<(), HsmError> {
+    padded(init.label)?;
+    let look = |serial: &str| TokenLock::look(module.profile(), serial).map(|()| None);
+    let (token, _) = find(module, init, look)?;
+    check_pins(module, init, &token)?;
+    check_pin_lengths(&token, init)
+}
+
 /// Finds the token and takes its lock. For what is refused see [`init_token`].
 pub fn prepare<'a>(module: &'a Module, init: InitToken<'a>) -> Result<Prepared<'a>, HsmError> {
     let label = padded(init.label)?;
-    let (token, lock) = find(module, &init)?;
+    let (token, lock) = find(module, &init, |serial| {
+        TokenLock::acquire(module.profile(), serial).map(Some)
+    })?;
     check_pins(module, &init, &token)?;
     check_pin_lengths(&token, &init)?;
     Ok(Prepared {
@@ -115,8 +126,13 @@ impl Erased<'_> {
     }
 }
 
-/// The token to initialise: the one of this label, or a free one.
-fn find(module: &Module, init: &InitToken<'_>) -> Result<(TokenInfo, Option<TokenLock>), HsmError> {
+/// The token to initialise: the one of this label, or a free one. `own` is asked for the lock of one that may be
+/// somebody's.
+fn find(
+    module: &Module,
+    init: &InitToken<'_>,
+    own: impl Fn(&str) -> Result<Option<TokenLock>, HsmError>,
+) -> Result<(TokenInfo, Option<TokenLock>), HsmError> {
     let tokens = module.tokens()?;
     let same_label: Vec<&TokenInfo> = tokens
         .iter()
@@ -125,9 +141,9 @@ fn find(module: &Module, init: &InitToken<'_>) -> Result<(TokenInfo, Option<Toke
     match same_label.as_slice() {
         [] => Ok((free_slot(module, &tokens)?.clone(), None)),
         [existing] if init.destroy_existing => {
-            let lock = TokenLock::acquire(module.profile(), &existing.serial)?;
+            let lock = own(&existing.serial)?;
             may_try_so_pin(existing)?;
-            Ok(((*existing).clone(), Some(lock)))
+            Ok(((*existing).clone(), lock))
         }
         [existing] => Err(HsmError::AlreadyInitialised {
             label: existing.label.clone(),

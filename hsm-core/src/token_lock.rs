@@ -33,6 +33,26 @@ impl TokenLock {
         Self::lock(&beside(token_root, serial), serial)
     }
 
+    /// Says who owns a token, and writes nothing: a file that is made by whoever only looks would be in the way
+    /// of the owner that comes.
+    pub(crate) fn look(profile: &VendorProfile, serial: &str) -> Result<(), HsmError> {
+        let path = match &profile.token_root {
+            Some(root) => beside(root, serial),
+            None => Path::new(HARDWARE_LOCKS).join(hardware_name(profile, serial)),
+        };
+        let mut file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(&path) {
+            Ok(file) => file,
+            // Nobody has ever owned it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(HsmError::file(&path, "open lock", &error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(owned(&mut file, &path, serial)),
+            Err(TryLockError::Error(error)) => Err(HsmError::file(&path, "lock", &error)),
+        }
+    }
+
     fn lock(path: &Path, serial: &str) -> Result<Self, HsmError> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -46,11 +66,7 @@ impl TokenLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(HsmError::Owned {
-                    serial: serial.to_owned(),
-                    holder: holder(&mut file),
-                    lock: path.display().to_string(),
-                });
+                return Err(owned(&mut file, path, serial));
             }
             Err(TryLockError::Error(error)) => return Err(HsmError::file(path, "lock", &error)),
         }
@@ -60,6 +76,14 @@ impl TokenLock {
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
+    }
+}
+
+fn owned(file: &mut File, path: &Path, serial: &str) -> HsmError {
+    HsmError::Owned {
+        serial: serial.to_owned(),
+        holder: holder(file),
+        lock: path.display().to_string(),
     }
 }
 
@@ -77,10 +101,6 @@ fn lock_path(profile: &VendorProfile, serial: &str) -> Result<PathBuf, HsmError>
     if let Some(root) = &profile.token_root {
         return Ok(beside(root, serial));
     }
-    let name = format!(
-        "{}.hsm-owner",
-        file_name(&format!("{}-{serial}", profile.library))
-    );
     // A folder that two processes of this machine would not share is no place for a lock.
     let shared = Path::new(HARDWARE_LOCKS);
     durable::private_dir(shared).map_err(|error| HsmError::File {
@@ -91,7 +111,14 @@ fn lock_path(profile: &VendorProfile, serial: &str) -> Result<PathBuf, HsmError>
              (systemd: RuntimeDirectory=hsm-service), or make it yourself, mode 0700, owned by this user"
         ),
     })?;
-    Ok(shared.join(name))
+    Ok(shared.join(hardware_name(profile, serial)))
+}
+
+fn hardware_name(profile: &VendorProfile, serial: &str) -> String {
+    format!(
+        "{}.hsm-owner",
+        file_name(&format!("{}-{serial}", profile.library))
+    )
 }
 
 fn beside(token_root: &Path, serial: &str) -> PathBuf {

@@ -17,7 +17,7 @@ use super::{MEMBERSHIP, Session};
 use crate::exit::{repeatable_failed, usage, would_be_refused};
 use crate::files;
 use crate::output::{self, Format, note, or_dash};
-use crate::terminal::{self, Terminal};
+use crate::terminal::{self, Questions, Terminal};
 
 /// Longest input with a token.
 const MAX_TOKEN: usize = 4096;
@@ -57,11 +57,11 @@ pub(crate) struct Join {
 pub(super) async fn join(session: &Session, args: Join) -> Result<()> {
     let client = session.client_of_one(MEMBERSHIP)?;
     // First: a script that lacks the option is told so before anything is done.
-    let terminal = if args.yes || args.dry_run {
-        None
-    } else {
-        let remedy = "compare the fingerprints of the node's slot keys some other way, and say --yes";
-        Some(Terminal::open(session.questions(), remedy)?)
+    let remedy = "compare the fingerprints of the node's slot keys some other way, and say --yes";
+    let terminal = match session.questions() {
+        _ if args.yes => None,
+        Questions::Asked if args.dry_run => None,
+        questions => Some(Terminal::open(questions, remedy)?),
     };
     let text = match &args.token_file {
         Some(path) => files::read_secret(path)?,

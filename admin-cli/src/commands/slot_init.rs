@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hsm_core::HsmError;
 use hsm_core::module::Module;
-use hsm_core::token_init::{InitToken, prepare};
+use hsm_core::token_init::{self, InitToken, prepare};
 use serde::Serialize;
 
 use super::Session;
@@ -65,7 +65,7 @@ struct Made<'a> {
 }
 
 pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
-    if args.destroy_existing && !args.dry_run {
+    if args.destroy_existing {
         let warning = format!(
             "Every key in the token {} will be destroyed; what was encrypted under a key that is nowhere else is lost.",
             args.label
@@ -76,7 +76,11 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
             option: "--confirm-label",
             answered: args.confirm_label.as_deref(),
         };
-        destruction.confirm(session.questions())?;
+        if args.dry_run {
+            destruction.could_be_confirmed(session.questions())?;
+        } else {
+            destruction.confirm(session.questions())?;
+        }
     }
     // One that is made here is certainly wrong, and entering it would cost one of the token's tries.
     if let Some(path) = args.so_pin_file.as_deref().filter(|path| !path.exists())
@@ -106,10 +110,11 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
         so_pin: &so_pin.pin,
         destroy_existing: args.destroy_existing,
     };
-    let prepared = prepare(&module, init).map_err(about)?;
     if args.dry_run {
+        token_init::foresee(&module, &init).map_err(about)?;
         return foresee(args, &pin, &so_pin).print(session);
     }
+    let prepared = prepare(&module, init).map_err(about)?;
     // On disk before any token has them, and not before nothing else is in the way.
     pin.save()?;
     so_pin.save().inspect_err(|_| pin.discard())?;

@@ -7,7 +7,7 @@ use hsm_api::admin::{ClusterStatus, SlotState, UnlockSlotRequest};
 
 use super::preview::{self, Preview};
 use super::{CHANGE, Session};
-use crate::exit::would_be_refused;
+use crate::exit::{repeatable_failed, would_be_refused};
 use crate::output::{self, or_dash};
 
 /// Arguments of `slot unlock`.
@@ -38,7 +38,8 @@ pub(super) async fn unlock(session: &Session, args: &Unlock) -> Result<()> {
     let what = format!("slot unlock {}", args.slot);
     let answer = session
         .ask(&client, &what, client.unlock_slot(&args.slot, &request))
-        .await?;
+        .await
+        .map_err(repeatable_failed)?;
     let slot = &answer.body;
     output::print(session.format(), slot, || {
         output::pairs([
