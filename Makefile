@@ -54,6 +54,10 @@ NODES ?= 3
 chaos: build ## kill nodes of a cluster under load by chance, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3)
 	$(CARGO) run --locked --quiet -p chaos -- run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES)
 
+.PHONY: fuzz-api
+fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)
+	@scripts/fuzz-api.sh
+
 .PHONY: dev
 dev: build ## start a cluster to play with, and say what to try
 	@scripts/dev.sh up

@@ -7,7 +7,8 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    cluster, completions, create_kek, data, export_metadata, list_kek, manual, rotate, slot, update_checksums,
+    acl, cleanup, cluster, completions, create_kek, data, export_metadata, key, key_destroy, list_kek,
+    manual, revoke, rotate, slot, update_checksums,
 };
 use crate::dev::DevCommand;
 use crate::exit;
@@ -99,6 +100,16 @@ pub(crate) enum Command {
     Rotate(rotate::Rotate),
     /// Show where each context stands in its rotation.
     RotationStatus,
+    /// Look at single key versions, take them out of use, destroy them.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    /// Destroy the version of a label, as `key destroy` does: after a wait in which it can be undone.
+    DeleteKek(key_destroy::DeleteKek),
+    /// Disable versions that were retired long ago, are not among the newest and are not used.
+    ///
+    /// How long, and how many: cleanup_after_days and max_versions of each context. Nothing is ever destroyed, and
+    /// `hsmctl key enable` takes it back.
+    CleanupOldVersions(cleanup::Cleanup),
     /// Write contexts and key versions in the form of version 1's metadata.yaml.
     ExportMetadata(export_metadata::ExportMetadata),
     /// Show which nodes have proven that they hold each key version.
@@ -112,6 +123,15 @@ pub(crate) enum Command {
     Decrypt(data::Decrypt),
     /// Show who a node takes you for.
     Whoami,
+    /// Who may do what: show it, change it, ask about somebody.
+    #[command(subcommand)]
+    Acl(acl::AclCommand),
+    /// Revoke certificates; effective on every node that is reached within a second, on open connections too.
+    Revoke(revoke::Revoke),
+    /// Take a revocation back.
+    Unrevoke(revoke::Unrevoke),
+    /// List what is revoked.
+    Revocations,
     /// Prepare tokens, on the machine that has them; open slots of a node.
     #[command(subcommand)]
     Slot(slot::SlotCommand),

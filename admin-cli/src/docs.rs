@@ -64,7 +64,8 @@ Called as `hsm-admin` it is the same program under its own name; called as `crea
 | `list-kek [--verbose]`, `rotate CONTEXT`, `rotation-status` | as they were; a rotation needs no restart |
 | `export-metadata [--output F]` | the same file, from the cluster's state; an extract that nothing reads back. `checksum` is empty. `--output json` and `yaml` are formats here: a file of that name is `./json` |
 | `update-checksums [--dry-run]` | version 1's checksum was a hash of the label and proved nothing. It shows which nodes have proven each key with its check record; changes nothing and ends with 0 |
-| `delete-kek`, `cleanup-old-versions` | not there yet |
+| `delete-kek --label L --confirm` | `key destroy` of that version, and says so: it is out of use at once, and destroyed on every node after the nodes' default wait (7 days); until then `key undo-destroy` takes it back. Without `--confirm` the label is asked for. A version that is active, or was used in the last days, is refused |
+| `cleanup-old-versions [--dry-run] [--force]` | version 1 deleted what was *made* long ago, which is the version just retired. Here versions are disabled, never destroyed, once they have been retired for `cleanup_after_days`, are beyond the newest `max_versions` and have not been used for as long; what version 1 would have deleted is said. `--force` changes nothing: nothing is asked |
 
 ";
 

@@ -25,7 +25,7 @@ pub(crate) enum Exit {
 /// Every code with its meaning: the one table, for `--help`, the manual and docs/cli.md.
 pub(crate) const TABLE: [(Exit, &str); 7] = [
     (Exit::Done, "done"),
-    (Exit::Error, "any other error"),
+    (Exit::Error, "any other error; of acl test: it may not"),
     (
         Exit::Usage,
         "usage: wrong arguments, or no node or certificate named, or a question that may not be asked",
@@ -68,6 +68,11 @@ pub(crate) struct Usage(String);
 #[error("{0}")]
 pub(crate) struct Missing(String);
 
+/// An answer that is no, which has been printed. Nothing more is said.
+#[derive(Debug, thiserror::Error)]
+#[error("no")]
+pub(crate) struct No;
+
 /// What a node would refuse, found out by a dry run.
 #[derive(Debug, thiserror::Error)]
 #[error("would be refused: {code}: {detail}")]
@@ -100,6 +105,11 @@ pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
 /// What was named is not there.
 pub(crate) fn missing(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Missing(text.into()))
+}
+
+/// The answer was no.
+pub(crate) fn no() -> anyhow::Error {
+    anyhow::Error::new(No)
 }
 
 /// A dry run has found that a node would answer with this code.
@@ -384,6 +394,11 @@ mod tests {
         assert_eq!(Exit::of(&error), Exit::Refused);
         assert_eq!(Exit::of(&usage("no node").context("x")), Exit::Usage);
         assert_eq!(Exit::of(&anyhow::anyhow!("anything")), Exit::Error);
+    }
+
+    #[test]
+    fn no_is_an_answer_with_a_code_of_its_own() {
+        assert_eq!(Exit::of(&no()), Exit::Error);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Requests and answers of the admin routes: cluster, members, keys, rotation. Times are RFC 3339
 //! in UTC, ids and hashes hex. Members are added here, never removed or given another meaning.
 
+mod access;
 mod cluster;
 mod keys;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::*;
 pub use cluster::*;
 pub use keys::*;
 

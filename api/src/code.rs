@@ -97,12 +97,18 @@ codes! {
     AuthenticationFailed = "authentication_failed" 400, "decryption failed";
     /// No such key version in this context, and none is on its way.
     UnknownKeyVersion = "unknown_key_version" 400, "decryption failed";
+    /// The key version is disabled, or is to be destroyed; an operator can enable it again.
+    KeyVersionDisabled = "key_version_disabled" 400, "decryption failed";
+    /// The key version is destroyed: nobody can open this ciphertext any more.
+    KeyVersionDestroyed = "key_version_destroyed" 400, "decryption failed";
     /// The ciphertext was made under a key of another context.
     WrongContext = "wrong_context" 400, "decryption failed";
     /// `key_id` names another key version than the ciphertext itself.
     KeyIdMismatch = "key_id_mismatch" 400, "decryption failed";
     /// A data key or check record, which does not come out where data is asked for.
     NotADataCiphertext = "not_a_data_ciphertext" 400, "decryption failed";
+    /// Not a data key, which is what was asked for.
+    NotADataKey = "not_a_data_key" 400, "decryption failed";
     /// An argument is missing or out of range; the detail names it.
     InvalidArgument = "invalid_argument" 400, "invalid argument";
 
@@ -129,6 +135,8 @@ codes! {
     MethodNotAllowed = "method_not_allowed" 405, "only POST allowed";
     /// The body is larger than the limit.
     BodyTooLarge = "body_too_large" 413, "request body too large";
+    /// The batch has more items than one may have.
+    BatchTooLarge = "batch_too_large" 413, "batch too large";
     /// Admin routes take `Content-Type: application/json` only.
     UnsupportedMediaType = "unsupported_media_type" 415, "application/json required";
 
@@ -302,19 +310,23 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 45);
+        assert_eq!(table.len(), 49);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
+            "key_version_disabled 400",
+            "key_version_destroyed 400",
             "wrong_context 400",
             "key_id_mismatch 400",
             "not_a_data_ciphertext 400",
+            "not_a_data_key 400",
             "role_required 403",
             "foreign_origin 403",
             "request_header_missing 403",
             "unsupported_media_type 415",
             "not_found 404",
             "body_too_large 413",
+            "batch_too_large 413",
             "invalid_argument 400",
             "conflict 409",
             "already_exists 409",

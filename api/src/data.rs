@@ -3,9 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
+use crate::code::ErrorCode;
 use crate::wire::{Base64, SecretBase64, words};
+
+/// Most items of a [`Batch`].
+pub const BATCH_MAX_ITEMS: usize = 1000;
+/// Longest body of a [`Batch`], in bytes, whatever a node allows a single request.
+pub const BATCH_MAX_BYTES: usize = 4 << 20;
 
 /// `POST /encrypt`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +69,9 @@ pub struct DecryptRequest {
     /// The associated data it was encrypted with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aad: Option<Base64>,
+    /// What it is asked for as; data unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<Purpose>,
 }
 
 impl DecryptRequest {
@@ -71,7 +82,15 @@ impl DecryptRequest {
             ciphertext: ciphertext.into(),
             key_id: None,
             aad: None,
+            purpose: None,
         }
+    }
+
+    /// As a data key: it does not come out otherwise.
+    #[must_use]
+    pub fn as_data_key(mut self) -> Self {
+        self.purpose = Some(Purpose::DataKey);
+        self
     }
 
     /// With the label of the key version, as v1's ciphertexts need.
@@ -94,6 +113,297 @@ impl DecryptRequest {
 pub struct DecryptResponse {
     /// What was encrypted.
     pub plaintext: SecretBase64,
+}
+
+words! {
+    /// What a ciphertext is asked for as.
+    pub enum Purpose {
+        /// A plaintext that somebody encrypted.
+        Data = "data",
+        /// A data key of `/datakey`.
+        DataKey = "datakey",
+    }
+}
+
+/// Whom a ciphertext is bound to, by the names in a certificate. Which of them counts is the context's mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrincipalName {
+    /// First organizational unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ou: Option<String>,
+    /// Common name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cn: Option<String>,
+}
+
+/// `POST /rewrap`: the ciphertext under the context's active key version. The plaintext stays in the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewrapRequest {
+    /// The context it was encrypted in, and stays in.
+    pub context: String,
+    /// An envelope, or a v1 ciphertext.
+    pub ciphertext: Base64,
+    /// As in [`DecryptRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
+    /// The associated data it was encrypted with, and keeps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aad: Option<Base64>,
+    /// Whom it was encrypted for, if not for the caller. For administrators and operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal: Option<PrincipalName>,
+    /// Whom it is for from now on, if not for the same. For administrators and operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebind: Option<PrincipalName>,
+}
+
+impl RewrapRequest {
+    /// For an envelope without associated data, of the caller's own.
+    pub fn new(context: impl Into<String>, ciphertext: impl Into<Base64>) -> Self {
+        Self {
+            context: context.into(),
+            ciphertext: ciphertext.into(),
+            key_id: None,
+            aad: None,
+            principal: None,
+            rebind: None,
+        }
+    }
+
+    /// With the label of the key version, as v1's ciphertexts need.
+    #[must_use]
+    pub fn with_key_id(mut self, key_id: impl Into<String>) -> Self {
+        self.key_id = Some(key_id.into());
+        self
+    }
+
+    /// With associated data.
+    #[must_use]
+    pub fn with_aad(mut self, aad: impl Into<Base64>) -> Self {
+        self.aad = Some(aad.into());
+        self
+    }
+
+    /// Of somebody else's.
+    #[must_use]
+    pub fn of(mut self, ou: impl Into<String>, cn: impl Into<String>) -> Self {
+        self.principal = Some(PrincipalName {
+            ou: Some(ou.into()),
+            cn: Some(cn.into()),
+        });
+        self
+    }
+
+    /// For somebody else from now on.
+    #[must_use]
+    pub fn rebound_to(mut self, ou: impl Into<String>, cn: impl Into<String>) -> Self {
+        self.rebind = Some(PrincipalName {
+            ou: Some(ou.into()),
+            cn: Some(cn.into()),
+        });
+        self
+    }
+}
+
+/// Answer of `POST /rewrap`: the same members as that of `/encrypt`.
+pub type RewrapResponse = EncryptResponse;
+
+words! {
+    /// Length of a data key.
+    pub enum DataKeyBits {
+        /// AES-128.
+        Bits128 = "128",
+        /// AES-256.
+        Bits256 = "256",
+    }
+}
+
+/// `POST /datakey`: a fresh key for the caller's own use, with its envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataKeyRequest {
+    /// Whose active key version encrypts it.
+    pub context: String,
+    /// Authenticated with it and needed again to decrypt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aad: Option<Base64>,
+    /// How long it is; 256 bits unless it is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<DataKeyBits>,
+    /// False: the envelope alone is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plaintext: Option<bool>,
+}
+
+impl DataKeyRequest {
+    /// 256 bits, with the key itself in the answer.
+    pub fn new(context: impl Into<String>) -> Self {
+        Self {
+            context: context.into(),
+            aad: None,
+            bits: None,
+            plaintext: None,
+        }
+    }
+
+    /// With associated data.
+    #[must_use]
+    pub fn with_aad(mut self, aad: impl Into<Base64>) -> Self {
+        self.aad = Some(aad.into());
+        self
+    }
+
+    /// Of this length.
+    #[must_use]
+    pub fn with_bits(mut self, bits: DataKeyBits) -> Self {
+        self.bits = Some(bits);
+        self
+    }
+
+    /// Without the key itself in the answer.
+    #[must_use]
+    pub fn sealed_only(mut self) -> Self {
+        self.plaintext = Some(false);
+        self
+    }
+}
+
+/// Answer of `POST /datakey`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataKeyResponse {
+    /// The key's envelope, which `/decrypt` opens when it is asked for as a data key.
+    pub ciphertext: Base64,
+    /// Label of the key version it is encrypted under.
+    pub key_id: String,
+    /// Number of that key version.
+    pub key_version: u32,
+    /// The key itself, unless it was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plaintext: Option<SecretBase64>,
+}
+
+/// Many requests in one: at most [`BATCH_MAX_ITEMS`] in [`BATCH_MAX_BYTES`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch<T> {
+    /// Of every item whose own context is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// The items.
+    pub batch: Vec<T>,
+}
+
+/// `POST /encrypt` of many.
+pub type EncryptBatch = Batch<EncryptRequest>;
+/// `POST /decrypt` of many.
+pub type DecryptBatch = Batch<DecryptRequest>;
+/// `POST /rewrap` of many.
+pub type RewrapBatch = Batch<RewrapRequest>;
+/// `POST /datakey` of many.
+pub type DataKeyBatch = Batch<DataKeyRequest>;
+
+impl<T> Batch<T> {
+    /// Items with a context each.
+    pub fn new(items: impl IntoIterator<Item = T>) -> Self {
+        Self {
+            context: None,
+            batch: items.into_iter().collect(),
+        }
+    }
+
+    /// With a context for the items whose own is empty.
+    #[must_use]
+    pub fn with_context(mut self, context: impl Into<String>) -> Self {
+        self.context = Some(context.into());
+        self
+    }
+}
+
+/// Answer to a [`Batch`]: one result for each item, in their order.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(bound = "T: DeserializeOwned")]
+pub struct BatchResponse<T> {
+    /// The results.
+    pub batch: Vec<ItemResult<T>>,
+}
+
+/// What became of one item of a batch.
+#[derive(Debug, Clone)]
+pub enum ItemResult<T> {
+    /// Status 200: what a request of its own would have been answered.
+    Ok(T),
+    /// It was not carried out; the other items have nothing to do with it.
+    Err(ItemError),
+}
+
+impl<T> ItemResult<T> {
+    /// As the standard library's.
+    pub fn into_result(self) -> Result<T, ItemError> {
+        match self {
+            Self::Ok(answer) => Ok(answer),
+            Self::Err(error) => Err(error),
+        }
+    }
+
+    /// What was asked for, if it was carried out.
+    pub fn as_ok(&self) -> Option<&T> {
+        match self {
+            Self::Ok(answer) => Some(answer),
+            Self::Err(_) => None,
+        }
+    }
+
+    /// Why it was not carried out.
+    pub fn as_err(&self) -> Option<&ItemError> {
+        match self {
+            Self::Ok(_) => None,
+            Self::Err(error) => Some(error),
+        }
+    }
+}
+
+/// Why one item of a batch was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemError {
+    /// The HTTP status that the item would have had by itself.
+    pub status: u16,
+    /// The stable code. A text, because a newer node may send one this version does not know.
+    pub code: String,
+    /// v1's text.
+    #[serde(default)]
+    pub error: String,
+    /// What happened and what to do about it.
+    #[serde(default)]
+    pub detail: String,
+    /// Whether the same item may succeed later or on another node.
+    #[serde(default)]
+    pub retryable: bool,
+}
+
+impl ItemError {
+    /// The code, if this version knows it.
+    #[must_use]
+    pub fn error_code(&self) -> Option<ErrorCode> {
+        self.code.parse().ok()
+    }
+}
+
+/// Read from the text as it came: what serde keeps to try one form after the other is not wiped, and an item may
+/// hold a plaintext.
+impl<'de, T: DeserializeOwned> Deserialize<'de> for ItemResult<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Status {
+            status: u16,
+        }
+        // serde's own messages may repeat what they could not read.
+        let unreadable = |_: serde_json::Error| D::Error::custom("an item is not the expected JSON");
+        let item = <&RawValue>::deserialize(deserializer)?.get();
+        let Status { status } = serde_json::from_str(item).map_err(unreadable)?;
+        if (200..300).contains(&status) {
+            serde_json::from_str(item).map(Self::Ok).map_err(unreadable)
+        } else {
+            serde_json::from_str(item).map(Self::Err).map_err(unreadable)
+        }
+    }
 }
 
 /// `GET /health`, as v1 has it; 503 when degraded.
@@ -149,6 +459,63 @@ mod tests {
             .unwrap(),
             json!({"context": "exchange-key", "ciphertext": "YWJj", "key_id": "kek-exchange-key-v1", "aad": "eA=="})
         );
+    }
+
+    #[test]
+    fn the_other_requests_say_only_what_is_to_be_said() {
+        assert_eq!(
+            serde_json::to_value(DecryptRequest::new("c", b"abc").as_data_key()).unwrap(),
+            json!({"context": "c", "ciphertext": "YWJj", "purpose": "datakey"})
+        );
+        let rewrap = RewrapRequest::new("2fa", b"abc")
+            .of("2FA", "2fa-1")
+            .rebound_to("2FA", "2fa-2");
+        assert_eq!(
+            serde_json::to_value(rewrap).unwrap(),
+            json!({
+                "context": "2fa", "ciphertext": "YWJj",
+                "principal": {"ou": "2FA", "cn": "2fa-1"}, "rebind": {"ou": "2FA", "cn": "2fa-2"},
+            })
+        );
+        let key = DataKeyRequest::new("c")
+            .with_bits(DataKeyBits::Bits128)
+            .sealed_only();
+        assert_eq!(
+            serde_json::to_value(key).unwrap(),
+            json!({"context": "c", "bits": "128", "plaintext": false})
+        );
+        let batch = Batch::new([EncryptRequest::new("", b"a")]).with_context("c");
+        assert_eq!(
+            serde_json::to_value(batch).unwrap(),
+            json!({"context": "c", "batch": [{"context": "", "plaintext": "YQ=="}]})
+        );
+    }
+
+    #[test]
+    fn each_item_of_a_batch_is_read_by_its_status() {
+        let text = r#"{"batch": [
+            {"status": 200, "plaintext": "YWJj", "new_member": [1]},
+            {"status": 400, "code": "authentication_failed", "error": "decryption failed", "retryable": false},
+            {"status": 503, "code": "moon_phase", "retryable": true}
+        ]}"#;
+        let answer: BatchResponse<DecryptResponse> = serde_json::from_str(text).unwrap();
+        let [opened, refused, later] = &answer.batch[..] else {
+            panic!("{} items", answer.batch.len());
+        };
+        assert_eq!(opened.as_ok().unwrap().plaintext.as_slice(), b"abc");
+        let error = refused.as_err().unwrap();
+        assert_eq!(error.error_code(), Some(ErrorCode::AuthenticationFailed));
+        assert_eq!((error.status, error.error.as_str()), (400, "decryption failed"));
+        let error = later.clone().into_result().unwrap_err();
+        assert_eq!((error.error_code(), error.retryable), (None, true));
+        assert!(later.as_ok().is_none() && opened.as_err().is_none());
+    }
+
+    #[test]
+    fn an_item_that_cannot_be_read_is_not_repeated() {
+        let text = r#"{"batch": [{"status": 200, "plaintext": "canary!"}]}"#;
+        let error = serde_json::from_str::<BatchResponse<DecryptResponse>>(text).unwrap_err();
+        assert!(!error.to_string().contains("canary"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! Every path of the API, in one place, so that server, client and tests cannot drift apart.
 
-/// `POST`: encrypt one plaintext.
+/// `POST`: encrypt one plaintext, or a batch.
 pub const ENCRYPT: &str = "/encrypt";
-/// `POST`: decrypt one ciphertext.
+/// `POST`: decrypt one ciphertext, or a batch.
 pub const DECRYPT: &str = "/decrypt";
+/// `POST`: encrypt one ciphertext, or a batch, under the active key version.
+pub const REWRAP: &str = "/rewrap";
+/// `POST`: make a data key, or a batch of them.
+pub const DATAKEY: &str = "/datakey";
 /// `GET`: v1's health document.
 pub const HEALTH: &str = "/health";
 /// `GET`: Prometheus text.
 pub const METRICS: &str = "/metrics";
+/// `GET`: the description of this API, OpenAPI 3.1.
+pub const OPENAPI: &str = "/openapi.json";
 
 /// What every admin path begins with. These routes need `X-HSM-Request: 1`.
 pub const ADMIN_PREFIX: &str = "/admin/v1/";
@@ -27,12 +33,34 @@ pub const CLUSTER_MEMBERS: &str = "/admin/v1/cluster/members";
 pub const KEYS: &str = "/admin/v1/keys";
 /// `POST`: rotate a context, as a route pattern; clients use [`rotate`].
 pub const KEYS_ROTATE_PATTERN: &str = "/admin/v1/keys/{context}/rotate";
+/// `GET`: how often each key version was used, and when last.
+pub const KEYS_USAGE: &str = "/admin/v1/keys/usage";
+/// `POST`: disable versions that nobody needs any more, by each context's policy.
+pub const KEYS_CLEANUP: &str = "/admin/v1/keys/cleanup";
+/// `POST`: take a retired version out of use, as a route pattern; clients use [`key_version`].
+pub const KEY_DISABLE_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/disable";
+/// `POST`: put a disabled version back into use; as above.
+pub const KEY_ENABLE_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/enable";
+/// `POST`: destroy a retired version after a wait; as above.
+pub const KEY_DESTROY_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/destroy";
+/// `POST`: take a destruction back that still waits; as above.
+pub const KEY_UNDO_DESTROY_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/undo-destroy";
 /// `GET`: where each context stands in its rotation.
 pub const ROTATION_STATUS: &str = "/admin/v1/keys/rotation-status";
 /// `POST`: open a slot of the node that is asked, as a route pattern; clients use [`unlock_slot`].
 pub const SLOT_UNLOCK_PATTERN: &str = "/admin/v1/slots/{slot}/unlock";
 /// `GET`: who the caller is to this node.
 pub const WHOAMI: &str = "/admin/v1/whoami";
+/// `GET`: access control; `POST`: other access control in its place.
+pub const ACL: &str = "/admin/v1/acl";
+/// `GET`: whether somebody may do something.
+pub const ACL_TEST: &str = "/admin/v1/acl/test";
+/// `GET`: what is revoked; `POST`: revoke.
+pub const REVOCATIONS: &str = "/admin/v1/revocations";
+/// `POST`: revoke what a certificate revocation list names.
+pub const REVOCATIONS_CRL: &str = "/admin/v1/revocations/crl";
+/// `POST`: take a revocation back.
+pub const REVOCATIONS_REMOVE: &str = "/admin/v1/revocations/remove";
 
 /// Health listener, `GET`: 200 while the process runs.
 pub const LIVEZ: &str = "/livez";
@@ -45,6 +73,16 @@ pub const FAILPOINTS: &str = "/failpoints";
 #[must_use]
 pub fn rotate(context: &str) -> String {
     format!("{KEYS}/{}/rotate", encode_segment(context))
+}
+
+/// Path of one of the patterns about a key version: what to do with it is its last word, such as `disable`.
+#[must_use]
+pub fn key_version(context: &str, version: u32, verb: &str) -> String {
+    format!(
+        "{KEYS}/{}/versions/{version}/{}",
+        encode_segment(context),
+        encode_segment(verb)
+    )
 }
 
 /// Path of [`SLOT_UNLOCK_PATTERN`] for one slot.
@@ -76,6 +114,23 @@ mod tests {
         assert_eq!(rotate("exchange-key"), "/admin/v1/keys/exchange-key/rotate");
         assert_eq!(rotate("../x?y#ü"), "/admin/v1/keys/..%2Fx%3Fy%23%C3%BC/rotate");
         assert_eq!(unlock_slot("a/b"), "/admin/v1/slots/a%2Fb/unlock");
+        assert_eq!(
+            key_version("a/b", 7, "undo-destroy"),
+            "/admin/v1/keys/a%2Fb/versions/7/undo-destroy"
+        );
+    }
+
+    #[test]
+    fn a_verb_is_the_last_word_of_its_pattern() {
+        for (pattern, verb) in [
+            (KEY_DISABLE_PATTERN, "disable"),
+            (KEY_ENABLE_PATTERN, "enable"),
+            (KEY_DESTROY_PATTERN, "destroy"),
+            (KEY_UNDO_DESTROY_PATTERN, "undo-destroy"),
+        ] {
+            let filled = pattern.replace("{context}", "c").replace("{version}", "3");
+            assert_eq!(key_version("c", 3, verb), filled);
+        }
     }
 
     #[test]
@@ -89,9 +144,20 @@ mod tests {
             CLUSTER_MEMBERS,
             KEYS,
             KEYS_ROTATE_PATTERN,
+            KEYS_USAGE,
+            KEYS_CLEANUP,
+            KEY_DISABLE_PATTERN,
+            KEY_ENABLE_PATTERN,
+            KEY_DESTROY_PATTERN,
+            KEY_UNDO_DESTROY_PATTERN,
             ROTATION_STATUS,
             SLOT_UNLOCK_PATTERN,
             WHOAMI,
+            ACL,
+            ACL_TEST,
+            REVOCATIONS,
+            REVOCATIONS_CRL,
+            REVOCATIONS_REMOVE,
         ] {
             assert!(path.starts_with(ADMIN_PREFIX), "{path}");
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hsm_api::client::{Client, ClientBuilder, ClientError, Method, Retry};
-use hsm_api::data::{DecryptRequest, EncryptRequest, EncryptResponse};
+use hsm_api::data::{Batch, DataKeyRequest, DecryptRequest, EncryptRequest, EncryptResponse, RewrapRequest};
 use hsm_api::{ErrorCode, Problem, StateIndex};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -187,6 +187,49 @@ async fn an_answer_comes_with_its_headers() {
     assert_eq!(seen[0].path, "/encrypt");
     assert_eq!(seen[0].headers["content-type"], "application/json");
     assert_eq!(seen[0].body, br#"{"context":"exchange-key","plaintext":"YWJj"}"#);
+}
+
+#[tokio::test]
+async fn a_batch_is_sent_once_whatever_its_items_are_answered() {
+    let pki = Pki::new();
+    let server = Server::start(&pki, |_, seen| {
+        let answer = match seen.path.as_str() {
+            "/decrypt" => {
+                r#"{"batch":[{"status":200,"plaintext":"YWJj"},
+                {"status":503,"code":"overloaded","error":"overloaded","retryable":true}]}"#
+            }
+            "/datakey" => r#"{"ciphertext":"YQ==","key_id":"k","key_version":1,"plaintext":"YWJj"}"#,
+            "/rewrap" => r#"{"ciphertext":"YQ==","key_id":"k","key_version":2}"#,
+            _ => r#"{"batch":[{"status":200,"ciphertext":"YQ==","key_id":"k","key_version":1}]}"#,
+        };
+        (200, answer.to_owned())
+    })
+    .await;
+    let client = pki.client().endpoint(server.url()).build().unwrap();
+    let batch = Batch::new([request()]);
+    let sealed = client.encrypt_batch(&batch).await.unwrap();
+    assert_eq!(sealed.batch[0].as_ok().unwrap().key_version, 1);
+    let batch = Batch::new([DecryptRequest::new("", b"a"), DecryptRequest::new("2fa", b"b")]);
+    let opened = client.decrypt_batch(&batch.with_context("c")).await.unwrap();
+    assert_eq!(opened.batch[0].as_ok().unwrap().plaintext.as_slice(), b"abc");
+    let error = opened.batch[1].as_err().unwrap();
+    assert_eq!(error.error_code(), Some(ErrorCode::Overloaded));
+    let rewrap = RewrapRequest::new("c", b"a");
+    assert_eq!(client.rewrap(&rewrap).await.unwrap().key_version, 2);
+    let moved = client.rewrap_batch(&Batch::new([rewrap])).await;
+    assert!(
+        matches!(moved, Err(ClientError::Decode { .. })),
+        "one answer is no batch"
+    );
+    let made = client.datakey(&DataKeyRequest::new("c")).await.unwrap();
+    assert_eq!(made.plaintext.as_ref().unwrap().as_slice(), b"abc");
+    let seen = server.seen.lock().unwrap();
+    let paths: Vec<&str> = seen.iter().map(|seen| seen.path.as_str()).collect();
+    assert_eq!(paths, ["/encrypt", "/decrypt", "/rewrap", "/rewrap", "/datakey"]);
+    assert_eq!(
+        seen[0].body,
+        br#"{"batch":[{"context":"exchange-key","plaintext":"YWJj"}]}"#
+    );
 }
 
 #[tokio::test]

@@ -272,6 +272,7 @@ mod tests {
             retired_at: None,
             acks: Vec::new(),
             origin: KeyOrigin::Generated,
+            destruction: None,
         };
         ContextInfo {
             context: CONTEXT.to_owned(),

@@ -8,11 +8,15 @@ use anyhow::{Context, Result, bail};
 use hsm_api::Client;
 use hsm_api::client::Retry;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A certificate and its key, as PEM.
 #[derive(Clone)]
@@ -23,12 +27,30 @@ pub struct Identity {
     pub key: String,
 }
 
+impl Identity {
+    /// The certificate as DER.
+    pub fn der(&self) -> Result<Vec<u8>> {
+        Ok(CertificateDer::from_pem_slice(self.cert.as_bytes())?.to_vec())
+    }
+
+    /// Its serial number.
+    pub fn serial(&self) -> Result<Vec<u8>> {
+        let der = self.der()?;
+        match X509Certificate::from_der(&der) {
+            Ok((_, certificate)) => Ok(certificate.raw_serial().to_vec()),
+            Err(error) => bail!("an identity's certificate: {error}"),
+        }
+    }
+}
+
 /// A playground's `pki` folder.
 #[derive(Clone)]
 pub struct Pki {
     dir: PathBuf,
 }
 
+/// The client CA's name.
+const CLIENT_CA: &str = "DEV hsm-service client CA";
 /// One attempt of a request; a test that waits longer is a test of something else.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
@@ -87,14 +109,30 @@ impl Pki {
     /// A further client of the playground's CA.
     pub fn issue(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
         let key = KeyPair::from_pem(&self.read("ca.key")?)?;
-        let issuer = Issuer::new(name("DEV hsm-service client CA", None)?, key);
+        let issuer = Issuer::new(name(CLIENT_CA, None)?, key);
         sign(&client_params(common, unit)?, &issuer)
+    }
+
+    /// The client CA's name as nodes and openssl write it.
+    #[must_use]
+    pub fn client_ca_name(&self) -> String {
+        format!("CN={CLIENT_CA},O=DEV")
+    }
+
+    /// A list of certificates that the playground's CA has revoked, PEM.
+    pub fn crl(&self, revoked: &[&Identity]) -> Result<String> {
+        crl(KeyPair::from_pem(&self.read("ca.key")?)?, revoked)
+    }
+
+    /// The same, signed by somebody else under the CA's name.
+    pub fn foreign_crl(revoked: &[&Identity]) -> Result<String> {
+        crl(KeyPair::generate()?, revoked)
     }
 
     /// A client of a CA that no node knows, under the playground's CA's name.
     pub fn foreign(common: &str, unit: Option<&str>) -> Result<Identity> {
         let key = KeyPair::generate()?;
-        let mut params = name("DEV hsm-service client CA", None)?;
+        let mut params = name(CLIENT_CA, None)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         sign(&client_params(common, unit)?, &Issuer::new(params, key))
@@ -133,6 +171,26 @@ impl Pki {
         }
         Ok(builder.build()?)
     }
+}
+
+fn crl(key: KeyPair, revoked: &[&Identity]) -> Result<String> {
+    let entry = |identity: &&Identity| -> Result<RevokedCertParams> {
+        Ok(RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&identity.serial()?),
+            revocation_time: rcgen::date_time_ymd(2025, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        })
+    };
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2025, 1, 1),
+        next_update: rcgen::date_time_ymd(2045, 1, 1),
+        crl_number: SerialNumber::from_slice(&[1]),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.iter().map(entry).collect::<Result<_>>()?,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(list.signed_by(&Issuer::new(name(CLIENT_CA, None)?, key))?.pem()?)
 }
 
 /// Offers TLS 1.2 as the newest version, and gives level and description of the alert that comes back.

@@ -228,6 +228,22 @@ pub(crate) fn destroy(token: &Token<'_>, key_uid: KeyUid) -> Result<usize, HsmEr
     Ok(found.len())
 }
 
+/// Destroys every session copy with this id, one that could not be destroyed before too.
+pub(crate) fn destroy_copies(token: &Token<'_>, key_uid: KeyUid) -> Result<(), HsmError> {
+    let template = templates::session_by_id(sys::CKO_SECRET_KEY, key_uid.as_bytes());
+    for copy in token.raw.find(token.session, &template)? {
+        token.raw.destroy(token.session, copy)?;
+    }
+    if token.raw.find(token.session, &template)?.is_empty() {
+        return Ok(());
+    }
+    Err(HsmError::Quarantined {
+        what: WHAT,
+        id: key_uid.to_string(),
+        reason: "the token says it destroyed the session copies and still finds one".to_owned(),
+    })
+}
+
 fn check_wrapped_len(length: usize) -> Result<(), HsmError> {
     // SoftHSM does not keep the length of an unwrapped key, so this is where it is checked.
     if length == CHECK_LEN {

@@ -48,6 +48,9 @@ pub use inventory::{ForeignObject, HeldKey, Inventory};
 pub use kek::{GenerateKek, GeneratedKek, ImportKek, KekUse};
 pub use module::{Module, TokenInfo};
 pub use pin::generate_pin;
-pub use slot::{DecryptJob, DecryptV1Job, EncryptJob, Slot, SlotOptions, SlotState, TOKEN_REPLACED};
+pub use slot::{
+    Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, EncryptJob, OnBatchDone, OnDone, Output,
+    RewrapJob, Slot, SlotOptions, SlotState, TOKEN_REPLACED, Work, batch_time,
+};
 pub use token_init::{InitToken, init_token};
 pub use transport::CHECK_LEN as TRANSPORT_CHECK_LEN;

@@ -32,6 +32,13 @@ impl Plaintext {
         Self(Zeroizing::new(bytes))
     }
 
+    /// This many bytes from the operating system's random source: a data key.
+    pub fn random(length: usize) -> Result<Self, RandomError> {
+        let mut bytes = Zeroizing::new(vec![0_u8; length]);
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+
     /// The bytes, for the one call that needs them.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
@@ -137,6 +144,8 @@ mod tests {
     fn two_draws_of_random_bytes_differ() {
         assert_ne!(random_bytes::<16>().unwrap(), random_bytes::<16>().unwrap());
         assert!(SecretBytes32::random().unwrap().expose() != &[0_u8; 32]);
+        let key = Plaintext::random(32).unwrap();
+        assert!(key.len() == 32 && key.as_slice() != [0_u8; 32]);
     }
 
     #[test]

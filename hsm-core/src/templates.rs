@@ -83,6 +83,15 @@ pub(crate) fn by_id(class: CK_OBJECT_CLASS, id: &[u8; 16]) -> Vec<Attr> {
     ]
 }
 
+/// The session objects of this class and id, whichever session made them.
+pub(crate) fn session_by_id(class: CK_OBJECT_CLASS, id: &[u8; 16]) -> Vec<Attr> {
+    vec![
+        number(sys::CKA_CLASS, class),
+        flag(sys::CKA_TOKEN, false),
+        bytes(sys::CKA_ID, id),
+    ]
+}
+
 /// Every token object.
 pub(crate) fn any_token_object() -> Vec<Attr> {
     vec![flag(sys::CKA_TOKEN, true)]

@@ -7,34 +7,25 @@ use std::sync::Arc;
 
 use hsm_core::envelope::Binding;
 use hsm_core::names::KeyUid;
-use hsm_core::secrets::Plaintext;
-use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, OpError, Slot, SlotState};
+use hsm_core::{OnBatchDone, OnDone, OpError, Slot, SlotState, Work};
 
 use crate::config::ContextName;
-
-/// How a slot answers a job: once, on one of its own threads.
-pub type Done<T> = Box<dyn FnOnce(Result<T, OpError>) + Send + 'static>;
 
 /// The data side of a slot. A trait, so that a slot that could not be opened answers too, and
 /// requests can be tested without a token.
 pub trait TokenOps: Send + Sync {
     /// Whether it serves.
     fn state(&self) -> SlotState;
-    /// Queues an encryption.
+    /// Queues one thing to do.
     ///
     /// # Errors
     /// When the job is not taken; `done` is then not called.
-    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError>;
-    /// Queues the opening of an envelope.
+    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError>;
+    /// Queues many things to do, one after the other and nothing between them.
     ///
     /// # Errors
-    /// As [`TokenOps::encrypt`].
-    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError>;
-    /// Queues the opening of a v1 ciphertext.
-    ///
-    /// # Errors
-    /// As [`TokenOps::encrypt`].
-    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError>;
+    /// As [`TokenOps::run`]. What is wrong with one of them is its own answer.
+    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError>;
 }
 
 impl TokenOps for Slot {
@@ -42,16 +33,12 @@ impl TokenOps for Slot {
         Slot::state(self)
     }
 
-    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
-        Slot::encrypt(self, job, done)
+    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+        Slot::run(self, work, done)
     }
 
-    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
-        Slot::decrypt_v2(self, job, done)
-    }
-
-    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
-        Slot::decrypt_v1(self, job, done)
+    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+        Slot::run_batch(self, works, done)
     }
 }
 
@@ -63,15 +50,11 @@ impl TokenOps for ClosedSlot {
         self.0.clone()
     }
 
-    fn encrypt(&self, _job: EncryptJob, _done: Done<Vec<u8>>) -> Result<(), OpError> {
+    fn run(&self, _work: Work, _done: OnDone) -> Result<(), OpError> {
         Err(OpError::SlotNotReady(self.state()))
     }
 
-    fn decrypt_v2(&self, _job: DecryptJob, _done: Done<Plaintext>) -> Result<(), OpError> {
-        Err(OpError::SlotNotReady(self.state()))
-    }
-
-    fn decrypt_v1(&self, _job: DecryptV1Job, _done: Done<Plaintext>) -> Result<(), OpError> {
+    fn run_batch(&self, _works: Vec<Work>, _done: OnBatchDone) -> Result<(), OpError> {
         Err(OpError::SlotNotReady(self.state()))
     }
 }
@@ -116,6 +99,26 @@ pub enum MissingWhy {
     NotReplicable,
 }
 
+/// A version that decrypts nothing, although the state still has its row. Whoever asks for it is told why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetiredKey {
+    /// Its number.
+    pub version: u32,
+    /// Its stored label.
+    pub key_id: String,
+    /// Why.
+    pub why: RetiredWhy,
+}
+
+/// Why a version decrypts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetiredWhy {
+    /// Disabled, or waiting for its destruction: both can be taken back.
+    Disabled,
+    /// Being destroyed, or destroyed.
+    Destroyed,
+}
+
 /// The keys of one context.
 #[derive(Clone)]
 pub struct ContextKeys {
@@ -129,12 +132,14 @@ pub struct ContextKeys {
     pub active: Option<ActiveKey>,
     /// What decrypts.
     pub readable: HashMap<KeyUid, ReadableKey>,
-    /// Stored label → key, readable or missing.
+    /// Stored label → key, readable, missing or retired.
     pub by_key_id: HashMap<String, KeyUid>,
     /// Highest version of any state this node has applied.
     pub highest_known: u32,
     /// What the state names and the token lacks.
     pub missing: HashMap<KeyUid, MissingKey>,
+    /// What was readable once, and decrypts nothing now.
+    pub retired: HashMap<KeyUid, RetiredKey>,
 }
 
 /// The keys of all contexts.
@@ -154,6 +159,7 @@ impl KeyRing {
                 keys.readable
                     .keys()
                     .chain(keys.missing.keys())
+                    .chain(keys.retired.keys())
                     .map(|uid| (*uid, name.clone()))
             })
             .collect();

@@ -1,8 +1,8 @@
 //! hsm-node: a node of the clustered key service.
 //!
 //! `config`, `secrets`, `tls`, `identity` and `policy` are read at the edge; `consensus` replicates;
-//! `slots` and `sync` keep tokens and state together; `rotation` makes keys; `http`, `health` and `admin`
-//! answer; `app` puts it all together.
+//! `slots` and `sync` keep tokens and state together; `rotation` makes keys, `destruction` ends them; `http`, `health`
+//! and `admin` answer; `app` puts it all together.
 
 #![warn(missing_docs)]
 
@@ -11,6 +11,7 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod consensus;
+pub mod destruction;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
 pub mod health;

@@ -29,6 +29,8 @@ const ACL_FAILURES: &str = "hsm_acl_failures_total";
 const REVOCATION_FAILURES: &str = "hsm_revocation_failures_total";
 const ENCRYPTIONS: &str = "hsm_encrypt_operations_total";
 const DECRYPTIONS: &str = "hsm_decrypt_operations_total";
+const REWRAPPINGS: &str = "hsm_rewrap_operations_total";
+const DATA_KEYS: &str = "hsm_datakey_operations_total";
 const RATE_LIMIT_HITS: &str = "hsm_rate_limit_hits_total";
 const ERRORS: &str = "hsm_errors_total";
 const CONNECTIONS: &str = "hsm_active_connections";
@@ -57,6 +59,7 @@ const STORE_BYTES: &str = "hsm_store_bytes";
 const STORE_LIVE_BYTES: &str = "hsm_store_live_bytes";
 const READY: &str = "hsm_ready";
 const CONFIG_DIFFERS: &str = "hsm_config_differs";
+const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
 const BUILD_INFO: &str = "hsm_build_info";
 
@@ -109,10 +112,15 @@ fn describe() {
     describe_counter!(REVOCATION_FAILURES, "Requests with a revoked certificate.");
     describe_counter!(ENCRYPTIONS, "Encryptions by context and status.");
     describe_counter!(DECRYPTIONS, "Decryptions by context and status.");
+    describe_counter!(
+        REWRAPPINGS,
+        "Ciphertexts brought under the active key version, by context and status."
+    );
+    describe_counter!(DATA_KEYS, "Data keys made by context and status.");
     describe_counter!(RATE_LIMIT_HITS, "Requests above a principal's rate.");
     describe_counter!(
         ERRORS,
-        "Answers of status 500 by operation: encrypt, decrypt, admin."
+        "Answers of status 500 by operation: encrypt, decrypt, rewrap, datakey, admin."
     );
     describe_gauge!(CONNECTIONS, "Open connections of the API listener.");
     describe_counter!(HANDSHAKE_FAILURES, "TLS handshakes that did not succeed.");
@@ -174,6 +182,10 @@ fn describe() {
         LOG_LINES_LOST,
         "Log lines that standard error did not take in time."
     );
+    describe_gauge!(
+        CLOCK_ALARM,
+        "1 while this leader's clock differs from the voters' and nothing is rotated by age."
+    );
     describe_gauge!(BUILD_INFO, "1, with the version.");
 }
 
@@ -204,16 +216,17 @@ fn begin() {
         STORE_LIVE_BYTES,
         READY,
         SYNC_AGE,
+        CLOCK_ALARM,
     ] {
         gauge!(name).set(0.0);
     }
     gauge!(QUORUM_ACK_AGE).set(-1.0);
     gauge!(STALENESS).set(-1.0);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    for operation in ["encrypt", "decrypt", "admin"] {
+    for operation in ["encrypt", "decrypt", "rewrap", "datakey", "admin"] {
         counter!(ERRORS, "operation" => operation).increment(0);
     }
-    for endpoint in ["/encrypt", "/decrypt"] {
+    for endpoint in ["/encrypt", "/decrypt", "/rewrap", "/datakey"] {
         counter!(REQUESTS, "endpoint" => endpoint, "status" => "200").increment(0);
         let _ = histogram!(REQUEST_DURATION, "endpoint" => endpoint);
     }
@@ -267,7 +280,7 @@ pub fn rate_limit_hit() {
     counter!(RATE_LIMIT_HITS).increment(1);
 }
 
-/// An answer of status 500 in `operation` (`encrypt`, `decrypt`, `admin`).
+/// An answer of status 500 in `operation` (`encrypt`, `decrypt`, `rewrap`, `datakey`, `admin`).
 pub fn error(operation: &'static str) {
     counter!(ERRORS, "operation" => operation).increment(1);
 }
@@ -280,6 +293,16 @@ pub fn encryption(context: Arc<str>, ok: bool) {
 /// A decryption under a known context ended.
 pub fn decryption(context: Arc<str>, ok: bool) {
     counter!(DECRYPTIONS, "context" => context, "status" => result(ok)).increment(1);
+}
+
+/// A rewrapping under a known context ended.
+pub fn rewrapping(context: Arc<str>, ok: bool) {
+    counter!(REWRAPPINGS, "context" => context, "status" => result(ok)).increment(1);
+}
+
+/// The making of a data key under a known context ended.
+pub fn data_key(context: Arc<str>, ok: bool) {
+    counter!(DATA_KEYS, "context" => context, "status" => result(ok)).increment(1);
 }
 
 /// Open connections of the API listener.
@@ -304,7 +327,8 @@ pub fn token_call(slot: Arc<str>, op: &'static str, ok: bool, duration: Duration
     counter!(TOKEN_CALLS, "slot" => slot, "op" => op, "result" => result(ok)).increment(1);
 }
 
-/// A request's job was answered: `operation` is `encrypt` or `decrypt`, the time counts from its submission.
+/// A request's job was answered, a batch's as one: `operation` is `encrypt`, `decrypt`, `rewrap` or `datakey`, the
+/// time counts from its submission.
 pub fn slot_job(slot: Arc<str>, operation: &'static str, duration: Duration) {
     histogram!(SLOT_JOB_DURATION, "slot" => slot, "operation" => operation).record(duration.as_secs_f64());
 }
@@ -411,6 +435,11 @@ pub fn config_differs(acl: bool, roles: bool, revocations: bool) {
     for (section, differs) in [("acl", acl), ("roles", roles), ("revocations", revocations)] {
         gauge!(CONFIG_DIFFERS, "section" => section).set(f64::from(u8::from(differs)));
     }
+}
+
+/// Whether this node leads with a clock that differs from the voters'.
+pub fn clock_alarm(differs: bool) {
+    gauge!(CLOCK_ALARM).set(f64::from(u8::from(differs)));
 }
 
 /// Log lines lost since the start.

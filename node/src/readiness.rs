@@ -2,6 +2,7 @@
 //! which policy and with which keys. Everything here is judged at the moment it is asked; nothing is
 //! remembered but what cannot change back.
 
+mod following;
 mod gauges;
 mod health;
 mod holding;
@@ -99,13 +100,15 @@ impl NodeView {
             let lacking = gate.map_or(0, |gate| {
                 self.holding.lacking(&published.state, me, name, gate, serving)
             });
+            let gone = known.map_or(&nothing, |slot| &*slot.gone);
+            let owed = holding::owed(&published.state, me, name, gone);
             Local {
                 state: entry.state(),
                 reason: entry.reason(),
                 synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
-                complete: gate.is_some() && complete_at >= gate && lacking == 0,
+                complete: gate.is_some() && complete_at >= gate && lacking == 0 && owed == 0,
                 missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
-                destructions: known.map_or(0, |slot| slot.destructions_pending),
+                destructions: known.map_or(0, |slot| slot.destructions_pending).max(owed),
             }
         };
         self.parts

@@ -1,5 +1,9 @@
 //! What each command does: one request, one answer, printed. Commands decide nothing that a node decides.
 
+pub(crate) mod acl;
+mod acl_changes;
+mod acl_set;
+pub(crate) mod cleanup;
 pub(crate) mod cluster;
 mod cluster_init;
 mod cluster_token;
@@ -8,10 +12,14 @@ pub(crate) mod create_kek;
 pub(crate) mod data;
 pub(crate) mod export_metadata;
 mod join;
+pub(crate) mod key;
+pub(crate) mod key_destroy;
+mod key_usage;
 pub(crate) mod list_kek;
 pub(crate) mod manual;
 mod pin_file;
 mod preview;
+pub(crate) mod revoke;
 pub(crate) mod rotate;
 mod rotation_status;
 pub(crate) mod slot;
@@ -150,11 +158,18 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
         Command::ListKek(command) => list_kek::list(session, &command).await,
         Command::Rotate(command) => rotate::rotate(session, command).await,
         Command::RotationStatus => rotation_status::status(session).await,
+        Command::Key(command) => key::run(session, command).await,
+        Command::DeleteKek(args) => key_destroy::delete_kek(session, args).await,
+        Command::CleanupOldVersions(args) => cleanup::run(session, args).await,
         Command::ExportMetadata(command) => export_metadata::export(session, &command).await,
         Command::UpdateChecksums(command) => update_checksums::show(session, &command).await,
         Command::Encrypt(command) => data::encrypt(session, &command).await,
         Command::Decrypt(command) => data::decrypt(session, command).await,
         Command::Whoami => whoami(session).await,
+        Command::Acl(command) => acl::run(session, command).await,
+        Command::Revoke(args) => revoke::revoke(session, &args).await,
+        Command::Unrevoke(args) => revoke::unrevoke(session, &args).await,
+        Command::Revocations => revoke::list(session).await,
         Command::Slot(slot::SlotCommand::Status(args)) => slot_status::status(session, &args).await,
         Command::Slot(slot::SlotCommand::Unlock(args)) => slot_unlock::unlock(session, &args).await,
         // Handled before there is a runtime.

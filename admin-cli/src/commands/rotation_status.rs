@@ -4,16 +4,13 @@ use anyhow::Result;
 use hsm_api::admin::RotationStatus;
 
 use super::{READ, Session};
-use crate::output::{self, Format, note, or_dash};
+use crate::output::{self, or_dash};
 
 pub(super) async fn status(session: &Session) -> Result<()> {
     let client = session.client(READ)?;
     let answer = session
         .ask(&client, "rotation-status", client.rotation_status())
         .await?;
-    if session.format() == Format::Table {
-        note("nothing rotates by itself yet: DUE is when to call `hsmctl rotate`");
-    }
     output::print(session.format(), &answer.body, || {
         let header = [
             "CONTEXT",

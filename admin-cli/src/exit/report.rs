@@ -3,7 +3,7 @@
 use hsm_api::{ClientError, ErrorCode};
 use serde::Serialize;
 
-use super::{ChangeFailed, Exit, Hinted, Missing, WouldBeRefused, client_error};
+use super::{ChangeFailed, Exit, Hinted, Missing, No, WouldBeRefused, client_error};
 use crate::names::Name;
 use crate::output::{self, Format, note};
 
@@ -12,6 +12,9 @@ pub(crate) fn report(outcome: anyhow::Result<()>, name: Name, format: Format) ->
     let Err(error) = outcome else {
         return Exit::Done;
     };
+    if error.downcast_ref::<No>().is_some() {
+        return Exit::of(&error);
+    }
     match format {
         Format::Table => note(&format!("{name}: {error:#}")),
         Format::Json | Format::Yaml => note(&Failure::of(&error).text(format)),

@@ -130,10 +130,144 @@ pub struct KeyVersionInfo {
     /// When it stopped encrypting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<String>,
-    /// Names of the nodes that hold it and have proven it.
+    /// Names of the nodes that hold it and have proven it; from `destroying` on, of those that have removed it.
     pub acks: Vec<String>,
     /// Where it comes from.
     pub origin: KeyOrigin,
+    /// Its way to its end, once that is scheduled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destruction: Option<DestructionInfo>,
+}
+
+/// A key version's way to its end. Times are for people; what counts is `elapsed_seconds`, which only a leader's
+/// monotonic clock brings forward.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestructionInfo {
+    /// When it was scheduled.
+    pub scheduled_at: String,
+    /// The state it has again if this is undone.
+    pub undone: KeyState,
+    /// How long it can be undone.
+    pub wait_seconds: u64,
+    /// How much of that has passed under leaders.
+    pub elapsed_seconds: u64,
+    /// When the wait was over, and the key left the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_at: Option<String>,
+    /// When the last node had removed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// Names of the nodes that have yet to remove it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owing: Vec<String>,
+    /// Old logs, snapshots and backups may still hold the key, sealed under a transport key that lives.
+    pub remnants_sealed: bool,
+}
+
+/// `POST /admin/v1/keys/{context}/versions/{version}/disable`, and `…/enable`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUseRequest {}
+
+/// `POST /admin/v1/keys/{context}/versions/{version}/destroy`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestroyKeyRequest {
+    /// How long it can be undone; the nodes have a default and a minimum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_seconds: Option<u64>,
+    /// Whether a version that was used recently is destroyed all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_recent_use: bool,
+}
+
+/// `POST /admin/v1/keys/{context}/versions/{version}/undo-destroy`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoDestroyRequest {}
+
+/// Answer of a change of one key version: what it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersionResponse {
+    /// Its context.
+    pub context: String,
+    /// The version; its members stand beside the context's name.
+    #[serde(flatten)]
+    pub info: KeyVersionInfo,
+}
+
+/// Answer of `GET /admin/v1/keys/usage`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUsageResponse {
+    /// Every version, by context and number.
+    pub versions: Vec<KeyUsage>,
+}
+
+/// How often a key version was used in the whole cluster, as far as its nodes have reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyUsage {
+    /// Its context.
+    pub context: String,
+    /// Its number.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// Its state.
+    pub state: KeyState,
+    /// Encryptions.
+    pub encryptions: u64,
+    /// Decryptions.
+    pub decryptions: u64,
+    /// When the last of them was, by the clock of the node that says the latest; absent if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<String>,
+    /// Names of the nodes that used it, with when each last did.
+    #[serde(default)]
+    pub nodes: Vec<NodeUsage>,
+}
+
+/// A node's last reported use of a key version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeUsage {
+    /// The node.
+    pub node_id: String,
+    /// When, by its clock.
+    pub last_used: String,
+}
+
+/// `POST /admin/v1/keys/cleanup`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanupRequest {
+    /// Only this context; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Say what would be disabled, and disable nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// Answer of a clean-up: every retired version, what became of it, and why. Nothing is ever destroyed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanupResponse {
+    /// Whether it was only looked at.
+    pub dry_run: bool,
+    /// By context and number.
+    pub versions: Vec<CleanupVersion>,
+}
+
+/// One retired version in a clean-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanupVersion {
+    /// Its context.
+    pub context: String,
+    /// Its number.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// Whether it is disabled now, or would be.
+    pub disabled: bool,
+    /// Why it stays, for people; empty if it is disabled.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kept_because: String,
+    /// Whether version 1, which counted the days since a version was made, would have deleted it.
+    pub deleted_by_v1: bool,
 }
 
 /// `POST /admin/v1/keys/{context}/rotate`.
@@ -183,6 +317,6 @@ pub struct RotationStatus {
     pub missing: Vec<String>,
     /// The schedule.
     pub rotation_interval_days: u32,
-    /// When its interval will have passed since activation. Nothing rotates by itself yet.
+    /// When its interval will have passed since activation: the leader rotates it then.
     pub next_rotation_due: Option<String>,
 }

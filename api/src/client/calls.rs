@@ -1,6 +1,8 @@
 //! The calls of the API, one method each: which path, which headers, how long an attempt may
 //! take, and whether another node may be asked.
 
+mod access;
+
 use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -16,11 +18,17 @@ use super::error::ClientError;
 use super::transport::Call;
 use super::{Client, header_value};
 use crate::admin::{
-    ClusterInitRequest, ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, JoinRequest,
-    JoinResponse, JoinTokenRequest, JoinTokenResponse, ListKeksResponse, MembersResponse, RotateRequest,
-    RotateResponse, RotationStatusResponse, SlotKeysResponse, SlotStatus, UnlockSlotRequest, WhoAmI,
+    CleanupRequest, CleanupResponse, ClusterInitRequest, ClusterInitResponse, ClusterStatus,
+    CreateKekRequest, CreateKekResponse, DestroyKeyRequest, JoinRequest, JoinResponse, JoinTokenRequest,
+    JoinTokenResponse, KeyUsageResponse, KeyUseRequest, KeyVersionResponse, ListKeksResponse,
+    MembersResponse, RotateRequest, RotateResponse, RotationStatusResponse, SlotKeysResponse, SlotStatus,
+    UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
 };
-use crate::data::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
+use crate::data::{
+    BatchResponse, DataKeyBatch, DataKeyRequest, DataKeyResponse, DecryptBatch, DecryptRequest,
+    DecryptResponse, EncryptBatch, EncryptRequest, EncryptResponse, RewrapBatch, RewrapRequest,
+    RewrapResponse,
+};
 use crate::{headers, paths};
 
 /// Nodes give a mutation up after 15 s and then say so: wait for that.
@@ -28,6 +36,8 @@ const MUTATION: Duration = Duration::from_secs(20);
 /// Making a cluster or joining one imports keys; a joining node answers within 60 s. Making key pairs takes
 /// seconds each.
 const MEMBERSHIP: Duration = Duration::from_secs(75);
+/// A node gives a batch of a thousand items on a slow token this long.
+const BATCH: Duration = Duration::from_secs(30);
 /// Quotes, names and braces of a request.
 const JSON_OVERHEAD: usize = 256;
 
@@ -42,9 +52,7 @@ struct Mutation<'a> {
 impl Client {
     /// Encrypts.
     pub async fn encrypt(&self, request: &EncryptRequest) -> Result<Answer<EncryptResponse>, ClientError> {
-        let aad = request.aad.as_ref().map_or(0, |aad| aad.as_slice().len());
-        let size = request.context.len() + (request.plaintext.as_slice().len() + aad) * 4 / 3;
-        let call = self.data_call(paths::ENCRYPT, body(request, size)?);
+        let call = self.data_call(paths::ENCRYPT, body(request, encrypt_size(request))?);
         let (response, attempts) = self.run(&call).await?;
         Ok(Answer {
             body: response.json()?,
@@ -61,6 +69,60 @@ impl Client {
             body: response.secret_json()?,
             meta: response.meta(attempts),
         })
+    }
+
+    /// Encrypts many. That the call succeeds says nothing of the items: each has a result of its own, and none of
+    /// them is repeated.
+    pub async fn encrypt_batch(
+        &self,
+        request: &EncryptBatch,
+    ) -> Result<Answer<BatchResponse<EncryptResponse>>, ClientError> {
+        let size = batch_size(&request.batch, encrypt_size);
+        self.batch(paths::ENCRYPT, body(request, size)?).await
+    }
+
+    /// Decrypts many; for their results see [`Client::encrypt_batch`].
+    pub async fn decrypt_batch(
+        &self,
+        request: &DecryptBatch,
+    ) -> Result<Answer<BatchResponse<DecryptResponse>>, ClientError> {
+        self.batch(paths::DECRYPT, body(request, 0)?).await
+    }
+
+    /// Brings a ciphertext under the active key version of its context.
+    pub async fn rewrap(&self, request: &RewrapRequest) -> Result<Answer<RewrapResponse>, ClientError> {
+        let call = self.data_call(paths::REWRAP, body(request, 0)?);
+        let (response, attempts) = self.run(&call).await?;
+        Ok(Answer {
+            body: response.json()?,
+            meta: response.meta(attempts),
+        })
+    }
+
+    /// Brings many under it; for their results see [`Client::encrypt_batch`].
+    pub async fn rewrap_batch(
+        &self,
+        request: &RewrapBatch,
+    ) -> Result<Answer<BatchResponse<RewrapResponse>>, ClientError> {
+        self.batch(paths::REWRAP, body(request, 0)?).await
+    }
+
+    /// Makes a data key. A repetition makes another one, of which the caller learns nothing.
+    pub async fn datakey(&self, request: &DataKeyRequest) -> Result<Answer<DataKeyResponse>, ClientError> {
+        let call = self.data_call(paths::DATAKEY, body(request, 0)?);
+        let (response, attempts) = self.run(&call).await?;
+        Ok(Answer {
+            body: response.secret_json()?,
+            meta: response.meta(attempts),
+        })
+    }
+
+    /// Makes many; for their results see [`Client::encrypt_batch`].
+    pub async fn datakey_batch(
+        &self,
+        request: &DataKeyBatch,
+    ) -> Result<Answer<BatchResponse<DataKeyResponse>>, ClientError> {
+        self.batch(paths::DATAKEY, body(request, 0)?).await
     }
 
     /// Makes a cluster of the first endpoint's node. No other endpoint is asked: it would make a
@@ -157,6 +219,70 @@ impl Client {
         self.mutate(mutation, &RotateRequest {}).await
     }
 
+    /// Takes a retired version out of use: it decrypts nothing until it is enabled. For the key see
+    /// [`Client::create_kek`].
+    pub async fn disable_key(
+        &self,
+        context: &str,
+        version: u32,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeyVersionResponse>, ClientError> {
+        let path = paths::key_version(context, version, "disable");
+        self.mutate(changes_key(&path, idempotency_key), &KeyUseRequest {})
+            .await
+    }
+
+    /// Puts a disabled version back into use.
+    pub async fn enable_key(
+        &self,
+        context: &str,
+        version: u32,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeyVersionResponse>, ClientError> {
+        let path = paths::key_version(context, version, "enable");
+        self.mutate(changes_key(&path, idempotency_key), &KeyUseRequest {})
+            .await
+    }
+
+    /// Has a retired version destroyed after a wait.
+    pub async fn destroy_key(
+        &self,
+        context: &str,
+        version: u32,
+        request: &DestroyKeyRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeyVersionResponse>, ClientError> {
+        let path = paths::key_version(context, version, "destroy");
+        self.mutate(changes_key(&path, idempotency_key), request).await
+    }
+
+    /// Takes a destruction back that still waits.
+    pub async fn undo_destroy_key(
+        &self,
+        context: &str,
+        version: u32,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeyVersionResponse>, ClientError> {
+        let path = paths::key_version(context, version, "undo-destroy");
+        self.mutate(changes_key(&path, idempotency_key), &UndoDestroyRequest {})
+            .await
+    }
+
+    /// Disables versions that nobody needs any more, by each context's policy.
+    pub async fn clean_up_keys(
+        &self,
+        request: &CleanupRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<CleanupResponse>, ClientError> {
+        self.mutate(changes_key(paths::KEYS_CLEANUP, idempotency_key), request)
+            .await
+    }
+
+    /// How often each key version was used, and when last.
+    pub async fn key_usage(&self) -> Result<Answer<KeyUsageResponse>, ClientError> {
+        self.get(paths::KEYS_USAGE).await
+    }
+
     /// Where each context stands in its rotation.
     pub async fn rotation_status(&self) -> Result<Answer<RotationStatusResponse>, ClientError> {
         self.get(paths::ROTATION_STATUS).await
@@ -210,6 +336,20 @@ impl Client {
             limit: self.request_timeout,
             first_endpoint_only: false,
         }
+    }
+
+    async fn batch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer<BatchResponse<T>>, ClientError> {
+        let mut call = self.data_call(path, body);
+        call.limit = call.limit.max(BATCH);
+        let (response, attempts) = self.run(&call).await?;
+        Ok(Answer {
+            body: response.secret_json()?,
+            meta: response.meta(attempts),
+        })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Answer<T>, ClientError> {
@@ -268,6 +408,16 @@ impl Client {
     }
 }
 
+/// A change that any node takes.
+fn changes_key<'a>(path: &'a str, idempotency_key: Option<&'a str>) -> Mutation<'a> {
+    Mutation {
+        path,
+        idempotency_key,
+        limit: MUTATION,
+        first_endpoint_only: false,
+    }
+}
+
 fn json() -> HeaderValue {
     HeaderValue::from_static("application/json")
 }
@@ -277,6 +427,16 @@ fn json_headers() -> HeaderMap {
     headers.insert(CONTENT_TYPE, json());
     headers.insert(ACCEPT, json());
     headers
+}
+
+/// Bytes of texts in a request that holds a plaintext: its buffer must not grow, which would leave a copy behind.
+fn encrypt_size(request: &EncryptRequest) -> usize {
+    let aad = request.aad.as_ref().map_or(0, |aad| aad.as_slice().len());
+    request.context.len() + (request.plaintext.as_slice().len() + aad) * 4 / 3
+}
+
+fn batch_size<T>(items: &[T], size: impl Fn(&T) -> usize) -> usize {
+    items.iter().map(|item| size(item) + JSON_OVERHEAD).sum()
 }
 
 /// Encodes into a buffer that is wiped when the last attempt is over.

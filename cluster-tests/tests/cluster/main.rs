@@ -2,7 +2,9 @@
 //! binary, so that the harness is linked once; each test makes a cluster of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod bad_input;
+mod batches;
 mod canary;
 mod chaos;
 mod cli;
@@ -21,6 +23,7 @@ mod hung_token;
 #[cfg(feature = "failpoints")]
 mod joiner;
 mod joining;
+mod key_life;
 mod metrics;
 mod partitions;
 mod pkcs11;

@@ -24,7 +24,8 @@ const TAG_BITS: u64 = 128;
 /// What a visit does, with what, and what it brings back.
 type Task = fn(&Session, &Value) -> Result<Value>;
 
-static TASKS: [(&str, Task); 4] = [
+static TASKS: [(&str, Task); 5] = [
+    ("labels", labels),
     ("seal", seal),
     ("rob", rob),
     ("unwrap", unwrap),
@@ -65,6 +66,17 @@ impl Token {
         );
         std::fs::write(&self.conf, text)?;
         Ok(self)
+    }
+
+    /// The labels of its KEKs, in order.
+    pub(crate) fn keks(&self) -> Result<Vec<String>> {
+        let labels: Vec<String> = serde_json::from_value(self.visit("labels", &Value::Null)?)?;
+        let mut keks: Vec<String> = labels
+            .into_iter()
+            .filter(|label| label.starts_with("kek-"))
+            .collect();
+        keks.sort_unstable();
+        Ok(keks)
     }
 
     /// `nonce ‖ ciphertext ‖ tag` of each vector under the key with this label.
@@ -191,6 +203,14 @@ fn seal(session: &Session, input: &Value) -> Result<Value> {
 fn secret_keys(session: &Session) -> Result<Vec<ObjectHandle>> {
     let template = [Attribute::Token(true), Attribute::Class(ObjectClass::SECRET_KEY)];
     Ok(session.find_objects(&template)?)
+}
+
+fn labels(session: &Session, _: &Value) -> Result<Value> {
+    let labels: Result<Vec<String>> = secret_keys(session)?
+        .into_iter()
+        .map(|key| label_of(session, key))
+        .collect();
+    Ok(json!(labels?))
 }
 
 fn forget_keys(session: &Session, _: &Value) -> Result<Value> {

@@ -10,7 +10,7 @@ use aes_gcm::{Aes256Gcm, KeyInit};
 use anyhow::{Context, Result, anyhow, ensure};
 use cluster_tests::shim::{SOFTHSM, Shim};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::data::DecryptRequest;
+use hsm_api::data::{DecryptRequest, RewrapRequest};
 use hsm_api::{Client, ErrorCode};
 
 use crate::common::{CONTEXT, Sealed, formed_with, open, seal};
@@ -149,6 +149,17 @@ async fn v1_ciphertexts_open_on_every_node_for_whom_they_were_made() -> Result<(
         }
         let trading = cluster.client_on("trading-1", node.number)?;
         let (v1, end) = (&of_old[3], of_old[3].ciphertext.len() - 1);
+        let rewrap = RewrapRequest::new(CONTEXT, v1.ciphertext.as_slice()).with_key_id(old);
+        let moved = trading.rewrap(&rewrap).await?.into_body();
+        ensure!(moved.key_id == active, "rewrapped under {}", moved.key_id);
+        let opened = trading
+            .decrypt(&DecryptRequest::new(CONTEXT, moved.ciphertext))
+            .await?;
+        ensure!(
+            opened.plaintext.as_slice() == v1.plaintext,
+            "{}: something else came out of the rewrapped one",
+            node.id()
+        );
         let mut altered = v1.ciphertext.clone();
         altered[end] ^= 1;
         for (what, client, request) in [

@@ -2,127 +2,151 @@
 //! exactly once, by whoever takes its callback first.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::envelope::{Binding, Header};
+use super::work::{Output, Work};
 use crate::error::OpError;
-use crate::names::KeyUid;
-use crate::secrets::Plaintext;
 
-/// A plaintext to be encrypted into an envelope.
-pub struct EncryptJob {
-    /// The key version.
-    pub key_uid: KeyUid,
-    /// Its number in the context.
-    pub version: u32,
-    /// Name of the context.
-    pub context: Arc<str>,
-    /// Whom the ciphertext is bound to.
-    pub binding: Binding,
-    /// First OU, CN or empty, by `binding`.
-    pub binding_value: Arc<str>,
-    /// The caller's associated data.
-    pub aad: Vec<u8>,
-    /// What to encrypt.
-    pub plaintext: Plaintext,
+/// How a job is answered: once, on one of the slot's threads.
+pub type OnDone = Box<dyn FnOnce(Result<Output, OpError>) + Send>;
+
+/// How a batch is answered: once, on one of the slot's threads, with one outcome for each item, in their order.
+pub type OnBatchDone = Box<dyn FnOnce(Vec<Result<Output, OpError>>) + Send>;
+
+/// The time that a batch gets where one job gets `one`: a batch of fewer than a hundred items as much, and once
+/// more for every hundred.
+#[must_use]
+pub fn batch_time(one: Duration, items: usize) -> Duration {
+    one.saturating_mul(u32::try_from(1 + items / 100).unwrap_or(u32::MAX))
 }
 
-/// An envelope to be opened.
-pub struct DecryptJob {
-    /// The envelope's own header, parsed and checked against the context's key versions.
-    pub header: Header,
-    /// The whole envelope.
-    pub ciphertext: Vec<u8>,
-    /// Name of the context.
-    pub context: Arc<str>,
-    /// First OU, CN or empty, by the header's binding.
-    pub binding_value: Arc<str>,
-    /// The caller's associated data.
-    pub aad: Vec<u8>,
+/// What one thread does in one go, with one session.
+pub(crate) enum Load {
+    One(Work),
+    Batch(Vec<Work>),
 }
-
-/// A v1 ciphertext to be opened: `nonce(12) ‖ ct ‖ tag(16)`.
-pub struct DecryptV1Job {
-    /// The key version whose stored label the caller named.
-    pub key_uid: KeyUid,
-    /// Nonce, ciphertext, tag.
-    pub ciphertext: Vec<u8>,
-    /// Name of the context.
-    pub context: Arc<str>,
-    /// First OU or CN, by the context's mode.
-    pub binding_value: Arc<str>,
-}
-
-pub(crate) enum Work {
-    Encrypt(EncryptJob),
-    DecryptV2(DecryptJob),
-    DecryptV1(DecryptV1Job),
-}
-
-impl Work {
-    pub(crate) fn key_uid(&self) -> KeyUid {
-        match self {
-            Self::Encrypt(job) => job.key_uid,
-            Self::DecryptV2(job) => job.header.key_uid,
-            Self::DecryptV1(job) => job.key_uid,
-        }
-    }
-
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Encrypt(_) => "encrypt",
-            Self::DecryptV2(_) => "decrypt",
-            Self::DecryptV1(_) => "decrypt_v1",
-        }
-    }
-}
-
-type Callback<T> = Box<dyn FnOnce(Result<T, OpError>) + Send>;
 
 pub(crate) enum Done {
-    Envelope(Callback<Vec<u8>>),
-    Plaintext(Callback<Plaintext>),
+    One(OnDone),
+    Batch(Batch),
 }
 
-/// What a call gave.
-pub(crate) enum Output {
-    Envelope(Vec<u8>),
-    Plaintext(Plaintext),
+/// A batch and the answers of its items so far. They stand where the watchdog can reach them: an item that hangs
+/// must not cost those before it their answers.
+pub(crate) struct Batch {
+    answers: Vec<Result<Output, OpError>>,
+    items: usize,
+    done: OnBatchDone,
+}
+
+impl Batch {
+    /// The answer of the next item.
+    pub(crate) fn push(&mut self, outcome: Result<Output, OpError>) {
+        if self.answers.len() < self.items {
+            self.answers.push(outcome);
+        }
+    }
+
+    /// Answers, every item that has no answer with this error.
+    fn answer(mut self, rest: &OpError) {
+        self.answers.resize_with(self.items, || Err(rest.clone()));
+        (self.done)(self.answers);
+    }
 }
 
 impl Done {
-    /// Answers. A panic in the callback is the caller's own and must not end the slot's thread.
+    /// Answers. Of a batch only errors come here: each is the answer of every item that has none. A panic in the
+    /// callback is the caller's own and must not end the slot's thread.
     pub(crate) fn answer(self, outcome: Result<Output, OpError>) {
-        let answer = || match (self, outcome) {
-            (Self::Envelope(done), Ok(Output::Envelope(envelope))) => done(Ok(envelope)),
-            (Self::Plaintext(done), Ok(Output::Plaintext(plaintext))) => done(Ok(plaintext)),
-            (Self::Envelope(done), Err(error)) => done(Err(error)),
-            (Self::Plaintext(done), Err(error)) => done(Err(error)),
-            // Each kind of work has one kind of output and of callback.
-            (Self::Envelope(done), Ok(_)) => done(Err(OpError::KeyNotLoaded)),
-            (Self::Plaintext(done), Ok(_)) => done(Err(OpError::KeyNotLoaded)),
+        let answer = || match self {
+            Self::One(done) => done(outcome),
+            Self::Batch(batch) => batch.answer(&outcome.err().unwrap_or(OpError::Deadline)),
         };
         let _ = catch_unwind(AssertUnwindSafe(answer));
     }
 }
 
 pub(crate) struct Job {
-    pub(crate) work: Work,
+    pub(crate) load: Load,
     pub(crate) done: Done,
     pub(crate) queued: Instant,
 }
 
 impl Job {
-    pub(crate) fn new(work: Work, done: Done) -> Self {
+    pub(crate) fn one(work: Work, done: OnDone) -> Self {
         Self {
-            work,
-            done,
+            load: Load::One(work),
+            done: Done::One(done),
             queued: Instant::now(),
         }
     }
 
+    pub(crate) fn batch(works: Vec<Work>, done: OnBatchDone) -> Self {
+        let batch = Batch {
+            answers: Vec::with_capacity(works.len()),
+            items: works.len(),
+            done,
+        };
+        Self {
+            load: Load::Batch(works),
+            done: Done::Batch(batch),
+            queued: Instant::now(),
+        }
+    }
+
+    pub(crate) fn is_batch(&self) -> bool {
+        matches!(self.load, Load::Batch(_))
+    }
+
     pub(crate) fn refuse(self, error: OpError) {
         self.done.answer(Err(error));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_gets_more_time_with_every_hundred_items() {
+        let one = Duration::from_secs(2);
+        for (items, seconds) in [(0, 2), (1, 2), (99, 2), (100, 4), (1000, 22)] {
+            assert_eq!(batch_time(one, items), Duration::from_secs(seconds), "{items}");
+        }
+        assert_eq!(batch_time(Duration::MAX, usize::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn an_end_in_the_middle_of_a_batch_leaves_the_answers_that_there_are() {
+        let (send, receive) = channel();
+        let mut batch = Batch {
+            answers: Vec::new(),
+            items: 3,
+            done: Box::new(move |outcomes| send.send(outcomes).unwrap()),
+        };
+        batch.push(Ok(Output::Envelope(vec![7])));
+        Done::Batch(batch).answer(Err(OpError::Deadline));
+        let outcomes = receive.recv().unwrap();
+        assert!(matches!(&outcomes[0], Ok(Output::Envelope(bytes)) if *bytes == [7]));
+        for outcome in &outcomes[1..] {
+            assert!(matches!(outcome, Err(OpError::Deadline)));
+        }
+        assert_eq!(outcomes.len(), 3);
+    }
+
+    #[test]
+    fn a_batch_that_is_refused_has_an_answer_for_every_item() {
+        let (send, receive) = channel();
+        let done: OnBatchDone = Box::new(move |outcomes| send.send(outcomes.len()).unwrap());
+        let mut job = Job::batch(Vec::new(), done);
+        if let Done::Batch(batch) = &mut job.done {
+            batch.items = 5;
+        }
+        assert!(job.is_batch());
+        job.refuse(OpError::QueueFull);
+        assert_eq!(receive.recv().unwrap(), 5);
     }
 }

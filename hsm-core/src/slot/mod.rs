@@ -6,20 +6,25 @@ mod executor;
 mod health;
 mod job;
 mod open;
+mod perform;
 mod queue;
 mod retired;
+mod sessions;
 mod shared;
 mod state;
 mod watchdog;
+mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use job::{DecryptJob, DecryptV1Job, EncryptJob};
+pub use job::{OnBatchDone, OnDone, batch_time};
 pub use state::{SlotState, TOKEN_REPLACED};
+pub use work::{
+    Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, EncryptJob, Output, RewrapJob, Work,
+};
 
-use crate::envelope::{HEADER_LEN, Header, TAG_LEN, V1_NONCE_LEN};
 use crate::error::{HsmError, OpError, SlotError};
 use crate::inventory::{self, ForeignObject, HeldKey, Inventory};
 use crate::kek::{self, GenerateKek, GeneratedKek, ImportKek, KekUse};
@@ -28,7 +33,7 @@ use crate::names::{KeyUid, TransportId};
 use crate::secrets::{Pin, Plaintext};
 use crate::transport::CHECK_LEN;
 use crate::{node_key, transport};
-use job::{Done, Job, Work};
+use job::Job;
 use shared::Shared;
 
 /// Called after every operation with its name, how long it took, and whether the token did what
@@ -295,12 +300,13 @@ impl Slot {
     }
 
     /// Destroys a key, session copies first, and ends its quarantine. Returns how many token
-    /// objects there were; none is fine.
+    /// objects there were; none is fine. Neither object nor copy is found by its id when this returns.
     pub fn destroy_kek(&self, key_uid: KeyUid) -> Result<usize, HsmError> {
         let shared = &self.0.shared;
         shared.control("destroy_kek", |token| {
             shared.want(key_uid, None);
             shared.drop_copies(token, key_uid);
+            kek::destroy_copies(token, key_uid)?;
             let destroyed = kek::destroy(token, key_uid)?;
             shared.end_quarantine(key_uid);
             Ok(destroyed)
@@ -346,13 +352,33 @@ impl Slot {
     // Data operations. They return at once; `done` is called on one of the slot's threads, or
     // not at all if an error is returned here.
 
+    /// Does one thing.
+    pub fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+        work.check()?;
+        self.check_ready()?;
+        let shared = &self.0.shared;
+        if work.keys().any(|key| shared.loaded_use(key).is_none()) {
+            return Err(OpError::KeyNotLoaded);
+        }
+        shared.queue.push(Job::one(work, done))
+    }
+
+    /// Does many things with one session, one after the other and nothing between them. The batch takes one
+    /// place in the queue and [`batch_time`] of the slot's deadline; every call in it has the deadline of a
+    /// call. What is wrong with one item is that item's answer and no other's.
+    pub fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+        self.check_ready()?;
+        self.0.shared.queue.push(Job::batch(works, done))
+    }
+
     /// Encrypts into an envelope.
     pub fn encrypt(
         &self,
         job: EncryptJob,
         done: impl FnOnce(Result<Vec<u8>, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
-        self.submit(Work::Encrypt(job), Done::Envelope(Box::new(done)))
+        let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::envelope));
+        self.run(Work::Encrypt(job), Box::new(done))
     }
 
     /// Opens an envelope.
@@ -361,14 +387,8 @@ impl Slot {
         job: DecryptJob,
         done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
-        if job.ciphertext.len() < HEADER_LEN + TAG_LEN {
-            return Err(OpError::TooShort);
-        }
-        // The associated data is taken from the ciphertext, the key from the header.
-        if Header::parse(&job.ciphertext).map(|(header, _)| header) != Some(job.header) {
-            return Err(OpError::AuthenticationFailed);
-        }
-        self.submit(Work::DecryptV2(job), Done::Plaintext(Box::new(done)))
+        let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::plaintext));
+        self.run(Work::DecryptV2(job), Box::new(done))
     }
 
     /// Opens a v1 ciphertext.
@@ -377,21 +397,17 @@ impl Slot {
         job: DecryptV1Job,
         done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
-        if job.ciphertext.len() < V1_NONCE_LEN + TAG_LEN {
-            return Err(OpError::TooShort);
-        }
-        self.submit(Work::DecryptV1(job), Done::Plaintext(Box::new(done)))
+        let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::plaintext));
+        self.run(Work::DecryptV1(job), Box::new(done))
     }
 
-    fn submit(&self, work: Work, done: Done) -> Result<(), OpError> {
-        let shared = &self.0.shared;
-        if !shared.state.is_ready() {
-            return Err(OpError::SlotNotReady(shared.state.get()));
+    fn check_ready(&self) -> Result<(), OpError> {
+        let state = &self.0.shared.state;
+        if state.is_ready() {
+            Ok(())
+        } else {
+            Err(OpError::SlotNotReady(state.get()))
         }
-        if shared.loaded_use(work.key_uid()).is_none() {
-            return Err(OpError::KeyNotLoaded);
-        }
-        shared.queue.push(Job::new(work, done))
     }
 
     #[cfg(feature = "test-support")]

@@ -7,9 +7,9 @@ use std::thread;
 
 use cryptoki::session::Session;
 
-use super::executor::{self, Sessions};
+use super::sessions::Sessions;
 use super::shared::{Parts, Shared};
-use super::{Inner, Slot, SlotOptions, watchdog};
+use super::{Inner, Slot, SlotOptions, executor, watchdog};
 use crate::error::{HsmError, SlotError};
 use crate::inventory;
 use crate::login::Login;

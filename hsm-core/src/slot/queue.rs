@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::job::{Done, Job};
 use super::watchdog::CallClock;
+use super::work::Output;
 use crate::error::OpError;
 use crate::module::lock;
 
@@ -47,6 +48,26 @@ impl Desk {
         let mut current = lock(&self.current);
         self.clock.end();
         current.take()
+    }
+
+    /// An item of a batch is over, and the next one begins. False if the watchdog has answered the batch.
+    pub(crate) fn item_ends(&self, outcome: Result<Output, OpError>) -> bool {
+        let mut current = lock(&self.current);
+        let Some(Done::Batch(batch)) = current.as_mut() else {
+            return false;
+        };
+        batch.push(outcome);
+        self.clock.begin();
+        true
+    }
+
+    /// Another call of the same job begins. False if the watchdog has answered the job.
+    pub(crate) fn next_call(&self) -> bool {
+        let current = lock(&self.current);
+        if current.is_some() {
+            self.clock.begin();
+        }
+        current.is_some()
     }
 
     pub(crate) fn next(&self) -> Option<Job> {
@@ -99,7 +120,18 @@ impl Queue {
             waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         let share = waiting.jobs.len().div_ceil(self.threads).min(BATCH);
-        lock(&desk.batch).extend(waiting.jobs.drain(..share));
+        let mut taken = lock(&desk.batch);
+        for _ in 0..share {
+            let Some(job) = waiting.jobs.pop_front() else {
+                break;
+            };
+            let is_batch = job.is_batch();
+            taken.push_back(job);
+            // What is behind it would wait for all of its items, and another thread may be idle.
+            if is_batch {
+                break;
+            }
+        }
         true
     }
 
@@ -120,22 +152,25 @@ impl Queue {
 mod tests {
     use std::sync::mpsc::{Sender, channel};
 
-    use super::super::job::{DecryptV1Job, Work};
+    use super::super::work::{DecryptV1Job, Work};
     use super::*;
     use crate::names::KeyUid;
 
-    fn job(answers: &Sender<OpError>) -> Job {
-        let answers = answers.clone();
-        let work = DecryptV1Job {
+    fn work() -> Work {
+        Work::DecryptV1(DecryptV1Job {
             key_uid: KeyUid::from_bytes([0; 16]),
             ciphertext: Vec::new(),
             context: "c".into(),
             binding_value: "".into(),
-        };
-        let done = Done::Plaintext(Box::new(move |outcome| {
+        })
+    }
+
+    fn job(answers: &Sender<OpError>) -> Job {
+        let answers = answers.clone();
+        let done = Box::new(move |outcome: Result<Output, OpError>| {
             let _ = answers.send(outcome.err().unwrap());
-        }));
-        Job::new(Work::DecryptV1(work), done)
+        });
+        Job::one(work(), done)
     }
 
     #[test]
@@ -161,6 +196,40 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_takes_one_place_and_holds_up_nothing_that_another_thread_could_do() {
+        let (answers, _) = channel();
+        let queue = Queue::new(3, 1);
+        queue.push(job(&answers)).unwrap();
+        let batch = Job::batch(vec![work(), work(), work()], Box::new(|_| {}));
+        queue.push(batch).unwrap();
+        queue.push(job(&answers)).unwrap();
+        let desk = Desk::default();
+        assert!(queue.fill(&desk));
+        assert_eq!((queue.depth(), desk.take_all().len()), (1, 2));
+    }
+
+    #[test]
+    fn an_answered_batch_or_job_goes_no_further() {
+        let (answers, answered) = channel();
+        let desk = Desk::default();
+        let done = Box::new(move |outcomes: Vec<Result<Output, OpError>>| {
+            let errors: Vec<bool> = outcomes.iter().map(Result::is_err).collect();
+            answers.send(errors).unwrap();
+        });
+        let batch = Job::batch(vec![work(), work()], done);
+        desk.begin(batch.done);
+        assert!(desk.next_call());
+        assert!(desk.item_ends(Ok(Output::Envelope(Vec::new()))));
+        // As the watchdog does when the second item hangs.
+        let done = lock(&desk.current).take().unwrap();
+        done.answer(Err(OpError::Deadline));
+        assert_eq!(answered.recv().unwrap(), [false, true]);
+        assert!(!desk.item_ends(Ok(Output::Envelope(Vec::new()))));
+        assert!(!desk.next_call());
+        assert!(desk.end().is_none() && desk.clock.running().is_none());
+    }
+
+    #[test]
     fn a_closed_queue_ends_its_threads_and_takes_nothing() {
         let (answers, _) = channel();
         let queue = Queue::new(2, 1);
@@ -174,7 +243,7 @@ mod tests {
         let (answers, answered) = channel();
         job(&answers).refuse(OpError::Deadline);
         assert_eq!(answered.recv().unwrap(), OpError::Deadline);
-        let done = Done::Envelope(Box::new(|_| panic!("the caller's own fault")));
+        let done = Done::One(Box::new(|_| panic!("the caller's own fault")));
         done.answer(Err(OpError::Deadline));
     }
 }

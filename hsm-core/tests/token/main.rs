@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod batches;
 mod data;
 mod harness;
 mod health;
@@ -36,6 +37,12 @@ scenarios! {
     a_decrypt_only_version_does_not_encrypt: data::decrypt_only;
     a_key_that_is_not_loaded_is_said_to_be_so: data::not_loaded;
     many_callers_get_every_answer: data::many_callers;
+
+    a_batch_is_answered_in_order_and_a_bad_item_costs_no_other_anything: batches::order_and_neighbours;
+    a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
+    an_item_that_hangs_costs_those_before_it_nothing: batches::hanging_item;
+    a_ciphertext_of_either_format_is_rewrapped: batches::rewrap;
+    data_keys_are_fresh_and_stay_data_keys: batches::data_keys;
 
     importing_twice_makes_one_object: lifecycle::import_twice, lifecycle::import_after_restart;
     a_second_object_of_one_id_is_quarantined_until_destroyed: lifecycle::duplicates;

@@ -65,7 +65,7 @@ fn end(error: Option<&CallError>) -> End {
 }
 
 /// One line of text, whatever a certificate or request holds.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .take(MAX)
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })

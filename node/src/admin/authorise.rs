@@ -36,6 +36,30 @@ pub enum Act {
     UnlockSlot,
     /// `whoami`.
     WhoAmI,
+    /// `acl get`.
+    GetAcl,
+    /// `acl test`, and `acl set --dry-run`.
+    TestAcl,
+    /// `acl set`.
+    SetAcl,
+    /// `revoke`.
+    Revoke,
+    /// `unrevoke`.
+    Unrevoke,
+    /// `revocations`.
+    ListRevocations,
+    /// `key disable`.
+    KeyDisable,
+    /// `key enable`.
+    KeyEnable,
+    /// `key destroy`.
+    KeyDestroy,
+    /// `key undo-destroy`.
+    KeyUndoDestroy,
+    /// `key usage`.
+    KeyUsage,
+    /// `cleanup-old-versions`.
+    KeyCleanup,
 }
 
 /// Who may act on keys.
@@ -60,17 +84,47 @@ impl Act {
             Self::RotationStatus => "key.rotation_status",
             Self::UnlockSlot => "slot.unlock",
             Self::WhoAmI => "whoami",
+            Self::GetAcl => "acl.get",
+            Self::TestAcl => "acl.test",
+            Self::SetAcl => "acl.set",
+            Self::Revoke => "revocations.add",
+            Self::Unrevoke => "revocations.remove",
+            Self::ListRevocations => "revocations.list",
+            Self::KeyDisable => "key.disable",
+            Self::KeyEnable => "key.enable",
+            Self::KeyDestroy => "key.destroy",
+            Self::KeyUndoDestroy => "key.undo_destroy",
+            Self::KeyUsage => "key.usage",
+            Self::KeyCleanup => "key.cleanup",
         }
     }
 
     /// The roles that suffice; `None`: every certificate that is not revoked.
     fn roles(self) -> Option<&'static [Role]> {
         match self {
-            Self::Init | Self::Join | Self::SlotKeys | Self::CreateJoinToken | Self::UnlockSlot => {
-                Some(&[Role::Admin])
-            }
-            Self::CreateKey | Self::Rotate => Some(OPERATE),
-            Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus => Some(READ),
+            Self::Init
+            | Self::Join
+            | Self::SlotKeys
+            | Self::CreateJoinToken
+            | Self::UnlockSlot
+            | Self::KeyDestroy
+            | Self::SetAcl
+            | Self::Revoke
+            | Self::Unrevoke => Some(&[Role::Admin]),
+            Self::ListRevocations => Some(&[Role::Admin, Role::Auditor]),
+            Self::CreateKey
+            | Self::Rotate
+            | Self::KeyDisable
+            | Self::KeyEnable
+            | Self::KeyUndoDestroy
+            | Self::KeyCleanup => Some(OPERATE),
+            Self::Status
+            | Self::Members
+            | Self::ListKeys
+            | Self::RotationStatus
+            | Self::KeyUsage
+            | Self::GetAcl
+            | Self::TestAcl => Some(READ),
             Self::WhoAmI => None,
         }
     }
@@ -84,8 +138,24 @@ impl Act {
             | Self::CreateJoinToken
             | Self::CreateKey
             | Self::Rotate
-            | Self::UnlockSlot => true,
-            Self::Status | Self::Members | Self::ListKeys | Self::RotationStatus | Self::WhoAmI => false,
+            | Self::UnlockSlot
+            | Self::KeyDisable
+            | Self::KeyEnable
+            | Self::KeyDestroy
+            | Self::KeyUndoDestroy
+            | Self::KeyCleanup
+            | Self::SetAcl
+            | Self::Revoke
+            | Self::Unrevoke => true,
+            Self::Status
+            | Self::Members
+            | Self::ListKeys
+            | Self::RotationStatus
+            | Self::WhoAmI
+            | Self::KeyUsage
+            | Self::GetAcl
+            | Self::TestAcl
+            | Self::ListRevocations => false,
         }
     }
 }
@@ -98,6 +168,12 @@ impl AdminBody {
             Self::Rotate { .. } => Act::Rotate,
             Self::CreateKey { .. } => Act::CreateKey,
             Self::CreateJoinToken { .. } => Act::CreateJoinToken,
+            Self::SetKeyUse { enable: true, .. } => Act::KeyEnable,
+            Self::SetKeyUse { enable: false, .. } => Act::KeyDisable,
+            Self::DestroyKey { .. } => Act::KeyDestroy,
+            Self::UndoDestroy { .. } => Act::KeyUndoDestroy,
+            Self::Cleanup { .. } => Act::KeyCleanup,
+            Self::Access(body) => body.act(),
         }
     }
 }
@@ -137,12 +213,12 @@ pub fn state_policy(state: &ClusterState) -> Option<Policy> {
     ))
 }
 
-/// The rules in force on a node: the state's, or the seed's before there is a state. Roles of an issuer that
-/// is no CA of this node's files are left out: an intermediate CA may bear any such name.
+/// The rules in force on a node: the state's, or the seed's before there is a state. Roles and rules of an issuer
+/// that is no CA of this node's files are left out: an intermediate CA may bear any such name.
 #[must_use]
 pub fn rules(state: &ClusterState, seed: &Seed) -> Policy {
     let mut policy = state_policy(state).unwrap_or_else(|| seed.policy());
-    policy.roles.retain(|entry| seed.issuers.contains(&entry.issuer));
+    policy.keep_issuers(&seed.issuers);
     policy
 }
 
@@ -168,7 +244,7 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 12] = [
+    const ALL: [Act; 24] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -181,6 +257,18 @@ mod tests {
         Act::RotationStatus,
         Act::UnlockSlot,
         Act::WhoAmI,
+        Act::KeyDisable,
+        Act::KeyEnable,
+        Act::KeyDestroy,
+        Act::KeyUndoDestroy,
+        Act::KeyUsage,
+        Act::KeyCleanup,
+        Act::GetAcl,
+        Act::TestAcl,
+        Act::SetAcl,
+        Act::Revoke,
+        Act::Unrevoke,
+        Act::ListRevocations,
     ];
 
     fn allowed(ou: &str, issuer: &str) -> Vec<&'static str> {
@@ -198,11 +286,23 @@ mod tests {
             "key.list",
             "key.rotation_status",
             "whoami",
+            "key.usage",
+            "acl.get",
+            "acl.test",
         ];
-        assert_eq!(allowed("Audit", ISSUER), reads);
+        let audits = [&reads[..], &["revocations.list"]].concat();
+        assert_eq!(allowed("Audit", ISSUER), audits);
         let operator = allowed("Ops", ISSUER);
-        assert_eq!(operator.len(), reads.len() + 2);
-        assert!(operator.contains(&"key.rotate") && operator.contains(&"key.create"));
+        let operates = [
+            "key.create",
+            "key.rotate",
+            "key.disable",
+            "key.enable",
+            "key.undo_destroy",
+            "key.cleanup",
+        ];
+        assert_eq!(operator.len(), reads.len() + operates.len());
+        assert!(operates.iter().all(|act| operator.contains(act)));
         assert_eq!(allowed("Trading", ISSUER), ["whoami"]);
     }
 
@@ -228,7 +328,6 @@ mod tests {
     fn the_state_rules_once_there_is_one() {
         let admin = caller("Boss", "CN=Seed CA");
         let acl = Acl {
-            mappings: Default::default(),
             roles: vec![crate::policy::RoleEntry {
                 role: Role::Admin,
                 issuer: "CN=Seed CA".to_owned(),
@@ -236,6 +335,7 @@ mod tests {
                 cn: None,
                 spki_sha256: None,
             }],
+            ..Acl::default()
         };
         let seed = Seed {
             acl,

@@ -9,6 +9,7 @@ use raft_store::names::{ContextName, NodeName, SlotName};
 use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::access::AccessBody;
 use crate::consensus::ProposeError;
 
 /// An administrator's call. The leader authorises it again with its own policy.
@@ -62,6 +63,42 @@ pub enum AdminBody {
         /// If set, only for a node of this name.
         node: Option<NodeName>,
     },
+    /// A retired version is disabled, or enabled again.
+    SetKeyUse {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// Which of the two.
+        enable: bool,
+    },
+    /// A retired version is destroyed after a wait.
+    DestroyKey {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// How long it can be undone, in milliseconds; absent: as the leader's configuration says.
+        wait_ms: Option<u64>,
+        /// Whether a version that was used recently is destroyed all the same.
+        override_recent_use: bool,
+    },
+    /// A destruction that still waits is taken back.
+    UndoDestroy {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
+    /// Versions that nobody needs any more are disabled, by each context's policy.
+    Cleanup {
+        /// Only this context's; absent: all.
+        context: Option<ContextName>,
+        /// Only say which.
+        dry_run: bool,
+    },
+    /// Something about access control or revocations.
+    Access(AccessBody),
 }
 
 impl AdminBody {
@@ -72,6 +109,19 @@ impl AdminBody {
             Self::Rotate { context } => format!("rotate {context}"),
             Self::CreateKey { context, .. } => format!("create-kek {context}"),
             Self::CreateJoinToken { .. } => "join-token".to_owned(),
+            Self::SetKeyUse {
+                context,
+                version,
+                enable: true,
+            } => format!("key enable {context} v{version}"),
+            Self::SetKeyUse { context, version, .. } => format!("key disable {context} v{version}"),
+            Self::DestroyKey { context, version, .. } => format!("key destroy {context} v{version}"),
+            Self::UndoDestroy { context, version } => format!("key undo-destroy {context} v{version}"),
+            Self::Cleanup { context, .. } => match context {
+                Some(context) => format!("cleanup-old-versions {context}"),
+                None => "cleanup-old-versions".to_owned(),
+            },
+            Self::Access(body) => body.operation().to_owned(),
         }
     }
 }

@@ -49,11 +49,14 @@ impl Differences {
     }
 }
 
+/// A configuration knows no operations: a unit that the state holds to some of them differs. Nor does it know rules
+/// besides, and those are not compared.
 fn mappings(ours: &Acl, theirs: &Acl) -> Vec<String> {
+    let held = &theirs.operations;
     let (ours, theirs) = (&ours.mappings, &theirs.mappings);
     let here = ours
         .iter()
-        .filter(|(ou, contexts)| theirs.get(*ou) != Some(*contexts));
+        .filter(|(ou, contexts)| theirs.get(*ou) != Some(*contexts) || held.contains_key(*ou));
     let there = theirs.iter().filter(|(ou, _)| !ours.contains_key(*ou));
     here.chain(there).map(|(ou, _)| ou.clone()).collect()
 }
@@ -138,7 +141,7 @@ fn tell(differences: &Differences) {
     } else {
         tracing::warn!(
             "configuration: differs from the cluster's state, which rules: {differences}; acl and roles in \
-             the configuration have no effect after `cluster init`"
+             the configuration have no effect after `cluster init`: see `hsmctl acl get` and `acl set`"
         );
     }
 }
@@ -173,7 +176,7 @@ mod tests {
             .collect();
         Acl {
             mappings,
-            roles: Vec::new(),
+            ..Acl::default()
         }
     }
 
@@ -196,6 +199,9 @@ mod tests {
         assert_eq!(mappings(&ours, &state), ["Changed", "New", "Gone"]);
         assert_eq!(mappings(&state, &ours), ["Changed", "Gone", "New"]);
         assert!(mappings(&ours, &ours).is_empty());
+        let mut held = ours.clone();
+        held.operations.insert("New".to_owned(), BTreeSet::new());
+        assert_eq!(mappings(&ours, &held), ["New"]);
     }
 
     #[test]

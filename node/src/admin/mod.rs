@@ -1,12 +1,15 @@
 //! Administration: calls over HTTP, authorised where they arrive and again on the leader, which carries
 //! them out. Reads are answered by the node that was asked; every call leaves an audit line.
 
+pub mod access;
 pub mod arrival;
 pub mod audit;
 pub mod authorise;
 pub mod call;
+pub mod cleanup;
 pub mod differences;
 pub mod join_token;
+pub mod key_life;
 pub mod routes;
 pub mod seed;
 pub mod seeding;

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use raft_store::state::access::{Acl, RevocationKey};
+use raft_store::state::frozen::AclV1;
 
 use super::call::CallError;
 use super::seeding;
@@ -43,6 +44,7 @@ impl Seed {
             acl: Acl {
                 mappings: config.acl.mappings.clone(),
                 roles: seed_roles(&config.roles, role_issuer),
+                ..Acl::default()
             },
             revocations,
             issuers: issuers.all.clone(),
@@ -71,7 +73,10 @@ impl Seed {
     fn founding(&self) -> FoundSeed {
         let first = seeding::fitting(&self.revocations);
         FoundSeed {
-            acl: self.acl.clone(),
+            acl: AclV1 {
+                mappings: self.acl.mappings.clone(),
+                roles: self.acl.roles.clone(),
+            },
             revocations: self.revocations.iter().take(first).cloned().collect(),
         }
     }
@@ -124,7 +129,7 @@ fn revocations(
 }
 
 /// Well below what a row's key may hold (`raft_store::state::table::MAX_KEY`); X.520 bounds a CN to 64.
-const MAX_NAME: usize = 1000;
+pub(super) const MAX_NAME: usize = 1000;
 
 fn reason(entry: &RevokedEntry) -> String {
     let given = entry.reason.as_deref().unwrap_or_default();
@@ -204,7 +209,7 @@ fn named_issuer(written: &str, place: &str, known: &[String]) -> Result<String, 
 
 /// A serial number as identities have it: lower-case hex without leading zeros. People write it with or
 /// without `0x`, `:` and spaces.
-fn serial(written: &str) -> Option<String> {
+pub(super) fn serial(written: &str) -> Option<String> {
     let written = written.trim();
     let digits = written
         .strip_prefix("0x")

@@ -15,19 +15,23 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::access;
 use super::arrival::principal_hash;
 use super::audit::{Place, Subject, record};
 use super::authorise::{authorise, rules};
 use super::call::{AdminBody, AdminCall, CallError};
+use super::cleanup::Cleanup;
 use super::join_token;
+use super::key_life::{Change, KeyLife};
 use super::seed::Seed;
 use super::views::rfc3339;
 use crate::clock;
+use crate::config::Destroy;
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
 use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, no_transport, unknown_context};
 use crate::rotation::progress::Made;
-use crate::rotation::{Cluster, Rotator};
+use crate::rotation::{Clocks, Cluster, Rotator};
 
 /// The leader answers within this time: less than the asking node waits for one attempt.
 const EXECUTE_WITHIN: Duration = Duration::from_millis(11_500);
@@ -39,9 +43,15 @@ pub struct ServiceParts {
     /// Consensus.
     pub cluster: Arc<dyn Cluster>,
     /// Makes key versions.
-    pub rotator: Rotator,
+    pub rotator: Arc<Rotator>,
+    /// Whether this node's clock can be believed while it leads.
+    pub clocks: Arc<Clocks>,
     /// The policy of new contexts, from this node's configuration.
     pub policy: RotationPolicy,
+    /// What destroying a version takes, from this node's configuration.
+    pub destroy: Destroy,
+    /// How long a day of a policy is.
+    pub day: Duration,
     /// Which issuers have roles on this node.
     pub seed: Seed,
     /// SHA-256 of the cluster CA's certificate; `None` on a standalone node.
@@ -141,7 +151,57 @@ impl AdminService {
             AdminBody::CreateJoinToken { ttl_seconds, node } => {
                 self.join_token(*ttl_seconds, node.clone(), &asked).await
             }
+            AdminBody::SetKeyUse {
+                context,
+                version,
+                enable,
+            } => {
+                let change = if *enable { Change::Enable } else { Change::Disable };
+                self.change_key(context, *version, change, &asked).await
+            }
+            AdminBody::DestroyKey {
+                context,
+                version,
+                wait_ms,
+                override_recent_use,
+            } => {
+                let change = Change::Destroy {
+                    wait_ms: *wait_ms,
+                    override_recent_use: *override_recent_use,
+                };
+                self.change_key(context, *version, change, &asked).await
+            }
+            AdminBody::UndoDestroy { context, version } => {
+                self.change_key(context, *version, Change::Undo, &asked).await
+            }
+            AdminBody::Cleanup { context, dry_run } => {
+                let cleanup = Cleanup {
+                    cluster,
+                    clocks: &self.parts.clocks,
+                    day: self.parts.day,
+                    deadline,
+                };
+                json(&cleanup.run(context.as_ref(), *dry_run, &asked).await?)
+            }
+            AdminBody::Access(body) => {
+                access::execute(cluster, &self.parts.seed, &call.principal(), &asked, body).await
+            }
         }
+    }
+
+    async fn change_key(
+        &self,
+        context: &ContextName,
+        version: u32,
+        change: Change,
+        asked: &Asked,
+    ) -> Result<Value, CallError> {
+        let life = KeyLife {
+            cluster: &*self.parts.cluster,
+            clocks: &self.parts.clocks,
+            destroy: self.parts.destroy,
+        };
+        json(&life.change(context, version, change, asked).await?)
     }
 
     async fn create(
@@ -243,6 +303,11 @@ impl AdminBody {
         match self {
             Self::Rotate { context } | Self::CreateKey { context, .. } => context.to_string(),
             Self::CreateJoinToken { node, .. } => node.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::SetKeyUse { context, version, .. }
+            | Self::DestroyKey { context, version, .. }
+            | Self::UndoDestroy { context, version } => format!("{context}/v{version}"),
+            Self::Cleanup { context, .. } => context.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::Access(body) => body.target(),
         }
     }
 }

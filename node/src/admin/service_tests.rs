@@ -1,12 +1,14 @@
 use std::collections::BTreeSet;
 
-use hsm_api::admin::{CreateKekRequest, JoinTokenRequest, RotateRequest};
+use hsm_api::admin::{CreateKekRequest, DestroyKeyRequest, JoinTokenRequest, KeyUseRequest, RotateRequest};
 use raft_store::command::Existing;
 use raft_store::state::access::RevocationKey;
 use serde_json::json;
 
+use super::super::access::AccessBody;
 use super::super::arrival::Arrival;
 use super::*;
+use crate::config::DAY;
 use crate::identity::{Identity, Principal};
 use crate::rotation::testing::{FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot};
 use crate::rotation::{KeyMaker, Limits, drive};
@@ -25,22 +27,33 @@ impl Drop for Bench {
 }
 
 fn bench() -> Bench {
-    let cluster = FakeCluster::new(World::new(3));
+    let mut world = World::new(3);
+    for node in world.voters.clone() {
+        world.report_clock(node, 0);
+    }
+    let cluster = FakeCluster::new(world);
     let limits = Limits::new(Duration::from_secs(60));
     let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
     let keys = Arc::new(FakeKeys::default());
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
-        rotator: Rotator::new(
+        rotator: Arc::new(Rotator::new(
             Arc::clone(&cluster) as Arc<dyn Cluster>,
             Arc::clone(&keys) as Arc<dyn KeyMaker>,
             cluster_keys(),
             limits,
-        ),
+        )),
+        clocks: Arc::default(),
         policy: RotationPolicy {
             max_versions: 7,
             ..RotationPolicy::default()
         },
+        destroy: Destroy {
+            default_wait: DAY * 7,
+            min_wait: DAY,
+            recent_use: DAY * 7,
+        },
+        day: DAY,
         seed: Seed {
             issuers: vec![ISSUER.to_owned()],
             ..Seed::default()
@@ -247,6 +260,64 @@ async fn the_leader_authorises_by_its_own_state() {
 }
 
 #[tokio::test]
+async fn a_retired_version_is_taken_out_of_use_by_an_operator_and_destroyed_by_an_admin() {
+    let bench = bench();
+    bench.ask(create("c", "k", None)).await.unwrap();
+    bench.ask(rotate("Ops", "k")).await.unwrap();
+    let disable = |ou, version| {
+        let body = AdminBody::SetKeyUse {
+            context: name("c"),
+            version,
+            enable: false,
+        };
+        call(ou, "k", body, &KeyUseRequest {})
+    };
+    let destroy = |ou, version| {
+        let body = AdminBody::DestroyKey {
+            context: name("c"),
+            version,
+            wait_ms: None,
+            override_recent_use: false,
+        };
+        call(ou, "k", body, &DestroyKeyRequest::default())
+    };
+    let refused = bench.ask(disable("Audit", 1)).await;
+    assert_eq!(refused, Err(ErrorCode::RoleRequired));
+    let disabled = bench.ask(disable("Ops", 1)).await.unwrap();
+    assert_eq!(
+        (&disabled["state"], &disabled["context"]),
+        (&json!("disabled"), &json!("c"))
+    );
+    assert_eq!(bench.ask(destroy("Ops", 1)).await, Err(ErrorCode::RoleRequired));
+    let scheduled = bench.ask(destroy("Admin", 1)).await.unwrap();
+    assert_eq!(scheduled["state"], "destroy_scheduled");
+    assert_eq!(scheduled["destruction"]["undone"], "disabled");
+    let active = bench.ask(destroy("Admin", 2)).await;
+    assert_eq!(active, Err(ErrorCode::Conflict));
+    let undo = AdminBody::UndoDestroy {
+        context: name("c"),
+        version: 1,
+    };
+    let undone = bench
+        .ask(call("Ops", "k", undo, &KeyUseRequest {}))
+        .await
+        .unwrap();
+    assert_eq!(undone["state"], "disabled");
+}
+
+/// Its clock is one of three, and nobody has told it the others' yet.
+#[tokio::test]
+async fn a_clean_up_asks_for_the_clocks_first() {
+    let bench = bench();
+    let body = AdminBody::Cleanup {
+        context: None,
+        dry_run: true,
+    };
+    let asked = call("Ops", "k", body, &hsm_api::admin::CleanupRequest::default());
+    assert_eq!(bench.ask(asked).await, Err(ErrorCode::NotReady));
+}
+
+#[tokio::test]
 async fn a_call_whose_id_is_not_its_askers_is_refused() {
     let bench = bench();
     bench.ask(create("c", "k", None)).await.unwrap();
@@ -302,4 +373,27 @@ async fn too_many_calls_are_shed() {
     let bench = bench();
     let _all = bench.service.calls.try_acquire_many(MAX_CALLS as u32).unwrap();
     assert_eq!(bench.ask(rotate("Admin", "k")).await, Err(ErrorCode::Overloaded));
+}
+
+#[tokio::test]
+async fn who_may_do_what_is_changed_by_administrators_only() {
+    let bench = bench();
+    let revoked = |cn: &str| AccessBody::Revoke {
+        revocations: vec![(RevocationKey::CommonName(cn.to_owned()), "lost".to_owned())],
+    };
+    let access = |ou: &str, body: AccessBody| call(ou, "k", AdminBody::Access(body), &"asked");
+    for ou in ["Ops", "Audit", "Trading"] {
+        let refused = bench.ask(access(ou, revoked("gone"))).await;
+        assert_eq!(refused, Err(ErrorCode::RoleRequired), "{ou}");
+    }
+    let answer = bench.ask(access("Admin", revoked("gone"))).await.unwrap();
+    assert_eq!(answer, json!({"changed": 1}));
+    // An administrator whose role is taken has lost it with the next call.
+    let mut acl = bench.cluster.published().state.acl().unwrap().clone();
+    let expected = acl.digest();
+    acl.roles
+        .retain(|entry| entry.role != crate::policy::Role::Operator);
+    let body = AccessBody::SetAcl { expected, acl };
+    bench.ask(access("Admin", body)).await.unwrap();
+    assert_eq!(bench.ask(rotate("Ops", "x")).await, Err(ErrorCode::RoleRequired));
 }

@@ -4,14 +4,17 @@
 use std::collections::BTreeSet;
 
 use hsm_api::admin::{
-    BindingMode as ApiBinding, ContextInfo, KeyOrigin as ApiOrigin, KeyState, KeyVersionInfo,
-    ListKeksResponse, Member, MemberRole, MemberSlot, MemberState, MembersResponse, RotationStatus,
-    RotationStatusResponse, SlotFingerprint, SlotState,
+    BindingMode as ApiBinding, ContextInfo, DestructionInfo, KeyOrigin as ApiOrigin, KeyState, KeyUsage,
+    KeyUsageResponse, KeyVersionInfo, ListKeksResponse, Member, MemberRole, MemberSlot, MemberState,
+    MembersResponse, NodeUsage, RotationStatus, RotationStatusResponse, SlotFingerprint, SlotState,
 };
 use raft_store::names::{ContextName, RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
-use raft_store::state::context::{BindingMode, Context, KeyOrigin, KeyVersion, VersionState};
+use raft_store::state::context::{
+    BindingMode, Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState,
+};
 use raft_store::state::node::{Node, NodeStatus, SlotReport};
+use raft_store::state::slot::TransportState;
 use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 
@@ -54,7 +57,7 @@ pub fn keys(state: &ClusterState) -> ListKeksResponse {
         active_version: context.active_version,
         versions: state
             .versions_of(name)
-            .map(|(number, key)| version(state, number, key))
+            .map(|(number, key)| version(state, name, number, key))
             .collect(),
     };
     ListKeksResponse {
@@ -66,7 +69,9 @@ pub fn keys(state: &ClusterState) -> ListKeksResponse {
     }
 }
 
-fn version(state: &ClusterState, number: u32, key: &KeyVersion) -> KeyVersionInfo {
+/// One version, as it is listed.
+#[must_use]
+pub fn version(state: &ClusterState, context: &ContextName, number: u32, key: &KeyVersion) -> KeyVersionInfo {
     KeyVersionInfo {
         version: number,
         key_id: key.label.clone(),
@@ -80,6 +85,66 @@ fn version(state: &ClusterState, number: u32, key: &KeyVersion) -> KeyVersionInf
             KeyOrigin::Generated => ApiOrigin::Generated,
             KeyOrigin::Adopted { .. } => ApiOrigin::Adopted,
         },
+        destruction: key
+            .destruction
+            .as_ref()
+            .map(|way| destruction(state, context, key, way)),
+    }
+}
+
+fn destruction(
+    state: &ClusterState,
+    context: &ContextName,
+    key: &KeyVersion,
+    way: &Destruction,
+) -> DestructionInfo {
+    let slot = state.contexts().get(context).map(|context| &context.slot);
+    let slot = slot.and_then(|slot| state.slots().get(slot));
+    // Whoever has the transport key opens what old logs and backups hold.
+    let opens = |id| {
+        let generation = slot.and_then(|slot| slot.transport(id));
+        generation.is_some_and(|generation| generation.state != TransportState::Destroyed)
+    };
+    DestructionInfo {
+        scheduled_at: rfc3339(way.scheduled_at),
+        undone: KeyState::from_word(way.from.as_str()),
+        wait_seconds: way.wait_ms / 1000,
+        elapsed_seconds: way.elapsed_ms / 1000,
+        begun_at: way.begun_at.map(rfc3339),
+        ended_at: way.ended_at.map(rfc3339),
+        owing: state.owing(key).map(|(_, node)| node.name.to_string()).collect(),
+        remnants_sealed: way.sealed_under.is_some_and(opens),
+    }
+}
+
+/// How often each version was used.
+#[must_use]
+pub fn usage(state: &ClusterState) -> KeyUsageResponse {
+    let one = |key: &VersionKey, version: &KeyVersion| {
+        let used = state.usage(&key.context, key.version);
+        let nodes = used.into_iter().flat_map(|used| &used.nodes);
+        KeyUsage {
+            context: key.context.to_string(),
+            version: key.version,
+            key_id: version.label.clone(),
+            state: KeyState::from_word(version.state.as_str()),
+            encryptions: used.map_or(0, |used| used.encryptions),
+            decryptions: used.map_or(0, |used| used.decryptions),
+            last_used: used.map(|used| rfc3339(used.last_used)),
+            nodes: nodes
+                .map(|(id, last)| NodeUsage {
+                    node_id: node_name(state, *id),
+                    last_used: rfc3339(last.count.last_used),
+                })
+                .collect(),
+        }
+    };
+    KeyUsageResponse {
+        versions: state
+            .versions()
+            .iter()
+            .map(|(key, version)| one(key, version))
+            .collect(),
     }
 }
 

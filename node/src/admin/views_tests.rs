@@ -64,6 +64,85 @@ fn every_version_is_listed_with_who_has_proven_it() {
 }
 
 #[test]
+fn a_version_on_its_way_to_its_end_says_how_far_it_is_and_who_has_yet_to_remove_it() {
+    let mut world = World::new(2);
+    for _ in 0..2 {
+        let version = world.prepare("c");
+        world.activate("c", version);
+    }
+    let way = |world: &World| keys(&world.state).contexts[0].versions[0].clone();
+    assert_eq!(way(&world).destruction, None);
+    world.schedule_destroy("c", 1, 100_000);
+    world.advance("c", 1, 40_900);
+    let scheduled = way(&world);
+    assert_eq!(scheduled.state, KeyState::DestroyScheduled);
+    let info = scheduled.destruction.unwrap();
+    assert_eq!((info.wait_seconds, info.elapsed_seconds), (100, 40));
+    assert_eq!(
+        (info.undone, info.begun_at, info.owing.len()),
+        (KeyState::DecryptOnly, None, 0)
+    );
+    world.begin_destroy("c", 1);
+    world.ack_destroyed(1, "c", 1);
+    let begun = way(&world);
+    let info = begun.destruction.unwrap();
+    assert_eq!(
+        (begun.state, begun.acks.as_slice()),
+        (KeyState::Destroying, &["n1".to_owned()][..])
+    );
+    let second = *world.voters.iter().max().unwrap();
+    assert_eq!(info.owing, [format!("n{second}")]);
+    assert!(info.begun_at.is_some() && info.ended_at.is_none());
+    world.ack_destroyed(second, "c", 1);
+    let tombstone = way(&world);
+    let info = tombstone.destruction.unwrap();
+    assert_eq!((tombstone.state, info.owing.len()), (KeyState::Destroyed, 0));
+    assert!(
+        info.ended_at.is_some() && info.remnants_sealed,
+        "its transport key lives"
+    );
+    assert_eq!(tombstone.key_id, "kek-c-v1");
+}
+
+#[test]
+fn uses_are_listed_by_version_with_the_nodes_that_reported_them() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        let version = world.prepare("c");
+        world.activate("c", version);
+    }
+    let key = raft_store::state::context::VersionKey {
+        context: crate::rotation::testing::context("c"),
+        version: 1,
+    };
+    let count = raft_store::state::usage::UseCount {
+        encryptions: 3,
+        decryptions: 4,
+        last_used: 5_000_000,
+    };
+    let report = NodeReport {
+        seq: 1,
+        boot: raft_store::names::Boot([0; 16]),
+        incarnation: Incarnation([1; 16]),
+        clock: 0,
+        durable_index: 1,
+        proven_at: None,
+        feature_level: 2,
+        slots: BTreeMap::new(),
+        uses: BTreeMap::from([(key, count)]),
+    };
+    world.ok(Op::ReportNode(ReportNode { node: 1, report }));
+    let listed = usage(&world.state).versions;
+    assert_eq!(listed.len(), 2);
+    let (first, second) = (&listed[0], &listed[1]);
+    assert_eq!((first.encryptions, first.decryptions), (3, 4));
+    assert_eq!(first.last_used.as_deref(), Some("1970-01-01T01:23:20Z"));
+    assert_eq!(first.nodes.len(), 1);
+    assert_eq!(first.nodes[0].node_id, "n1");
+    assert_eq!((second.encryptions, second.last_used.clone()), (0, None));
+}
+
+#[test]
 fn a_pending_rotation_shows_who_is_missing() {
     let mut world = World::new(3);
     let idle = rotation_status(&world.state);

@@ -16,6 +16,7 @@ use crate::admin::{
 };
 use crate::config::{Config, Mode, ReplicationKeySource};
 use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
+use crate::destruction;
 use crate::health;
 use crate::http::{
     self, ApiListener, ApiParts, ApiState, BodyLimits, DataPlane, DrainControl, OpenConnections,
@@ -23,7 +24,8 @@ use crate::http::{
 use crate::keyring::KeyRing;
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
-use crate::rotation::{self, Cluster, HeldSlot, Limits, Rotator, TokenKeys};
+use crate::rotation::schedule::watch_clocks;
+use crate::rotation::{self, Clocks, Cluster, HeldSlot, Limits, Rotator, Schedule, TokenKeys};
 use crate::secrets::{ask_pins, read_replication_key};
 use crate::slots::SlotManager;
 use crate::sync::{self, Replication, SyncOptions};
@@ -113,6 +115,8 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             drain: drain.signal(),
         });
         let changes = Changes::default();
+        let policies = view.follow_policy();
+        let tls = Arc::new(ArcSwap::from_pointee(api_tls));
         let admin = admin::router(AdminParts {
             consensus: consensus.clone(),
             seed: seed.clone(),
@@ -120,14 +124,17 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             slots,
             view,
             bodies: BodyLimits::admin(),
+            uploads: BodyLimits::uploads(),
+            tls: Arc::clone(&tls),
             cluster_name: config.cluster.name.clone(),
             changes: changes.clone(),
         });
         let listener = ApiListener {
             socket: api_socket,
-            tls: Arc::new(ArcSwap::from_pointee(api_tls)),
+            tls,
             router: http::router(api, admin),
             data,
+            policies,
             http2: config.server.http2,
             stalled: http::STALLED,
             drain: drain.signal(),
@@ -228,7 +235,7 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What this node does whenever it leads: rotations, calls of administrators, and its own revocations.
+/// What this node does whenever it leads: rotations, destructions, calls of administrators, and its own revocations.
 fn lead(
     config: &Config,
     consensus: &Consensus,
@@ -250,26 +257,39 @@ fn lead(
     let cluster_keys: rotation::rotator::ClusterKeys =
         Arc::new(move |meta| keys.for_cluster(meta).map_err(|error| error.to_string()));
     let limits = Limits::new(config.cluster.fence_after);
-    let rotator = Rotator::new(
+    let rotator = Arc::new(Rotator::new(
         Arc::clone(&cluster),
         Arc::new(TokenKeys::new(Box::new(find))),
         cluster_keys,
         limits,
+    ));
+    let clocks: Arc<Clocks> = Arc::default();
+    tokio::spawn(watch_clocks(Arc::clone(&cluster), Arc::clone(&clocks)));
+    let schedule = Schedule::new(
+        Arc::clone(&cluster),
+        Arc::clone(&rotator),
+        Arc::clone(&clocks),
+        config.rotation,
     );
+    tokio::spawn(schedule.drive());
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator,
+        clocks,
         policy: RotationPolicy {
+            interval_days: config.rotation.interval_days,
             max_versions: config.hsm.max_versions,
             cleanup_after_days: config.hsm.cleanup_after_days,
-            ..RotationPolicy::default()
         },
+        destroy: config.destroy,
+        day: config.rotation.day,
         seed: seed.clone(),
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
     });
     consensus.serve_leader_calls(Arc::new(service));
     let revocations = seed.revocations.clone();
     tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
+    tokio::spawn(destruction::drive(Arc::clone(&cluster)));
     tokio::spawn(rotation::drive(cluster, limits));
 }
 

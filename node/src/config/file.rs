@@ -61,6 +61,10 @@ pub(crate) struct File {
     /// Serve after a restart although no quorum answers. Default false.
     pub(crate) serve_after_restart_without_quorum: bool,
     #[serde(deserialize_with = "or_default")]
+    pub(crate) keys: KeysSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) rotation: RotationSection,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) rate_limit: RateLimitSection,
     #[serde(deserialize_with = "or_default")]
     pub(crate) logging: LoggingSection,
@@ -298,6 +302,42 @@ pub(crate) struct StalenessSection {
     pub(crate) encrypt_ms: Option<u64>,
     /// Beyond it nothing is decrypted. Default 300000.
     pub(crate) decrypt_ms: Option<u64>,
+}
+
+/// `keys`: what becomes of key versions.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct KeysSection {
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) destroy: DestroySection,
+}
+
+/// `keys.destroy`. The leader's values count.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DestroySection {
+    /// How long a destruction can be undone, unless it is said. Default 168.
+    pub(crate) default_wait_hours: Option<u64>,
+    /// The shortest wait. Default 24.
+    pub(crate) min_wait_hours: Option<u64>,
+    /// In its place, with `dev: true` only.
+    pub(crate) min_wait_seconds: Option<u64>,
+    /// A version that was used within so many days is destroyed only by an override. Default 7.
+    pub(crate) recent_use_days: Option<u32>,
+}
+
+/// `rotation`: by age. The leader's values count.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RotationSection {
+    /// Whether this node rotates by age while it leads. Default true.
+    pub(crate) enabled: Option<bool>,
+    /// Days after activation at which a new version of a new context is due; 0 = never. Default 90.
+    pub(crate) interval_days: Option<u32>,
+    /// Between two looks at what is due. Default 60.
+    pub(crate) check_interval_seconds: Option<u64>,
+    /// Length of a day in milliseconds, with `dev: true` only. Default 86400000.
+    pub(crate) day_ms: Option<u64>,
 }
 
 /// `rate_limit`, per principal.

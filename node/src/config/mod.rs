@@ -8,6 +8,7 @@ mod env;
 mod error;
 mod file;
 mod hsm;
+mod keys;
 mod server;
 mod suggest;
 
@@ -26,7 +27,9 @@ pub use self::cluster::{
 pub use self::env::Env;
 pub use self::error::ConfigError;
 pub use self::hsm::{Hsm, PinSource, Slot};
+pub use self::keys::{DAY, Destroy, Rotation};
 pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
+pub(crate) use self::suggest::nearest;
 
 pub use raft_store::names::{ContextName, NodeName, SlotName};
 
@@ -55,6 +58,10 @@ pub struct Config {
     pub staleness: Staleness,
     /// Serve after a restart although no quorum answers.
     pub serve_after_restart_without_quorum: bool,
+    /// What destroying a key version takes.
+    pub destroy: Destroy,
+    /// When versions are replaced by age.
+    pub rotation: Rotation,
     /// Per principal.
     pub rate_limit: RateLimit,
     /// The log.
@@ -148,6 +155,10 @@ impl Config {
         let cluster = cluster::resolve(file.cluster, server.listen, env)?;
         check_addresses(&server, &cluster)?;
         let staleness = file.staleness.resolve(&cluster)?;
+        let destroy = file.keys.destroy.resolve(file.dev)?;
+        if !file.dev {
+            check_wait(&destroy, &cluster, &staleness)?;
+        }
         Ok(Self {
             server,
             data_dir: file.data_dir.unwrap_or_else(|| PathBuf::from("data")),
@@ -158,6 +169,8 @@ impl Config {
             cluster,
             staleness,
             serve_after_restart_without_quorum: file.serve_after_restart_without_quorum,
+            destroy,
+            rotation: file.rotation.resolve(file.dev)?,
             rate_limit: file.rate_limit.resolve()?,
             logging: file.logging.resolve(env)?,
             ignored,
@@ -279,6 +292,26 @@ impl StalenessSection {
         }
         Ok(staleness)
     }
+}
+
+/// A node that is cut off goes on encrypting for its bound under a version that the others may have retired: what it
+/// encrypts then must not be destroyed before it has heard of it.
+fn check_wait(destroy: &Destroy, cluster: &Cluster, staleness: &Staleness) -> Result<(), ConfigError> {
+    let least = staleness.encrypt + cluster.fence_after;
+    if cluster.mode == Mode::Standalone || destroy.min_wait >= least {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(
+        "keys.destroy.min_wait_hours",
+        destroy.min_wait.as_secs() / 3600,
+        format!(
+            "is below staleness.encrypt_ms ({}) + cluster.fence_after_ms ({}): a node that is cut off could still \
+             encrypt under a version that is destroyed",
+            staleness.encrypt.as_millis(),
+            cluster.fence_after.as_millis()
+        ),
+        format!("write at least {}", least.as_secs().div_ceil(3600)),
+    ))
 }
 
 /// A member that is left out of a rotation must have left readiness before. It counts from the last frame that

@@ -7,7 +7,8 @@ use hsm_api::ErrorCode;
 use raft_store::MemberNode;
 use raft_store::command::{CreateCluster, Op};
 use raft_store::names::{ClusterId, RaftId};
-use raft_store::state::access::{Acl, RevocationKey};
+use raft_store::state::access::RevocationKey;
+use raft_store::state::frozen::AclV1;
 
 use super::Consensus;
 use crate::admin::call::CallError;
@@ -21,7 +22,7 @@ const LEAD_WITHIN: Duration = Duration::from_secs(10);
 /// What the founder's configuration brings in.
 pub struct FoundSeed {
     /// First access control.
-    pub acl: Acl,
+    pub acl: AclV1,
     /// First revocations with their reasons.
     pub revocations: Vec<(RevocationKey, String)>,
 }

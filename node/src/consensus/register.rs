@@ -8,7 +8,7 @@ use hsm_api::ErrorCode;
 use raft_store::command::{
     ApplyContext, Command, Done, Forbidden, Op, Origin, Outcome, Refusal, RegisterNode, RequestId, apply,
 };
-use raft_store::names::NodeName;
+use raft_store::names::{NodeName, RaftId};
 use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 
@@ -92,7 +92,7 @@ impl Shared {
         if !self.has_caught_up(&published) {
             return Err(JoinDeclined::TryAgain("the leader is catching up".into()));
         }
-        if let Outcome::Refused(refusal) = rehearse(&published, &command) {
+        if let Outcome::Refused(refusal) = rehearse(&published, &command, own) {
             return Err(refused(code(&refusal), refusal.to_string()));
         }
         match self
@@ -128,7 +128,8 @@ impl Shared {
             at: clock::unix_millis(),
             op: op.clone(),
         };
-        match rehearse(&published, &command) {
+        let own = self.raft.get().map_or(0, |running| running.id);
+        match rehearse(&published, &command, own) {
             Outcome::Refused(Refusal::Forbidden(forbidden)) => Some(forbidden),
             _ => None,
         }
@@ -142,13 +143,15 @@ impl Shared {
     }
 }
 
-/// What the state would answer to a command, without an entry in the log. The entry decides all the same.
-fn rehearse(published: &Published, command: &Command) -> Outcome {
+/// What the state would answer to a command of this leader without an entry in the log. The entry decides all the
+/// same.
+fn rehearse(published: &Published, command: &Command, leader: RaftId) -> Outcome {
     let voters = published.membership.voter_ids().collect();
     let cx = ApplyContext {
         index: published.applied.map_or(0, |id| id.index).saturating_add(1),
         at: command.at,
         origin: &command.origin,
+        leader,
         voters: &voters,
     };
     apply(&mut published.state.clone(), command, &cx)

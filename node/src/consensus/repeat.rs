@@ -52,14 +52,18 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::CiphertextTooShort
         | ErrorCode::AuthenticationFailed
         | ErrorCode::UnknownKeyVersion
+        | ErrorCode::KeyVersionDisabled
+        | ErrorCode::KeyVersionDestroyed
         | ErrorCode::WrongContext
         | ErrorCode::KeyIdMismatch
         | ErrorCode::NotADataCiphertext
+        | ErrorCode::NotADataKey
         | ErrorCode::InvalidArgument
         | ErrorCode::ForeignOrigin
         | ErrorCode::RequestHeaderMissing
         | ErrorCode::MethodNotAllowed
         | ErrorCode::BodyTooLarge
+        | ErrorCode::BatchTooLarge
         | ErrorCode::UnsupportedMediaType
         // All attempts have one body: the key belongs to somebody else's request.
         | ErrorCode::IdempotencyKeyReused

@@ -13,7 +13,7 @@ use raft_store::command::{
     AdminOrigin, AdmitNode, CreateJoinToken, Done, Op, Origin, Refusal, RegisterNode, ReportNode, RequestId,
 };
 use raft_store::names::{Boot, ContextName, Incarnation, NodeName, RaftId};
-use raft_store::state::access::Acl;
+use raft_store::state::frozen::AclV1;
 use raft_store::state::node::NodeReport;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -78,7 +78,7 @@ pub(super) fn tls(dir: &Path, name: &str) -> Arc<ClusterTls> {
 
 pub(super) fn seed() -> FoundSeed {
     FoundSeed {
-        acl: Acl::default(),
+        acl: AclV1::default(),
         revocations: vec![],
     }
 }

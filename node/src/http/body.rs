@@ -26,6 +26,9 @@ const PATIENCE: Patience = Patience {
 /// The calls of administrators are small, and have a budget that applications cannot fill.
 const ADMIN_MAX: usize = 64 << 10;
 const ADMIN_BUDGET: usize = 8 << 20;
+/// Except files: lists of revoked certificates.
+const UPLOAD_MAX: usize = 8 << 20;
+const UPLOAD_BUDGET: usize = 32 << 20;
 const ADMIN_PATIENCE: Patience = Patience {
     silence: Duration::from_secs(10),
     whole: Duration::from_secs(10),
@@ -68,6 +71,12 @@ impl BodyLimits {
         Self::with(ADMIN_MAX, ADMIN_PATIENCE, ADMIN_BUDGET)
     }
 
+    /// Of files that administrators send.
+    #[must_use]
+    pub fn uploads() -> Self {
+        Self::with(UPLOAD_MAX, PATIENCE, UPLOAD_BUDGET)
+    }
+
     fn with(max: usize, patience: Patience, budget: usize) -> Self {
         Self {
             max,
@@ -82,7 +91,7 @@ impl BodyLimits {
             .exact()
             .and_then(|length| usize::try_from(length).ok());
         match announced {
-            Some(length) if length > self.max => Err(self.too_large()),
+            Some(length) if length > self.max => Err(too_large(self.max)),
             _ => self.arrive(principal, announced, &mut body).await,
         }
     }
@@ -111,7 +120,7 @@ impl BodyLimits {
             })?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > self.max {
-                return Err(self.too_large());
+                return Err(too_large(self.max));
             }
             if !data.is_empty() {
                 heard = Instant::now();
@@ -123,9 +132,18 @@ impl BodyLimits {
             part: Arc::new(share),
         })
     }
+}
 
-    fn too_large(&self) -> ApiError {
-        ApiError::new(ErrorCode::BodyTooLarge).detail(format!("the body is larger than {} bytes", self.max))
+/// A body that has arrived may still be larger than what it asks for allows.
+pub(super) fn too_large(max: usize) -> ApiError {
+    ApiError::new(ErrorCode::BodyTooLarge).detail(format!("the body is larger than {max} bytes"))
+}
+
+/// Takes memory for what is made of a body besides its own bytes. To be called before a job holds the share too.
+pub(super) fn take_more(part: &mut Arc<Share>, more: usize) -> Result<(), ApiError> {
+    match Arc::get_mut(part) {
+        Some(share) => share.take(more).map_err(overloaded),
+        None => Ok(()),
     }
 }
 
@@ -284,6 +302,18 @@ mod tests {
         drop((bytes, part));
         assert_eq!(limits.budget.taken(), (1024, 1));
         drop(answer);
+        assert_eq!(limits.budget.taken(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_made_of_a_body_is_taken_from_the_same_budget() {
+        let limits = BodyLimits::with(100, PATIENCE, 800);
+        let mut received = of(&limits, "a", Body::from(vec![0_u8; 60])).await.unwrap();
+        take_more(&mut received.part, 40).unwrap();
+        assert_eq!(limits.budget.taken(), (100, 1));
+        let refused = take_more(&mut received.part, 1).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::Overloaded);
+        drop(received);
         assert_eq!(limits.budget.taken(), (0, 0));
     }
 

@@ -1,5 +1,5 @@
 //! One connection of the API: handshake, identity, a place, requests, and an end: idle, not read, certificate's
-//! end, or shutdown. A client that gets no place is told so over HTTP.
+//! end or revocation, or shutdown. A client that gets no place is told so over HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -31,6 +31,7 @@ use super::problem::ApiError;
 use super::respond::TurnedAway;
 use crate::config::Http2;
 use crate::identity::{IdentityError, Principal};
+use crate::policy::Policy;
 use crate::tls::ApiTls;
 use crate::{log_budget, metrics};
 
@@ -39,6 +40,8 @@ use crate::{log_budget, metrics};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Requests in flight when a certificate ends, or when an idle connection is closed, get this long.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The same, when a certificate is revoked.
+const LAST_WORDS_REVOKED: Duration = Duration::from_secs(1);
 /// Between two looks at the wall clock, which may be set meanwhile.
 const CLOCK_STEP: Duration = Duration::from_secs(60);
 /// Largest head of an HTTP/1 request, and largest header list of HTTP/2.
@@ -55,6 +58,7 @@ pub(super) struct Common {
     http2: auto::Builder<TokioExecutor>,
     router: Router,
     data: Arc<dyn DataPlane>,
+    policies: watch::Receiver<Arc<Policy>>,
     open: OpenConnections,
     patience: Patience,
 }
@@ -63,6 +67,7 @@ impl Common {
     pub(super) fn new(
         router: Router,
         data: Arc<dyn DataPlane>,
+        policies: watch::Receiver<Arc<Policy>>,
         open: OpenConnections,
         http2: &Http2,
         stalled: Duration,
@@ -72,6 +77,7 @@ impl Common {
             http2: http2_connections(http2),
             router,
             data,
+            policies,
             open,
             patience: Patience {
                 idle: http2.idle_timeout,
@@ -277,6 +283,13 @@ impl Connection {
                 connection.as_mut().graceful_shutdown();
                 timeout(LAST_WORDS, connection.as_mut()).await.ok()
             }
+            () = revocation(common.policies.clone(), &who) => {
+                if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(&who)) {
+                    tracing::info!(%peer, client = %who, "connection closed: the client's certificate is revoked");
+                }
+                connection.as_mut().graceful_shutdown();
+                timeout(LAST_WORDS_REVOKED, connection.as_mut()).await.ok()
+            }
             ending = activity.over(common.patience) => match ending {
                 // HTTP/2 may have a request on its way, which is told by GOAWAY whether it was taken.
                 Ending::Idle => {
@@ -326,6 +339,16 @@ async fn answer(
 
 fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..])
+}
+
+/// Ends when a client's certificate is revoked, at once if it was while the client waited for its place.
+async fn revocation(mut policies: watch::Receiver<Arc<Policy>>, who: &Principal) {
+    let revoked = policies.wait_for(|policy| policy.check_certificate(who).is_err());
+    let ended = revoked.await.is_err();
+    if ended {
+        // The policy is not followed any more: the node stops.
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Ends when the wall clock reaches a certificate's end.

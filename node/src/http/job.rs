@@ -2,26 +2,67 @@
 //! within a bound, and what its failures mean to a caller.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
-use hsm_core::envelope::Binding;
 use hsm_core::error::CallError;
 use hsm_core::return_codes::{Verdict, classify};
 use hsm_core::{HsmError, OpError, SlotState};
 use tokio::sync::oneshot;
 
+use super::asking::{Asking, Step, Task};
+use super::opening::above_known;
 use super::problem::ApiError;
-use crate::identity::Principal;
+use super::reply::Success;
+use super::shares::Share;
 use crate::keyring::ContextKeys;
+use crate::metrics;
+use crate::policy::Op;
 
-/// What a ciphertext is bound to: the first OU, the CN, or nothing.
-pub(super) fn binding_value(binding: Binding, principal: &Principal) -> Arc<str> {
-    Arc::from(match binding {
-        Binding::None => "",
-        Binding::Shared => principal.ou.as_deref().unwrap_or_default(),
-        Binding::Private => principal.cn.as_str(),
-    })
+/// Does what a request of its own has come to.
+pub(super) async fn run(
+    asking: &Asking<'_>,
+    op: Op,
+    step: Step,
+    part: &Arc<Share>,
+) -> Result<Success, ApiError> {
+    let data = asking.state.data();
+    let task = match step {
+        Step::Run(task) => task,
+        Step::Ask {
+            context,
+            version,
+            ending,
+        } => {
+            let answer = data.version_above_known(context.as_str(), version).await;
+            return ending.close(asking, op, Err(above_known(answer, version)));
+        }
+    };
+    let Task {
+        slot,
+        slot_name,
+        work,
+        ending,
+    } = task;
+    let (done, answer) = oneshot::channel();
+    let (held, began) = (Arc::clone(part), Instant::now());
+    let submitted = slot.run(
+        work,
+        Box::new(move |outcome| {
+            let _ = done.send(outcome);
+            // A job whose caller has gone is in memory until here.
+            drop(held);
+        }),
+    );
+    let outcome = match submitted {
+        Ok(()) => {
+            let outcome = answered(answer, asking.state.token_timeout()).await;
+            metrics::slot_job(slot_name, op.as_str(), began.elapsed());
+            outcome
+        }
+        Err(error) => Err(slot_error(error)),
+    };
+    ending.close(asking, op, outcome)
 }
 
 /// Refuses early, with the slot's own reason.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::brief::BriefPlace;
@@ -16,6 +17,7 @@ use super::drain::{DrainSignal, Phase};
 use super::places::OpenConnections;
 use crate::config::Http2;
 use crate::metrics;
+use crate::policy::Policy;
 use crate::tls::ApiTls;
 
 /// A client that takes no byte of an answer for this long is not waited for.
@@ -67,6 +69,8 @@ pub struct ApiListener {
     pub router: Router,
     /// Knows who is revoked.
     pub data: Arc<dyn DataPlane>,
+    /// Its policy, again whenever it changes: connections of who is revoked end.
+    pub policies: watch::Receiver<Arc<Policy>>,
     /// Streams and idle time.
     pub http2: Http2,
     /// How long an answer may wait for its reader; [`STALLED`].
@@ -83,6 +87,7 @@ impl ApiListener {
         let common = Arc::new(Common::new(
             self.router.clone(),
             Arc::clone(&self.data),
+            self.policies.clone(),
             self.open.clone(),
             &self.http2,
             self.stalled,

@@ -94,6 +94,12 @@ impl ApiError {
         &self.detail
     }
 
+    /// What v1's clients read.
+    #[must_use]
+    pub fn v1(&self) -> &str {
+        self.v1_text.unwrap_or(self.code.v1_text())
+    }
+
     /// What the operator reads besides.
     #[must_use]
     pub fn operator_detail(&self) -> Option<&str> {

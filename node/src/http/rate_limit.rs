@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use governor::clock::Clock;
 use governor::{DefaultDirectRateLimiter, Quota};
 use hsm_api::ErrorCode;
 
@@ -70,6 +72,29 @@ impl RateLimiter {
         Err(ApiError::new(ErrorCode::RateLimited).operator(principal.to_string()))
     }
 
+    /// Takes more from a principal's allowance, of which this request has taken one already. What is more than
+    /// its whole burst is as much as that: it could never be had at once.
+    ///
+    /// # Errors
+    /// `rate_limited`, with the time after which there is so much.
+    pub fn check_more(&self, principal: &Principal, more: usize) -> Result<(), ApiError> {
+        let rest_of_burst = self.quota.burst_size().get() - 1;
+        let more = u32::try_from(more).unwrap_or(u32::MAX).min(rest_of_burst);
+        let Some(more) = NonZeroU32::new(more) else {
+            return Ok(());
+        };
+        let waiting = match self.limiter(principal) {
+            Some(limiter) => take(&limiter, more),
+            None => take(&self.shared, more),
+        };
+        let Some(waiting) = waiting else { return Ok(()) };
+        crate::metrics::rate_limit_hit();
+        let seconds = u32::try_from(waiting.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        Err(ApiError::new(ErrorCode::RateLimited)
+            .retry_after(seconds.max(1))
+            .operator(principal.to_string()))
+    }
+
     /// `None` where there is no room for another principal.
     fn limiter(&self, principal: &Principal) -> Option<Arc<DefaultDirectRateLimiter>> {
         let account = Account::of(principal);
@@ -99,11 +124,19 @@ impl RateLimiter {
     }
 }
 
+/// Takes so much at once, or says how long it takes until there is so much.
+fn take(limiter: &DefaultDirectRateLimiter, more: NonZeroU32) -> Option<Duration> {
+    match limiter.check_n(more) {
+        Ok(Ok(())) => None,
+        Ok(Err(until)) => Some(until.wait_time_from(limiter.clock().now())),
+        // Nobody asks for more than the burst.
+        Err(_) => Some(Duration::from_secs(1)),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
     use crate::identity::Identity;
 
@@ -154,6 +187,21 @@ mod tests {
         limiter.check(&caller).unwrap();
         let error = limiter.check(&caller).unwrap_err();
         assert_eq!(error.code(), ErrorCode::RateLimited);
+    }
+
+    #[test]
+    fn many_at_once_take_as_many_and_never_more_than_the_burst() {
+        let limiter = limiter(5, 1000);
+        let (a, b) = (principal("a", "CN=CA", 1), principal("b", "CN=CA", 1));
+        limiter.check(&a).unwrap();
+        limiter.check_more(&a, 2).unwrap();
+        assert_eq!(allowed(&limiter, &a), 2);
+        limiter.check(&b).unwrap();
+        limiter.check_more(&b, 1_000_000).unwrap();
+        assert_eq!(allowed(&limiter, &b), 0);
+        limiter.check_more(&b, 0).unwrap();
+        let refused = limiter.check_more(&b, 3).unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::RateLimited);
     }
 
     #[test]

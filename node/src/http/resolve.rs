@@ -7,7 +7,7 @@ use hsm_core::names::KeyUid;
 
 use super::problem::ApiError;
 use crate::config::ContextName;
-use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy};
+use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy, RetiredWhy};
 
 /// v1: nonce and tag around an empty plaintext.
 const V1_MIN: usize = 12 + TAG_LEN;
@@ -23,6 +23,30 @@ pub(crate) enum Resolution {
     AboveKnown(u32),
 }
 
+/// What a ciphertext is asked for as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What a caller encrypted.
+    Data,
+    /// A data key.
+    DataKey,
+    /// Either: it does not come out.
+    Either,
+}
+
+impl Wanted {
+    /// Refuses what is of another purpose. A check record is of nobody's.
+    fn check(self, purpose: Purpose) -> Result<(), ApiError> {
+        match (self, purpose) {
+            (Self::Data | Self::Either, Purpose::Data) | (Self::DataKey | Self::Either, Purpose::DataKey) => {
+                Ok(())
+            }
+            (Self::DataKey, Purpose::Data | Purpose::Check) => Err(ApiError::new(ErrorCode::NotADataKey)),
+            (Self::Data | Self::Either, _) => Err(ApiError::new(ErrorCode::NotADataCiphertext)),
+        }
+    }
+}
+
 /// Decides. It is v2 only if magic *and* a known (key, version) of the context match, because a
 /// v1 nonce may begin with the magic; else, with `key_id`, it is v1.
 ///
@@ -33,18 +57,19 @@ pub(crate) fn resolve(
     keys: &ContextKeys,
     ciphertext: &[u8],
     key_id: &str,
+    wanted: Wanted,
     may_use: impl Fn(&ContextName) -> bool,
 ) -> Result<Resolution, ApiError> {
     let header = Header::parse(ciphertext).map(|(header, _)| header);
     if let Some(header) = header
-        && let Some((version, label)) = known(keys, &header.key_uid)
+        && let Some(known) = known(keys, &header.key_uid)
     {
-        return envelope(keys, ciphertext, key_id, header, version, label);
+        return envelope(keys, ciphertext, key_id, wanted, header, known);
     }
     if !key_id.is_empty()
         && let Some(key_uid) = keys.by_key_id.get(key_id)
     {
-        return v1(keys, ciphertext, *key_uid);
+        return v1(keys, ciphertext, wanted, *key_uid);
     }
     if let Some(header) = header {
         let what = format!("key {} version {}", header.key_uid, header.version);
@@ -77,28 +102,32 @@ fn known<'k>(keys: &'k ContextKeys, key_uid: &KeyUid) -> Option<(u32, &'k str)> 
         .readable
         .get(key_uid)
         .map(|key| (key.version, key.key_id.as_str()));
-    readable.or_else(|| {
+    let missing = || {
         keys.missing
             .get(key_uid)
             .map(|key| (key.version, key.key_id.as_str()))
-    })
+    };
+    let retired = || {
+        keys.retired
+            .get(key_uid)
+            .map(|key| (key.version, key.key_id.as_str()))
+    };
+    readable.or_else(missing).or_else(retired)
 }
 
 fn envelope(
     keys: &ContextKeys,
     ciphertext: &[u8],
     key_id: &str,
+    wanted: Wanted,
     header: Header,
-    version: u32,
-    label: &str,
+    (version, label): (u32, &str),
 ) -> Result<Resolution, ApiError> {
     if header.version != version {
         // A key has one version for ever, so these bytes were altered.
         return Err(ApiError::new(ErrorCode::AuthenticationFailed));
     }
-    if header.purpose != Purpose::Data {
-        return Err(ApiError::new(ErrorCode::NotADataCiphertext));
-    }
+    wanted.check(header.purpose)?;
     if !key_id.is_empty() && key_id != label {
         return Err(ApiError::new(ErrorCode::KeyIdMismatch));
     }
@@ -109,10 +138,17 @@ fn envelope(
     Ok(Resolution::V2(header))
 }
 
-fn v1(keys: &ContextKeys, ciphertext: &[u8], key_uid: KeyUid) -> Result<Resolution, ApiError> {
+fn v1(
+    keys: &ContextKeys,
+    ciphertext: &[u8],
+    wanted: Wanted,
+    key_uid: KeyUid,
+) -> Result<Resolution, ApiError> {
     if ciphertext.len() < V1_MIN {
         return Err(too_short(ciphertext));
     }
+    // v1 made no data keys.
+    wanted.check(Purpose::Data)?;
     held(keys, &key_uid)?;
     Ok(Resolution::V1(key_uid))
 }
@@ -133,10 +169,20 @@ fn unknown(what: &str, owner: Option<&ContextName>) -> ApiError {
     ApiError::new(ErrorCode::UnknownKeyVersion).operator(reason)
 }
 
-/// Refuses a key that the state names and this node's token lacks.
+/// Refuses a key that the state names and this node's token lacks, and one that decrypts nothing any more.
 pub(crate) fn held(keys: &ContextKeys, key_uid: &KeyUid) -> Result<(), ApiError> {
     if keys.readable.contains_key(key_uid) {
         return Ok(());
+    }
+    if let Some(retired) = keys.retired.get(key_uid) {
+        let version = retired.version;
+        return Err(match retired.why {
+            RetiredWhy::Disabled => ApiError::new(ErrorCode::KeyVersionDisabled).detail(format!(
+                "version {version} is disabled, or waits for its destruction"
+            )),
+            RetiredWhy::Destroyed => ApiError::new(ErrorCode::KeyVersionDestroyed)
+                .detail(format!("version {version} was destroyed")),
+        });
     }
     let Some(MissingKey { version, why, .. }) = keys.missing.get(key_uid) else {
         return Err(ApiError::new(ErrorCode::KeyVersionNotReady).operator(format!("key {key_uid}")));
@@ -158,7 +204,7 @@ mod tests {
     use hsm_core::envelope::{Binding, MAGIC};
 
     use super::*;
-    use crate::keyring::{ClosedSlot, ReadableKey};
+    use crate::keyring::{ClosedSlot, ReadableKey, RetiredKey};
 
     fn uid(byte: u8) -> KeyUid {
         KeyUid::from_bytes([byte; 16])
@@ -202,6 +248,7 @@ mod tests {
                     )
                 })
                 .collect(),
+            retired: HashMap::new(),
         }
     }
 
@@ -240,7 +287,7 @@ mod tests {
         let ring = ring();
         let (_, keys) = ring.context("here").unwrap();
         let may_use = |owner: &ContextName| owner.as_str() != "foreign";
-        resolve(&ring, keys, ciphertext, key_id, may_use).map_err(|error| error.code())
+        resolve(&ring, keys, ciphertext, key_id, Wanted::Data, may_use).map_err(|error| error.code())
     }
 
     #[test]
@@ -291,7 +338,7 @@ mod tests {
         let (_, keys) = ring.context("here").unwrap();
         let answer = |ciphertext: &[u8], key_id: &str| {
             let may_use = |owner: &ContextName| owner.as_str() != "foreign";
-            resolve(&ring, keys, ciphertext, key_id, may_use)
+            resolve(&ring, keys, ciphertext, key_id, Wanted::Data, may_use)
         };
         let refused = |ciphertext: &[u8], key_id: &str| {
             let error = answer(ciphertext, key_id).unwrap_err();
@@ -335,6 +382,33 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_decrypts_nothing_any_more_says_so_by_envelope_and_by_label() {
+        let mut here = keys(&[(1, 1)], &[]);
+        for (key, why) in [(5, RetiredWhy::Disabled), (6, RetiredWhy::Destroyed)] {
+            let (version, key_id) = (u32::from(key), format!("kek-{key}"));
+            here.by_key_id.insert(key_id.clone(), uid(key));
+            here.retired.insert(uid(key), RetiredKey { version, key_id, why });
+        }
+        let ring = KeyRing::new(HashMap::from([(ContextName::new("here").unwrap(), here)]));
+        let (_, keys) = ring.context("here").unwrap();
+        let ask = |ciphertext: &[u8], key_id: &str| {
+            resolve(&ring, keys, ciphertext, key_id, Wanted::Data, |_| true).map_err(|error| error.code())
+        };
+        for (key, code) in [
+            (5, ErrorCode::KeyVersionDisabled),
+            (6, ErrorCode::KeyVersionDestroyed),
+        ] {
+            let envelope = sealed(&header(key, key.into()));
+            assert_eq!(ask(&envelope, ""), Err(code));
+            assert_eq!(ask(&[7; 40], &format!("kek-{key}")), Err(code));
+            // What was altered is that, whatever became of the key.
+            let altered = sealed(&header(key, 1));
+            assert_eq!(ask(&altered, ""), Err(ErrorCode::AuthenticationFailed));
+            assert_eq!(ring.owner(&uid(key)).unwrap().as_str(), "here");
+        }
+    }
+
+    #[test]
     fn data_keys_and_check_records_do_not_come_out() {
         for purpose in [Purpose::DataKey, Purpose::Check] {
             let header = Header {
@@ -343,6 +417,41 @@ mod tests {
             };
             assert_eq!(ask(&sealed(&header), ""), Err(ErrorCode::NotADataCiphertext));
         }
+    }
+
+    #[test]
+    fn a_data_key_comes_out_only_where_one_is_asked_for() {
+        let ring = ring();
+        let (_, keys) = ring.context("here").unwrap();
+        let ask = |wanted, ciphertext: &[u8], key_id: &str| {
+            resolve(&ring, keys, ciphertext, key_id, wanted, |_| true).map_err(|error| error.code())
+        };
+        for (purpose, wanted, refused) in [
+            (Purpose::DataKey, Wanted::DataKey, None),
+            (Purpose::DataKey, Wanted::Either, None),
+            (Purpose::Data, Wanted::Either, None),
+            (Purpose::Data, Wanted::DataKey, Some(ErrorCode::NotADataKey)),
+            (Purpose::Check, Wanted::DataKey, Some(ErrorCode::NotADataKey)),
+            (
+                Purpose::Check,
+                Wanted::Either,
+                Some(ErrorCode::NotADataCiphertext),
+            ),
+        ] {
+            let header = Header {
+                purpose,
+                ..header(1, 1)
+            };
+            let expected = refused.map_or(Ok(Resolution::V2(header)), Err);
+            assert_eq!(
+                ask(wanted, &sealed(&header), ""),
+                expected,
+                "{purpose:?} {wanted:?}"
+            );
+        }
+        let v1 = [7_u8; 40];
+        assert_eq!(ask(Wanted::Either, &v1, "kek-2-v2"), Ok(Resolution::V1(uid(2))));
+        assert_eq!(ask(Wanted::DataKey, &v1, "kek-2-v2"), Err(ErrorCode::NotADataKey));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Version, header};
+use axum::http::{Extensions, HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hsm_api::{ErrorCode, paths};
@@ -125,8 +125,11 @@ fn endpoint(path: &str) -> &'static str {
     match path {
         paths::ENCRYPT => paths::ENCRYPT,
         paths::DECRYPT => paths::DECRYPT,
+        paths::REWRAP => paths::REWRAP,
+        paths::DATAKEY => paths::DATAKEY,
         paths::HEALTH => paths::HEALTH,
         paths::METRICS => paths::METRICS,
+        paths::OPENAPI => paths::OPENAPI,
         path if path.starts_with("/admin/v1/cluster/") => "/admin/v1/cluster",
         path if path.starts_with(paths::KEYS) => paths::KEYS,
         path if path.starts_with(paths::ADMIN_PREFIX) => "/admin/v1",
@@ -154,7 +157,21 @@ fn common_headers(state: &ApiState, response: &mut Response, id: &RequestId, ver
     }
 }
 
-/// Faults of `/encrypt` and `/decrypt` are counted by [`data_error`].
+/// Counts and logs what one item of a batch is refused for, as if it had come by itself.
+pub(super) fn item_refused(
+    error: &ApiError,
+    request: &Extensions,
+    endpoint: &'static str,
+    principal: &Principal,
+) {
+    count(error, endpoint);
+    if let (Some(id), Some(trace)) = (request.get::<RequestId>(), request.get::<TraceId>()) {
+        let peer = request.get::<PeerAddr>().map(|peer| peer.0);
+        log(error, (id, trace), endpoint, Some(principal), peer);
+    }
+}
+
+/// Faults of the data plane are counted by [`data_error`].
 fn count(error: &ApiError, endpoint: &'static str) {
     match error.code() {
         ErrorCode::CertificateRevoked => metrics::revocation_failure(),
@@ -291,6 +308,9 @@ mod tests {
         for (path, label) in [
             ("/encrypt", "/encrypt"),
             ("/encrypt/", "other"),
+            ("/rewrap", "/rewrap"),
+            ("/datakey", "/datakey"),
+            ("/openapi.json", "/openapi.json"),
             ("/admin/v1/keys/exchange-key/rotate", "/admin/v1/keys"),
             ("/admin/v1/cluster/status", "/admin/v1/cluster"),
             ("/admin/v1/whoami", "/admin/v1"),

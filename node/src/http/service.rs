@@ -10,17 +10,22 @@ use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use hsm_api::data::{HealthResponse, HealthStatus};
+use hsm_api::data::{BATCH_MAX_BYTES, HealthResponse, HealthStatus};
 use hsm_api::{ErrorCode, paths};
 
 use super::body::BodyLimits;
 use super::data_plane::{DataPlane, Freshness};
+use super::datakey::DataKey;
+use super::decrypt::Decrypt;
 use super::drain::DrainSignal;
+use super::encrypt::Encrypt;
 use super::footprint::Footprints;
+use super::operation::handle;
 use super::problem::ApiError;
 use super::rate_limit::RateLimiter;
-use super::{decrypt, encrypt, respond};
+use super::rewrap::{NAMERS, Rewrap};
+use super::routes::Routes;
+use super::{openapi, respond};
 use crate::config::RateLimit;
 use crate::health::HealthSource;
 use crate::identity::Principal;
@@ -40,7 +45,7 @@ pub struct ApiParts {
     pub health: Arc<dyn HealthSource>,
     /// Requests per principal.
     pub rate_limit: RateLimit,
-    /// Bytes of a request's body.
+    /// Bytes of a request's body, unless it is a batch.
     pub max_body_bytes: usize,
     /// How long a request waits for a token; a little longer than the slot's own deadline.
     pub token_timeout: Duration,
@@ -70,7 +75,8 @@ impl ApiState {
             limiter: RateLimiter::new(parts.rate_limit),
             probes: RateLimiter::new(PROBES),
             footprints: Footprints::new(),
-            bodies: BodyLimits::new(parts.max_body_bytes),
+            // What a single request may have is looked at when it is known that it is one.
+            bodies: BodyLimits::new(parts.max_body_bytes.max(BATCH_MAX_BYTES)),
             node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
             parts,
         }))
@@ -82,6 +88,10 @@ impl ApiState {
 
     pub(super) fn bodies(&self) -> &BodyLimits {
         &self.0.bodies
+    }
+
+    pub(super) fn max_body_bytes(&self) -> usize {
+        self.0.parts.max_body_bytes
     }
 
     pub(super) fn token_timeout(&self) -> Duration {
@@ -109,11 +119,23 @@ impl ApiState {
         }
     }
 
+    /// Takes what a batch has beyond one item from its principal's allowance: each item counts as a request.
+    pub(super) fn limit_batch(&self, principal: &Principal, items: usize) -> Result<(), ApiError> {
+        self.0.limiter.check_more(principal, items.saturating_sub(1))
+    }
+
     /// What can be decided before a byte of the body is read. The certificate itself has been
     /// looked at already; the context is not known yet.
     pub(super) fn admit(&self, principal: &Principal, op: Op) -> Result<Freshness, ApiError> {
         let freshness = self.data().freshness(op)?;
-        self.data().policy().unit(principal)?;
+        let policy = self.data().policy();
+        match policy.unit(principal) {
+            // Who may name others needs nothing of his own.
+            Err(_) if op == Op::Rewrap && policy.require_role(principal, NAMERS).is_ok() => {}
+            unit => {
+                unit?;
+            }
+        }
         Ok(freshness)
     }
 }
@@ -121,16 +143,25 @@ impl ApiState {
 /// All routes of the API listener. `admin` may take `Extension<Principal>` and
 /// `Extension<RequestId>` in its handlers and return [`ApiError`]; it must have no fallback.
 pub fn router(state: ApiState, admin: Router) -> Router {
-    Router::new()
-        .route(paths::ENCRYPT, post(encrypt::handle))
-        .route(paths::DECRYPT, post(decrypt::handle))
-        .route(paths::HEALTH, get(health))
-        .route(paths::METRICS, get(metrics))
+    routes()
+        .into_router()
         .with_state(state.clone())
         .merge(admin)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(state, respond::wrap))
+}
+
+/// All but the admin routes.
+pub(super) fn routes() -> Routes<ApiState> {
+    Routes::default()
+        .post(paths::ENCRYPT, handle::<Encrypt, 3>)
+        .post(paths::DECRYPT, handle::<Decrypt, 5>)
+        .post(paths::REWRAP, handle::<Rewrap, 6>)
+        .post(paths::DATAKEY, handle::<DataKey, 4>)
+        .get(paths::HEALTH, health)
+        .get(paths::METRICS, metrics)
+        .get(paths::OPENAPI, openapi::show)
 }
 
 async fn not_found() -> ApiError {
@@ -141,7 +172,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let error =
         ApiError::new(ErrorCode::MethodNotAllowed).detail(format!("{} does not take {method}", uri.path()));
     match uri.path() {
-        paths::ENCRYPT | paths::DECRYPT => error,
+        paths::ENCRYPT | paths::DECRYPT | paths::REWRAP | paths::DATAKEY => error,
         _ => error.v1_text("method not allowed"),
     }
 }

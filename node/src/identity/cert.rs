@@ -136,7 +136,7 @@ fn ip(bytes: &[u8]) -> Option<std::net::IpAddr> {
 }
 
 /// Lower-case hex without leading zeros: how revocations name it.
-fn serial(raw: &[u8]) -> String {
+pub(crate) fn serial(raw: &[u8]) -> String {
     let digits = hex::encode(raw);
     let trimmed = digits.trim_start_matches('0');
     if trimmed.is_empty() {

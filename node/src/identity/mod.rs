@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::x509::AttributeTypeAndValue;
 
+pub(crate) use self::cert::serial;
 pub use self::cert::{CaCertificate, NodeIdentity, peer_identity};
 
 /// A certificate that cannot be read as an identity.

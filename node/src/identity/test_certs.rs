@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
 
 pub(crate) struct TestCa {
@@ -39,6 +40,42 @@ impl TestCa {
             der: certificate.der().to_vec(),
             issuer: Issuer::new(params, key),
         }
+    }
+
+    /// Its certificate says what its key is for, and not that it is for revocation lists; it signs some all the same.
+    pub(crate) fn without_crl_sign(cn: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = ca_params(cn);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.self_signed(&key).unwrap();
+        Self {
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
+            issuer: Issuer::new(ca_params(cn), key),
+        }
+    }
+
+    /// A list of certificates that it has revoked, by serial numbers in hex: DER and PEM.
+    pub(crate) fn crl(&self, serials: &[&str]) -> (Vec<u8>, String) {
+        let revoked = |serial: &&str| {
+            let digits = format!("{}{serial}", if serial.len() % 2 == 1 { "0" } else { "" });
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&hex::decode(digits).unwrap()),
+                revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2024, 1, 1),
+            next_update: rcgen::date_time_ymd(2025, 1, 1),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).unwrap();
+        (list.der().to_vec(), list.pem().unwrap())
     }
 
     /// A CA below this one, with any name.

@@ -24,6 +24,7 @@ fn what_has_no_label_is_there_before_anything_happens() {
         "hsm_request_duration_seconds_count{endpoint=\"/encrypt\"} 0",
         "hsm_raft_role{role=\"uninitialised\"} 1",
         "hsm_config_differs{section=\"revocations\"} 0",
+        "hsm_rotation_clock_alarm 0",
         "# TYPE hsm_raft_append_fsync_seconds histogram",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
@@ -48,12 +49,16 @@ fn v1s_names_and_labels_stand() {
         request("/encrypt", 200, Duration::from_micros(300));
         encryption("exchange-key".into(), true);
         decryption("exchange-key".into(), false);
+        rewrapping("exchange-key".into(), true);
+        data_key("exchange-key".into(), true);
         error("encrypt");
     });
     for line in [
         "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
         "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
         "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
+        "hsm_rewrap_operations_total{context=\"exchange-key\",status=\"success\"} 1",
+        "hsm_datakey_operations_total{context=\"exchange-key\",status=\"success\"} 1",
         "hsm_errors_total{operation=\"encrypt\"} 1",
         "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0002\"} 0",
         "hsm_request_duration_seconds_bucket{endpoint=\"/encrypt\",le=\"0.0005\"} 1",

@@ -2,12 +2,16 @@
 //! never waits, never asks another node and never changes anything; an unknown context and a
 //! foreign one get the same answer.
 
+mod grants;
 mod revocations;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use raft_store::state::access::Operation;
 pub use raft_store::state::access::{Acl, RevocationKey, Role, RoleEntry};
 
+pub use self::grants::Grant;
+use self::grants::Grants;
 pub use self::revocations::Revocations;
 use crate::config::{ContextName, RoleSeed};
 use crate::identity::Principal;
@@ -35,6 +39,9 @@ pub const fn role_name(role: Role) -> &'static str {
     }
 }
 
+/// Everything that can be done with a context.
+pub const OPS: [Op; 4] = [Op::Encrypt, Op::Decrypt, Op::Rewrap, Op::DataKey];
+
 /// What a client wants to do with a context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -42,6 +49,10 @@ pub enum Op {
     Encrypt,
     /// `POST /decrypt`.
     Decrypt,
+    /// `POST /rewrap`.
+    Rewrap,
+    /// `POST /datakey`.
+    DataKey,
 }
 
 impl Op {
@@ -51,6 +62,19 @@ impl Op {
         match self {
             Self::Encrypt => "encrypt",
             Self::Decrypt => "decrypt",
+            Self::Rewrap => "rewrap",
+            Self::DataKey => "datakey",
+        }
+    }
+
+    /// Its name in the replicated rules.
+    #[must_use]
+    pub const fn operation(self) -> Operation {
+        match self {
+            Self::Encrypt => Operation::Encrypt,
+            Self::Decrypt => Operation::Decrypt,
+            Self::Rewrap => Operation::Rewrap,
+            Self::DataKey => Operation::DataKey,
         }
     }
 }
@@ -65,10 +89,10 @@ pub enum Denial {
     /// The certificate has no organizational unit, so nothing can be allowed to it.
     #[error("the certificate has no organizational unit")]
     NoOu,
-    /// No mapping names the unit.
+    /// No mapping names the unit, and no rule is about the certificate.
     #[error("organizational unit {0:?} is in no mapping")]
     UnknownOu(String),
-    /// The unit may not use the context, or there is no such context.
+    /// Neither the unit's mapping nor a rule allows the operation, or there is no such context.
     #[error("organizational unit {ou:?} may not {op} under context {context:?}")]
     Context {
         /// The caller's unit.
@@ -91,8 +115,7 @@ pub enum Denial {
 /// An immutable snapshot of the policy. Replaced as a whole, read through one load.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    /// First OU → contexts it may use.
-    pub mappings: HashMap<String, BTreeSet<ContextName>>,
+    grants: Grants,
     /// Which certificates have a role.
     pub roles: Vec<RoleEntry>,
     /// Certificates that have nothing any more.
@@ -107,14 +130,16 @@ impl Policy {
     #[must_use]
     pub fn new(acl: &Acl, revocations: impl IntoIterator<Item = RevocationKey>) -> Self {
         Self {
-            mappings: acl
-                .mappings
-                .iter()
-                .map(|(ou, set)| (ou.clone(), set.clone()))
-                .collect(),
+            grants: Grants::new(acl),
             roles: acl.roles.clone(),
             revocations: revocations.into_iter().collect(),
         }
+    }
+
+    /// Leaves out the roles and rules that are bound to other issuers than these.
+    pub fn keep_issuers(&mut self, known: &[String]) {
+        self.roles.retain(|entry| known.contains(&entry.issuer));
+        self.grants.keep_issuers(known);
     }
 
     /// Whether a certificate may do anything at all.
@@ -129,44 +154,54 @@ impl Policy {
         }
     }
 
-    /// What a caller's unit may use; whether there is anything is known before a request is read.
+    /// Whether a caller could be allowed anything; known before a request is read.
     ///
     /// # Errors
     /// [`Denial::NoOu`] or [`Denial::UnknownOu`].
-    pub fn unit(&self, principal: &Principal) -> Result<&BTreeSet<ContextName>, Denial> {
+    pub fn unit(&self, principal: &Principal) -> Result<(), Denial> {
         let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
-        self.mappings
-            .get(ou)
-            .ok_or_else(|| Denial::UnknownOu(ou.to_owned()))
+        if self.grants.knows(ou, principal) {
+            return Ok(());
+        }
+        Err(Denial::UnknownOu(ou.to_owned()))
     }
 
-    /// Whether a caller may use a context. Checks in v1's order, so that each refusal is the one
+    /// Whether a caller may do something with a context. Checks in v1's order, so that each refusal is the one
     /// v1 gave.
     ///
     /// # Errors
     /// The first thing that is missing.
     pub fn authorise(&self, principal: &Principal, context: &str, op: Op) -> Result<(), Denial> {
+        self.grant(principal, context, op).map(drop)
+    }
+
+    /// As [`Policy::authorise`], and what allows it.
+    ///
+    /// # Errors
+    /// The first thing that is missing.
+    pub fn grant<'a>(&self, principal: &'a Principal, context: &str, op: Op) -> Result<Grant<'a>, Denial> {
         self.check_certificate(principal)?;
-        if self.unit(principal)?.contains(context) {
-            return Ok(());
+        let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
+        if let Some(grant) = self.grants.find(ou, principal, context, op) {
+            return Ok(grant);
         }
+        self.unit(principal)?;
         Err(Denial::Context {
-            ou: principal.ou.clone().unwrap_or_default(),
+            ou: ou.to_owned(),
             context: context.chars().take(SHOWN).collect(),
             op: op.as_str(),
         })
     }
 
-    /// The contexts a caller may use; empty for a revoked or unknown one.
+    /// The contexts a caller may do anything with; empty for a revoked or unknown one.
     #[must_use]
     pub fn contexts_of(&self, principal: &Principal) -> Vec<ContextName> {
-        if self.revocations.contains(principal) {
-            return Vec::new();
+        match &principal.ou {
+            Some(ou) if !self.revocations.contains(principal) => {
+                self.grants.contexts(ou, principal).into_iter().collect()
+            }
+            _ => Vec::new(),
         }
-        let contexts = principal.ou.as_deref().and_then(|ou| self.mappings.get(ou));
-        contexts
-            .map(|set| set.iter().cloned().collect())
-            .unwrap_or_default()
     }
 
     /// The roles of a caller; empty for a revoked one.

@@ -1,3 +1,5 @@
+use raft_store::state::access::{AclRule, Who};
+
 use super::*;
 use crate::identity::Identity;
 
@@ -45,6 +47,7 @@ fn policy(roles: Vec<RoleEntry>, revoked: Vec<RevocationKey>) -> Policy {
         &Acl {
             mappings: mappings.into(),
             roles,
+            ..Acl::default()
         },
         revoked,
     )
@@ -54,7 +57,7 @@ fn policy(roles: Vec<RoleEntry>, revoked: Vec<RevocationKey>) -> Policy {
 fn a_unit_may_use_its_own_contexts_and_no_others() {
     let policy = policy(vec![], vec![]);
     let caller = principal("trading-1", Some("Trading"));
-    for op in [Op::Encrypt, Op::Decrypt] {
+    for op in [Op::Encrypt, Op::Decrypt, Op::Rewrap, Op::DataKey] {
         assert_eq!(policy.authorise(&caller, "exchange-key", op), Ok(()));
         assert!(matches!(
             policy.authorise(&caller, "2fa", op),
@@ -96,11 +99,147 @@ fn refusals_come_in_v1s_order() {
 #[test]
 fn a_unit_without_a_mapping_is_known_before_any_context() {
     let policy = policy(vec![], vec![]);
-    let unit = |ou| policy.unit(&principal("a", ou)).map(BTreeSet::len);
-    assert_eq!(unit(Some("Trading")), Ok(2));
-    assert_eq!(unit(Some("Database")), Ok(0));
+    let unit = |ou| policy.unit(&principal("a", ou));
+    assert_eq!(unit(Some("Trading")), Ok(()));
+    assert_eq!(unit(Some("Database")), Ok(()));
     assert_eq!(unit(Some("Nobody")), Err(Denial::UnknownOu("Nobody".to_owned())));
     assert_eq!(unit(None), Err(Denial::NoOu));
+}
+
+/// Trading may only decrypt under its context; rules grant the rest.
+fn finer(rules: Vec<AclRule>) -> Policy {
+    let acl = Acl {
+        mappings: [("Trading".to_owned(), set(&["exchange-key"]))].into(),
+        operations: [("Trading".to_owned(), [Operation::Decrypt].into())].into(),
+        rules,
+        ..Acl::default()
+    };
+    Policy::new(&acl, [])
+}
+
+fn rule(who: Who, contexts: &[&str], operations: &[Op]) -> AclRule {
+    AclRule {
+        who,
+        contexts: set(contexts),
+        operations: operations.iter().map(|op| op.operation()).collect(),
+    }
+}
+
+/// Everything that a caller may do, as `context:operation`.
+fn all(policy: &Policy, caller: &Principal) -> Vec<String> {
+    let mut all = Vec::new();
+    for context in ["2fa", "exchange-key", "no-such"] {
+        for op in OPS {
+            if policy.authorise(caller, context, op).is_ok() {
+                all.push(format!("{context}:{}", op.as_str()));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_unit_may_be_held_to_some_operations() {
+    let policy = finer(vec![]);
+    let caller = principal("trading-1", Some("Trading"));
+    assert_eq!(all(&policy, &caller), ["exchange-key:decrypt"]);
+    let denial = policy
+        .authorise(&caller, "exchange-key", Op::Encrypt)
+        .unwrap_err();
+    assert_eq!(
+        denial.to_string(),
+        "organizational unit \"Trading\" may not encrypt under context \"exchange-key\""
+    );
+}
+
+#[test]
+fn a_rule_grants_beside_the_mapping_and_needs_every_named_part() {
+    let who = |issuer: Option<&str>, ou: Option<&str>, cn: Option<&str>| Who {
+        issuer: issuer.map(str::to_owned),
+        ou: ou.map(str::to_owned),
+        cn: cn.map(str::to_owned),
+    };
+    let writer = rule(
+        who(Some("CN=Client CA"), Some("Trading"), Some("writer")),
+        &["exchange-key"],
+        &[Op::Encrypt, Op::DataKey],
+    );
+    let batch = rule(who(None, None, Some("batch")), &["2fa"], &[Op::Rewrap]);
+    let policy = finer(vec![writer, batch]);
+    let caller = |cn: &str, ou: &str| principal(cn, Some(ou));
+    assert_eq!(
+        all(&policy, &caller("writer", "Trading")),
+        [
+            "exchange-key:encrypt",
+            "exchange-key:decrypt",
+            "exchange-key:datakey"
+        ]
+    );
+    // Its own unit's mapping, and nothing of the rule.
+    for other in [
+        caller("reader", "Trading"),
+        from(&caller("writer", "Trading"), "CN=Other CA"),
+    ] {
+        assert_eq!(all(&policy, &other), ["exchange-key:decrypt"], "{other}");
+    }
+    assert!(all(&policy, &caller("writer", "Other")).is_empty());
+    // A unit without a mapping.
+    let batch = caller("batch", "Night");
+    assert_eq!(all(&policy, &batch), ["2fa:rewrap"]);
+    assert_eq!(policy.contexts_of(&batch), [ContextName::new("2fa").unwrap()]);
+    assert_eq!(policy.unit(&batch), Ok(()));
+    assert_eq!(policy.grant(&batch, "2fa", Op::Rewrap), Ok(Grant::Rule(1)));
+    let mapped = caller("reader", "Trading");
+    let grant = policy.grant(&mapped, "exchange-key", Op::Decrypt).unwrap();
+    assert_eq!(grant.to_string(), "mappings.Trading");
+    let foreign = policy.authorise(&batch, "2fa", Op::Decrypt);
+    assert!(matches!(foreign, Err(Denial::Context { .. })), "{foreign:?}");
+}
+
+#[test]
+fn no_rule_helps_a_certificate_without_a_unit_or_a_revoked_one() {
+    let who = Who {
+        cn: Some("batch".to_owned()),
+        ..Who::default()
+    };
+    let acl = Acl {
+        rules: vec![rule(who, &["2fa"], &OPS)],
+        ..Acl::default()
+    };
+    let ask = |revoked: Vec<RevocationKey>, ou| {
+        let policy = Policy::new(&acl, revoked);
+        policy.authorise(&principal("batch", ou), "2fa", Op::Decrypt)
+    };
+    assert_eq!(ask(vec![], Some("Any")), Ok(()));
+    assert_eq!(ask(vec![], None), Err(Denial::NoOu));
+    let revoked = vec![RevocationKey::CommonName("batch".to_owned())];
+    assert_eq!(ask(revoked, Some("Any")), Err(Denial::Revoked));
+}
+
+#[test]
+fn a_rule_that_names_nobody_grants_nothing() {
+    let policy = finer(vec![rule(Who::default(), &["2fa"], &OPS)]);
+    assert!(all(&policy, &principal("a", Some("Any"))).is_empty());
+    assert!(policy.unit(&principal("a", Some("Any"))).is_err());
+}
+
+#[test]
+fn rules_of_an_issuer_that_is_not_known_here_do_not_count() {
+    let bound = |issuer: &str| Who {
+        issuer: Some(issuer.to_owned()),
+        ..Who::default()
+    };
+    let mut policy = finer(vec![
+        rule(bound("CN=Client CA"), &["2fa"], &[Op::Encrypt]),
+        rule(bound("CN=Some Intermediate"), &["2fa"], &[Op::Decrypt]),
+    ]);
+    let (known, unknown) = (principal("a", Some("Any")), "CN=Some Intermediate");
+    let unknown = from(&known, unknown);
+    assert_eq!(all(&policy, &unknown), ["2fa:decrypt"]);
+    policy.keep_issuers(&["CN=Client CA".to_owned()]);
+    assert_eq!(all(&policy, &known), ["2fa:encrypt"]);
+    assert!(all(&policy, &unknown).is_empty());
+    assert!(policy.unit(&unknown).is_err() && policy.contexts_of(&unknown).is_empty());
 }
 
 #[test]

@@ -123,6 +123,7 @@ mod tests {
             by_key_id: HashMap::new(),
             highest_known: 3,
             missing: HashMap::from([(uid(3), missing)]),
+            retired: HashMap::new(),
         };
         KeyRing::new(HashMap::from([(ContextName::new("c").unwrap(), keys)]))
     }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
-use raft_store::state::context::VersionState;
+use raft_store::state::context::{VersionKey, VersionState};
 
 use crate::sync::wanted::{concerns, versions};
 
@@ -54,10 +54,43 @@ impl Holding {
     }
 }
 
+/// How many keys of a slot are being destroyed, and not yet known to be gone from this node's token. By the newest
+/// state too: one that arrives in a snapshot counts before token sync has seen it. That the cluster has not heard of
+/// it is no reason: without a leader every node would be unready for what it has done.
+pub(super) fn owed(state: &ClusterState, me: RaftId, slot: &SlotName, gone: &BTreeSet<KeyUid>) -> u32 {
+    let here = |key: &VersionKey| {
+        let context = state.contexts().get(&key.context);
+        context.is_some_and(|context| context.slot == *slot)
+    };
+    let owed = state
+        .owed_by(me)
+        .filter(|(key, version)| here(key) && !gone.contains(&version.key_uid));
+    u32::try_from(owed.count()).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rotation::testing::{World, context, slot};
+
+    #[test]
+    fn a_destruction_is_owed_until_the_token_was_searched_or_the_cluster_was_told() {
+        let mut world = World::new(1);
+        for _ in 0..2 {
+            let version = world.prepare("c");
+            world.activate("c", version);
+        }
+        let (nothing, first) = (BTreeSet::new(), key(&world, 1));
+        let owes = |world: &World, gone: &BTreeSet<KeyUid>| owed(&world.state, 1, &slot("s"), gone);
+        world.schedule_destroy("c", 1, 1000);
+        assert_eq!(owes(&world, &nothing), 0, "it can still be undone");
+        world.begin_destroy("c", 1);
+        assert_eq!(owes(&world, &nothing), 1);
+        assert_eq!(owes(&world, &BTreeSet::from([first])), 0);
+        assert_eq!(owed(&world.state, 1, &slot("t"), &nothing), 0, "another slot's");
+        world.ack_destroyed(1, "c", 1);
+        assert_eq!(owes(&world, &nothing), 0);
+    }
 
     fn key(world: &World, version: u32) -> KeyUid {
         let found = world.state.version(&context("c"), version);

@@ -39,7 +39,7 @@ pub struct Local {
     pub complete: bool,
     /// Versions it has to serve and lacks.
     pub missing_keys: u32,
-    /// Keys of ended versions still in the token.
+    /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
 }
 
@@ -121,6 +121,7 @@ pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -
     if let Some(why) = picture.wrong_replication_key {
         checks.push(Check::new("replication_key", false, why));
     }
+    checks.push(destructions(picture, query));
     if rules.mode == Mode::ActivePassive && !query.stale_ok {
         checks.push(steering(rules, view));
     }
@@ -186,6 +187,23 @@ fn fresh(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -> Check {
             Check::new("fresh", age <= bound, detail)
         }
     }
+}
+
+/// What was destroyed while this node was away, or is being destroyed, leaves its tokens before it is sent requests.
+/// A slot that is not open can be asked nothing; whether that keeps the node from being ready, its own line says.
+fn destructions(picture: &Picture<'_>, query: &ReadyQuery) -> Check {
+    let asked_for = |name: &SlotName| query.slot.as_ref().is_none_or(|slot| slot == name.as_str());
+    let open = picture
+        .slots
+        .iter()
+        .filter(|(name, local)| asked_for(name) && local.is_ready());
+    let keys: u32 = open.map(|(_, local)| local.destructions).sum();
+    check(
+        "destructions",
+        keys == 0,
+        "no key of an ended version is left here",
+        || format!("{keys} keys of ended versions are not known to be gone from the tokens yet"),
+    )
 }
 
 /// Active-passive: the balancer is steered to the leader, and to anybody while there is none.

@@ -119,21 +119,31 @@ fn whom_the_leader_does_not_hear_serves_nothing() {
 #[test]
 fn a_slot_is_ready_only_after_sync_and_destruction() {
     let mut node = Node::new();
-    for unfinished in [
-        Local {
-            synced: false,
-            complete: false,
-            ..serving()
-        },
-        Local {
-            destructions: 2,
-            complete: false,
-            ..serving()
-        },
-    ] {
-        node.slot("s", unfinished);
-        assert_eq!(node.not_ready(), ["slot:s"]);
-    }
+    let unseen = Local {
+        synced: false,
+        complete: false,
+        ..serving()
+    };
+    node.slot("s", unseen);
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let owing = || Local {
+        destructions: 2,
+        complete: false,
+        ..serving()
+    };
+    node.slot("s", owing());
+    assert_eq!(node.not_ready(), ["destructions", "slot:s"]);
+    assert_eq!(node.not_stale_ok(), ["destructions", "slot:s"]);
+    let checks = node.ask(&ReadyQuery::default());
+    let line = checks.iter().find(|check| check.code == "destructions").unwrap();
+    assert!(line.detail.starts_with("2 keys"), "{}", line.detail);
+    // Nobody can look into a token that is not open; where nobody serves it, nobody is unready because of it.
+    let closed = Local {
+        state: SlotState::Locked,
+        ..owing()
+    };
+    node.slot("s", closed);
+    assert!(node.not_ready().is_empty());
     // A key that no node has any more keeps nobody out of service.
     node.slot(
         "s",

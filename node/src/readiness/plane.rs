@@ -119,7 +119,8 @@ fn judge_freshness(
     }
     let gate_open = heard == Heard::Counted;
     let bound = match op {
-        Op::Encrypt => rules.staleness.encrypt,
+        // Each of them makes a ciphertext under what may not be the active version any more.
+        Op::Encrypt | Op::Rewrap | Op::DataKey => rules.staleness.encrypt,
         Op::Decrypt => rules.staleness.decrypt,
     };
     match age {
@@ -228,12 +229,14 @@ mod tests {
 
     #[test]
     fn encryption_and_decryption_have_bounds_of_their_own() {
-        for op in [Op::Encrypt, Op::Decrypt] {
+        for op in [Op::Encrypt, Op::Decrypt, Op::Rewrap, Op::DataKey] {
             assert_eq!(fresh(op, 0), Ok(false));
             assert_eq!(fresh(op, 5), Ok(false));
             assert_eq!(fresh(op, 6), Ok(true));
         }
-        assert_eq!(fresh(Op::Encrypt, 61), Err(ErrorCode::Stale));
+        for op in [Op::Encrypt, Op::Rewrap, Op::DataKey] {
+            assert_eq!(fresh(op, 61), Err(ErrorCode::Stale));
+        }
         assert_eq!(fresh(Op::Decrypt, 61), Ok(true));
         assert_eq!(fresh(Op::Decrypt, 301), Err(ErrorCode::Stale));
     }

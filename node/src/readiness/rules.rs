@@ -49,21 +49,21 @@ impl PolicyCache {
     }
 }
 
-/// Whether two states have the same rules. Rows are replaced, never changed in place, and revocations
-/// are only ever added.
+/// Whether two states have the same rules. Rows are replaced, never changed in place. That there are as many
+/// revocations says nothing: one may be taken back, and another added.
 pub(super) fn same(a: &Published, b: &Published) -> bool {
     let rows = match (a.state.acl(), b.state.acl()) {
         (Some(a), Some(b)) => std::ptr::eq(a, b),
         (None, None) => true,
         _ => false,
     };
-    rows && a.state.revocations().len() == b.state.revocations().len()
+    rows && a.state.revocations().is_clone_of(b.state.revocations())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use raft_store::command::{AddRevocations, Op};
+    use raft_store::command::{AddRevocations, Op, RemoveRevocations};
     use raft_store::state::access::RevocationKey;
 
     use super::*;
@@ -86,6 +86,27 @@ mod tests {
         }));
         let after = cache.of(Arc::new(world.published()));
         assert_eq!((before.revocations.len(), after.revocations.len()), (0, 1));
+    }
+
+    #[test]
+    fn one_revocation_in_the_place_of_another_is_seen() {
+        let cache = PolicyCache::new(seed());
+        let mut world = World::new(1);
+        let by_cn = |cn: &str| RevocationKey::CommonName(cn.to_owned());
+        let add = |cn: &str| {
+            Op::AddRevocations(AddRevocations {
+                revocations: vec![(by_cn(cn), String::new())],
+            })
+        };
+        world.ok(add("a"));
+        let before = cache.of(Arc::new(world.published()));
+        world.ok(Op::RemoveRevocations(RemoveRevocations {
+            revocations: vec![by_cn("a")],
+        }));
+        world.ok(add("b"));
+        let after = cache.of(Arc::new(world.published()));
+        assert_eq!((before.revocations.len(), after.revocations.len()), (1, 1));
+        assert!(!Arc::ptr_eq(&before, &after));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Leadership {
     pub term: u64,
     /// Since the last answer of each peer that ever answered.
     pub silent_for: BTreeMap<RaftId, Duration>,
+    /// Since a quorum last acknowledged it; `None`: not yet.
+    pub quorum_age: Option<Duration>,
 }
 
 /// See the module.
@@ -79,6 +81,7 @@ impl Cluster for Consensus {
         (view.role == Role::Leader).then_some(Leadership {
             term: view.term,
             silent_for,
+            quorum_age: view.quorum_ack_age,
         })
     }
 

@@ -2,6 +2,7 @@
 //! then activated. The version a request made is found in the state, what a pending version needs is
 //! decided from the state, so that a new leader goes on wherever the old one died.
 
+pub mod clocks;
 pub mod cluster;
 pub mod decide;
 pub mod driver;
@@ -9,14 +10,17 @@ pub mod keys;
 pub mod plan;
 pub mod progress;
 pub mod rotator;
+pub mod schedule;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use clocks::Clocks;
 pub use cluster::Cluster;
 pub use decide::Limits;
 pub use driver::drive;
 pub use keys::{HeldSlot, KeyMaker, TokenKeys};
 pub use rotator::{ClusterKeys, Rotator};
+pub use schedule::Schedule;
 
 /// A fail point that may block: on a thread of its own, because Raft may run on this one.
 async fn reach(name: &'static str) {

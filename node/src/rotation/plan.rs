@@ -3,7 +3,7 @@
 //! crash, finds the version it made before and never makes a second one.
 
 use hsm_api::ErrorCode;
-use raft_store::command::{Done, Origin, Outcome, Refusal, RequestId};
+use raft_store::command::{Conflict, Done, Origin, Outcome, Refusal, RequestId};
 use raft_store::names::{ContextName, SlotName, TransportId};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionState;
@@ -76,7 +76,7 @@ impl Asked {
                     }
                 }
                 // The state was another than the proposer saw: nothing was made.
-                Seen::Repeat(Outcome::Refused(Refusal::Conflict(_))) => {}
+                Seen::Repeat(Outcome::Refused(Refusal::Conflict(why))) if !is_final(&why) => {}
                 Seen::Repeat(Outcome::Refused(refusal)) => return Err(refusal.into()),
                 Seen::Repeat(Outcome::Nothing) => {
                     return Err(CallError::new(
@@ -95,6 +95,16 @@ impl Asked {
     }
 }
 
+/// Whether a conflict is the answer to a request, rather than a reason to look again: somebody has to do something
+/// else first, and a late repeat must not do it for them.
+#[must_use]
+pub fn is_final(why: &Conflict) -> bool {
+    matches!(
+        why,
+        Conflict::Active { .. } | Conflict::UsedRecently { .. } | Conflict::NotCountedYet { .. }
+    )
+}
+
 /// See [`Asked::attempt`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Attempt<T> {
@@ -109,6 +119,11 @@ pub enum Attempt<T> {
 pub enum Wish {
     /// The next one of a context that has an active one.
     Rotate,
+    /// The next one in the place of this active one, and of no other: whoever was quicker has done it.
+    Replace {
+        /// The one that is to be replaced.
+        active: u32,
+    },
     /// Any one of a context, the first one too.
     Create {
         /// Its label; the default names context and number, and a place where that is taken.
@@ -178,7 +193,11 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
             );
             return Err(CallError::new(ErrorCode::ContextHasNoKey, detail));
         }
-        Wish::Rotate => (None, None),
+        Wish::Replace { active } if context.active_version != Some(*active) => {
+            let detail = format!("version {active} of {name} is not the active one any more");
+            return Err(CallError::new(ErrorCode::Conflict, detail));
+        }
+        Wish::Rotate | Wish::Replace { .. } => (None, None),
         Wish::Create { label, version } => (label.as_deref(), *version),
     };
     let version = highest.checked_add(1).ok_or_else(|| {

@@ -57,6 +57,52 @@ fn a_rotation_makes_the_next_version_under_the_current_transport_key() {
 }
 
 #[test]
+fn who_wants_one_version_replaced_is_content_once_another_has_done_it() {
+    let mut world = World::new(1);
+    active(&mut world);
+    let replace = |world: &World, key: &str| {
+        let wish = Wish::Replace { active: 1 };
+        plan(&world.state, &context("c"), &wish, &asked("rotate c", key))
+    };
+    assert_eq!(draft(replace(&world, "k")).version, 2);
+    // Another's version is pending: it may be given up.
+    let version = world.prepare("c");
+    assert_eq!(replace(&world, "k"), Ok(Step::Hold(version)));
+    world.activate("c", version);
+    assert_eq!(code(replace(&world, "k")), ErrorCode::Conflict);
+}
+
+#[test]
+fn what_is_refused_for_good_is_not_attempted_again() {
+    let mut world = World::new(1);
+    active(&mut world);
+    let asked = asked("key disable c v1", "k");
+    let attempt = |world: &World| asked.attempt(&world.state, |_| Some(()));
+    let disable = |expected| {
+        Op::SetVersionUse(raft_store::command::SetVersionUse {
+            context: context("c"),
+            version: 1,
+            expected,
+            to: VersionState::Disabled,
+        })
+    };
+    let refused = world.send(
+        asked.id(0),
+        asked.body_hash,
+        asked.origin.clone(),
+        disable(VersionState::Active),
+    );
+    assert!(matches!(
+        refused,
+        Outcome::Refused(Refusal::Conflict(Conflict::Active { .. }))
+    ));
+    assert_eq!(attempt(&world).unwrap_err().code, ErrorCode::Conflict);
+    // It is retired now; the answer stays.
+    active(&mut world);
+    assert_eq!(attempt(&world).unwrap_err().code, ErrorCode::Conflict);
+}
+
+#[test]
 fn what_does_not_exist_cannot_be_rotated() {
     let mut world = World::new(1);
     assert_eq!(code(rotate(&world, "k")), ErrorCode::ContextHasNoKey);

@@ -18,7 +18,7 @@ use raft_store::storage::Published;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub(crate) use self::world::{ISSUER, World, context, prepare, slot};
+pub(crate) use self::world::{ISSUER, World, admin, context, prepare, slot};
 use super::cluster::{Cluster, Leadership};
 use super::keys::{KeyMaker, KeyOrder, NewKey};
 use super::plan::Asked;
@@ -32,7 +32,7 @@ pub(crate) fn asked(operation: &str, key: &str) -> Asked {
         operation: operation.to_owned(),
         key: key.to_owned(),
         body_hash: [4; 32],
-        origin: Origin::Node(1),
+        origin: admin(),
     }
 }
 
@@ -65,6 +65,7 @@ impl FakeCluster {
             leadership: Mutex::new(Some(Leadership {
                 term: 1,
                 silent_for: BTreeMap::new(),
+                quorum_age: Some(Duration::ZERO),
             })),
             failures: Mutex::new(Vec::new()),
             let_through: Mutex::new(0),

@@ -8,15 +8,15 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use hsm_core::names::KeyUid;
-use hsm_core::secrets::Plaintext;
-use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, HsmError, OpError, Slot, SlotState};
+use hsm_core::{HsmError, OnBatchDone, OnDone, OpError, Slot, SlotState, Work};
 use raft_store::names::{ContextName, SlotName};
 use tokio::sync::Notify;
 
 use super::marker::ReadyMarker;
 use super::open::{self, OpenFailure, Unlock};
+use super::uses::{Used, Uses};
 use crate::config::Slot as SlotConfig;
-use crate::keyring::{Done, TokenOps};
+use crate::keyring::TokenOps;
 
 /// A key the slot is judged by: proven to be in its token before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub struct SlotEntry {
     last_proof: Mutex<Option<Instant>>,
     opening: Mutex<()>,
     changed: Notify,
+    uses: Arc<Uses>,
 }
 
 impl SlotEntry {
@@ -66,6 +67,7 @@ impl SlotEntry {
             last_proof: Mutex::new(None),
             opening: Mutex::new(()),
             changed: Notify::new(),
+            uses: Arc::default(),
         }
     }
 
@@ -127,6 +129,11 @@ impl SlotEntry {
         if **self.probes.load() != probes {
             self.probes.store(Arc::new(probes));
         }
+    }
+
+    /// How often its keys were used since the process began.
+    pub fn uses(&self) -> &Uses {
+        &self.uses
     }
 
     /// Waits until something about the slot has changed since the last call. For one waiter.
@@ -255,16 +262,26 @@ impl TokenOps for SlotEntry {
         SlotEntry::state(self)
     }
 
-    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
-        self.open_slot()?.encrypt(job, done)
+    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+        let (uses, used) = (Arc::clone(&self.uses), Used::by(&work));
+        let counted: OnDone = Box::new(move |outcome| {
+            if outcome.is_ok() {
+                uses.count(used);
+            }
+            done(outcome);
+        });
+        self.open_slot()?.run(work, counted)
     }
 
-    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
-        self.open_slot()?.decrypt_v2(job, done)
-    }
-
-    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
-        self.open_slot()?.decrypt_v1(job, done)
+    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+        let uses = Arc::clone(&self.uses);
+        let used: Vec<Used> = works.iter().map(Used::by).collect();
+        let counted: OnBatchDone = Box::new(move |outcomes| {
+            let done_ones = outcomes.iter().zip(used).filter(|(outcome, _)| outcome.is_ok());
+            done_ones.for_each(|(_, used)| uses.count(used));
+            done(outcomes);
+        });
+        self.open_slot()?.run_batch(works, counted)
     }
 }
 

@@ -4,6 +4,7 @@
 mod entry;
 mod marker;
 mod open;
+mod uses;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 pub use self::entry::{Probe, SlotEntry};
 use self::open::label_key;
 pub use self::open::{OpenFailure, Unlock};
+pub use self::uses::{Total, Uses};
 use crate::config::Hsm;
 
 /// Why the node does not start: a slot that was never ready here cannot be opened, or two slots are one.

@@ -74,6 +74,7 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
         .map(|(_, version)| (version.key_uid, version.state))
         .collect();
     leftovers(held, &states, &mut plan);
+    destroyed(picture, held, &versions, &mut plan);
     unknown(picture, held, &states, &mut plan);
     plan
 }
@@ -200,6 +201,22 @@ fn leftovers(held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Pl
             _ => {}
         }
     }
+}
+
+/// What is being destroyed and not in this token is acknowledged, whoever removed it and whether it was ever there:
+/// this token may have been another node's. The step itself looks once more, by each key's id.
+fn destroyed(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
+    let owed: Vec<_> = versions
+        .iter()
+        .filter(|(_, version)| version.state == VersionState::Destroying)
+        .filter(|(_, version)| !version.acks.contains(&picture.me))
+        .filter(|(_, version)| !held.keks.contains_key(&version.key_uid))
+        .map(|(key, version)| (key.context.clone(), key.version, version.key_uid))
+        .collect();
+    plan.actions.extend(
+        owed.chunks(ACKS_PER_COMMAND)
+            .map(|chunk| Action::AckDestroyed(chunk.to_vec())),
+    );
 }
 
 /// Reported, never destroyed: it may be another cluster's, or v1's.

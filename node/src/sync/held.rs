@@ -1,8 +1,8 @@
 //! What one token holds, as last seen: the token's side of the comparison with the state. Looking
 //! blocks; the picture itself is plain data.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hsm_core::{HsmError, KekUse, Slot};
 use raft_store::names::{KeyUid, TransportId};
@@ -33,6 +33,8 @@ pub struct Held {
     pub keks: BTreeMap<KeyUid, HeldKek>,
     /// Objects of other kinds, described for people.
     pub foreign: Vec<String>,
+    /// Keys that this process has removed, or has looked for by their id and not found, since the slot was opened.
+    pub gone: BTreeSet<KeyUid>,
 }
 
 /// How a token step changed the token.
@@ -50,8 +52,8 @@ pub enum Effect {
     Loaded(KeyUid, bool),
     /// A key has no session copies.
     Unloaded(KeyUid),
-    /// A key is not in the token any more.
-    Removed(KeyUid),
+    /// These keys are not in the token, nor are copies of them.
+    Gone(Vec<KeyUid>),
     /// A key turned out to be unusable.
     Unusable(KeyUid, String),
 }
@@ -84,6 +86,10 @@ impl Held {
             };
             (uid, kek)
         });
+        let keks: BTreeMap<KeyUid, HeldKek> = keks.collect();
+        // What is found is not gone, whoever brought it back.
+        let gone = before.map(|before| before.gone.clone()).unwrap_or_default();
+        let gone = gone.into_iter().filter(|uid| !keks.contains_key(uid)).collect();
         let foreign = inventory.foreign.into_iter().map(|object| {
             let class = object
                 .class
@@ -93,8 +99,9 @@ impl Held {
         Ok(Self {
             node_spki,
             transport,
-            keks: keks.collect(),
+            keks,
             foreign: foreign.collect(),
+            gone,
         })
     }
 
@@ -111,6 +118,7 @@ impl Held {
                 kek.label = label;
                 kek.problem = None;
                 kek.proven = true;
+                self.gone.remove(&uid);
             }
             Effect::Loaded(uid, encrypts) => {
                 if let Some(kek) = self.keks.get_mut(&uid) {
@@ -122,8 +130,11 @@ impl Held {
                     kek.loaded = None;
                 }
             }
-            Effect::Removed(uid) => {
-                self.keks.remove(&uid);
+            Effect::Gone(uids) => {
+                for uid in uids {
+                    self.keks.remove(&uid);
+                    self.gone.insert(uid);
+                }
             }
             Effect::Unusable(uid, why) => {
                 if let Some(kek) = self.keks.get_mut(&uid) {
@@ -188,7 +199,9 @@ mod tests {
             (kek.proven, kek.loaded, kek.problem.as_deref()),
             (false, None, Some("twice"))
         );
-        held.apply(Effect::Removed(uid));
-        assert!(held.keks.is_empty());
+        held.apply(Effect::Gone(vec![uid]));
+        assert!(held.keks.is_empty() && held.gone.contains(&uid));
+        held.apply(Effect::Proven(uid, "kek-a-v1".to_owned()));
+        assert!(held.gone.is_empty(), "it is there again");
     }
 }

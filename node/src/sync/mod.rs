@@ -14,6 +14,7 @@ mod board;
 pub mod convert;
 pub mod decide;
 pub mod held;
+mod ledger;
 pub mod plan;
 pub mod replication_key;
 pub mod report;

@@ -34,6 +34,19 @@ pub enum Action {
     Unload(KeyUid),
     /// Destroy the object of a version that was abandoned or destroyed.
     Remove(KeyUid),
+    /// Tell the cluster that these versions, which are being destroyed, are not in this token.
+    AckDestroyed(Vec<(ContextName, u32, KeyUid)>),
+}
+
+/// Versions named in one action, for logs: the first, and how many more.
+fn some_of(versions: &[(ContextName, u32, KeyUid)]) -> String {
+    let first = versions
+        .first()
+        .map(|(context, version, _)| format!("{context} v{version}"));
+    match versions.len() {
+        0 | 1 => first.unwrap_or_default(),
+        count => format!("{} and {} more", first.unwrap_or_default(), count - 1),
+    }
 }
 
 impl Action {
@@ -51,6 +64,7 @@ impl Action {
             Action::Grant(..) => "grant_transport_key",
             Action::Unload(_) => "unload_key",
             Action::Remove(_) => "remove_key",
+            Action::AckDestroyed(_) => "acknowledge_destruction",
         }
     }
 
@@ -63,15 +77,7 @@ impl Action {
             Action::Load(uid, _) | Action::Retire(uid) | Action::Unload(uid) | Action::Remove(uid) => {
                 uid.to_string()
             }
-            Action::Ack(versions) => {
-                let first = versions
-                    .first()
-                    .map(|(context, version, _)| format!("{context} v{version}"));
-                match versions.len() {
-                    0 | 1 => first.unwrap_or_default(),
-                    count => format!("{} and {} more", first.unwrap_or_default(), count - 1),
-                }
-            }
+            Action::Ack(versions) | Action::AckDestroyed(versions) => some_of(versions),
             Action::Grant(id, node) => format!("{id} to node {node}"),
         }
     }

@@ -1,5 +1,5 @@
-//! What this node tells the cluster of itself: at most once a second, and only what has changed. An
-//! idle cluster appends nothing.
+//! What this node tells the cluster of itself: at most once a second, and only what has changed. Uses of keys go with
+//! it; alone they are told every ten seconds. An idle cluster appends nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::SyncHandle;
+use super::ledger::Ledger;
 use super::status::SyncStatus;
 use crate::clock;
 use crate::consensus::Consensus;
@@ -84,6 +85,10 @@ pub fn draft(
     })
 }
 
+/// Milliseconds after which a node says its clock again although nothing else is news: how long ago a key was used is
+/// judged by the newest clocks that nodes have reported.
+const CLOCK_AGE: UnixMillis = 3_600_000;
+
 /// Whether a report says anything that the last one did not. That anything but reports was applied is
 /// news: what is not reported may be lost unnoticed with an older copy of the data directory.
 pub fn is_news(known: Option<&NodeReport>, report: &NodeReport, progress: Progress) -> bool {
@@ -95,6 +100,7 @@ pub fn is_news(known: Option<&NodeReport>, report: &NodeReport, progress: Progre
         || known.feature_level != report.feature_level
         || known.slots != report.slots
         || report.durable_index >= known.durable_index.saturating_add(DRIFT)
+        || report.clock >= known.clock.saturating_add(CLOCK_AGE)
 }
 
 /// Reports until `shutdown`. A report that cannot be proposed is dropped: the next one says it all.
@@ -107,6 +113,7 @@ pub(super) async fn run(
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut sent: Option<Instant> = None;
+    let mut ledger = Ledger::default();
     let mut trouble: Option<String> = None;
     loop {
         tokio::select! {
@@ -138,10 +145,19 @@ pub(super) async fn run(
             clock::unix_millis(),
         );
         let known = published.state.reports().get(&me).map(|known| &**known);
-        let Some(report) = report.filter(|report| is_news(known, report, progress)) else {
+        ledger.settle(known, progress.boot);
+        let totals = slots.entries().flat_map(|entry| entry.uses().totals());
+        let uses = ledger.untold(&published.state, totals);
+        let now = Instant::now();
+        let is_told = |report: &NodeReport| {
+            is_news(known, report, progress) || (!uses.is_empty() && ledger.is_due(now))
+        };
+        let Some(report) = report.filter(is_told) else {
             continue;
         };
-        sent = Some(Instant::now());
+        ledger.note_sent(&uses, now);
+        sent = Some(now);
+        let report = NodeReport { uses, ..report };
         let proposed = consensus
             .propose_as_node(Op::ReportNode(ReportNode { node: me, report }))
             .await;

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use raft_store::names::{ContextName, RaftId, SlotName};
 use raft_store::state::ClusterState;
-use raft_store::state::context::{Context, KeyVersion};
+use raft_store::state::context::{Context, KeyVersion, VersionState};
 
 use super::convert::{to_token_binding, to_token_key};
 use super::held::{Held, HeldKek};
 use super::wanted::concerns;
-use crate::keyring::{ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, TokenOps};
+use crate::keyring::{
+    ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
+};
 
 /// Where a slot's keys are.
 pub(super) enum Source<'a> {
@@ -65,10 +67,19 @@ fn keys(
         by_key_id: HashMap::new(),
         highest_known: context.highest_version,
         missing: HashMap::new(),
+        retired: HashMap::new(),
     };
-    for (version, key) in state.versions_of(name).filter(|(_, key)| key.state.is_readable()) {
+    for (version, key) in state.versions_of(name) {
+        let retired = retired(key.state);
+        if retired.is_none() && !key.state.is_readable() {
+            continue;
+        }
         let (uid, key_id) = (to_token_key(key.key_uid), key.label.clone());
         keys.by_key_id.insert(key_id.clone(), uid);
+        if let Some(why) = retired {
+            keys.retired.insert(uid, RetiredKey { version, key_id, why });
+            continue;
+        }
         match missing(key, me, source) {
             None => {
                 keys.readable.insert(uid, ReadableKey { version, key_id });
@@ -79,6 +90,18 @@ fn keys(
         }
     }
     keys
+}
+
+/// Why a version decrypts nothing, wherever its key is. The label of one that was abandoned is free again.
+fn retired(state: VersionState) -> Option<RetiredWhy> {
+    match state {
+        VersionState::Disabled | VersionState::DestroyScheduled => Some(RetiredWhy::Disabled),
+        VersionState::Destroying | VersionState::Destroyed => Some(RetiredWhy::Destroyed),
+        VersionState::Pending
+        | VersionState::Active
+        | VersionState::DecryptOnly
+        | VersionState::Abandoned => None,
+    }
 }
 
 fn missing(key: &KeyVersion, me: RaftId, source: &Source<'_>) -> Option<MissingWhy> {
@@ -158,6 +181,35 @@ mod tests {
                 .values()
                 .all(|key| key.why == MissingWhy::NotImportedYet)
         );
+    }
+
+    #[test]
+    fn a_version_out_of_use_is_known_and_readable_nowhere_until_it_is_enabled() {
+        let mut cluster = Cluster::founded();
+        cluster.registered(ME).transport(&[]).context("a");
+        let first = cluster.active("a", 1);
+        cluster.active("a", 2);
+        let mut held = Held::default();
+        held.apply(Effect::Proven(first, "x".to_owned()));
+        held.apply(Effect::Loaded(first, false));
+        let uid = to_token_key(first);
+        let seen = |cluster: &Cluster| {
+            let keys = ring(cluster, &Source::Token(&held));
+            assert_eq!(keys.by_key_id["kek-a-v1"], uid);
+            let readable = keys.readable.contains_key(&uid);
+            (readable, keys.retired.get(&uid).map(|key| (key.version, key.why)))
+        };
+        assert_eq!(seen(&cluster), (true, None));
+        cluster.set_use("a", 1, VersionState::Disabled);
+        assert_eq!(seen(&cluster), (false, Some((1, RetiredWhy::Disabled))));
+        cluster.set_use("a", 1, VersionState::DecryptOnly);
+        assert_eq!(seen(&cluster), (true, None));
+        cluster.schedule_destroy("a", 1);
+        assert_eq!(seen(&cluster), (false, Some((1, RetiredWhy::Disabled))));
+        cluster.begin_destroy("a", 1);
+        assert_eq!(seen(&cluster), (false, Some((1, RetiredWhy::Destroyed))));
+        cluster.ack_destroyed(ME, "a", 1);
+        assert_eq!(seen(&cluster), (false, Some((1, RetiredWhy::Destroyed))));
     }
 
     #[test]

@@ -52,6 +52,7 @@ impl Worker {
                 compared_at: published.applied.map_or(0, |id| id.index),
                 complete_at: None,
                 serving: Arc::new(serving.map(|(uid, _)| *uid).collect()),
+                gone: Arc::new(held.map(|held| held.gone.clone()).unwrap_or_default()),
             },
         };
         self.board.post(name, part, me, || self.consensus.published());

@@ -26,6 +26,8 @@ pub struct SlotSync {
     pub complete_at: Option<u64>,
     /// The keys that are proven and loaded.
     pub serving: Arc<BTreeSet<KeyUid>>,
+    /// The keys that were searched for in the token and not found, since the slot was opened.
+    pub gone: Arc<BTreeSet<KeyUid>>,
 }
 
 /// All slots of the node.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use hsm_core::replication::{ClusterKey, SealError, SealedKeyContext};
 use hsm_core::{HsmError, ImportKek, Slot};
-use raft_store::command::{AckVersions, Op};
-use raft_store::names::{KeyUid, RaftId, SlotName, TransportId};
+use raft_store::command::{AckDestroyed, AckVersions, Op};
+use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
 use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey};
 use raft_store::state::slot::TransportGeneration;
 use raft_store::state::{ClusterMeta, ClusterState};
@@ -120,12 +120,35 @@ impl Workbench {
                 done(Effect::Unloaded(*uid))
             }
             Action::Remove(uid) => {
-                let objects = self.slot.destroy_kek(to_token_key(*uid))?;
-                let slot = self.name.as_str();
-                tracing::info!(slot, key = %uid, objects, "key of an ended version destroyed");
-                done(Effect::Removed(*uid))
+                fail::fail_point!("sync::before_remove");
+                self.remove(*uid)?;
+                done(Effect::Gone(vec![*uid]))
             }
+            Action::AckDestroyed(versions) => self.acknowledge_destroyed(versions),
         }
+    }
+
+    /// Destroys whatever is in the token under this id, session copies first. The token is searched again afterwards.
+    fn remove(&self, uid: KeyUid) -> Result<(), StepError> {
+        let objects = self.slot.destroy_kek(to_token_key(uid))?;
+        if objects > 0 {
+            let (slot, epoch) = (self.name.as_str(), crate::logging::epoch());
+            tracing::info!(target: "audit", epoch, slot, key = %uid, objects, "key of an ended version destroyed");
+        }
+        Ok(())
+    }
+
+    /// Nothing is acknowledged on the word of an earlier look: each key is searched for by its id, here and now.
+    fn acknowledge_destroyed(&self, versions: &[(ContextName, u32, KeyUid)]) -> Result<Outcome, StepError> {
+        for (_, _, uid) in versions {
+            self.remove(*uid)?;
+        }
+        let gone = versions.iter().map(|(_, _, uid)| *uid).collect();
+        let op = AckDestroyed {
+            node: self.me,
+            versions: versions.to_vec(),
+        };
+        propose(Effect::Gone(gone), Op::AckDestroyed(op))
     }
 
     fn meta(&self) -> Result<&ClusterMeta, StepError> {

@@ -4,21 +4,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft_store::command::{
-    AbandonVersion, AckVersions, ActivateVersion, AddTransportKey, ApplyContext, Command, CreateCluster,
-    CreateContext, CreateJoinToken, Done, GrantTransportKey, Op, Origin, Outcome, PrepareVersion,
-    RegisterNode, RegisterSlotKey, RequestId, apply,
+    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdvanceWaits, ApplyContext,
+    BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done, GrantTransportKey,
+    LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey, RequestId,
+    ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
     ClusterId, ContextName, ContextUid, Incarnation, KeyUid, NodeName, RaftId, SlotName, TransportId,
 };
 use raft_store::state::ClusterState;
-use raft_store::state::access::Acl;
-use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy};
+use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionState};
+use raft_store::state::frozen::AclV1;
 use raft_store::state::node::SlotKey;
 use raft_store::state::slot::{Grant, Grantee, TransportMode};
 
 use super::slot_key::SlotKeyContext;
 use super::slot_key::tests::signer;
+use crate::rotation::testing::admin;
 
 /// The node the tests speak for; it founded the cluster.
 pub(super) const ME: RaftId = 1;
@@ -86,7 +88,7 @@ impl Cluster {
                 incarnation: Incarnation([1; 16]),
                 api_address: "a:1".into(),
                 cluster_address: "c:1".into(),
-                acl: Acl::default(),
+                acl: AclV1::default(),
                 revocations: vec![],
             }),
         );
@@ -96,10 +98,14 @@ impl Cluster {
     pub(super) fn run(&mut self, node: RaftId, op: Op) -> Done {
         self.index += 1;
         let nonce = u128::from(self.index).to_be_bytes();
+        let origin = match op {
+            Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+            _ => Origin::Node(node),
+        };
         let command = Command {
             id: RequestId::Node { node, nonce },
             body_hash: [0; 32],
-            origin: Origin::Node(node),
+            origin,
             approvals: vec![],
             at: 1000,
             op,
@@ -108,6 +114,7 @@ impl Cluster {
             index: self.index,
             at: command.at,
             origin: &command.origin,
+            leader: ME,
             voters: &self.voters,
         };
         match apply(&mut self.state, &command, &cx) {
@@ -278,6 +285,71 @@ impl Cluster {
                 reason,
             }),
         );
+        self
+    }
+
+    fn state_of(&self, name: &str, version: u32) -> VersionState {
+        self.state.version(&context(name), version).unwrap().state
+    }
+
+    /// Disables a retired version, or enables it.
+    pub(super) fn set_use(&mut self, name: &str, version: u32, to: VersionState) -> &mut Self {
+        let (context, expected) = (context(name), self.state_of(name, version));
+        self.run(
+            ME,
+            Op::SetVersionUse(SetVersionUse {
+                context,
+                version,
+                expected,
+                to,
+            }),
+        );
+        self
+    }
+
+    pub(super) fn schedule_destroy(&mut self, name: &str, version: u32) -> &mut Self {
+        let (context, expected) = (context(name), self.state_of(name, version));
+        self.run(
+            ME,
+            Op::ScheduleDestroy(ScheduleDestroy {
+                context,
+                version,
+                expected,
+                wait_ms: LEAST_WAIT_MS,
+                min_wait_ms: LEAST_WAIT_MS,
+                recent_ms: 0,
+                override_recent_use: true,
+                short_wait_allowed: true,
+            }),
+        );
+        self
+    }
+
+    /// Waits a scheduled destruction out and begins it.
+    pub(super) fn begin_destroy(&mut self, name: &str, version: u32) -> &mut Self {
+        let destruction = self.state.version(&context(name), version).unwrap();
+        let destruction = destruction.destruction.clone().unwrap();
+        let seen = SeenWait {
+            context: context(name),
+            version,
+            scheduled_by: destruction.scheduled_by,
+            elapsed_ms: destruction.elapsed_ms,
+        };
+        self.run(
+            ME,
+            Op::AdvanceWaits(AdvanceWaits {
+                elapsed_ms: destruction.wait_ms,
+                expected: vec![seen],
+            }),
+        );
+        let context = context(name);
+        self.run(ME, Op::BeginDestroy(BeginDestroy { context, version }));
+        self
+    }
+
+    pub(super) fn ack_destroyed(&mut self, node: RaftId, name: &str, version: u32) -> &mut Self {
+        let versions = vec![(context(name), version, uid(name, version))];
+        self.run(node, Op::AckDestroyed(AckDestroyed { node, versions }));
         self
     }
 

@@ -8,6 +8,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
+use super::crl::{self, Crl, CrlError};
 use super::files::{CaFile, certificates, private_key, refuse_dev};
 use super::{TlsError, provider};
 use crate::config::ApiTlsFiles;
@@ -27,6 +28,8 @@ pub struct ApiTls {
     pub server: Arc<ServerConfig>,
     /// Whose certificates are accepted.
     pub issuers: ClientIssuers,
+    /// Their certificates.
+    cas: Vec<CertificateDer<'static>>,
     /// A configured CA's name and a verifier that knows the CAs of its file only.
     by_name: Vec<(String, Arc<dyn ClientCertVerifier>)>,
 }
@@ -73,10 +76,13 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
     let mut all: Vec<String> = sources.iter().flat_map(|(file, _)| file.names()).collect();
     all.sort();
     all.dedup();
+    let cas = sources.iter().flat_map(|(file, _)| file.ders.iter().cloned());
+    let cas = cas.collect();
     let of_roles = admins.as_ref().map_or(&clients, |(ca, _)| ca).names();
     Ok(ApiTls {
         server: server(files, verifier(roots)?, dev)?,
         issuers: ClientIssuers { all, of_roles },
+        cas,
         by_name,
     })
 }
@@ -116,6 +122,14 @@ pub(super) fn forget_sessions(config: &mut ServerConfig) {
 }
 
 impl ApiTls {
+    /// Reads a file of revocation lists of the CAs whose certificates are accepted.
+    ///
+    /// # Errors
+    /// The first list that is none, or whose signature does not hold; then nothing of the file is taken.
+    pub fn read_crls(&self, file: &[u8]) -> Result<Vec<Crl>, CrlError> {
+        crl::read(file, &self.cas)
+    }
+
     /// The caller behind a finished handshake's certificates.
     ///
     /// Roles are bound to the issuer's *name*, and whoever may make intermediate CAs may choose

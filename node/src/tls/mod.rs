@@ -3,6 +3,7 @@
 
 mod api;
 mod cluster;
+mod crl;
 mod files;
 mod peer_verifier;
 
@@ -13,6 +14,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::api::{ApiTls, ClientIssuers, load_api};
 pub use self::cluster::{ClusterTls, load_cluster};
+pub use self::crl::{Crl, CrlError};
 pub use self::peer_verifier::PeerVerifier;
 use crate::identity::IdentityError;
 

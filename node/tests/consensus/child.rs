@@ -11,7 +11,8 @@ use hsm_node::consensus::{self, Consensus, ConsensusOptions, FoundSeed, JoinRequ
 use hsm_node::tls::load_cluster;
 use raft_store::command::{AddRevocations, CreateJoinToken, Done, Op, ReportNode};
 use raft_store::names::NodeName;
-use raft_store::state::access::{Acl, RevocationKey};
+use raft_store::state::access::RevocationKey;
+use raft_store::state::frozen::AclV1;
 use raft_store::state::node::NodeReport;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -140,7 +141,7 @@ async fn obey(consensus: &Consensus, command: &str) -> Result<String, String> {
     match words[..] {
         ["found"] => {
             let seed = FoundSeed {
-                acl: Acl::default(),
+                acl: AclV1::default(),
                 revocations: vec![],
             };
             consensus

@@ -39,6 +39,15 @@ impl AdmitNode {
             }
             .into());
         }
+        // A member that holds what is destroyed would have to be waited for, whatever becomes of it.
+        if let Some((key, _)) = state.owed_by(self.node).next() {
+            return Err(Conflict::OwesDestruction {
+                node: name,
+                context: key.context.clone(),
+                version: key.version,
+            }
+            .into());
+        }
         if state
             .reports
             .get(&self.node)

@@ -4,8 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyContext, Bounded, Conflict, Done, Forbidden, Origin, Refusal, in_other_state, known_version,
-    standing_node,
+    ApplyContext, Bounded, Conflict, Done, Invalid, Refusal, in_other_state, known_version, require_leader,
 };
 use crate::names::ContextName;
 use crate::state::ClusterState;
@@ -20,7 +19,8 @@ pub const MAX_ADVANCE_MS: u64 = 120_000;
 pub struct AdvanceWaits {
     /// Milliseconds that have passed for each of the waits, by the leader's monotonic clock.
     pub elapsed_ms: u64,
-    /// The waits: of every version in `destroy_scheduled`, in several commands if one does not hold them.
+    /// The waits: of every version in `destroy_scheduled`, in several commands if one does not hold them. Ascending by
+    /// context and version, each once: named as often as it likes, one would be over within a single command.
     pub expected: Vec<SeenWait>,
 }
 
@@ -40,17 +40,26 @@ pub struct SeenWait {
 
 impl AdvanceWaits {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
-        let Origin::Node(leader) = cx.origin else {
-            let operation = "advance_waits".to_owned();
-            return Err(Forbidden::Driver { operation }.into());
-        };
-        standing_node(state, *leader)?;
-        let most = usize::try_from(MAX_ADVANCE_MS).unwrap_or(usize::MAX);
-        Bounded::Advance.check(usize::try_from(self.elapsed_ms).unwrap_or(usize::MAX), most)?;
+        require_leader(state, cx, "advance_waits")?;
+        Bounded::Advance.check_number(self.elapsed_ms, MAX_ADVANCE_MS)?;
+        self.require_ascending()?;
         for seen in &self.expected {
             self.advance(state, seen)?;
         }
         Ok(Done::Ok)
+    }
+
+    fn require_ascending(&self) -> Result<(), Refusal> {
+        let mut before: Option<(&ContextName, u32)> = None;
+        for seen in &self.expected {
+            let this = (&seen.context, seen.version);
+            if before.is_some_and(|before| before >= this) {
+                let (context, version) = (seen.context.clone(), seen.version);
+                return Err(Invalid::WaitOrder { context, version }.into());
+            }
+            before = Some(this);
+        }
+        Ok(())
     }
 
     fn advance(&self, state: &mut ClusterState, seen: &SeenWait) -> Result<(), Refusal> {

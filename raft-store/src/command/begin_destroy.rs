@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Refusal, in_other_state, known_version};
+use super::{ApplyContext, Conflict, Done, Refusal, in_other_state, known_version, require_leader};
 use crate::names::ContextName;
 use crate::state::ClusterState;
 use crate::state::context::{Destruction, KeyVersion, VersionState};
@@ -21,6 +21,7 @@ pub struct BeginDestroy {
 
 impl BeginDestroy {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_leader(state, cx, "begin_destroy")?;
         let done = Done::Version {
             context: self.context.clone(),
             version: self.version,
@@ -48,9 +49,10 @@ impl BeginDestroy {
         let begun = Destruction {
             begun_at: Some(cx.at),
             sealed_under: version.material.as_ref().map(|material| material.transport_id),
+            held_by: version.acks,
             ..destruction
         };
-        // Who holds it is not asked any more, but who has removed it.
+        // From now on the acknowledgements say who has removed it.
         let destroying = KeyVersion {
             state: VersionState::Destroying,
             material: None,

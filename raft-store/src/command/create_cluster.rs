@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ApplyContext, Bounded, Done, Existing, Refusal};
 use crate::names::{ClusterId, Incarnation, NodeName, RaftId};
-use crate::state::access::{Acl, Revocation, RevocationKey};
+use crate::state::access::{Revocation, RevocationKey};
+use crate::state::frozen::AclV1;
 use crate::state::node::{MAX_ADDRESS, Node, NodeStatus};
 use crate::state::{ClusterMeta, ClusterState, FIRST_FEATURE_LEVEL};
 
@@ -30,7 +31,7 @@ pub struct CreateCluster {
     /// The founder's cluster address.
     pub cluster_address: String,
     /// First access control.
-    pub acl: Acl,
+    pub acl: AclV1,
     /// First revocations.
     pub revocations: Vec<(RevocationKey, String)>,
 }
@@ -66,7 +67,7 @@ impl CreateCluster {
                 registered_at: cx.at,
             },
         )?;
-        state.acl.put((), self.acl.clone())?;
+        state.acl.put((), self.acl.clone().into())?;
         for (key, reason) in &self.revocations {
             state.revocations.put(
                 key.clone(),

@@ -30,8 +30,10 @@ mod prepare_version;
 mod refusal;
 mod register_node;
 mod register_slot_key;
+mod remove_revocations;
 mod report_node;
 mod schedule_destroy;
+mod set_acl;
 mod set_version_use;
 #[cfg(test)]
 mod tests;
@@ -54,8 +56,12 @@ pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
+pub use remove_revocations::RemoveRevocations;
 pub use report_node::{ReportNode, ReportNodeV1};
-pub use schedule_destroy::{DEFAULT_MIN_WAIT_MS, LEAST_WAIT_MS, MAX_WAIT_MS, ScheduleDestroy};
+pub use schedule_destroy::{
+    DEFAULT_MIN_WAIT_MS, LEAST_WAIT_MS, MAX_WAIT_MS, MIN_WAIT_FLOOR_MS, ScheduleDestroy,
+};
+pub use set_acl::SetAcl;
 pub use set_version_use::SetVersionUse;
 pub use undo_destroy::UndoDestroy;
 
@@ -179,6 +185,10 @@ pub enum Op {
     AckDestroyed(AckDestroyed),
     /// A node reports.
     ReportNode(ReportNode),
+    /// Other access control.
+    SetAcl(SetAcl),
+    /// Revocations are taken back.
+    RemoveRevocations(RemoveRevocations),
 }
 
 impl Op {
@@ -206,6 +216,8 @@ impl Op {
             Op::BeginDestroy(_) => "begin_destroy",
             Op::AckDestroyed(_) => "ack_destroyed",
             Op::ReportNode(_) => "report_node",
+            Op::SetAcl(_) => "set_acl",
+            Op::RemoveRevocations(_) => "remove_revocations",
         }
     }
 
@@ -230,7 +242,7 @@ impl Op {
     }
 }
 
-/// What `apply` may know besides the state: the entry's place and Raft's membership at it.
+/// What `apply` may know besides the state: the entry's place, who appended it and Raft's membership at it.
 #[derive(Debug)]
 pub struct ApplyContext<'a> {
     /// The entry's index.
@@ -239,6 +251,8 @@ pub struct ApplyContext<'a> {
     pub at: UnixMillis,
     /// The command's origin.
     pub origin: &'a Origin,
+    /// The leader that appended the entry, which the entry's log id names: no command can say so of itself.
+    pub leader: RaftId,
     /// Voters of the membership in force.
     pub voters: &'a BTreeSet<RaftId>,
 }
@@ -340,6 +354,8 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::BeginDestroy(op) => op.apply(state, cx),
         Op::AckDestroyed(op) => op.apply(state, cx),
         Op::ReportNode(op) => op.apply(state, cx),
+        Op::SetAcl(op) => op.apply(state, cx),
+        Op::RemoveRevocations(op) => op.apply(state, cx),
     }
 }
 
@@ -349,6 +365,25 @@ fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(Forbidden::NotItself { node }.into())
+}
+
+/// Refuses unless an administrator asks for it.
+fn require_admin(cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> {
+    if matches!(cx.origin, Origin::Admin(_)) {
+        return Ok(());
+    }
+    let operation = operation.to_owned();
+    Err(Forbidden::Operation { operation }.into())
+}
+
+/// Refuses unless the command comes from a driver of the leader that appended it, which was not removed.
+fn require_leader(state: &ClusterState, cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> {
+    if *cx.origin != Origin::Node(cx.leader) {
+        let operation = operation.to_owned();
+        return Err(Forbidden::Driver { operation }.into());
+    }
+    standing_node(state, cx.leader)?;
+    Ok(())
 }
 
 /// Refuses before there is a cluster.

@@ -156,6 +156,31 @@ pub enum Conflict {
         /// Milliseconds that have passed.
         elapsed_ms: u64,
     },
+    /// Access control is another than was read.
+    OtherAcl {
+        /// The digest of the one there is.
+        digest: [u8; 32],
+    },
+    /// Nobody can know whether a version is still in use: a node counts no uses, or has not for long enough.
+    NotCountedYet {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+        /// The node.
+        node: NodeName,
+        /// Milliseconds for which it has; none if it does not.
+        counted_ms: Option<u64>,
+    },
+    /// The learner has yet to acknowledge that a version is gone from its token.
+    OwesDestruction {
+        /// The learner.
+        node: NodeName,
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
 }
 
 /// What exists already.
@@ -308,6 +333,15 @@ pub enum Invalid {
         /// The state.
         state: VersionState,
     },
+    /// Access control that makes nobody an administrator.
+    NoAdmin,
+    /// A wait that is named twice, or out of order.
+    WaitOrder {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
 }
 
 /// What has a limit.
@@ -337,12 +371,18 @@ pub enum Bounded {
     Uses,
     /// Milliseconds that waits advance at a time.
     Advance,
+    /// Uses of one version that a report counts.
+    UseCount,
 }
 
 impl Bounded {
     /// Refuses more than `most`.
     pub(crate) fn check(self, size: usize, most: usize) -> Result<(), Refusal> {
-        let (size, most) = (size as u64, most as u64);
+        self.check_number(size as u64, most as u64)
+    }
+
+    /// As [`Self::check`], of what has 64 bits on every machine.
+    pub(crate) fn check_number(self, size: u64, most: u64) -> Result<(), Refusal> {
         if size <= most {
             return Ok(());
         }

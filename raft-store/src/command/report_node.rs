@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ApplyContext, Bounded, Done, Forbidden, Refusal, require_self, standing_node};
-use crate::names::RaftId;
+use crate::names::{RaftId, UnixMillis};
 use crate::state::ClusterState;
+use crate::state::context::VersionKey;
 use crate::state::frozen::NodeReportV1;
-use crate::state::node::{MAX_USES, NodeReport};
-use crate::state::usage::VersionUse;
+use crate::state::node::{MAX_COUNT, MAX_USES, NodeReport, NodeStatus};
+use crate::state::usage::{Uncounted, VersionUse};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,41 +27,85 @@ impl ReportNode {
             let node = node.name.clone();
             return Err(Forbidden::Incarnation { node }.into());
         }
+        let is_member = node.status == NodeStatus::Member;
         Bounded::Uses.check(self.report.uses.len(), MAX_USES)?;
+        for count in self.report.uses.values() {
+            Bounded::UseCount.check_number(count.encryptions.max(count.decryptions), MAX_COUNT)?;
+        }
         let known = state.reports.get(&self.node);
         if known.is_some_and(|known| known.seq >= self.report.seq) {
             return Ok(Done::Ok);
         }
         // Whoever was rolled back is known by what it had, so no report of its own takes that back.
         let seen = known.map_or(0, |known| known.durable_index);
+        let counted_before = known.is_none_or(|known| known.counts_uses());
         let report = NodeReport {
             durable_index: self.report.durable_index.max(seen),
             ..self.report.clone()
         };
         state.reports.put(self.node, report)?;
-        self.count(state)?;
+        // Who joins serves nobody, so there is nothing for it to count.
+        if is_member {
+            self.note_gap(state, counted_before, cx.at)?;
+            self.count(state, cx.at)?;
+        }
         Ok(Done::Ok)
     }
 
+    /// Notes until when it did not count. What lies ahead by two clocks of today is corrected: some clock was wrong.
+    fn note_gap(
+        &self,
+        state: &mut ClusterState,
+        counted_before: bool,
+        at: UnixMillis,
+    ) -> Result<(), Refusal> {
+        let until = self.report.clock.max(at);
+        let begins = self.report.counts_uses() && !counted_before;
+        let known = state.uncounted.get(&self.node);
+        if begins || known.is_some_and(|gap| gap.until > until) {
+            state.uncounted.put(self.node, Uncounted { until })?;
+        }
+        Ok(())
+    }
+
     /// Adds up what it counted.
-    fn count(&self, state: &mut ClusterState) -> Result<(), Refusal> {
+    fn count(&self, state: &mut ClusterState, at: UnixMillis) -> Result<(), Refusal> {
         for (key, count) in &self.report.uses {
             // Nobody asks for the uses of what there never was.
-            if !state.versions.contains(key) {
+            if count.is_none() || !state.versions.contains(key) {
                 continue;
             }
             let mut used = state
                 .uses
                 .get(key)
                 .map_or_else(VersionUse::default, |used| VersionUse::clone(used));
-            used.add(self.node, self.report.seq, *count);
-            // Whoever was removed reports nothing twice; the row does not grow with all that ever were.
-            used.nodes
-                .retain(|id, _| state.nodes.get(id).is_some_and(|node| node.is_standing()));
+            used.add(self.node, self.report.seq, *count, at);
             state.uses.put(key.clone(), used)?;
         }
         Ok(())
     }
+}
+
+/// Takes a node that is removed at `at` out of the uses of every version: what it counted is in no sum any more, and
+/// the rows do not grow with all nodes that ever were. Only when it last used one stays, no later than `at`
+/// ([`VersionUse::last_by_removed`]). The command that removes a node calls it in the entry in which the node's row
+/// becomes a tombstone, as it calls `destruction::settle`.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "there is no command yet that removes a member")
+)]
+pub(super) fn drop_uses(state: &mut ClusterState, node: RaftId, at: UnixMillis) -> Result<(), Refusal> {
+    let counted: Vec<(VersionKey, VersionUse)> = state
+        .uses
+        .iter()
+        .filter(|(_, used)| used.nodes.contains_key(&node))
+        .map(|(key, used)| (key.clone(), VersionUse::clone(used)))
+        .collect();
+    for (key, mut used) in counted {
+        used.drop_node(node, at);
+        state.uses.put(key, used)?;
+    }
+    Ok(())
 }
 
 /// `ReportNode` before reports counted uses. Nobody proposes it any more, but logs hold it.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Invalid, Refusal, in_other_state, retired_version};
+use super::{ApplyContext, Done, Invalid, Refusal, in_other_state, require_admin, retired_version};
 use crate::names::ContextName;
 use crate::state::ClusterState;
 use crate::state::context::{KeyVersion, VersionState};
@@ -22,7 +22,9 @@ pub struct SetVersionUse {
 }
 
 impl SetVersionUse {
-    pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        // The leader's clean-up disables too, for the administrator who asked for it.
+        require_admin(cx, "set_version_use")?;
         if !matches!(self.to, VersionState::DecryptOnly | VersionState::Disabled) {
             return Err(Invalid::Use { state: self.to }.into());
         }

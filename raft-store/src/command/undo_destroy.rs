@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, in_other_state, known_version};
+use super::{ApplyContext, Done, Refusal, in_other_state, known_version, require_admin};
 use crate::names::ContextName;
 use crate::state::ClusterState;
 use crate::state::context::{KeyVersion, VersionState};
@@ -17,7 +17,8 @@ pub struct UndoDestroy {
 }
 
 impl UndoDestroy {
-    pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_admin(cx, "undo_destroy")?;
         let (key, version) = known_version(state, &self.context, self.version)?;
         if version.state != VersionState::DestroyScheduled {
             return Err(in_other_state(&key, version.state));

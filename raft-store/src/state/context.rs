@@ -221,6 +221,9 @@ pub struct Destruction {
     /// The transport generation that its key was wrapped under, once the key has left the state: copies in old logs,
     /// snapshots and backups can be opened for as long as that one lives.
     pub sealed_under: Option<TransportId>,
+    /// The nodes that had acknowledged to hold the version when the key left the state: of those that join, only they
+    /// owe an acknowledgement that it is gone.
+    pub held_by: BTreeSet<RaftId>,
     /// When the last node had acknowledged.
     pub ended_at: Option<UnixMillis>,
 }

@@ -5,9 +5,31 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::access::{Acl, RoleEntry};
 use super::context::{KeyMaterial, KeyOrigin, KeyVersion, VersionState};
 use super::node::{NodeReport, SlotReport};
-use crate::names::{Boot, Incarnation, KeyUid, RaftId, SlotName, UnixMillis};
+use crate::names::{Boot, ContextName, Incarnation, KeyUid, RaftId, SlotName, UnixMillis};
+
+/// Access control before there was more than a unit's contexts; also what
+/// [`CreateCluster`](crate::command::CreateCluster) carries, because a configuration says no more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AclV1 {
+    /// See [`Acl::mappings`].
+    pub mappings: BTreeMap<String, BTreeSet<ContextName>>,
+    /// See [`Acl::roles`].
+    pub roles: Vec<RoleEntry>,
+}
+
+impl From<AclV1> for Acl {
+    fn from(before: AclV1) -> Self {
+        Self {
+            mappings: before.mappings,
+            roles: before.roles,
+            operations: BTreeMap::new(),
+            rules: Vec::new(),
+        }
+    }
+}
 
 /// A key version before there was a way to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

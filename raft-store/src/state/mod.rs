@@ -17,15 +17,22 @@ pub mod table;
 pub mod usage;
 
 use access::{Acl, Revocation, RevocationKey};
-use context::{Context, KeyOrigin, KeyVersion, VersionKey, VersionState};
-use node::{JoinToken, Node, NodeReport};
+use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState};
+use node::{JoinToken, Node, NodeReport, NodeStatus};
 use requests::Requests;
 use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
-use usage::VersionUse;
+use usage::{Uncounted, VersionUse};
 
-/// The feature level this release understands. Raised when a command variant is added.
-pub const FEATURE_LEVEL: u32 = 2;
+/// The feature level this release understands. Raised when a command variant is added, and when others have to know
+/// that a node does something.
+///
+/// - 1: the first one.
+/// - 2: the life of a key version after `decrypt_only`.
+/// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
+pub const FEATURE_LEVEL: u32 = 3;
+/// The level from which on a node counts uses. That one of a lower level reports none says nothing.
+pub const COUNTS_USES: u32 = 3;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
@@ -63,6 +70,7 @@ pub struct ClusterState {
     pub(crate) revocations: Table<RevocationKey, Revocation>,
     pub(crate) join_tokens: Table<u64, JoinToken>,
     pub(crate) uses: Table<VersionKey, VersionUse>,
+    pub(crate) uncounted: Table<RaftId, Uncounted>,
     pub(crate) requests: Requests,
 }
 
@@ -134,21 +142,21 @@ impl ClusterState {
         self.in_state(VersionState::Destroying)
     }
 
-    /// Who has yet to acknowledge that a version is gone from its token: every node that belongs to the cluster,
-    /// whenever it came, because its token may be one that was here before. Nobody, unless it is `destroying`.
+    /// Who has yet to acknowledge that a version is gone from its token: every member, whenever it came, because its
+    /// token may be one that was here before, and who joins and had acknowledged to hold it. Nobody, unless it is
+    /// `destroying`.
     pub fn owing<'a>(&'a self, version: &'a KeyVersion) -> impl Iterator<Item = (RaftId, &'a Node)> {
-        let owed = version.state == VersionState::Destroying;
         self.nodes
             .iter()
             .map(|(id, node)| (*id, &**node))
-            .filter(move |(id, node)| owed && node.is_standing() && !version.acks.contains(id))
+            .filter(move |(id, node)| owes(*id, node, version))
     }
 
     /// The destructions that a node has yet to acknowledge; of one that was removed, or never was, none.
     pub fn owed_by(&self, node: RaftId) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
-        let standing = self.nodes.get(&node).is_some_and(|node| node.is_standing());
+        let known = self.nodes.get(&node);
         self.destroying()
-            .filter(move |(_, version)| standing && !version.acks.contains(&node))
+            .filter(move |(_, version)| known.is_some_and(|known| owes(node, known, version)))
     }
 
     /// Whether a node has yet to acknowledge a destruction: until then it is not ready.
@@ -169,6 +177,11 @@ impl ClusterState {
                 version,
             })
             .map(|used| &**used)
+    }
+
+    /// Until when nodes that count uses did not, by raft id.
+    pub fn uncounted(&self) -> &Table<RaftId, Uncounted> {
+        &self.uncounted
     }
 
     /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
@@ -244,6 +257,7 @@ impl ClusterState {
         self.revocations.drain(&mut out)?;
         self.join_tokens.drain(&mut out)?;
         self.uses.drain(&mut out)?;
+        self.uncounted.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -261,6 +275,7 @@ impl ClusterState {
         self.revocations.dump(&mut out)?;
         self.join_tokens.dump(&mut out)?;
         self.uses.dump(&mut out)?;
+        self.uncounted.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -284,6 +299,7 @@ impl ClusterState {
             RowKind::Revocation => self.revocations.load(version, key, value),
             RowKind::JoinToken => self.join_tokens.load(version, key, value),
             RowKind::Use => self.uses.load(version, key, value),
+            RowKind::Uncounted => self.uncounted.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }
@@ -294,6 +310,19 @@ impl ClusterState {
         self.requests.index();
         self
     }
+}
+
+/// Whether a node has yet to acknowledge that a version is gone from its token. A join may fail, and until somebody
+/// removes what is left of it nobody speaks for it: it holds up what it had acknowledged to hold and nothing else. Once
+/// it is a member, it owes like one.
+fn owes(id: RaftId, node: &Node, version: &KeyVersion) -> bool {
+    let held = |destruction: &Destruction| destruction.held_by.contains(&id);
+    let asked = match node.status {
+        NodeStatus::Member => true,
+        NodeStatus::Joining => version.destruction.as_ref().is_some_and(held),
+        NodeStatus::Removed { .. } => false,
+    };
+    asked && version.state == VersionState::Destroying && !version.acks.contains(&id)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::COUNTS_USES;
 use super::context::VersionKey;
 use super::frozen::NodeReportV1;
 use super::table::{LoadError, Row, RowKind, unknown_version};
@@ -112,6 +113,16 @@ pub struct NodeReport {
 
 /// Versions whose uses one report counts: with names of any length a third of what a report may be.
 pub const MAX_USES: usize = 256;
+/// Encryptions, and decryptions, of one version that one report counts: no node comes to so many between two reports,
+/// and one that lies takes four billion reports to make a sum meaningless.
+pub const MAX_COUNT: u64 = 1 << 32;
+
+impl NodeReport {
+    /// Whether the node counts uses: only then does a report that names none of a version say that there was none.
+    pub fn counts_uses(&self) -> bool {
+        self.feature_level >= COUNTS_USES
+    }
+}
 
 impl Row for NodeReport {
     const KIND: RowKind = RowKind::Report;

@@ -43,13 +43,15 @@ pub enum RowKind {
     JoinToken = 10,
     /// How often a key version was used.
     Use = 11,
+    /// Until when a node that counts uses did not.
+    Uncounted = 12,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 11] = [
+    pub const STATE: [RowKind; 12] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -61,6 +63,7 @@ impl RowKind {
         RowKind::Request,
         RowKind::JoinToken,
         RowKind::Use,
+        RowKind::Uncounted,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -80,11 +83,12 @@ impl RowKind {
             RowKind::Slot => 1,
             RowKind::Node => 1,
             RowKind::Report => 2,
-            RowKind::Acl => 1,
+            RowKind::Acl => 2,
             RowKind::Revocation => 1,
             RowKind::Request => 1,
             RowKind::JoinToken => 1,
             RowKind::Use => 1,
+            RowKind::Uncounted => 1,
             RowKind::Applied => 1,
         }
     }
@@ -93,7 +97,7 @@ impl RowKind {
     /// committed entry is applied, there is nobody left to refuse it.
     pub const fn limit(self) -> usize {
         match self {
-            RowKind::Meta | RowKind::Context | RowKind::JoinToken => 4 << 10,
+            RowKind::Meta | RowKind::Context | RowKind::JoinToken | RowKind::Uncounted => 4 << 10,
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
             RowKind::Version => 32 << 10,
@@ -116,6 +120,7 @@ impl RowKind {
             RowKind::Request => "request",
             RowKind::JoinToken => "join_token",
             RowKind::Use => "use",
+            RowKind::Uncounted => "uncounted",
             RowKind::Applied => "applied",
         }
     }
@@ -249,6 +254,8 @@ pub struct RowChange {
 pub struct Table<K: RowKey, V: Row> {
     rows: RedBlackTreeMapSync<K, Arc<V>>,
     touched: BTreeSet<K>,
+    /// Another one after each change: clones that have the same have the same rows.
+    mark: Arc<()>,
 }
 
 impl<K: RowKey, V: Row> Default for Table<K, V> {
@@ -256,6 +263,7 @@ impl<K: RowKey, V: Row> Default for Table<K, V> {
         Self {
             rows: RedBlackTreeMapSync::new_sync(),
             touched: BTreeSet::new(),
+            mark: Arc::new(()),
         }
     }
 }
@@ -304,6 +312,11 @@ impl<K: RowKey, V: Row> Table<K, V> {
         self.rows.is_empty()
     }
 
+    /// Whether this is a clone of that one, or the reverse, without any change in between. False says nothing.
+    pub fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mark, &other.mark)
+    }
+
     /// The first row in key order.
     pub fn first(&self) -> Option<(&K, &Arc<V>)> {
         self.rows.first()
@@ -322,12 +335,14 @@ impl<K: RowKey, V: Row> Table<K, V> {
         Bounded::Row(V::KIND).check(size, V::KIND.limit())?;
         self.touched.insert(key.clone());
         self.rows.insert_mut(key, Arc::new(value));
+        self.mark = Arc::new(());
         Ok(())
     }
 
     pub(crate) fn remove(&mut self, key: &K) {
         if self.rows.remove_mut(key) {
             self.touched.insert(key.clone());
+            self.mark = Arc::new(());
         }
     }
 
@@ -368,6 +383,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
             .ok_or_else(|| LoadError::Damaged(format!("a {kind} row has a key that does not decode")))?;
         self.rows
             .insert_mut(decoded, Arc::new(V::decode(version, value)?));
+        self.mark = Arc::new(());
         Ok(())
     }
 }
@@ -378,7 +394,7 @@ mod tests {
     use super::*;
 
     /// A row as it is now, and as a release before wrote it.
-    #[derive(Serialize, Deserialize, Debug, PartialEq)]
+    #[derive(Clone, Serialize, Deserialize, Debug, PartialEq)]
     struct Now {
         text: String,
     }
@@ -429,6 +445,24 @@ mod tests {
             let damaged = table.load(version, key, value).unwrap_err();
             assert!(matches!(damaged, LoadError::Damaged(_)), "{damaged}");
         }
+    }
+
+    #[test]
+    fn a_table_knows_its_clones_until_one_of_them_changes() {
+        let mut table = Table::<u64, Now>::default();
+        let row = |text: &str| Now {
+            text: text.to_owned(),
+        };
+        table.put(7, row("a")).unwrap();
+        let before = table.clone();
+        assert!(table.is_clone_of(&before) && before.is_clone_of(&table));
+        table.remove(&8);
+        assert!(table.is_clone_of(&before), "there was nothing to remove");
+        // As many rows as before, and others.
+        table.remove(&7);
+        table.put(8, row("a")).unwrap();
+        assert!(!table.is_clone_of(&before));
+        assert!(!table.is_clone_of(&Table::default()));
     }
 
     #[test]

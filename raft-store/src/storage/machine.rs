@@ -211,6 +211,7 @@ impl StateMachine {
                         index: entry.log_id.index,
                         at: command.at,
                         origin: &command.origin,
+                        leader: entry.log_id.leader_id.node_id,
                         voters: &voters,
                     };
                     command::apply(&mut self.now.state, &command, &cx)

@@ -1,10 +1,11 @@
 //! What the store promises in normal running: barriers, votes, sizes, refusals at open.
 
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
-use openraft::{LeaderId, RaftLogReader};
+use openraft::{CommittedLeaderId, LeaderId, RaftLogReader};
+use raft_store::command::{AdvanceWaits, Done, Forbidden, Op, Outcome};
 use raft_store::names::ClusterId;
 use raft_store::storage::Poison;
-use raft_store::{Entry, Vote};
+use raft_store::{Entry, LogId, Vote};
 
 use crate::common::*;
 
@@ -40,6 +41,31 @@ fn a_leaders_own_committed_vote_comes_back_uncommitted_and_others_as_they_were()
         assert!(!store.log.read_vote().await.unwrap().unwrap().committed);
         store.log.save_vote(&committed(8)).await.unwrap();
         assert!(store.log.read_vote().await.unwrap().unwrap().committed);
+    });
+}
+
+/// Both entries carry a command of node 1's driver; one was appended by node 2.
+#[test]
+fn who_appended_an_entry_is_read_from_its_log_id_as_it_is_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let mut store = open(dir.path());
+        let waits = || {
+            Op::AdvanceWaits(AdvanceWaits {
+                elapsed_ms: 1,
+                expected: vec![],
+            })
+        };
+        let of_another = Entry {
+            log_id: LogId::new(CommittedLeaderId::new(2, 2), 2),
+            ..command(2, 2, waits())
+        };
+        let entries = [founding(), command(1, 1, waits()), of_another];
+        store.log.blocking_append(entries.clone()).await.unwrap();
+        let outcomes = store.machine.apply(entries).await.unwrap();
+        let operation = "advance_waits".to_string();
+        let refused = Outcome::Refused(Forbidden::Driver { operation }.into());
+        assert_eq!(outcomes[1..], [Outcome::Done(Done::Ok), refused]);
     });
 }
 

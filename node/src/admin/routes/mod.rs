@@ -1,22 +1,25 @@
 //! The admin routes. Each handler asks whether the caller may, reads the request, and either answers
 //! from this node's state or hands the call to the leader.
 
+mod access;
 mod caller;
 mod changes;
 mod cluster;
+mod key_life;
 mod keys;
 mod placements;
+mod revocations;
 mod slots;
 mod unread;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use axum::routing::{get, post};
 use hsm_api::admin::WhoAmI;
 use hsm_api::{ErrorCode, paths};
 use raft_store::names::ContextName;
@@ -34,10 +37,11 @@ use super::authorise::{Act, authorise};
 use super::call::{AdminBody, AdminCall, CallError};
 use super::seed::Seed;
 use crate::consensus::{Consensus, ProposeError};
-use crate::http::{ApiError, BodyLimits, DataPlane};
+use crate::http::{ApiError, BodyLimits, DataPlane, Routes};
 use crate::policy::{Policy, role_name};
 use crate::readiness::NodeView;
 use crate::slots::SlotManager;
+use crate::tls::ApiTls;
 
 /// What the routes are made from.
 pub struct AdminParts {
@@ -53,6 +57,10 @@ pub struct AdminParts {
     pub view: Arc<NodeView>,
     /// For requests' bodies; [`BodyLimits::admin`].
     pub bodies: BodyLimits,
+    /// For files; [`BodyLimits::uploads`].
+    pub uploads: BodyLimits,
+    /// The CAs that clients' certificates are accepted from, the newest.
+    pub tls: Arc<ArcSwap<ApiTls>>,
     /// `cluster.name`.
     pub cluster_name: String,
     /// What is being changed; a shutdown waits for it.
@@ -72,19 +80,42 @@ impl std::ops::Deref for AdminState {
 
 /// All admin routes, to be merged into the API's; guards, request ids and error bodies come from there.
 pub fn router(parts: AdminParts) -> Router {
-    Router::new()
-        .route(paths::CLUSTER_INIT, post(cluster::init))
-        .route(paths::CLUSTER_TOKENS, post(cluster::tokens))
-        .route(paths::CLUSTER_JOIN, post(cluster::join))
-        .route(paths::CLUSTER_SLOT_KEYS, get(cluster::slot_keys))
-        .route(paths::CLUSTER_STATUS, get(cluster::status))
-        .route(paths::CLUSTER_MEMBERS, get(cluster::members))
-        .route(paths::KEYS, get(keys::list).post(keys::create))
-        .route(paths::KEYS_ROTATE_PATTERN, post(keys::rotate))
-        .route(paths::ROTATION_STATUS, get(keys::rotation_status))
-        .route(paths::SLOT_UNLOCK_PATTERN, post(slots::unlock))
-        .route(paths::WHOAMI, get(whoami))
-        .with_state(AdminState(Arc::new(parts)))
+    routes().into_router().with_state(AdminState(Arc::new(parts)))
+}
+
+fn routes() -> Routes<AdminState> {
+    Routes::default()
+        .post(paths::CLUSTER_INIT, cluster::init)
+        .post(paths::CLUSTER_TOKENS, cluster::tokens)
+        .post(paths::CLUSTER_JOIN, cluster::join)
+        .get(paths::CLUSTER_SLOT_KEYS, cluster::slot_keys)
+        .get(paths::CLUSTER_STATUS, cluster::status)
+        .get(paths::CLUSTER_MEMBERS, cluster::members)
+        .get(paths::KEYS, keys::list)
+        .post(paths::KEYS, keys::create)
+        .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)
+        .get(paths::KEYS_USAGE, key_life::usage)
+        .post(paths::KEYS_CLEANUP, key_life::clean_up)
+        .post(paths::KEY_DISABLE_PATTERN, key_life::disable)
+        .post(paths::KEY_ENABLE_PATTERN, key_life::enable)
+        .post(paths::KEY_DESTROY_PATTERN, key_life::destroy)
+        .post(paths::KEY_UNDO_DESTROY_PATTERN, key_life::undo_destroy)
+        .get(paths::ROTATION_STATUS, keys::rotation_status)
+        .post(paths::SLOT_UNLOCK_PATTERN, slots::unlock)
+        .get(paths::WHOAMI, whoami)
+        .get(paths::ACL, access::show)
+        .post(paths::ACL, access::set)
+        .get(paths::ACL_TEST, access::test)
+        .get(paths::REVOCATIONS, revocations::list)
+        .post(paths::REVOCATIONS, revocations::revoke)
+        .post(paths::REVOCATIONS_CRL, revocations::crl)
+        .post(paths::REVOCATIONS_REMOVE, revocations::unrevoke)
+}
+
+/// For the test that compares them with the description of the API.
+#[cfg(test)]
+pub(crate) fn registered() -> Vec<(axum::http::Method, &'static str)> {
+    routes().list().to_vec()
 }
 
 impl AdminState {

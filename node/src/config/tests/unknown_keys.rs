@@ -3,7 +3,7 @@
 use super::refusal;
 
 /// Every section of `file.rs`, with the place where a key may stand marked `KEY`.
-const SECTIONS: [(&str, &str); 20] = [
+const SECTIONS: [(&str, &str); 23] = [
     ("", "KEY"),
     ("server", "server: {KEY}"),
     ("server.tls", "server: {tls: {KEY}}"),
@@ -22,6 +22,9 @@ const SECTIONS: [(&str, &str); 20] = [
     ("cluster.raft", "cluster: {raft: {KEY}}"),
     ("cluster.token_replication", "cluster: {token_replication: {KEY}}"),
     ("staleness", "staleness: {KEY}"),
+    ("keys", "keys: {KEY}"),
+    ("keys.destroy", "keys: {destroy: {KEY}}"),
+    ("rotation", "rotation: {KEY}"),
     ("rate_limit", "rate_limit: {KEY}"),
     ("logging", "logging: {KEY}"),
 ];

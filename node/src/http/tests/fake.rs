@@ -5,25 +5,28 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::routing::get;
 use axum::{Extension, Router};
 use hsm_api::data::{HealthResponse, HealthStatus};
 use hsm_api::{ErrorCode, StateIndex};
 use hsm_core::envelope::{Binding, HEADER_LEN, Header, Purpose, TAG_LEN, aad_v1, aad_v2};
 use hsm_core::names::KeyUid;
 use hsm_core::secrets::Plaintext;
-use hsm_core::{DecryptJob, DecryptV1Job, EncryptJob, OpError, SlotState};
+use hsm_core::{
+    Ciphertext, DataKeyJob, DecryptJob, DecryptV1Job, EncryptJob, OnBatchDone, OnDone, OpError, Output,
+    RewrapJob, SlotState, Work,
+};
 use sha2::{Digest, Sha256};
 
 use super::super::*;
 use crate::config::{ContextName, RateLimit};
 use crate::health::{HealthSource, Readiness, ReadyQuery};
 use crate::identity::{Identity, Principal};
-use crate::keyring::{ActiveKey, ContextKeys, Done, KeyRing, ReadableKey, TokenOps};
-use crate::policy::{Acl, Op, Policy, RevocationKey};
+use crate::keyring::{ActiveKey, ContextKeys, KeyRing, ReadableKey, TokenOps};
+use crate::policy::{Acl, Op, Policy, RevocationKey, Role, RoleEntry};
 
 pub(in crate::http) fn principal(cn: &str, ou: Option<&str>) -> Principal {
     Principal::new(Identity {
@@ -52,6 +55,8 @@ pub(super) struct FakeToken {
     trouble: Mutex<Option<Trouble>>,
     /// Callbacks of jobs that hang.
     hanging: Mutex<Vec<Box<dyn std::any::Any + Send>>>,
+    /// How many items each batch had.
+    batches: Mutex<Vec<usize>>,
 }
 
 fn tag(aad: &[u8], plaintext: &[u8]) -> [u8; TAG_LEN] {
@@ -73,6 +78,101 @@ pub(super) fn v1_ciphertext(context: &str, x: &str, plaintext: &[u8]) -> Vec<u8>
     out.extend_from_slice(plaintext);
     out.extend_from_slice(&tag(&aad_v1(context, x), plaintext));
     out
+}
+
+/// What a new ciphertext is under and for.
+struct Under<'a> {
+    purpose: Purpose,
+    binding: Binding,
+    key_uid: KeyUid,
+    version: u32,
+    context: &'a str,
+    binding_value: &'a str,
+    aad: &'a [u8],
+}
+
+fn seal(under: &Under<'_>, plaintext: &Plaintext) -> Vec<u8> {
+    let mut out = Header {
+        purpose: under.purpose,
+        binding: under.binding,
+        key_uid: under.key_uid,
+        version: under.version,
+        iv: [5; 12],
+    }
+    .encode();
+    let mut aad = aad_v2(&out, under.context, under.binding_value, under.aad);
+    aad.extend_from_slice(&out[..HEADER_LEN]);
+    out.extend_from_slice(plaintext.as_slice());
+    out.extend_from_slice(&tag(&aad, plaintext.as_slice()));
+    out
+}
+
+fn open_v2(job: &DecryptJob) -> Result<Plaintext, OpError> {
+    let (header, sealed) = job.ciphertext.split_at(HEADER_LEN);
+    let mut aad = aad_v2(header, &job.context, &job.binding_value, &job.aad);
+    aad.extend_from_slice(header);
+    open(&aad, sealed)
+}
+
+fn open_v1(job: &DecryptV1Job) -> Result<Plaintext, OpError> {
+    open(&aad_v1(&job.context, &job.binding_value), &job.ciphertext[12..])
+}
+
+fn encrypt(job: &EncryptJob) -> Vec<u8> {
+    let under = Under {
+        purpose: Purpose::Data,
+        binding: job.binding,
+        key_uid: job.key_uid,
+        version: job.version,
+        context: &job.context,
+        binding_value: &job.binding_value,
+        aad: &job.aad,
+    };
+    seal(&under, &job.plaintext)
+}
+
+fn rewrap(job: &RewrapJob) -> Result<Vec<u8>, OpError> {
+    let (purpose, plaintext, context, aad) = match &job.from {
+        Ciphertext::V2(from) => (from.header.purpose, open_v2(from)?, &from.context, &from.aad[..]),
+        Ciphertext::V1(from) => (Purpose::Data, open_v1(from)?, &from.context, &b""[..]),
+    };
+    let under = Under {
+        purpose,
+        binding: job.binding,
+        key_uid: job.key_uid,
+        version: job.version,
+        context,
+        binding_value: &job.binding_value,
+        aad,
+    };
+    Ok(seal(&under, &plaintext))
+}
+
+fn data_key(job: &DataKeyJob) -> Output {
+    let plaintext = Plaintext::new(vec![3; job.size.bytes()]);
+    let under = Under {
+        purpose: Purpose::DataKey,
+        binding: job.binding,
+        key_uid: job.key_uid,
+        version: job.version,
+        context: &job.context,
+        binding_value: &job.binding_value,
+        aad: &job.aad,
+    };
+    Output::DataKey {
+        envelope: seal(&under, &plaintext),
+        plaintext: job.plaintext.then_some(plaintext),
+    }
+}
+
+fn perform(work: Work) -> Result<Output, OpError> {
+    match work {
+        Work::Encrypt(job) => Ok(Output::Envelope(encrypt(&job))),
+        Work::DecryptV2(job) => open_v2(&job).map(Output::Plaintext),
+        Work::DecryptV1(job) => open_v1(&job).map(Output::Plaintext),
+        Work::Rewrap(job) => rewrap(&job).map(Output::Envelope),
+        Work::DataKey(job) => Ok(data_key(&job)),
+    }
 }
 
 pub(super) fn envelope_of_unknown_key(version: u32) -> Vec<u8> {
@@ -102,18 +202,20 @@ impl FakeToken {
         self.hanging.lock().unwrap().clear();
     }
 
-    fn run<T: Send + 'static>(
-        &self,
-        done: Done<T>,
-        work: impl FnOnce() -> Result<T, OpError>,
-    ) -> Result<(), OpError> {
+    /// How many items each batch had that came so far.
+    pub(super) fn batches(&self) -> Vec<usize> {
+        self.batches.lock().unwrap().clone()
+    }
+
+    /// The callback, if the job is to be done now.
+    fn take<T: Send + 'static>(&self, done: T) -> Result<Option<T>, OpError> {
         match *self.trouble.lock().unwrap() {
             Some(Trouble::QueueFull) => return Err(OpError::QueueFull),
             Some(Trouble::Hangs) => self.hanging.lock().unwrap().push(Box::new(done)),
             Some(Trouble::Gone) => drop(done),
-            _ => done(work()),
+            _ => return Ok(Some(done)),
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -129,37 +231,19 @@ impl TokenOps for FakeToken {
         }
     }
 
-    fn encrypt(&self, job: EncryptJob, done: Done<Vec<u8>>) -> Result<(), OpError> {
-        self.run(done, || {
-            let mut out = Header {
-                purpose: Purpose::Data,
-                binding: job.binding,
-                key_uid: job.key_uid,
-                version: job.version,
-                iv: [5; 12],
-            }
-            .encode();
-            let mut aad = aad_v2(&out, &job.context, &job.binding_value, &job.aad);
-            aad.extend_from_slice(&out[..HEADER_LEN]);
-            out.extend_from_slice(job.plaintext.as_slice());
-            out.extend_from_slice(&tag(&aad, job.plaintext.as_slice()));
-            Ok(out)
-        })
+    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+        if let Some(done) = self.take(done)? {
+            done(perform(work));
+        }
+        Ok(())
     }
 
-    fn decrypt_v2(&self, job: DecryptJob, done: Done<Plaintext>) -> Result<(), OpError> {
-        self.run(done, || {
-            let (header, sealed) = job.ciphertext.split_at(HEADER_LEN);
-            let mut aad = aad_v2(header, &job.context, &job.binding_value, &job.aad);
-            aad.extend_from_slice(header);
-            open(&aad, sealed)
-        })
-    }
-
-    fn decrypt_v1(&self, job: DecryptV1Job, done: Done<Plaintext>) -> Result<(), OpError> {
-        self.run(done, || {
-            open(&aad_v1(&job.context, &job.binding_value), &job.ciphertext[12..])
-        })
+    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+        self.batches.lock().unwrap().push(works.len());
+        if let Some(done) = self.take(done)? {
+            done(works.into_iter().map(perform).collect());
+        }
+        Ok(())
     }
 }
 
@@ -173,6 +257,10 @@ struct State {
 #[derive(Clone)]
 pub(super) struct FakeNode {
     pub(super) token: Arc<FakeToken>,
+    /// Of the slot that `order-key` is in.
+    pub(super) orders: Arc<FakeToken>,
+    /// Questions about versions above the known ones.
+    pub(super) asked: Arc<AtomicUsize>,
     pub(super) drain: Arc<DrainControl>,
     state: Arc<Mutex<State>>,
 }
@@ -185,6 +273,8 @@ impl FakeNode {
     pub(super) fn new() -> Self {
         Self {
             token: Arc::default(),
+            orders: Arc::default(),
+            asked: Arc::default(),
             drain: Arc::default(),
             state: Arc::new(Mutex::new(State {
                 revoked: Vec::new(),
@@ -242,15 +332,21 @@ impl FakeNode {
         let whoami = |Extension(who): Extension<Principal>, Extension(id): Extension<RequestId>| async move {
             format!("{} {id}", who.cn)
         };
-        router(state, Router::new().route("/admin/v1/whoami", get(whoami)))
+        let admin = Routes::default().get("/admin/v1/whoami", whoami).into_router();
+        router(state, admin)
     }
 
     fn keys(&self, name: &str, keys: &[(u8, u32)]) -> (ContextName, ContextKeys) {
         let label = |version: u32| format!("kek-{name}-v{version}");
+        let (slot, slot_name, binding) = match name {
+            "order-key" => (&self.orders, "orders", Binding::Shared),
+            "2fa" => (&self.token, "exchange", Binding::Private),
+            _ => (&self.token, "exchange", Binding::Shared),
+        };
         let keys = ContextKeys {
-            slot: self.token.clone(),
-            slot_name: "exchange".into(),
-            binding: Binding::Shared,
+            slot: slot.clone(),
+            slot_name: slot_name.into(),
+            binding,
             active: keys.last().map(|(u, version)| ActiveKey {
                 key_uid: uid(*u),
                 version: *version,
@@ -271,6 +367,7 @@ impl FakeNode {
             by_key_id: keys.iter().map(|(u, v)| (label(*v), uid(*u))).collect(),
             highest_known: keys.iter().map(|(_, v)| *v).max().unwrap_or(0),
             missing: HashMap::new(),
+            retired: HashMap::new(),
         };
         (ContextName::new(name).unwrap(), keys)
     }
@@ -290,7 +387,14 @@ impl DataPlane for FakeNode {
         ];
         let acl = Acl {
             mappings: mappings.into(),
-            roles: Vec::new(),
+            roles: vec![RoleEntry {
+                role: Role::Operator,
+                issuer: "CN=CA".to_owned(),
+                ou: Some("Operator".to_owned()),
+                cn: None,
+                spki_sha256: None,
+            }],
+            ..Acl::default()
         };
         Arc::new(Policy::new(&acl, self.state.lock().unwrap().revoked.clone()))
     }
@@ -327,6 +431,7 @@ impl DataPlane for FakeNode {
         _context: &'a str,
         _version: u32,
     ) -> Pin<Box<dyn Future<Output = AboveKnown> + Send + 'a>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let answer = self.state.lock().unwrap().above;
         Box::pin(async move { answer })
     }

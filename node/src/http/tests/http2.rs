@@ -39,7 +39,7 @@ async fn a_body_that_is_announced_too_long_is_answered_before_it_comes() {
     let running = Setup::new(10).start().await;
     let mut client = running.http2(&running.client()).await;
     let mut request = endless();
-    let length = header::HeaderValue::from_static("2097152");
+    let length = header::HeaderValue::from_static("5242880");
     request.headers_mut().insert(header::CONTENT_LENGTH, length);
     // In HTTP/1 the body would be read away first, for up to 5 s.
     let answer = timeout(Duration::from_secs(4), client.send(request)).await;
@@ -139,4 +139,33 @@ async fn a_revoked_certificate_is_told_so_before_its_connection_ends() {
     let mut client = running.http2(&running.client()).await;
     assert_eq!(client.ask(small()).await, 403);
     client.ended().await;
+}
+
+#[tokio::test]
+async fn a_revocation_answers_what_is_in_hand_for_a_second_and_ends_every_connection() {
+    let running = Setup::new(10).start().await;
+    let mut idle = running.http2(&running.client()).await;
+    let mut busy = running.http2(&running.client()).await;
+    let mut stuck = running.http2(&running.client()).await;
+    assert_eq!(idle.ask(small()).await, 200);
+    let (body, request) = later();
+    let in_hand = busy.send(request);
+    let never = stuck.send(endless());
+    // The server has seen the one before when it answers this one.
+    for client in [&mut busy, &mut stuck] {
+        assert_eq!(client.ask(small()).await, 200);
+    }
+    running.revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    idle.ended().await;
+    body.send(r#"{"context":"exchange-key","plaintext":"YQ=="}"#.into())
+        .unwrap();
+    let answer = timeout(SOON, in_hand).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 403);
+    drop(answer);
+    busy.ended().await;
+    assert!(timeout(SOON, never).await.unwrap().is_err());
+    stuck.ended().await;
+    timeout(SOON, running.open.none_left()).await.unwrap();
+    let mut other = running.http2(&running.other_client()).await;
+    assert_eq!(other.ask(small()).await, 200);
 }

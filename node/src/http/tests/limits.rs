@@ -21,7 +21,7 @@ fn never(path: &str) -> Request<Body> {
 #[tokio::test]
 async fn whoever_may_use_nothing_is_answered_before_the_body_has_come() {
     let router = FakeNode::new().router();
-    for path in ["/encrypt", "/decrypt"] {
+    for path in ["/encrypt", "/decrypt", "/rewrap", "/datakey"] {
         for (ou, code) in [
             (None, ErrorCode::NoOrganizationalUnit),
             (Some("Nobody"), ErrorCode::UnknownOrganizationalUnit),
@@ -107,7 +107,7 @@ async fn a_job_that_nobody_waits_for_holds_its_part_until_it_is_done() {
     let node = FakeNode::new();
     let (state, router) = node.state_and_router();
     node.token.trouble(Some(Trouble::Hangs));
-    for path in ["/encrypt", "/decrypt"] {
+    for path in ["/encrypt", "/decrypt", "/rewrap"] {
         let v1 = super::fake::v1_ciphertext("exchange-key", "Trading", b"old");
         let body = json!({
             "context": "exchange-key",

@@ -168,6 +168,19 @@ async fn a_revoked_certificate_is_told_so_and_takes_no_place() {
 }
 
 #[tokio::test]
+async fn an_open_connection_ends_when_its_certificate_is_revoked() {
+    let running = start(10).await;
+    let mut revoked = running.connect(&running.client()).await;
+    let mut other = running.connect(&running.other_client()).await;
+    for stream in [&mut revoked, &mut other] {
+        assert!(ask(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+    running.revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    closed(&mut revoked).await;
+    assert!(ask(&mut other).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
 async fn a_principal_with_all_its_places_is_told_so_and_leaves_another_one_its_own() {
     let mut setup = Setup::new(4);
     setup.open = OpenConnections::with(4, 2, 10);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl std::io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -19,14 +19,27 @@ impl std::io::Write for Lines {
 }
 
 impl Lines {
-    fn count(&self, field: &str, part: &str) -> usize {
+    /// What is logged in this thread comes here for as long as the guard lives.
+    pub(super) fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// The lines so far.
+    pub(super) fn all(&self) -> Vec<Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let lines = text
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines
-            .filter(|line| line[field].as_str().is_some_and(|text| text.contains(part)))
-            .count()
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    }
+
+    pub(super) fn count(&self, field: &str, part: &str) -> usize {
+        let has = |line: &&Value| line[field].as_str().is_some_and(|text| text.contains(part));
+        self.all().iter().filter(has).count()
     }
 }
 
@@ -34,13 +47,7 @@ impl Lines {
 async fn one_clients_refusals_leave_others_and_the_services_faults_their_lines() {
     const ASKED: usize = 500;
     let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _logged_here = tracing::subscriber::set_default(subscriber);
+    let _logged_here = lines.collect();
     let node = FakeNode::new();
     let router = node.router();
     let body = json!({"context": "exchange-key", "plaintext": ""});

@@ -1,10 +1,13 @@
 //! The routes as a client sees them, with a node and a token that live in memory.
 
+mod batches;
 pub(super) mod fake;
 mod http2;
 mod limits;
 mod listener;
 mod log_lines;
+mod openapi;
+mod rewraps;
 mod running;
 
 use axum::Router;

@@ -16,7 +16,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,7 @@ use super::super::*;
 use super::fake::FakeNode;
 use crate::config::{ApiTlsFiles, Http2};
 use crate::identity::test_certs::{TestCa, TestCert};
+use crate::policy::{Policy, RevocationKey};
 
 /// Whatever has to happen happens within this time, on the slowest machine too.
 pub(super) const SOON: Duration = Duration::from_secs(10);
@@ -66,11 +67,13 @@ impl Setup {
             .await
             .unwrap();
         let address = socket.local_addr().unwrap();
+        let policies = watch::Sender::new(node.policy());
         let listener = ApiListener {
             socket,
             tls: Arc::new(ArcSwap::from_pointee(tls)),
             router: node.router(),
             data: Arc::new(node.clone()),
+            policies: policies.subscribe(),
             http2: self.http2,
             stalled: self.stalled,
             drain: node.drain.signal(),
@@ -81,6 +84,7 @@ impl Setup {
             node,
             address,
             open: self.open,
+            policies,
             ca,
             _dir: dir,
         }
@@ -91,6 +95,7 @@ pub(super) struct Running {
     pub(super) node: FakeNode,
     pub(super) address: SocketAddr,
     pub(super) open: OpenConnections,
+    policies: watch::Sender<Arc<Policy>>,
     ca: TestCa,
     _dir: tempfile::TempDir,
 }
@@ -102,6 +107,12 @@ impl Running {
 
     pub(super) fn other_client(&self) -> TestCert {
         self.ca.client("trading-2", "Trading")
+    }
+
+    /// Revokes as the replicated state does: requests and open connections see it.
+    pub(super) fn revoke(&self, key: RevocationKey) {
+        self.node.revoke(key);
+        self.policies.send_replace(self.node.policy());
     }
 
     pub(super) fn client_ending(&self, at: Duration) -> TestCert {

@@ -7,10 +7,12 @@ use raft_store::StoredMembership;
 use raft_store::command::*;
 use raft_store::names::*;
 use raft_store::state::ClusterState;
-use raft_store::state::access::{Acl, Role, RoleEntry};
-use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy};
+use raft_store::state::access::{Role, RoleEntry};
+use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionKey, VersionState};
+use raft_store::state::frozen::AclV1;
 use raft_store::state::node::{NodeReport, SlotReport};
 use raft_store::state::slot::TransportMode;
+use raft_store::state::usage::UseCount;
 use raft_store::storage::Published;
 
 use super::replication_key;
@@ -24,6 +26,19 @@ pub(crate) fn context(name: &str) -> ContextName {
 
 pub(crate) fn slot(name: &str) -> SlotName {
     SlotName::new(name).unwrap()
+}
+
+/// The origin of what no node does by itself.
+pub(crate) fn admin() -> Origin {
+    Origin::Admin(AdminOrigin {
+        fingerprint: [1; 32],
+        cn: "ann".to_owned(),
+        ou: "Admin".to_owned(),
+        serial: "0b".to_owned(),
+        issuer: ISSUER.to_owned(),
+        via_node: 1,
+        evidence: None,
+    })
 }
 
 /// Nodes 1..=n with slot `s`, its transport key and context `c` without versions.
@@ -63,7 +78,7 @@ impl World {
             incarnation: Incarnation([1; 16]),
             api_address: "a1".to_owned(),
             cluster_address: "c1".to_owned(),
-            acl: Acl {
+            acl: AclV1 {
                 mappings: BTreeMap::new(),
                 roles,
             },
@@ -126,7 +141,12 @@ impl World {
 
     /// A joining node's report that it holds every key.
     pub(crate) fn prove(&mut self, node: RaftId) {
-        self.report(node, BTreeMap::new());
+        self.report(node, 0, BTreeMap::new());
+    }
+
+    /// A joined node's report that says nothing but its clock.
+    pub(crate) fn report_clock(&mut self, node: RaftId, clock: UnixMillis) {
+        self.report(node, clock, BTreeMap::new());
     }
 
     /// A joined node's report of one slot.
@@ -136,23 +156,48 @@ impl World {
             state: state.to_owned(),
             missing_keys: 0,
         };
-        self.report(node, BTreeMap::from([(slot(name), report)]));
+        self.report(node, 0, BTreeMap::from([(slot(name), report)]));
     }
 
-    fn report(&mut self, node: RaftId, slots: BTreeMap<SlotName, SlotReport>) {
-        let seq = self.state.reports().get(&node).map_or(1, |known| known.seq + 1);
+    /// A node's report that it decrypted once with a version.
+    pub(crate) fn used(&mut self, node: RaftId, name: &str, version: u32, last_used: UnixMillis) {
+        let key = VersionKey {
+            context: context(name),
+            version,
+        };
+        let count = UseCount {
+            encryptions: 0,
+            decryptions: 1,
+            last_used,
+        };
         let report = NodeReport {
-            seq,
+            uses: BTreeMap::from([(key, count)]),
+            ..self.next_report(node)
+        };
+        self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
+    }
+
+    fn report(&mut self, node: RaftId, clock: UnixMillis, slots: BTreeMap<SlotName, SlotReport>) {
+        let report = NodeReport {
+            clock,
+            slots,
+            ..self.next_report(node)
+        };
+        self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
+    }
+
+    fn next_report(&self, node: RaftId) -> NodeReport {
+        NodeReport {
+            seq: self.state.reports().get(&node).map_or(1, |known| known.seq + 1),
             boot: raft_store::names::Boot([0; 16]),
-            incarnation: Incarnation([9; 16]),
+            incarnation: self.state.nodes().get(&node).unwrap().incarnation,
             clock: 0,
             durable_index: 1,
             proven_at: Some(1),
-            feature_level: 1,
-            slots,
+            feature_level: raft_store::state::FEATURE_LEVEL,
+            slots: BTreeMap::new(),
             uses: BTreeMap::new(),
-        };
-        self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
+        }
     }
 
     pub(crate) fn admit(&mut self, node: RaftId) {
@@ -196,6 +241,70 @@ impl World {
         }));
     }
 
+    fn state_of(&self, name: &str, version: u32) -> VersionState {
+        self.state.version(&context(name), version).unwrap().state
+    }
+
+    pub(crate) fn set_use(&mut self, name: &str, version: u32, to: VersionState) {
+        let (context, expected) = (context(name), self.state_of(name, version));
+        self.ok(Op::SetVersionUse(SetVersionUse {
+            context,
+            version,
+            expected,
+            to,
+        }));
+    }
+
+    pub(crate) fn schedule_destroy(&mut self, name: &str, version: u32, wait_ms: u64) {
+        let (context, expected) = (context(name), self.state_of(name, version));
+        self.ok(Op::ScheduleDestroy(ScheduleDestroy {
+            context,
+            version,
+            expected,
+            wait_ms,
+            min_wait_ms: LEAST_WAIT_MS,
+            recent_ms: 0,
+            override_recent_use: true,
+            short_wait_allowed: true,
+        }));
+    }
+
+    /// What has passed of the wait before a destruction, in milliseconds.
+    pub(crate) fn elapsed(&self, name: &str, version: u32) -> u64 {
+        let version = self.state.version(&context(name), version).unwrap();
+        version.destruction.as_ref().unwrap().elapsed_ms
+    }
+
+    pub(crate) fn advance(&mut self, name: &str, version: u32, elapsed_ms: u64) {
+        let known = self.state.version(&context(name), version).unwrap();
+        let destruction = known.destruction.as_ref().unwrap();
+        let seen = SeenWait {
+            context: context(name),
+            version,
+            scheduled_by: destruction.scheduled_by,
+            elapsed_ms: destruction.elapsed_ms,
+        };
+        self.ok(Op::AdvanceWaits(AdvanceWaits {
+            elapsed_ms,
+            expected: vec![seen],
+        }));
+    }
+
+    /// Waits a scheduled destruction of up to two minutes out, and begins it.
+    pub(crate) fn begin_destroy(&mut self, name: &str, version: u32) {
+        let known = self.state.version(&context(name), version).unwrap();
+        let wait_ms = known.destruction.as_ref().unwrap().wait_ms;
+        self.advance(name, version, wait_ms);
+        let context = context(name);
+        self.ok(Op::BeginDestroy(BeginDestroy { context, version }));
+    }
+
+    pub(crate) fn ack_destroyed(&mut self, node: RaftId, name: &str, version: u32) {
+        let key_uid = self.state.version(&context(name), version).unwrap().key_uid;
+        let versions = vec![(context(name), version, key_uid)];
+        self.ok_as(node, Op::AckDestroyed(AckDestroyed { node, versions }));
+    }
+
     pub(crate) fn ok(&mut self, op: Op) -> Done {
         self.ok_as(1, op)
     }
@@ -205,7 +314,11 @@ impl World {
             node,
             nonce: u128::from(self.index).to_be_bytes(),
         };
-        match self.send(id, [0; 32], Origin::Node(node), op) {
+        let origin = match op {
+            Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+            _ => Origin::Node(node),
+        };
+        match self.send(id, [0; 32], origin, op) {
             Outcome::Done(done) => done,
             other => panic!("{other:?}"),
         }
@@ -227,6 +340,7 @@ impl World {
             index: self.index,
             at,
             origin: &command.origin,
+            leader: 1,
             voters: &self.voters,
         };
         apply(&mut self.state, &command, &cx)

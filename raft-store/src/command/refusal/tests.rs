@@ -144,6 +144,36 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             &["exchange-key", "7", "entry 17", "1500 ms"],
         ),
         says(
+            Conflict::OtherAcl { digest: [0xab; 32] },
+            &["access control", "abab", "read it again"],
+        ),
+        says(
+            Conflict::NotCountedYet {
+                context: context(),
+                version,
+                node: node(),
+                counted_ms: None,
+            },
+            &["hsm-node-2", "exchange-key", "7", "upgrade", "override"],
+        ),
+        says(
+            Conflict::NotCountedYet {
+                context: context(),
+                version,
+                node: node(),
+                counted_ms: Some(7_200_000),
+            },
+            &["hsm-node-2", "exchange-key", "7", "2 h only", "wait", "override"],
+        ),
+        says(
+            Conflict::OwesDestruction {
+                node: node(),
+                context: context(),
+                version,
+            },
+            &["hsm-node-2", "exchange-key", "7", "remove it first"],
+        ),
+        says(
             Existing::Cluster(ClusterId([0xcd; 16])),
             &["cluster cdcd", "exists already"],
         ),
@@ -251,6 +281,14 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             },
             &["active", "decrypt_only", "disabled"],
         ),
+        says(Invalid::NoAdmin, &["nobody an administrator", "role admin"]),
+        says(
+            Invalid::WaitOrder {
+                context: context(),
+                version,
+            },
+            &["exchange-key", "7", "twice", "ascending"],
+        ),
         says(
             large(Bounded::Row(RowKind::Slot)),
             &["70001", "70000", "row of kind slot", "transport keys"],
@@ -293,6 +331,7 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         says(large(Bounded::Address), &["70001", "address", "host:port"]),
         says(large(Bounded::Uses), &["70001 versions", "report", "next"]),
         says(large(Bounded::Advance), &["70001 milliseconds", "smaller steps"]),
+        says(large(Bounded::UseCount), &["70001 uses", "report", "next"]),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),
     ]

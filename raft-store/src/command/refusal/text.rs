@@ -120,6 +120,42 @@ impl fmt::Display for Conflict {
                 "the wait of version {version} of {context} was begun by entry {scheduled_by} and has come to {}",
                 time(*elapsed_ms)
             ),
+            Conflict::OtherAcl { digest } => write!(
+                f,
+                "access control was changed since it was read, its digest is {}; read it again and make the change \
+                 there",
+                hex::encode(digest)
+            ),
+            Conflict::NotCountedYet {
+                context,
+                version,
+                node,
+                counted_ms: None,
+            } => write!(
+                f,
+                "node {node} has not reported that it counts uses, so nobody knows whether version {version} of \
+                 {context} is in use; upgrade the node, or override this"
+            ),
+            Conflict::NotCountedYet {
+                context,
+                version,
+                node,
+                counted_ms: Some(counted_ms),
+            } => write!(
+                f,
+                "node {node} has counted uses for {} only, so nobody knows whether version {version} of {context} \
+                 was used before; wait, or override this",
+                time(*counted_ms)
+            ),
+            Conflict::OwesDestruction {
+                node,
+                context,
+                version,
+            } => write!(
+                f,
+                "node {node} has not acknowledged that version {version} of {context} is gone from its token; it has \
+                 to remove it first"
+            ),
         }
     }
 }
@@ -232,6 +268,14 @@ impl fmt::Display for Invalid {
                 "no version is set to {}; choose disabled, or decrypt_only to enable it",
                 state.as_str()
             ),
+            Invalid::NoAdmin => f.write_str(
+                "it makes nobody an administrator, and nobody could change it any more; give somebody the role admin",
+            ),
+            Invalid::WaitOrder { context, version } => write!(
+                f,
+                "the wait of version {version} of {context} is named twice or too late; name each once, ascending by \
+                 context and version"
+            ),
         }
     }
 }
@@ -265,7 +309,7 @@ impl Bounded {
             Bounded::Certificates | Bounded::CertificateBytes => "leave out what the CA does not need",
             Bounded::SlotKeys => "configure fewer slots",
             Bounded::Address => "advertise host:port, a host name has at most 253 bytes",
-            Bounded::Uses => "the rest goes into the next report",
+            Bounded::Uses | Bounded::UseCount => "the rest goes into the next report",
             Bounded::Advance => "advance in smaller steps",
         }
     }
@@ -286,6 +330,7 @@ impl fmt::Display for Bounded {
             Bounded::Address => f.write_str("bytes in a node's address"),
             Bounded::Uses => f.write_str("versions with uses in a report"),
             Bounded::Advance => f.write_str("milliseconds in one step of a wait"),
+            Bounded::UseCount => f.write_str("uses of one version in a report"),
         }
     }
 }

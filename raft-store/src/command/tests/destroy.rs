@@ -9,20 +9,6 @@ fn destruction(world: &World) -> Destruction {
     world.version(1).destruction.clone().unwrap()
 }
 
-/// A command of an administrator.
-fn by_admin(world: &World, op: Op) -> Command {
-    let admin = AdminOrigin {
-        fingerprint: [1; 32],
-        cn: "ann".into(),
-        ou: "Admin".into(),
-        serial: "0b".into(),
-        issuer: "CN=ca".into(),
-        via_node: 1,
-        evidence: None,
-    };
-    world.command(op, Origin::Admin(admin))
-}
-
 #[test]
 fn what_is_scheduled_is_of_no_use_and_remembers_what_it_was() {
     for from in [DecryptOnly, Disabled] {
@@ -47,6 +33,7 @@ fn what_is_scheduled_is_of_no_use_and_remembers_what_it_was() {
             elapsed_ms: 0,
             begun_at: None,
             sealed_under: None,
+            held_by: BTreeSet::new(),
             ended_at: None,
         };
         assert_eq!(destruction(&world), expected);
@@ -56,24 +43,30 @@ fn what_is_scheduled_is_of_no_use_and_remembers_what_it_was() {
 }
 
 #[test]
-fn a_wait_is_no_shorter_than_configured_or_a_second_and_no_longer_than_a_year() {
-    let (day, hour) = (DEFAULT_MIN_WAIT_MS, 3_600_000);
-    assert_eq!(day, 24 * hour);
-    for (min_wait_ms, wait_ms, least_ms, kept) in [
-        (day, day, day, true),
-        (day, day - 1, day, false),
-        (hour, hour, hour, true),
-        (hour, hour - 1, hour, false),
-        (0, 1000, 1000, true),
-        (0, 999, 1000, false),
-        (hour, MAX_WAIT_MS, hour, true),
-        (hour, MAX_WAIT_MS + 1, hour, false),
-        (u64::MAX, MAX_WAIT_MS, u64::MAX, false),
+fn a_wait_is_no_shorter_than_configured_or_a_minute_and_no_longer_than_a_year() {
+    let (day, hour, minute) = (DEFAULT_MIN_WAIT_MS, 3_600_000, MIN_WAIT_FLOOR_MS);
+    assert_eq!((day, hour), (24 * hour, 60 * minute));
+    for (min_wait_ms, short_wait_allowed, wait_ms, least_ms, kept) in [
+        (day, false, day, day, true),
+        (day, false, day - 1, day, false),
+        (hour, false, hour, hour, true),
+        (hour, false, hour - 1, hour, false),
+        // Whatever its configuration says, no leader makes a wait shorter that is not one of a test.
+        (0, false, minute, minute, true),
+        (0, false, minute - 1, minute, false),
+        (LEAST_WAIT_MS, false, LEAST_WAIT_MS, minute, false),
+        (0, true, 1000, 1000, true),
+        (0, true, 999, 1000, false),
+        (hour, true, hour - 1, hour, false),
+        (hour, false, MAX_WAIT_MS, hour, true),
+        (hour, false, MAX_WAIT_MS + 1, hour, false),
+        (u64::MAX, true, MAX_WAIT_MS, u64::MAX, false),
     ] {
         let mut world = World::in_state(DecryptOnly);
         let outcome = world.run(Op::ScheduleDestroy(ScheduleDestroy {
             wait_ms,
             min_wait_ms,
+            short_wait_allowed,
             ..schedule(1, DecryptOnly)
         }));
         if kept {
@@ -145,12 +138,51 @@ fn time_that_passed_counts_once_however_often_it_is_reported() {
     };
     let refused = world.refused(advance(300, vec![seen]));
     assert_eq!(refused, Refusal::Conflict(other), "another one that saw the same");
-    let twice = vec![world.seen(1); 2];
-    assert!(matches!(
-        world.refused(advance(1, twice)),
-        Refusal::Conflict(Conflict::OtherWait { elapsed_ms: 301, .. })
-    ));
     assert_eq!(destruction(&world).elapsed_ms, 300);
+}
+
+/// Named again and again, each time as the one before leaves it, a wait of days would be over within one command.
+#[test]
+fn one_command_names_each_wait_once_and_in_order() {
+    let mut world = World::in_state(DestroyScheduled);
+    world.rotate(3);
+    world.ok(Op::ScheduleDestroy(schedule(2, DecryptOnly)));
+    let (first, second) = (world.seen(1), world.seen(2));
+    let chain = |length: u64| -> Vec<SeenWait> {
+        let link = |number: u64| SeenWait {
+            elapsed_ms: number * MAX_ADVANCE_MS,
+            ..first.clone()
+        };
+        (0..length).map(link).collect()
+    };
+    let elsewhere = SeenWait {
+        context: ContextName::new("d").unwrap(),
+        ..first.clone()
+    };
+    let a_day = 24 * 60 * 60 * 1000 / MAX_ADVANCE_MS;
+    let before = world.rows();
+    for (expected, version) in [
+        (chain(a_day), 1),
+        (chain(2), 1),
+        (vec![first.clone(); 2], 1),
+        (vec![first.clone(), second.clone(), second.clone()], 2),
+        ([vec![first.clone(), second.clone()], chain(2)].concat(), 1),
+        (vec![second.clone(), first.clone()], 1),
+        (vec![elsewhere.clone(), second.clone()], 2),
+    ] {
+        let context = context();
+        let order = Invalid::WaitOrder { context, version };
+        let refused = world.refused(advance(MAX_ADVANCE_MS, expected));
+        assert_eq!(refused, Refusal::from(order));
+        assert_eq!(world.rows(), before);
+    }
+    let refused = world.refused(advance(1, vec![second.clone(), elsewhere]));
+    assert!(
+        matches!(refused, Refusal::NotFound(_)),
+        "in order, and there is none"
+    );
+    world.ok(advance(MAX_ADVANCE_MS, vec![first, second]));
+    assert_eq!(destruction(&world).elapsed_ms, MAX_ADVANCE_MS);
 }
 
 /// A leader that was suspended, or lies, takes many commands, each of which is seen.
@@ -226,40 +258,58 @@ fn a_wait_that_was_undone_begins_anew_and_gets_no_time_of_the_one_before() {
     ));
 }
 
+/// Who has appended an entry stands in its log id, and in nothing that a command says.
 #[test]
-fn only_a_node_of_the_cluster_reports_time_that_passed() {
+fn only_the_driver_of_the_leader_that_appends_it_brings_a_destruction_nearer() {
     let mut world = World::in_state(DestroyScheduled);
-    let id = world.join("n2", 2);
+    world.state.nodes.put(2, node("n2", 2)).unwrap();
     let expected = vec![world.seen(1)];
-    let command = by_admin(&world, advance(1, expected.clone()));
-    let operation = "advance_waits".to_owned();
-    assert_eq!(
-        world.send(&command),
-        Outcome::Refused(Forbidden::Driver { operation }.into())
-    );
-    world.remove(id);
-    assert!(matches!(
-        world.refused_as(id, advance(1, expected.clone())),
-        Refusal::Forbidden(Forbidden::Removed { .. })
-    ));
-    // A member that is not the leader cannot send it to the leader either.
-    assert!(!advance(1, expected).forwardable_from_node());
+    let before = world.rows();
+    for op in [advance(1, expected.clone()), begin(1)] {
+        let operation = op.name().to_owned();
+        let driver = Refusal::from(Forbidden::Driver { operation });
+        assert!(!op.forwardable_from_node(), "{}", op.name());
+        assert_eq!(world.refused_as(2, op.clone()), driver, "it does not lead");
+        let command = world.command(op.clone(), admin());
+        assert_eq!(world.send(&command), Outcome::Refused(driver.clone()));
+        world.leader = 2;
+        assert_eq!(world.refused_as(1, op), driver, "it leads no more");
+        world.leader = 1;
+    }
+    assert_eq!(world.rows(), before);
+    world.leader = 2;
+    world.ok_as(2, advance(1, expected));
+    world.remove(2);
+    let expected = vec![world.seen(1)];
+    for op in [advance(1, expected), begin(1)] {
+        assert!(matches!(
+            world.refused_as(2, op),
+            Refusal::Forbidden(Forbidden::Removed { .. })
+        ));
+    }
 }
 
 #[test]
-fn an_administrator_schedules_and_undoes() {
-    let mut world = World::in_state(DecryptOnly);
-    let command = by_admin(&world, Op::ScheduleDestroy(schedule(1, DecryptOnly)));
-    assert!(matches!(world.send(&command), Outcome::Done(_)));
-    let command = by_admin(&world, undo(1));
-    assert!(matches!(world.send(&command), Outcome::Done(_)));
-    for op in [
-        Op::ScheduleDestroy(schedule(1, DecryptOnly)),
-        undo(1),
-        begin(1),
-        set_use(1, DecryptOnly, Disabled),
+fn an_administrator_disables_enables_schedules_and_undoes_and_no_node_does() {
+    for (from, op) in [
+        (DecryptOnly, set_use(1, DecryptOnly, Disabled)),
+        (Disabled, set_use(1, Disabled, DecryptOnly)),
+        (DecryptOnly, Op::ScheduleDestroy(schedule(1, DecryptOnly))),
+        (DestroyScheduled, undo(1)),
     ] {
-        assert!(!op.forwardable_from_node(), "{}", op.name());
+        let mut world = World::in_state(from);
+        let before = world.rows();
+        let operation = op.name().to_owned();
+        assert!(!op.forwardable_from_node(), "{operation}");
+        let command = world.command(op.clone(), Origin::Node(1));
+        assert_eq!(
+            world.send(&command),
+            Outcome::Refused(Forbidden::Operation { operation }.into()),
+            "no driver of the leader either"
+        );
+        assert_eq!(world.rows(), before);
+        let command = world.command(op, admin());
+        assert!(matches!(world.send(&command), Outcome::Done(_)));
     }
     assert!(ack_destroyed(1, 1).forwardable_from_node());
 }
@@ -276,6 +326,7 @@ fn the_sealed_key_leaves_the_state_as_the_destruction_begins() {
     assert_eq!(begun.begun_at, Some(at));
     let remnants = Some(TransportId([1; 16]));
     assert_eq!(begun.sealed_under, remnants, "old logs and backups hold it still");
+    assert_eq!(begun.held_by, BTreeSet::from([1]));
     let before = world.rows();
     world.ok(begin(1));
     assert_eq!(world.rows(), before, "begun once");
@@ -325,31 +376,79 @@ fn the_last_acknowledgement_ends_it_and_leaves_a_tombstone() {
     assert_eq!(world.rows(), before, "over is over");
 }
 
+/// A join that failed leaves a node behind that never says anything.
 #[test]
-fn a_node_that_joins_meanwhile_has_to_acknowledge_too() {
-    let mut world = World::in_state(DestroyScheduled);
-    let early = world.join("n2", 2);
+fn who_joins_owes_what_it_had_acknowledged_to_hold_and_nothing_else() {
+    let mut world = World::in_state(DecryptOnly);
+    let (holder, failed) = (world.join("n2", 2), world.join("n3", 3));
+    world.ack(holder, 1);
+    world.ok(Op::ScheduleDestroy(schedule(1, DecryptOnly)));
     world.wait_out(1);
     world.ok(begin(1));
-    let late = world.join("n3", 3);
-    for id in [1, early] {
-        world.ok_as(id, ack_destroyed(id, 1));
-    }
-    assert_eq!(world.version_state(1), Destroying);
-    assert!(world.state.owes_destruction(late));
+    assert_eq!(destruction(&world).held_by, BTreeSet::from([1, holder]));
+    let late = world.join("n4", 4);
+    let owing = [1, holder, failed, late].map(|id| world.state.owes_destruction(id));
+    assert_eq!(owing, [true, true, false, false]);
+    // What it does not owe may be acknowledged all the same: it has looked.
     world.ok_as(late, ack_destroyed(late, 1));
-    assert_eq!(world.version_state(1), Destroyed);
-    let later = world.join("n4", 4);
+    world.ok(ack_destroyed(1, 1));
+    assert_eq!(world.version_state(1), Destroying);
+    let owing: Vec<RaftId> = world.state.owing(world.version(1)).map(|(id, _)| id).collect();
+    assert_eq!(owing, [holder]);
+    world.ok_as(holder, ack_destroyed(holder, 1));
+    assert_eq!(world.version_state(1), Destroyed, "with nothing from the others");
+}
+
+/// Version 1 is retired, node 2 joins and holds what it has to.
+fn joining(held: &[u32]) -> (World, RaftId) {
+    let mut world = World::in_state(DecryptOnly);
+    let id = world.join("n2", 2);
+    for version in held {
+        world.ack(id, *version);
+    }
+    let report = report(1, 2);
+    world.ok_as(id, Op::ReportNode(ReportNode { node: id, report }));
+    world.ok(Op::ScheduleDestroy(schedule(1, DecryptOnly)));
+    world.wait_out(1);
+    world.ok(begin(1));
+    (world, id)
+}
+
+#[test]
+fn nobody_becomes_a_member_while_it_owes_a_destruction() {
+    let (mut world, id) = joining(&[1, 2]);
+    let owes = Conflict::OwesDestruction {
+        node: NodeName::new("n2").unwrap(),
+        context: context(),
+        version: 1,
+    };
+    let admit = Op::AdmitNode(AdmitNode { node: id });
+    assert_eq!(world.refused(admit.clone()), Refusal::Conflict(owes));
+    world.ok_as(id, ack_destroyed(id, 1));
+    world.ok(admit);
+    assert!(!world.state.owes_destruction(id));
+}
+
+#[test]
+fn who_becomes_a_member_meanwhile_has_to_acknowledge_like_one() {
+    let (mut world, id) = joining(&[2]);
+    assert!(!world.state.owes_destruction(id));
+    world.ok(Op::AdmitNode(AdmitNode { node: id }));
     assert!(
-        !world.state.owes_destruction(later),
-        "for it there is the tombstone"
+        world.state.owes_destruction(id),
+        "its token may have been here before"
     );
+    world.ok(ack_destroyed(1, 1));
+    assert_eq!(world.version_state(1), Destroying);
+    world.ok_as(id, ack_destroyed(id, 1));
+    assert_eq!(world.version_state(1), Destroyed);
 }
 
 #[test]
 fn a_node_that_is_removed_owes_nothing_and_the_rest_is_settled() {
     let mut world = World::in_state(DestroyScheduled);
-    let gone = world.join("n2", 2);
+    let gone = 2;
+    world.state.nodes.put(gone, node("n2", 2)).unwrap();
     world.wait_out(1);
     world.ok(begin(1));
     world.ok(ack_destroyed(1, 1));

@@ -28,7 +28,7 @@ fn meta(world: &mut World, more: usize) -> Op {
 
 fn acl(world: &mut World, more: usize) -> Op {
     *world = World::empty();
-    let acl = Acl {
+    let acl = AclV1 {
         mappings: BTreeMap::from([(filler(more), BTreeSet::new())]),
         roles: vec![],
     };
@@ -125,12 +125,25 @@ fn rows_that_nothing_can_make_longer_are_far_below_their_most() {
         context: context(),
         version: 1,
     };
-    let report = NodeReport {
-        uses: BTreeMap::from([(key, UseCount::default())]),
-        ..report(1, 1)
+    let count = UseCount {
+        decryptions: 1,
+        ..UseCount::default()
     };
-    world.ok(Op::ReportNode(ReportNode { node: 1, report }));
-    for kind in [RowKind::Context, RowKind::JoinToken, RowKind::Use] {
+    for feature_level in [1, FEATURE_LEVEL] {
+        let report = NodeReport {
+            feature_level,
+            uses: BTreeMap::from([(key.clone(), count)]),
+            ..report(u64::from(feature_level), 1)
+        };
+        world.ok(Op::ReportNode(ReportNode { node: 1, report }));
+    }
+    let kinds = [
+        RowKind::Context,
+        RowKind::JoinToken,
+        RowKind::Use,
+        RowKind::Uncounted,
+    ];
+    for kind in kinds {
         assert!((1..kind.limit() / 8).contains(&longest(&world, kind)), "{kind}");
     }
 }

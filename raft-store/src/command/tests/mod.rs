@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod destroy;
 mod disuse;
 mod life;
@@ -17,8 +18,9 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::names::*;
-use crate::state::access::Acl;
+use crate::state::FEATURE_LEVEL;
 use crate::state::context::{BindingMode, KeyMaterial, RotationPolicy};
+use crate::state::frozen::AclV1;
 use crate::state::node::{NodeReport, NodeStatus, SlotKey};
 use crate::state::slot::{Grant, Grantee, TransportMode};
 use crate::state::table::RowKind;
@@ -26,6 +28,7 @@ use crate::state::table::RowKind;
 struct World {
     state: ClusterState,
     index: u64,
+    leader: RaftId,
     voters: BTreeSet<RaftId>,
 }
 
@@ -35,6 +38,7 @@ impl World {
         Self {
             state: ClusterState::default(),
             index: 1,
+            leader: 1,
             voters: BTreeSet::from([1]),
         }
     }
@@ -82,6 +86,7 @@ impl World {
             index: self.index,
             at: command.at,
             origin: &command.origin,
+            leader: self.leader,
             voters: &self.voters,
         };
         apply(&mut self.state, command, &cx)
@@ -92,7 +97,8 @@ impl World {
     }
 
     fn run_as(&mut self, node: RaftId, op: Op) -> Outcome {
-        let command = self.command(op, Origin::Node(node));
+        let origin = origin(node, &op);
+        let command = self.command(op, origin);
         self.send(&command)
     }
 
@@ -178,6 +184,26 @@ impl World {
     }
 }
 
+fn admin() -> Origin {
+    Origin::Admin(AdminOrigin {
+        fingerprint: [1; 32],
+        cn: "ann".into(),
+        ou: "Admin".into(),
+        serial: "0b".into(),
+        issuer: "CN=ca".into(),
+        via_node: 1,
+        evidence: None,
+    })
+}
+
+/// The node itself, or an administrator for what only one of them may do.
+fn origin(node: RaftId, op: &Op) -> Origin {
+    match op {
+        Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+        _ => Origin::Node(node),
+    }
+}
+
 fn cluster() -> CreateCluster {
     CreateCluster {
         cluster_id: ClusterId([1; 16]),
@@ -188,7 +214,7 @@ fn cluster() -> CreateCluster {
         incarnation: Incarnation([1; 16]),
         api_address: "a".into(),
         cluster_address: "c".into(),
-        acl: Acl::default(),
+        acl: AclV1::default(),
         revocations: vec![],
     }
 }
@@ -256,7 +282,7 @@ fn set_use(version: u32, expected: VersionState, to: VersionState) -> Op {
     })
 }
 
-/// With the shortest wait there is, and a look at the last ten seconds.
+/// With the shortest wait there is, whoever used it; recent is what happened within ten seconds.
 fn schedule(version: u32, expected: VersionState) -> ScheduleDestroy {
     ScheduleDestroy {
         context: context(),
@@ -265,7 +291,8 @@ fn schedule(version: u32, expected: VersionState) -> ScheduleDestroy {
         wait_ms: LEAST_WAIT_MS,
         min_wait_ms: LEAST_WAIT_MS,
         recent_ms: 10_000,
-        override_recent_use: false,
+        override_recent_use: true,
+        short_wait_allowed: true,
     }
 }
 
@@ -313,7 +340,7 @@ fn report(seq: u64, filling: u8) -> NodeReport {
         clock: 0,
         durable_index: seq,
         proven_at: Some(1),
-        feature_level: 1,
+        feature_level: FEATURE_LEVEL,
         slots: BTreeMap::new(),
         uses: BTreeMap::new(),
     }

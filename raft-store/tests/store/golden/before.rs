@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use raft_store::command::Command;
+use raft_store::state::access::{Acl, Role};
 use raft_store::state::context::KeyVersion;
-use raft_store::state::frozen::{KeyVersionV1, NodeReportV1};
+use raft_store::state::frozen::{AclV1, KeyVersionV1, NodeReportV1};
 use raft_store::state::node::NodeReport;
 use raft_store::state::table::{Row, RowKind};
 
@@ -32,6 +33,33 @@ pub(super) fn report() -> NodeReportV1 {
         proven_at: now.proven_at,
         feature_level: now.feature_level,
         slots: now.slots,
+    }
+}
+
+/// The example of access control before it said more than a unit's contexts.
+pub(super) fn acl(role: Role) -> AclV1 {
+    let now = examples::acl(role);
+    AclV1 {
+        mappings: now.mappings,
+        roles: now.roles,
+    }
+}
+
+#[test]
+fn access_control_of_the_first_form_is_upgraded_as_it_is_read() {
+    let lines = lines();
+    for role in examples::ROLES {
+        let bytes = &lines[&*format!("row.acl@1.{role:?}").to_lowercase()];
+        assert!(
+            survives::<AclV1>(bytes),
+            "{role:?}: its frozen struct has changed"
+        );
+        let upgraded = Acl {
+            operations: BTreeMap::new(),
+            rules: Vec::new(),
+            ..examples::acl(role)
+        };
+        assert_eq!(Acl::decode(1, bytes).unwrap(), upgraded, "{role:?}");
     }
 }
 
@@ -68,8 +96,9 @@ fn a_report_in_an_old_log_is_what_it_was() {
 
 #[test]
 fn every_line_of_a_form_before_is_read_by_a_test() {
-    let rows = rows::versions().len();
+    let rows = rows::versions().len() + examples::ROLES.len();
     assert_eq!(lines().len(), LINES.lines().count());
     assert_eq!(lines().len(), rows + 2);
-    assert_eq!((RowKind::Version.version(), RowKind::Report.version()), (2, 2));
+    let changed = [RowKind::Version, RowKind::Report, RowKind::Acl];
+    assert_eq!(changed.map(RowKind::version), [2, 2, 2]);
 }

@@ -26,7 +26,7 @@ fn ops() -> Vec<Op> {
             incarnation: Incarnation([3; 16]),
             api_address: "a:1".into(),
             cluster_address: "c:2".into(),
-            acl: acl(Role::Admin),
+            acl: before::acl(Role::Admin),
             revocations: vec![revoked(RevocationKey::CommonName("x".into()))],
         }),
         Op::RegisterNode(RegisterNode {
@@ -112,6 +112,7 @@ fn ops() -> Vec<Op> {
             min_wait_ms: 6,
             recent_ms: 7,
             override_recent_use: true,
+            short_wait_allowed: true,
         }),
         Op::UndoDestroy(UndoDestroy {
             context: context(),
@@ -137,6 +138,13 @@ fn ops() -> Vec<Op> {
         Op::ReportNode(ReportNode {
             node: 1,
             report: report(),
+        }),
+        Op::SetAcl(SetAcl {
+            expected_digest: [8; 32],
+            acl: acl(Role::Admin),
+        }),
+        Op::RemoveRevocations(RemoveRevocations {
+            revocations: revocation_keys().map(|(_, key)| key).to_vec(),
         }),
     ]
 }

@@ -22,6 +22,13 @@ pub(super) const ROLES: [Role; 6] = [
     Role::Metrics,
 ];
 
+const OPERATIONS: [Operation; 4] = [
+    Operation::Encrypt,
+    Operation::Decrypt,
+    Operation::Rewrap,
+    Operation::DataKey,
+];
+
 pub(super) fn context() -> ContextName {
     ContextName::new("exchange-key").unwrap()
 }
@@ -84,9 +91,20 @@ pub(super) fn acl(role: Role) -> Acl {
         cn: None,
         spki_sha256: Some([9; 32]),
     };
+    let rule = AclRule {
+        who: Who {
+            issuer: Some("CN=ca".into()),
+            ou: None,
+            cn: Some("batch".into()),
+        },
+        contexts: BTreeSet::from([context()]),
+        operations: BTreeSet::from(OPERATIONS),
+    };
     Acl {
         mappings: BTreeMap::from([("Trading".into(), BTreeSet::from([context()]))]),
         roles: vec![entry],
+        operations: BTreeMap::from([("Trading".into(), BTreeSet::from([Operation::Decrypt]))]),
+        rules: vec![rule],
     }
 }
 

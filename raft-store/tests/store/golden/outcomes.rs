@@ -85,6 +85,24 @@ fn conflicts() -> Vec<Conflict> {
             scheduled_by: 11,
             elapsed_ms: 9,
         },
+        Conflict::OtherAcl { digest: [8; 32] },
+        Conflict::NotCountedYet {
+            context: context(),
+            version,
+            node: node(),
+            counted_ms: None,
+        },
+        Conflict::NotCountedYet {
+            context: context(),
+            version,
+            node: node(),
+            counted_ms: Some(9),
+        },
+        Conflict::OwesDestruction {
+            node: node(),
+            context: context(),
+            version,
+        },
     ]
 }
 
@@ -174,7 +192,14 @@ fn invalid() -> Vec<Invalid> {
     let too_large_later =
         [Bounded::Uses, Bounded::Advance].map(|what| Invalid::TooLarge { what, size, most });
     let all = first.into_iter().chain(too_large);
-    all.chain(later).chain(too_large_later).collect()
+    let all = all.chain(later).chain(too_large_later);
+    let order = Invalid::WaitOrder {
+        context: context(),
+        version: 7,
+    };
+    let what = Bounded::UseCount;
+    let many_uses = Invalid::TooLarge { what, size, most };
+    all.chain([Invalid::NoAdmin, order, many_uses]).collect()
 }
 
 /// Every answer, under its place.

@@ -89,6 +89,7 @@ fn ending(state: VersionState, begun_at: Option<UnixMillis>, ended_at: Option<Un
         elapsed_ms: 8,
         begun_at,
         sealed_under: begun_at.map(|_| TransportId([3; 16])),
+        held_by: begun_at.iter().flat_map(|_| [1, 2]).collect(),
         ended_at,
     };
     KeyVersion {
@@ -110,6 +111,7 @@ fn use_row() -> VersionUse {
             },
         )]
         .into(),
+        last_by_removed: Some(6),
     }
 }
 
@@ -195,6 +197,7 @@ pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.join_token.open", &token(None, None));
     lines.value("row.join_token.used", &token(Some(node()), Some(3)));
     lines.value("row.use", &use_row());
+    lines.value("row.uncounted", &Uncounted { until: 4 });
     keys(lines);
 }
 
@@ -234,6 +237,7 @@ pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
         ("row", "revocation") => row::<Revocation>(bytes),
         ("row", "join_token") => row::<JoinToken>(bytes),
         ("row", "use") => row::<VersionUse>(bytes),
+        ("row", "uncounted") => row::<Uncounted>(bytes),
         ("key", "one") => key::<()>(bytes),
         ("key", "index") => key::<u64>(bytes),
         ("key", "context") => key::<ContextName>(bytes),

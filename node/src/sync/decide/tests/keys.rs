@@ -65,8 +65,124 @@ fn an_abandoned_versions_object_is_destroyed_and_an_unknown_one_is_only_reported
             .iter()
             .all(|problem| matches!(problem, Problem::Unknown { .. }))
     );
-    held.apply(Effect::Removed(first));
+    held.apply(Effect::Gone(vec![first]));
     assert!(plan(&cluster, ME, &held).actions.is_empty());
+}
+
+fn gone(name: &str, version: u32, uid: KeyUid) -> Action {
+    Action::AckDestroyed(vec![(context(name), version, uid)])
+}
+
+#[test]
+fn a_version_out_of_use_keeps_its_object_and_loses_its_copies_until_it_is_enabled() {
+    let mut cluster = cluster();
+    cluster.context("a");
+    let first = cluster.active("a", 1);
+    let second = cluster.active("a", 2);
+    let mut held = with_keys(token(ME, &[1]), &[first, second]);
+    held.apply(Effect::Loaded(first, false));
+    for scheduled in [false, true] {
+        if scheduled {
+            cluster.schedule_destroy("a", 1);
+        } else {
+            cluster.set_use("a", 1, VersionState::Disabled);
+        }
+        let unloads = plan(&cluster, ME, &held);
+        assert_eq!(
+            (unloads.actions, unloads.destructions),
+            (vec![Action::Unload(first)], 0)
+        );
+        held.apply(Effect::Unloaded(first));
+        assert_eq!(plan(&cluster, ME, &held), Plan::default());
+        // Nor is it imported where it is not.
+        assert_eq!(
+            plan(&cluster, ME, &with_keys(token(ME, &[1]), &[second])),
+            Plan::default()
+        );
+        if !scheduled {
+            cluster.set_use("a", 1, VersionState::DecryptOnly);
+            assert_eq!(plan(&cluster, ME, &held).actions, [Action::Load(first, false)]);
+            held.apply(Effect::Loaded(first, false));
+        }
+    }
+}
+
+#[test]
+fn a_destroyed_key_is_removed_and_only_then_acknowledged() {
+    let mut cluster = cluster();
+    cluster.context("a");
+    let first = cluster.active("a", 1);
+    let second = cluster.active("a", 2);
+    cluster.schedule_destroy("a", 1).begin_destroy("a", 1);
+    let mut held = with_keys(token(ME, &[1]), &[first, second]);
+    let removes = plan(&cluster, ME, &held);
+    assert_eq!(
+        (removes.actions, removes.destructions, removes.missing),
+        (vec![Action::Remove(first)], 1, 0)
+    );
+    held.apply(Effect::Gone(vec![first]));
+    let acknowledges = plan(&cluster, ME, &held);
+    assert_eq!(
+        (acknowledges.actions, acknowledges.destructions),
+        (vec![gone("a", 1, first)], 0)
+    );
+    cluster.ack_destroyed(ME, "a", 1);
+    assert_eq!(plan(&cluster, ME, &held), Plan::default());
+    // Whoever brings the token back as it was.
+    let back = with_keys(token(ME, &[1]), &[first, second]);
+    assert_eq!(plan(&cluster, ME, &back).actions, [Action::Remove(first)]);
+}
+
+#[test]
+fn a_joiner_acknowledges_too_whatever_was_in_its_token_before() {
+    let mut cluster = cluster();
+    cluster.context("a");
+    let first = cluster.active("a", 1);
+    cluster.active("a", 2);
+    cluster.schedule_destroy("a", 1).begin_destroy("a", 1);
+    cluster.ack_destroyed(ME, "a", 1);
+    let joiner = cluster.join("hsm-node-2");
+    cluster.registered(joiner).grant(1, joiner);
+    // Of what was over before it came there is the tombstone.
+    let before = with_keys(token(joiner, &[1]), &[first]);
+    let removes = plan(&cluster, joiner, &before);
+    assert!(
+        removes.actions.contains(&Action::Remove(first)) && removes.destructions == 1,
+        "{:?}",
+        removes.actions
+    );
+
+    let third = cluster.active("a", 3);
+    // It held this one, and owes its destruction: one that never did is in nobody's way.
+    cluster.ack(joiner, "a", 2);
+    cluster.ack(joiner, "a", 3);
+    let second = uid("a", 2);
+    cluster.schedule_destroy("a", 2).begin_destroy("a", 2);
+    cluster.ack_destroyed(ME, "a", 2);
+    let fresh = with_keys(token(joiner, &[1]), &[third]);
+    assert_eq!(plan(&cluster, joiner, &fresh).actions, [gone("a", 2, second)]);
+}
+
+#[test]
+fn nothing_is_acknowledged_about_a_token_that_cannot_be_asked() {
+    let mut cluster = cluster();
+    cluster.context("a");
+    cluster.active("a", 1);
+    cluster.active("a", 2);
+    cluster.schedule_destroy("a", 1).begin_destroy("a", 1);
+    let (name, trust) = (slot(), trust());
+    let unasked = decide(&Picture {
+        state: &cluster.state,
+        me: ME,
+        leader: true,
+        trust: Some(&trust),
+        can_open: true,
+        slot: &name,
+        held: None,
+    });
+    assert!(unasked.actions.is_empty(), "{:?}", unasked.actions);
+    // Nor about one that is not the slot's.
+    assert!(plan(&cluster, ME, &token(77, &[])).actions.is_empty());
 }
 
 #[test]
@@ -259,7 +375,7 @@ fn every_start_comes_to_rest_with_all_keys() {
                 Action::Retire(uid) => Effect::Loaded(*uid, false),
                 Action::Remove(uid) => {
                     assert_eq!(*uid, keys[2]);
-                    Effect::Removed(*uid)
+                    Effect::Gone(vec![*uid])
                 }
                 other => panic!("{other:?}"),
             });

@@ -1,0 +1,292 @@
+//! Batches, rewrapping and data keys.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use aes_gcm::aead::{Aead, Payload};
+use aes_gcm::{Aes256Gcm, KeyInit};
+use hsm_core::envelope::{Binding, Header, Purpose, aad_v1};
+use hsm_core::names::KeyUid;
+use hsm_core::test_support::import_test_key;
+use hsm_core::{
+    Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, KekUse, OpError, Output, RewrapJob, Slot,
+    SlotState, Work,
+};
+
+use crate::harness::{Sandbox, eventually};
+use crate::keys::{CONTEXT, Kek, decrypt};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn run_batch(slot: &Slot, works: Vec<Work>) -> Vec<Result<Output, OpError>> {
+    let (send, receive) = channel();
+    slot.run_batch(works, Box::new(move |outcomes| send.send(outcomes).unwrap()))
+        .unwrap();
+    receive.recv_timeout(PATIENCE).expect("an answer")
+}
+
+fn run(slot: &Slot, work: Work) -> Result<Output, OpError> {
+    let (send, receive) = channel();
+    slot.run(work, Box::new(move |outcome| send.send(outcome).unwrap()))?;
+    receive.recv_timeout(PATIENCE).expect("an answer")
+}
+
+fn envelope(outcome: Result<Output, OpError>) -> Vec<u8> {
+    match outcome {
+        Ok(Output::Envelope(envelope)) => envelope,
+        Ok(_) => panic!("something else than an envelope"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn plaintext(outcome: &Result<Output, OpError>) -> &[u8] {
+    match outcome {
+        Ok(Output::Plaintext(plaintext)) => plaintext.as_slice(),
+        Ok(_) => panic!("something else than a plaintext"),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// As a node would ask, which takes the header from the ciphertext.
+fn opening(ciphertext: &[u8], principal: &str) -> DecryptJob {
+    DecryptJob {
+        header: Header::parse(ciphertext).unwrap().0,
+        ciphertext: ciphertext.to_vec(),
+        context: CONTEXT.into(),
+        binding_value: principal.into(),
+        aad: b"order 17".to_vec(),
+    }
+}
+
+/// Another version, in the same token.
+fn second_version(slot: &Slot, first: &Kek) -> Kek {
+    let second = Kek::generate(slot, first.transport, 2);
+    second.import(slot).unwrap();
+    slot.load_kek(second.uid, KekUse::EncryptDecrypt).unwrap();
+    second
+}
+
+pub(crate) fn order_and_neighbours(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let (kek, other) = (Kek::new(&slot), Kek::new(&slot));
+    slot.unload_kek(other.uid).unwrap();
+    let texts: Vec<Vec<u8>> = (0..1000_u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    let works = texts.iter().map(|text| Work::Encrypt(kek.encrypt_job(text)));
+    let outcomes = run_batch(&slot, works.collect());
+    let sealed: Vec<Vec<u8>> = outcomes.into_iter().map(envelope).collect();
+    assert_eq!(sealed.len(), texts.len());
+
+    // Every fourth item is bad in one of four ways.
+    let works = sealed.iter().enumerate().map(|(n, ciphertext)| {
+        let mut job = opening(ciphertext, "trading-1");
+        match n % 16 {
+            0 => *job.ciphertext.last_mut().unwrap() ^= 1,
+            4 => job.ciphertext.truncate(50),
+            8 => job.header.version = 9,
+            12 => return Work::Encrypt(other.encrypt_job(b"under a key that is not loaded")),
+            _ => {}
+        }
+        Work::DecryptV2(job)
+    });
+    let outcomes = run_batch(&slot, works.collect());
+    assert_eq!(outcomes.len(), texts.len());
+    for (n, outcome) in outcomes.iter().enumerate() {
+        let error = outcome.as_ref().err();
+        match n % 16 {
+            0 | 8 => assert_eq!(error, Some(&OpError::AuthenticationFailed), "{n}"),
+            4 => assert_eq!(error, Some(&OpError::TooShort), "{n}"),
+            12 => assert_eq!(error, Some(&OpError::KeyNotLoaded), "{n}"),
+            _ => assert_eq!(plaintext(outcome), texts[n], "{n}"),
+        }
+    }
+    // More bad items than a thread has sessions to give up: none of them left an operation active.
+    assert_eq!(slot.state(), SlotState::Ready);
+    assert_eq!(kek.decrypt(&slot, &sealed[0]).unwrap(), texts[0]);
+    assert!(run_batch(&slot, Vec::new()).is_empty());
+}
+
+pub(crate) fn rewrap(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let first = Kek::new(&slot);
+    let second = second_version(&slot, &first);
+    slot.load_kek(first.uid, KekUse::DecryptOnly).unwrap();
+    let key = [7_u8; 32];
+    let old = KeyUid::random().unwrap();
+    import_test_key(&slot, &key, old, "kek-exchange-key-v0").unwrap();
+    slot.load_kek(old, KekUse::DecryptOnly).unwrap();
+
+    let rewrap = |from: Ciphertext, binding: Binding, to: &str| {
+        let job = RewrapJob {
+            from,
+            key_uid: second.uid,
+            version: 2,
+            binding,
+            binding_value: to.into(),
+        };
+        run(&slot, Work::Rewrap(job))
+    };
+
+    // v2, with the caller's aad, for the same principal and for another.
+    slot.load_kek(first.uid, KekUse::EncryptDecrypt).unwrap();
+    let sealed = first.encrypt(&slot, b"secret").unwrap();
+    slot.load_kek(first.uid, KekUse::DecryptOnly).unwrap();
+    for to in ["trading-1", "trading-2"] {
+        let from = Ciphertext::V2(opening(&sealed, "trading-1"));
+        let moved = envelope(rewrap(from, Binding::Private, to));
+        let (header, _) = Header::parse(&moved).unwrap();
+        assert_eq!((header.key_uid, header.version), (second.uid, 2));
+        assert_eq!(header.purpose, Purpose::Data);
+        assert_eq!(
+            decrypt(&slot, &moved, CONTEXT, to, b"order 17").unwrap(),
+            b"secret"
+        );
+        for (other, aad) in [("trading-3", &b"order 17"[..]), (to, &b""[..])] {
+            let refused = decrypt(&slot, &moved, CONTEXT, other, aad).unwrap_err();
+            assert_eq!(refused, OpError::AuthenticationFailed);
+        }
+    }
+    let wrong = rewrap(
+        Ciphertext::V2(opening(&sealed, "trading-2")),
+        Binding::Private,
+        "x",
+    );
+    assert_eq!(wrong.err(), Some(OpError::AuthenticationFailed));
+
+    // v1, made by another library.
+    let nonce = *b"v1 nonce----";
+    let payload = Payload {
+        msg: b"of version 1",
+        aad: &aad_v1(CONTEXT, "Trading"),
+    };
+    let body = Aes256Gcm::new_from_slice(&key)
+        .unwrap()
+        .encrypt((&nonce).into(), payload)
+        .unwrap();
+    let v1 = |principal: &str| {
+        Ciphertext::V1(DecryptV1Job {
+            key_uid: old,
+            ciphertext: [nonce.as_slice(), &body].concat(),
+            context: CONTEXT.into(),
+            binding_value: principal.into(),
+        })
+    };
+    let moved = envelope(rewrap(v1("Trading"), Binding::Shared, "Trading"));
+    let opened = decrypt(&slot, &moved, CONTEXT, "Trading", b"").unwrap();
+    assert_eq!(opened, b"of version 1");
+    let wrong = rewrap(v1("trading-1"), Binding::Shared, "Trading");
+    assert_eq!(wrong.err(), Some(OpError::AuthenticationFailed));
+
+    // The key to encrypt under has to be loaded, and for encryption.
+    slot.load_kek(second.uid, KekUse::DecryptOnly).unwrap();
+    let refused = rewrap(v1("Trading"), Binding::Shared, "Trading").err().unwrap();
+    assert!(refused.to_string().contains("decryption only"), "{refused}");
+    slot.unload_kek(second.uid).unwrap();
+    let refused = rewrap(v1("Trading"), Binding::Shared, "Trading");
+    assert_eq!(refused.err(), Some(OpError::KeyNotLoaded));
+    assert_eq!(slot.state(), SlotState::Ready);
+}
+
+pub(crate) fn data_keys(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let kek = Kek::new(&slot);
+    let make = |size, plaintext| {
+        let job = DataKeyJob {
+            key_uid: kek.uid,
+            version: 1,
+            context: CONTEXT.into(),
+            binding: Binding::Private,
+            binding_value: "trading-1".into(),
+            aad: b"order 17".to_vec(),
+            size,
+            plaintext,
+        };
+        match run(&slot, Work::DataKey(job)) {
+            Ok(Output::DataKey { envelope, plaintext }) => (envelope, plaintext),
+            _ => panic!("no data key"),
+        }
+    };
+    for (size, bytes) in [(DataKeySize::Bits128, 16), (DataKeySize::Bits256, 32)] {
+        let (sealed, key) = make(size, true);
+        let key = key.unwrap();
+        assert_eq!(key.len(), bytes);
+        assert_eq!(Header::parse(&sealed).unwrap().0.purpose, Purpose::DataKey);
+        assert!(kek.decrypt(&slot, &sealed).unwrap() == key.as_slice());
+        // The purpose is authenticated.
+        let mut as_data = sealed.clone();
+        as_data[5] = Purpose::Data as u8;
+        assert_eq!(
+            kek.decrypt(&slot, &as_data).unwrap_err(),
+            OpError::AuthenticationFailed
+        );
+
+        // It stays a data key when it is rewrapped.
+        let job = RewrapJob {
+            from: Ciphertext::V2(opening(&sealed, "trading-1")),
+            key_uid: kek.uid,
+            version: 1,
+            binding: Binding::Private,
+            binding_value: "trading-1".into(),
+        };
+        let moved = envelope(run(&slot, Work::Rewrap(job)));
+        assert_ne!(moved, sealed);
+        assert_eq!(Header::parse(&moved).unwrap().0.purpose, Purpose::DataKey);
+        assert!(kek.decrypt(&slot, &moved).unwrap() == key.as_slice());
+    }
+    let (one, kept_back) = make(DataKeySize::Bits256, false);
+    let (other, _) = make(DataKeySize::Bits256, false);
+    assert!(kept_back.is_none());
+    assert!(kek.decrypt(&slot, &one).unwrap() != kek.decrypt(&slot, &other).unwrap());
+}
+
+const DEADLINE: Duration = Duration::from_millis(400);
+
+/// A slot whose calls take this long from the `n`th encryption on.
+fn slow_slot(sandbox: &Sandbox, n: usize, time: Duration) -> Slot {
+    sandbox.init("slot-a");
+    let mut options = sandbox.options("slot-a");
+    options.deadline = DEADLINE;
+    let encryptions = AtomicUsize::new(0);
+    // A call is over for the slot when it has been reported.
+    options.on_call = Some(Arc::new(move |name, _, _| {
+        if name == "encrypt" && encryptions.fetch_add(1, Ordering::Relaxed) >= n {
+            std::thread::sleep(time);
+        }
+    }));
+    Slot::open(&sandbox.module(), options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn encryptions(kek: &Kek, count: usize) -> Vec<Work> {
+    (0..count)
+        .map(|_| Work::Encrypt(kek.encrypt_job(b"text")))
+        .collect()
+}
+
+pub(crate) fn time_is_over(sandbox: &Sandbox) {
+    let slot = slow_slot(sandbox, 0, DEADLINE / 20);
+    let kek = Kek::new(&slot);
+    let outcomes = run_batch(&slot, encryptions(&kek, 99));
+    let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert!((1..99).contains(&done), "{done} of 99 in the time of 20");
+    for outcome in &outcomes[done..] {
+        assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline));
+    }
+}
+
+pub(crate) fn hanging_item(sandbox: &Sandbox) {
+    let slot = slow_slot(sandbox, 2, 4 * DEADLINE);
+    let kek = Kek::new(&slot);
+    let outcomes = run_batch(&slot, encryptions(&kek, 5));
+    let ok: Vec<bool> = outcomes.iter().map(Result::is_ok).collect();
+    assert_eq!(ok, [true, true, false, false, false]);
+    for outcome in &outcomes[2..] {
+        assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline));
+    }
+    // The batch went no further, and the slot serves again once it has passed a test.
+    eventually("the end of the hang", || {
+        matches!(slot.state(), SlotState::Failed { code: "untested", .. })
+    });
+    kek.test(&slot).unwrap();
+    assert_eq!(slot.state(), SlotState::Ready);
+}

@@ -1,0 +1,85 @@
+//! The audit line of a rewrap for others: who did it, for whom, under which versions, and how it ended. Nothing of
+//! the data, and one line for each ciphertext.
+
+use tracing::Level;
+
+use super::asking::{Asking, Bound};
+use super::problem::ApiError;
+use super::{PeerAddr, RequestId, TraceId};
+use crate::admin::audit::plain;
+use crate::log_budget;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Named {
+    context: String,
+    /// Whom it was encrypted for, if that was named.
+    principal: String,
+    /// Whom it is for from now on, if that was named.
+    rebind: String,
+    /// The version it came from and the one it goes to, once they are known.
+    versions: Option<(u32, u32)>,
+}
+
+fn who(bound: Option<Bound<'_>>) -> String {
+    let who = bound.map(|Bound { ou, cn }| format!("CN={cn} OU={ou}"));
+    plain(&who.unwrap_or_default())
+}
+
+impl Named {
+    pub(super) fn new(context: &str, principal: Option<Bound<'_>>, rebind: Option<Bound<'_>>) -> Self {
+        Self {
+            context: plain(context),
+            principal: who(principal),
+            rebind: who(rebind),
+            versions: None,
+        }
+    }
+
+    pub(super) fn versions(&mut self, from: u32, to: u32) {
+        self.versions = Some((from, to));
+    }
+
+    /// Writes the line. Of refusals, which anybody can repeat at will, each caller has only so many.
+    pub(super) fn record(&self, asking: &Asking<'_>, error: Option<&ApiError>) {
+        let refused = error.is_some_and(|error| error.status().as_u16() == 403);
+        let wanted = match error {
+            None => tracing::enabled!(target: "audit", Level::INFO),
+            Some(_) => tracing::enabled!(target: "audit", Level::WARN),
+        };
+        if !wanted || refused && !log_budget::audit(asking.principal) {
+            return;
+        }
+        let principal = plain(&asking.principal.to_string());
+        let issuer = plain(&asking.principal.issuer_dn);
+        let fingerprint = asking.principal.fingerprint_hex();
+        let request = asking.request;
+        let source = request.get::<PeerAddr>().map(|peer| peer.0.to_string());
+        let source = source.unwrap_or_default();
+        let request_id = plain(request.get::<RequestId>().map_or("", RequestId::as_str));
+        let trace_id = plain(request.get::<TraceId>().map_or("", TraceId::as_str));
+        let (action, resource) = ("data.rewrap", self.context.as_str());
+        let (encrypted_for, rebound_to) = (self.principal.as_str(), self.rebind.as_str());
+        let versions = self.versions.map(|(from, to)| format!("{from} to {to}"));
+        let versions = versions.unwrap_or_default();
+        let epoch = crate::logging::epoch();
+        match error {
+            None => tracing::info!(
+                target: "audit",
+                epoch, principal, issuer, fingerprint, source, request_id, trace_id,
+                action, resource, encrypted_for, rebound_to, versions,
+                outcome = "done",
+                "rewrap for others"
+            ),
+            Some(error) => tracing::warn!(
+                target: "audit",
+                epoch, principal, issuer, fingerprint, source, request_id, trace_id,
+                action, resource, encrypted_for, rebound_to, versions,
+                outcome = if refused { "refused" } else { "failed" },
+                code = error.code().as_str(),
+                reason = plain(error.operator_detail().unwrap_or(error.caller_detail())),
+                "rewrap for others"
+            ),
+        }
+    }
+}

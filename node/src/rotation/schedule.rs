@@ -1,0 +1,201 @@
+//! Rotation by age: the leader replaces every active version whose context's interval has passed since it became
+//! active. A request for that is named after the version it replaces, so that a new leader finds what the old one began
+//! and nobody does it twice. A leader whose clock cannot be believed rotates nothing, and says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hsm_api::ErrorCode;
+use raft_store::command::Origin;
+use raft_store::names::{ContextName, RaftId, UnixMillis};
+use raft_store::state::ClusterState;
+use raft_store::state::context::VersionState;
+use sha2::{Digest, Sha256};
+
+use super::clocks::{Clocks, Doubt};
+use super::plan::{Asked, Wish};
+use super::{Cluster, Rotator};
+use crate::admin::call::CallError;
+use crate::{config, metrics};
+
+/// How long one rotation may take; what is prepared by then is finished by the rotation driver.
+const ROTATE_WITHIN: Duration = Duration::from_secs(30);
+/// After a context's first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause after a failure.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// Between looks at the clocks that are reported, while nothing is applied.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Takes note of what the nodes report of their clocks, until the consensus of this node ends.
+pub async fn watch_clocks(cluster: Arc<dyn Cluster>, clocks: Arc<Clocks>) {
+    let mut applied = cluster.applied();
+    loop {
+        applied.borrow_and_update();
+        clocks.look(&*cluster, Instant::now());
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, applied.changed()).await {
+            return;
+        }
+    }
+}
+
+/// What is rotated by age: the contexts whose active version is too old, with its number.
+#[must_use]
+pub fn due(state: &ClusterState, wall: UnixMillis, day: Duration) -> Vec<(ContextName, u32)> {
+    let mut due = Vec::new();
+    for (name, context) in state.contexts().iter() {
+        let (days, Some(active)) = (context.policy.interval_days, context.active_version) else {
+            continue;
+        };
+        let since = state
+            .version(name, active)
+            .and_then(|version| version.activated_at);
+        let interval = i64::try_from(day.saturating_mul(days).as_millis()).unwrap_or(i64::MAX);
+        let is_old = since.is_some_and(|since| wall.saturating_sub(since) >= interval);
+        let mut versions = state.versions_of(name);
+        let is_pending = versions.any(|(_, version)| version.state == VersionState::Pending);
+        if days > 0 && is_old && !is_pending {
+            due.push((name.clone(), active));
+        }
+    }
+    due
+}
+
+/// See the module.
+pub struct Schedule {
+    cluster: Arc<dyn Cluster>,
+    rotator: Arc<Rotator>,
+    clocks: Arc<Clocks>,
+    rules: config::Rotation,
+    /// Contexts whose rotation failed: how long to wait from when.
+    failed: BTreeMap<ContextName, (Instant, Duration)>,
+    doubt: Option<Doubt>,
+}
+
+impl Schedule {
+    /// Rotates with `rotator` what is due by `clocks`.
+    #[must_use]
+    pub fn new(
+        cluster: Arc<dyn Cluster>,
+        rotator: Arc<Rotator>,
+        clocks: Arc<Clocks>,
+        rules: config::Rotation,
+    ) -> Self {
+        Self {
+            cluster,
+            rotator,
+            clocks,
+            rules,
+            failed: BTreeMap::new(),
+            doubt: None,
+        }
+    }
+
+    /// Looks at every interval of the configuration, until the consensus of this node ends.
+    pub async fn drive(mut self) {
+        if !self.rules.enabled {
+            tracing::info!("this node rotates nothing by age while it leads (rotation.enabled: false)");
+            return;
+        }
+        let mut applied = self.cluster.applied();
+        loop {
+            self.check(Instant::now()).await;
+            let next = tokio::time::sleep(self.rules.check_interval);
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    () = &mut next => break,
+                    changed = applied.changed() => if changed.is_err() { return },
+                }
+            }
+        }
+    }
+
+    /// Looks once, and rotates what is due.
+    async fn check(&mut self, now: Instant) {
+        let believed = self.clocks.trusted(&*self.cluster, now);
+        self.note(believed.clone().err());
+        let Ok(wall) = believed else { return };
+        let Some(me) = self.cluster.raft_id() else { return };
+        let published = self.cluster.published();
+        let due = due(&published.state, wall, self.rules.day);
+        self.failed
+            .retain(|context, _| due.iter().any(|(name, _)| name == context));
+        for (context, active) in due {
+            let waits = self.failed.get(&context);
+            if waits.is_some_and(|(since, pause)| now.saturating_duration_since(*since) < *pause) {
+                continue;
+            }
+            let deadline = tokio::time::Instant::now() + ROTATE_WITHIN;
+            let (wish, asked) = (Wish::Replace { active }, asked(&context, active, me));
+            match self.rotator.make(&context, &wish, &asked, deadline).await {
+                Ok(made) => {
+                    let (epoch, version) = (crate::logging::epoch(), made.version);
+                    tracing::info!(
+                        target: "audit", epoch, action = "key.rotate_by_age", %context, version, previous = active,
+                        "rotated by age"
+                    );
+                }
+                Err(error) => self.fail(context, &error, now),
+            }
+        }
+    }
+
+    fn fail(&mut self, context: ContextName, error: &CallError, now: Instant) {
+        if is_passing(error) {
+            tracing::debug!(%context, %error, "rotation by age was not finished here");
+            return;
+        }
+        let before = self.failed.get(&context).map(|(_, pause)| *pause);
+        let pause = before.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+        tracing::warn!(%context, %error, again_in_s = pause.as_secs(), "rotation by age failed");
+        self.failed.insert(context, (now, pause));
+    }
+
+    /// Says when the clock is in doubt, and when it is not any more.
+    fn note(&mut self, doubt: Option<Doubt>) {
+        let apart = |doubt: &Option<Doubt>| matches!(doubt, Some(Doubt::Apart { .. }));
+        metrics::clock_alarm(apart(&doubt));
+        match &doubt {
+            Some(doubt @ Doubt::Apart { .. }) if !apart(&self.doubt) => {
+                tracing::error!(%doubt, "nothing is rotated by age or cleaned up: the leader's clock is in doubt");
+            }
+            None if apart(&self.doubt) => {
+                tracing::info!("the leader's clock agrees with the voters' again; rotation by age goes on");
+            }
+            _ => {}
+        }
+        self.doubt = doubt;
+    }
+}
+
+/// Whether another leader, or the next look, goes on by itself.
+fn is_passing(error: &CallError) -> bool {
+    matches!(
+        error.code,
+        ErrorCode::NotLeader
+            | ErrorCode::NoQuorum
+            | ErrorCode::NodeDraining
+            | ErrorCode::OutcomeUnknown
+            | ErrorCode::Conflict
+    )
+}
+
+/// The request that replaces one version, the same on every leader. No certificate has this principal: theirs is the
+/// hash of another text.
+fn asked(context: &ContextName, active: u32, me: RaftId) -> Asked {
+    let operation = format!("rotate-by-age {context}");
+    Asked {
+        principal: Sha256::digest(b"hsm/schedule/v1").into(),
+        body_hash: Sha256::digest(operation.as_bytes()).into(),
+        operation,
+        key: format!("v{active}"),
+        origin: Origin::Node(me),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "schedule_tests.rs"]
+mod tests;
