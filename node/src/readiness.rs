@@ -102,13 +102,15 @@ impl NodeView {
             });
             let gone = known.map_or(&nothing, |slot| &*slot.gone);
             let owed = holding::owed(&published.state, me, name, gone);
+            let pending = known.map_or(0, |slot| slot.destructions_pending);
+            let owed = self.holding.owing(name, gate, owed.max(pending));
             Local {
                 state: entry.state(),
                 reason: entry.reason(),
                 synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
                 complete: gate.is_some() && complete_at >= gate && lacking == 0 && owed == 0,
                 missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
-                destructions: known.map_or(0, |slot| slot.destructions_pending).max(owed),
+                destructions: owed,
             }
         };
         self.parts

@@ -332,9 +332,9 @@ async fn an_operator_rewraps_private_data_for_its_principal_and_is_on_record() -
         assert_eq!(line["target"], "audit");
         assert_eq!(line["resource"], PRIVATE);
         assert_eq!(line["versions"], "1 to 2");
-        assert_eq!(line["encrypted_for"], "CN=2fa-1 OU=2FA");
+        assert_eq!(line["encrypted_for"], "CN=\"2fa-1\" OU=\"2FA\"");
     }
-    assert_eq!(audit[3]["rebound_to"], "CN=2fa-2 OU=2FA");
+    assert_eq!(audit[3]["rebound_to"], "CN=\"2fa-2\" OU=\"2FA\"");
     cluster.passed();
     Ok(())
 }

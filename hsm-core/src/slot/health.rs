@@ -85,7 +85,7 @@ pub(crate) fn log_in(shared: &Shared, retry: bool) -> Result<(), HsmError> {
 }
 
 /// A removed token directory does not show in calls: SoftHSM goes on with what it has in memory.
-fn is_there(shared: &Shared) -> Result<(), HsmError> {
+pub(crate) fn is_there(shared: &Shared) -> Result<(), HsmError> {
     if shared.files.as_ref().is_some_and(|files| !files.are_there()) {
         return Err(HsmError::NotFound {
             what: "directory of token",

@@ -94,6 +94,14 @@ impl Job {
         }
     }
 
+    /// How many things it is to do.
+    pub(crate) fn items(&self) -> usize {
+        match &self.load {
+            Load::One(_) => 1,
+            Load::Batch(works) => works.len().max(1),
+        }
+    }
+
     pub(crate) fn is_batch(&self) -> bool {
         matches!(self.load, Load::Batch(_))
     }

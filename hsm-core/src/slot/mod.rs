@@ -300,10 +300,14 @@ impl Slot {
     }
 
     /// Destroys a key, session copies first, and ends its quarantine. Returns how many token
-    /// objects there were; none is fine. Neither object nor copy is found by its id when this returns.
+    /// objects there were; none is fine. Neither object nor copy is found by its id when this returns. An error if the
+    /// token is not there, or has forgotten the login: it cannot be searched then.
     pub fn destroy_kek(&self, key_uid: KeyUid) -> Result<usize, HsmError> {
         let shared = &self.0.shared;
         shared.control("destroy_kek", |token| {
+            // Without either nothing is found, and what is not found would be taken for destroyed.
+            health::is_there(shared)?;
+            health::require_login(shared, token)?;
             shared.want(key_uid, None);
             shared.drop_copies(token, key_uid);
             kek::destroy_copies(token, key_uid)?;

@@ -110,13 +110,13 @@ impl Worker<'_> {
 
     fn seal(&mut self, seal: &Seal<'_>) -> Result<Vec<u8>, OpError> {
         let shared = self.shared;
-        self.call("encrypt", seal.key_uid, false, |cipher, kek_use| {
-            encrypt(shared, cipher, kek_use, seal)
+        self.call("encrypt", seal.key_uid, false, |cipher| {
+            encrypt(shared, cipher, seal)
         })
     }
 
     fn open_v2(&mut self, job: &DecryptJob) -> Result<Plaintext, OpError> {
-        self.call("decrypt", job.header.key_uid, true, |cipher, _| {
+        self.call("decrypt", job.header.key_uid, true, |cipher| {
             cipher.open_v2(
                 &job.header,
                 &job.ciphertext,
@@ -128,7 +128,7 @@ impl Worker<'_> {
     }
 
     fn open_v1(&mut self, job: &DecryptV1Job) -> Result<Plaintext, OpError> {
-        self.call("decrypt_v1", job.key_uid, true, |cipher, _| {
+        self.call("decrypt_v1", job.key_uid, true, |cipher| {
             cipher.open_v1(&job.ciphertext, &job.context, &job.binding_value)
         })
     }
@@ -139,7 +139,7 @@ impl Worker<'_> {
         name: &'static str,
         key_uid: KeyUid,
         opens: bool,
-        attempt: impl Fn(&Cipher<'_>, KekUse) -> Result<T, GcmError>,
+        attempt: impl Fn(&Cipher<'_>) -> Result<T, GcmError>,
     ) -> Result<T, OpError> {
         let (shared, began) = (self.shared, Instant::now());
         let outcome = catch_unwind(AssertUnwindSafe(|| self.perform(key_uid, opens, attempt)));
@@ -163,7 +163,7 @@ impl Worker<'_> {
         &mut self,
         key_uid: KeyUid,
         opens: bool,
-        attempt: impl Fn(&Cipher<'_>, KekUse) -> Result<T, GcmError>,
+        attempt: impl Fn(&Cipher<'_>) -> Result<T, GcmError>,
     ) -> Result<T, OpError> {
         let shared = self.shared;
         let mut second = false;
@@ -171,12 +171,16 @@ impl Worker<'_> {
             let Some((kek_use, copy)) = shared.copy_for(key_uid, self.index) else {
                 return Err(OpError::KeyNotLoaded);
             };
+            // Retired while the job waited: whoever asks again gets the version that is active now.
+            if !opens && kek_use != KekUse::EncryptDecrypt {
+                return Err(OpError::KeyNotLoaded);
+            }
             let cipher = Cipher {
                 raw: shared.module.raw(),
                 session: self.sessions.current(),
                 key: copy,
             };
-            let error = match attempt(&cipher, kek_use) {
+            let error = match attempt(&cipher) {
                 Ok(output) => return Ok(output),
                 Err(GcmError::TooShort) => return Err(OpError::TooShort),
                 Err(GcmError::Other(error)) => return Err(OpError::Token(error)),
@@ -226,18 +230,7 @@ fn token_error(error: CallError) -> OpError {
     OpError::Token(HsmError::Call(error))
 }
 
-fn encrypt(
-    shared: &Shared,
-    cipher: &Cipher<'_>,
-    kek_use: KekUse,
-    seal: &Seal<'_>,
-) -> Result<Vec<u8>, GcmError> {
-    if kek_use != KekUse::EncryptDecrypt {
-        return Err(GcmError::Other(HsmError::Argument {
-            what: "key version",
-            reason: format!("KEK {} is loaded for decryption only", seal.key_uid),
-        }));
-    }
+fn encrypt(shared: &Shared, cipher: &Cipher<'_>, seal: &Seal<'_>) -> Result<Vec<u8>, GcmError> {
     // A fresh one for every attempt: whether a failed call has used the last one is unknown.
     let iv: [u8; IV_LEN] = random_bytes().map_err(|error| GcmError::Other(error.into()))?;
     let header = Header {

@@ -16,6 +16,8 @@ const BATCH: usize = 16;
 
 struct Waiting {
     jobs: VecDeque<Job>,
+    /// Items of all of them: a batch takes as long as it has items.
+    items: usize,
     closed: bool,
 }
 
@@ -84,6 +86,7 @@ impl Queue {
         Self {
             waiting: Mutex::new(Waiting {
                 jobs: VecDeque::new(),
+                items: 0,
                 closed: false,
             }),
             arrived: Condvar::new(),
@@ -94,9 +97,12 @@ impl Queue {
 
     pub(crate) fn push(&self, job: Job) -> Result<(), OpError> {
         let mut waiting = lock(&self.waiting);
-        if waiting.closed || waiting.jobs.len() >= self.capacity {
+        let items = waiting.items.saturating_add(job.items());
+        // A batch that is larger than the whole queue waits for no place: behind nobody it is taken.
+        if waiting.closed || (items > self.capacity && !waiting.jobs.is_empty()) {
             return Err(OpError::QueueFull);
         }
+        waiting.items = items;
         waiting.jobs.push_back(job);
         drop(waiting);
         self.arrived.notify_one();
@@ -125,6 +131,7 @@ impl Queue {
             let Some(job) = waiting.jobs.pop_front() else {
                 break;
             };
+            waiting.items = waiting.items.saturating_sub(job.items());
             let is_batch = job.is_batch();
             taken.push_back(job);
             // What is behind it would wait for all of its items, and another thread may be idle.
@@ -137,7 +144,9 @@ impl Queue {
 
     /// Takes every waiting job, to be refused.
     pub(crate) fn take_all(&self) -> VecDeque<Job> {
-        std::mem::take(&mut lock(&self.waiting).jobs)
+        let mut waiting = lock(&self.waiting);
+        waiting.items = 0;
+        std::mem::take(&mut waiting.jobs)
     }
 
     /// Lets the threads end; nothing is accepted any more.
@@ -236,6 +245,21 @@ mod tests {
         queue.close();
         assert!(!queue.fill(&Desk::default()));
         assert_eq!(queue.push(job(&answers)).unwrap_err(), OpError::QueueFull);
+    }
+
+    #[test]
+    fn a_batch_fills_the_queue_with_its_items() {
+        let queue = Queue::new(10, 1);
+        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), Box::new(|_| ()));
+        // Behind nobody even one that is larger than the queue.
+        queue.push(batch(1000)).unwrap();
+        assert_eq!(queue.push(batch(1)).unwrap_err(), OpError::QueueFull);
+        assert!(queue.fill(&Desk::default()));
+        queue.push(batch(6)).unwrap();
+        queue.push(batch(4)).unwrap();
+        assert_eq!(queue.push(batch(1)).unwrap_err(), OpError::QueueFull);
+        assert_eq!((queue.depth(), queue.take_all().len()), (2, 2));
+        queue.push(batch(10)).unwrap();
     }
 
     #[test]

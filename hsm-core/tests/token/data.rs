@@ -215,8 +215,7 @@ pub(crate) fn decrypt_only(sandbox: &Sandbox) {
     let ciphertext = kek.encrypt(&slot, b"old").unwrap();
     slot.load_kek(kek.uid, KekUse::DecryptOnly).unwrap();
     assert_eq!(kek.decrypt(&slot, &ciphertext).unwrap(), b"old");
-    let refused = kek.encrypt(&slot, b"new").unwrap_err();
-    assert!(refused.to_string().contains("decryption only"), "{refused}");
+    assert_eq!(kek.encrypt(&slot, b"new").unwrap_err(), OpError::KeyNotLoaded);
     slot.load_kek(kek.uid, KekUse::EncryptDecrypt).unwrap();
     kek.encrypt(&slot, b"new").unwrap();
 }

@@ -133,6 +133,12 @@ pub(crate) fn logout(sandbox: &Sandbox) {
         assert_eq!(slot.state(), SlotState::Ready);
         kek.encrypt(&slot, b"text").unwrap();
     }
+    // Nothing is found then, and nothing is destroyed.
+    beside(&slot).logout().unwrap();
+    let error = slot.destroy_kek(kek.uid).unwrap_err();
+    assert!(matches!(error, HsmError::Login(_)), "{error}");
+    kek.test(&slot).unwrap();
+    kek.encrypt(&slot, b"text").unwrap();
     // A slot without a key to be tested with asks the session.
     beside(&slot).logout().unwrap();
     slot.check_session().unwrap();

@@ -10,6 +10,7 @@ use raft_store::command::{Op, Outcome, Refusal, SetVersionUse};
 use raft_store::names::{ContextName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, RotationPolicy, VersionState};
+use raft_store::state::node::NodeStatus;
 use raft_store::state::requests::Seen;
 
 use super::call::CallError;
@@ -140,8 +141,19 @@ impl Cleanup<'_> {
             return Some(format!("retired within the last {days} d"));
         }
         let used = state.usage(name, number).map(|used| used.last_used);
-        used.is_some_and(within)
-            .then(|| format!("used within the last {days} d"))
+        if used.is_some_and(within) {
+            return Some(format!("used within the last {days} d"));
+        }
+        // That nobody has reported a use says something only of those who count them.
+        let (_, node) = state.nodes().iter().find(|(id, node)| {
+            let counts = state
+                .reports()
+                .get(*id)
+                .is_some_and(|report| report.counts_uses());
+            let gap = state.uncounted().get(*id).is_some_and(|gap| within(gap.until));
+            node.status == NodeStatus::Member && !counts || gap
+        })?;
+        Some(format!("{} has not counted uses for {days} d yet", node.name))
     }
 
     fn was_disabled(&self, state: &ClusterState, name: &ContextName, number: u32, asked: &Asked) -> bool {

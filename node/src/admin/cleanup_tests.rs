@@ -20,8 +20,11 @@ fn rotate(world: &mut World, times: u32) {
 }
 
 /// Leads, so many days after what was done last.
-fn later(world: World, days: i64) -> Bench {
+fn later(mut world: World, days: i64) -> Bench {
     let wall = world.index as i64 * 1000 + days * DAY_MS;
+    for node in world.voters.clone() {
+        world.report_clock(node, 0);
+    }
     Bench {
         cluster: FakeCluster::new(world),
         clocks: Clocks::new(Box::new(move || wall)),

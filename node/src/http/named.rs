@@ -21,9 +21,22 @@ pub(super) struct Named {
     versions: Option<(u32, u32)>,
 }
 
+/// Characters of a name that are shown. An X.509 name has at most 64 (RFC 5280, ub-common-name).
+const SHOWN: usize = 128;
+
+/// Each name in quotes, and cut by itself: no name can be written so that another one seems to follow, or so that
+/// one that follows is cut away.
 fn who(bound: Option<Bound<'_>>) -> String {
-    let who = bound.map(|Bound { ou, cn }| format!("CN={cn} OU={ou}"));
-    plain(&who.unwrap_or_default())
+    let Some(Bound { ou, cn }) = bound else {
+        return String::new();
+    };
+    format!("CN={} OU={}", quoted(cn), quoted(ou))
+}
+
+fn quoted(name: &str) -> String {
+    let shown: String = name.chars().take(SHOWN).collect();
+    let cut = if shown.len() < name.len() { " (cut)" } else { "" };
+    format!("{:?}{cut}", plain(&shown))
 }
 
 impl Named {
@@ -81,5 +94,26 @@ impl Named {
                 "rewrap for others"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_hides_or_imitates_the_other() {
+        let long = "x".repeat(5000);
+        let cut = who(Some(Bound {
+            ou: "Evil",
+            cn: &long,
+        }));
+        assert!(cut.ends_with("(cut) OU=\"Evil\"") && cut.len() < 200, "{cut}");
+        let quoted = who(Some(Bound {
+            ou: "Evil",
+            cn: "2fa-1\" OU=\"2FA",
+        }));
+        assert_eq!(quoted, r#"CN="2fa-1\" OU=\"2FA" OU="Evil""#);
+        assert_eq!(who(None), "");
     }
 }

@@ -37,9 +37,11 @@ async fn answer<O: Operation<N>, const N: usize>(
     principal: &Principal,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let freshness = state.admit(principal, O::OP)?;
+    state.admit(principal, O::OP)?;
     let (head, body) = request.into_parts();
     let Received { bytes, mut part } = state.bodies().receive(principal, body).await?;
+    // A body may take minutes to come, and the node may have lost its leader meanwhile.
+    let freshness = state.data().freshness(O::OP)?;
     let document = Document::of(&bytes);
     let known = O::MEMBERS;
     let read = json::request(document.as_str(), &known);

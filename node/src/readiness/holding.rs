@@ -15,9 +15,27 @@ use crate::sync::wanted::{concerns, versions};
 pub(super) struct Holding {
     /// The opening of the start gate at which each slot was last seen with every key.
     admitted: Mutex<BTreeMap<SlotName, u64>>,
+    /// The opening of the start gate since which each slot was once seen without a key that it owes to destroy.
+    cleared: Mutex<BTreeMap<SlotName, u64>>,
 }
 
 impl Holding {
+    /// The destructions that keep a slot out of service, of those that it owes. At each opening of the gate it has to
+    /// have done all of them, once: it was away. Afterwards it does them as they come, like every other node, and
+    /// serves meanwhile: nobody reads with a key that is being destroyed, and a token that refuses to delete must not
+    /// take the whole cluster out of service.
+    pub(super) fn owing(&self, slot: &SlotName, gate: Option<u64>, owed: u32) -> u32 {
+        let mut cleared = self.cleared.lock().unwrap_or_else(PoisonError::into_inner);
+        match gate {
+            Some(gate) if owed == 0 => {
+                cleared.insert(slot.clone(), gate);
+                0
+            }
+            Some(gate) if cleared.get(slot) == Some(&gate) => 0,
+            _ => owed,
+        }
+    }
+
     /// The keys that keep a slot from being complete, of those that this node does not serve. At each opening
     /// of the gate it has to hold pending versions as well, once: it was away, and one of them may be activated
     /// without it at any moment. Afterwards it is waited for before a version is activated, so that pending ones
@@ -90,6 +108,17 @@ mod tests {
         assert_eq!(owed(&world.state, 1, &slot("t"), &nothing), 0, "another slot's");
         world.ack_destroyed(1, "c", 1);
         assert_eq!(owes(&world, &nothing), 0);
+    }
+
+    #[test]
+    fn what_is_destroyed_keeps_out_of_service_only_whoever_comes_back() {
+        let (holding, slot) = (Holding::default(), slot("s"));
+        assert_eq!(holding.owing(&slot, None, 2), 2, "the gate is shut");
+        assert_eq!(holding.owing(&slot, Some(5), 2), 2);
+        assert_eq!(holding.owing(&slot, Some(5), 0), 0);
+        // As everybody has to at the same moment.
+        assert_eq!(holding.owing(&slot, Some(5), 3), 0);
+        assert_eq!(holding.owing(&slot, Some(9), 3), 3, "it was away");
     }
 
     fn key(world: &World, version: u32) -> KeyUid {

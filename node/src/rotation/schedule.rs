@@ -128,7 +128,12 @@ impl Schedule {
                 continue;
             }
             let deadline = tokio::time::Instant::now() + ROTATE_WITHIN;
-            let (wish, asked) = (Wish::Replace { active }, asked(&context, active, me));
+            let highest = published
+                .state
+                .contexts()
+                .get(&context)
+                .map_or(active, |known| known.highest_version);
+            let (wish, asked) = (Wish::Replace { active }, asked(&context, (active, highest), me));
             match self.rotator.make(&context, &wish, &asked, deadline).await {
                 Ok(made) => {
                     let (epoch, version) = (crate::logging::epoch(), made.version);
@@ -184,13 +189,14 @@ fn is_passing(error: &CallError) -> bool {
 
 /// The request that replaces one version, the same on every leader. No certificate has this principal: theirs is the
 /// hash of another text.
-fn asked(context: &ContextName, active: u32, me: RaftId) -> Asked {
+/// With every number that was given up it is another one: one request has only so many attempts.
+fn asked(context: &ContextName, (active, highest): (u32, u32), me: RaftId) -> Asked {
     let operation = format!("rotate-by-age {context}");
     Asked {
         principal: Sha256::digest(b"hsm/schedule/v1").into(),
         body_hash: Sha256::digest(operation.as_bytes()).into(),
         operation,
-        key: format!("v{active}"),
+        key: format!("v{active}.{highest}"),
         origin: Origin::Node(me),
     }
 }

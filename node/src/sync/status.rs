@@ -91,11 +91,10 @@ impl Proof {
         let founded = state.meta().is_some();
         for (name, slot) in &mut status.slots {
             let mut own = required.iter().filter(|(other, _)| other == name);
-            let complete = founded
-                && slot.last_full_sync.is_some()
-                && slot.destructions_pending == 0
-                && own.all(|(_, uid)| slot.serving.contains(uid));
-            // What is to be destroyed was counted against the state of that comparison.
+            let complete =
+                founded && slot.last_full_sync.is_some() && own.all(|(_, uid)| slot.serving.contains(uid));
+            // What is to be destroyed was counted against the state of that comparison; whether it keeps the slot out
+            // of service is readiness's to say.
             slot.complete_at = complete.then_some(index.min(slot.compared_at));
         }
         let complete_at: Option<Vec<u64>> = status.slots.values().map(|slot| slot.complete_at).collect();
@@ -214,13 +213,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_destroyed_keeps_the_slot_incomplete() {
+    fn what_is_to_be_destroyed_makes_no_slot_incomplete() {
         let cluster = Cluster::founded();
-        let mut dirty = status(&[]);
+        let (mut clean, mut dirty) = (status(&[]), status(&[]));
         for slot in dirty.slots.values_mut() {
             slot.destructions_pending = 1;
         }
+        Proof::default().judge(&mut clean, &cluster.state, ME, 5);
         Proof::default().judge(&mut dirty, &cluster.state, ME, 5);
-        assert_eq!(dirty.complete_at, None);
+        assert_eq!(dirty.complete_at, clean.complete_at);
     }
 }

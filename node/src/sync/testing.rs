@@ -99,7 +99,11 @@ impl Cluster {
         self.index += 1;
         let nonce = u128::from(self.index).to_be_bytes();
         let origin = match op {
-            Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+            Op::SetVersionUse(_)
+            | Op::ScheduleDestroy(_)
+            | Op::UndoDestroy(_)
+            | Op::SetAcl(_)
+            | Op::RemoveRevocations(_) => admin(),
             _ => Origin::Node(node),
         };
         let command = Command {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Refusal, require_cluster};
+use super::{ApplyContext, Done, Refusal, require_admin, require_cluster};
 use crate::state::ClusterState;
 use crate::state::access::RevocationKey;
 
@@ -15,8 +15,9 @@ pub struct RemoveRevocations {
 }
 
 impl RemoveRevocations {
-    pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
+        require_admin(cx, "remove_revocations")?;
         for key in &self.revocations {
             state.revocations.remove(key);
         }

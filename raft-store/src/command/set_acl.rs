@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Invalid, Refusal, require_cluster};
+use super::{ApplyContext, Conflict, Done, Invalid, Refusal, require_admin, require_cluster};
 use crate::state::ClusterState;
 use crate::state::access::{Acl, Role};
 
@@ -17,8 +17,9 @@ pub struct SetAcl {
 }
 
 impl SetAcl {
-    pub(super) fn apply(&self, state: &mut ClusterState, _: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
+        require_admin(cx, "set_acl")?;
         let digest = state.acl().map_or_else(|| Acl::default().digest(), Acl::digest);
         if digest != self.expected_digest {
             return Err(Conflict::OtherAcl { digest }.into());

@@ -258,9 +258,9 @@ async fn who_rewraps_for_others_is_in_the_audit_without_any_data() {
             "{line}"
         );
     }
-    assert_eq!(audit[0]["encrypted_for"], "CN=2fa-1 OU=");
+    assert_eq!(audit[0]["encrypted_for"], "CN=\"2fa-1\" OU=\"\"");
     assert_eq!(audit[0]["rebound_to"], "");
-    assert_eq!(audit[1]["rebound_to"], "CN=2fa-2\u{fffd}forged OU=");
+    assert_eq!(audit[1]["rebound_to"], "CN=\"2fa-2\u{fffd}forged\" OU=\"\"");
     assert_eq!(audit[2]["code"], "authentication_failed");
     assert_eq!(audit[3]["code"], "role_required");
     let text = audit.iter().map(Value::to_string).collect::<String>();

@@ -315,7 +315,11 @@ impl World {
             nonce: u128::from(self.index).to_be_bytes(),
         };
         let origin = match op {
-            Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+            Op::SetVersionUse(_)
+            | Op::ScheduleDestroy(_)
+            | Op::UndoDestroy(_)
+            | Op::SetAcl(_)
+            | Op::RemoveRevocations(_) => admin(),
             _ => Origin::Node(node),
         };
         match self.send(id, [0; 32], origin, op) {

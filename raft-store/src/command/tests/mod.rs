@@ -199,7 +199,11 @@ fn admin() -> Origin {
 /// The node itself, or an administrator for what only one of them may do.
 fn origin(node: RaftId, op: &Op) -> Origin {
     match op {
-        Op::SetVersionUse(_) | Op::ScheduleDestroy(_) | Op::UndoDestroy(_) => admin(),
+        Op::SetVersionUse(_)
+        | Op::ScheduleDestroy(_)
+        | Op::UndoDestroy(_)
+        | Op::SetAcl(_)
+        | Op::RemoveRevocations(_) => admin(),
         _ => Origin::Node(node),
     }
 }
