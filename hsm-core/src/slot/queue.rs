@@ -205,9 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_takes_one_place_and_holds_up_nothing_that_another_thread_could_do() {
+    fn a_thread_takes_nothing_that_stands_behind_a_batch() {
         let (answers, _) = channel();
-        let queue = Queue::new(3, 1);
+        let queue = Queue::new(5, 1);
         queue.push(job(&answers)).unwrap();
         let batch = Job::batch(vec![work(), work(), work()], Box::new(|_| {}));
         queue.push(batch).unwrap();
