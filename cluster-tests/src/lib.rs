@@ -14,6 +14,7 @@ pub mod playground;
 pub mod ports;
 pub mod relay;
 pub mod shim;
+mod token_pool;
 pub mod wait;
 
 pub use client::{Identity, Pki};

@@ -18,6 +18,7 @@ use crate::guard::Guard;
 use crate::node::Node;
 use crate::ports::free_base_port;
 use crate::relay::{Place, Relays};
+use crate::token_pool;
 use crate::wait::until;
 
 /// From a node's cluster port to its relay's.
@@ -130,7 +131,9 @@ impl Builder {
             base_port.to_string(),
             RELAY_OFFSET.to_string(),
         );
-        let mut args = vec!["--nodes", &nodes, "--base-port", &port];
+        let pool = token_pool::ready(&playground.hsmctl).await?;
+        let pool = pool.to_str().context("the path of the token pool")?;
+        let mut args = vec!["--nodes", &nodes, "--base-port", &port, "--tokens-from", pool];
         if self.relayed {
             args.extend(["--relay-offset", &offset]);
         }
@@ -310,7 +313,9 @@ impl Playground {
     /// One more node. With `join` false it only listens.
     pub async fn add_node(&mut self, join: bool) -> Result<Node> {
         let nodes = (self.nodes + 1).to_string();
-        let mut args = vec!["--nodes", nodes.as_str()];
+        let pool = token_pool::ready(&self.hsmctl).await?;
+        let pool = pool.to_str().context("the path of the token pool")?;
+        let mut args = vec!["--nodes", nodes.as_str(), "--tokens-from", pool];
         if !join {
             args.push("--no-form");
         }

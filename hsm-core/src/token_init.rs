@@ -7,10 +7,12 @@ use cryptoki_sys as sys;
 use crate::error::{CallError, HsmError};
 use crate::ffi::LABEL_LEN;
 use crate::module::{Module, TokenInfo};
+use crate::node_key;
 use crate::pin::has_enough_entropy;
 use crate::return_codes::Ckr;
 use crate::secrets::Pin;
 use crate::softhsm_files::TokenFiles;
+use crate::token::Token;
 use crate::token_lock::TokenLock;
 
 /// What to initialise, and with which PINs.
@@ -41,7 +43,7 @@ pub struct Erased<'a> {
     module: &'a Module,
     init: InitToken<'a>,
     token: TokenInfo,
-    _lock: TokenLock,
+    lock: TokenLock,
 }
 
 /// Initialises a token and sets its user PIN: all the steps at once.
@@ -109,7 +111,7 @@ impl<'a> Prepared<'a> {
             module,
             init,
             token: made,
-            _lock: lock,
+            lock,
         })
     }
 }
@@ -117,12 +119,27 @@ impl<'a> Prepared<'a> {
 impl Erased<'_> {
     /// Sets the user PIN and puts everything on disk.
     pub fn set_pin(self) -> Result<TokenInfo, HsmError> {
+        self.finish().map(|(made, _)| made)
+    }
+
+    /// As [`Self::set_pin`], and makes the token's node key pair, which takes a second or so that a node then has not to
+    /// spend while it joins. A token that does not make it now is none the worse: the node tries again. The reason
+    /// stands beside the token.
+    pub fn set_pin_and_make_node_key(self) -> Result<(TokenInfo, Result<(), HsmError>), HsmError> {
+        let (module, pin) = (self.module, self.init.pin);
+        let (made, lock) = self.finish()?;
+        let node_key = make_node_key(module, &made, pin);
+        drop(lock);
+        Ok((made, node_key))
+    }
+
+    fn finish(self) -> Result<(TokenInfo, TokenLock), HsmError> {
         set_user_pin(self.module, &self.token, &self.init)?;
         if let Some(files) = files(self.module, &self.token)? {
             files.sync_all()?;
             files.back_up()?;
         }
-        self.module.token_info(self.token.slot)
+        Ok((self.module.token_info(self.token.slot)?, self.lock))
     }
 }
 
@@ -182,6 +199,29 @@ fn set_user_pin(module: &Module, token: &TokenInfo, init: &InitToken<'_>) -> Res
         },
         _ => error.into(),
     })
+}
+
+fn make_node_key(module: &Module, made: &TokenInfo, pin: &Pin) -> Result<(), HsmError> {
+    let (raw, files) = (module.raw(), files(module, made)?);
+    let session = module.init_session(made.slot)?;
+    let outcome = raw
+        .login(&session, sys::CKU_USER, pin)
+        .map_err(HsmError::from)
+        .and_then(|()| {
+            let token = Token {
+                raw,
+                session: &session,
+                profile: module.profile(),
+                files: files.as_ref(),
+            };
+            let key = node_key::ensure(&token).map(drop);
+            raw.logout(&session).map_err(HsmError::from).and(key)
+        });
+    // Nothing else runs in this token: closing is safe here.
+    let _ = session.close();
+    outcome?;
+    // The login has rewritten the token's own file.
+    files.map_or(Ok(()), |files| files.sync_all().and_then(|()| files.back_up()))
 }
 
 fn free_slot<'a>(module: &Module, tokens: &'a [TokenInfo]) -> Result<&'a TokenInfo, HsmError> {

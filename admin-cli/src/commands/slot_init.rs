@@ -121,7 +121,13 @@ pub(super) fn init(session: &Session, args: &Init) -> Result<()> {
     // The user PIN is set last. That of the security officer stays where it is: a token that says no may have
     // taken it.
     let erased = prepared.erase().inspect_err(|_| pin.discard()).map_err(about)?;
-    let made = erased.set_pin().map_err(about)?;
+    let (made, node_key) = erased.set_pin_and_make_node_key().map_err(about)?;
+    if let Err(error) = node_key {
+        output::note(&format!(
+            "token {:?} is initialised, but did not make its node key pair ({error}); the node will try again",
+            args.label
+        ));
+    }
     let made = Made {
         label: &made.label,
         serial: &made.serial,

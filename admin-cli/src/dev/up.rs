@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::down::PATIENCE;
@@ -45,6 +45,13 @@ pub(crate) struct Up {
     /// Only start the nodes; init, join and keys are left to the caller. For tests.
     #[arg(long, hide = true)]
     no_form: bool,
+    /// Start no node either. For tests.
+    #[arg(long, hide = true)]
+    prepare_only: bool,
+    /// Copy tokens and their PINs from this playground, which has never run. For tests: making a token's key pair
+    /// takes longer than all the rest.
+    #[arg(long, value_name = "DIR", hide = true)]
+    tokens_from: Option<PathBuf>,
 }
 
 pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
@@ -68,14 +75,18 @@ pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
         .iter()
         .filter(|node| process::running(node).is_none())
         .collect();
-    for node in &stopped {
-        ports::check_free(node)?;
+    if !args.prepare_only {
+        stopped.iter().try_for_each(|node| ports::check_free(node))?;
     }
     // Not before this: what is remembered cannot be asked for otherwise.
     if before != Some(facts) {
         layout.remember(facts)?;
     }
-    prepare(&layout, facts, &nodes, &args.module)?;
+    let pool = args.tokens_from.as_deref().map(Layout::open).transpose()?;
+    prepare(&layout, facts, &nodes, &args.module, pool.as_ref())?;
+    if args.prepare_only {
+        return Ok(());
+    }
     on_runtime(async {
         let begun = start_all(&layout, &stopped).await?;
         if args.no_form {
@@ -184,7 +195,13 @@ fn check_module(module: &Path) -> Result<()> {
 }
 
 /// Certificates, configurations, tokens, secrets, the env file: whatever is missing.
-fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Result<()> {
+fn prepare(
+    layout: &Layout,
+    facts: Facts,
+    nodes: &[Node],
+    module: &Path,
+    pool: Option<&tokens::Pool>,
+) -> Result<()> {
     files::private_dir(&layout.secrets())?;
     pki::ensure(layout, facts)?;
     let replication_key = layout.replication_key_file();
@@ -192,14 +209,11 @@ fn prepare(layout: &Layout, facts: Facts, nodes: &[Node], module: &Path) -> Resu
         let key = hsm_core::replication::ReplicationKey::generate()?;
         files::write(&replication_key, key.to_hex().as_bytes())?;
     }
-    let progress = Progress::of_steps("tokens and configurations of the nodes", nodes.len());
     for node in nodes {
         files::private_dir(&node.dir)?;
         config::ensure(layout, node, module)?;
-        tokens::ensure(layout, node, module).with_context(|| format!("node {}", node.number))?;
-        progress.step();
     }
-    drop(progress);
+    tokens::ensure(layout, nodes, module, pool)?;
     env::write(layout, facts)
 }
 
@@ -281,6 +295,8 @@ mod tests {
             module: module.to_owned(),
             relay_offset: None,
             no_form: true,
+            prepare_only: false,
+            tokens_from: None,
         }
     }
 

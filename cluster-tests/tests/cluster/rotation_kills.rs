@@ -111,120 +111,139 @@ async fn nobody_noticed(load: Load) -> Result<()> {
     Ok(())
 }
 
+/// A round at every point, half of them on a cluster of their own each: most of a round is an election.
+async fn at_every_point(
+    round: impl AsyncFn(&Playground, &Load, &'static str, &[Sealed]) -> Result<()>,
+) -> Result<()> {
+    let rounds = async |points: &'static [&'static str]| -> Result<()> {
+        let cluster = Playground::start(3).await?;
+        let load = Load::start(&cluster)?;
+        let mut acknowledged = Vec::new();
+        for point in points {
+            seal_everywhere(&cluster, point, &mut acknowledged).await?;
+            round(&cluster, &load, point, &acknowledged)
+                .await
+                .with_context(|| (*point).to_owned())?;
+        }
+        nobody_noticed(load).await?;
+        cluster.passed();
+        Ok(())
+    };
+    let points: &'static [&'static str] = &ROTATION;
+    let (early, late) = points.split_at(points.len() / 2);
+    tokio::try_join!(rounds(early), rounds(late)).map(drop)
+}
+
 /// Sent once to a follower, which goes on by itself; then repeated by a client that has not heard the answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotate_makes_one_version_wherever_the_leader_dies_however_often_it_is_sent() -> Result<()> {
-    let cluster = Playground::start(3).await?;
-    let load = Load::start(&cluster)?;
-    let mut acknowledged = Vec::new();
-    for point in ROTATION {
-        seal_everywhere(&cluster, point, &mut acknowledged).await?;
-        let doomed = Doomed::at(&cluster, &load, point).await?;
-        let client = cluster.client_on("admin", doomed.others[0].number)?;
-        let begun = Instant::now();
-        let rotate = tokio::spawn(async move { client.rotate(CONTEXT, Some(point)).await });
-        let (killed, next) = doomed.dies().await?;
-        let answer = rotate
-            .await?
-            .with_context(|| format!("{point}: sent once to a follower"))?;
-        let answered = begun.elapsed();
-        ensure!(answered < ANSWERED, "{point}: answered after {answered:?}");
-        let info = settled_on(&cluster, next.node, CONTEXT, answer.version)
+    at_every_point(sent_once_and_repeated).await
+}
+
+async fn sent_once_and_repeated(
+    cluster: &Playground,
+    load: &Load,
+    point: &'static str,
+    acknowledged: &[Sealed],
+) -> Result<()> {
+    let doomed = Doomed::at(cluster, load, point).await?;
+    let client = cluster.client_on("admin", doomed.others[0].number)?;
+    let begun = Instant::now();
+    let rotate = tokio::spawn(async move { client.rotate(CONTEXT, Some(point)).await });
+    let (killed, next) = doomed.dies().await?;
+    let answer = rotate
+        .await?
+        .with_context(|| format!("{point}: sent once to a follower"))?;
+    let answered = begun.elapsed();
+    ensure!(answered < ANSWERED, "{point}: answered after {answered:?}");
+    let info = settled_on(cluster, next.node, CONTEXT, answer.version)
+        .await
+        .with_context(|| point.to_owned())?;
+    let took = killed.elapsed();
+    println!("{point}: version {} after {took:?}", answer.version);
+    ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
+    ensure!(
+        made(&info) == made(&doomed.before) + 1,
+        "{point}: not one version: {info:?} after {:?}",
+        doomed.before
+    );
+    // Whoever is asked again, under the same key, knows the same answer.
+    for node in &doomed.others {
+        let client = cluster.client_on("admin", node.number)?;
+        let again = client
+            .rotate(CONTEXT, Some(point))
             .await
-            .with_context(|| point.to_owned())?;
-        let took = killed.elapsed();
-        println!("{point}: version {} after {took:?}", answer.version);
-        ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
+            .with_context(|| format!("{point}: repeated on {}", node.id()))?;
         ensure!(
-            made(&info) == made(&doomed.before) + 1,
-            "{point}: not one version: {info:?} after {:?}",
-            doomed.before
+            again.version == answer.version,
+            "{point}: repeated on {}: version {} after {}",
+            node.id(),
+            again.version,
+            answer.version
         );
-        // Whoever is asked again, under the same key, knows the same answer.
-        for node in &doomed.others {
-            let client = cluster.client_on("admin", node.number)?;
-            let again = client
-                .rotate(CONTEXT, Some(point))
-                .await
-                .with_context(|| format!("{point}: repeated on {}", node.id()))?;
-            ensure!(
-                again.version == answer.version,
-                "{point}: repeated on {}: version {} after {}",
-                node.id(),
-                again.version,
-                answer.version
-            );
-        }
-        doomed
-            .comes_back(&acknowledged)
-            .await
-            .with_context(|| point.to_owned())?;
     }
-    nobody_noticed(load).await?;
-    cluster.passed();
-    Ok(())
+    doomed.comes_back(acknowledged).await
 }
 
 /// The leader is asked itself, and nobody asks again: what it had begun is another leader's to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_that_nobody_repeats_is_finished_or_given_up() -> Result<()> {
-    let cluster = Playground::start(3).await?;
-    let load = Load::start(&cluster)?;
-    let mut acknowledged = Vec::new();
-    let mut prepared = false;
-    for point in ROTATION {
-        prepared |= point == PREPARED;
-        seal_everywhere(&cluster, point, &mut acknowledged).await?;
-        let doomed = Doomed::at(&cluster, &load, point).await?;
-        let client = cluster.client_on("admin", doomed.leader.node)?;
-        let rotate = tokio::spawn(async move { client.rotate(CONTEXT, None).await });
-        let (killed, next) = doomed.dies().await?;
-        let answer = rotate.await?;
-        ensure!(
-            answer.is_err() || point == ACTIVATED,
-            "{point}: answered with {answer:?}"
-        );
-        // Once the new leader has done something itself, it knows everything that was committed before.
-        let request = JoinTokenRequest {
-            ttl_seconds: Some(60),
-            node_id: None,
-        };
-        cluster
-            .client_on("admin", next.node)?
-            .with_retry(Retry::Until(Duration::from_secs(5)))
-            .create_join_token(&request)
-            .await
-            .with_context(|| format!("{point}: a change under {next:?}"))?;
-        let left = SETTLED.saturating_sub(killed.elapsed());
-        let info = until("no pending version", left, async || {
-            let info = context_on(&cluster, next.node, CONTEXT).await.ok()?;
-            in_state(&info, KeyState::Pending).is_empty().then_some(info)
-        })
+    at_every_point(sent_once_to_the_leader).await
+}
+
+async fn sent_once_to_the_leader(
+    cluster: &Playground,
+    load: &Load,
+    point: &'static str,
+    acknowledged: &[Sealed],
+) -> Result<()> {
+    // Before it was proposed nobody knows of it; from then on it has a number, for good.
+    let prepared = ROTATION
+        .iter()
+        .skip_while(|step| **step != PREPARED)
+        .any(|step| *step == point);
+    let doomed = Doomed::at(cluster, load, point).await?;
+    let client = cluster.client_on("admin", doomed.leader.node)?;
+    let rotate = tokio::spawn(async move { client.rotate(CONTEXT, None).await });
+    let (killed, next) = doomed.dies().await?;
+    let answer = rotate.await?;
+    ensure!(
+        answer.is_err() || point == ACTIVATED,
+        "{point}: answered with {answer:?}"
+    );
+    // Once the new leader has done something itself, it knows everything that was committed before.
+    let request = JoinTokenRequest {
+        ttl_seconds: Some(60),
+        node_id: None,
+    };
+    cluster
+        .client_on("admin", next.node)?
+        .with_retry(Retry::Until(Duration::from_secs(5)))
+        .create_join_token(&request)
         .await
-        .with_context(|| point.to_owned())?;
-        let took = killed.elapsed();
-        let active = check_settled(&info).with_context(|| point.to_owned())?;
-        println!("{point}: version {active} after {took:?}");
-        ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
-        // Before it was proposed nobody knows of it; from then on it has a number, for good.
-        let grown = info.versions.len() - doomed.before.versions.len();
+        .with_context(|| format!("{point}: a change under {next:?}"))?;
+    let left = SETTLED.saturating_sub(killed.elapsed());
+    let info = until("no pending version", left, async || {
+        let info = context_on(cluster, next.node, CONTEXT).await.ok()?;
+        in_state(&info, KeyState::Pending).is_empty().then_some(info)
+    })
+    .await
+    .with_context(|| point.to_owned())?;
+    let took = killed.elapsed();
+    let active = check_settled(&info).with_context(|| point.to_owned())?;
+    println!("{point}: version {active} after {took:?}");
+    ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
+    let grown = info.versions.len() - doomed.before.versions.len();
+    ensure!(
+        grown == usize::from(prepared),
+        "{point}: {grown} versions more: {info:?}"
+    );
+    if let Ok(answer) = answer {
         ensure!(
-            grown == usize::from(prepared),
-            "{point}: {grown} versions more: {info:?}"
+            active == answer.version,
+            "{point}: version {} was acknowledged, {active} is active",
+            answer.version
         );
-        if let Ok(answer) = answer {
-            ensure!(
-                active == answer.version,
-                "{point}: version {} was acknowledged, {active} is active",
-                answer.version
-            );
-        }
-        doomed
-            .comes_back(&acknowledged)
-            .await
-            .with_context(|| point.to_owned())?;
     }
-    nobody_noticed(load).await?;
-    cluster.passed();
-    Ok(())
+    doomed.comes_back(acknowledged).await
 }

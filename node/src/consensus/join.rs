@@ -19,6 +19,8 @@ const JOIN_WITHIN: Duration = Duration::from_secs(60);
 const ASK_WITHIN: Duration = Duration::from_secs(15);
 const ATTEMPT: Duration = Duration::from_secs(8);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Between looks at this node's own part, which asks nobody.
+const LOOK: Duration = Duration::from_millis(25);
 const TOKEN_PREFIX: &str = "hsm-join-1";
 
 /// What an operator gives a node that shall join.
@@ -145,7 +147,7 @@ impl Consensus {
                     role,
                 });
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(LOOK).await;
         }
         Err(refuse(
             ErrorCode::OutcomeUnknown,

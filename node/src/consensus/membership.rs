@@ -16,7 +16,10 @@ use super::propose::{LAST_ANSWER, answer_of};
 use super::shared::Shared;
 use crate::clock;
 
+/// Between looks; changes of the state wake the driver at once.
 const PERIOD: Duration = Duration::from_millis(250);
+/// Between looks while a node is on its way in: how far it has got, and that it answers, is in no entry.
+const JOINING_LOOK: Duration = Duration::from_millis(50);
 /// A membership change that takes longer goes on by itself; the driver looks again.
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 /// Heartbeats within which a node has to have answered before it may count for a majority.
@@ -97,22 +100,61 @@ fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
     None
 }
 
+/// When to look again.
+enum Next {
+    /// In a moment: a step was done, and what is known of Raft's membership has to catch up with it.
+    Soon,
+    /// Once the state has changed, or after this time.
+    Change { within: Duration },
+    /// After [`PERIOD`], whatever is applied meanwhile: changes in progress and lost leadership end by themselves.
+    Pause,
+}
+
 /// Runs the driver until the runtime ends.
 pub(super) async fn drive(shared: Arc<Shared>) {
-    let mut tick = tokio::time::interval(PERIOD);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut applied = shared.applied.clone();
     loop {
-        tick.tick().await;
-        if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
-            continue;
-        }
-        let Some(step) = next_step(&shared) else { continue };
-        tracing::info!(?step, "membership");
-        if let Err(error) = carry_out(&shared, step).await {
-            // Changes in progress and lost leadership both end by themselves; the next tick looks again.
-            tracing::info!(error, "membership step not done yet");
+        applied.borrow_and_update();
+        match look(&shared).await {
+            Next::Soon => tokio::time::sleep(JOINING_LOOK).await,
+            Next::Pause => tokio::time::sleep(PERIOD).await,
+            Next::Change { within } => {
+                if let Ok(Err(_)) = tokio::time::timeout(within, applied.changed()).await {
+                    return;
+                }
+            }
         }
     }
+}
+
+async fn look(shared: &Arc<Shared>) -> Next {
+    if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
+        return Next::Pause;
+    }
+    let Some(step) = next_step(shared) else {
+        let within = if is_anybody_on_the_way(shared) {
+            JOINING_LOOK
+        } else {
+            PERIOD
+        };
+        return Next::Change { within };
+    };
+    tracing::info!(?step, "membership");
+    match carry_out(shared, step).await {
+        Ok(()) => Next::Soon,
+        Err(error) => {
+            tracing::info!(error, "membership step not done yet");
+            Next::Pause
+        }
+    }
+}
+
+/// Whether a node is registered that does not vote yet.
+fn is_anybody_on_the_way(shared: &Shared) -> bool {
+    let published = shared.published.load();
+    let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+    let mut nodes = published.state.nodes().iter();
+    nodes.any(|(id, node)| !matches!(node.status, NodeStatus::Removed { .. }) && !voters.contains(id))
 }
 
 fn next_step(shared: &Shared) -> Option<Step> {
