@@ -183,7 +183,7 @@ codes! {
     /// The token could not do it now, and says nothing worse of itself.
     TokenBusy = "token_busy" 503 retry(1), "token busy";
     /// The token did not answer in time.
-    TokenTimeout = "token_timeout" 503 retry, "token timeout";
+    TokenTimeout = "token_timeout" 503 retry(1), "token timeout";
 
     /// A fault of the service; the log has the request id.
     Internal = "internal" 500, "internal error";
@@ -238,7 +238,8 @@ mod tests {
                 "rate_limited",
                 "overloaded",
                 "key_version_not_ready",
-                "token_busy"
+                "token_busy",
+                "token_timeout"
             ]
         );
     }

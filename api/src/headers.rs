@@ -22,6 +22,17 @@ pub const TRACEPARENT: &str = "traceparent";
 /// Response: seconds after which a retry may be worth it.
 pub const RETRY_AFTER: &str = "retry-after";
 
+// draft-ietf-httpapi-ratelimit-headers-06, the last that has four fields: later drafts put the first three into one.
+
+/// Response: how many requests the caller can have at once at most.
+pub const RATELIMIT_LIMIT: &str = "ratelimit-limit";
+/// Response: how many it can have now.
+pub const RATELIMIT_REMAINING: &str = "ratelimit-remaining";
+/// Response: seconds until it can have as many as [`RATELIMIT_LIMIT`] again, or what [`RETRY_AFTER`] says beside 429.
+pub const RATELIMIT_RESET: &str = "ratelimit-reset";
+/// Response: `<requests per second>;w=1;burst=<at once>`.
+pub const RATELIMIT_POLICY: &str = "ratelimit-policy";
+
 /// How far a node's state is: `<epoch>.<index>`, as in [`X_HSM_INDEX`]. Indexes of different
 /// epochs do not compare in time; the order here is only a total one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

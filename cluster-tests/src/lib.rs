@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod client;
+pub mod crowd;
 pub mod failpoints;
 mod guard;
 pub mod load;
@@ -15,6 +16,7 @@ pub mod ports;
 pub mod relay;
 pub mod shim;
 mod token_pool;
+pub mod vitals;
 pub mod wait;
 
 pub use client::{Identity, Pki};

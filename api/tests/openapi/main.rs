@@ -239,6 +239,7 @@ fn every_code_is_listed_with_its_status() {
 fn canonical(name: &str) -> String {
     let part = |part: &str| match part {
         "hsm" => "HSM".to_owned(),
+        "ratelimit" => "RateLimit".to_owned(),
         _ => part[..1].to_uppercase() + &part[1..],
     };
     name.split('-').map(part).collect::<Vec<_>>().join("-")
@@ -248,6 +249,12 @@ fn canonical(name: &str) -> String {
 fn headers_are_called_what_they_are_called() {
     let document = Document::read();
     let common = [headers::X_HSM_INDEX, headers::X_HSM_NODE, headers::X_REQUEST_ID];
+    let limits = [
+        headers::RATELIMIT_LIMIT,
+        headers::RATELIMIT_REMAINING,
+        headers::RATELIMIT_RESET,
+        headers::RATELIMIT_POLICY,
+    ];
     for (path, method, operation) in operations(&document) {
         let asked = called(&parameters(&document, operation, "header"));
         let mut expected = names([headers::TRACEPARENT]);
@@ -265,6 +272,13 @@ fn headers_are_called_what_they_are_called() {
                 let header = document.resolved(response)["headers"].get(canonical(name));
                 let header = header.unwrap_or_else(|| panic!("{method} {path} {status}: {name}"));
                 assert_eq!(document.resolved(header)["required"], true, "{name}");
+            }
+            // What watches an application is counted apart, and who is nobody not at all.
+            let watches = [paths::HEALTH, paths::METRICS].contains(&path) && status == "200";
+            let counted = !watches && status != "401";
+            for name in limits {
+                let header = document.resolved(response)["headers"].get(canonical(name));
+                assert_eq!(header.is_some(), counted, "{method} {path} {status}: {name}");
             }
         }
     }

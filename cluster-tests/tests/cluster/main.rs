@@ -25,6 +25,7 @@ mod joiner;
 mod joining;
 mod key_life;
 mod metrics;
+mod overload;
 mod partitions;
 mod pkcs11;
 mod playground;

@@ -67,6 +67,24 @@ pub(crate) fn inject(call: &str, signal: &str, nth: u32) -> String {
     format!("-e trace={call} -e inject={call}:signal={signal}:when={nth}")
 }
 
+/// Removes every object from tokens that no node uses; how many files of objects are left, the tokens' own.
+pub(crate) fn forget_objects(tokens: &Path) -> Result<usize> {
+    for entry in fs::read_dir(tokens)? {
+        let folder = entry?.path();
+        if !folder.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(&folder)? {
+            let path = file?.path();
+            let is_object = path.extension().is_some_and(|ext| ext == "object");
+            if is_object && path.file_name().is_some_and(|name| name != "token.object") {
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    objects(tokens)
+}
+
 /// Object files in all tokens of a folder.
 pub(crate) fn objects(tokens: &Path) -> Result<usize> {
     let mut count = 0;

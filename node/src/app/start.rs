@@ -33,7 +33,7 @@ use crate::tls::ClusterTls;
 
 /// How long a request waits for a token: more than the slot's own deadline, so that it is the slot
 /// that judges a hang.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
+pub(super) const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
 /// What threads that still work get once everything is over.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 

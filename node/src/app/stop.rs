@@ -26,11 +26,43 @@ pub(super) async fn wait(
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping: not ready from now on, draining connections");
-    drain.run(times.notice, times.timeout, open).await;
+    drain.run(times, open).await;
     // A change whose caller is gone still has a line of the audit to write, and may need this leader.
     if tokio::time::timeout(times.timeout, changes.end()).await.is_err() {
         tracing::warn!("administrative changes were still under way when the time to drain was over");
     }
     consensus.step_down().await;
     tracing::info!("stopped");
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::path::Path;
+
+    use hsm_api::data::BATCH_MAX_ITEMS;
+    use hsm_core::batch_time;
+
+    use crate::app::start::TOKEN_TIMEOUT;
+    use crate::config::Config;
+
+    #[test]
+    fn what_is_in_hand_has_the_time_of_the_largest_batch() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config-examples/cluster-node.yaml");
+        let given = std::fs::read_to_string(&example).unwrap();
+        let by_default = given.replace("finish_ms: 70000", "finish_ms: ~");
+        assert_ne!(given, by_default);
+        for text in [given, by_default] {
+            let set = |name: &str| {
+                let secret = name.starts_with("HSM_PIN_") || name == "TOKEN_REPLICATION_KEY";
+                secret.then(|| "5a".repeat(32))
+            };
+            let config = Config::parse(&text, &example, Some(0o600), &set).unwrap();
+            let drain = config.server.drain;
+            assert!(
+                drain.finish >= batch_time(TOKEN_TIMEOUT, BATCH_MAX_ITEMS),
+                "{drain:?}"
+            );
+        }
+    }
 }

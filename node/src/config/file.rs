@@ -123,6 +123,8 @@ pub(crate) struct DrainSection {
     pub(crate) notice_ms: Option<u64>,
     /// Open connections are kept at most this long after that. Default 10000.
     pub(crate) timeout_ms: Option<u64>,
+    /// Then those at rest are closed, and requests in hand get at most this long. Default 70000.
+    pub(crate) finish_ms: Option<u64>,
 }
 
 /// `server.limits`.

@@ -54,8 +54,10 @@ pub struct Http2 {
 pub struct Drain {
     /// Not ready, still accepting.
     pub notice: Duration,
-    /// Then connections are kept at most this long.
+    /// Then connections are kept at most this long, those at rest too.
     pub timeout: Duration,
+    /// Then requests in hand get at most this long.
+    pub finish: Duration,
 }
 
 /// Bounds of the API listener.
@@ -70,6 +72,8 @@ pub struct Limits {
 }
 
 const DEFAULT_PORT: u16 = 8443;
+/// As long as the largest batch may take, which is 66 s, and a little longer.
+const FINISH_MS: u64 = 70_000;
 const DEFAULT_STREAMS: u32 = 250;
 const MAX_STREAMS: u32 = 2000;
 /// A plaintext of 64 KiB in base64 with its JSON around it must fit.
@@ -102,6 +106,12 @@ impl ServerSection {
                     "server.drain.timeout_ms",
                     self.drain.timeout_ms,
                     10_000,
+                    0..=600_000,
+                )?,
+                finish: millis(
+                    "server.drain.finish_ms",
+                    self.drain.finish_ms,
+                    FINISH_MS,
                     0..=600_000,
                 )?,
             },

@@ -135,11 +135,10 @@ impl Consensus {
         let control = self.control().get();
         while Instant::now() < deadline {
             let role = self.view().role;
-            let voter = self
-                .published()
-                .membership
-                .voter_ids()
-                .any(|id| id == control.raft_id);
+            // Out of a joint configuration a majority of the old one alone would have to lead as well.
+            let membership = &self.published().membership;
+            let voter = membership.membership().get_joint_config().len() == 1
+                && membership.voter_ids().any(|id| id == control.raft_id);
             if voter && matches!(role, Role::Follower | Role::Leader) {
                 return Ok(Joined {
                     raft_id: control.raft_id,

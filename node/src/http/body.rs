@@ -47,6 +47,8 @@ struct Patience {
 #[derive(Clone)]
 pub struct BodyLimits {
     max: usize,
+    /// What a body may have that is no batch, where some are.
+    single: Option<usize>,
     patience: Patience,
     /// Bytes.
     budget: Arc<Shares>,
@@ -60,9 +62,12 @@ pub(crate) struct Received {
 }
 
 impl BodyLimits {
-    /// Of the data plane, with bodies of `max` bytes.
-    pub(crate) fn new(max: usize) -> Self {
-        Self::with(max, PATIENCE, BUDGET)
+    /// Of the data plane. Which of the two limits is a body's own is known when it has been read.
+    pub(crate) fn data(single: usize, batch: usize) -> Self {
+        Self {
+            single: Some(single),
+            ..Self::with(single.max(batch), PATIENCE, BUDGET)
+        }
     }
 
     /// Of administrators' calls.
@@ -80,6 +85,7 @@ impl BodyLimits {
     fn with(max: usize, patience: Patience, budget: usize) -> Self {
         Self {
             max,
+            single: None,
             patience,
             budget: Shares::new(budget, (budget / PRINCIPALS_PART).max(max)),
         }
@@ -91,8 +97,19 @@ impl BodyLimits {
             .exact()
             .and_then(|length| usize::try_from(length).ok());
         match announced {
-            Some(length) if length > self.max => Err(too_large(self.max)),
+            Some(length) if length > self.max => Err(self.too_large()),
             _ => self.arrive(principal, announced, &mut body).await,
+        }
+    }
+
+    /// Refuses a body that was not read to its end: nobody knows whether it would have been a batch.
+    fn too_large(&self) -> ApiError {
+        match self.single {
+            Some(single) if single < self.max => ApiError::new(ErrorCode::BodyTooLarge).detail(format!(
+                "the body is larger than {} bytes, which a batch may have; a single request may have {single}",
+                self.max
+            )),
+            _ => too_large(self.max),
         }
     }
 
@@ -120,7 +137,7 @@ impl BodyLimits {
             })?;
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > self.max {
-                return Err(too_large(self.max));
+                return Err(self.too_large());
             }
             if !data.is_empty() {
                 heard = Instant::now();
@@ -238,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_within_the_limit_is_read_whole() {
-        let limits = BodyLimits::new(8);
+        let limits = BodyLimits::with(8, PATIENCE, BUDGET);
         assert_eq!(
             receive(&limits, Body::from("12345678")).await.unwrap(),
             b"12345678"
@@ -252,13 +269,30 @@ mod tests {
 
     #[tokio::test]
     async fn a_longer_one_is_refused_announced_or_not() {
-        let limits = BodyLimits::new(8);
+        let limits = BodyLimits::with(8, PATIENCE, BUDGET);
         let refused = Err(ErrorCode::BodyTooLarge);
         assert_eq!(receive(&limits, Body::from("123456789")).await, refused);
         assert_eq!(
             receive(&limits, unannounced(vec!["12345678", "9"])).await,
             refused
         );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_the_limit_that_was_met() {
+        let refused = async |limits: BodyLimits, length: usize| {
+            let body = Body::from(vec![b'x'; length]);
+            let received = limits.receive(&principal("a", None), body).await;
+            received.err().unwrap().caller_detail().to_owned()
+        };
+        assert_eq!(
+            refused(BodyLimits::data(8, 32), 33).await,
+            "the body is larger than 32 bytes, which a batch may have; a single request may have 8"
+        );
+        // A single request may have more than a batch, and an administrator sends no batches.
+        for limits in [BodyLimits::data(64, 32), BodyLimits::with(64, PATIENCE, BUDGET)] {
+            assert_eq!(refused(limits, 65).await, "the body is larger than 64 bytes");
+        }
     }
 
     #[tokio::test]
@@ -295,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_budget_is_given_back_with_the_last_holder() {
-        let limits = BodyLimits::new(1024);
+        let limits = BodyLimits::with(1024, PATIENCE, BUDGET);
         let Received { bytes, part } = of(&limits, "a", Body::from(vec![0_u8; 1024])).await.unwrap();
         assert_eq!(limits.budget.taken(), (1024, 1));
         let answer = Arc::clone(&part);
@@ -319,7 +353,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_taken_for_what_has_come() {
-        let limits = BodyLimits::new(1 << 20);
+        let limits = BodyLimits::with(1 << 20, PATIENCE, BUDGET);
         let caller = principal("a", None);
         let arriving = limits.receive(&caller, endless("0123456789"));
         tokio::pin!(arriving);

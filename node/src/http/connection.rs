@@ -47,9 +47,9 @@ const CLOCK_STEP: Duration = Duration::from_secs(60);
 /// Largest head of an HTTP/1 request, and largest header list of HTTP/2.
 const MAX_HEAD: usize = 32 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Fixed windows: a stream gets a whole small request, a connection a few of them.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Fixed windows. What they let in is in memory before any budget is asked, on every connection at once.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// What all connections of the listener have in common.
@@ -305,14 +305,22 @@ impl Connection {
             },
             // HTTP/2 is told at once (GOAWAY) and finishes what has begun. An idle HTTP/1
             // connection must not be closed: the next request may be on its way. Its answer
-            // will say `Connection: close`.
+            // will say `Connection: close`. In the end it is closed all the same, and a request in hand is not.
             () = closing.reached(Phase::Closing) => {
                 if is_http2 {
                     connection.as_mut().graceful_shutdown();
                 }
                 tokio::select! {
                     result = connection.as_mut() => Some(result),
-                    () = self.drain.reached(Phase::Stopped) => None,
+                    () = self.drain.reached(Phase::Finishing) => {
+                        connection.as_mut().graceful_shutdown();
+                        tokio::select! {
+                            result = connection.as_mut() => Some(result),
+                            // Who does not read his answer keeps no node from ending.
+                            _ = activity.over(common.patience) => None,
+                            () = self.drain.reached(Phase::Stopped) => None,
+                        }
+                    }
                 }
             }
         };

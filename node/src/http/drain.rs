@@ -1,9 +1,10 @@
 //! Shutting down without failing a request: first say so, then let connections end, then cut.
 //! Phases only ever go forward.
 
-use std::time::Duration;
-
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::config::Drain;
 
 /// How far a shutdown is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +16,8 @@ pub enum Phase {
     /// Each answer closes its connection; idle connections are kept, because a request may be
     /// on its way on one of them.
     Closing,
+    /// Nobody is let in, and connections at rest end: only requests in hand are waited for.
+    Finishing,
     /// Everything ends.
     Stopped,
 }
@@ -59,17 +62,20 @@ impl DrainControl {
         });
     }
 
-    /// The whole shutdown of a listener: notice, closing until no connection is left or `timeout`
-    /// has passed, stop. What has to happen between (a leader handing over) belongs after it.
-    pub async fn run(&self, notice: Duration, timeout: Duration, open: &super::OpenConnections) {
+    /// The whole shutdown of a listener: notice, closing until no connection is left or its time has passed, then
+    /// the same with what is in hand, stop. What has to happen between (a leader handing over) belongs after it.
+    pub async fn run(&self, times: Drain, open: &super::OpenConnections) {
         self.advance(Phase::Notice);
-        tokio::time::sleep(notice).await;
+        tokio::time::sleep(times.notice).await;
         self.advance(Phase::Closing);
-        if tokio::time::timeout(timeout, open.none_left()).await.is_err() {
-            tracing::warn!(
-                open = open.count(),
-                "connections were still open when the time to drain was over"
-            );
+        if timeout(times.timeout, open.none_left()).await.is_err() {
+            self.advance(Phase::Finishing);
+            if timeout(times.finish, open.none_left()).await.is_err() {
+                tracing::warn!(
+                    open = open.count(),
+                    "requests were still in hand when the time to drain was over: they are cut"
+                );
+            }
         }
         self.advance(Phase::Stopped);
     }
@@ -107,6 +113,9 @@ mod tests {
         control.advance(Phase::Closing);
         control.advance(Phase::Notice);
         assert_eq!(signal.phase(), Phase::Closing);
+        control.advance(Phase::Finishing);
+        control.advance(Phase::Closing);
+        assert_eq!(signal.phase(), Phase::Finishing);
         signal.reached(Phase::Notice).await;
         drop(control);
         signal.reached(Phase::Stopped).await;

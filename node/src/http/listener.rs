@@ -82,7 +82,7 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Accepts until the shutdown's last phase.
+    /// Accepts until only what is in hand is waited for.
     pub async fn serve(self) {
         let common = Arc::new(Common::new(
             self.router.clone(),
@@ -92,10 +92,10 @@ impl ApiListener {
             &self.http2,
             self.stalled,
         ));
-        let mut stopped = self.drain.clone();
+        let mut closed = self.drain.clone();
         loop {
             let accepted = tokio::select! {
-                () = stopped.reached(Phase::Stopped) => return,
+                () = closed.reached(Phase::Finishing) => return,
                 accepted = self.accept() => accepted,
             };
             let Some((stream, peer, handshake)) = accepted else {

@@ -52,7 +52,13 @@ async fn answer<O: Operation<N>, const N: usize>(
         state.max_body_bytes()
     };
     if bytes.len() > limit {
-        return Err(too_large(limit));
+        let error = too_large(limit);
+        return Err(match read {
+            Ok(_) => error,
+            Err(NotJson) => error.detail(format!(
+                "the body is no batch that can be read, and larger than the {limit} bytes that a single request may have"
+            )),
+        });
     }
     let json::Request { members, batch } = read.map_err(|NotJson| ApiError::new(ErrorCode::InvalidJson))?;
     let asking = Asking::new(state, principal, &head.extensions);

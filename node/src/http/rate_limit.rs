@@ -1,16 +1,16 @@
-//! Requests per principal. Memory is bounded: a principal that has been quiet long enough to have
-//! its whole burst again is forgotten, and beyond the limit strangers share one allowance.
+//! Requests per principal. Memory is bounded: a principal that has its whole burst again is forgotten, and beyond
+//! the limit strangers share one allowance.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use governor::clock::Clock;
-use governor::{DefaultDirectRateLimiter, Quota};
-use hsm_api::ErrorCode;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use hsm_api::{ErrorCode, headers};
 
+use super::bucket::{Bucket, Rate, seconds};
 use super::problem::ApiError;
 use super::shares::Account;
 use crate::config::RateLimit;
@@ -20,123 +20,145 @@ use crate::identity::Principal;
 const MAX_PRINCIPALS: usize = 16_384;
 const SHARDS: usize = 16;
 
-struct Entry {
-    limiter: Arc<DefaultDirectRateLimiter>,
-    used: Instant,
-}
+static LIMIT: HeaderName = HeaderName::from_static(headers::RATELIMIT_LIMIT);
+static REMAINING: HeaderName = HeaderName::from_static(headers::RATELIMIT_REMAINING);
+static RESET: HeaderName = HeaderName::from_static(headers::RATELIMIT_RESET);
+static POLICY: HeaderName = HeaderName::from_static(headers::RATELIMIT_POLICY);
 
 /// The limiter of all principals.
-pub struct RateLimiter {
-    quota: Quota,
-    /// After this long without a request an allowance is whole again.
-    refill: Duration,
+pub(super) struct RateLimiter {
+    rate: Rate,
+    began: Instant,
     capacity: usize,
     hasher: RandomState,
-    shards: Vec<Mutex<HashMap<Account, Entry>>>,
-    shared: DefaultDirectRateLimiter,
+    shards: Vec<Mutex<HashMap<Account, Allowance>>>,
+    shared: Allowance,
+    /// Of every answer the same.
+    limit: HeaderValue,
+    policy: Option<HeaderValue>,
 }
+
+/// What one principal may still ask for. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Allowance(Arc<Bucket>);
 
 impl RateLimiter {
     /// One allowance per principal.
-    #[must_use]
-    pub fn new(limit: RateLimit) -> Self {
+    pub(super) fn new(limit: RateLimit) -> Self {
         Self::with_capacity(limit, MAX_PRINCIPALS)
     }
 
     fn with_capacity(limit: RateLimit, capacity: usize) -> Self {
-        let quota = Quota::per_second(limit.requests_per_second).allow_burst(limit.burst);
-        let seconds = f64::from(limit.burst.get()) / f64::from(limit.requests_per_second.get().max(1));
+        let RateLimit {
+            requests_per_second,
+            burst,
+        } = limit;
         Self {
-            quota,
-            refill: Duration::from_secs_f64(seconds) + Duration::from_secs(1),
+            rate: Rate::of(limit),
+            began: Instant::now(),
             capacity: (capacity / SHARDS).max(1),
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            shared: DefaultDirectRateLimiter::direct(quota),
+            shared: Allowance::default(),
+            limit: HeaderValue::from(burst.get()),
+            policy: HeaderValue::try_from(format!("{requests_per_second};w=1;burst={burst}")).ok(),
         }
     }
 
-    /// Takes one request from a principal's allowance.
+    /// A principal's, or that of all for whom there is no room.
+    pub(super) fn allowance(&self, principal: &Principal) -> Allowance {
+        let account = Account::of(principal);
+        let index = (self.hasher.hash_one(&account) as usize) % SHARDS;
+        let Some(shard) = self.shards.get(index) else {
+            return self.shared.clone();
+        };
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(allowance) = shard.get(&account) {
+            return allowance.clone();
+        }
+        if shard.len() >= self.capacity {
+            let now = self.now();
+            shard.retain(|_, allowance| !allowance.0.is_full(now));
+        }
+        if shard.len() >= self.capacity {
+            return self.shared.clone();
+        }
+        shard.entry(account).or_default().clone()
+    }
+
+    /// Takes one request.
     ///
     /// # Errors
-    /// `rate_limited`.
-    pub fn check(&self, principal: &Principal) -> Result<(), ApiError> {
-        let allowed = match self.limiter(principal) {
-            Some(limiter) => limiter.check().is_ok(),
-            None => self.shared.check().is_ok(),
+    /// `rate_limited`, with the time after which there is one.
+    pub(super) fn take(&self, allowance: &Allowance, principal: &Principal) -> Result<(), ApiError> {
+        self.charge(allowance, principal, (1, 1), 1)
+    }
+
+    /// Takes what a request of `items` costs beyond the one that it was let in for. One that costs more than the
+    /// whole burst needs the whole burst, and is paid for by whatever comes next.
+    ///
+    /// # Errors
+    /// `rate_limited`, with the time after which the whole request can be had.
+    pub(super) fn take_items(&self, principal: &Principal, items: usize) -> Result<(), ApiError> {
+        let items = u64::try_from(items).unwrap_or(u64::MAX);
+        let Some(more) = items.checked_sub(1).filter(|more| *more > 0) else {
+            return Ok(());
         };
-        if allowed {
+        let need = items.min(self.rate.burst()) - 1;
+        self.charge(&self.allowance(principal), principal, (more, need), items)
+    }
+
+    /// `whole` is what the request costs when it comes again.
+    fn charge(
+        &self,
+        allowance: &Allowance,
+        principal: &Principal,
+        (cost, need): (u64, u64),
+        whole: u64,
+    ) -> Result<(), ApiError> {
+        let now = self.now();
+        if allowance.0.take(self.rate, now, cost, need) {
             return Ok(());
         }
         crate::metrics::rate_limit_hit();
-        Err(ApiError::new(ErrorCode::RateLimited).operator(principal.to_string()))
-    }
-
-    /// Takes more from a principal's allowance, of which this request has taken one already. What is more than
-    /// its whole burst is as much as that: it could never be had at once.
-    ///
-    /// # Errors
-    /// `rate_limited`, with the time after which there is so much.
-    pub fn check_more(&self, principal: &Principal, more: usize) -> Result<(), ApiError> {
-        let rest_of_burst = self.quota.burst_size().get() - 1;
-        let more = u32::try_from(more).unwrap_or(u32::MAX).min(rest_of_burst);
-        let Some(more) = NonZeroU32::new(more) else {
-            return Ok(());
-        };
-        let waiting = match self.limiter(principal) {
-            Some(limiter) => take(&limiter, more),
-            None => take(&self.shared, more),
-        };
-        let Some(waiting) = waiting else { return Ok(()) };
-        crate::metrics::rate_limit_hit();
-        let seconds = u32::try_from(waiting.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        let wait = seconds(allowance.0.wait(self.rate, now, whole));
         Err(ApiError::new(ErrorCode::RateLimited)
-            .retry_after(seconds.max(1))
+            .retry_after(u32::try_from(wait).unwrap_or(u32::MAX).max(1))
             .operator(principal.to_string()))
     }
 
-    /// `None` where there is no room for another principal.
-    fn limiter(&self, principal: &Principal) -> Option<Arc<DefaultDirectRateLimiter>> {
-        let account = Account::of(principal);
-        let index = (self.hasher.hash_one(&account) as usize) % SHARDS;
-        let shard = self.shards.get(index)?;
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if let Some(entry) = shard.get_mut(&account) {
-            entry.used = now;
-            return Some(Arc::clone(&entry.limiter));
+    /// Says in an answer how its principal stands now, as `docs/api.md` has it. A refusal names one time only:
+    /// when to come back.
+    pub(super) fn tell(&self, allowance: &Allowance, response: &mut Response) {
+        let now = self.now();
+        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
+        let headers = response.headers_mut();
+        let come_back = headers.get(header::RETRY_AFTER).filter(|_| refused).cloned();
+        let reset = come_back.unwrap_or_else(|| {
+            HeaderValue::from(seconds(allowance.0.wait(self.rate, now, self.rate.burst())))
+        });
+        let remaining = HeaderValue::from(allowance.0.remaining(self.rate, now));
+        headers.insert(&LIMIT, self.limit.clone());
+        headers.insert(&REMAINING, remaining);
+        headers.insert(&RESET, reset);
+        if let Some(policy) = &self.policy {
+            headers.insert(&POLICY, policy.clone());
         }
-        if shard.len() >= self.capacity {
-            shard.retain(|_, entry| now.duration_since(entry.used) < self.refill);
-        }
-        if shard.len() >= self.capacity {
-            return None;
-        }
-        let limiter = Arc::new(DefaultDirectRateLimiter::direct(self.quota));
-        shard.insert(
-            account,
-            Entry {
-                limiter: Arc::clone(&limiter),
-                used: now,
-            },
-        );
-        Some(limiter)
     }
-}
 
-/// Takes so much at once, or says how long it takes until there is so much.
-fn take(limiter: &DefaultDirectRateLimiter, more: NonZeroU32) -> Option<Duration> {
-    match limiter.check_n(more) {
-        Ok(Ok(())) => None,
-        Ok(Err(until)) => Some(until.wait_time_from(limiter.clock().now())),
-        // Nobody asks for more than the burst.
-        Err(_) => Some(Duration::from_secs(1)),
+    fn now(&self) -> u64 {
+        // Enough for five hundred years.
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::num::NonZeroU32;
+
+    use axum::body::Body;
+
     use super::*;
     use crate::identity::Identity;
 
@@ -161,8 +183,28 @@ mod tests {
         RateLimiter::with_capacity(limit, capacity)
     }
 
+    fn take(limiter: &RateLimiter, principal: &Principal) -> Result<(), ApiError> {
+        limiter.take(&limiter.allowance(principal), principal)
+    }
+
     fn allowed(limiter: &RateLimiter, principal: &Principal) -> usize {
-        (0..10).filter(|_| limiter.check(principal).is_ok()).count()
+        (0..10).filter(|_| take(limiter, principal).is_ok()).count()
+    }
+
+    fn retry_after(refused: Result<(), ApiError>) -> String {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::RateLimited);
+        let answer = refused.render(&crate::http::RequestId::from_text("r"));
+        answer.headers()["retry-after"].to_str().unwrap().to_owned()
+    }
+
+    /// Limit, remaining, reset, policy.
+    fn told(limiter: &RateLimiter, principal: &Principal, mut answer: Response) -> [String; 4] {
+        limiter.tell(&limiter.allowance(principal), &mut answer);
+        ["limit", "remaining", "reset", "policy"].map(|name| {
+            let value = &answer.headers()[format!("ratelimit-{name}")];
+            value.to_str().unwrap().to_owned()
+        })
     }
 
     #[test]
@@ -181,34 +223,83 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_when_to_come_back() {
-        let limiter = limiter(1, 1000);
+    fn a_refusal_says_when_all_of_it_can_be_had() {
+        let limiter = limiter(5, 1000);
         let caller = principal("a", "CN=CA", 1);
-        limiter.check(&caller).unwrap();
-        let error = limiter.check(&caller).unwrap_err();
-        assert_eq!(error.code(), ErrorCode::RateLimited);
+        assert_eq!(allowed(&limiter, &caller), 5);
+        assert_eq!(retry_after(take(&limiter, &caller)), "1");
+        // Three more would be there in 3 s, but when the request comes again it costs four.
+        assert_eq!(retry_after(limiter.take_items(&caller, 4)), "4");
+        assert_eq!(retry_after(limiter.take_items(&caller, 1000)), "5");
     }
 
     #[test]
-    fn many_at_once_take_as_many_and_never_more_than_the_burst() {
+    fn many_at_once_cost_as_many_and_more_than_the_burst_is_owed() {
         let limiter = limiter(5, 1000);
         let (a, b) = (principal("a", "CN=CA", 1), principal("b", "CN=CA", 1));
-        limiter.check(&a).unwrap();
-        limiter.check_more(&a, 2).unwrap();
+        take(&limiter, &a).unwrap();
+        limiter.take_items(&a, 3).unwrap();
         assert_eq!(allowed(&limiter, &a), 2);
-        limiter.check(&b).unwrap();
-        limiter.check_more(&b, 1_000_000).unwrap();
-        assert_eq!(allowed(&limiter, &b), 0);
-        limiter.check_more(&b, 0).unwrap();
-        let refused = limiter.check_more(&b, 3).unwrap_err();
-        assert_eq!(refused.code(), ErrorCode::RateLimited);
+        take(&limiter, &b).unwrap();
+        limiter.take_items(&b, 100).unwrap();
+        assert_eq!(retry_after(take(&limiter, &b)), "96");
+        limiter.take_items(&b, 1).unwrap();
+        limiter.take_items(&b, 0).unwrap();
+    }
+
+    #[test]
+    fn with_a_burst_of_one_a_batch_passes_and_is_owed() {
+        let limiter = limiter(1, 1000);
+        let caller = principal("a", "CN=CA", 1);
+        take(&limiter, &caller).unwrap();
+        limiter.take_items(&caller, 10).unwrap();
+        assert_eq!(retry_after(take(&limiter, &caller)), "10");
+    }
+
+    #[test]
+    fn an_answer_says_what_is_left_and_a_refusal_when_to_come_back() {
+        let limiter = limiter(5, 1000);
+        let caller = principal("a", "CN=CA", 1);
+        let answer = || Response::new(Body::empty());
+        let policy = "1;w=1;burst=5";
+        assert_eq!(told(&limiter, &caller, answer()), ["5", "5", "0", policy]);
+        take(&limiter, &caller).unwrap();
+        take(&limiter, &caller).unwrap();
+        assert_eq!(told(&limiter, &caller, answer()), ["5", "3", "2", policy]);
+        limiter.take_items(&caller, 4).unwrap();
+        assert_eq!(told(&limiter, &caller, answer()), ["5", "0", "5", policy]);
+        let refused = take(&limiter, &caller).unwrap_err();
+        let refused = refused.render(&crate::http::RequestId::from_text("r"));
+        assert_eq!(told(&limiter, &caller, refused), ["5", "0", "1", policy]);
+        // Another refusal has a time of its own.
+        let busy = ApiError::new(ErrorCode::Overloaded).render(&crate::http::RequestId::from_text("r"));
+        assert_eq!(told(&limiter, &caller, busy), ["5", "0", "5", policy]);
+    }
+
+    #[test]
+    fn whoever_owes_is_not_forgotten_and_whoever_does_not_is() {
+        let limiter = limiter(1, SHARDS);
+        let debtor = principal("debtor", "CN=CA", 1);
+        take(&limiter, &debtor).unwrap();
+        limiter.take_items(&debtor, 1_000_000).unwrap();
+        for n in 0..200 {
+            // Nothing was taken: its bucket is full.
+            limiter.allowance(&principal(&format!("c{n}"), "CN=CA", 0));
+        }
+        assert!(take(&limiter, &debtor).is_err());
+        let held: usize = limiter
+            .shards
+            .iter()
+            .map(|shard| shard.lock().unwrap().len())
+            .sum();
+        assert!(held <= SHARDS, "{held}");
     }
 
     #[test]
     fn the_number_of_principals_is_bounded() {
         let limiter = limiter(1, SHARDS);
         let served = (0..200)
-            .filter(|n| limiter.check(&principal(&format!("c{n}"), "CN=CA", 0)).is_ok())
+            .filter(|n| take(&limiter, &principal(&format!("c{n}"), "CN=CA", 0)).is_ok())
             .count();
         assert!(served <= SHARDS + 2, "{served} principals had an allowance");
         let held: usize = limiter

@@ -18,6 +18,7 @@ use super::drain::Phase;
 use super::footprint::PaysItself;
 use super::lent::Lent;
 use super::problem::ApiError;
+use super::rate_limit::Allowance;
 use super::request_id::RequestId;
 use super::service::ApiState;
 use super::shares::Share;
@@ -40,7 +41,8 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     request.extensions_mut().insert(trace.clone());
 
     let lent = Lent::of(&mut request);
-    let (mut response, mut footprint) = match guard(&state, principal.as_ref(), &request) {
+    let mut counted = None;
+    let (mut response, mut footprint) = match guard(&state, principal.as_ref(), &request, &mut counted) {
         Ok(share) => (next.run(request).await, Some(share)),
         Err(error) => (error.into_response(), None),
     };
@@ -69,6 +71,9 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         response = footprint::holding(response, share);
     }
     common_headers(&state, &mut response, &id, version);
+    if let Some(counted) = counted {
+        state.tell_limit(&counted, &mut response);
+    }
     metrics::request(endpoint, response.status().as_u16(), began.elapsed());
     tracing::debug!(
         request_id = id.as_str(),
@@ -81,15 +86,20 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     response
 }
 
-/// What the request's memory is taken from, if it may go on.
-fn guard(state: &ApiState, principal: Option<&Principal>, request: &Request) -> Result<Share, ApiError> {
+/// What the request's memory is taken from, if it may go on. `counted` is the allowance that it was taken from.
+fn guard(
+    state: &ApiState,
+    principal: Option<&Principal>,
+    request: &Request,
+    counted: &mut Option<Allowance>,
+) -> Result<Share, ApiError> {
     guards::same_origin(request.headers(), request.uri())?;
     let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
     if let Some(TurnedAway(error)) = request.extensions().get::<TurnedAway>() {
         return Err(error.clone());
     }
     state.data().policy().check_certificate(principal)?;
-    state.limit(principal, request.uri().path())?;
+    state.limit(principal, request.uri().path(), counted)?;
     if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
         guards::admin(request.method(), request.headers())?;
     }

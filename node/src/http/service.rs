@@ -22,7 +22,7 @@ use super::encrypt::Encrypt;
 use super::footprint::Footprints;
 use super::operation::handle;
 use super::problem::ApiError;
-use super::rate_limit::RateLimiter;
+use super::rate_limit::{Allowance, RateLimiter};
 use super::rewrap::{NAMERS, Rewrap};
 use super::routes::Routes;
 use super::{openapi, respond};
@@ -76,7 +76,7 @@ impl ApiState {
             probes: RateLimiter::new(PROBES),
             footprints: Footprints::new(),
             // What a single request may have is looked at when it is known that it is one.
-            bodies: BodyLimits::new(parts.max_body_bytes.max(BATCH_MAX_BYTES)),
+            bodies: BodyLimits::data(parts.max_body_bytes, BATCH_MAX_BYTES),
             node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
             parts,
         }))
@@ -110,18 +110,31 @@ impl ApiState {
         &self.0.footprints
     }
 
-    /// Takes a request from its principal's allowance, once for each. What watches an application shows its
-    /// certificate, and must not be refused because the application asks too much.
-    pub(super) fn limit(&self, principal: &Principal, path: &str) -> Result<(), ApiError> {
-        match path {
-            paths::HEALTH | paths::METRICS => self.0.probes.check(principal),
-            _ => self.0.limiter.check(principal),
+    /// Takes a request from its principal's allowance, once for each, and leaves in `counted` what the caller is
+    /// told of. What watches an application shows its certificate, and must not be refused because the application
+    /// asks too much.
+    pub(super) fn limit(
+        &self,
+        principal: &Principal,
+        path: &str,
+        counted: &mut Option<Allowance>,
+    ) -> Result<(), ApiError> {
+        if matches!(path, paths::HEALTH | paths::METRICS) {
+            let probes = &self.0.probes;
+            return probes.take(&probes.allowance(principal), principal);
         }
+        let allowance = counted.insert(self.0.limiter.allowance(principal));
+        self.0.limiter.take(allowance, principal)
     }
 
     /// Takes what a batch has beyond one item from its principal's allowance: each item counts as a request.
     pub(super) fn limit_batch(&self, principal: &Principal, items: usize) -> Result<(), ApiError> {
-        self.0.limiter.check_more(principal, items.saturating_sub(1))
+        self.0.limiter.take_items(principal, items)
+    }
+
+    /// Says in the answer to a request that was counted what its principal has left.
+    pub(super) fn tell_limit(&self, counted: &Allowance, response: &mut Response) {
+        self.0.limiter.tell(counted, response);
     }
 
     /// What can be decided before a byte of the body is read. The certificate itself has been

@@ -191,12 +191,23 @@ async fn a_batch_has_a_limit_of_its_own() {
     let over = json!({"batch": vec![large(BATCH_MAX_BYTES / 4); 4]});
     let answer = ask(&node, &trading(), "/encrypt", over).await;
     assert_eq!(answer.code(), Some(ErrorCode::BodyTooLarge));
+    let both = [
+        "4194304 bytes, which a batch may have",
+        "a single request may have 1048576",
+    ];
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(both.iter().all(|limit| detail.contains(limit)), "{detail}");
     // What is no JSON is no batch either.
     let request = Request::post("/encrypt")
         .body(Body::from(vec![b'x'; 2 << 20]))
         .unwrap();
     let answer = send(&node.router(), Some(&trading()), request).await;
     assert_eq!(answer.code(), Some(ErrorCode::BodyTooLarge));
+    let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.contains("no batch that can be read") && detail.contains("1048576"),
+        "{detail}"
+    );
 }
 
 #[tokio::test]
@@ -283,7 +294,7 @@ async fn the_leader_is_asked_once_for_what_nobody_knows() {
 }
 
 #[tokio::test]
-async fn a_batch_takes_as_much_of_the_allowance_as_it_has_items_but_can_always_pass() {
+async fn a_batch_takes_as_much_of_the_allowance_as_it_has_items_and_owes_what_is_more_than_all_of_it() {
     let node = FakeNode::new();
     let router = node.limited_router(5);
     let item = json!({"context": "exchange-key", "plaintext": ""});
@@ -292,8 +303,10 @@ async fn a_batch_takes_as_much_of_the_allowance_as_it_has_items_but_can_always_p
     assert_eq!(items(&answer).len(), 3);
     let answer = send(&router, Some(&trading()), batch(3)).await;
     assert_eq!(answer.code(), Some(ErrorCode::RateLimited));
-    assert!(answer.header("retry-after").parse::<u32>().unwrap() >= 1);
-    // Its own request is spent; one is left.
+    // One is left when its own request is spent; it needs three.
+    assert_eq!(answer.header("retry-after"), "2");
+    assert_eq!(answer.header("ratelimit-reset"), "2");
+    assert_eq!(answer.header("ratelimit-remaining"), "1");
     let single = || post("/encrypt", &item);
     assert_eq!(
         send(&router, Some(&trading()), single()).await.response.status(),
@@ -304,6 +317,17 @@ async fn a_batch_takes_as_much_of_the_allowance_as_it_has_items_but_can_always_p
     let other = principal("trading-2", Some("Trading"));
     let answer = send(&router, Some(&other), batch(BATCH_MAX_ITEMS)).await;
     assert_eq!(items(&answer).len(), BATCH_MAX_ITEMS);
+    assert_eq!(answer.header("ratelimit-remaining"), "0");
+    // One a second: those that were let in have to be paid for first.
+    for _ in 0..3 {
+        let answer = send(&router, Some(&other), single()).await;
+        assert_eq!(answer.code(), Some(ErrorCode::RateLimited));
+        let wait: usize = answer.header("retry-after").parse().unwrap();
+        assert!(
+            (BATCH_MAX_ITEMS - 30..=BATCH_MAX_ITEMS - 4).contains(&wait),
+            "{wait}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::running::{SOON, Setup, encrypt, endless, later, small, until};
+use super::running::{AT_ONCE, SOON, Setup, encrypt, endless, later, small, until};
 use crate::policy::RevocationKey;
 
 /// Long enough for what must not happen.
@@ -59,7 +59,7 @@ async fn a_drain_says_goodbye_and_lets_finish_what_has_begun() {
     assert_eq!(busy.ask(small()).await, 200);
     let (drain, open) = (Arc::clone(&running.node.drain), running.open.clone());
     let draining = tokio::spawn(async move {
-        drain.run(Duration::ZERO, SOON, &open).await;
+        drain.run(AT_ONCE, &open).await;
     });
     idle.ended().await;
     body.send(r#"{"context":"exchange-key","plaintext":"YQ=="}"#.into())

@@ -70,6 +70,38 @@ async fn requests_of_every_route_are_counted_once() {
     assert!((100..200).contains(&served), "{served}");
 }
 
+/// `RateLimit-Limit`, `-Remaining`, `-Reset` and `-Policy`.
+fn limits_of(answer: &super::Answer) -> [String; 4] {
+    ["limit", "remaining", "reset", "policy"]
+        .map(|name| answer.header(&format!("ratelimit-{name}")).to_owned())
+}
+
+#[tokio::test]
+async fn whatever_was_counted_says_what_is_left() {
+    let node = FakeNode::new();
+    let router = node.limited_router(4);
+    let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+    let encrypt = |context: &str| post("/encrypt", &json!({"context": context, "plaintext": ""}));
+    let policy = "1;w=1;burst=4";
+    for (request, status, remaining, reset) in [
+        (encrypt("exchange-key"), 200, "3", "1"),
+        (encrypt("no-such"), 403, "2", "2"),
+        (get("/nowhere"), 404, "1", "3"),
+        (get("/admin/v1/whoami"), 403, "0", "4"),
+        // Now the time at which to come back.
+        (encrypt("exchange-key"), 429, "0", "1"),
+    ] {
+        let answer = send(&router, Some(&trading()), request).await;
+        assert_eq!(answer.response.status(), status);
+        assert_eq!(limits_of(&answer), ["4", remaining, reset, policy], "{status}");
+    }
+    // These have an allowance of their own, or were refused before anybody counted.
+    let answer = send(&router, Some(&trading()), get("/health")).await;
+    assert_eq!(limits_of(&answer), [""; 4]);
+    let answer = send(&router, None, encrypt("exchange-key")).await;
+    assert_eq!(limits_of(&answer), [""; 4]);
+}
+
 #[tokio::test]
 async fn an_unread_answer_of_any_route_holds_memory_of_its_principal() {
     let (state, router) = FakeNode::new().state_and_router();

@@ -9,8 +9,11 @@ use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::super::*;
-use super::running::{Running, SOON, Setup, ask, closed};
+use super::running::{AT_ONCE, Running, SOON, Setup, ask, closed, until};
+use crate::config::Drain;
 use crate::policy::RevocationKey;
+
+const BRIEF: Duration = Duration::from_millis(50);
 
 async fn start(max_connections: usize) -> Running {
     Setup::new(max_connections).start().await
@@ -45,9 +48,8 @@ async fn a_drain_lets_an_idle_connection_ask_once_more() {
     assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200 "));
     let (drain, open) = (Arc::clone(&running.node.drain), running.open.clone());
     let draining = tokio::spawn(async move {
-        drain
-            .run(Duration::from_millis(10), Duration::from_secs(10), &open)
-            .await;
+        let notice = Duration::from_millis(10);
+        drain.run(Drain { notice, ..AT_ONCE }, &open).await;
     });
     running.node.drain.signal().reached(Phase::Closing).await;
     let answer = ask(&mut stream).await;
@@ -65,12 +67,82 @@ async fn a_drain_cuts_what_stays_open() {
     let running = start(10).await;
     let mut stream = running.connect(&running.client()).await;
     assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200 "));
-    running
-        .node
-        .drain
-        .run(Duration::ZERO, Duration::from_millis(50), &running.open)
-        .await;
+    let times = Drain {
+        timeout: BRIEF,
+        ..AT_ONCE
+    };
+    // It is at rest, and nobody waits for it any longer.
+    let drained = timeout(SOON / 2, running.node.drain.run(times, &running.open)).await;
+    drained.expect("it was waited for");
     closed(&mut stream).await;
+}
+
+/// A connection with half of a request on it.
+async fn half_asked(running: &Running, body: &[u8]) -> TlsStream<TcpStream> {
+    let taken = || running.state.footprints().taken();
+    // What was asked before is over.
+    until(|| taken() == 0).await;
+    let mut stream = running.connect(&running.client()).await;
+    let length = body.len();
+    let head = format!("POST /encrypt HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body[..length / 2]).await.unwrap();
+    until(|| taken() > 0).await;
+    stream
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_request_in_hand_and_for_nobody_at_rest() {
+    let running = start(10).await;
+    let mut rest = running.connect(&running.client()).await;
+    let mut silent = running.connect(&running.client()).await;
+    assert!(ask(&mut rest).await.starts_with("HTTP/1.1 200 "));
+    let body = br#"{"context":"exchange-key","plaintext":"YQ=="}"#;
+    let mut busy = half_asked(&running, body).await;
+    let (drain, open) = (Arc::clone(&running.node.drain), running.open.clone());
+    let draining = tokio::spawn(async move {
+        let times = Drain {
+            timeout: BRIEF,
+            ..AT_ONCE
+        };
+        drain.run(times, &open).await;
+    });
+    closed(&mut rest).await;
+    closed(&mut silent).await;
+    let refused = async {
+        while TcpStream::connect(running.address).await.is_ok() {
+            tokio::time::sleep(BRIEF).await;
+        }
+    };
+    timeout(SOON / 2, refused)
+        .await
+        .expect("somebody is still let in");
+    assert_eq!(running.node.drain.signal().phase(), Phase::Finishing);
+
+    busy.write_all(&body[body.len() / 2..]).await.unwrap();
+    let mut answer = vec![0; 16 * 1024];
+    let length = timeout(SOON / 2, busy.read(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"),
+        "{answer}"
+    );
+    timeout(SOON, draining).await.unwrap().unwrap();
+    assert_eq!(running.open.count(), 0);
+}
+
+#[tokio::test]
+async fn a_drain_cuts_a_request_that_is_in_hand_for_too_long() {
+    let running = start(10).await;
+    let mut busy = half_asked(&running, b"{}").await;
+    let times = Drain {
+        timeout: BRIEF,
+        finish: BRIEF,
+        ..AT_ONCE
+    };
+    let drained = timeout(SOON / 2, running.node.drain.run(times, &running.open)).await;
+    drained.expect("it was waited for");
+    closed(&mut busy).await;
 }
 
 #[tokio::test]

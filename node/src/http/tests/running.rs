@@ -24,12 +24,19 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::*;
 use super::fake::FakeNode;
-use crate::config::{ApiTlsFiles, Http2};
+use crate::config::{ApiTlsFiles, Drain, Http2};
 use crate::identity::test_certs::{TestCa, TestCert};
 use crate::policy::{Policy, RevocationKey};
 
 /// Whatever has to happen happens within this time, on the slowest machine too.
 pub(super) const SOON: Duration = Duration::from_secs(10);
+
+/// A drain without notice, and with time enough.
+pub(super) const AT_ONCE: Drain = Drain {
+    notice: Duration::ZERO,
+    timeout: SOON,
+    finish: SOON,
+};
 
 /// How the listener is set up.
 pub(super) struct Setup {
@@ -68,10 +75,11 @@ impl Setup {
             .unwrap();
         let address = socket.local_addr().unwrap();
         let policies = watch::Sender::new(node.policy());
+        let (state, router) = node.state_and_router();
         let listener = ApiListener {
             socket,
             tls: Arc::new(ArcSwap::from_pointee(tls)),
-            router: node.router(),
+            router,
             data: Arc::new(node.clone()),
             policies: policies.subscribe(),
             http2: self.http2,
@@ -82,6 +90,7 @@ impl Setup {
         tokio::spawn(listener.serve());
         Running {
             node,
+            state,
             address,
             open: self.open,
             policies,
@@ -93,6 +102,7 @@ impl Setup {
 
 pub(super) struct Running {
     pub(super) node: FakeNode,
+    pub(super) state: ApiState,
     pub(super) address: SocketAddr,
     pub(super) open: OpenConnections,
     policies: watch::Sender<Arc<Policy>>,

@@ -1,0 +1,263 @@
+//! Ten thousand clients on one node that ask for four times what it can do, on a token that becomes slow in the middle
+//! of it. The node sheds what it cannot do and says when to come back, does what it can, and stays what it was: in
+//! memory, in Raft, and to whoever asks whether it is ready.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::crowd::{Answers, Crowd, Pace};
+use cluster_tests::shim::SOFTHSM;
+use cluster_tests::vitals::{Seen, Vitals, resident};
+use cluster_tests::{Node, Playground, Shim, until};
+
+use crate::common::{CONTEXT, formed_with, open, seal};
+
+/// As many as a node takes by default.
+const CONNECTIONS: usize = 10_000;
+/// A quarter of the connections is what one principal gets in any case: these have half of that each.
+const PRINCIPALS: usize = 8;
+/// Opening them takes as long as the handshakes, on both sides of which two cores work.
+const OPEN_WITHIN: Duration = Duration::from_secs(180);
+/// How long it lasts; `HSM_OVERLOAD_SECS` names another number.
+const SECONDS: u64 = 15;
+/// What the node can do is measured with so many clients, for so long.
+const MEASURED_BY: usize = 64;
+const MEASURED_FOR: Duration = Duration::from_secs(3);
+/// What is asked of it is so many times as much, by so many clients: they find the slot's queue of 1,024 full.
+const TIMES: f64 = 4.0;
+const SENDERS: usize = 5_000;
+/// In the second half each encryption takes so long in the token.
+const SLOW: &str = "C_Encrypt delay 2 slot-exchange";
+/// Of what it can do, the node still does so much while it is asked for four times as much.
+const KEPT: f64 = 0.25;
+/// A probe has to be answered within this time, always.
+const PROBED_WITHIN: Duration = Duration::from_secs(1);
+/// The last third may have so much more memory than the first.
+const FLAT: f64 = 1.1;
+/// A connection with a request in hand: TLS and HTTP hold at most 16 + 64 + 32 KiB for it, its task and its request
+/// the rest.
+const A_CONNECTION: u64 = 200 << 10;
+/// From the end of the load.
+const BACK_WITHIN: Duration = Duration::from_secs(10);
+
+fn seconds() -> Result<Duration> {
+    let seconds = match std::env::var("HSM_OVERLOAD_SECS") {
+        Ok(text) => text.parse().context("HSM_OVERLOAD_SECS")?,
+        Err(_) => SECONDS,
+    };
+    ensure!(
+        seconds >= 6,
+        "HSM_OVERLOAD_SECS: thirds of {seconds} s show nothing"
+    );
+    Ok(Duration::from_secs(seconds))
+}
+
+async fn terms(cluster: &Playground) -> Result<Vec<f64>> {
+    let mut terms = Vec::new();
+    for node in cluster.nodes() {
+        let term = node.metrics().await?.sum("hsm_raft_term");
+        terms.push(term.with_context(|| format!("{}: no term", node.id()))?);
+    }
+    Ok(terms)
+}
+
+async fn connections(node: &Node) -> Option<f64> {
+    node.metrics().await.ok()?.sum("hsm_active_connections")
+}
+
+/// Requests that the node carries out in a second.
+async fn capacity(crowd: &Crowd) -> f64 {
+    let (before, began) = (crowd.answers(), Instant::now());
+    crowd.pace(Pace::Closed { senders: MEASURED_BY });
+    tokio::time::sleep(MEASURED_FOR).await;
+    let served = crowd.answers().served - before.served;
+    let per_second = served as f64 / began.elapsed().as_secs_f64();
+    crowd.pace(Pace::Rest);
+    per_second
+}
+
+/// Everybody is answered once more: no connection was lost on the way.
+async fn one_more_round(crowd: &Crowd) -> Result<()> {
+    // Whatever is still in hand comes first.
+    let mut last = (crowd.answers().total(), Instant::now());
+    until("the last answers", OPEN_WITHIN, async || {
+        let now = crowd.answers().total();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() >= Duration::from_secs(1)).then_some(())
+    })
+    .await?;
+    let before = crowd.answers().total();
+    crowd.pace(Pace::Round(1));
+    let everybody = before + CONNECTIONS as u64;
+    until("an answer to everybody", OPEN_WITHIN, async || {
+        let answers = crowd.answers();
+        (answers.total() >= everybody || answers.faults > 0).then_some(())
+    })
+    .await?;
+    check_faults(&crowd.answers())
+}
+
+fn check_faults(answers: &Answers) -> Result<()> {
+    ensure!(
+        answers.faults == 0,
+        "{} faults: {:#?}",
+        answers.faults,
+        answers.texts
+    );
+    Ok(())
+}
+
+fn check_probes(seen: &Seen) -> Result<()> {
+    let wrong: Vec<_> = seen
+        .probes
+        .iter()
+        .filter(|probe| probe.took > PROBED_WITHIN || probe.status != Ok(200))
+        .take(10)
+        .collect();
+    // An overloaded node is ready: taken out, it would only hand its load to the others.
+    ensure!(wrong.is_empty(), "of {} probes: {wrong:#?}", seen.probes.len());
+    Ok(())
+}
+
+const MIB: u64 = 1 << 20;
+
+/// What each of the three thirds had at most.
+fn check_memory(seen: &Seen, began: Instant, lasted: Duration, open: u64) -> Result<u64> {
+    let third = lasted / 3;
+    let most = |number: u32| {
+        let from = began + third * number;
+        let most = seen.most_resident(from, from + third);
+        most.with_context(|| format!("nobody looked in third {}", number + 1))
+    };
+    let (first, second, last) = (most(0)?, most(1)?, most(2)?);
+    println!(
+        "memory: {} MiB with all connections open, at most {}, {} and {} MiB in the thirds of the load",
+        open / MIB,
+        first / MIB,
+        second / MIB,
+        last / MIB
+    );
+    ensure!(
+        last as f64 <= first as f64 * FLAT,
+        "memory grows: {first}, {second}, {last} bytes"
+    );
+    Ok(last)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but_answers() -> Result<()> {
+    let lasts = seconds()?;
+    let folder = tempfile::Builder::new().prefix("hsm-overload-").tempdir()?;
+    let shim = Shim::build(folder.path(), "shim", Path::new(SOFTHSM))?;
+    let cluster = formed_with(Playground::builder(), |config| {
+        // Those at rest ask nothing for longer than the two minutes that a connection has.
+        config
+            .replace(SOFTHSM, &shim.library().display().to_string())
+            .replace("\n  drain:", "\n  http2: {idle_timeout_seconds: 900}\n  drain:")
+    })
+    .await?;
+    let before = seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?;
+    let leader = cluster.leader().await?;
+    let node = cluster.node(leader.node);
+    let pid = node.pid().context("the leader does not run")?;
+    let (terms_before, empty) = (terms(&cluster).await?, resident(pid)?);
+
+    let vitals = Vitals::watch(cluster.nodes(), &node)?;
+    let identities = (1..=PRINCIPALS)
+        .map(|n| cluster.pki().issue(&format!("crowd-{n}"), Some("Trading")))
+        .collect::<Result<Vec<_>>>()?;
+    let opening = Instant::now();
+    let crowd = Crowd::start(&node, &cluster.pki(), &identities, CONNECTIONS)?;
+    crowd.all_open(OPEN_WITHIN).await?;
+    println!(
+        "{CONNECTIONS} connections were open after {:?}",
+        opening.elapsed()
+    );
+    let counted = connections(&node).await.unwrap_or_default();
+    ensure!(
+        counted >= CONNECTIONS as f64,
+        "the node counts {counted} connections"
+    );
+    let full = resident(pid)?;
+    let each = full.saturating_sub(empty) / CONNECTIONS as u64;
+    println!("{} KiB each", each >> 10);
+
+    let can = capacity(&crowd).await;
+    ensure!(can > 0.0, "it serves nothing");
+    let (measured, began) = (crowd.answers(), Instant::now());
+    crowd.pace(Pace::Offered {
+        senders: SENDERS,
+        per_second: TIMES * can,
+    });
+    tokio::time::sleep(lasts / 2).await;
+    let half = crowd.answers();
+    shim.obey(&[SLOW])?;
+    tokio::time::sleep((began + lasts).saturating_duration_since(Instant::now())).await;
+    let end = crowd.answers();
+    let lasted = began.elapsed();
+    crowd.pace(Pace::Rest);
+    shim.obey(&[])?;
+
+    let offered = TIMES * can * lasted.as_secs_f64();
+    let served = (end.served - measured.served) as f64;
+    let quick = (half.served - measured.served) as f64 / (lasted.as_secs_f64() / 2.0);
+    println!(
+        "it can do {can:.0} a second, and was asked for {offered:.0} in {lasted:?}: {served} were carried out ({quick:.0} a \
+         second while the token was quick), {} shed, {} limited, the rest held back by clients that waited; the \
+         longest wait was {:?}",
+        end.shed - measured.shed,
+        end.limited - measured.limited,
+        end.slowest
+    );
+    one_more_round(&crowd).await?;
+    let counted = connections(&node).await.unwrap_or_default();
+    ensure!(counted >= CONNECTIONS as f64, "{counted} connections are left");
+    drop(crowd);
+    let quiet = Instant::now();
+    until("the end of the connections", BACK_WITHIN, async || {
+        (connections(&node).await? < 100.0).then_some(())
+    })
+    .await?;
+    node.wait_ready(BACK_WITHIN.saturating_sub(quiet.elapsed()))
+        .await?;
+    open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &before).await?;
+    seal(&cluster.client_on("trading-1", node.number)?, CONTEXT, b"after").await?;
+    let seen = vitals.stop()?;
+    if let Some(slowest) = seen.slowest_probe() {
+        println!("{} probes, the slowest: {slowest:?}", seen.probes.len());
+    }
+
+    check_faults(&end)?;
+    ensure!(
+        served <= offered / 2.0,
+        "{served} of {offered:.0} were carried out: that was no overload"
+    );
+    ensure!(
+        end.shed > measured.shed,
+        "nothing was shed, with a slow token and a full queue"
+    );
+    ensure!(
+        quick >= KEPT * can,
+        "{quick:.0} a second under load, {can:.0} without"
+    );
+    check_probes(&seen)?;
+    let most = check_memory(&seen, began, lasted, full)?;
+    let peak = most.saturating_sub(empty) / CONNECTIONS as u64;
+    ensure!(peak <= A_CONNECTION, "{peak} bytes a connection");
+    let now = resident(pid)?;
+    ensure!(
+        now as f64 <= most as f64 * FLAT,
+        "{now} bytes afterwards, {most} before"
+    );
+    let terms_after = terms(&cluster).await?;
+    ensure!(
+        terms_after == terms_before,
+        "terms {terms_before:?}, then {terms_after:?}"
+    );
+    ensure!(cluster.leader().await? == leader, "another leader");
+    cluster.passed();
+    Ok(())
+}
