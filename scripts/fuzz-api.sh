@@ -132,7 +132,11 @@ values = ["exchange", "2fa"]
 [dictionaries.ciphertexts]
 values = ["$data", "$key"]
 
+[dictionaries.indexes]
+values = ["1.0", "1.1"]
+
 [parameters]
+"header.X-HSM-Min-Index" = { dictionary = "indexes", probability = 0.8 }
 "path.context" = { dictionary = "contexts", probability = 0.7 }
 "path.version" = { dictionary = "versions", probability = 0.7 }
 "path.slot" = { dictionary = "slots", probability = 0.7 }

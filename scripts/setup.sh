@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
-# strace: injects kills into system calls and counts fdatasync.
-packages=(softhsm2 opensc strace)
+# strace: injects kills into system calls and counts fdatasync. haproxy: runs the examples for it before real nodes.
+packages=(softhsm2 opensc strace haproxy)
 # What a node needs beside itself.
 runtime=(softhsm2)
 
@@ -29,7 +29,7 @@ installed() {
 install_packages() {
   local missing=() package
   if ! have dpkg-query; then
-    for tool in softhsm2-util pkcs11-tool strace cc curl; do
+    for tool in softhsm2-util pkcs11-tool strace haproxy cc curl; do
       have "$tool" || missing+=("$tool")
     done
     [ ${#missing[@]} -eq 0 ] || die "not a Debian system, and these commands are missing: ${missing[*]}; install them, then start again"

@@ -225,7 +225,8 @@ impl Exit {
         match status {
             400 if code == Some(ErrorCode::InvalidArgument) => Self::Usage,
             401 | 403 => Self::Refused,
-            404 | 409 | 422 => Self::Conflict,
+            412 if code == Some(ErrorCode::MinIndexNotReached) => Self::Unavailable,
+            404 | 409 | 412 | 422 => Self::Conflict,
             429 | 502 | 503 | 504 => Self::Unavailable,
             _ => Self::Error,
         }
@@ -291,6 +292,8 @@ mod tests {
             (ErrorCode::NotFound, Exit::Conflict),
             (ErrorCode::AlreadyExists, Exit::Conflict),
             (ErrorCode::IdempotencyKeyReused, Exit::Conflict),
+            (ErrorCode::IndexEpochChanged, Exit::Conflict),
+            (ErrorCode::MinIndexNotReached, Exit::Unavailable),
             (ErrorCode::NoQuorum, Exit::Unavailable),
             (ErrorCode::RateLimited, Exit::Unavailable),
             (ErrorCode::InvalidArgument, Exit::Usage),

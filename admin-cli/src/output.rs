@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Write};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::Table;
+use hsm_api::client::Answer;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -37,6 +38,29 @@ pub(crate) fn print(format: Format, value: &impl Serialize, table: impl FnOnce()
         text.push('\n');
     }
     bytes(text.as_bytes())
+}
+
+/// The answer to a change, for programs with an index from which on it is in every state: whoever asks any node for
+/// at least that one (`--min-index`) reads what was written.
+#[derive(Serialize)]
+struct Change<'a, T> {
+    #[serde(flatten)]
+    answer: &'a T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<String>,
+}
+
+/// As [`print`], of a change.
+pub(crate) fn print_change<T: Serialize>(
+    format: Format,
+    answer: &Answer<T>,
+    table: impl FnOnce() -> String,
+) -> Result<()> {
+    let change = Change {
+        answer: &answer.body,
+        index: answer.meta.index.map(|index| index.to_string()),
+    };
+    print(format, &change, table)
 }
 
 /// YAML in which every text is on one line: a ciphertext is found by its name with grep, too.
@@ -139,6 +163,19 @@ mod tests {
             text.lines().any(|line| line == format!("ciphertext: {long}")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_change_is_printed_with_its_index_beside_its_members() {
+        let change = Change {
+            answer: &serde_json::json!({"context": "2fa", "version": 2}),
+            index: Some("1.42".to_owned()),
+        };
+        let expected = serde_json::json!({"context": "2fa", "version": 2, "index": "1.42"});
+        assert_eq!(serde_json::to_value(&change).unwrap(), expected);
+        let text = yaml(&change).unwrap();
+        let read: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        assert_eq!(read["index"], "1.42", "{text}");
     }
 
     #[test]

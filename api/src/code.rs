@@ -151,6 +151,13 @@ codes! {
     /// The `Idempotency-Key` was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused" 422, "idempotency key reused";
 
+    /// `X-HSM-Min-Index` is of another epoch than this node's state: it means nothing here.
+    IndexEpochChanged = "index_epoch_changed" 412, "index epoch changed";
+    /// `X-HSM-Min-Index` is further ahead of this node's state than any node is behind.
+    MinIndexTooFar = "min_index_too_far" 412, "minimum index too far";
+    /// This node's state has not come to `X-HSM-Min-Index` in time, or too many wait for theirs.
+    MinIndexNotReached = "min_index_not_reached" 412 retry(1), "minimum index not reached";
+
     /// This principal sends more than its rate.
     RateLimited = "rate_limited" 429 retry(1), "rate limit exceeded";
 
@@ -220,10 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn only_429_and_503_are_retryable_and_only_they_carry_retry_after() {
+    fn only_412_429_and_503_are_retryable_and_only_they_carry_retry_after() {
         for &code in ErrorCode::ALL {
             if code.retryable() {
-                assert!(matches!(code.status(), 429 | 503), "{code}");
+                assert!(matches!(code.status(), 412 | 429 | 503), "{code}");
             }
             assert!(code.retry_after().is_none() || code.retryable(), "{code}");
         }
@@ -235,6 +242,7 @@ mod tests {
         assert_eq!(
             with_header,
             [
+                "min_index_not_reached",
                 "rate_limited",
                 "overloaded",
                 "key_version_not_ready",
@@ -311,7 +319,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 49);
+        assert_eq!(table.len(), 52);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
@@ -333,6 +341,9 @@ mod tests {
             "already_exists 409",
             "idempotency_key_reused 422",
             "idempotency_expired 409",
+            "index_epoch_changed 412",
+            "min_index_too_far 412",
+            "min_index_not_reached 412 r",
             "overloaded 503 r",
             "key_version_not_ready 503 r",
             "key_not_on_this_node 503",

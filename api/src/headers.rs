@@ -8,10 +8,12 @@ use std::str::FromStr;
 pub const X_HSM_REQUEST: &str = "x-hsm-request";
 /// Request, mutations: the same value makes a repeated mutation happen once.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Response: `<epoch>.<index>` of the state the answer was made from.
+/// Response: `<epoch>.<index>` of a state that the answer was made from at least; of a change, of one that has it.
 pub const X_HSM_INDEX: &str = "x-hsm-index";
 /// Request: answer only from a state at least this new.
 pub const X_HSM_MIN_INDEX: &str = "x-hsm-min-index";
+/// Response: `true` when a node answered that is out of readiness and still inside its staleness bound.
+pub const X_HSM_STALE: &str = "x-hsm-stale";
 /// Response: name of the node that answered.
 pub const X_HSM_NODE: &str = "x-hsm-node";
 /// Request and response: names one request in the logs of all nodes it touched.

@@ -190,6 +190,32 @@ async fn an_answer_comes_with_its_headers() {
 }
 
 #[tokio::test]
+async fn a_minimum_is_sent_with_every_call_and_a_node_that_is_not_there_yet_is_left_for_another() {
+    let pki = Pki::new();
+    let behind = Server::start(&pki, |_, _| problem(ErrorCode::MinIndexNotReached)).await;
+    let ahead = Server::start(&pki, |_, _| (200, encrypted())).await;
+    let client = pki
+        .client()
+        .endpoints([behind.url(), ahead.url()])
+        .build()
+        .unwrap();
+    let index = StateIndex { epoch: 1, index: 42 };
+    let sealed = client.with_min_index(index).encrypt(&request()).await.unwrap();
+    assert_eq!((sealed.meta.attempts, sealed.meta.stale), (2, false));
+    // Reads and changes of administrators too; what they are answered here is no answer to them.
+    let asking = client.on(&ahead.url()).unwrap().with_min_index(index);
+    let _ = asking.list_keks().await;
+    let _ = asking.rotate("c", None).await;
+    let _ = client.on(&ahead.url()).unwrap().list_keks().await;
+    let seen = ahead.seen.lock().unwrap();
+    let sent: Vec<_> = seen
+        .iter()
+        .map(|seen| Some(seen.headers.get("x-hsm-min-index")?.to_str().unwrap()))
+        .collect();
+    assert_eq!(sent, [Some("1.42"), Some("1.42"), Some("1.42"), None]);
+}
+
+#[tokio::test]
 async fn a_batch_is_sent_once_whatever_its_items_are_answered() {
     let pki = Pki::new();
     let server = Server::start(&pki, |_, seen| {

@@ -161,10 +161,21 @@ impl Pki {
 
     /// A client that sends each request once; `None` has no certificate.
     pub fn client(&self, identity: Option<&Identity>, endpoints: &[String]) -> Result<Client> {
+        self.client_that(true, identity, endpoints)
+    }
+
+    /// As [`Pki::client`], with a connection of its own for each request unless `keeps` is true.
+    pub fn client_that(
+        &self,
+        keeps: bool,
+        identity: Option<&Identity>,
+        endpoints: &[String],
+    ) -> Result<Client> {
         let mut builder = Client::builder()
             .endpoints(endpoints.iter().cloned())
             .ca_pem(self.read("ca.crt")?)
             .retry(Retry::None)
+            .keep_alive(keeps)
             .request_timeout(ATTEMPT);
         if let Some(identity) = identity {
             builder = builder.identity_pem(&identity.cert, &identity.key);

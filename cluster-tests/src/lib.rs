@@ -1,5 +1,5 @@
 //! The harness of the cluster tests: real nodes as processes, made by `hsmctl dev` in a folder and on ports of
-//! their own, clients that never retry behind a test's back, relays for partitions, load, failpoints and
+//! their own, clients that never retry behind a test's back, relays for partitions, a balancer, load, failpoints and
 //! metrics. It waits for conditions with deadlines, and leaves no process behind, however a test ends.
 
 #![warn(missing_docs)]
@@ -8,6 +8,7 @@ pub mod client;
 pub mod crowd;
 pub mod failpoints;
 mod guard;
+pub mod haproxy;
 pub mod load;
 pub mod metrics;
 pub mod node;
@@ -20,6 +21,7 @@ pub mod vitals;
 pub mod wait;
 
 pub use client::{Identity, Pki};
+pub use haproxy::Haproxy;
 pub use load::Load;
 pub use metrics::Metrics;
 pub use node::Node;

@@ -42,6 +42,9 @@ struct Outcome {
     changes: Vec<String>,
     /// Names the rules that are in force now, or would be.
     digest: String,
+    /// Of a state that has them, once they are changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<String>,
 }
 
 pub(super) async fn set(session: &Session, args: &Set) -> Result<()> {
@@ -59,10 +62,11 @@ pub(super) async fn set(session: &Session, args: &Set) -> Result<()> {
         dry_run,
     };
     let digest = foresee(session, &client, &request(true)).await?;
-    let outcome = Outcome {
+    let mut outcome = Outcome {
         dry_run: args.dry_run,
         changes,
         digest,
+        index: None,
     };
     if args.dry_run || outcome.changes.is_empty() {
         return outcome.print(session);
@@ -80,10 +84,11 @@ pub(super) async fn set(session: &Session, args: &Set) -> Result<()> {
     };
     confirmation.confirm(session.questions())?;
     let key = idempotency_key(args.idempotency_key.clone());
-    session
+    let answer = session
         .ask(&client, "acl set", client.set_acl(&request(false), Some(&key)))
         .await
         .map_err(|error| change_failed(error, &key))?;
+    outcome.index = answer.meta.index.map(|index| index.to_string());
     outcome.print(session)
 }
 
@@ -210,6 +215,7 @@ roles:
             dry_run,
             changes: changes.iter().map(|line| (*line).to_owned()).collect(),
             digest: "ab".to_owned(),
+            index: None,
         };
         let text = outcome(true, &["+ ou A: b"]).text();
         assert!(

@@ -46,7 +46,7 @@ pub(super) async fn run(session: &Session, args: Cleanup) -> Result<()> {
             note("--force changes nothing here: nothing is asked, and `hsmctl key enable` takes it back");
         }
     }
-    output::print(session.format(), done, || text(done))
+    output::print_change(session.format(), &answer, || text(done))
 }
 
 fn text(done: &CleanupResponse) -> String {

@@ -89,7 +89,7 @@ pub(super) async fn create(session: &Session, args: CreateKek) -> Result<()> {
         .await
         .map_err(|error| change_failed(error, &key))?;
     let made = &answer.body;
-    output::print(session.format(), made, || {
+    output::print_change(session.format(), &answer, || {
         output::table(
             ["CONTEXT", "VERSION", "KEY ID", "STATE"],
             [[

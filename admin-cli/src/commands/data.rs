@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use hsm_api::Base64;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
+use hsm_api::{Base64, Client, StateIndex};
 use zeroize::Zeroizing;
 
 use super::{READ, Session};
@@ -31,6 +31,9 @@ pub(crate) struct Encrypt {
     /// File with associated data: authenticated, not stored, needed again to decrypt.
     #[arg(long, value_name = "FILE")]
     aad_file: Option<PathBuf>,
+    /// Only from a state at least this new, as `index` of a change's answer: EPOCH.INDEX.
+    #[arg(long, value_name = "INDEX")]
+    min_index: Option<StateIndex>,
 }
 
 /// Arguments of `decrypt`.
@@ -48,10 +51,21 @@ pub(crate) struct Decrypt {
     /// File with the associated data it was encrypted with.
     #[arg(long, value_name = "FILE")]
     aad_file: Option<PathBuf>,
+    /// Only from a state at least this new, as `index` of a change's answer: EPOCH.INDEX.
+    #[arg(long, value_name = "INDEX")]
+    min_index: Option<StateIndex>,
+}
+
+fn client(session: &Session, min_index: Option<StateIndex>) -> Result<Client> {
+    let client = session.client(READ)?;
+    Ok(match min_index {
+        Some(index) => client.with_min_index(index),
+        None => client,
+    })
 }
 
 pub(super) async fn encrypt(session: &Session, args: &Encrypt) -> Result<()> {
-    let client = session.client(READ)?;
+    let client = client(session, args.min_index)?;
     let plaintext = match args.plaintext_file.as_deref() {
         Some(path) => file(path, "the plaintext")?,
         None => stdin(session.questions(), "the plaintext", "--plaintext-file")?,
@@ -70,7 +84,7 @@ pub(super) async fn encrypt(session: &Session, args: &Encrypt) -> Result<()> {
 }
 
 pub(super) async fn decrypt(session: &Session, args: Decrypt) -> Result<()> {
-    let client = session.client(READ)?;
+    let client = client(session, args.min_index)?;
     let text = match args.ciphertext_file.as_deref() {
         Some(path) => file(path, "the ciphertext")?,
         None => stdin(session.questions(), "the ciphertext", "--ciphertext-file")?,

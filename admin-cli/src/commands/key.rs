@@ -157,7 +157,7 @@ async fn change(session: &Session, verb: Verb, args: Change) -> Result<()> {
         .ask(&client, &what, call)
         .await
         .map_err(|error| change_failed(error, &key))?;
-    output::print(session.format(), &answer.body, || text(named, &answer.body.info))
+    output::print_change(session.format(), &answer, || text(named, &answer.body.info))
 }
 
 /// A version as the nodes list it.

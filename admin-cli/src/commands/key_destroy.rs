@@ -129,7 +129,7 @@ async fn schedule(session: &Session, client: &Client, meant: Meant) -> Result<()
         .await
         .map_err(|error| change_failed(error, &key))?;
     let info = &answer.body.info;
-    output::print(session.format(), &answer.body, || key::text(named, info))
+    output::print_change(session.format(), &answer, || key::text(named, info))
 }
 
 async fn dry_run(

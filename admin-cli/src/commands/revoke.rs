@@ -121,7 +121,7 @@ pub(super) async fn revoke(session: &Session, args: &Revoke) -> Result<()> {
     for warning in &done.warnings {
         note(&format!("warning: {warning}"));
     }
-    output::print(session.format(), done, || {
+    output::print_change(session.format(), &answer, || {
         let how = if done.added > 0 {
             "revoked"
         } else {
@@ -150,7 +150,7 @@ async fn revoke_crl(session: &Session, args: &Revoke, path: &Path) -> Result<()>
         .await
         .map_err(repeatable_failed)?;
     let done = &answer.body;
-    output::print(session.format(), done, || {
+    output::print_change(session.format(), &answer, || {
         let row = |list: &CrlInfo| {
             [
                 list.issuer.clone(),
@@ -196,7 +196,7 @@ pub(super) async fn unrevoke(session: &Session, args: &Unrevoke) -> Result<()> {
              out there too",
         );
     }
-    output::print(session.format(), done, || {
+    output::print_change(session.format(), &answer, || {
         let how = if done.removed > 0 {
             "is not revoked any more"
         } else {

@@ -39,7 +39,7 @@ pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<()> {
         .await
         .map_err(|error| change_failed(error, &key))?;
     let done = &answer.body;
-    output::print(session.format(), done, || {
+    output::print_change(session.format(), &answer, || {
         output::table(
             ["CONTEXT", "VERSION", "KEY ID", "BEFORE"],
             [[

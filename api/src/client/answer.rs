@@ -40,8 +40,11 @@ impl<T> Deref for Answer<T> {
 pub struct Meta {
     /// The HTTP status.
     pub status: u16,
-    /// `X-HSM-Index`: the state it was made from.
+    /// `X-HSM-Index`: the state it was made from, at least; of a change, a state that has it. With
+    /// [`Client::with_min_index`](super::Client::with_min_index) no node answers from an older one.
     pub index: Option<StateIndex>,
+    /// `X-HSM-Stale`: the node has lost contact to a quorum, and still may answer.
+    pub stale: bool,
     /// `X-HSM-Node`: who answered.
     pub node: Option<String>,
     /// `X-Request-Id`: names it in the nodes' logs.
@@ -143,6 +146,7 @@ impl RawResponse {
             index: self
                 .header(headers::X_HSM_INDEX)
                 .and_then(|index| index.parse().ok()),
+            stale: self.header(headers::X_HSM_STALE) == Some("true"),
             node: owned(headers::X_HSM_NODE),
             request_id: owned(headers::X_REQUEST_ID),
             endpoint: self.endpoint.clone(),

@@ -108,6 +108,7 @@ impl ClientBuilder {
             endpoints,
             retry: self.retry,
             request_timeout: self.request_timeout,
+            min_index: None,
         })
     }
 }

@@ -327,11 +327,21 @@ impl Client {
         })
     }
 
+    /// What every call says besides.
+    fn common(&self, mut headers: HeaderMap) -> HeaderMap {
+        let text = self.min_index.map(|index| index.to_string());
+        // Two numbers and a dot are always a header's value.
+        if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+            headers.insert(headers::X_HSM_MIN_INDEX, value);
+        }
+        headers
+    }
+
     fn data_call(&self, path: &str, body: Bytes) -> Call {
         Call {
             method: Method::POST,
             path: path.to_owned(),
-            headers: json_headers(),
+            headers: self.common(json_headers()),
             body,
             limit: self.request_timeout,
             first_endpoint_only: false,
@@ -368,7 +378,7 @@ impl Client {
         let call = Call {
             method: Method::GET,
             path: path.to_owned(),
-            headers,
+            headers: self.common(headers),
             body: Bytes::new(),
             limit,
             first_endpoint_only,
@@ -395,7 +405,7 @@ impl Client {
         let call = Call {
             method: Method::POST,
             path: mutation.path.to_owned(),
-            headers,
+            headers: self.common(headers),
             body: body(request, 0)?,
             limit: self.request_timeout.max(mutation.limit),
             first_endpoint_only: mutation.first_endpoint_only,

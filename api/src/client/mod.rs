@@ -53,6 +53,8 @@ use failures::Failures;
 use retry::{Plan, Step};
 use transport::{Call, Transport};
 
+use crate::headers::StateIndex;
+
 /// A client of the API. Clones are cheap and share connections and what is known of endpoints.
 #[derive(Clone)]
 pub struct Client {
@@ -60,6 +62,7 @@ pub struct Client {
     endpoints: Arc<Endpoints>,
     retry: Retry,
     request_timeout: Duration,
+    min_index: Option<StateIndex>,
 }
 
 impl fmt::Debug for Client {
@@ -91,6 +94,17 @@ impl Client {
     pub fn with_retry(&self, retry: Retry) -> Self {
         Self {
             retry,
+            ..self.clone()
+        }
+    }
+
+    /// The same client, whose calls are answered only from states at least as new as this one: the index of an
+    /// answer that it has seen ([`Meta::index`]). A node that is not there yet waits a moment for it, then another one
+    /// is asked. An index of another epoch is refused at once, by every node: forget it then.
+    #[must_use]
+    pub fn with_min_index(&self, index: StateIndex) -> Self {
+        Self {
+            min_index: Some(index),
             ..self.clone()
         }
     }

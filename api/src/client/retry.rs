@@ -62,7 +62,9 @@ fn verdict(error: &ClientError) -> Verdict {
             ErrorCode::KeyNotOnThisNode
             | ErrorCode::SlotLocked
             | ErrorCode::SlotFailed
-            | ErrorCode::Uninitialised,
+            | ErrorCode::Uninitialised
+            // One that is further on may be asked; no node is waited for.
+            | ErrorCode::MinIndexTooFar,
         ) => Verdict::Elsewhere,
         _ if api.retryable => Verdict::Again(after),
         _ => Verdict::Final,
@@ -164,7 +166,8 @@ mod tests {
     #[test]
     fn the_callers_own_fault_is_final() {
         for &code in ErrorCode::ALL {
-            if code.status() < 429 || code.status() == 500 {
+            let elsewhere = code.status() == 412;
+            if (code.status() < 429 && !elsewhere) || code.status() == 500 {
                 assert_eq!(Plan::new(3).after(&api(code)), Step::GiveUp, "{code}");
             }
         }
@@ -199,6 +202,23 @@ mod tests {
             "what was asked for in one round does not bind the next"
         );
         assert_eq!(plan.after(&refused()), Step::Next(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_state_that_is_not_there_yet_may_be_on_another_node_and_one_of_another_epoch_is_nowhere() {
+        let mut plan = Plan::new(2);
+        assert_eq!(plan.after(&api(ErrorCode::MinIndexNotReached)), NOW);
+        assert_eq!(
+            plan.after(&api(ErrorCode::MinIndexNotReached)),
+            Step::Next(Duration::from_secs(1))
+        );
+        let mut plan = Plan::new(2);
+        assert_eq!(plan.after(&api(ErrorCode::MinIndexTooFar)), NOW);
+        assert_eq!(plan.after(&api(ErrorCode::MinIndexTooFar)), Step::GiveUp);
+        assert_eq!(
+            Plan::new(2).after(&api(ErrorCode::IndexEpochChanged)),
+            Step::GiveUp
+        );
     }
 
     #[test]

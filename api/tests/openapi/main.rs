@@ -245,6 +245,12 @@ fn canonical(name: &str) -> String {
     name.split('-').map(part).collect::<Vec<_>>().join("-")
 }
 
+/// Whether a path is answered from the replicated state, of which a caller may ask for a newer one.
+fn is_of_a_state(path: &str) -> bool {
+    let data = [paths::ENCRYPT, paths::DECRYPT, paths::REWRAP, paths::DATAKEY];
+    data.contains(&path) || path.starts_with(paths::ADMIN_PREFIX)
+}
+
 #[test]
 fn headers_are_called_what_they_are_called() {
     let document = Document::read();
@@ -261,6 +267,9 @@ fn headers_are_called_what_they_are_called() {
         expected.insert(canonical(headers::X_REQUEST_ID));
         if path.starts_with(paths::ADMIN_PREFIX) {
             expected.insert(canonical(headers::X_HSM_REQUEST));
+        }
+        if is_of_a_state(path) {
+            expected.insert(canonical(headers::X_HSM_MIN_INDEX));
         }
         // Whoever may repeat a change may also be told that it was another one.
         if operation["responses"].get("422").is_some() {
@@ -322,6 +331,9 @@ fn every_operation_says_how_it_can_fail() {
         }
         if posts && admin {
             least.push("415");
+        }
+        if is_of_a_state(path) {
+            least.extend(["400", "412"]);
         }
         let responses = object(&operation["responses"]);
         for status in least {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::{ListKeksResponse, MemberRole, NodeRole};
 use hsm_api::client::Retry;
+use hsm_api::data::EncryptRequest;
 use hsm_api::{Client, ClientError, ErrorCode};
 
 use crate::common::{
@@ -17,6 +18,8 @@ use crate::common::{
 
 /// `staleness.ready_ms`, and what noticing may add on a busy machine.
 const STALE_WITHIN: Duration = Duration::from_millis(5000 + 1500);
+/// The first of these alone.
+const READY: Duration = Duration::from_secs(5);
 /// `cluster.raft.election_max_ms`, and the same: a leader that hears nobody appends nothing from then on.
 const NO_QUORUM_AFTER: Duration = Duration::from_millis(1200 + 800);
 /// What the isolated leader of a test is given as `staleness.encrypt_ms` and `staleness.decrypt_ms`.
@@ -44,6 +47,8 @@ struct Sample {
     last_log: f64,
     encrypt: Result<(), Option<ErrorCode>>,
     decrypt: Result<(), Option<ErrorCode>>,
+    /// Whether the answer to encrypt was marked; `None`: it was refused.
+    marked: Option<bool>,
 }
 
 fn code_of(outcome: Result<(), anyhow::Error>) -> Result<(), Option<ErrorCode>> {
@@ -54,12 +59,14 @@ impl Sample {
     async fn take(node: &Node, client: &Client, sealed: &Sealed, cut: Instant) -> Result<Self> {
         let asked = cut.elapsed();
         let health = node.health();
+        let encrypted = client.encrypt(&EncryptRequest::new(CONTEXT, b"alone")).await;
         let sample = Self {
             asked,
+            marked: encrypted.as_ref().ok().map(|answer| answer.meta.stale),
             ready: health.get("/readyz").await?.status,
             ready_if_stale: health.get("/readyz?stale=ok").await?.status,
             last_log: last_log(node).await?,
-            encrypt: code_of(seal(client, CONTEXT, b"alone").await.map(drop)),
+            encrypt: encrypted.map(drop).map_err(|error| error.code()),
             decrypt: code_of(open(client, CONTEXT, sealed).await),
             answered: Duration::ZERO,
         };
@@ -92,6 +99,9 @@ impl Sample {
         self.check_bound("decrypt", &self.decrypt, DECRYPT_BOUND)?;
         if self.asked > STALE_WITHIN {
             ensure!(self.ready == 503, "ready for fresh requests: {self:?}");
+            ensure!(self.marked != Some(false), "not marked: {self:?}");
+        } else if self.answered < READY - AROUND {
+            ensure!(self.marked == Some(false), "marked while fresh: {self:?}");
         }
         if self.answered < DECRYPT_BOUND - AROUND {
             ensure!(
@@ -354,9 +364,10 @@ async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()> {
             let answer = node.health().get(path).await?;
             ensure!(answer.status == 503, "{path} is {} in isolation", answer.status);
         }
+        let outcome = code_of(seal(&client, CONTEXT, b"x").await.map(drop));
         ensure!(
-            seal(&client, CONTEXT, b"x").await.is_err(),
-            "it encrypts in isolation"
+            outcome == Err(Some(ErrorCode::NotReady)),
+            "it encrypts in isolation, or says otherwise: {outcome:?}"
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -126,6 +126,15 @@ impl AdminBody {
     }
 }
 
+/// The leader's answer to a call that it has carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Executed {
+    /// For the caller.
+    pub answer: serde_json::Value,
+    /// The leader's applied index by then: what was changed is in every state from there on.
+    pub index: u64,
+}
+
 /// Why a call was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallError {

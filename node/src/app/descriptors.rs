@@ -92,6 +92,7 @@ mod tests {
             max_connections,
             connections_by_default,
             max_body_bytes: 1 << 20,
+            min_index_wait: std::time::Duration::from_secs(1),
         }
     }
 

@@ -112,6 +112,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             rate_limit: config.rate_limit,
             max_body_bytes: config.server.limits.max_body_bytes,
             token_timeout: TOKEN_TIMEOUT,
+            min_index_wait: config.server.limits.min_index_wait,
             drain: drain.signal(),
         });
         let changes = Changes::default();

@@ -136,6 +136,8 @@ pub(crate) struct LimitsSection {
     pub(crate) max_connections: Option<usize>,
     /// Bytes of a request's body. Default 1048576.
     pub(crate) max_body_bytes: Option<usize>,
+    /// How long a request with `X-HSM-Min-Index` waits for that state. Default 1000.
+    pub(crate) min_index_wait_ms: Option<u64>,
 }
 
 /// `hsm`: tokens. Either `slots`, or v1's single slot.

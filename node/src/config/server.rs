@@ -69,6 +69,8 @@ pub struct Limits {
     pub connections_by_default: bool,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
+    /// How long a request waits for the state that it asks for (`X-HSM-Min-Index`).
+    pub min_index_wait: Duration,
 }
 
 const DEFAULT_PORT: u16 = 8443;
@@ -128,6 +130,12 @@ impl ServerSection {
                     self.limits.max_body_bytes,
                     1024 * 1024,
                     MIN_BODY..=MAX_BODY,
+                )?,
+                min_index_wait: millis(
+                    "server.limits.min_index_wait_ms",
+                    self.limits.min_index_wait_ms,
+                    1000,
+                    0..=10_000,
                 )?,
             },
         })

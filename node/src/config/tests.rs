@@ -100,6 +100,7 @@ fn a_cluster_node_gets_its_defaults() {
     assert_eq!(config.cluster.fence_after, Duration::from_secs(8));
     assert_eq!(config.staleness.decrypt, Duration::from_secs(300));
     assert_eq!(config.server.limits.max_body_bytes, 1_048_576);
+    assert_eq!(config.server.limits.min_index_wait, Duration::from_secs(1));
     assert_eq!(config.hsm.slot_of("order-key").unwrap().name.as_str(), "exchange");
     assert_eq!(config.hsm.slots.iter().map(|slot| slot.threads).sum::<usize>(), 3);
     assert!(config.ignored.is_empty() && config.warnings.is_empty());

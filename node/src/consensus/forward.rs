@@ -14,9 +14,9 @@ use super::ask::Unanswered;
 use super::connection::CallFailure;
 use super::repeat::{Pace, repeat};
 use super::shared::Shared;
-use super::wire::{Request, Response};
+use super::wire::{Answered, Request, Response};
 use super::{Consensus, ProposeError};
-use crate::admin::call::{AdminCall, CallError};
+use crate::admin::call::{AdminCall, CallError, Executed};
 use crate::clock;
 use hsm_api::ErrorCode;
 
@@ -36,7 +36,7 @@ impl Consensus {
     /// # Errors
     /// The leader's answer, or `no_quorum`, `not_leader` once the deadline has passed; `outcome_unknown` if an
     /// attempt may have been done by then.
-    pub async fn admin_call(&self, call: AdminCall) -> Result<serde_json::Value, CallError> {
+    pub async fn admin_call(&self, call: AdminCall) -> Result<Executed, CallError> {
         let answer = repeat(ADMIN_PACE, |within| self.shared.admin_attempt(&call, within)).await;
         answer.map_err(|error| match self.shared.leader_hint() {
             Some(leader) if error.code == ErrorCode::NotLeader => {
@@ -103,7 +103,7 @@ impl Shared {
         self: &std::sync::Arc<Self>,
         call: &AdminCall,
         within: Duration,
-    ) -> Result<serde_json::Value, CallError> {
+    ) -> Result<Executed, CallError> {
         if self.raft.get().is_none() {
             return Err(ProposeError::Uninitialised.into());
         }
@@ -139,7 +139,8 @@ impl Shared {
             )
         };
         match self.call_on_runtime(leader, address, request, within).await {
-            Ok(Response::Admin(Ok(text))) => serde_json::from_str(&text)
+            Ok(Response::Admin(Ok(Answered { json, index }))) => serde_json::from_str(&json)
+                .map(|answer| Executed { answer, index })
                 .map_err(|error| unknown(format!("the leader's answer does not parse ({error})"))),
             Ok(Response::Admin(Err(error))) => Err(error),
             Err(Unanswered { sent: false, .. }) => Err(CallError::new(
@@ -151,7 +152,7 @@ impl Shared {
     }
 
     /// Executes an administrator's call on this node, which should lead.
-    pub(super) async fn execute_here(&self, call: AdminCall) -> Result<serde_json::Value, CallError> {
+    pub(super) async fn execute_here(&self, call: AdminCall) -> Result<Executed, CallError> {
         if !self.is_leader() {
             let detail = "this node is not the leader".to_string();
             return Err(CallError {
@@ -169,13 +170,19 @@ impl Shared {
                 detail: ProposeError::NoQuorum.to_string(),
             });
         }
-        match self.calls.get() {
-            Some(calls) => calls.execute(call).await,
-            None => Err(CallError {
+        let Some(calls) = self.calls.get() else {
+            return Err(CallError {
                 code: ErrorCode::NotReady,
                 detail: "the node is starting".into(),
-            }),
-        }
+            });
+        };
+        let answer = calls.execute(call).await?;
+        // openraft answers a proposal when it is applied here.
+        let applied = self.published.load().applied;
+        Ok(Executed {
+            answer,
+            index: applied.map_or(0, |id| id.index),
+        })
     }
 
     pub(super) async fn read_index_here(&self) -> Result<u64, ProposeError> {

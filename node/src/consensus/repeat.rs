@@ -95,6 +95,10 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::Uninitialised
         | ErrorCode::TokenBusy
         | ErrorCode::TokenTimeout
+        // What the node that was asked says of its own state; no leader answers so.
+        | ErrorCode::IndexEpochChanged
+        | ErrorCode::MinIndexTooFar
+        | ErrorCode::MinIndexNotReached
         | ErrorCode::Internal => Verdict::NotNow,
         ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => Verdict::Elsewhere,
         ErrorCode::OutcomeUnknown => Verdict::Unknown,

@@ -241,7 +241,7 @@ async fn handle(
                 ));
                 return None;
             }
-            Response::Admin(shared.execute_here(*call).await.map(|value| value.to_string()))
+            Response::Admin(shared.execute_here(*call).await.map(Into::into))
         }
         Request::Own { nonce, op } => {
             // Whoever grants trusts the signature, so the key that signed has to be the one that is here.

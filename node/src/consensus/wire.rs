@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::ProposeError;
 use super::join::{JoinAccepted, JoinDetails};
-use crate::admin::call::{AdminCall, CallError};
+use crate::admin::call::{AdminCall, CallError, Executed};
 
 /// Version of this protocol.
 pub(super) const PROTOCOL: u16 = 1;
@@ -173,7 +173,7 @@ pub(super) enum Response {
     Snapshot(openraft::raft::SnapshotResponse<RaftId>),
     /// Done; or go on sending.
     More,
-    Admin(Result<String, CallError>),
+    Admin(Result<Answered, CallError>),
     Own(Result<Done, Declined>),
     ReadIndex(Result<u64, Declined>),
     /// Whose it is, if it is one.
@@ -181,6 +181,24 @@ pub(super) enum Response {
     Join(Result<JoinAccepted, JoinDeclined>),
     /// Raft on the peer has stopped or is not running.
     Failed(String),
+}
+
+/// What an administrator's call has come to.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Answered {
+    /// The answer, JSON.
+    pub(super) json: String,
+    /// See [`Executed::index`].
+    pub(super) index: u64,
+}
+
+impl From<Executed> for Answered {
+    fn from(executed: Executed) -> Self {
+        Self {
+            json: executed.answer.to_string(),
+            index: executed.index,
+        }
+    }
 }
 
 /// A node that is registered, as the state of the answering node has it.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::http::Extensions;
-use hsm_api::ErrorCode;
+use hsm_api::{ErrorCode, StateIndex};
 use hsm_core::envelope::Binding;
 use hsm_core::{Output, Work};
 
@@ -40,16 +40,21 @@ pub(super) struct Asking<'a> {
     pub(super) principal: &'a Principal,
     /// The request's id, its trace and its sender.
     pub(super) request: &'a Extensions,
+    /// How new both snapshots are at least.
+    pub(super) index: StateIndex,
     pub(super) policy: Arc<Policy>,
     pub(super) ring: Arc<KeyRing>,
 }
 
 impl<'a> Asking<'a> {
     pub(super) fn new(state: &'a ApiState, principal: &'a Principal, request: &'a Extensions) -> Self {
+        // Before the snapshots: they may be newer than it, never older.
+        let index = state.data().index();
         Self {
             state,
             principal,
             request,
+            index,
             policy: state.data().policy(),
             ring: state.data().keyring(),
         }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use hsm_api::StateIndex;
+use tokio::sync::watch;
 
 use super::problem::ApiError;
 use crate::keyring::KeyRing;
@@ -26,8 +27,12 @@ pub trait DataPlane: Send + Sync + 'static {
     /// The keys this node holds.
     fn keyring(&self) -> Arc<KeyRing>;
 
-    /// How far the replicated state is here.
+    /// How far the replicated state is in what this node answers from: a policy and a key ring that are loaded after
+    /// it are at least as new.
     fn index(&self) -> StateIndex;
+
+    /// The same, for waiting.
+    fn reached(&self) -> watch::Receiver<StateIndex>;
 
     /// `cluster.node_id`.
     fn node_id(&self) -> &str;

@@ -20,6 +20,7 @@ mod job;
 mod json;
 mod lent;
 mod listener;
+mod min_index;
 mod named;
 mod openapi;
 mod opening;
@@ -46,14 +47,11 @@ pub use self::listener::{ApiListener, ListenError, STALLED, bind};
 pub use self::places::{HANDSHAKES, OpenConnections};
 pub use self::problem::ApiError;
 pub use self::request_id::RequestId;
+pub(crate) use self::respond::ServedFrom;
 pub use self::routes::Routes;
 pub use self::service::{ApiParts, ApiState, router};
 pub(crate) use self::service::{METRICS_TYPE, v1_health};
 pub use self::trace_id::TraceId;
-
-/// Response header: `true` when a node answered that is out of readiness and still inside its
-/// staleness bound.
-pub const X_HSM_STALE: &str = "x-hsm-stale";
 
 /// The client's address. An extension of every request; for logs, never identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

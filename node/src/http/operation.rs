@@ -65,7 +65,8 @@ async fn answer<O: Operation<N>, const N: usize>(
     let Some(items) = batch else {
         let step = O::prepare(&asking, &members)?;
         let success = job::run(&asking, O::OP, step, &part).await?;
-        return Ok(respond::data_answer(success.json(false)?, part, freshness));
+        let json = success.json(false)?;
+        return Ok(respond::data_answer(json, part, freshness, asking.index));
     };
     if items.too_many {
         let detail = format!("the batch has more than {BATCH_MAX_ITEMS} items");
@@ -79,6 +80,7 @@ async fn answer<O: Operation<N>, const N: usize>(
         reply::batch(&answers),
         Arc::clone(&part),
         freshness,
+        asking.index,
     ))
 }
 

@@ -10,20 +10,21 @@ use axum::extract::{Request, State};
 use axum::http::{Extensions, HeaderValue, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use hsm_api::{ErrorCode, paths};
+use hsm_api::{ErrorCode, StateIndex, paths};
 use tracing::Level;
 
 use super::data_plane::Freshness;
 use super::drain::Phase;
 use super::footprint::PaysItself;
 use super::lent::Lent;
+use super::min_index::Wanted;
 use super::problem::ApiError;
 use super::rate_limit::Allowance;
 use super::request_id::RequestId;
 use super::service::ApiState;
 use super::shares::Share;
 use super::trace_id::TraceId;
-use super::{PeerAddr, X_HSM_STALE, footprint, guards};
+use super::{PeerAddr, footprint, guards, min_index};
 use crate::identity::Principal;
 use crate::policy::Op;
 use crate::{log_budget, metrics};
@@ -42,10 +43,23 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
 
     let lent = Lent::of(&mut request);
     let mut counted = None;
+    let mut index = state.data().index();
     let (mut response, mut footprint) = match guard(&state, principal.as_ref(), &request, &mut counted) {
-        Ok(share) => (next.run(request).await, Some(share)),
+        Ok(Passed { share, wanted }) => {
+            let response = match min_index::reach(&state, principal.as_ref(), wanted).await {
+                Ok(reached) => {
+                    index = reached;
+                    next.run(request).await
+                }
+                Err(error) => error.into_response(),
+            };
+            (response, Some(share))
+        }
         Err(error) => (error.into_response(), None),
     };
+    if let Some(ServedFrom(newer)) = response.extensions_mut().remove() {
+        index = newer;
+    }
     let mut error = response.extensions_mut().remove::<ApiError>();
     if error.is_none() {
         error = framework_error(&response);
@@ -70,7 +84,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     if let Some(share) = footprint {
         response = footprint::holding(response, share);
     }
-    common_headers(&state, &mut response, &id, version);
+    common_headers(&state, &mut response, &id, index, version);
     if let Some(counted) = counted {
         state.tell_limit(&counted, &mut response);
     }
@@ -86,13 +100,26 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     response
 }
 
-/// What the request's memory is taken from, if it may go on. `counted` is the allowance that it was taken from.
+/// What an answer was made from, where that is known better than from when its request came: a state that it
+/// contains at least, or the change that it is about. An extension of answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServedFrom(pub(crate) StateIndex);
+
+/// A request that may go on.
+struct Passed {
+    /// What its memory is taken from.
+    share: Share,
+    /// What it has to wait for first.
+    wanted: Option<Wanted>,
+}
+
+/// `counted` is the allowance that the request was taken from.
 fn guard(
     state: &ApiState,
     principal: Option<&Principal>,
     request: &Request,
     counted: &mut Option<Allowance>,
-) -> Result<Share, ApiError> {
+) -> Result<Passed, ApiError> {
     guards::same_origin(request.headers(), request.uri())?;
     let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
     if let Some(TurnedAway(error)) = request.extensions().get::<TurnedAway>() {
@@ -103,7 +130,10 @@ fn guard(
     if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
         guards::admin(request.method(), request.headers())?;
     }
-    state.footprints().enter(principal, request)
+    Ok(Passed {
+        wanted: min_index::wanted(request.uri(), request.headers())?,
+        share: state.footprints().enter(principal, request)?,
+    })
 }
 
 /// What every request is answered on a connection that has got no place. An extension of such requests.
@@ -147,8 +177,14 @@ fn endpoint(path: &str) -> &'static str {
     }
 }
 
-fn common_headers(state: &ApiState, response: &mut Response, id: &RequestId, version: Version) {
-    let index = HeaderValue::try_from(state.data().index().to_string()).ok();
+fn common_headers(
+    state: &ApiState,
+    response: &mut Response,
+    id: &RequestId,
+    index: StateIndex,
+    version: Version,
+) {
+    let index = HeaderValue::try_from(index.to_string()).ok();
     let headers = response.headers_mut();
     let values = [
         (hsm_api::headers::X_REQUEST_ID, id.header_value()),
@@ -288,11 +324,13 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Held<B> {
     }
 }
 
-/// A JSON answer of the data plane, marked if the node is out of readiness.
+/// A JSON answer of the data plane, made from a state at least as new as `index`, marked if the node is out of
+/// readiness.
 pub(super) fn data_answer(
     body: impl AsRef<[u8]> + Send + 'static,
     part: Arc<Share>,
     freshness: Freshness,
+    index: StateIndex,
 ) -> Response {
     let body = Bytes::from_owner(Held {
         bytes: body,
@@ -300,10 +338,11 @@ pub(super) fn data_answer(
     });
     let mut response = Response::new(Body::from(body));
     response.extensions_mut().insert(PaysItself);
+    response.extensions_mut().insert(ServedFrom(index));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if freshness.degraded {
-        headers.insert(X_HSM_STALE, HeaderValue::from_static("true"));
+        headers.insert(hsm_api::headers::X_HSM_STALE, HeaderValue::from_static("true"));
     }
     response
 }

@@ -20,6 +20,7 @@ use super::decrypt::Decrypt;
 use super::drain::DrainSignal;
 use super::encrypt::Encrypt;
 use super::footprint::Footprints;
+use super::min_index::Waiting;
 use super::operation::handle;
 use super::problem::ApiError;
 use super::rate_limit::{Allowance, RateLimiter};
@@ -49,6 +50,8 @@ pub struct ApiParts {
     pub max_body_bytes: usize,
     /// How long a request waits for a token; a little longer than the slot's own deadline.
     pub token_timeout: Duration,
+    /// How long a request waits for the state that it asks for (`X-HSM-Min-Index`).
+    pub min_index_wait: Duration,
     /// Shutdown.
     pub drain: DrainSignal,
 }
@@ -64,6 +67,7 @@ struct Inner {
     probes: RateLimiter,
     footprints: Footprints,
     bodies: BodyLimits,
+    waiting: Waiting,
     node_header: Option<HeaderValue>,
 }
 
@@ -77,6 +81,7 @@ impl ApiState {
             footprints: Footprints::new(),
             // What a single request may have is looked at when it is known that it is one.
             bodies: BodyLimits::data(parts.max_body_bytes, BATCH_MAX_BYTES),
+            waiting: Waiting::new(parts.min_index_wait),
             node_header: HeaderValue::from_str(parts.data.node_id()).ok(),
             parts,
         }))
@@ -104,6 +109,10 @@ impl ApiState {
 
     pub(super) fn node_header(&self) -> Option<HeaderValue> {
         self.0.node_header.clone()
+    }
+
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.0.waiting
     }
 
     pub(super) fn footprints(&self) -> &Footprints {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use hsm_api::{ErrorCode, StateIndex};
 use raft_store::state::node::NodeStatus;
 use raft_store::storage::Published;
+use tokio::sync::watch;
 
 use super::{NodeView, Rules, judge};
 use crate::consensus::{Gate, ProposeError};
@@ -177,12 +178,13 @@ impl DataPlane for NodeView {
         self.parts.ring.load_full()
     }
 
+    // The policy is made of the published state, which is there before the ring that is made of it.
     fn index(&self) -> StateIndex {
-        let published = self.parts.consensus.published();
-        StateIndex {
-            epoch: published.state.epoch(),
-            index: published.applied.map_or(0, |id| id.index),
-        }
+        self.parts.sync.index()
+    }
+
+    fn reached(&self) -> watch::Receiver<StateIndex> {
+        self.parts.sync.reached()
     }
 
     fn node_id(&self) -> &str {

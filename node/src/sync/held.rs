@@ -105,6 +105,14 @@ impl Held {
         })
     }
 
+    /// The keys that can be used: proven, loaded, and nothing is wrong with them.
+    #[must_use]
+    pub fn serving(&self) -> BTreeSet<KeyUid> {
+        let usable = |kek: &HeldKek| kek.proven && kek.loaded.is_some() && kek.problem.is_none();
+        let serving = self.keks.iter().filter(|(_, kek)| usable(kek));
+        serving.map(|(uid, _)| *uid).collect()
+    }
+
     /// Takes over what a step did.
     pub fn apply(&mut self, effect: Effect) {
         match effect {

@@ -6,7 +6,8 @@
 //!  state ─┐                        ┌─ token steps ──> token
 //!         ├─> decide ──> plan ─────┤
 //!  token ─┘                │       └─ proposals ────> leader
-//!                          └─> board ──> key ring, status, report
+//!                          └─> board ──> key ring and its index, status, report
+//!  state ─────────────────────────┘
 //! ```
 
 mod attempts;
@@ -16,6 +17,7 @@ pub mod decide;
 pub mod held;
 mod ledger;
 pub mod plan;
+mod reached;
 pub mod replication_key;
 pub mod report;
 mod ring;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hsm_api::StateIndex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -42,8 +45,8 @@ pub use self::slot_key::ClusterSigner;
 pub use self::status::{SlotSync, SyncStatus};
 use self::worker::{Known, Worker};
 use crate::consensus::Consensus;
-use crate::keyring::KeyRing;
-use crate::slots::SlotManager;
+use crate::keyring::{KeyRing, TokenOps};
+use crate::slots::{SlotEntry, SlotManager};
 
 /// What token sync works with.
 pub struct SyncOptions {
@@ -77,11 +80,28 @@ impl SyncHandle {
     pub fn subscribe(&self) -> watch::Receiver<Arc<SyncStatus>> {
         self.board.subscribe()
     }
+
+    /// The state that the published key ring contains. Two loads; the ring that is loaded after it is at least as new.
+    pub fn index(&self) -> StateIndex {
+        self.board.reached().now()
+    }
+
+    /// The same, for waiting.
+    pub fn reached(&self) -> watch::Receiver<StateIndex> {
+        self.board.reached().subscribe()
+    }
 }
 
 /// Starts one worker per slot and the reporter on the current runtime. They end with `shutdown`.
 pub fn start(options: SyncOptions, shutdown: &watch::Receiver<bool>) -> (SyncHandle, Vec<JoinHandle<()>>) {
-    let board = Arc::new(Board::new(options.slots.names(), Arc::clone(&options.ring)));
+    let slots = options.slots.entries().map(|entry| {
+        let ops: Arc<dyn TokenOps> = Arc::<SlotEntry>::clone(entry);
+        (entry.name().clone(), ops)
+    });
+    let board = Arc::new(Board::new(slots, Arc::clone(&options.ring)));
+    // Before anybody is served.
+    let me = options.consensus.raft_id().unwrap_or_default();
+    board.refresh(me, || options.consensus.published());
     let handle = SyncHandle {
         board: Arc::clone(&board),
     };
@@ -98,6 +118,8 @@ pub fn start(options: SyncOptions, shutdown: &watch::Receiver<bool>) -> (SyncHan
         };
         tasks.push(tokio::spawn(worker.run(shutdown.clone())));
     }
+    let following = board::follow(Arc::clone(&board), options.consensus.clone(), shutdown.clone());
+    tasks.push(tokio::spawn(following));
     let report = report::run(options.consensus, options.slots, handle.clone(), shutdown.clone());
     tasks.push(tokio::spawn(report));
     (handle, tasks)

@@ -1,24 +1,24 @@
 //! The key ring's part of one slot: replicated state joined with what the token really holds. A key is
 //! readable here only if it was proven and its session copies are made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use raft_store::names::{ContextName, RaftId, SlotName};
+use raft_store::names::{ContextName, KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{Context, KeyVersion, VersionState};
 
 use super::convert::{to_token_binding, to_token_key};
-use super::held::{Held, HeldKek};
 use super::wanted::concerns;
 use crate::keyring::{
     ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
 };
 
 /// Where a slot's keys are.
-pub(super) enum Source<'a> {
-    /// In a token that was looked into.
-    Token(&'a Held),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// In a token that was looked into, and these are proven and loaded.
+    Token(Arc<BTreeSet<KeyUid>>),
     /// In a token that was not looked into yet.
     Unseen,
     /// Behind a slot that is not open: what it would answer is the slot's state.
@@ -31,7 +31,7 @@ pub(super) fn contexts(
     me: RaftId,
     slot: &SlotName,
     ops: &Arc<dyn TokenOps>,
-    source: &Source<'_>,
+    source: &Source,
 ) -> HashMap<ContextName, ContextKeys> {
     let contexts = state
         .contexts()
@@ -48,7 +48,7 @@ fn keys(
     name: &ContextName,
     context: &Context,
     ops: &Arc<dyn TokenOps>,
-    source: &Source<'_>,
+    source: &Source,
 ) -> ContextKeys {
     let active = context.active_version.and_then(|version| {
         let key = state.version(name, version)?;
@@ -104,22 +104,15 @@ fn retired(state: VersionState) -> Option<RetiredWhy> {
     }
 }
 
-fn missing(key: &KeyVersion, me: RaftId, source: &Source<'_>) -> Option<MissingWhy> {
+fn missing(key: &KeyVersion, me: RaftId, source: &Source) -> Option<MissingWhy> {
     if !concerns(key, me) {
         return Some(MissingWhy::NotReplicable);
     }
     match source {
         Source::Closed => None,
         Source::Unseen => Some(MissingWhy::NotImportedYet),
-        Source::Token(held) => match held.keks.get(&key.key_uid) {
-            Some(HeldKek {
-                problem: None,
-                proven: true,
-                loaded: Some(_),
-                ..
-            }) => None,
-            _ => Some(MissingWhy::NotImportedYet),
-        },
+        Source::Token(serving) if serving.contains(&key.key_uid) => None,
+        Source::Token(_) => Some(MissingWhy::NotImportedYet),
     }
 }
 
@@ -128,16 +121,20 @@ fn missing(key: &KeyVersion, me: RaftId, source: &Source<'_>) -> Option<MissingW
 mod tests {
     use hsm_core::SlotState;
 
-    use super::super::held::Effect;
+    use super::super::held::{Effect, Held};
     use super::super::testing::{Cluster, ME, context, slot};
     use super::*;
     use crate::keyring::ClosedSlot;
 
-    fn ring(cluster: &Cluster, source: &Source<'_>) -> ContextKeys {
+    fn ring(cluster: &Cluster, source: &Source) -> ContextKeys {
         let ops: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Locked));
         contexts(&cluster.state, ME, &slot(), &ops, source)
             .remove(&context("a"))
             .unwrap()
+    }
+
+    fn token(held: &Held) -> Source {
+        Source::Token(Arc::new(held.serving()))
     }
 
     fn cluster() -> Cluster {
@@ -158,7 +155,7 @@ mod tests {
             (Effect::Loaded(first, true), true),
         ] {
             held.apply(effect);
-            let keys = ring(&cluster, &Source::Token(&held));
+            let keys = ring(&cluster, &token(&held));
             assert_eq!(keys.readable.contains_key(&to_token_key(first)), readable);
             assert_eq!(keys.missing.len(), if readable { 1 } else { 2 });
             assert_eq!(keys.active.as_ref().unwrap().version, 1);
@@ -166,7 +163,7 @@ mod tests {
             assert_eq!(keys.active.unwrap().key_id, "kek-a-v1");
         }
         held.apply(Effect::Unusable(first, "twice".to_owned()));
-        assert!(ring(&cluster, &Source::Token(&held)).readable.is_empty());
+        assert!(ring(&cluster, &token(&held)).readable.is_empty());
     }
 
     #[test]
@@ -194,7 +191,7 @@ mod tests {
         held.apply(Effect::Loaded(first, false));
         let uid = to_token_key(first);
         let seen = |cluster: &Cluster| {
-            let keys = ring(cluster, &Source::Token(&held));
+            let keys = ring(cluster, &token(&held));
             assert_eq!(keys.by_key_id["kek-a-v1"], uid);
             let readable = keys.readable.contains_key(&uid);
             (readable, keys.retired.get(&uid).map(|key| (key.version, key.why)))

@@ -1,5 +1,5 @@
-//! What a worker shows: its part of the key ring and the status, the keys its slot is judged by, and
-//! each problem once.
+//! What a worker shows: what its slot can serve, for the key ring, and the status, the keys its slot is judged by,
+//! and each problem once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use raft_store::storage::Published;
 
 use super::board::Part;
 use super::convert::to_token_key;
+use super::held::Held;
 use super::plan::{Plan, Problem};
-use super::ring::{self, Source};
+use super::ring::Source;
 use super::status::SlotSync;
 use super::wanted::versions;
 use super::worker::Worker;
-use crate::keyring::TokenOps;
-use crate::slots::{Probe, SlotEntry};
+use crate::slots::Probe;
 
 /// Problems said one by one; with thousands of keys the rest is a number.
 const SAID_AT_MOST: usize = 50;
@@ -27,23 +27,18 @@ impl Worker {
     pub(super) fn post(&self, published: &Published, me: RaftId, plan: &Plan) {
         let name = self.entry.name();
         let held = self.known.held.as_ref();
+        let serving = Arc::new(held.map(Held::serving).unwrap_or_default());
         let source = match (held, self.entry.handle()) {
             _ if plan.disowns() => Source::Closed,
-            (Some(held), _) => Source::Token(held),
+            (Some(_), _) => Source::Token(Arc::clone(&serving)),
             (None, Some(_)) => Source::Unseen,
             (None, None) => Source::Closed,
         };
-        let ops: Arc<dyn TokenOps> = Arc::<SlotEntry>::clone(&self.entry);
-        let keks = held.map(|held| &held.keks);
-        let serving = keks
-            .into_iter()
-            .flatten()
-            .filter(|(_, kek)| kek.proven && kek.loaded.is_some() && kek.problem.is_none());
         let mut problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
         problems.extend(self.known.look_trouble.clone());
         problems.truncate(SAID_AT_MOST);
         let part = Part {
-            contexts: ring::contexts(&published.state, me, name, &ops, &source),
+            source,
             sync: SlotSync {
                 missing_keys: plan.missing,
                 destructions_pending: plan.destructions,
@@ -51,7 +46,7 @@ impl Worker {
                 problems,
                 compared_at: published.applied.map_or(0, |id| id.index),
                 complete_at: None,
-                serving: Arc::new(serving.map(|(uid, _)| *uid).collect()),
+                serving,
                 gone: Arc::new(held.map(|held| held.gone.clone()).unwrap_or_default()),
             },
         };

@@ -37,7 +37,8 @@ pub(super) async fn init(
 ) -> Result<Response, ApiError> {
     let ClusterInitRequest {} = state.receive(&caller, Act::Init, "", unread).await?;
     let work = found(state.clone(), caller.clone());
-    json(&state.recorded(&caller, Act::Init, "", work).await?)
+    let founded = state.recorded(&caller, Act::Init, "", work).await?;
+    state.changed(&founded, state.applied())
 }
 
 async fn found(state: AdminState, caller: Caller) -> Result<ClusterInitResponse, CallError> {
@@ -73,7 +74,8 @@ pub(super) async fn join(
 ) -> Result<Response, ApiError> {
     let request: JoinRequest = state.receive(&caller, Act::Join, "", unread).await?;
     let work = enter(state.clone(), caller.clone(), request);
-    json(&state.recorded(&caller, Act::Join, "", work).await?)
+    let joined = state.recorded(&caller, Act::Join, "", work).await?;
+    state.changed(&joined, state.applied())
 }
 
 async fn enter(state: AdminState, caller: Caller, request: JoinRequest) -> Result<JoinResponse, CallError> {

@@ -21,7 +21,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use hsm_api::admin::WhoAmI;
-use hsm_api::{ErrorCode, paths};
+use hsm_api::{ErrorCode, StateIndex, paths};
 use raft_store::names::ContextName;
 use raft_store::storage::Published;
 use serde::Serialize;
@@ -34,10 +34,10 @@ pub use self::placements::Placements;
 use self::unread::Unread;
 use super::audit::{Place, Subject, record};
 use super::authorise::{Act, authorise};
-use super::call::{AdminBody, AdminCall, CallError};
+use super::call::{AdminBody, AdminCall, CallError, Executed};
 use super::seed::Seed;
 use crate::consensus::{Consensus, ProposeError};
-use crate::http::{ApiError, BodyLimits, DataPlane, Routes};
+use crate::http::{ApiError, BodyLimits, DataPlane, Routes, ServedFrom};
 use crate::policy::{Policy, role_name};
 use crate::readiness::NodeView;
 use crate::slots::SlotManager;
@@ -180,7 +180,23 @@ impl AdminState {
         let call = self.call(caller, body, asked);
         let consensus = self.consensus.clone();
         let work = async move { consensus.admin_call(call?).await };
-        json(&self.recorded(caller, act, target, work).await?)
+        let Executed { answer, index } = self.recorded(caller, act, target, work).await?;
+        self.changed(&answer, index)
+    }
+
+    /// The answer to a change that is in every state from `index` on. A client that names it to any node reads what it
+    /// has written, also from one that is not there yet.
+    fn changed<T: Serialize>(&self, answer: &T, index: u64) -> Result<Response, ApiError> {
+        let mut response = json(answer)?;
+        let epoch = self.consensus.published().state.epoch();
+        let from = ServedFrom(StateIndex { epoch, index });
+        response.extensions_mut().insert(from);
+        Ok(response)
+    }
+
+    /// The applied index of this node.
+    fn applied(&self) -> u64 {
+        self.consensus.published().applied.map_or(0, |id| id.index)
     }
 
     /// Does what changes something and records how it ended, in a task of its own: a caller that hangs up must

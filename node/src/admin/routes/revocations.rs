@@ -11,7 +11,6 @@ use hsm_api::{Base64, ErrorCode};
 use raft_store::command::RequestId;
 use raft_store::state::access::RevocationKey;
 use serde::Serialize;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::access::misread;
@@ -20,7 +19,7 @@ use super::unread::Unread;
 use super::{AdminState, founded, json};
 use crate::admin::access::{AccessBody, Changed, MAX_KEPT, revocations, spares_caller};
 use crate::admin::authorise::{Act, authorise};
-use crate::admin::call::{AdminBody, AdminCall, CallError};
+use crate::admin::call::{AdminBody, AdminCall, CallError, Executed};
 use crate::admin::seeding::fitting;
 use crate::admin::views::rfc3339;
 use crate::http::ApiError;
@@ -67,12 +66,13 @@ pub(super) async fn revoke(
     let body = AccessBody::Revoke {
         revocations: vec![(key, reason)],
     };
-    let added = state.change_access(&caller, body, &request).await?;
-    json(&RevokeResponse {
+    let done = state.change_access(&caller, body, &request).await?;
+    let answer = RevokeResponse {
         revocations: vec![what],
-        added,
+        added: done.changed,
         warnings: warnings.into_iter().collect(),
-    })
+    };
+    state.changed(&answer, done.index)
 }
 
 pub(super) async fn unrevoke(
@@ -89,11 +89,12 @@ pub(super) async fn unrevoke(
     )?;
     let gone = keys.iter().map(revocations::matching).collect();
     let body = AccessBody::Unrevoke { revocations: keys };
-    let removed = state.change_access(&caller, body, &request).await?;
-    json(&UnrevokeResponse {
+    let done = state.change_access(&caller, body, &request).await?;
+    let answer = UnrevokeResponse {
         revocations: gone,
-        removed,
-    })
+        removed: done.changed,
+    };
+    state.changed(&answer, done.index)
 }
 
 /// What a request names, by one of two ways.
@@ -141,19 +142,23 @@ pub(super) async fn crl(
     let revoked = entries(&lists, &reason);
     check_entries(&revoked, &caller)?;
     let calls = state.calls(&caller, &revoked, &hex::encode(digest));
-    let consensus = state.consensus.clone();
+    // A list may have nothing to add.
+    let (consensus, index) = (state.consensus.clone(), state.applied());
     let work = async move {
-        let mut added = 0;
+        let mut all = Done { changed: 0, index };
         for call in calls? {
-            added += changed(consensus.admin_call(call).await?)?;
+            let done = changed(consensus.admin_call(call).await?)?;
+            all.changed += done.changed;
+            all.index = all.index.max(done.index);
         }
-        Ok::<u64, CallError>(added)
+        Ok::<Done, CallError>(all)
     };
-    let added = state.recorded(&caller, act, &target(&lists), work).await?;
-    json(&RevokeCrlResponse {
+    let done = state.recorded(&caller, act, &target(&lists), work).await?;
+    let answer = RevokeCrlResponse {
         lists: lists.iter().map(info).collect(),
-        added,
-    })
+        added: done.changed,
+    };
+    state.changed(&answer, done.index)
 }
 
 fn entries(lists: &[Crl], reason: &str) -> Vec<(RevocationKey, String)> {
@@ -195,10 +200,19 @@ fn info(list: &Crl) -> CrlInfo {
     }
 }
 
-fn changed(answer: Value) -> Result<u64, CallError> {
-    let answer: Changed = serde_json::from_value(answer)
+/// How many revocations the leader has changed, and in which state they are.
+struct Done {
+    changed: u64,
+    index: u64,
+}
+
+fn changed(executed: Executed) -> Result<Done, CallError> {
+    let answer: Changed = serde_json::from_value(executed.answer)
         .map_err(|error| CallError::new(ErrorCode::Internal, format!("the leader's answer: {error}")))?;
-    Ok(answer.changed)
+    Ok(Done {
+        changed: answer.changed,
+        index: executed.index,
+    })
 }
 
 impl AdminState {
@@ -208,7 +222,7 @@ impl AdminState {
         caller: &Caller,
         body: AccessBody,
         asked: &(impl Serialize + Sync),
-    ) -> Result<u64, CallError> {
+    ) -> Result<Done, CallError> {
         let (act, target) = (body.act(), body.target());
         let call = self.call(caller, AdminBody::Access(body), asked);
         let consensus = self.consensus.clone();

@@ -20,6 +20,7 @@ use hsm_core::{
     RewrapJob, SlotState, Work,
 };
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use super::super::*;
 use crate::config::{ContextName, RateLimit};
@@ -249,6 +250,8 @@ impl TokenOps for FakeToken {
 
 struct State {
     revoked: Vec<RevocationKey>,
+    /// Units with a mapping of their own.
+    admitted: Vec<String>,
     degraded: bool,
     refusal: Option<ErrorCode>,
     above: AboveKnown,
@@ -262,6 +265,9 @@ pub(super) struct FakeNode {
     /// Questions about versions above the known ones.
     pub(super) asked: Arc<AtomicUsize>,
     pub(super) drain: Arc<DrainControl>,
+    /// How long requests wait for the state that they ask for.
+    min_index_wait: Duration,
+    index: watch::Sender<StateIndex>,
     state: Arc<Mutex<State>>,
 }
 
@@ -276,12 +282,23 @@ impl FakeNode {
             orders: Arc::default(),
             asked: Arc::default(),
             drain: Arc::default(),
+            min_index_wait: Duration::from_millis(100),
+            index: watch::Sender::new(StateIndex { epoch: 3, index: 42 }),
             state: Arc::new(Mutex::new(State {
                 revoked: Vec::new(),
+                admitted: Vec::new(),
                 degraded: false,
                 refusal: None,
                 above: AboveKnown::Unknown,
             })),
+        }
+    }
+
+    /// One whose requests wait this long for the state that they ask for.
+    pub(super) fn patient(min_index_wait: Duration) -> Self {
+        Self {
+            min_index_wait,
+            ..Self::new()
         }
     }
 
@@ -295,6 +312,17 @@ impl FakeNode {
 
     pub(super) fn refuse(&self, code: ErrorCode) {
         self.state.lock().unwrap().refusal = Some(code);
+    }
+
+    /// Something is applied.
+    pub(super) fn apply(&self, epoch: u64, index: u64) {
+        self.index.send_replace(StateIndex { epoch, index });
+    }
+
+    /// Applies an entry that maps one more unit.
+    pub(super) fn admit(&self, ou: &str) {
+        self.state.lock().unwrap().admitted.push(ou.to_owned());
+        self.index.send_modify(|at| at.index += 1);
     }
 
     pub(super) fn above_known(&self, answer: AboveKnown) {
@@ -324,6 +352,7 @@ impl FakeNode {
             },
             max_body_bytes: 1 << 20,
             token_timeout: Duration::from_millis(100),
+            min_index_wait: self.min_index_wait,
             drain: self.drain.signal(),
         })
     }
@@ -378,6 +407,11 @@ impl DataPlane for FakeNode {
         let set = |names: &[&str]| -> BTreeSet<ContextName> {
             names.iter().map(|name| ContextName::new(name).unwrap()).collect()
         };
+        let state = self.state.lock().unwrap();
+        let admitted = state
+            .admitted
+            .iter()
+            .map(|ou| (ou.clone(), set(&["exchange-key"])));
         let mappings = [
             (
                 "Trading".to_owned(),
@@ -386,7 +420,7 @@ impl DataPlane for FakeNode {
             ("2FA".to_owned(), set(&["2fa"])),
         ];
         let acl = Acl {
-            mappings: mappings.into(),
+            mappings: mappings.into_iter().chain(admitted).collect(),
             roles: vec![RoleEntry {
                 role: Role::Operator,
                 issuer: "CN=CA".to_owned(),
@@ -396,7 +430,7 @@ impl DataPlane for FakeNode {
             }],
             ..Acl::default()
         };
-        Arc::new(Policy::new(&acl, self.state.lock().unwrap().revoked.clone()))
+        Arc::new(Policy::new(&acl, state.revoked.clone()))
     }
 
     fn freshness(&self, _op: Op) -> Result<Freshness, ApiError> {
@@ -419,7 +453,11 @@ impl DataPlane for FakeNode {
     }
 
     fn index(&self) -> StateIndex {
-        StateIndex { epoch: 3, index: 42 }
+        *self.index.borrow()
+    }
+
+    fn reached(&self) -> watch::Receiver<StateIndex> {
+        self.index.subscribe()
     }
 
     fn node_id(&self) -> &str {

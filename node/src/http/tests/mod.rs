@@ -6,6 +6,7 @@ mod http2;
 mod limits;
 mod listener;
 mod log_lines;
+mod min_index;
 mod openapi;
 mod rewraps;
 mod running;

@@ -43,6 +43,7 @@ pub(super) struct Setup {
     pub(super) open: OpenConnections,
     pub(super) http2: Http2,
     pub(super) stalled: Duration,
+    pub(super) min_index_wait: Duration,
 }
 
 impl Setup {
@@ -54,6 +55,7 @@ impl Setup {
                 idle_timeout: Duration::from_secs(60),
             },
             stalled: STALLED,
+            min_index_wait: Duration::from_millis(100),
         }
     }
 
@@ -69,7 +71,8 @@ impl Setup {
             admin_client_ca_path: None,
         };
         let tls = crate::tls::load_api(&files, None, false).unwrap();
-        let node = FakeNode::new();
+        let node = FakeNode::patient(self.min_index_wait);
+        let (state, router) = node.state_and_router();
         let socket = bind("server.listen", "127.0.0.1:0".parse().unwrap())
             .await
             .unwrap();

@@ -1,0 +1,232 @@
+//! A real HAProxy before a playground, run from one of `config-examples/` as it stands but for addresses, ports and
+//! the path of its socket. It ends with its owner, however that ends.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::playground::Playground;
+use crate::wait::until;
+
+/// From the first node's first port to the balancer's; nobody else has it.
+const PORT_OFFSET: u16 = 7;
+/// What the examples have in the place of a test's own.
+const SOCKET: &str = "/run/haproxy/admin.sock";
+const BIND: &str = "bind :8443";
+/// Ended by the end of the pipe that the shell reads. Debian's place is on the path of root only.
+const SCRIPT: &str = "PATH=\"$PATH:/usr/sbin\"; haproxy -db -f \"$1\" & pid=$!; cat >/dev/null; kill -9 $pid; \
+                      wait $pid";
+
+/// See the module.
+pub struct Haproxy {
+    shell: Child,
+    socket: PathBuf,
+    log: PathBuf,
+    port: u16,
+}
+
+impl Haproxy {
+    /// Starts the example of this name before all nodes; returns once it takes connections and has looked at each.
+    pub async fn start(playground: &Playground, example: &str) -> Result<Self> {
+        let folder = playground.scratch();
+        let (config, log) = (folder.join(example), folder.join(format!("{example}.log")));
+        let socket = folder.join("haproxy.sock");
+        let port = playground.node(1).api_port + PORT_OFFSET;
+        std::fs::write(&config, substituted(playground, example, &socket, port)?)?;
+        let shell = std::process::Command::new("sh")
+            .args(["-c", SCRIPT, "sh"])
+            .arg(&config)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log)?)
+            // A signal to the test's group must not reach it.
+            .process_group(0)
+            .spawn()
+            .context("start a shell for haproxy")?;
+        let haproxy = Self {
+            shell,
+            socket,
+            log,
+            port,
+        };
+        let looked = until(
+            "haproxy's first look at every node",
+            Duration::from_secs(10),
+            async || {
+                let servers = haproxy.servers().await.ok()?;
+                let unseen = |server: &Server| server.is_checked && !server.was_looked_at;
+                (!servers.is_empty() && !servers.iter().any(unseen)).then_some(())
+            },
+        );
+        match looked.await {
+            Ok(()) => Ok(haproxy),
+            Err(error) => Err(error.context(haproxy.said())),
+        }
+    }
+
+    /// `https://host:port` that it listens on.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn said(&self) -> String {
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        format!("haproxy said:\n{said}")
+    }
+
+    /// All servers of all backends, as its statistics have them.
+    async fn servers(&self) -> Result<Vec<Server>> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        stream.write_all(b"show stat\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        parse(&text)
+    }
+
+    /// Until these nodes of a backend are up, and no others.
+    pub async fn wait_up(&self, backend: &str, nodes: &[u32], limit: Duration) -> Result<()> {
+        let wanted: Vec<String> = nodes.iter().map(|number| format!("hsm-{number}")).collect();
+        let what = format!("{wanted:?} up in haproxy's backend {backend}");
+        let up = until(&what, limit, async || {
+            let servers = self.servers().await.ok()?;
+            let mut up: Vec<String> = servers
+                .into_iter()
+                .filter(|server| server.backend == backend && server.is_checked && server.is_up)
+                .map(|server| server.name)
+                .collect();
+            up.sort();
+            (up == wanted).then_some(())
+        });
+        match up.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(self.said())),
+        }
+    }
+}
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        drop(self.shell.stdin.take());
+        let _ = self.shell.wait();
+    }
+}
+
+/// The example with what has to be changed in it, each of which has to be there.
+fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../config-examples")
+        .join(example);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let socket = socket.to_str().context("folder is not UTF-8")?;
+    let nodes = playground.nodes();
+    let line = |line: &str| {
+        if line.trim_start().starts_with('#') {
+            return line.to_owned();
+        }
+        let mut line = line
+            .replace(BIND, &format!("bind 127.0.0.1:{port}"))
+            .replace(SOCKET, socket);
+        for node in &nodes {
+            let address = format!("hsm-{}:8443", node.number);
+            if line.contains(&address) {
+                line = line
+                    .replace(&address, &format!("127.0.0.1:{}", node.api_port))
+                    .replace("port 8444", &format!("port {}", node.health_port));
+            }
+        }
+        line
+    };
+    let lines: Vec<String> = text.lines().map(line).collect();
+    let left = lines
+        .iter()
+        .find(|line| !line.trim_start().starts_with('#') && (line.contains("844") || line.contains(SOCKET)));
+    if let Some(left) = left {
+        bail!("{example}: not replaced: {left}");
+    }
+    let bound = lines.iter().any(|line| line.contains(&format!(":{port}")));
+    ensure!(
+        bound && text.contains(SOCKET),
+        "{example} has no {BIND:?} or no {SOCKET}"
+    );
+    Ok(lines.join("\n") + "\n")
+}
+
+/// A line of `show stat` about a server.
+#[derive(Debug)]
+struct Server {
+    backend: String,
+    name: String,
+    is_up: bool,
+    /// Has checks of its own; those that follow another one have none.
+    is_checked: bool,
+    /// The first of them is over.
+    was_looked_at: bool,
+}
+
+/// CSV with a line of names, as <https://docs.haproxy.org/2.6/management.html#9.1> has it.
+fn parse(text: &str) -> Result<Vec<Server>> {
+    let mut lines = text.lines();
+    let names = lines.next().and_then(|line| line.strip_prefix("# "));
+    let names: Vec<&str> = names.context("no statistics")?.split(',').collect();
+    let place = |name: &str| {
+        let found = names.iter().position(|known| *known == name);
+        found.with_context(|| format!("haproxy's statistics have no {name}"))
+    };
+    let (backend, name, status, check) = (
+        place("pxname")?,
+        place("svname")?,
+        place("status")?,
+        place("check_status")?,
+    );
+    let mut servers = Vec::new();
+    for line in lines.filter(|line| !line.is_empty()) {
+        let fields: Vec<&str> = line.split(',').collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+        if matches!(field(name), "FRONTEND" | "BACKEND") {
+            continue;
+        }
+        servers.push(Server {
+            backend: field(backend).to_owned(),
+            name: field(name).to_owned(),
+            is_up: field(status).starts_with("UP"),
+            is_checked: !field(name).ends_with("-standby"),
+            was_looked_at: !matches!(field(check), "" | "INI"),
+        });
+    }
+    Ok(servers)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_are_read_by_the_names_of_their_columns() {
+        let text = "# pxname,svname,scur,status,check_status,\nhsm,FRONTEND,0,OPEN,,\n\
+                    fresh,hsm-1,0,UP 1/2,L7OK,\nfresh,hsm-2,0,DOWN,INI,\nfresh,hsm-1-standby,0,UP,,\n\
+                    fresh,BACKEND,0,UP,,\n\n";
+        let servers = parse(text).unwrap();
+        let seen: Vec<_> = servers
+            .iter()
+            .map(|server| (server.name.as_str(), server.is_up, server.was_looked_at))
+            .collect();
+        let expected = [
+            ("hsm-1", true, true),
+            ("hsm-2", false, false),
+            ("hsm-1-standby", true, false),
+        ];
+        assert_eq!(seen, expected);
+        assert!(servers[0].is_checked && !servers[2].is_checked);
+        assert!(parse("Unknown command").is_err());
+    }
+}
