@@ -20,7 +20,11 @@ use crate::return_codes::Ckr;
 use crate::secrets::{Pin, random_bytes};
 use crate::softhsm_files;
 
-static LOADED: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
+/// A library that is loaded, or being loaded. Under a lock of its own: one that hangs while it is initialised keeps
+/// no other from being loaded.
+type Place = Arc<Mutex<Option<Arc<Module>>>>;
+
+static LOADED: Mutex<BTreeMap<PathBuf, Place>> = Mutex::new(BTreeMap::new());
 
 /// A PKCS#11 library.
 pub struct Module {
@@ -83,12 +87,13 @@ impl Module {
                 "{error}; install the module, or set pkcs11_lib to its full path"
             ))
         })?;
-        let mut loaded = lock(&LOADED);
-        if let Some(module) = loaded.get(&canonical) {
+        let place = Arc::clone(lock(&LOADED).entry(canonical.clone()).or_default());
+        let mut loaded = lock(&place);
+        if let Some(module) = &*loaded {
             return Ok(Arc::clone(module));
         }
-        let module = Arc::new(Self::initialise(canonical.clone())?);
-        loaded.insert(canonical, Arc::clone(&module));
+        let module = Arc::new(Self::initialise(canonical)?);
+        *loaded = Some(Arc::clone(&module));
         Ok(module)
     }
 

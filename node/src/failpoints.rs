@@ -51,6 +51,16 @@ pub(crate) fn other_key(mut key: SlotKey) -> SlotKey {
     key
 }
 
+/// `sync::grant_unopenable`: the grant that a holder makes opens with nothing.
+pub(crate) fn unopenable(mut grant: Grant) -> Grant {
+    if is_armed("sync::grant_unopenable")
+        && let Some(byte) = grant.blob.last_mut()
+    {
+        *byte ^= 1;
+    }
+    grant
+}
+
 /// `sync::grant_junk`: what a node proposes in place of its own key, a grant of a key that it does not hold.
 pub(crate) fn junk_grant(state: &ClusterState, slot: &SlotName) -> Op {
     let current = state.slots().get(slot).and_then(|slot| slot.current_transport());

@@ -21,7 +21,7 @@ pub trait TokenOps: Send + Sync {
     /// # Errors
     /// When the job is not taken; `done` is then not called.
     fn run(&self, work: Work, done: OnDone) -> Result<(), OpError>;
-    /// Queues many things to do, one after the other and nothing between them.
+    /// Queues many things to do, in their order and on one session; others have turns between them.
     ///
     /// # Errors
     /// As [`TokenOps::run`]. What is wrong with one of them is its own answer.

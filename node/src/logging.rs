@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 use tracing_subscriber::fmt::SubscriberBuilder;
 
 use self::writer::LogWriter;
@@ -71,7 +72,12 @@ const LEVELS: [(&str, &str); 7] = [
     ("trace", "trace"),
 ];
 
-/// Turns a level, or a list of directives such as `info,hsm_node=debug`, into a filter.
+/// The audit is written whatever else is: who used a privilege is on record at `error` and `off` too, and no
+/// filter of an operator's own takes it out.
+const AUDIT: &str = "audit=info";
+
+/// Turns a level, or a list of directives such as `info,hsm_node=debug`, into a filter. Lines of the audit pass it
+/// in any case.
 ///
 /// # Errors
 /// What is wrong with it, for the message that names the key.
@@ -88,9 +94,11 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         None if !lower.contains(['=', ',']) => return Err("is no level".to_owned()),
         None => text.trim().to_owned(),
     };
-    EnvFilter::builder()
+    let audit = AUDIT.parse::<Directive>().map_err(|error| error.to_string())?;
+    let filter = EnvFilter::builder()
         .parse(directives)
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    Ok(filter.add_directive(audit))
 }
 
 /// Sets up the log of this process. Before it ends, [`last_words`] has to be called.
@@ -138,9 +146,23 @@ pub fn lines_lost() -> u64 {
     WRITER.get().map_or(0, LogWriter::dropped)
 }
 
+/// Audit lines among them.
+pub fn audit_lines_lost() -> u64 {
+    WRITER.get().map_or(0, LogWriter::audit_dropped)
+}
+
 /// Says so if lines were lost since it was last said. To be called every few seconds.
 pub fn say_lost() {
     static SAID: AtomicU64 = AtomicU64::new(0);
+    static SAID_OF_AUDIT: AtomicU64 = AtomicU64::new(0);
+    let audit_lost = audit_lines_lost();
+    if SAID_OF_AUDIT.swap(audit_lost, Ordering::Relaxed) < audit_lost {
+        tracing::error!(
+            target: "audit", epoch = epoch(),
+            audit_lost,
+            "audit lines lost since the start: standard error does not take them in time"
+        );
+    }
     let lost = lines_lost();
     // A count since the start: if this line is lost too, the next one says all of it.
     if SAID.swap(lost, Ordering::Relaxed) < lost {
@@ -159,6 +181,9 @@ fn install(subscriber: impl Subscriber + Send + Sync + 'static) -> Result<(), Lo
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -172,6 +197,48 @@ mod tests {
     fn a_misspelt_level_is_refused_and_not_taken_for_a_module() {
         assert!(filter("inof").is_err());
         assert!(filter("").is_err());
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_audit_is_written_at_every_level_and_through_every_filter() {
+        for level in [
+            "off",
+            "error",
+            "warn",
+            "info",
+            "trace",
+            "off,audit=off",
+            "warn,hsm_node=debug",
+        ] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = SubscriberBuilder::default()
+                .with_env_filter(filter(level).unwrap())
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(target: "audit", "privilege used");
+                tracing::info!(target: "noise", "something else");
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains("privilege used"), "{level}: {text}");
+            let is_verbose = matches!(level, "info" | "trace");
+            assert_eq!(text.contains("something else"), is_verbose, "{level}");
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ const CONNECTIONS_REFUSED: &str = "hsm_connections_refused_total";
 const TOKEN_CALLS: &str = "hsm_token_calls_total";
 const TOKEN_CALL_DURATION: &str = "hsm_token_call_duration_seconds";
 const SLOT_JOB_DURATION: &str = "hsm_slot_job_duration_seconds";
+const BATCH_ITEMS: &str = "hsm_batch_items_total";
 const SLOT_STATE: &str = "hsm_slot_state";
 const KEYS_MISSING: &str = "hsm_keys_missing";
 const SYNC_AGE: &str = "hsm_sync_age_seconds";
@@ -61,8 +62,12 @@ const READY: &str = "hsm_ready";
 const CONFIG_DIFFERS: &str = "hsm_config_differs";
 const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
+const AUDIT_LINES_LOST: &str = "hsm_audit_lines_lost_total";
 const BUILD_INFO: &str = "hsm_build_info";
 
+/// What of the configuration is compared with the state.
+pub(crate) const CONFIG_SECTIONS: [&str; 6] =
+    ["acl", "roles", "revocations", "slots", "bindings", "rotation"];
 const ROLES: [&str; 5] = ["leader", "follower", "learner", "candidate", "uninitialised"];
 const SLOT_STATES: [&str; 4] = ["absent", "locked", "ready", "failed"];
 
@@ -139,6 +144,10 @@ fn describe() {
         Unit::Seconds,
         "Time from a request's job to its answer, the slot's queue included."
     );
+    describe_counter!(
+        BATCH_ITEMS,
+        "Items of batches by operation and code: ok, or the error that the item was answered with."
+    );
     describe_gauge!(SLOT_STATE, "1 for the state a slot is in.");
     describe_gauge!(KEYS_MISSING, "Keys the state names and the slot's token lacks.");
     describe_gauge!(
@@ -182,6 +191,7 @@ fn describe() {
         LOG_LINES_LOST,
         "Log lines that standard error did not take in time."
     );
+    describe_counter!(AUDIT_LINES_LOST, "Lines of the audit among them.");
     describe_gauge!(
         CLOCK_ALARM,
         "1 while this leader's clock differs from the voters' and nothing is rotated by age."
@@ -201,6 +211,7 @@ fn begin() {
         LEADER_CHANGES,
         PROPOSALS_TIMED_OUT,
         LOG_LINES_LOST,
+        AUDIT_LINES_LOST,
     ] {
         counter!(name).increment(0);
     }
@@ -226,13 +237,16 @@ fn begin() {
     for operation in ["encrypt", "decrypt", "rewrap", "datakey", "admin"] {
         counter!(ERRORS, "operation" => operation).increment(0);
     }
+    for operation in ["encrypt", "decrypt", "rewrap", "datakey"] {
+        counter!(BATCH_ITEMS, "operation" => operation, "code" => "ok").increment(0);
+    }
     for endpoint in ["/encrypt", "/decrypt", "/rewrap", "/datakey"] {
         counter!(REQUESTS, "endpoint" => endpoint, "status" => "200").increment(0);
         let _ = histogram!(REQUEST_DURATION, "endpoint" => endpoint);
     }
     let _ = histogram!(FSYNC);
     role("uninitialised");
-    config_differs(false, false, false);
+    config_differs(CONFIG_SECTIONS.map(|section| (section, false)));
 }
 
 fn result(ok: bool) -> &'static str {
@@ -333,6 +347,12 @@ pub fn slot_job(slot: Arc<str>, operation: &'static str, duration: Duration) {
     histogram!(SLOT_JOB_DURATION, "slot" => slot, "operation" => operation).record(duration.as_secs_f64());
 }
 
+/// An item of a batch was answered: the batch itself is always a 200. `code` is `ok` or an error code, which are
+/// few and fixed.
+pub fn batch_item(operation: &'static str, code: &'static str) {
+    counter!(BATCH_ITEMS, "operation" => operation, "code" => code).increment(1);
+}
+
 /// The state of a slot: `absent`, `locked`, `ready` or `failed`.
 pub fn slot_state(slot: &Arc<str>, state: &str) {
     for known in SLOT_STATES {
@@ -429,10 +449,10 @@ pub fn ready(ready: bool) {
     gauge!(READY).set(f64::from(u8::from(ready)));
 }
 
-/// Whether the configuration differs from the state in access control, in roles, and in revocations that
-/// the state lacks.
-pub fn config_differs(acl: bool, roles: bool, revocations: bool) {
-    for (section, differs) in [("acl", acl), ("roles", roles), ("revocations", revocations)] {
+/// Whether the configuration differs from the state: `acl`, `roles`, `revocations` that the state lacks; of contexts
+/// `slots`, `bindings`, `rotation`.
+pub fn config_differs(sections: impl IntoIterator<Item = (&'static str, bool)>) {
+    for (section, differs) in sections {
         gauge!(CONFIG_DIFFERS, "section" => section).set(f64::from(u8::from(differs)));
     }
 }
@@ -443,8 +463,9 @@ pub fn clock_alarm(differs: bool) {
 }
 
 /// Log lines lost since the start.
-pub fn log_lines_lost(lines: u64) {
+pub fn log_lines_lost(lines: u64, audit: u64) {
     counter!(LOG_LINES_LOST).absolute(lines);
+    counter!(AUDIT_LINES_LOST).absolute(audit);
 }
 
 /// Gauges are floating-point; beyond 2^53 their last digits are of no interest.

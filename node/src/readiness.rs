@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use raft_store::names::{RaftId, SlotName};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 pub use self::judge::{Local, Rules};
 use crate::admin::seed::Seed;
@@ -27,9 +27,6 @@ use crate::keyring::KeyRing;
 use crate::metrics::Metrics;
 use crate::slots::{SlotEntry, SlotManager};
 use crate::sync::SyncHandle;
-
-/// Ciphertexts of unknown versions that may wait for this node to catch up at a time.
-const MAX_ASKING: usize = 256;
 
 /// What the view is made from.
 pub struct NodeParts {
@@ -60,7 +57,6 @@ pub struct NodeView {
     counted: gauges::Counted,
     compared: gauges::Compared,
     holding: holding::Holding,
-    asking: Semaphore,
     waived: plane::Waived,
     /// When the leader's index was last asked for, and what it was.
     last_read: Mutex<Option<(Instant, u64)>>,
@@ -77,7 +73,6 @@ impl NodeView {
             counted: gauges::Counted::default(),
             compared: gauges::Compared::default(),
             holding: holding::Holding::default(),
-            asking: Semaphore::new(MAX_ASKING),
             waived: plane::Waived::default(),
             last_read: Mutex::new(None),
             parts,

@@ -23,6 +23,11 @@ const MEMBERS: [u32; 3] = [1, 2, 3];
 async fn joins_with(cluster: &mut Playground, point: &str) -> Result<Node> {
     let node = cluster.add_node(false).await?;
     arm(&node, point, "return").await?;
+    joins(cluster, &node).await?;
+    Ok(node)
+}
+
+async fn joins(cluster: &Playground, node: &Node) -> Result<()> {
     let wanted = JoinTokenRequest {
         ttl_seconds: Some(300),
         node_id: Some(node.id()),
@@ -42,7 +47,7 @@ async fn joins_with(cluster: &mut Playground, point: &str) -> Result<Node> {
     // The answer comes once the node votes, which it does not as long as it lies.
     let client = cluster.client_on("admin", node.number)?;
     tokio::spawn(async move { client.join(&request).await });
-    Ok(node)
+    Ok(())
 }
 
 /// The line of the audit that a member writes about it.
@@ -122,6 +127,30 @@ async fn is_refused_until_it_stops(point: &str, asked: &str, reason: &str) -> Re
 async fn a_forged_grant_is_refused() -> Result<()> {
     let reason = "only by a node that was granted it";
     is_refused_until_it_stops("sync::grant_junk", "grant_transport_key", reason).await
+}
+
+/// The leader is the first to grant, and what it sends opens with nothing. Whose the first one was nobody has noted,
+/// so it sends another; then it is noted, and another holder's turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_that_opens_with_nothing_is_rejected_and_another_holder_grants() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let leader = cluster.leader().await?.node;
+    arm(&cluster.node(leader), "sync::grant_unopenable", "return").await?;
+    let node = cluster.add_node(false).await?;
+    joins(&cluster, &node).await?;
+    node.wait_ready(JOINED_WITHIN).await?;
+    let log = node.log();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let rejected = lines.filter(|line| says(line, "message", "another holder has to grant"));
+    let mut slots: Vec<String> = rejected.map(|line| line["slot"].to_string()).collect();
+    slots.sort();
+    assert_eq!(slots, ["\"2fa\"", "\"2fa\"", "\"exchange\"", "\"exchange\""]);
+    let sealed = seal_under(&cluster.client_on("trading-1", 1)?, CONTEXT, b"granted", 1).await?;
+    open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &sealed).await?;
+    cluster.passed();
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

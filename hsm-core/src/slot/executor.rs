@@ -1,14 +1,15 @@
 //! The threads that encrypt and decrypt: each takes a few jobs from the queue and does one after the other. A
-//! batch is one job: nothing comes between its items, and none of them costs another its answer.
+//! batch is done by one thread with one session, and none of its items costs another its answer; but it gives way:
+//! while other jobs wait, it and they have turns of the same length ([`turn`]), and several batches have theirs in
+//! a ring. So half of a busy thread's time is for single jobs, and the other half for its batches.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::job::{Job, Load, batch_time};
+use super::job::{Items, Job, Load, batch_time, turn};
 use super::perform::Worker;
 use super::sessions::Sessions;
 use super::shared::Shared;
-use super::work::Work;
 use crate::error::OpError;
 
 /// Thread `index` of a slot.
@@ -20,44 +21,89 @@ pub(crate) fn run(shared: &Arc<Shared>, index: usize, mut sessions: Sessions) {
             index,
             sessions: &mut sessions,
         };
-        while shared.queue.fill(desk) {
-            while let Some(job) = desk.next() {
-                if job.queued.elapsed() > shared.deadline {
-                    job.refuse(OpError::Deadline);
-                } else if !shared.state.is_ready() {
-                    job.refuse(OpError::SlotNotReady(shared.state.get()));
-                } else {
-                    one_job(&mut worker, job);
-                }
-            }
+        serve(&mut worker);
+        // A batch between two turns, when nobody else is left to answer it.
+        for job in desk.take_all() {
+            job.refuse(OpError::SlotNotReady(shared.state.get()));
         }
     }
     sessions.give_back(shared);
 }
 
-/// Does a job and answers it, unless the watchdog has done so meanwhile.
-fn one_job(worker: &mut Worker<'_>, job: Job) {
+/// Serves until the queue is closed.
+fn serve(worker: &mut Worker<'_>) {
+    let (shared, desk) = (worker.shared, worker.desk);
+    let turn = turn(shared.deadline);
+    let mut since = Instant::now();
+    while shared.queue.fill(desk) {
+        let mut idle = true;
+        while let Some(job) = desk.next_single() {
+            idle = false;
+            go_on(worker, job);
+        }
+        if (idle || since.elapsed() >= turn)
+            && let Some(batch) = desk.next_batch()
+        {
+            go_on(worker, batch);
+            since = Instant::now();
+        }
+    }
+}
+
+/// Begins a job, or goes on with a batch.
+fn go_on(worker: &mut Worker<'_>, job: Job) {
+    let shared = worker.shared;
+    if !job.is_begun() && job.queued.elapsed() > shared.deadline {
+        job.refuse(OpError::Deadline);
+    } else if !shared.state.is_ready() {
+        job.refuse(OpError::SlotNotReady(shared.state.get()));
+    } else {
+        one_turn(worker, job);
+    }
+}
+
+/// Does a job, or a batch's turn of it, and answers it when it is done, unless the watchdog has done so meanwhile.
+fn one_turn(worker: &mut Worker<'_>, job: Job) {
+    let Job { load, done, queued } = job;
     let desk = worker.desk;
-    desk.begin(job.done);
-    let outcome = match job.load {
+    desk.begin(done);
+    let outcome = match load {
         Load::One(work) => worker.item(&work),
-        Load::Batch(works) => Err(batch(worker, works)),
+        Load::Batch(items) => match batch(worker, items) {
+            End::Over(error) => Err(error),
+            End::GaveWay(items) => {
+                if let Some(done) = desk.end() {
+                    let load = Load::Batch(items);
+                    desk.put_back(Job { load, done, queued });
+                }
+                return;
+            }
+        },
     };
     if let Some(done) = desk.end() {
         done.answer(outcome);
     }
 }
 
-/// Does the items in their order until one is not to be begun any more. Gives the answer of the rest.
-fn batch(worker: &mut Worker<'_>, works: Vec<Work>) -> OpError {
-    let shared = worker.shared;
-    let (began, time) = (Instant::now(), batch_time(shared.deadline, works.len()));
-    for work in works {
+/// How a turn of a batch ended.
+enum End {
+    /// Nothing more is done of it; the answer of items that have none.
+    Over(OpError),
+    /// Others have a turn before its next item.
+    GaveWay(Items),
+}
+
+/// Does items in their order until the turn is over, or one is not to be begun any more.
+fn batch(worker: &mut Worker<'_>, mut items: Items) -> End {
+    let (shared, now) = (worker.shared, Instant::now());
+    let began = *items.began.get_or_insert(now);
+    let (time, turn) = (batch_time(shared.deadline, items.of), turn(shared.deadline));
+    while let Some(work) = items.works.next() {
         if began.elapsed() > time {
             break;
         }
         if !shared.state.is_ready() {
-            return OpError::SlotNotReady(shared.state.get());
+            return End::Over(OpError::SlotNotReady(shared.state.get()));
         }
         let outcome = match work.check() {
             Ok(()) => worker.item(&work),
@@ -67,6 +113,9 @@ fn batch(worker: &mut Worker<'_>, works: Vec<Work>) -> OpError {
         if !worker.desk.item_ends(outcome) {
             break;
         }
+        if now.elapsed() >= turn && !items.works.as_slice().is_empty() {
+            return End::GaveWay(items);
+        }
     }
-    OpError::Deadline
+    End::Over(OpError::Deadline)
 }

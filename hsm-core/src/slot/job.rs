@@ -20,10 +20,29 @@ pub fn batch_time(one: Duration, items: usize) -> Duration {
     one.saturating_mul(u32::try_from(1 + items / 100).unwrap_or(u32::MAX))
 }
 
-/// What one thread does in one go, with one session.
+/// Longest turn of a batch. Whoever else has work for the thread waits for one turn, and for the call that is
+/// running. A token that takes 10 µs for a call does a thousand small items in one turn.
+const TURN: Duration = Duration::from_millis(25);
+
+/// How long a batch goes on before others have a turn, and they before it has the next one: [`TURN`], or a quarter
+/// of a short deadline.
+pub(crate) fn turn(deadline: Duration) -> Duration {
+    TURN.min(deadline / 4)
+}
+
+/// What one thread does, with one session.
 pub(crate) enum Load {
     One(Work),
-    Batch(Vec<Work>),
+    Batch(Items),
+}
+
+/// The items of a batch that are still to be done, in their order.
+pub(crate) struct Items {
+    pub(crate) works: std::vec::IntoIter<Work>,
+    /// How many there were.
+    pub(crate) of: usize,
+    /// When its first turn began.
+    pub(crate) began: Option<Instant>,
 }
 
 pub(crate) enum Done {
@@ -88,18 +107,27 @@ impl Job {
             done,
         };
         Self {
-            load: Load::Batch(works),
+            load: Load::Batch(Items {
+                of: works.len(),
+                works: works.into_iter(),
+                began: None,
+            }),
             done: Done::Batch(batch),
             queued: Instant::now(),
         }
     }
 
-    /// How many things it is to do.
+    /// How many things it is still to do.
     pub(crate) fn items(&self) -> usize {
         match &self.load {
             Load::One(_) => 1,
-            Load::Batch(works) => works.len().max(1),
+            Load::Batch(items) => items.works.len().max(1),
         }
+    }
+
+    /// Whether a batch has had a turn.
+    pub(crate) fn is_begun(&self) -> bool {
+        matches!(&self.load, Load::Batch(items) if items.began.is_some())
     }
 
     pub(crate) fn is_batch(&self) -> bool {
@@ -125,6 +153,14 @@ mod tests {
             assert_eq!(batch_time(one, items), Duration::from_secs(seconds), "{items}");
         }
         assert_eq!(batch_time(Duration::MAX, usize::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn a_turn_is_short_beside_any_deadline() {
+        for (deadline, turn_of_it) in [(2000, 25), (100, 25), (40, 10)] {
+            let deadline = Duration::from_millis(deadline);
+            assert_eq!(turn(deadline), Duration::from_millis(turn_of_it));
+        }
     }
 
     #[test]

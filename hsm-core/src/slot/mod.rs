@@ -57,7 +57,7 @@ pub struct SlotOptions {
     pub retry_pin: bool,
     /// Threads that encrypt and decrypt. One is best for SoftHSM.
     pub threads: usize,
-    /// Jobs that may wait.
+    /// Jobs that may wait; of a batch every item is one.
     pub queue: usize,
     /// How long a job may wait, and then its call may take, before it is answered `Deadline`.
     pub deadline: Duration,
@@ -364,15 +364,17 @@ impl Slot {
         if work.keys().any(|key| shared.loaded_use(key).is_none()) {
             return Err(OpError::KeyNotLoaded);
         }
-        shared.queue.push(Job::one(work, done))
+        shared.queue.push(Job::one(work, done), &shared.desks)
     }
 
-    /// Does many things with one session, one after the other and nothing between them. The batch takes one
-    /// place in the queue and [`batch_time`] of the slot's deadline; every call in it has the deadline of a
-    /// call. What is wrong with one item is that item's answer and no other's.
+    /// Does many things on one thread with its session, in their order. While other jobs wait the batch gives way
+    /// to them every few calls. Each item takes a place in the queue, until the batch is done; all of it has
+    /// [`batch_time`] of the slot's deadline, and every call in it the deadline of a call. What is wrong with one
+    /// item is that item's answer and no other's.
     pub fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
         self.check_ready()?;
-        self.0.shared.queue.push(Job::batch(works, done))
+        let shared = &self.0.shared;
+        shared.queue.push(Job::batch(works, done), &shared.desks)
     }
 
     /// Encrypts into an envelope.

@@ -1,6 +1,6 @@
 //! The bounded queue between callers and a slot's threads, and what each thread has taken from
-//! it. Jobs stay where others can reach them until their call begins, so that a thread that
-//! hangs takes none with it.
+//! it. Jobs stay where others can reach them until their call begins, and batches between their turns, so that a
+//! thread that hangs takes none with it.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use crate::error::OpError;
 use crate::module::lock;
 
 /// Most jobs a thread takes at once: few enough that another thread is not left idle.
-const BATCH: usize = 16;
+const HANDFUL: usize = 16;
 
 struct Waiting {
     jobs: VecDeque<Job>,
@@ -28,10 +28,19 @@ pub(crate) struct Queue {
     threads: usize,
 }
 
+/// What one thread has taken.
+#[derive(Default)]
+struct Taken {
+    /// Single jobs.
+    singles: VecDeque<Job>,
+    /// Batches that are not done. They stay with their thread, whose session is theirs, and have turns.
+    batches: VecDeque<Job>,
+}
+
 /// What one thread has in hand.
 #[derive(Default)]
 pub(crate) struct Desk {
-    batch: Mutex<VecDeque<Job>>,
+    taken: Mutex<Taken>,
     /// The callback of the call that is running, for whoever answers first.
     pub(crate) current: Mutex<Option<Done>>,
     pub(crate) clock: CallClock,
@@ -72,12 +81,29 @@ impl Desk {
         current.is_some()
     }
 
-    pub(crate) fn next(&self) -> Option<Job> {
-        lock(&self.batch).pop_front()
+    pub(crate) fn next_single(&self) -> Option<Job> {
+        lock(&self.taken).singles.pop_front()
+    }
+
+    /// The batch whose turn it is.
+    pub(crate) fn next_batch(&self) -> Option<Job> {
+        lock(&self.taken).batches.pop_front()
+    }
+
+    /// A batch that has given way waits for its next turn, behind the others.
+    pub(crate) fn put_back(&self, batch: Job) {
+        lock(&self.taken).batches.push_back(batch);
+    }
+
+    /// Items that batches here have still to do, without the one whose turn it is.
+    fn unfinished(&self) -> usize {
+        lock(&self.taken).batches.iter().map(Job::items).sum()
     }
 
     pub(crate) fn take_all(&self) -> VecDeque<Job> {
-        std::mem::take(&mut *lock(&self.batch))
+        let Taken { mut singles, batches } = std::mem::take(&mut *lock(&self.taken));
+        singles.extend(batches);
+        singles
     }
 }
 
@@ -95,11 +121,20 @@ impl Queue {
         }
     }
 
-    pub(crate) fn push(&self, job: Job) -> Result<(), OpError> {
+    /// For a single job only what waits counts: batches under way give way to it. A batch has to fit beside what
+    /// the batches on `desks` have still to do, which bounds what all of them can hold and how rare a turn becomes.
+    pub(crate) fn push(&self, job: Job, desks: &[Desk]) -> Result<(), OpError> {
         let mut waiting = lock(&self.waiting);
+        // Under this lock none is on its way from here to a desk.
+        let unfinished = if job.is_batch() {
+            desks.iter().map(Desk::unfinished).sum()
+        } else {
+            0
+        };
         let items = waiting.items.saturating_add(job.items());
         // A batch that is larger than the whole queue waits for no place: behind nobody it is taken.
-        if waiting.closed || (items > self.capacity && !waiting.jobs.is_empty()) {
+        let behind_nobody = waiting.jobs.is_empty() && unfinished == 0;
+        if waiting.closed || (items.saturating_add(unfinished) > self.capacity && !behind_nobody) {
             return Err(OpError::QueueFull);
         }
         waiting.items = items;
@@ -113,31 +148,37 @@ impl Queue {
         lock(&self.waiting).jobs.len()
     }
 
-    /// Waits for jobs and puts a fair share of them on `desk`. False once the queue is closed.
+    /// Puts a fair share of what waits on `desk`, and waits for it if there is nothing to do. A thread with
+    /// unfinished batches takes one job at a time, and waits for none: what it took would wait for their turns, and
+    /// another thread may be idle. False once the queue is closed.
     pub(crate) fn fill(&self, desk: &Desk) -> bool {
         let mut waiting = lock(&self.waiting);
-        loop {
+        let mut taken = loop {
             if waiting.closed {
                 return false;
             }
-            if !waiting.jobs.is_empty() {
-                break;
+            let taken = lock(&desk.taken);
+            if !waiting.jobs.is_empty() || !taken.batches.is_empty() {
+                break taken;
             }
+            drop(taken);
             waiting = self.arrived.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-        }
-        let share = waiting.jobs.len().div_ceil(self.threads).min(BATCH);
-        let mut taken = lock(&desk.batch);
+        };
+        let share = if taken.batches.is_empty() {
+            waiting.jobs.len().div_ceil(self.threads).min(HANDFUL)
+        } else {
+            1
+        };
         for _ in 0..share {
             let Some(job) = waiting.jobs.pop_front() else {
                 break;
             };
             waiting.items = waiting.items.saturating_sub(job.items());
-            let is_batch = job.is_batch();
-            taken.push_back(job);
-            // What is behind it would wait for all of its items, and another thread may be idle.
-            if is_batch {
+            if job.is_batch() {
+                taken.batches.push_back(job);
                 break;
             }
+            taken.singles.push_back(job);
         }
         true
     }
@@ -186,9 +227,9 @@ mod tests {
     fn a_full_queue_refuses_and_keeps_what_it_has() {
         let (answers, _) = channel();
         let queue = Queue::new(2, 1);
-        queue.push(job(&answers)).unwrap();
-        queue.push(job(&answers)).unwrap();
-        assert_eq!(queue.push(job(&answers)).unwrap_err(), OpError::QueueFull);
+        queue.push(job(&answers), &[]).unwrap();
+        queue.push(job(&answers), &[]).unwrap();
+        assert_eq!(queue.push(job(&answers), &[]).unwrap_err(), OpError::QueueFull);
         assert_eq!(queue.depth(), 2);
     }
 
@@ -197,7 +238,7 @@ mod tests {
         let (answers, _) = channel();
         let queue = Queue::new(64, 2);
         for _ in 0..10 {
-            queue.push(job(&answers)).unwrap();
+            queue.push(job(&answers), &[]).unwrap();
         }
         let desk = Desk::default();
         assert!(queue.fill(&desk));
@@ -208,13 +249,74 @@ mod tests {
     fn a_thread_takes_nothing_that_stands_behind_a_batch() {
         let (answers, _) = channel();
         let queue = Queue::new(5, 1);
-        queue.push(job(&answers)).unwrap();
+        queue.push(job(&answers), &[]).unwrap();
         let batch = Job::batch(vec![work(), work(), work()], Box::new(|_| {}));
-        queue.push(batch).unwrap();
-        queue.push(job(&answers)).unwrap();
+        queue.push(batch, &[]).unwrap();
+        queue.push(job(&answers), &[]).unwrap();
         let desk = Desk::default();
         assert!(queue.fill(&desk));
         assert_eq!((queue.depth(), desk.take_all().len()), (1, 2));
+    }
+
+    /// A desk with a batch that has given way with so many items left.
+    fn desk_with(items: usize) -> Desk {
+        let desk = Desk::default();
+        let works = (0..items).map(|_| work()).collect();
+        desk.put_back(Job::batch(works, Box::new(|_| ())));
+        desk
+    }
+
+    #[test]
+    fn beside_unfinished_batches_a_thread_takes_one_job_at_a_time_and_waits_for_none() {
+        let (answers, _) = channel();
+        let queue = Queue::new(64, 1);
+        let desk = desk_with(3);
+        for _ in 0..3 {
+            queue.push(job(&answers), &[]).unwrap();
+        }
+        for left in [2, 1, 0] {
+            assert!(queue.fill(&desk));
+            assert!(desk.next_single().is_some() && desk.next_single().is_none());
+            assert_eq!(queue.depth(), left);
+        }
+        assert!(queue.fill(&desk));
+        assert!(desk.next_single().is_none());
+        assert!(desk.next_batch().is_some() && desk.next_batch().is_none());
+    }
+
+    #[test]
+    fn batches_have_their_turns_in_a_ring() {
+        let (desk, queue) = (desk_with(3), Queue::new(64, 1));
+        queue
+            .push(Job::batch(vec![work(), work()], Box::new(|_| ())), &[])
+            .unwrap();
+        assert!(queue.fill(&desk));
+        let mut turns = Vec::new();
+        for _ in 0..4 {
+            let batch = desk.next_batch().unwrap();
+            turns.push(batch.items());
+            desk.put_back(batch);
+        }
+        assert_eq!(turns, [3, 2, 3, 2]);
+        assert_eq!(desk.take_all().len(), 2);
+    }
+
+    #[test]
+    fn an_unfinished_batch_keeps_its_places_from_batches_and_from_no_single_job() {
+        let (answers, _) = channel();
+        let queue = Queue::new(10, 1);
+        let desks = [desk_with(4), desk_with(3)];
+        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), Box::new(|_| ()));
+        assert_eq!(queue.push(batch(4), &desks).unwrap_err(), OpError::QueueFull);
+        queue.push(batch(3), &desks).unwrap();
+        for _ in 0..7 {
+            queue.push(job(&answers), &desks).unwrap();
+        }
+        assert_eq!(queue.push(job(&answers), &desks).unwrap_err(), OpError::QueueFull);
+        // A batch that is larger than the queue comes after all of them.
+        queue.take_all();
+        assert_eq!(queue.push(batch(11), &desks).unwrap_err(), OpError::QueueFull);
+        queue.push(batch(11), &[]).unwrap();
     }
 
     #[test]
@@ -244,7 +346,7 @@ mod tests {
         let queue = Queue::new(2, 1);
         queue.close();
         assert!(!queue.fill(&Desk::default()));
-        assert_eq!(queue.push(job(&answers)).unwrap_err(), OpError::QueueFull);
+        assert_eq!(queue.push(job(&answers), &[]).unwrap_err(), OpError::QueueFull);
     }
 
     #[test]
@@ -252,14 +354,14 @@ mod tests {
         let queue = Queue::new(10, 1);
         let batch = |items| Job::batch((0..items).map(|_| work()).collect(), Box::new(|_| ()));
         // Behind nobody even one that is larger than the queue.
-        queue.push(batch(1000)).unwrap();
-        assert_eq!(queue.push(batch(1)).unwrap_err(), OpError::QueueFull);
+        queue.push(batch(1000), &[]).unwrap();
+        assert_eq!(queue.push(batch(1), &[]).unwrap_err(), OpError::QueueFull);
         assert!(queue.fill(&Desk::default()));
-        queue.push(batch(6)).unwrap();
-        queue.push(batch(4)).unwrap();
-        assert_eq!(queue.push(batch(1)).unwrap_err(), OpError::QueueFull);
+        queue.push(batch(6), &[]).unwrap();
+        queue.push(batch(4), &[]).unwrap();
+        assert_eq!(queue.push(batch(1), &[]).unwrap_err(), OpError::QueueFull);
         assert_eq!((queue.depth(), queue.take_all().len()), (2, 2));
-        queue.push(batch(10)).unwrap();
+        queue.push(batch(10), &[]).unwrap();
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit};
@@ -20,11 +20,18 @@ use crate::keys::{CONTEXT, Kek, decrypt};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn run_batch(slot: &Slot, works: Vec<Work>) -> Vec<Result<Output, OpError>> {
+type Outcomes = Vec<Result<Output, OpError>>;
+
+fn run_batch(slot: &Slot, works: Vec<Work>) -> Outcomes {
+    let answer = start_batch(slot, works);
+    answer.recv_timeout(PATIENCE).expect("an answer")
+}
+
+fn start_batch(slot: &Slot, works: Vec<Work>) -> Receiver<Outcomes> {
     let (send, receive) = channel();
     slot.run_batch(works, Box::new(move |outcomes| send.send(outcomes).unwrap()))
         .unwrap();
-    receive.recv_timeout(PATIENCE).expect("an answer")
+    receive
 }
 
 fn run(slot: &Slot, work: Work) -> Result<Output, OpError> {
@@ -244,13 +251,24 @@ const DEADLINE: Duration = Duration::from_millis(400);
 
 /// A slot whose calls take this long from the `n`th encryption on.
 fn slow_slot(sandbox: &Sandbox, n: usize, time: Duration) -> Slot {
+    let encryptions = AtomicUsize::new(0);
+    slot_that_takes(sandbox, move |name| {
+        let is_slow = name == "encrypt" && encryptions.fetch_add(1, Ordering::Relaxed) >= n;
+        is_slow.then_some(time)
+    })
+}
+
+/// A slot whose calls take as long as `time` says of their name.
+fn slot_that_takes(
+    sandbox: &Sandbox,
+    time: impl Fn(&str) -> Option<Duration> + Send + Sync + 'static,
+) -> Slot {
     sandbox.init("slot-a");
     let mut options = sandbox.options("slot-a");
     options.deadline = DEADLINE;
-    let encryptions = AtomicUsize::new(0);
     // A call is over for the slot when it has been reported.
     options.on_call = Some(Arc::new(move |name, _, _| {
-        if name == "encrypt" && encryptions.fetch_add(1, Ordering::Relaxed) >= n {
+        if let Some(time) = time(name) {
             std::thread::sleep(time);
         }
     }));
@@ -272,6 +290,72 @@ pub(crate) fn time_is_over(sandbox: &Sandbox) {
     for outcome in &outcomes[done..] {
         assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline));
     }
+}
+
+pub(crate) fn gives_way(sandbox: &Sandbox) {
+    // What one deadline has time for is twenty calls; the batch has time for two deadlines.
+    let slot = slow_slot(sandbox, 0, DEADLINE / 20);
+    let kek = Kek::new(&slot);
+    let texts: Vec<Vec<u8>> = (0..199_u32).map(|n| n.to_be_bytes().to_vec()).collect();
+    let works = texts.iter().map(|text| Work::Encrypt(kek.encrypt_job(text)));
+    let began = Instant::now();
+    let long = start_batch(&slot, works.collect());
+    for _ in 0..3 {
+        // Behind the whole batch each would wait longer than its deadline.
+        kek.encrypt(&slot, b"single").unwrap();
+    }
+    let short = run_batch(&slot, encryptions(&kek, 3));
+    assert!(short.iter().all(Result::is_ok), "another batch has its turns too");
+    assert!(long.try_recv().is_err(), "the long batch came first after all");
+
+    let outcomes = long.recv_timeout(PATIENCE).expect("an answer");
+    assert!(began.elapsed() < 6 * DEADLINE, "{:?}", began.elapsed());
+    let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert!((4..texts.len()).contains(&done), "{done} items done");
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        if n < done {
+            assert_eq!(kek.decrypt(&slot, &envelope(outcome)).unwrap(), texts[n], "{n}");
+        } else {
+            assert_eq!(outcome.err(), Some(OpError::Deadline), "{n}");
+        }
+    }
+
+    // Between two turns when the slot is closed.
+    let unfinished = start_batch(&slot, encryptions(&kek, 99));
+    kek.encrypt(&slot, b"single").unwrap();
+    drop(slot);
+    let outcomes = unfinished.recv_timeout(PATIENCE).expect("an answer");
+    assert!(outcomes[0].is_ok() && outcomes.len() == 99);
+    assert!(matches!(
+        outcomes[98],
+        Err(OpError::SlotNotReady(SlotState::Failed { code: "closed", .. }))
+    ));
+}
+
+pub(crate) fn hang_between_turns(sandbox: &Sandbox) {
+    let slot = slot_that_takes(sandbox, |name| match name {
+        "encrypt" => Some(DEADLINE / 20),
+        "decrypt" => Some(4 * DEADLINE),
+        _ => None,
+    });
+    let kek = Kek::new(&slot);
+    let sealed = kek.encrypt(&slot, b"text").unwrap();
+    let batch = start_batch(&slot, encryptions(&kek, 99));
+    assert_eq!(kek.decrypt(&slot, &sealed).unwrap_err(), OpError::Deadline);
+    let outcomes = batch.recv_timeout(PATIENCE).expect("an answer");
+    let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert!((1..20).contains(&done), "{done} items done");
+    for outcome in &outcomes[done..] {
+        assert!(matches!(
+            outcome,
+            Err(OpError::SlotNotReady(SlotState::Failed { code: "hung", .. }))
+        ));
+    }
+    eventually("the end of the hang", || {
+        matches!(slot.state(), SlotState::Failed { code: "untested", .. })
+    });
+    kek.test(&slot).unwrap();
+    kek.encrypt(&slot, b"again").unwrap();
 }
 
 pub(crate) fn hanging_item(sandbox: &Sandbox) {

@@ -1,12 +1,15 @@
 //! Where a node's configuration says something else than the cluster's state. The state rules; what an
 //! operator wrote into the file since has to be seen to have no effect. Names only are told.
 
+mod contexts;
+
 use std::fmt;
 use std::time::Duration;
 
 use raft_store::state::ClusterState;
 use raft_store::state::access::{Acl, RoleEntry};
 
+pub use self::contexts::{Configured, ContextDifferences};
 use super::seed::Seed;
 use super::seeding::missing;
 use crate::consensus::{self, Consensus, Gate};
@@ -14,7 +17,7 @@ use crate::policy::{ROLES, Role, role_name};
 
 /// Between looks; changes of the state are seen at once.
 const LOOK: Duration = Duration::from_millis(1000);
-/// Most organizational units that a line names.
+/// Most organizational units, or contexts, that a line names.
 const SHOWN: usize = 20;
 
 /// See the module.
@@ -26,6 +29,8 @@ pub struct Differences {
     pub roles: Vec<&'static str>,
     /// How many revocations of the configuration the state lacks. More in the state is no difference.
     pub revocations: usize,
+    /// Of contexts.
+    pub contexts: ContextDifferences,
 }
 
 impl Differences {
@@ -39,6 +44,7 @@ impl Differences {
             mappings: mappings(&seed.acl, acl),
             roles: roles(&seed.acl.roles, &acl.roles),
             revocations: missing(&seed.revocations, state).len(),
+            contexts: ContextDifferences::between(&seed.contexts, state),
         }
     }
 
@@ -46,6 +52,19 @@ impl Differences {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// For metrics: each section of the configuration, and whether it differs.
+    #[must_use]
+    pub fn sections(&self) -> [(&'static str, bool); 6] {
+        [
+            ("acl", !self.mappings.is_empty()),
+            ("roles", !self.roles.is_empty()),
+            ("revocations", self.revocations > 0),
+            ("slots", !self.contexts.slots.is_empty()),
+            ("bindings", !self.contexts.bindings.is_empty()),
+            ("rotation", !self.contexts.rotations.is_empty()),
+        ]
     }
 }
 
@@ -74,20 +93,21 @@ fn roles(ours: &[RoleEntry], theirs: &[RoleEntry]) -> Vec<&'static str> {
         .collect()
 }
 
+/// The first [`SHOWN`] of these, and how many more there are; `None` if there is none.
+fn listed(names: impl ExactSizeIterator<Item = String>) -> Option<String> {
+    let more = names.len().saturating_sub(SHOWN);
+    let mut shown: Vec<String> = names.take(SHOWN).collect();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    (!shown.is_empty()).then(|| shown.join(", "))
+}
+
 impl fmt::Display for Differences {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        if !self.mappings.is_empty() {
-            let mut units: Vec<String> = self
-                .mappings
-                .iter()
-                .take(SHOWN)
-                .map(|ou| format!("{ou:?}"))
-                .collect();
-            if self.mappings.len() > SHOWN {
-                units.push(format!("{} more", self.mappings.len() - SHOWN));
-            }
-            parts.push(format!("acl.mappings of {}", units.join(", ")));
+        if let Some(units) = listed(self.mappings.iter().map(|ou| format!("{ou:?}"))) {
+            parts.push(format!("acl.mappings of {units}"));
         }
         if !self.roles.is_empty() {
             parts.push(format!("roles {}", self.roles.join(", ")));
@@ -98,6 +118,7 @@ impl fmt::Display for Differences {
                 self.revocations
             ));
         }
+        parts.extend(self.contexts.parts());
         f.write_str(&parts.join("; "))
     }
 }
@@ -137,11 +158,12 @@ fn look(gate: Gate, role: consensus::Role, seed: &Seed, state: &ClusterState) ->
 
 fn tell(differences: &Differences) {
     if differences.is_empty() {
-        tracing::info!("configuration: acl, roles and revoked_file agree with the cluster again");
+        tracing::info!("configuration: acl, roles, revoked_file and contexts agree with the cluster again");
     } else {
         tracing::warn!(
             "configuration: differs from the cluster's state, which rules: {differences}; acl and roles in \
-             the configuration have no effect after `cluster init`: see `hsmctl acl get` and `acl set`"
+             the configuration have no effect after `cluster init` (see `hsmctl acl get` and `acl set`), and slot, \
+             binding and rotation of a context none after it was created"
         );
     }
 }
@@ -152,10 +174,11 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use raft_store::command::{AddRevocations, Op};
-    use raft_store::names::ContextName;
+    use raft_store::names::{ContextName, SlotName};
     use raft_store::state::access::RevocationKey;
 
     use super::*;
+    use crate::metrics::CONFIG_SECTIONS;
     use crate::rotation::testing::World;
 
     /// Of a node whose configuration founded `world`.
@@ -190,6 +213,22 @@ mod tests {
         seed.acl = acl(&[("Trading", &["c"])]);
         assert!(Differences::between(&seed, &ClusterState::default()).is_empty());
         assert!(!Differences::between(&seed, &world.state).is_empty());
+    }
+
+    #[test]
+    fn every_section_is_in_the_metrics_and_differs_by_itself() {
+        let none = Differences::default().sections();
+        assert_eq!(none, CONFIG_SECTIONS.map(|section| (section, false)));
+        let context = ContextName::new("c").unwrap();
+        let moved = Differences {
+            contexts: ContextDifferences {
+                slots: vec![(context, SlotName::new("s").unwrap())],
+                ..ContextDifferences::default()
+            },
+            ..Differences::default()
+        };
+        let differs = moved.sections().into_iter().filter(|(_, differs)| *differs);
+        assert_eq!(differs.collect::<Vec<_>>(), [("slots", true)]);
     }
 
     #[test]
@@ -255,11 +294,15 @@ mod tests {
             mappings: vec!["Trading".to_owned(), "A\nB".to_owned()],
             roles: vec!["admin", "auditor"],
             revocations: 3,
+            contexts: ContextDifferences {
+                rotations: vec![ContextName::new("2fa").unwrap()],
+                ..ContextDifferences::default()
+            },
         };
         assert_eq!(
             differences.to_string(),
             "acl.mappings of \"Trading\", \"A\\nB\"; roles admin, auditor; 3 in acl.revoked_file that \
-             take effect when this node leads"
+             take effect when this node leads; rotation or retention of 2fa"
         );
         let many = Differences {
             mappings: (0..SHOWN + 5).map(|i| i.to_string()).collect(),

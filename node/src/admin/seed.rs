@@ -8,7 +8,8 @@ use raft_store::state::access::{Acl, RevocationKey};
 use raft_store::state::frozen::AclV1;
 
 use super::call::CallError;
-use super::seeding;
+use super::differences::Configured;
+use super::{Placements, seeding};
 use crate::config::{Config, ConfigError, RevokedEntry, RoleSeed, check_issuers, read_revoked};
 use crate::consensus::{Consensus, FoundSeed, Founded};
 use crate::identity::dn;
@@ -24,6 +25,8 @@ pub struct Seed {
     pub revocations: Vec<(RevocationKey, String)>,
     /// The CAs that this node accepts clients' certificates from; on this node no other's have a role.
     pub issuers: Vec<String>,
+    /// What new contexts are made of. Only compared with those that there are.
+    pub contexts: Configured,
 }
 
 impl Seed {
@@ -48,6 +51,10 @@ impl Seed {
             },
             revocations,
             issuers: issuers.all.clone(),
+            contexts: Configured {
+                placements: Placements::of(&config.hsm),
+                rotation: Some(config.rotation_policy()),
+            },
         })
     }
 

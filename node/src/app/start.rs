@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use raft_store::state::context::RotationPolicy;
 use raft_store::storage::{install_log_hook, install_panic_hook};
 use tokio::sync::watch;
 
@@ -277,11 +276,7 @@ fn lead(
         cluster: Arc::clone(&cluster),
         rotator,
         clocks,
-        policy: RotationPolicy {
-            interval_days: config.rotation.interval_days,
-            max_versions: config.hsm.max_versions,
-            cleanup_after_days: config.hsm.cleanup_after_days,
-        },
+        policy: config.rotation_policy(),
         destroy: config.destroy,
         day: config.rotation.day,
         seed: seed.clone(),

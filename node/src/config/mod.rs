@@ -17,6 +17,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use raft_store::state::context::RotationPolicy;
 use zeroize::Zeroizing;
 
 pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, read_revoked};
@@ -116,6 +117,16 @@ pub(crate) fn yaml_options() -> serde_saphyr::Options {
 }
 
 impl Config {
+    /// The rotation and retention that a new context is made with.
+    #[must_use]
+    pub fn rotation_policy(&self) -> RotationPolicy {
+        RotationPolicy {
+            interval_days: self.rotation.interval_days,
+            max_versions: self.hsm.max_versions,
+            cleanup_after_days: self.hsm.cleanup_after_days,
+        }
+    }
+
     /// Reads and checks a file, with the process's environment.
     ///
     /// # Errors

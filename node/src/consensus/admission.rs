@@ -11,6 +11,7 @@ use raft_store::Vote;
 use raft_store::names::{Boot, RaftId};
 use raft_store::state::node::NodeStatus;
 use raft_store::storage::{Poison, Published};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::ProposeError;
@@ -24,8 +25,10 @@ const ASK: Duration = Duration::from_secs(1);
 const MAX_VOUCHED: usize = 64;
 /// Peers whose runs are remembered: more than a cluster ever has nodes.
 const MAX_RUNS: usize = 1024;
-/// Greetings that may have others ask at a time.
+/// Peers for which others are asked at a time, each once: one that greets again and again takes no other's turn.
 const MAX_ASKING: usize = 4;
+/// How long a greeting waits for its turn.
+const WAIT: Duration = Duration::from_millis(500);
 /// Terms that a peer may be ahead. At an election every millisecond it takes seven weeks to get there.
 const MAX_LEAP: u64 = 1 << 32;
 /// Members that have to agree before a node believes that it must never run again, unless its leader says so.
@@ -38,7 +41,7 @@ pub(super) struct Peers {
     boots: Mutex<BTreeMap<RaftId, Boot>>,
     /// Members by the word of members, never more than that.
     vouched: Mutex<BTreeMap<RaftId, Vouched>>,
-    asking: Mutex<usize>,
+    asking: Asking,
     accusers: Mutex<Accusers>,
 }
 
@@ -101,22 +104,49 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A place among those who ask, given back when dropped.
-struct Turn<'a>(&'a Mutex<usize>);
+/// The peers for which others are asked now, by the names in their certificates.
+#[derive(Default)]
+struct Asking {
+    names: Mutex<BTreeSet<String>>,
+    over: Notify,
+}
 
-impl<'a> Turn<'a> {
-    fn take(asking: &'a Mutex<usize>) -> Option<Self> {
-        let mut count = lock(asking);
-        (*count < MAX_ASKING).then(|| {
-            *count += 1;
-            Self(asking)
-        })
+impl Asking {
+    /// A turn, for which is waited a little.
+    async fn turn(&self, name: &str) -> Option<Turn<'_>> {
+        let taken = async {
+            loop {
+                // Before looking: a turn that ends from here on is heard of.
+                let over = self.over.notified();
+                if let Some(turn) = self.take(name) {
+                    return turn;
+                }
+                over.await;
+            }
+        };
+        tokio::time::timeout(WAIT, taken).await.ok()
     }
+
+    fn take(&self, name: &str) -> Option<Turn<'_>> {
+        let mut names = lock(&self.names);
+        if names.len() >= MAX_ASKING || !names.insert(name.to_owned()) {
+            return None;
+        }
+        let name = name.to_owned();
+        Some(Turn { of: self, name })
+    }
+}
+
+/// A place among those, given back when dropped.
+struct Turn<'a> {
+    of: &'a Asking,
+    name: String,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        *lock(self.0) -= 1;
+        lock(&self.of.names).remove(&self.name);
+        self.of.over.notify_waiters();
     }
 }
 
@@ -286,8 +316,9 @@ impl Shared {
             })
         };
         // Only members are remembered: who is registered may be one a moment later.
-        if let Some(known) = lock(&self.peers_seen.vouched).get(&peer.raft_id) {
-            return word(known);
+        let remembered = || lock(&self.peers_seen.vouched).get(&peer.raft_id).map(word);
+        if let Some(known) = remembered() {
+            return known;
         }
         let published = self.published.load_full();
         if !published.state.nodes().contains(&self.control.get().raft_id) {
@@ -295,7 +326,11 @@ impl Shared {
             // yet, and takes none that the members' signatures do not vouch for.
             return Some(Word::Member);
         }
-        let _turn = Turn::take(&self.peers_seen.asking)?;
+        let _turn = self.peers_seen.asking.turn(&peer.name).await?;
+        // Another greeting of the same peer may have been answered meanwhile.
+        if let Some(known) = remembered() {
+            return known;
+        }
         let known = self.ask_members(&published, peer).await?;
         if known.member {
             let mut vouched = lock(&self.peers_seen.vouched);
@@ -404,6 +439,22 @@ mod tests {
 
     use super::super::wire::PROTOCOL;
     use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_greets_again_and_again_takes_no_other_peers_turn() {
+        let asking = Asking::default();
+        let loud = asking.turn("loud").await.unwrap();
+        assert!(asking.turn("loud").await.is_none());
+        let others: Vec<_> = (0..MAX_ASKING - 1)
+            .map(|number| asking.take(&number.to_string()).unwrap())
+            .collect();
+        assert!(asking.turn("late").await.is_none());
+        // Who waits has the turn of whoever is answered first.
+        let (late, ()) = tokio::join!(asking.turn("late"), async { drop(loud) });
+        assert!(late.is_some());
+        drop((late, others));
+        assert!(lock(&asking.names).is_empty());
+    }
 
     const ROLLED_BACK: Poison = Poison::RolledBack {
         durable_index: 1,

@@ -160,7 +160,7 @@ async fn accept(
 }
 
 fn keep_up(recorder: Option<&Metrics>) {
-    metrics::log_lines_lost(logging::lines_lost());
+    metrics::log_lines_lost(logging::lines_lost(), logging::audit_lines_lost());
     logging::say_lost();
     log_budget::say_suppressed();
     if let Some(recorder) = recorder {

@@ -164,12 +164,19 @@ fn start(group: Group, part: &Arc<Share>) -> Running {
 async fn finish(asking: &Asking<'_>, op: Op, job: Running, items: &mut [Item]) {
     let patience = batch_time(asking.state.token_timeout(), job.places.len());
     let ended = match job.answer {
-        Ok(answer) => answered(answer, patience.saturating_sub(job.began.elapsed())).await,
+        Ok(answer) => {
+            let ended = answered(answer, patience.saturating_sub(job.began.elapsed())).await;
+            // What nobody waited for any longer is the slowest of all.
+            let took = ended
+                .as_ref()
+                .map_or_else(|_| job.began.elapsed(), |(_, took)| *took);
+            metrics::slot_job(job.slot_name, op.as_str(), took);
+            ended
+        }
         Err(error) => Err(slot_error(error)),
     };
     match ended {
-        Ok((outcomes, took)) => {
-            metrics::slot_job(job.slot_name, op.as_str(), took);
+        Ok((outcomes, _)) => {
             for (place, outcome) in job.places.into_iter().zip(outcomes) {
                 end(items, place, outcome.map_err(slot_error));
             }
@@ -195,11 +202,10 @@ async fn ask(asking: &Asking<'_>, items: &mut [Item]) {
     let mut answers: BTreeMap<(ContextName, u32), AboveKnown> = BTreeMap::new();
     let mut last: Option<(ContextName, AboveKnown)> = None;
     for (context, version) in unknown {
-        let data = asking.state.data();
         let answer = match &last {
             Some((_, same @ (AboveKnown::NoQuorum | AboveKnown::Busy))) => *same,
             Some((of, AboveKnown::Unknown)) if *of == context => AboveKnown::Unknown,
-            _ => data.version_above_known(context.as_str(), version).await,
+            _ => asking.look_up(context.as_str(), version).await,
         };
         last = Some((context.clone(), answer));
         answers.insert((context, version), answer);
@@ -236,7 +242,12 @@ fn answer<O: Operation<N>, const N: usize>(
     asking: &Asking<'_>,
     outcome: Result<Success, ApiError>,
 ) -> Zeroizing<Vec<u8>> {
-    match outcome.and_then(|success| success.json(true)) {
+    let answer = outcome.and_then(|success| success.json(true));
+    let code = answer
+        .as_ref()
+        .map_or_else(|error| error.code().as_str(), |_| "ok");
+    metrics::batch_item(O::OP.as_str(), code);
+    match answer {
         Ok(json) => json,
         Err(error) => {
             let error = respond::data_error(error, O::OP, O::V1_FAILED);

@@ -38,7 +38,7 @@ pub trait DataPlane: Send + Sync + 'static {
     fn node_id(&self) -> &str;
 
     /// A ciphertext names a version above the highest this node knows: reads the leader's index
-    /// once (coalesced and limited), and says whether such a version exists by now.
+    /// once for all who ask at the time, and says whether such a version exists by now.
     fn version_above_known<'a>(
         &'a self,
         context: &'a str,
@@ -62,6 +62,6 @@ pub enum AboveKnown {
     Unknown,
     /// No quorum could be asked.
     NoQuorum,
-    /// Too many wait for such an answer already.
+    /// Too many wait for such an answer already; nobody was asked.
     Busy,
 }

@@ -26,7 +26,6 @@ pub(super) async fn run(
     step: Step,
     part: &Arc<Share>,
 ) -> Result<Success, ApiError> {
-    let data = asking.state.data();
     let task = match step {
         Step::Run(task) => task,
         Step::Ask {
@@ -34,7 +33,7 @@ pub(super) async fn run(
             version,
             ending,
         } => {
-            let answer = data.version_above_known(context.as_str(), version).await;
+            let answer = asking.look_up(context.as_str(), version).await;
             return ending.close(asking, op, Err(above_known(answer, version)));
         }
     };

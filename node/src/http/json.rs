@@ -1,28 +1,15 @@
 //! Requests of the data plane, read as Go's `encoding/json` reads them, so that no v1 client notices the change;
-//! the items of a batch too. Plaintexts pass through here: what is copied is wiped.
+//! the items of a batch too. Plaintexts pass through here: what is copied is wiped, and the JSON library is asked only
+//! where a value ends, because what it copies, into errors too, is not.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use hsm_api::data::BATCH_MAX_ITEMS;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
-/// A member's text: borrowed from the body, or unescaped into a copy that is wiped.
-pub(crate) enum Text<'a> {
-    Borrowed(&'a str),
-    Owned(Zeroizing<String>),
-}
-
-impl Text<'_> {
-    pub(crate) fn as_str(&self) -> &str {
-        match self {
-            Self::Borrowed(text) => text,
-            Self::Owned(text) => text,
-        }
-    }
-}
+pub(crate) use super::text::Text;
 
 /// The body is no JSON object of such members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,27 +54,60 @@ impl Member {
     }
 }
 
-/// The text of a body.
-pub(crate) struct Document<'a>(Cow<'a, str>);
-
-impl<'a> Document<'a> {
-    /// Go replaces what is no UTF-8; only unknown members can hold such and still be accepted.
-    pub(crate) fn of(body: &'a [u8]) -> Self {
-        Self(String::from_utf8_lossy(body))
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
+impl Kind {
+    /// What a JSON value is as such a member, if it may be one. `null` never comes here.
+    fn read(self, raw: &str) -> Option<Text<'_>> {
+        let is_scalar = || matches!(raw, "true" | "false") || raw.parse::<u64>().is_ok();
+        match self {
+            Self::Raw => Some(Text::Borrowed(raw)),
+            Self::Scalar if is_scalar() => Some(Text::Borrowed(raw)),
+            Self::Scalar | Self::Text => Text::of(raw),
+        }
     }
 }
 
-/// What was replaced is a copy of the body, and wiped as the body is.
-impl Drop for Document<'_> {
-    fn drop(&mut self) {
-        if let Cow::Owned(text) = &mut self.0 {
-            text.zeroize();
+/// The text of a body.
+pub(crate) enum Document<'a> {
+    /// The body itself.
+    Body(&'a str),
+    /// A copy, wiped as the body is.
+    Copy(Zeroizing<String>),
+}
+
+impl<'a> Document<'a> {
+    /// Go replaces what is no UTF-8; only unknown members can hold such and still be accepted. `pay` is asked
+    /// for the memory of a copy.
+    pub(crate) fn of<E>(body: &'a [u8], pay: impl FnOnce(usize) -> Result<(), E>) -> Result<Self, E> {
+        if let Ok(text) = std::str::from_utf8(body) {
+            return Ok(Self::Body(text));
+        }
+        // A buffer that grows leaves an unwiped one behind.
+        let length: usize = parts(body)
+            .map(|(valid, replaced)| valid.len() + replaced.len())
+            .sum();
+        pay(length)?;
+        let mut copy = Zeroizing::new(String::with_capacity(length));
+        for (valid, replaced) in parts(body) {
+            copy.push_str(valid);
+            copy.push_str(replaced);
+        }
+        Ok(Self::Copy(copy))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Body(text) => text,
+            Self::Copy(text) => text,
         }
     }
+}
+
+/// What is UTF-8, and what stands for the bytes behind it that are not.
+fn parts(body: &[u8]) -> impl Iterator<Item = (&str, &'static str)> {
+    body.utf8_chunks().map(|part| {
+        let replaced = if part.invalid().is_empty() { "" } else { "\u{fffd}" };
+        (part.valid(), replaced)
+    })
 }
 
 /// What a request asks for: one thing by its members, or many.
@@ -128,6 +148,10 @@ fn read<'a, const N: usize>(
     members: &[Member; N],
     batch: bool,
 ) -> Result<Request<'a, N>, NotJson> {
+    // The library would copy a text to say that it is no object.
+    if text.trim_start().starts_with('"') {
+        return Err(NotJson);
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let found = deserializer
         .deserialize_any(Object { members, batch })
@@ -160,47 +184,40 @@ impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = self.visit_unit::<A::Error>()?;
         while let Some(name) = map.next_key_seed(Name(self))? {
-            let (index, kind) = match name {
-                Known::Member(index, kind) => (index, kind),
-                Known::Batch => {
-                    if let Some(items) = map.next_value_seed(Array)? {
-                        found.batch = Some(items);
+            let Some(known) = name else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let Some(raw) = map.next_value::<Option<&'de RawValue>>()? else {
+                continue;
+            };
+            match known {
+                Known::Member(index, kind) => {
+                    let text = kind.read(raw.get());
+                    let text = text.ok_or_else(|| A::Error::custom("not a text"))?;
+                    if let Some(place) = found.members.get_mut(index) {
+                        *place = text;
                     }
-                    continue;
                 }
-                Known::Not => {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            let value = match kind {
-                Kind::Text => map.next_value_seed(Value { scalars: false })?,
-                Kind::Scalar => map.next_value_seed(Value { scalars: true })?,
-                Kind::Raw => map
-                    .next_value::<Option<&'de RawValue>>()?
-                    .map(|raw| Text::Borrowed(raw.get())),
-            };
-            if let (Some(value), Some(place)) = (value, found.members.get_mut(index)) {
-                *place = value;
+                Known::Batch => found.batch = Some(items(raw.get()).map_err(A::Error::custom)?),
             }
         }
         Ok(found)
     }
 }
 
-/// What a member's name stands for.
+/// What a member's name stands for, if it is looked for.
 enum Known {
-    /// One that is looked for, by its place.
+    /// One that the operation reads, by its place.
     Member(usize, Kind),
     Batch,
-    Not,
 }
 
 /// A member's name, compared as Go folds it.
 struct Name<'m, const N: usize>(Object<'m, N>);
 
 impl<'de, const N: usize> DeserializeSeed<'de> for Name<'_, N> {
-    type Value = Known;
+    type Value = Option<Known>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
@@ -208,7 +225,7 @@ impl<'de, const N: usize> DeserializeSeed<'de> for Name<'_, N> {
 }
 
 impl<const N: usize> Visitor<'_> for Name<'_, N> {
-    type Value = Known;
+    type Value = Option<Known>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a member's name")
@@ -218,13 +235,9 @@ impl<const N: usize> Visitor<'_> for Name<'_, N> {
         let Object { members, batch } = self.0;
         let mut known = members.iter().enumerate();
         if let Some((index, member)) = known.find(|(_, member)| folds_to(name, member.name)) {
-            return Ok(Known::Member(index, member.kind));
+            return Ok(Some(Known::Member(index, member.kind)));
         }
-        Ok(if batch && folds_to(name, "batch") {
-            Known::Batch
-        } else {
-            Known::Not
-        })
+        Ok((batch && folds_to(name, "batch")).then_some(Known::Batch))
     }
 }
 
@@ -238,77 +251,22 @@ fn folds_to(name: &str, known: &str) -> bool {
     folded.eq(known.chars())
 }
 
-/// A text or null; with `scalars` also what is taken for its text.
-struct Value {
-    scalars: bool,
+/// The items of the value of `batch`.
+fn items(raw: &str) -> Result<Items<'_>, &'static str> {
+    if !raw.starts_with('[') {
+        return Err("not an array");
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(raw);
+    deserializer.deserialize_seq(Array).map_err(|_| "not an array")
 }
 
-impl Value {
-    fn scalar<'de, E: Error>(&self, text: impl FnOnce() -> Text<'de>) -> Result<Option<Text<'de>>, E> {
-        if self.scalars {
-            Ok(Some(text()))
-        } else {
-            Err(E::custom("not a text"))
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Value {
-    type Value = Option<Text<'de>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Value {
-    type Value = Option<Text<'de>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text")
-    }
-
-    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Some(Text::Borrowed(text)))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(Text::Owned(Zeroizing::new(text.to_owned()))))
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        self.scalar(|| Text::Borrowed(if value { "true" } else { "false" }))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
-        self.scalar(|| Text::Owned(Zeroizing::new(value.to_string())))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-}
-
-/// The value of `batch`.
 struct Array;
 
-impl<'de> DeserializeSeed<'de> for Array {
-    type Value = Option<Items<'de>>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
 impl<'de> Visitor<'de> for Array {
-    type Value = Option<Items<'de>>;
+    type Value = Items<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an array")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
@@ -316,13 +274,13 @@ impl<'de> Visitor<'de> for Array {
         while items.list.len() < BATCH_MAX_ITEMS {
             match array.next_element::<&'de RawValue>()? {
                 Some(item) => items.list.push(item),
-                None => return Ok(Some(items)),
+                None => return Ok(items),
             }
         }
         while array.next_element::<IgnoredAny>()?.is_some() {
             items.too_many = true;
         }
-        Ok(Some(items))
+        Ok(items)
     }
 }
 
@@ -377,6 +335,8 @@ mod tests {
             (r#""context""#, Err(NotJson)),
             (r#"{"context":"a"} x"#, Err(NotJson)),
             (r#"{"context":"a"}{}"#, Err(NotJson)),
+            (r#"{"context":"\ud83d","key_id":"\/"}"#, ok("\u{fffd}", "/")),
+            (r#" "\/""#, Err(NotJson)),
         ] {
             assert_eq!(two(body), expected, "{body}");
         }
@@ -385,9 +345,30 @@ mod tests {
     #[test]
     fn bytes_that_are_no_utf8_are_replaced_as_in_go() {
         let body = b"{\"other\":\"\xff\",\"context\":\"a\xfe\"}";
-        let document = Document::of(body);
+        let document = free(body);
         let [context, _] = members(document.as_str(), &TWO).unwrap();
         assert_eq!(context.as_str(), "a\u{fffd}");
+    }
+
+    fn free(body: &[u8]) -> Document<'_> {
+        Document::of(body, |_| Ok::<_, NotJson>(())).unwrap()
+    }
+
+    #[test]
+    fn what_is_replaced_is_a_copy_that_never_grows_and_is_paid_for() {
+        let body = [&b"{\"plaintext\":\"YQ==\",\"x\":\""[..], &[0xff; 5000], b"\"}"].concat();
+        let mut paid = 0;
+        let document = Document::of(&body, |bytes| {
+            paid = bytes;
+            Ok::<_, NotJson>(())
+        });
+        let Ok(Document::Copy(text)) = document else {
+            panic!("not copied");
+        };
+        assert_eq!(text.as_str(), String::from_utf8_lossy(&body));
+        assert_eq!((text.capacity(), paid), (text.len(), text.len()));
+        assert!(matches!(free(b"{}"), Document::Body("{}")));
+        assert!(Document::of(b"\xff", |_| Err(NotJson)).is_err());
     }
 
     #[test]
@@ -439,6 +420,7 @@ mod tests {
             (r#"{"context":"a"}"#, Ok(None)),
             (r#"{"batch":{}}"#, Err(NotJson)),
             (r#"{"batch":"x"}"#, Err(NotJson)),
+            (r#"{"batch":"[]"}"#, Err(NotJson)),
             (r#"{"batch":5}"#, Err(NotJson)),
             (r#"{"batch":[{]}"#, Err(NotJson)),
             (r#"{"batch":[{}}"#, Err(NotJson)),
@@ -500,7 +482,8 @@ mod tests {
         #[test]
         fn no_body_makes_the_reader_panic(body: Vec<u8>, text: String) {
             let known = [Member::text("context"), Member::scalar("bits"), Member::raw("who")];
-            let document = Document::of(&body);
+            let document = free(&body);
+            prop_assert_eq!(document.as_str(), String::from_utf8_lossy(&body));
             let _ = request(document.as_str(), &known);
             let _ = members(&text, &known);
         }

@@ -21,6 +21,7 @@ mod json;
 mod lent;
 mod listener;
 mod min_index;
+mod lookups;
 mod named;
 mod openapi;
 mod opening;
@@ -36,6 +37,7 @@ mod rewrap;
 mod routes;
 mod service;
 mod shares;
+mod text;
 pub mod trace_id;
 
 use std::net::SocketAddr;

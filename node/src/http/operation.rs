@@ -42,7 +42,7 @@ async fn answer<O: Operation<N>, const N: usize>(
     let Received { bytes, mut part } = state.bodies().receive(principal, body).await?;
     // A body may take minutes to come, and the node may have lost its leader meanwhile.
     let freshness = state.data().freshness(O::OP)?;
-    let document = Document::of(&bytes);
+    let document = Document::of(&bytes, |copy| take_more(&mut part, copy))?;
     let known = O::MEMBERS;
     let read = json::request(document.as_str(), &known);
     let is_batch = read.as_ref().is_ok_and(|request| request.batch.is_some());

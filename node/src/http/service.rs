@@ -21,6 +21,7 @@ use super::drain::DrainSignal;
 use super::encrypt::Encrypt;
 use super::footprint::Footprints;
 use super::min_index::Waiting;
+use super::lookups::Lookups;
 use super::operation::handle;
 use super::problem::ApiError;
 use super::rate_limit::{Allowance, RateLimiter};
@@ -68,6 +69,7 @@ struct Inner {
     footprints: Footprints,
     bodies: BodyLimits,
     waiting: Waiting,
+    lookups: Lookups,
     node_header: Option<HeaderValue>,
 }
 
@@ -79,6 +81,7 @@ impl ApiState {
             limiter: RateLimiter::new(parts.rate_limit),
             probes: RateLimiter::new(PROBES),
             footprints: Footprints::new(),
+            lookups: Lookups::new(),
             // What a single request may have is looked at when it is known that it is one.
             bodies: BodyLimits::data(parts.max_body_bytes, BATCH_MAX_BYTES),
             waiting: Waiting::new(parts.min_index_wait),
@@ -93,6 +96,10 @@ impl ApiState {
 
     pub(super) fn bodies(&self) -> &BodyLimits {
         &self.0.bodies
+    }
+
+    pub(super) fn lookups(&self) -> &Lookups {
+        &self.0.lookups
     }
 
     pub(super) fn max_body_bytes(&self) -> usize {

@@ -13,8 +13,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that may wait for standard error.
 const QUEUE: usize = 4096;
-/// Audit lines that may wait besides, and the last words.
-const RESERVED: usize = 1024;
+/// Audit lines that may wait besides, and the last words: those of eight whole batches of rewraps for others.
+const RESERVED: usize = 8192;
 /// The target of audit lines.
 const AUDIT: &str = "audit";
 /// How often a message that must not be lost is offered to a full queue.
@@ -36,6 +36,8 @@ pub(super) struct LogWriter {
     room: usize,
     waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
+    /// Those of them that were of the audit.
+    audit_dropped: Arc<AtomicU64>,
 }
 
 impl LogWriter {
@@ -56,12 +58,18 @@ impl LogWriter {
             room,
             waiting,
             dropped: Arc::default(),
+            audit_dropped: Arc::default(),
         })
     }
 
     /// Lines lost since the start.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Audit lines among them.
+    pub(super) fn audit_dropped(&self) -> u64 {
+        self.audit_dropped.load(Ordering::Relaxed)
     }
 
     /// Says `words` and waits until they and everything before them are written, but not for longer than
@@ -95,6 +103,9 @@ impl LogWriter {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         self.dropped.fetch_add(1, Ordering::Relaxed);
+        if is_audit {
+            self.audit_dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn take_room(&self) -> bool {
@@ -243,9 +254,9 @@ mod tests {
         // There is room for these.
         writer.line(b"audit 1\n", true);
         writer.line(b"audit 2\n", true);
-        assert_eq!(writer.dropped(), 95);
+        assert_eq!((writer.dropped(), writer.audit_dropped()), (95, 0));
         writer.line(b"audit 3\n", true);
-        assert_eq!(writer.dropped(), 96);
+        assert_eq!((writer.dropped(), writer.audit_dropped()), (96, 1));
         writer.finish(Some("nobody reads this in time"), Duration::from_millis(20));
         drop(stalled);
         writer.finish(Some("read again"), LONG);

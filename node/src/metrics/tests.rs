@@ -25,6 +25,7 @@ fn what_has_no_label_is_there_before_anything_happens() {
         "hsm_raft_role{role=\"uninitialised\"} 1",
         "hsm_config_differs{section=\"revocations\"} 0",
         "hsm_rotation_clock_alarm 0",
+        "hsm_batch_items_total{operation=\"rewrap\",code=\"ok\"} 0",
         "# TYPE hsm_raft_append_fsync_seconds histogram",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
@@ -33,11 +34,14 @@ fn what_has_no_label_is_there_before_anything_happens() {
 
 #[test]
 fn each_section_of_the_configuration_differs_by_itself() {
-    let text = rendered(|| config_differs(true, false, true));
+    let text = rendered(|| config_differs([("acl", false), ("roles", true), ("revocations", true)]));
     for line in [
-        "hsm_config_differs{section=\"acl\"} 1",
-        "hsm_config_differs{section=\"roles\"} 0",
+        "hsm_config_differs{section=\"acl\"} 0",
+        "hsm_config_differs{section=\"roles\"} 1",
         "hsm_config_differs{section=\"revocations\"} 1",
+        "hsm_config_differs{section=\"slots\"} 0",
+        "hsm_config_differs{section=\"bindings\"} 0",
+        "hsm_config_differs{section=\"rotation\"} 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The labels that are shown. A label that is added to a metric stays hidden until it is added here.
-const SHOWN: [&str; 12] = [
+const SHOWN: [&str; 13] = [
+    "code",
     "endpoint",
     "le",
     "op",

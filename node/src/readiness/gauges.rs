@@ -75,17 +75,16 @@ impl Compared {
             return;
         }
         let differences = Differences::between(seed, &published.state);
-        metrics::config_differs(
-            !differences.mappings.is_empty(),
-            !differences.roles.is_empty(),
-            differences.revocations > 0,
-        );
+        metrics::config_differs(differences.sections());
     }
 
     /// Whether the rules are others than when this was last asked.
     fn has_changed(&self, published: &Arc<Published>) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = !last.as_ref().is_some_and(|last| same(last, published));
+        let changed = !last.as_ref().is_some_and(|last| {
+            let contexts = last.state.contexts().is_clone_of(published.state.contexts());
+            contexts && same(last, published)
+        });
         *last = Some(Arc::clone(published));
         changed
     }
@@ -129,8 +128,12 @@ mod tests {
         let mut world = World::new(1);
         let has_changed = |world: &World| compared.has_changed(&Arc::new(world.published()));
         assert!(has_changed(&world));
-        world.prepare("c");
+        let version = world.prepare("c");
+        assert!(has_changed(&world));
+        world.ack(1, "c", version);
         assert!(!has_changed(&world));
+        world.context("new", "s");
+        assert!(has_changed(&world));
         world.ok(Op::AddRevocations(AddRevocations {
             revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
         }));

@@ -36,9 +36,6 @@ impl NodeView {
     }
 
     async fn above_known(&self, context: &str, version: u32) -> AboveKnown {
-        let Ok(_turn) = self.asking.try_acquire() else {
-            return AboveKnown::Busy;
-        };
         let mut applied = self.parts.consensus.applied();
         let caught_up = async {
             let index = self.leaders_index().await?;

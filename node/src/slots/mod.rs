@@ -10,8 +10,8 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use raft_store::names::SlotName;
 use sha2::{Digest, Sha256};
@@ -21,7 +21,7 @@ pub use self::entry::{Probe, SlotEntry};
 use self::open::label_key;
 pub use self::open::{OpenFailure, Unlock};
 pub use self::uses::{Total, Uses};
-use crate::config::Hsm;
+use crate::config::{Hsm, Slot as SlotConfig};
 
 /// Why the node does not start: a slot that was never ready here cannot be opened, or two slots are one.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,8 @@ pub struct SlotManager {
 }
 
 impl SlotManager {
-    /// Opens every slot, v1's single one or many. Blocks for as long as the tokens take.
+    /// Opens every slot, v1's single one or many, all at once. Blocks for as long as the slowest token takes, up to
+    /// [`OPEN_WITHIN`].
     ///
     /// # Errors
     /// For a slot this store never saw ready, whatever keeps it from opening; always, two slots that
@@ -59,18 +60,20 @@ impl SlotManager {
             problem: format!("the folder of slot markers cannot be made: {error}; make it writable"),
             about_pin: false,
         })?;
-        let mut entries: BTreeMap<SlotName, Arc<SlotEntry>> = BTreeMap::new();
-        for config in &hsm.slots {
-            let entry = Arc::new(SlotEntry::new(config.clone(), dir.clone()));
-            if let Err(failure) = open_in_time(&entry, OPEN_WITHIN) {
-                refuse_same_token(&entries, &entry, failure.owned_here(), hsm.legacy)?;
-                judge(&entry, &failure, hsm.legacy)?;
+        let entry = |config: &SlotConfig| Arc::new(SlotEntry::new(config.clone(), dir.clone()));
+        let entries: Vec<Arc<SlotEntry>> = hsm.slots.iter().map(entry).collect();
+        let outcomes = open_all(&entries, OPEN_WITHIN, SlotEntry::open);
+        let mut earlier = Vec::with_capacity(entries.len());
+        for (entry, outcome) in entries.iter().zip(outcomes) {
+            let serial = serial(entry, &outcome);
+            refuse_same_token(&earlier, entry, serial.as_deref(), hsm.legacy)?;
+            if let Err(failure) = outcome {
+                judge(entry, &failure, hsm.legacy)?;
             }
-            if let Some(slot) = entry.handle() {
-                refuse_same_token(&entries, &entry, Some(slot.serial()), hsm.legacy)?;
-            }
-            entries.insert(config.name.clone(), entry);
+            earlier.push((Arc::clone(entry), serial));
         }
+        let named = |entry: Arc<SlotEntry>| (entry.name().clone(), entry);
+        let entries = entries.into_iter().map(named).collect();
         Ok(Arc::new(Self { entries }))
     }
 
@@ -106,25 +109,48 @@ impl SlotManager {
     }
 }
 
-/// Opens a slot on a thread of its own, which is left behind if the token hangs: then the node starts
-/// without the slot, and takes it when it comes.
-fn open_in_time(entry: &Arc<SlotEntry>, limit: Duration) -> Result<(), OpenFailure> {
-    let (opened, outcome) = sync_channel(1);
-    let opening = Arc::clone(entry);
-    let started = std::thread::Builder::new()
-        .name(format!("open-{}", entry.name()))
-        .spawn(move || opened.send(opening.open()));
-    if let Err(error) = started {
-        tracing::error!(slot = entry.name().as_str(), %error, "no thread to open the slot on");
-        return entry.open();
-    }
-    match outcome.recv_timeout(limit) {
-        Ok(outcome) => outcome,
-        Err(_) => {
+/// Opens every slot on a thread of its own, which is left behind if the token hangs: then the node starts
+/// without the slot, and takes it when it comes. All of them together get `limit`.
+fn open_all(
+    entries: &[Arc<SlotEntry>],
+    limit: Duration,
+    open: impl Fn(&SlotEntry) -> Result<(), OpenFailure> + Clone + Send + 'static,
+) -> Vec<Result<(), OpenFailure>> {
+    let begun: Vec<_> = entries.iter().map(|entry| begin(entry, &open)).collect();
+    let end = Instant::now() + limit;
+    let outcome = |(entry, opened): (&Arc<SlotEntry>, Receiver<_>)| {
+        let left = end.saturating_duration_since(Instant::now());
+        opened.recv_timeout(left).unwrap_or_else(|_| {
             entry.hangs();
             Err(OpenFailure::Hangs)
-        }
+        })
+    };
+    entries.iter().zip(begun).map(outcome).collect()
+}
+
+fn begin(
+    entry: &Arc<SlotEntry>,
+    open: &(impl Fn(&SlotEntry) -> Result<(), OpenFailure> + Clone + Send + 'static),
+) -> Receiver<Result<(), OpenFailure>> {
+    let (done, opened) = sync_channel(1);
+    let (opening, open_it, tell) = (Arc::clone(entry), open.clone(), done.clone());
+    let started = std::thread::Builder::new()
+        .name(format!("open-{}", entry.name()))
+        .spawn(move || tell.send(open_it(&opening)));
+    if let Err(error) = started {
+        tracing::error!(slot = entry.name().as_str(), %error, "no thread to open the slot on");
+        let _ = done.send(open(entry));
     }
+    opened
+}
+
+/// The token that the slot has, or that it could not have because another slot of this process does.
+fn serial(entry: &SlotEntry, outcome: &Result<(), OpenFailure>) -> Option<String> {
+    if let Some(slot) = entry.handle() {
+        return Some(slot.serial().to_owned());
+    }
+    let failure = outcome.as_ref().err()?;
+    failure.owned_here().map(str::to_owned)
 }
 
 fn fingerprint(entry: &SlotEntry) -> Result<[u8; 32], String> {
@@ -174,25 +200,23 @@ fn judge(entry: &SlotEntry, failure: &OpenFailure, legacy: bool) -> Result<(), S
     }
 }
 
-/// Refuses a token that another slot has: which of them would import a key is undefined.
+/// Refuses a token that an earlier slot has too, or wants: which of them would import a key is undefined.
 fn refuse_same_token(
-    entries: &BTreeMap<SlotName, Arc<SlotEntry>>,
+    earlier: &[(Arc<SlotEntry>, Option<String>)],
     entry: &SlotEntry,
     serial: Option<&str>,
     legacy: bool,
 ) -> Result<(), SlotStartError> {
     let Some(serial) = serial else { return Ok(()) };
-    let same = |other: &&Arc<SlotEntry>| {
-        other.handle().is_some_and(|slot| {
-            let config = (entry.config(), other.config());
-            let alike = config.0.pkcs11_lib == config.1.pkcs11_lib || config.0.label == config.1.label;
-            // Tokens of different makers may have one serial number.
-            slot.serial() == serial && alike
-        })
+    let same = |(other, held): &&(Arc<SlotEntry>, Option<String>)| {
+        let config = (entry.config(), other.config());
+        let alike = config.0.pkcs11_lib == config.1.pkcs11_lib || config.0.label == config.1.label;
+        // Tokens of different makers may have one serial number.
+        held.as_deref() == Some(serial) && alike
     };
-    match entries.values().find(same) {
+    match earlier.iter().find(same) {
         None => Ok(()),
-        Some(other) => Err(SlotStartError {
+        Some((other, _)) => Err(SlotStartError {
             key: label_key(entry.config(), legacy),
             value: entry.label().to_owned(),
             problem: format!(
@@ -207,6 +231,8 @@ fn refuse_same_token(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     fn hsm(names: &[&str]) -> Hsm {
@@ -217,6 +243,46 @@ mod tests {
             cleanup_after_days: 30,
             legacy: false,
         }
+    }
+
+    fn entries(names: &[&str]) -> Vec<Arc<SlotEntry>> {
+        let entry = |name: &&str| SlotEntry::new(open::tests::config(name), "/nonexistent".into());
+        names.iter().map(entry).map(Arc::new).collect()
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn slots_are_opened_at_the_same_time() {
+        let all_there = Arc::new(Barrier::new(3));
+        let open = move |_: &SlotEntry| {
+            all_there.wait();
+            Ok(())
+        };
+        let outcomes = open_all(&entries(&["a", "b", "c"]), LONG, open);
+        assert!(outcomes.iter().all(Result::is_ok) && outcomes.len() == 3);
+    }
+
+    #[test]
+    fn slots_that_hang_cost_the_start_the_time_of_one_and_the_others_nothing() {
+        let entries = entries(&["a", "b", "c"]);
+        let (gate, limit) = (Arc::new(Barrier::new(3)), Duration::from_millis(500));
+        let hung = Arc::clone(&gate);
+        let open = move |entry: &SlotEntry| {
+            if entry.name().as_str() != "c" {
+                hung.wait();
+            }
+            Ok(())
+        };
+        let began = Instant::now();
+        let outcomes = open_all(&entries, limit, open);
+        assert!(began.elapsed() < 2 * limit, "{:?}", began.elapsed());
+        assert!(matches!(
+            outcomes[..],
+            [Err(OpenFailure::Hangs), Err(OpenFailure::Hangs), Ok(())]
+        ));
+        assert!(entries[0].reason().unwrap().contains("hangs"));
+        gate.wait();
     }
 
     #[test]

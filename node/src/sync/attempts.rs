@@ -84,6 +84,11 @@ impl Attempts {
         failed
     }
 
+    /// How often the step has failed in a row.
+    pub(super) fn failures(&self, action: &Action) -> u32 {
+        self.known.get(action).map_or(0, |attempt| attempt.failures)
+    }
+
     /// When the next step is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.known.values().map(|attempt| attempt.due).min()
@@ -136,7 +141,9 @@ mod tests {
         assert!(attempts.failed(&step[0], now, "a"));
         assert!(!attempts.failed(&step[0], now, "a"));
         assert!(attempts.failed(&step[0], now, "b"));
+        assert_eq!(attempts.failures(&step[0]), 3);
         assert!(attempts.succeeded(&step[0], now));
+        assert_eq!(attempts.failures(&step[0]), 0);
         assert!(!attempts.succeeded(&step[0], now));
     }
 

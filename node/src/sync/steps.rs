@@ -73,6 +73,20 @@ impl StepError {
                 | Self::Check(..)
         )
     }
+
+    /// What was granted is not the committed transport key, sealed and wrapped to this token: trying it again does
+    /// not help, unless the token itself had a bad moment.
+    pub(super) fn is_of_grant(&self) -> bool {
+        matches!(
+            self,
+            Self::Sealed(
+                SealError::Altered { .. }
+                    | SealError::Format { .. }
+                    | SealError::OtherTransportKey { .. }
+                    | SealError::OtherReplicationKey { .. }
+            ) | Self::Token(HsmError::TransportCheck { .. } | HsmError::Argument { what: "grant", .. })
+        )
+    }
 }
 
 fn done(effect: Effect) -> Result<Outcome, StepError> {

@@ -13,6 +13,9 @@ use super::worker::{LOOK_AGAIN, Worker};
 use crate::clock;
 use crate::consensus::ProposeError;
 
+/// Failures before the one after which a node rejects its grant: whatever the token itself has is over by then.
+const REJECT_AFTER: u32 = 3;
+
 impl Worker {
     pub(super) async fn step(&mut self, action: Action, bench: &Arc<Workbench>) {
         let (at, work) = (Arc::clone(bench), action.clone());
@@ -25,7 +28,13 @@ impl Worker {
             Err(error) => {
                 let look = Instant::now() + LOOK_AGAIN;
                 self.known.next_look = self.known.next_look.min(look);
-                return self.failed(&action, &error.to_string(), error.is_security(), false);
+                let mut reason = error.to_string();
+                if error.is_of_grant()
+                    && let Some(rejected) = self.reject_grant(&action, bench).await
+                {
+                    reason = format!("{reason}; {rejected}");
+                }
+                return self.failed(&action, &reason, error.is_security(), false);
             }
         };
         if let Some(held) = &mut self.known.held {
@@ -40,6 +49,29 @@ impl Worker {
             let (slot, step, of) = (self.entry.name().as_str(), action.name(), action.subject());
             tracing::info!(slot, step, of, "token sync: step done after all");
         }
+    }
+
+    /// Has a grant taken back that has failed again and again. Says what came of it, if that was tried.
+    async fn reject_grant(&mut self, action: &Action, bench: &Workbench) -> Option<String> {
+        let Action::AcceptTransport(id) = action else {
+            return None;
+        };
+        if self.known.attempts.failures(action) < REJECT_AFTER {
+            return None;
+        }
+        let op = bench.rejection(*id)?;
+        let outcome = match self.propose(op).await {
+            Ok(()) => {
+                let slot = self.entry.name().as_str();
+                tracing::warn!(
+                    target: "audit", epoch = crate::logging::epoch(), slot, transport = %id,
+                    "a grant that cannot be opened is rejected; another holder has to grant the transport key"
+                );
+                "the grant is rejected".to_owned()
+            }
+            Err(error) => format!("it is not rejected: {error}"),
+        };
+        Some(outcome)
     }
 
     async fn propose(&mut self, op: Op) -> Result<(), ProposeError> {

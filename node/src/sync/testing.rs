@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft_store::command::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdvanceWaits, ApplyContext,
     BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done, GrantTransportKey,
-    LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey, RequestId,
-    ScheduleDestroy, SeenWait, SetVersionUse, apply,
+    LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey, RejectGrant,
+    RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
     ClusterId, ContextName, ContextUid, Incarnation, KeyUid, NodeName, RaftId, SlotName, TransportId,
@@ -214,6 +214,21 @@ impl Cluster {
                 slot: slot(),
                 id,
                 grantee,
+                grant,
+            }),
+        );
+        self
+    }
+
+    /// The node cannot open what it was granted.
+    pub(super) fn reject(&mut self, generation: u8, node: RaftId) -> &mut Self {
+        let (id, grant) = (transport_id(generation), sealed());
+        self.run(
+            node,
+            Op::RejectGrant(RejectGrant {
+                node,
+                slot: slot(),
+                id,
                 grant,
             }),
         );

@@ -61,6 +61,7 @@ impl AddTransportKey {
             state: TransportState::Current,
             grants: self.grants.clone(),
             created_at: cx.at,
+            rejected: BTreeMap::new(),
         });
         state.slots.put(self.slot.clone(), slot)?;
         Ok(Done::Ok)

@@ -54,6 +54,16 @@ impl GrantTransportKey {
             }
         };
         standing_node(state, granter)?;
+        // Kept of grantees only that have rejected one: no log of an earlier release has such.
+        if let Some(rejected) = transport.rejected.get_mut(&grantee) {
+            if rejected.granters.contains(&granter) {
+                let slot = name.clone();
+                return Err(Forbidden::RejectedGrantor { slot, id }.into());
+            }
+            if !transport.grants.contains_key(&self.grantee) {
+                rejected.latest = Some(granter);
+            }
+        }
         self.grant.check(state.epoch())?;
         // The first grant stands: two granters at once must not make the grantee's view change.
         if !transport.grants.contains_key(&self.grantee) {

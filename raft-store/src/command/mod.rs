@@ -30,6 +30,7 @@ mod prepare_version;
 mod refusal;
 mod register_node;
 mod register_slot_key;
+mod reject_grant;
 mod remove_revocations;
 mod report_node;
 mod schedule_destroy;
@@ -56,6 +57,7 @@ pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
+pub use reject_grant::RejectGrant;
 pub use remove_revocations::RemoveRevocations;
 pub use report_node::{ReportNode, ReportNodeV1};
 pub use schedule_destroy::{
@@ -189,6 +191,8 @@ pub enum Op {
     SetAcl(SetAcl),
     /// Revocations are taken back.
     RemoveRevocations(RemoveRevocations),
+    /// A node cannot open the transport key that it was granted.
+    RejectGrant(RejectGrant),
 }
 
 impl Op {
@@ -218,6 +222,7 @@ impl Op {
             Op::ReportNode(_) => "report_node",
             Op::SetAcl(_) => "set_acl",
             Op::RemoveRevocations(_) => "remove_revocations",
+            Op::RejectGrant(_) => "reject_grant",
         }
     }
 
@@ -232,6 +237,7 @@ impl Op {
                 | Op::ReportNodeV1(_)
                 | Op::RegisterSlotKey(_)
                 | Op::GrantTransportKey(_)
+                | Op::RejectGrant(_)
         )
     }
 
@@ -356,6 +362,7 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::ReportNode(op) => op.apply(state, cx),
         Op::SetAcl(op) => op.apply(state, cx),
         Op::RemoveRevocations(op) => op.apply(state, cx),
+        Op::RejectGrant(op) => op.apply(state, cx),
     }
 }
 

@@ -181,6 +181,13 @@ pub enum Conflict {
         /// The version.
         version: u32,
     },
+    /// No other holder of a transport key could grant it to the node.
+    NoOtherGranter {
+        /// The node.
+        node: NodeName,
+        /// The slot.
+        slot: SlotName,
+    },
 }
 
 /// What exists already.
@@ -281,6 +288,13 @@ pub enum Forbidden {
     Driver {
         /// Its name.
         operation: String,
+    },
+    /// Grant a transport key to a node that could not open its grant before.
+    RejectedGrantor {
+        /// The slot.
+        slot: SlotName,
+        /// The transport key.
+        id: TransportId,
     },
 }
 

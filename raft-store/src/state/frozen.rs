@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::access::{Acl, RoleEntry};
 use super::context::{KeyMaterial, KeyOrigin, KeyVersion, VersionState};
 use super::node::{NodeReport, SlotReport};
-use crate::names::{Boot, ContextName, Incarnation, KeyUid, RaftId, SlotName, UnixMillis};
+use super::slot::{Grant, Grantee, Slot, TransportGeneration, TransportMode, TransportState};
+use crate::names::{Boot, ContextName, Incarnation, KeyUid, RaftId, SlotName, TransportId, UnixMillis};
 
 /// Access control before there was more than a unit's contexts; also what
 /// [`CreateCluster`](crate::command::CreateCluster) carries, because a configuration says no more.
@@ -107,6 +108,55 @@ impl From<NodeReportV1> for NodeReport {
             feature_level: before.feature_level,
             slots: before.slots,
             uses: BTreeMap::new(),
+        }
+    }
+}
+
+/// A transport key before a grant of it could be rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportGenerationV1 {
+    /// See [`TransportGeneration::id`].
+    pub id: TransportId,
+    /// See [`TransportGeneration::generation`].
+    pub generation: u32,
+    /// See [`TransportGeneration::mode`].
+    pub mode: TransportMode,
+    /// See [`TransportGeneration::check`].
+    pub check: Vec<u8>,
+    /// See [`TransportGeneration::state`].
+    pub state: TransportState,
+    /// See [`TransportGeneration::grants`].
+    pub grants: BTreeMap<Grantee, Grant>,
+    /// See [`TransportGeneration::created_at`].
+    pub created_at: UnixMillis,
+}
+
+impl From<TransportGenerationV1> for TransportGeneration {
+    fn from(before: TransportGenerationV1) -> Self {
+        Self {
+            id: before.id,
+            generation: before.generation,
+            mode: before.mode,
+            check: before.check,
+            state: before.state,
+            grants: before.grants,
+            created_at: before.created_at,
+            rejected: BTreeMap::new(),
+        }
+    }
+}
+
+/// A slot before a grant of its transport keys could be rejected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotV1 {
+    /// See [`Slot::transport`].
+    pub transport: Vec<TransportGenerationV1>,
+}
+
+impl From<SlotV1> for Slot {
+    fn from(before: SlotV1) -> Self {
+        Self {
+            transport: before.transport.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -30,9 +30,12 @@ use usage::{Uncounted, VersionUse};
 /// - 1: the first one.
 /// - 2: the life of a key version after `decrypt_only`.
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
-pub const FEATURE_LEVEL: u32 = 3;
+/// - 4: a node rejects a grant that it cannot open.
+pub const FEATURE_LEVEL: u32 = 4;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
+/// The level from which on a node knows [`RejectGrant`](crate::command::RejectGrant).
+pub const REJECTS_GRANTS: u32 = 4;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 

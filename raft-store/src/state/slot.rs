@@ -1,10 +1,12 @@
 //! Slots and their transport key generations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Row, RowKind};
+use super::frozen::SlotV1;
+use super::table::{LoadError, Row, RowKind, unknown_version};
+use crate::codec;
 use crate::command::{Bounded, Invalid, Refusal};
 use crate::names::{RaftId, TransportId, UnixMillis};
 
@@ -67,6 +69,15 @@ pub(crate) fn check_epoch(epoch: u64, current: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What a node could not open of a transport key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Whose grants: none of theirs is taken again.
+    pub granters: BTreeSet<RaftId>,
+    /// Who made the grant that there is now. Nobody knows it of the first one that was rejected.
+    pub latest: Option<RaftId>,
+}
+
 /// One transport key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportGeneration {
@@ -84,6 +95,8 @@ pub struct TransportGeneration {
     pub grants: BTreeMap<Grantee, Grant>,
     /// When it was made.
     pub created_at: UnixMillis,
+    /// Nodes that could not open a grant of theirs.
+    pub rejected: BTreeMap<RaftId, Rejected>,
 }
 
 /// A slot.
@@ -110,4 +123,12 @@ impl Slot {
 
 impl Row for Slot {
     const KIND: RowKind = RowKind::Slot;
+
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        match version {
+            1 => Ok(codec::decode::<SlotV1>(bytes)?.into()),
+            2 => Ok(codec::decode(bytes)?),
+            other => Err(unknown_version(Self::KIND, other)),
+        }
+    }
 }

@@ -80,7 +80,7 @@ impl RowKind {
             RowKind::Meta => 1,
             RowKind::Context => 1,
             RowKind::Version => 2,
-            RowKind::Slot => 1,
+            RowKind::Slot => 2,
             RowKind::Node => 1,
             RowKind::Report => 2,
             RowKind::Acl => 2,

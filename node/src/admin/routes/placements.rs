@@ -44,10 +44,13 @@ impl Placements {
     /// Whom its ciphertexts are bound to: v1's default is `private`.
     #[must_use]
     pub fn binding(&self, context: &ContextName) -> BindingMode {
-        self.bindings
-            .get(context)
-            .copied()
-            .unwrap_or(BindingMode::Private)
+        self.written_binding(context).unwrap_or(BindingMode::Private)
+    }
+
+    /// Whom its ciphertexts are bound to, if the configuration says so.
+    #[must_use]
+    pub fn written_binding(&self, context: &ContextName) -> Option<BindingMode> {
+        self.bindings.get(context).copied()
     }
 }
 

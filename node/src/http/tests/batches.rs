@@ -382,6 +382,9 @@ async fn items_are_counted_and_logged_as_requests_of_their_own() {
         "hsm_acl_failures_total 1",
         "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
         "hsm_slot_job_duration_seconds_count{slot=\"exchange\",operation=\"encrypt\"} 1",
+        "hsm_batch_items_total{operation=\"encrypt\",code=\"ok\"} 2",
+        "hsm_batch_items_total{operation=\"encrypt\",code=\"slot_locked\"} 1",
+        "hsm_batch_items_total{operation=\"encrypt\",code=\"access_denied\"} 1",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
@@ -392,4 +395,36 @@ async fn items_are_counted_and_logged_as_requests_of_their_own() {
         .unwrap();
     assert!(refused["reason"].as_str().unwrap().contains("2fa"), "{refused}");
     assert_eq!(refused["request_id"], answer.header("x-request-id"));
+}
+
+/// All of them are a 200 from outside: what the slot did not do in time must show in its metrics.
+#[tokio::test]
+async fn a_batch_that_timed_out_is_the_slowest_job_of_its_slot() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _counted_here = ::metrics::set_default_local_recorder(&recorder);
+    let node = FakeNode::new();
+    let batch = vec![json!({"context": "exchange-key", "plaintext": "YQ=="}); 3];
+    for trouble in [Trouble::Hangs, Trouble::QueueFull] {
+        node.token.trouble(Some(trouble));
+        ask_batch(&node, "/encrypt", &batch).await;
+        node.token.give_up();
+    }
+    let handle = recorder.handle();
+    handle.run_upkeep();
+    let text = handle.render();
+    let of_the_job = |what: &str| {
+        let series =
+            format!("hsm_slot_job_duration_seconds_{what}{{slot=\"exchange\",operation=\"encrypt\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        value.map(|value| value.parse::<f64>().unwrap())
+    };
+    // What was not taken is no job.
+    assert_eq!(of_the_job("count"), Some(1.0), "{text}");
+    assert!(of_the_job("sum").is_some_and(|seconds| seconds >= 0.1), "{text}");
+    for line in [
+        "hsm_batch_items_total{operation=\"encrypt\",code=\"token_timeout\"} 3",
+        "hsm_batch_items_total{operation=\"encrypt\",code=\"overloaded\"} 3",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
 }

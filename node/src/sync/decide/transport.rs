@@ -157,6 +157,11 @@ pub(super) fn grants(picture: &Picture<'_>, meta: &ClusterMeta, held: &Held, pla
             if generation.grants.contains_key(&Grantee::Node(*id)) {
                 continue;
             }
+            // It could not open what this node sent it: another holder's turn.
+            let rejected = generation.rejected.get(id);
+            if rejected.is_some_and(|rejected| rejected.granters.contains(&picture.me)) {
+                continue;
+            }
             let context = SlotKeyContext::new(meta, *id, picture.slot);
             match slot_key::verify(&context, node.name.as_str(), key, trust) {
                 Ok(()) => plan.actions.push(Action::Grant(generation.id, *id)),

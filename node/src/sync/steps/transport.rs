@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use hsm_core::replication::GrantContext;
 use hsm_core::{HsmError, TRANSPORT_CHECK_LEN};
-use raft_store::command::{AddTransportKey, GrantTransportKey, Op, RegisterSlotKey};
+use raft_store::command::{AddTransportKey, GrantTransportKey, Op, RegisterSlotKey, RejectGrant};
 use raft_store::names::{RaftId, TransportId};
+use raft_store::state::REJECTS_GRANTS;
 use raft_store::state::slot::{Grant, Grantee, TransportGeneration, TransportMode};
 use sha2::{Digest, Sha256};
 
@@ -106,6 +107,8 @@ impl Workbench {
         let recipient = recipient.ok_or(StepError::Gone("the node's slot key"))?;
         self.compare(self.generation(id)?)?;
         let grant = self.sealed_grant(id, node, &recipient.spki)?;
+        #[cfg(feature = "failpoints")]
+        let grant = failpoints::unopenable(grant);
         let slot = self.name.clone();
         // Said before it is proposed: what may have happened must not be missing from the audit.
         let spki_sha256 = hex::encode(Sha256::digest(&recipient.spki));
@@ -134,6 +137,35 @@ impl Workbench {
             .accept_transport_key(to_token_transport(id), &blob, &expected)?;
         tracing::info!(target: "audit", epoch = crate::logging::epoch(), slot = self.name.as_str(), transport = %id, "transport key accepted");
         done(Effect::Transport(id, generation.check.clone()))
+    }
+
+    /// What is said of this node's grant once it has failed too often: another holder shall make another one. `None`
+    /// if there is no such holder, and while there is a node whose release would stop at it.
+    pub(in crate::sync) fn rejection(&self, id: TransportId) -> Option<Op> {
+        let generation = self.generation(id).ok()?;
+        let grant = generation.grants.get(&Grantee::Node(self.me))?;
+        let rejected = generation.rejected.get(&self.me);
+        let is_spent = |node: &RaftId| {
+            rejected.is_some_and(|before| before.granters.contains(node) || before.latest == Some(*node))
+        };
+        let mut holders = generation.grants.keys();
+        let has_other = holders
+            .any(|holder| matches!(holder, Grantee::Node(node) if *node != self.me && !is_spent(node)));
+        // Whoever has never reported has only just joined, with the release it has now.
+        let knows = |id: &RaftId| {
+            let report = self.state.reports().get(id);
+            report.is_none_or(|report| report.feature_level >= REJECTS_GRANTS)
+        };
+        let mut nodes = self.state.nodes().iter();
+        let all_know = nodes.all(|(id, node)| !node.is_standing() || knows(id));
+        (has_other && all_know).then(|| {
+            Op::RejectGrant(RejectGrant {
+                node: self.me,
+                slot: self.name.clone(),
+                id,
+                grant: grant.clone(),
+            })
+        })
     }
 
     /// Refuses a transport key that is not, this moment, the committed one.

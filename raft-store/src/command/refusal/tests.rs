@@ -174,6 +174,13 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             &["hsm-node-2", "exchange-key", "7", "remove it first"],
         ),
         says(
+            Conflict::NoOtherGranter {
+                node: node(),
+                slot: slot(),
+            },
+            &["hsm-node-2", "slot exchange", "no other holder"],
+        ),
+        says(
             Existing::Cluster(ClusterId([0xcd; 16])),
             &["cluster cdcd", "exists already"],
         ),
@@ -247,6 +254,13 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
                 operation: "advance_waits".into(),
             },
             &["advance_waits", "the leader"],
+        ),
+        says(
+            Forbidden::RejectedGrantor {
+                slot: slot(),
+                id: id(),
+            },
+            &["abab", "slot exchange", "another holder"],
         ),
         says(Invalid::JoinTokenExpired, &["join token", "more time"]),
         says(

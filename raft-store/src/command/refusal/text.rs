@@ -156,6 +156,11 @@ impl fmt::Display for Conflict {
                 "node {node} has not acknowledged that version {version} of {context} is gone from its token; it has \
                  to remove it first"
             ),
+            Conflict::NoOtherGranter { node, slot } => write!(
+                f,
+                "node {node} cannot open its grant of the transport key of slot {slot}, and no other holder can grant \
+                 it; look at what the node's log says of it"
+            ),
         }
     }
 }
@@ -221,6 +226,11 @@ impl fmt::Display for Forbidden {
             Forbidden::Driver { operation } => {
                 write!(f, "{operation} may only be proposed by the leader for itself")
             }
+            Forbidden::RejectedGrantor { slot, id } => write!(
+                f,
+                "transport key {id} of slot {slot} is granted to this node by another holder: it could not open the \
+                 grant that this one made"
+            ),
         }
     }
 }

@@ -100,6 +100,91 @@ fn only_a_node_that_was_granted_a_transport_key_grants_it() {
     assert_eq!(granted(&world, joiner), Some(grant(1)), "the first one stands");
 }
 
+fn reject(node: RaftId, grant: Grant) -> Op {
+    Op::RejectGrant(RejectGrant {
+        node,
+        slot: slot(),
+        id: TransportId([2; 16]),
+        grant,
+    })
+}
+
+/// As [`granting`], with a third node that holds the key too.
+fn two_holders() -> (World, RaftId, RaftId) {
+    let (mut world, joiner) = granting();
+    let other = world.join("n3", 3);
+    world.ok_as(other, register_key(other, key(3, 1, 1)));
+    world.ok(grant_to(Grantee::Node(other), grant(3)));
+    (world, joiner, other)
+}
+
+#[test]
+fn a_grant_that_cannot_be_opened_makes_room_for_another_holders() {
+    let (mut world, joiner, other) = two_holders();
+    let to_joiner = |blob| grant_to(Grantee::Node(joiner), grant(blob));
+    world.ok(to_joiner(9));
+    world.ok_as(joiner, reject(joiner, grant(9)));
+    assert_eq!(granted(&world, joiner), None);
+    // Whose the first was nobody has written down; the second one is.
+    world.ok(to_joiner(8));
+    world.ok_as(joiner, reject(joiner, grant(8)));
+    assert_eq!(granted(&world, joiner), None);
+    let again = world.refused(to_joiner(7));
+    assert!(matches!(
+        again,
+        Refusal::Forbidden(Forbidden::RejectedGrantor { .. })
+    ));
+    world.ok_as(other, to_joiner(1));
+    assert_eq!(granted(&world, joiner), Some(grant(1)));
+    // That one is the last that could: what it sends stays, whatever is said of it.
+    let refused = world.refused_as(joiner, reject(joiner, grant(1)));
+    assert!(matches!(
+        refused,
+        Refusal::Conflict(Conflict::NoOtherGranter { .. })
+    ));
+    assert_eq!(granted(&world, joiner), Some(grant(1)));
+    // To everybody else the first holder grants as before.
+    let fourth = world.join("n4", 4);
+    world.ok_as(fourth, register_key(fourth, key(4, 1, 1)));
+    world.ok(grant_to(Grantee::Node(fourth), grant(4)));
+}
+
+#[test]
+fn a_node_rejects_its_own_grant_and_only_the_one_it_names() {
+    let (mut world, joiner, other) = two_holders();
+    world.ok(grant_to(Grantee::Node(joiner), grant(1)));
+    let before = world.rows();
+    let foreign = world.refused_as(other, reject(joiner, grant(1)));
+    assert!(matches!(foreign, Refusal::Forbidden(Forbidden::NotItself { .. })));
+    // What was long under way, or is said of a key that was never granted, changes nothing.
+    world.ok_as(joiner, reject(joiner, grant(9)));
+    assert_eq!(world.rows(), before);
+}
+
+#[test]
+fn the_only_holder_keeps_its_grant() {
+    let (mut world, _) = granting();
+    let refused = world.refused(reject(1, grant(1)));
+    assert!(matches!(
+        refused,
+        Refusal::Conflict(Conflict::NoOtherGranter { .. })
+    ));
+    assert_eq!(granted(&world, 1), Some(grant(1)));
+}
+
+#[test]
+fn a_removed_node_is_no_other_holder() {
+    let (mut world, joiner, other) = two_holders();
+    world.ok(grant_to(Grantee::Node(joiner), grant(9)));
+    world.remove(other);
+    world.remove(1);
+    let refused = world.refused_as(joiner, reject(joiner, grant(9)));
+    assert!(matches!(
+        refused,
+        Refusal::Conflict(Conflict::NoOtherGranter { .. })
+    ));
+}
+
 #[test]
 fn a_node_grants_a_transport_key_to_nodes_only() {
     let (mut world, _) = granting();

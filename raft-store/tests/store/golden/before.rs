@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use raft_store::command::Command;
 use raft_store::state::access::{Acl, Role};
 use raft_store::state::context::KeyVersion;
-use raft_store::state::frozen::{AclV1, KeyVersionV1, NodeReportV1};
+use raft_store::state::frozen::{AclV1, KeyVersionV1, NodeReportV1, SlotV1};
 use raft_store::state::node::NodeReport;
+use raft_store::state::slot::Slot;
 use raft_store::state::table::{Row, RowKind};
 
 use super::{examples, rows, survives};
@@ -88,6 +89,16 @@ fn reports_of_the_first_form_are_upgraded_as_they_are_read() {
     assert_eq!(NodeReport::decode(1, bytes).unwrap(), upgraded);
 }
 
+#[test]
+fn slots_of_the_first_form_are_upgraded_as_they_are_read() {
+    let lines = lines();
+    for (what, slot) in rows::slots() {
+        let bytes = &lines[&*format!("row.slot@1.{what}")];
+        assert!(survives::<SlotV1>(bytes), "{what}: its frozen struct has changed");
+        assert_eq!(Slot::decode(1, bytes).unwrap(), slot, "{what}");
+    }
+}
+
 /// The log has no form of its own for it: the operation keeps its place among the others.
 #[test]
 fn a_report_in_an_old_log_is_what_it_was() {
@@ -96,9 +107,9 @@ fn a_report_in_an_old_log_is_what_it_was() {
 
 #[test]
 fn every_line_of_a_form_before_is_read_by_a_test() {
-    let rows = rows::versions().len() + examples::ROLES.len();
+    let rows = rows::versions().len() + rows::slots().len() + examples::ROLES.len();
     assert_eq!(lines().len(), LINES.lines().count());
     assert_eq!(lines().len(), rows + 2);
-    let changed = [RowKind::Version, RowKind::Report, RowKind::Acl];
-    assert_eq!(changed.map(RowKind::version), [2, 2, 2]);
+    let changed = [RowKind::Version, RowKind::Report, RowKind::Acl, RowKind::Slot];
+    assert_eq!(changed.map(RowKind::version), [2, 2, 2, 2]);
 }

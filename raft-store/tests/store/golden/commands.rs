@@ -146,6 +146,12 @@ fn ops() -> Vec<Op> {
         Op::RemoveRevocations(RemoveRevocations {
             revocations: revocation_keys().map(|(_, key)| key).to_vec(),
         }),
+        Op::RejectGrant(RejectGrant {
+            node: 2,
+            slot: slot(),
+            id: TransportId([3; 16]),
+            grant: grant(),
+        }),
     ]
 }
 

@@ -103,6 +103,10 @@ fn conflicts() -> Vec<Conflict> {
             context: context(),
             version,
         },
+        Conflict::NoOtherGranter {
+            node: node(),
+            slot: slot(),
+        },
     ]
 }
 
@@ -149,6 +153,7 @@ fn forbidden() -> Vec<Forbidden> {
         Forbidden::Grantee { slot: slot(), id },
         Forbidden::Operation { operation },
         Forbidden::Driver { operation: drivers },
+        Forbidden::RejectedGrantor { slot: slot(), id },
     ]
 }
 

@@ -115,6 +115,29 @@ fn use_row() -> VersionUse {
     }
 }
 
+/// Slots in every state. The first form of the row knows nothing of rejected grants.
+pub(super) fn slots() -> [(&'static str, Slot); 3] {
+    [
+        ("current", TransportMode::Standard, TransportState::Current),
+        ("superseded", TransportMode::Hardened, TransportState::Superseded),
+        ("destroyed", TransportMode::Standard, TransportState::Destroyed),
+    ]
+    .map(|(what, mode, state)| (what, slot_row(mode, state)))
+}
+
+/// One in which a node could not open its first grant, nor the next one, and was granted a third.
+fn rejecting() -> Slot {
+    let rejected = Rejected {
+        granters: BTreeSet::from([1]),
+        latest: Some(3),
+    };
+    let mut slot = slot_row(TransportMode::Standard, TransportState::Current);
+    for generation in &mut slot.transport {
+        generation.rejected.insert(2, rejected.clone());
+    }
+    slot
+}
+
 fn slot_row(mode: TransportMode, state: TransportState) -> Slot {
     let generation = TransportGeneration {
         id: TransportId([3; 16]),
@@ -124,6 +147,7 @@ fn slot_row(mode: TransportMode, state: TransportState) -> Slot {
         state,
         grants: grants(),
         created_at: 4,
+        rejected: [].into(),
     };
     Slot {
         transport: vec![generation],
@@ -170,12 +194,8 @@ pub(super) fn lines(lines: &mut Lines) {
     ] {
         lines.value(&format!("row.version.{what}"), &version);
     }
-    for (what, mode, state) in [
-        ("current", TransportMode::Standard, TransportState::Current),
-        ("superseded", TransportMode::Hardened, TransportState::Superseded),
-        ("destroyed", TransportMode::Standard, TransportState::Destroyed),
-    ] {
-        lines.value(&format!("row.slot.{what}"), &slot_row(mode, state));
+    for (what, slot) in slots().into_iter().chain([("rejecting", rejecting())]) {
+        lines.value(&format!("row.slot.{what}"), &slot);
     }
     for (what, status) in [
         ("joining", NodeStatus::Joining),

@@ -166,6 +166,22 @@ fn a_holder_grants_to_every_node_whose_slot_key_holds_once() {
 }
 
 #[test]
+fn a_holder_whose_grant_could_not_be_opened_leaves_it_to_another() {
+    let mut cluster = cluster();
+    let (second, joiner) = (cluster.join("hsm-node-2"), cluster.join("hsm-node-3"));
+    cluster.registered(second).registered(joiner);
+    cluster.grant(1, second).grant(1, joiner).reject(1, joiner);
+    let grant = [Action::Grant(transport_id(1), joiner)];
+    // Nobody has written down whose it was.
+    assert_eq!(plan(&cluster, ME, &token(ME, &[1])).actions, grant);
+    cluster.grant(1, joiner).reject(1, joiner);
+    assert!(plan(&cluster, ME, &token(ME, &[1])).actions.is_empty());
+    assert_eq!(plan(&cluster, second, &token(second, &[1])).actions, grant);
+    let waiting = plan(&cluster, joiner, &token(joiner, &[])).problems;
+    assert_eq!(waiting, [Problem::NoGrant { id: transport_id(1) }]);
+}
+
+#[test]
 fn a_substituted_slot_key_gets_no_grant_and_is_named() {
     let mut cluster = cluster();
     let joiner = cluster.join("hsm-node-2");
