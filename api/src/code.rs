@@ -165,6 +165,8 @@ codes! {
     Overloaded = "overloaded" 503 retry(1), "overloaded";
     /// The key version is newer than what this node has imported.
     KeyVersionNotReady = "key_version_not_ready" 503 retry(1), "key version not ready";
+    /// This node may encrypt under the version no more until it is given more invocations, or the key is rotated.
+    InvocationsExhausted = "invocations_exhausted" 503 retry(1), "invocations exhausted";
     /// This node's token does not hold the key version, and it cannot be replicated.
     KeyNotOnThisNode = "key_not_on_this_node" 503, "key not on this node";
     /// The slot of this context waits for its PIN.
@@ -246,6 +248,7 @@ mod tests {
                 "rate_limited",
                 "overloaded",
                 "key_version_not_ready",
+                "invocations_exhausted",
                 "token_busy",
                 "token_timeout"
             ]
@@ -319,7 +322,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 52);
+        assert_eq!(table.len(), 53);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
@@ -346,6 +349,7 @@ mod tests {
             "min_index_not_reached 412 r",
             "overloaded 503 r",
             "key_version_not_ready 503 r",
+            "invocations_exhausted 503 r",
             "key_not_on_this_node 503",
             "slot_locked 503",
             "slot_failed 503",

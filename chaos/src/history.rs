@@ -273,6 +273,7 @@ mod tests {
             acks: Vec::new(),
             origin: KeyOrigin::Generated,
             destruction: None,
+            invocations: None,
         };
         ContextInfo {
             context: CONTEXT.to_owned(),

@@ -10,6 +10,7 @@ use hsm_core::names::KeyUid;
 use hsm_core::{OnBatchDone, OnDone, OpError, Slot, SlotState, Work};
 
 use crate::config::ContextName;
+use crate::leases::Meter;
 
 /// The data side of a slot. A trait, so that a slot that could not be opened answers too, and
 /// requests can be tested without a token.
@@ -60,7 +61,7 @@ impl TokenOps for ClosedSlot {
 }
 
 /// The version that encrypts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ActiveKey {
     /// Which key.
     pub key_uid: KeyUid,
@@ -68,6 +69,8 @@ pub struct ActiveKey {
     pub version: u32,
     /// Its stored label, the API's `key_id`.
     pub key_id: String,
+    /// What this node may still encrypt with it: one is taken before each call of the token.
+    pub meter: Arc<Meter>,
 }
 
 /// A version this node decrypts with: pending and proven, active, or decrypt-only.

@@ -1,7 +1,8 @@
 //! hsm-node: a node of the clustered key service.
 //!
 //! `config`, `secrets`, `tls`, `identity` and `policy` are read at the edge; `consensus` replicates;
-//! `slots` and `sync` keep tokens and state together; `rotation` makes keys, `destruction` ends them; `http`, `health`
+//! `slots` and `sync` keep tokens and state together; `rotation` makes keys, `leases` bounds their use, `destruction`
+//! ends them; `http`, `health`
 //! and `admin` answer; `app` puts it all together.
 
 #![warn(missing_docs)]
@@ -18,6 +19,7 @@ pub mod health;
 pub mod http;
 pub mod identity;
 pub mod keyring;
+pub mod leases;
 pub mod log_budget;
 pub mod logging;
 pub mod metrics;

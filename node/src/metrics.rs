@@ -59,6 +59,8 @@ const FSYNC: &str = "hsm_raft_append_fsync_seconds";
 const STORE_BYTES: &str = "hsm_store_bytes";
 const STORE_LIVE_BYTES: &str = "hsm_store_live_bytes";
 const READY: &str = "hsm_ready";
+const INVOCATIONS_LEASED: &str = "hsm_key_invocations_leased_ratio";
+const INVOCATIONS_DUE: &str = "hsm_key_invocations_due";
 const CONFIG_DIFFERS: &str = "hsm_config_differs";
 const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
@@ -183,6 +185,14 @@ fn describe() {
         "Size of the rows in the store that there are."
     );
     describe_gauge!(READY, "1 while this node is ready.");
+    describe_gauge!(
+        INVOCATIONS_LEASED,
+        "Invocations of a context's active key version that were given out, of its limit; 0.9 at most."
+    );
+    describe_gauge!(
+        INVOCATIONS_DUE,
+        "1 while a context's active key version is to be rotated because it is used up."
+    );
     describe_gauge!(
         CONFIG_DIFFERS,
         "1 where this node's configuration differs from the cluster's state, which rules."
@@ -447,6 +457,13 @@ pub fn store_bytes(bytes: u64, live: u64) {
 /// Whether this node is ready.
 pub fn ready(ready: bool) {
     gauge!(READY).set(f64::from(u8::from(ready)));
+}
+
+/// How much of the limit of a context's active key version was given out, and whether it is to be replaced.
+pub fn invocations_leased(context: &Arc<str>, leased: u64, limit: u64, due: bool) {
+    let ratio = lossy(leased) / lossy(limit.max(1));
+    gauge!(INVOCATIONS_LEASED, "context" => Arc::clone(context)).set(ratio);
+    gauge!(INVOCATIONS_DUE, "context" => Arc::clone(context)).set(f64::from(u8::from(due)));
 }
 
 /// Whether the configuration differs from the state: `acl`, `roles`, `revocations` that the state lacks; of contexts

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use raft_store::names::{RaftId, SlotName};
+use raft_store::state::ClusterState;
 use tokio::sync::Mutex;
 
 pub use self::judge::{Local, Rules};
@@ -24,6 +25,7 @@ use crate::consensus::{Consensus, Gate};
 use crate::health::{Check, ReadyQuery};
 use crate::http::DrainSignal;
 use crate::keyring::KeyRing;
+use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::slots::{SlotEntry, SlotManager};
 use crate::sync::SyncHandle;
@@ -38,6 +40,8 @@ pub struct NodeParts {
     pub ring: Arc<ArcSwap<KeyRing>>,
     /// Token sync.
     pub sync: SyncHandle,
+    /// What this node may encrypt.
+    pub leases: Arc<Leases>,
     /// The slots.
     pub slots: Arc<SlotManager>,
     /// What the configuration says.
@@ -86,6 +90,8 @@ impl NodeView {
         let published = self.parts.consensus.published();
         let sync = self.parts.sync.status();
         let gate = self.gate_index();
+        // Before a quorum is heard of nobody can be given any: such a node decrypts only.
+        let is_open = matches!(self.parts.consensus.start_gate(), Gate::Open { .. });
         let me = self.parts.consensus.raft_id().unwrap_or_default();
         let nothing = BTreeSet::new();
         let local = |entry: &SlotEntry| {
@@ -106,6 +112,11 @@ impl NodeView {
                 complete: gate.is_some() && complete_at >= gate && lacking == 0 && owed == 0,
                 missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
                 destructions: owed,
+                leases: if is_open {
+                    self.unleased(&published.state, me, name)
+                } else {
+                    0
+                },
             }
         };
         self.parts
@@ -113,6 +124,14 @@ impl NodeView {
             .entries()
             .map(|entry| (entry.name().clone(), local(entry)))
             .collect()
+    }
+
+    /// How many versions of a slot this node could not encrypt under for want of a first lease.
+    fn unleased(&self, state: &ClusterState, me: RaftId, slot: &SlotName) -> u32 {
+        self.parts.leases.lacking(state, me, |key| {
+            let context = state.contexts().get(&key.context);
+            context.is_some_and(|context| context.slot == *slot)
+        })
     }
 
     /// The applied index that tokens must be in step with before they are served from; `None` while the

@@ -188,6 +188,7 @@ pub(super) fn text(named: &Named, info: &KeyVersionInfo) -> String {
             },
             names(&info.acks),
         ),
+        ("leased", or_dash(info.invocations.map(key_usage::leased))),
     ]);
     if let Some(destruction) = &info.destruction {
         text.push_str("\ndestruction\n");

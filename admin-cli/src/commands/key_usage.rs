@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use hsm_api::admin::{KeyUsage, KeyUsageResponse};
+use hsm_api::admin::{Invocations, KeyUsage, KeyUsageResponse};
 
 use super::{READ, Session};
 use crate::exit::missing;
@@ -27,6 +27,7 @@ pub(super) async fn usage(session: &Session, args: &Usage) -> Result<()> {
             "STATE",
             "ENCRYPTED",
             "DECRYPTED",
+            "LEASED",
             "LAST USED",
             "LAST USED BY",
         ];
@@ -43,7 +44,14 @@ fn only(mut usage: KeyUsageResponse, context: Option<&str>) -> Result<KeyUsageRe
     Ok(usage)
 }
 
-fn row(usage: &KeyUsage) -> [String; 8] {
+/// How much of what a version takes was given to the nodes.
+pub(super) fn leased(invocations: Invocations) -> String {
+    let Invocations { leased, limit } = invocations;
+    let percent = leased.saturating_mul(100).checked_div(limit).unwrap_or(100);
+    format!("{leased} of {limit} ({percent} %)")
+}
+
+fn row(usage: &KeyUsage) -> [String; 9] {
     let mut nodes: Vec<_> = usage.nodes.iter().collect();
     // RFC 3339 in UTC sorts by time, but for fractions of one second.
     nodes.sort_by(|a, b| b.last_used.cmp(&a.last_used));
@@ -58,6 +66,7 @@ fn row(usage: &KeyUsage) -> [String; 8] {
         usage.state.to_string(),
         usage.encryptions.to_string(),
         usage.decryptions.to_string(),
+        or_dash(usage.invocations.map(leased)),
         or_dash(usage.last_used.clone()),
         or_dash(Some(nodes.join(", ")).filter(|nodes| !nodes.is_empty())),
     ]
@@ -93,8 +102,22 @@ mod tests {
     #[test]
     fn who_used_a_version_last_stands_first() {
         let rows: Vec<_> = usage().versions.iter().map(row).collect();
-        assert_eq!((rows[0][6].as_str(), rows[0][7].as_str()), ("-", "-"));
-        assert!(rows[1][7].starts_with("hsm-node-2 ("), "{:?}", rows[1]);
+        assert_eq!((rows[0][7].as_str(), rows[0][8].as_str()), ("-", "-"));
+        assert!(rows[1][8].starts_with("hsm-node-2 ("), "{:?}", rows[1]);
+    }
+
+    #[test]
+    fn what_was_leased_stands_beside_its_limit() {
+        let mut usage = usage();
+        assert_eq!(row(&usage.versions[0])[6], "-", "an older node does not say");
+        let invocations = |leased, limit| Some(Invocations { leased, limit });
+        for (given, shown) in [
+            (invocations(900, 2000), "900 of 2000 (45 %)"),
+            (invocations(0, 0), "0 of 0 (100 %)"),
+        ] {
+            usage.versions[0].invocations = given;
+            assert_eq!(row(&usage.versions[0])[6], shown);
+        }
     }
 
     #[test]

@@ -137,6 +137,18 @@ pub struct KeyVersionInfo {
     /// Its way to its end, once that is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destruction: Option<DestructionInfo>,
+    /// What was given out of it; absent where nothing is encrypted under it, or never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invocations: Option<Invocations>,
+}
+
+/// AES-GCM invocations under a key version in the whole cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invocations {
+    /// Those that were given to nodes, used or not: nine tenths of `limit` at most.
+    pub leased: u64,
+    /// The limit of its context.
+    pub limit: u64,
 }
 
 /// A key version's way to its end. Times are for people; what counts is `elapsed_seconds`, which only a leader's
@@ -221,6 +233,9 @@ pub struct KeyUsage {
     /// Names of the nodes that used it, with when each last did.
     #[serde(default)]
     pub nodes: Vec<NodeUsage>,
+    /// What was given out of it; absent where nothing is encrypted under it, or never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invocations: Option<Invocations>,
 }
 
 /// A node's last reported use of a key version.

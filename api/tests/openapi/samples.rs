@@ -330,6 +330,10 @@ fn keys() -> Vec<Sample> {
         owing: if over { list(&["hsm-node-3"]) } else { Vec::new() },
         remnants_sealed: true,
     };
+    let invocations = Invocations {
+        leased: 65_537,
+        limit: 1 << 32,
+    };
     let version = |long: bool| KeyVersionInfo {
         version: 3,
         key_id: text("kek-exchange-key-v3"),
@@ -341,6 +345,7 @@ fn keys() -> Vec<Sample> {
         acks: list(&["hsm-node-1"]),
         origin: KeyOrigin::Generated,
         destruction: long.then(|| destruction(true)),
+        invocations: long.then_some(invocations),
     };
     let context = |active: Option<u32>| ContextInfo {
         context: text("exchange-key"),
@@ -373,6 +378,7 @@ fn keys() -> Vec<Sample> {
         decryptions: 8,
         last_used: used.then(time),
         nodes: vec![node_usage.clone()],
+        invocations: used.then_some(invocations),
     };
     let usages = KeyUsageResponse {
         versions: vec![usage(true), usage(false)],
@@ -427,6 +433,7 @@ fn keys() -> Vec<Sample> {
         answer("KeyUsageResponse", &usages, &usages),
         answer("KeyUsage", &usage(true), &usage(false)),
         answer("NodeUsage", &node_usage, &node_usage),
+        answer("Invocations", &invocations, &invocations),
         request("CleanupRequest", &cleanup, &[]),
         answer("CleanupResponse", &cleanups, &cleanups),
         answer("CleanupVersion", &cleaned("it was used"), &cleaned("")),

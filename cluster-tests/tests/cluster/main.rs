@@ -20,6 +20,7 @@ mod handover;
 #[cfg(feature = "failpoints")]
 mod hanging_up;
 mod hung_token;
+mod invocations;
 #[cfg(feature = "failpoints")]
 mod joiner;
 mod joining;

@@ -2,6 +2,7 @@
 //! again with its own policy, after catching up with everything committed: the node that forwards is
 //! trusted to say who asks, never whether that suffices.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub struct ServiceParts {
     pub clocks: Arc<Clocks>,
     /// The policy of new contexts, from this node's configuration.
     pub policy: RotationPolicy,
+    /// Contexts with another limit of invocations than the policy's.
+    pub max_invocations: BTreeMap<ContextName, u64>,
     /// What destroying a version takes, from this node's configuration.
     pub destroy: Destroy,
     /// How long a day of a policy is.
@@ -263,7 +266,7 @@ impl AdminService {
             uid: ContextUid(clock::random_id()),
             slot: slot.clone(),
             binding: placement.binding,
-            policy: self.parts.policy.clone(),
+            policy: self.policy(context),
         });
         let (id, origin) = (asked.side_id("context"), asked.origin.clone());
         match self.parts.cluster.propose(id, asked.body_hash, origin, op).await {
@@ -273,6 +276,14 @@ impl AdminService {
             }
             Err(ProposeError::Refused(Refusal::Exists(_))) => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    fn policy(&self, context: &ContextName) -> RotationPolicy {
+        let limit = self.parts.max_invocations.get(context).copied();
+        RotationPolicy {
+            max_invocations: limit.unwrap_or(self.parts.policy.max_invocations),
+            ..self.parts.policy.clone()
         }
     }
 

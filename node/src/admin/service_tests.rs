@@ -48,6 +48,7 @@ fn bench() -> Bench {
             max_versions: 7,
             ..RotationPolicy::default()
         },
+        max_invocations: BTreeMap::from([(name("new"), 5000)]),
         destroy: Destroy {
             default_wait: DAY * 7,
             min_wait: DAY,
@@ -161,6 +162,9 @@ async fn a_repeated_create_makes_one_context_and_one_version() {
             .count(|op| matches!(op, Op::CreateContext(c) if c.name.as_str() == "new")),
         1
     );
+    let published = bench.cluster.published();
+    let limits = ["new", "c"].map(|context| published.state.max_invocations(&name(context)));
+    assert_eq!(limits, [5000, 1 << 32], "as the configuration has it");
 }
 
 #[tokio::test]

@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use hsm_api::admin::{
-    BindingMode as ApiBinding, ContextInfo, DestructionInfo, KeyOrigin as ApiOrigin, KeyState, KeyUsage,
-    KeyUsageResponse, KeyVersionInfo, ListKeksResponse, Member, MemberRole, MemberSlot, MemberState,
-    MembersResponse, NodeUsage, RotationStatus, RotationStatusResponse, SlotFingerprint, SlotState,
+    BindingMode as ApiBinding, ContextInfo, DestructionInfo, Invocations, KeyOrigin as ApiOrigin, KeyState,
+    KeyUsage, KeyUsageResponse, KeyVersionInfo, ListKeksResponse, Member, MemberRole, MemberSlot,
+    MemberState, MembersResponse, NodeUsage, RotationStatus, RotationStatusResponse, SlotFingerprint,
+    SlotState,
 };
 use raft_store::names::{ContextName, RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
@@ -89,7 +90,24 @@ pub fn version(state: &ClusterState, context: &ContextName, number: u32, key: &K
             .destruction
             .as_ref()
             .map(|way| destruction(state, context, key, way)),
+        invocations: invocations(
+            state,
+            &VersionKey {
+                context: context.clone(),
+                version: number,
+            },
+            key,
+        ),
     }
+}
+
+/// What was given out of a version that encrypts, or did.
+fn invocations(state: &ClusterState, key: &VersionKey, version: &KeyVersion) -> Option<Invocations> {
+    let encrypts = matches!(version.state, VersionState::Pending | VersionState::Active);
+    (encrypts || state.leases().contains(key)).then(|| Invocations {
+        leased: state.lease(key).leased,
+        limit: state.max_invocations(&key.context),
+    })
 }
 
 fn destruction(
@@ -137,6 +155,7 @@ pub fn usage(state: &ClusterState) -> KeyUsageResponse {
                     last_used: rfc3339(last.count.last_used),
                 })
                 .collect(),
+            invocations: invocations(state, key, version),
         }
     };
     KeyUsageResponse {

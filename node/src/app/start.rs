@@ -21,10 +21,11 @@ use crate::http::{
     self, ApiListener, ApiParts, ApiState, BodyLimits, DataPlane, DrainControl, OpenConnections,
 };
 use crate::keyring::KeyRing;
+use crate::leases::{self, Leases};
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
 use crate::rotation::schedule::watch_clocks;
-use crate::rotation::{self, Clocks, Cluster, HeldSlot, Limits, Rotator, Schedule, TokenKeys};
+use crate::rotation::{self, ByUse, Clocks, Cluster, HeldSlot, Limits, Rotator, Schedule, TokenKeys};
 use crate::secrets::{ask_pins, read_replication_key};
 use crate::slots::SlotManager;
 use crate::sync::{self, Replication, SyncOptions};
@@ -71,15 +72,23 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
     let served: Result<(), StartFailure> = runtime.block_on(async move {
         let (_running, stopping) = watch::channel(false);
         let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
+        let leases = Leases::new(consensus.boot(), config.staleness.encrypt);
         let options = SyncOptions {
             consensus: consensus.clone(),
             slots: Arc::clone(&slots),
             replication: Arc::clone(&replication),
             signer: signer.map(Arc::new),
             ring: Arc::clone(&ring),
+            leases: Arc::clone(&leases),
             interval: config.cluster.replication.interval,
         };
         let (sync, _workers) = sync::start(options, &stopping);
+        tokio::spawn(leases::drive(
+            Arc::new(consensus.clone()),
+            Arc::clone(&leases),
+            Arc::clone(&ring),
+            stopping.clone(),
+        ));
         let _watches = slots.watch(&stopping);
         let drain = DrainControl::default();
         let view = NodeView::new(NodeParts {
@@ -87,6 +96,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             seed: seed.clone(),
             ring,
             sync,
+            leases,
             slots: Arc::clone(&slots),
             rules: rules(&config),
             drain: drain.signal(),
@@ -272,11 +282,13 @@ fn lead(
         config.rotation,
     );
     tokio::spawn(schedule.drive());
+    tokio::spawn(ByUse::new(Arc::clone(&cluster), Arc::clone(&rotator)).drive());
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator,
         clocks,
         policy: config.rotation_policy(),
+        max_invocations: config.hsm.max_invocations.clone(),
         destroy: config.destroy,
         day: config.rotation.day,
         seed: seed.clone(),

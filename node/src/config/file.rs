@@ -192,6 +192,8 @@ pub(crate) struct KeySection {
     pub(crate) kind: Option<String>,
     /// `private` (bound to the CN, the default), `shared` (to the first OU) or `none`.
     pub(crate) mode: Option<String>,
+    /// Encryptions under one key version, of all nodes together. Default 4294967296, and never more.
+    pub(crate) max_invocations: Option<u64>,
 }
 
 /// `acl`: seeds `cluster init`.

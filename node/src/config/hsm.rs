@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use hsm_core::envelope::Binding;
 use hsm_core::secrets::Pin;
 use raft_store::names::{ContextName, SlotName};
+use raft_store::state::lease::MAX_INVOCATIONS;
 
 use super::env::{Env, or_file};
 use super::error::ConfigError;
@@ -29,6 +30,8 @@ pub struct Hsm {
     pub slots: Vec<Slot>,
     /// Contexts whose binding was written down; see [`Hsm::binding`].
     pub bindings: BTreeMap<ContextName, Binding>,
+    /// Limits of AES-GCM invocations under one version, of those contexts that have one written down.
+    pub max_invocations: BTreeMap<ContextName, u64>,
     /// Versions that `cleanup` keeps.
     pub max_versions: u32,
     /// Days since retirement before `cleanup` may disable a version.
@@ -151,7 +154,9 @@ impl HsmSection {
         let module = or_file(around.env, "HSM_PKCS11_LIB", self.pkcs11_lib)
             .unwrap_or_else(|| PathBuf::from(DEFAULT_MODULE));
         let slot_id = or_file(around.env, "HSM_SLOT_ID", self.slot_id).filter(|id| !id.is_empty());
-        let bindings = bindings(self.keys.unwrap_or_default())?;
+        let keys = self.keys.unwrap_or_default();
+        let max_invocations = max_invocations(&keys)?;
+        let bindings = bindings(keys)?;
         let (slots, legacy) = match (self.slots.filter(|slots| !slots.is_empty()), slot_id) {
             (Some(_), Some(value)) => return Err(ConfigError::TwoSlotModes { value }),
             (None, None) => {
@@ -189,6 +194,7 @@ impl HsmSection {
         let hsm = Hsm {
             slots,
             bindings,
+            max_invocations,
             max_versions: number("hsm.max_versions", self.max_versions, 3, 1..=1000)?,
             cleanup_after_days: number("hsm.cleanup_after_days", self.cleanup_after_days, 30, 1..=36_500)?,
             legacy,
@@ -422,6 +428,32 @@ fn bindings(
             };
             let name = ContextName::new(&name).map_err(ConfigError::name(key))?;
             Ok((name, binding))
+        })
+        .collect()
+}
+
+/// Below this there is hardly anything to give out in advance, and every second encryption would rotate.
+const LEAST_INVOCATIONS: u64 = 1000;
+
+fn max_invocations(
+    keys: &BTreeMap<String, Option<KeySection>>,
+) -> Result<BTreeMap<ContextName, u64>, ConfigError> {
+    let written = |(name, section): (&String, &Option<KeySection>)| {
+        let limit = section.as_ref()?.max_invocations?;
+        Some((format!("hsm.keys.{name}"), name.clone(), limit))
+    };
+    keys.iter()
+        .filter_map(written)
+        .map(|(key, name, limit)| {
+            let range = LEAST_INVOCATIONS..=MAX_INVOCATIONS;
+            let limit = number(
+                &format!("{key}.max_invocations"),
+                Some(limit),
+                MAX_INVOCATIONS,
+                range,
+            )?;
+            let name = ContextName::new(&name).map_err(ConfigError::name(key))?;
+            Ok((name, limit))
         })
         .collect()
 }

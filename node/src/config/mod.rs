@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use raft_store::state::context::RotationPolicy;
+use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
 
 pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, read_revoked};
@@ -124,6 +125,7 @@ impl Config {
             interval_days: self.rotation.interval_days,
             max_versions: self.hsm.max_versions,
             cleanup_after_days: self.hsm.cleanup_after_days,
+            max_invocations: MAX_INVOCATIONS,
         }
     }
 

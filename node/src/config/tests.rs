@@ -388,6 +388,27 @@ fn a_context_of_no_slot_is_refused_where_it_has_a_mode_and_warned_about_in_the_a
 }
 
 #[test]
+fn a_contexts_limit_of_invocations_is_its_own_and_never_above_that_of_the_algorithm() {
+    let with = |limit: &str| {
+        let section = format!("keys: {{order-key: {{mode: shared, max_invocations: {limit}}}}}");
+        CLUSTER.replace("keys: {order-key: {mode: shared}}", &section)
+    };
+    let config = parse(&with("2000")).unwrap();
+    let order = ContextName::new("order-key").unwrap();
+    let limits: Vec<_> = config.hsm.max_invocations.into_iter().collect();
+    assert_eq!(limits, [(order, 2000)]);
+    assert!(parse(CLUSTER).unwrap().hsm.max_invocations.is_empty());
+    parse(&with("4294967296")).unwrap();
+    for limit in ["4294967297", "999", "0"] {
+        let error = refusal(&with(limit));
+        assert!(
+            error.contains("hsm.keys.order-key.max_invocations") && error.contains("4294967296"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_fence_inside_readiness_is_refused() {
     let error = refusal(&format!("{CLUSTER}staleness: {{ready_ms: 9000}}\n"));
     assert!(

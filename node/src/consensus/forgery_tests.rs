@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 use hsm_api::ErrorCode;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use raft_store::command::{
-    AckVersions, AddRevocations, AddTransportKey, CreateContext, Forbidden, GrantTransportKey, Op, Refusal,
-    RegisterSlotKey,
+    AckVersions, AddRevocations, AddTransportKey, CreateContext, Forbidden, GrantTransportKey,
+    LeaseInvocations, Op, Refusal, RegisterSlotKey,
 };
-use raft_store::names::{ContextName, ContextUid, Incarnation, RaftId, SlotName, TransportId};
+use raft_store::names::{Boot, ContextName, ContextUid, Incarnation, RaftId, SlotName, TransportId};
 use raft_store::state::context::{BindingMode, RotationPolicy};
 use raft_store::state::node::SlotKey;
 use raft_store::state::slot::{Grant, Grantee, TransportMode};
@@ -253,6 +253,15 @@ async fn what_is_forged_is_refused_and_audited() {
     let refused = world.own(&hello, Op::AckVersions(ack)).await;
     assert_eq!(refused, Refusal::from(Forbidden::NotItself { node: 1 }));
     world.assert_audited(id, "ack_versions", "only node 1 may say this of itself");
+
+    let lease = LeaseInvocations {
+        node: 1,
+        boot: Boot([1; 16]),
+        claims: vec![],
+    };
+    let refused = world.own(&hello, Op::LeaseInvocations(lease)).await;
+    assert_eq!(refused, Refusal::from(Forbidden::NotItself { node: 1 }));
+    world.assert_audited(id, "lease_invocations", "only node 1 may say this of itself");
 
     for (grantee, reason) in [
         (Grantee::Node(1), "only by a node that was granted it"),

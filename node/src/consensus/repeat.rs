@@ -93,6 +93,7 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::Stale
         | ErrorCode::NotReady
         | ErrorCode::Uninitialised
+        | ErrorCode::InvocationsExhausted
         | ErrorCode::TokenBusy
         | ErrorCode::TokenTimeout
         // What the node that was asked says of its own state; no leader answers so.

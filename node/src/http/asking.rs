@@ -83,6 +83,18 @@ pub(super) fn ready(keys: &ContextKeys, active: &ActiveKey) -> Result<(), ApiErr
     held(keys, &active.key_uid)
 }
 
+/// Takes one invocation of the version that encrypts: the last thing before its slot is asked. It is used, whatever the
+/// token answers.
+pub(super) fn invocation(active: &ActiveKey) -> Result<(), ApiError> {
+    if active.meter.take() {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::InvocationsExhausted).detail(format!(
+        "this node may encrypt under version {} no more until it is given more invocations, or the key is rotated",
+        active.version
+    )))
+}
+
 /// Whom a ciphertext is bound to, by the names in a certificate.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound<'a> {
@@ -152,6 +164,13 @@ pub(super) struct Ending {
 }
 
 impl Ending {
+    /// The slot has not taken the job: no token was called.
+    pub(super) fn not_taken(&self) {
+        if let Some(active) = &self.under {
+            active.meter.give_back();
+        }
+    }
+
     /// Counts the outcome, records what has to be, and makes an answer of it.
     pub(super) fn close(
         self,

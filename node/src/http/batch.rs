@@ -173,7 +173,14 @@ async fn finish(asking: &Asking<'_>, op: Op, job: Running, items: &mut [Item]) {
             metrics::slot_job(job.slot_name, op.as_str(), took);
             ended
         }
-        Err(error) => Err(slot_error(error)),
+        Err(error) => {
+            for place in &job.places {
+                if let Some(Item::Open(open)) = items.get(*place) {
+                    open.ending.not_taken();
+                }
+            }
+            Err(slot_error(error))
+        }
     };
     match ended {
         Ok((outcomes, _)) => {

@@ -4,7 +4,7 @@
 use hsm_api::{ErrorCode, paths};
 use hsm_core::{DataKeyJob, DataKeySize, Work};
 
-use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, ready};
+use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, invocation, ready};
 use super::json::{Member, Text};
 use super::opening::decode_aad;
 use super::problem::ApiError;
@@ -33,7 +33,8 @@ impl Operation<4> for DataKey {
 
         let (name, keys) = asking.keys(context)?;
         let active = active(keys)?;
-        ready(keys, active).inspect_err(|_| count(Op::DataKey, name.to_arc(), false))?;
+        let may = ready(keys, active).and_then(|()| invocation(active));
+        may.inspect_err(|_| count(Op::DataKey, name.to_arc(), false))?;
         let job = DataKeyJob {
             key_uid: active.key_uid,
             version: active.version,

@@ -4,7 +4,7 @@ use hsm_api::{ErrorCode, paths};
 use hsm_core::secrets::Plaintext;
 use hsm_core::{EncryptJob, Work};
 
-use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, ready};
+use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, invocation, ready};
 use super::go_base64;
 use super::json::{Member, Text};
 use super::opening::decode_aad;
@@ -33,7 +33,8 @@ impl Operation<3> for Encrypt {
 
         let (name, keys) = asking.keys(context)?;
         let active = active(keys)?;
-        ready(keys, active).inspect_err(|_| count(Op::Encrypt, name.to_arc(), false))?;
+        let may = ready(keys, active).and_then(|()| invocation(active));
+        may.inspect_err(|_| count(Op::Encrypt, name.to_arc(), false))?;
         let job = EncryptJob {
             key_uid: active.key_uid,
             version: active.version,

@@ -59,7 +59,10 @@ pub(super) async fn run(
             metrics::slot_job(slot_name, op.as_str(), began.elapsed());
             outcome
         }
-        Err(error) => Err(slot_error(error)),
+        Err(error) => {
+            ending.not_taken();
+            Err(slot_error(error))
+        }
     };
     ending.close(asking, op, outcome)
 }

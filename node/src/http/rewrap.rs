@@ -6,7 +6,7 @@ use hsm_api::{ErrorCode, paths};
 use hsm_core::envelope::Binding;
 use hsm_core::{RewrapJob, Work};
 
-use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, ready};
+use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, invocation, ready};
 use super::json::{self, Member, NotJson, Text};
 use super::named::Named;
 use super::opening::{Given, Opening, opening};
@@ -149,6 +149,7 @@ fn plan_under(
         }
     };
     ready(keys, active)?;
+    invocation(active)?;
     if let Some(named) = &mut named {
         named.versions(version, active.version);
     }

@@ -95,6 +95,31 @@ fn without_a_certificate_only_contexts_are_missing() {
 }
 
 #[test]
+fn how_much_of_a_key_is_given_out_is_shown_by_context() {
+    let text = rendered(|| {
+        invocations_leased(&"2fa".into(), 500, 2000, false);
+        invocations_leased(&"exchange-key".into(), 1800, 2000, true);
+        invocations_leased(&"order-key".into(), 0, 0, true);
+    });
+    for line in [
+        "hsm_key_invocations_leased_ratio{context=\"2fa\"} 0.25",
+        "hsm_key_invocations_leased_ratio{context=\"exchange-key\"} 0.9",
+        "hsm_key_invocations_leased_ratio{context=\"order-key\"} 0",
+        "hsm_key_invocations_due{context=\"2fa\"} 0",
+        "hsm_key_invocations_due{context=\"exchange-key\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let open = without_names(&text);
+    for line in [
+        "hsm_key_invocations_leased_ratio 0.9\n",
+        "hsm_key_invocations_due 2\n",
+    ] {
+        assert!(open.contains(line), "{open}");
+    }
+}
+
+#[test]
 fn a_slot_or_node_is_in_one_state_at_a_time() {
     let slot: Arc<str> = "exchange".into();
     let text = rendered(|| {

@@ -1,5 +1,5 @@
 //! Metrics for whoever reaches the health listener, which asks nobody for a certificate: what is counted
-//! by context or key is shown as its sum.
+//! by context or key is shown as its sum, and of ratios the largest.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -43,7 +43,7 @@ pub fn without_names(text: &str) -> String {
             continue;
         };
         match places.get(&series).and_then(|place| lines.get_mut(*place)) {
-            Some(Line::Sample { value: sum, .. }) => *sum = Cow::Owned(add(sum, value)),
+            Some(Line::Sample { value: sum, .. }) => *sum = Cow::Owned(join(&series, sum, value)),
             _ => {
                 places.insert(series.clone(), lines.len());
                 let value = Cow::Borrowed(value);
@@ -66,9 +66,16 @@ pub fn without_names(text: &str) -> String {
     out
 }
 
-fn add(sum: &str, value: &str) -> String {
+/// Two values of one series. Ratios of different things have no sum.
+fn join(series: &str, known: &str, value: &str) -> String {
     let number = |text: &str| text.parse().unwrap_or(f64::NAN);
-    (number(sum) + number(value)).to_string()
+    let name = series.split_once('{').map_or(series, |(name, _)| name);
+    let joined = if name.ends_with("_ratio") {
+        number(known).max(number(value))
+    } else {
+        number(known) + number(value)
+    };
+    joined.to_string()
 }
 
 /// The series of a line, with the labels that are shown, and its value.
@@ -130,6 +137,14 @@ mod tests {
                      \n\
                      y 0.75\n";
         assert_eq!(without_names(text), shown);
+    }
+
+    #[test]
+    fn of_ratios_the_largest_is_shown() {
+        let text = "r_ratio{context=\"2fa\"} 0.25\n\
+                    r_ratio{context=\"exchange-key\"} 0.75\n\
+                    r_ratio{context=\"order-key\"} 0.5\n";
+        assert_eq!(without_names(text), "r_ratio 0.75\n");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
+use raft_store::state::context::VersionKey;
 use raft_store::storage::{Published, StoreFigures};
 
 use super::rules::same;
@@ -57,6 +58,21 @@ impl Counted {
             let lag = peer.map(|peer| view.last_log.saturating_sub(peer.matched.unwrap_or(0)));
             metrics::peer_lag(&node.name.to_arc(), lag);
         }
+    }
+}
+
+/// Of contexts that have no key yet nothing is shown.
+pub(super) fn invocations(state: &ClusterState) {
+    for (name, context) in state.contexts().iter() {
+        let Some(version) = context.active_version else {
+            continue;
+        };
+        let key = VersionKey {
+            context: name.clone(),
+            version,
+        };
+        let (lease, limit) = (state.lease(&key), context.policy.max_invocations);
+        metrics::invocations_leased(&name.to_arc(), lease.leased, limit, lease.is_due(limit));
     }
 }
 

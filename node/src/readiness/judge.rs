@@ -7,6 +7,7 @@ use std::time::Duration;
 use hsm_core::SlotState;
 use raft_store::names::{RaftId, SlotName};
 use raft_store::state::ClusterState;
+use raft_store::state::context::VersionKey;
 use raft_store::state::node::NodeStatus;
 
 use crate::config::{Mode, Staleness};
@@ -41,6 +42,8 @@ pub struct Local {
     pub missing_keys: u32,
     /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
+    /// Versions under which it would have to encrypt, and was given no invocation yet.
+    pub leases: u32,
 }
 
 impl Local {
@@ -49,7 +52,7 @@ impl Local {
     }
 
     fn serves(&self) -> bool {
-        self.is_ready() && self.complete
+        self.is_ready() && self.complete && self.leases == 0
     }
 
     fn why(&self) -> String {
@@ -66,6 +69,9 @@ impl Local {
         }
         if self.destructions > 0 {
             return format!("{} keys of ended versions are being removed", self.destructions);
+        }
+        if self.complete {
+            return format!("{} key versions wait for their first invocations", self.leases);
         }
         format!("{} keys are being imported", self.missing_keys)
     }
@@ -126,6 +132,7 @@ pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -
         checks.push(steering(rules, view));
     }
     slots(picture, query, &mut checks);
+    checks.extend(invocations(picture.state));
     checks
 }
 
@@ -221,7 +228,7 @@ fn steering(rules: &Rules, view: &View) -> Check {
 }
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves, and
-/// every open one it has not compared with the state or cleaned up yet.
+/// every open one it has not compared with the state or cleaned up yet, or was given no invocations for.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
     let served = served_by_members(picture);
     let names: BTreeSet<&str> = match &query.slot {
@@ -239,7 +246,8 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             None => Check::new(code, false, "not configured on this node (hsm.slots)"),
             Some(local) if local.serves() => Check::new(code, true, "serving"),
             Some(local) => {
-                let unfinished = local.is_ready() && (!local.synced || local.destructions > 0);
+                let open_points = !local.synced || local.destructions > 0 || local.leases > 0;
+                let unfinished = local.is_ready() && open_points;
                 let why = local.why();
                 if wanted || unfinished {
                     Check::new(code, false, why)
@@ -249,6 +257,31 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             }
         });
     }
+}
+
+/// Says that keys are being used up. It keeps nobody from being ready, because no other node has more of them, and names
+/// no context: whoever asks here is nobody in particular.
+fn invocations(state: &ClusterState) -> Option<Check> {
+    let (mut few, mut none) = (0_u32, 0_u32);
+    for (name, context) in state.contexts().iter() {
+        let Some(version) = context.active_version else {
+            continue;
+        };
+        let key = VersionKey {
+            context: name.clone(),
+            version,
+        };
+        if state.lease_part(&key) == 0 {
+            none += 1;
+        } else if state.leases().get(&key).is_some_and(|lease| lease.short) {
+            few += 1;
+        }
+    }
+    let detail = format!(
+        "active key versions with few invocations left: {few}, with none to be given: {none}; they are to be rotated, \
+         `hsmctl key usage` shows which"
+    );
+    (few + none > 0).then(|| Check::new("invocations", true, detail))
 }
 
 /// Slots that members report as served, leaving out members that the leader has not heard from lately.

@@ -37,6 +37,7 @@ pub(super) fn serving() -> Local {
         complete: true,
         missing_keys: 0,
         destructions: 0,
+        leases: 0,
     }
 }
 

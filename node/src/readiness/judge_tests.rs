@@ -1,7 +1,11 @@
 #[path = "judge_fixture.rs"]
 mod fixture;
 
+use raft_store::command::{Claim, LeaseInvocations, Op};
+use raft_store::names::Boot;
+
 use super::*;
+use crate::rotation::testing::context;
 use fixture::{MS, Node, locked, serving};
 
 #[test]
@@ -157,6 +161,81 @@ fn a_slot_is_ready_only_after_sync_and_destruction() {
     let other = node.other();
     node.report(other, "s", true);
     assert_eq!(node.not_ready(), ["slot:s"]);
+}
+
+#[test]
+fn a_slot_waits_for_its_first_invocations_whether_others_serve_it_or_not() {
+    let mut node = Node::new();
+    let waiting = || Local {
+        leases: 1,
+        ..serving()
+    };
+    node.slot("s", waiting());
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let other = node.other();
+    node.report(other, "s", true);
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let checks = node.ask(&ReadyQuery::default());
+    let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
+    assert!(slot.detail.contains("first invocations"), "{}", slot.detail);
+    // Behind a closed slot there is nothing to encrypt with.
+    let closed = Local {
+        state: SlotState::Locked,
+        ..waiting()
+    };
+    let mut node = Node::new();
+    node.slot("s", closed);
+    assert!(node.not_ready().is_empty());
+}
+
+#[test]
+fn a_key_that_is_used_up_makes_nobody_unready_and_is_not_named() {
+    let mut node = Node::new();
+    let version = node.world.prepare("c");
+    node.world.activate("c", version);
+    let key = VersionKey {
+        context: context("c"),
+        version,
+    };
+    let said = |node: &Node| {
+        let checks = node.ask(&ReadyQuery::default());
+        let line = checks.into_iter().find(|check| check.code == "invocations");
+        line.map(|check| (check.ok, check.detail))
+    };
+    assert_eq!(said(&node), None);
+    let mut seen = Vec::new();
+    for _ in 0..200 {
+        let (state, boot) = (&node.world.state, Boot([1; 16]));
+        let claim = Claim {
+            context: context("c"),
+            version,
+            key_uid: state.version(&context("c"), version).unwrap().key_uid,
+            held: false,
+            seen: state.lease(&key).given(1, boot),
+            count: u64::MAX,
+        };
+        node.world.ok(Op::LeaseInvocations(LeaseInvocations {
+            node: 1,
+            boot,
+            claims: vec![claim],
+        }));
+        if let Some(now) = said(&node)
+            && seen.last() != Some(&now)
+        {
+            seen.push(now);
+        }
+    }
+    assert!(node.not_ready().is_empty());
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    for ((ok, detail), part) in seen.iter().zip([
+        "left: 1, with none to be given: 0",
+        "left: 0, with none to be given: 1",
+    ]) {
+        assert!(
+            *ok && detail.contains(part) && !detail.contains("c v"),
+            "{detail}"
+        );
+    }
 }
 
 /// After a restart of everything the reports of before are what tells that keys are missing.

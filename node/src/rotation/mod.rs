@@ -2,6 +2,7 @@
 //! then activated. The version a request made is found in the state, what a pending version needs is
 //! decided from the state, so that a new leader goes on wherever the old one died.
 
+pub mod by_use;
 pub mod clocks;
 pub mod cluster;
 pub mod decide;
@@ -14,6 +15,7 @@ pub mod schedule;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use by_use::ByUse;
 pub use clocks::Clocks;
 pub use cluster::Cluster;
 pub use decide::Limits;

@@ -176,7 +176,7 @@ impl Schedule {
 }
 
 /// Whether another leader, or the next look, goes on by itself.
-fn is_passing(error: &CallError) -> bool {
+pub(super) fn is_passing(error: &CallError) -> bool {
     matches!(
         error.code,
         ErrorCode::NotLeader

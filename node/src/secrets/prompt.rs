@@ -115,6 +115,7 @@ mod tests {
         Hsm {
             slots,
             bindings: BTreeMap::new(),
+            max_invocations: BTreeMap::new(),
             max_versions: 3,
             cleanup_after_days: 30,
             legacy: false,

@@ -239,6 +239,7 @@ mod tests {
         Hsm {
             slots: names.iter().map(|name| open::tests::config(name)).collect(),
             bindings: BTreeMap::new(),
+            max_invocations: BTreeMap::new(),
             max_versions: 3,
             cleanup_after_days: 30,
             legacy: false,

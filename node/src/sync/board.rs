@@ -20,6 +20,7 @@ use super::ring::{self, Source};
 use super::status::{Proof, SlotSync, SyncStatus};
 use crate::consensus::Consensus;
 use crate::keyring::{ClosedSlot, KeyRing, TokenOps};
+use crate::leases::Leases;
 
 /// What one slot has to show.
 pub(super) struct Part {
@@ -69,6 +70,7 @@ pub(super) struct Board {
     parts: Mutex<Parts>,
     ring: Arc<ArcSwap<KeyRing>>,
     reached: Reached,
+    leases: Arc<Leases>,
     status: watch::Sender<Arc<SyncStatus>>,
 }
 
@@ -78,6 +80,7 @@ impl Board {
     pub(super) fn new(
         slots: impl IntoIterator<Item = (SlotName, Arc<dyn TokenOps>)>,
         ring: Arc<ArcSwap<KeyRing>>,
+        leases: Arc<Leases>,
     ) -> Self {
         let unseen = |ops| Shown {
             ops,
@@ -96,6 +99,7 @@ impl Board {
             }),
             ring,
             reached: Reached::nothing(),
+            leases,
             status: watch::Sender::new(Arc::default()),
         }
     }
@@ -155,6 +159,7 @@ impl Board {
         parts.proof.judge(&mut status, &published.state, me, index);
         self.publish(&mut parts, &published, me);
         self.status.send_replace(Arc::new(status));
+        self.leases.look_again();
     }
 
     /// Publishes the ring of the newest state, whatever the workers do.
@@ -167,8 +172,10 @@ impl Board {
     /// The ring first, then how far it is: whoever reads the second finds the first at least as new.
     fn publish(&self, parts: &mut Parts, published: &Published, me: RaftId) {
         let state = &published.state;
+        // Before the ring: a version that is active in it has what this node was given of it.
+        self.leases.look(state, me);
         if !parts.made.as_ref().is_some_and(|made| made.is_of(state, me)) {
-            self.ring.store(Arc::new(make(&parts.slots, state, me)));
+            self.ring.store(Arc::new(make(&parts.slots, state, me, &self.leases)));
             parts.made = Some(Made::of(state, me));
         }
         self.reached.advance(StateIndex {
@@ -178,15 +185,15 @@ impl Board {
     }
 }
 
-fn make(slots: &BTreeMap<SlotName, Shown>, state: &ClusterState, me: RaftId) -> KeyRing {
+fn make(slots: &BTreeMap<SlotName, Shown>, state: &ClusterState, me: RaftId, leases: &Leases) -> KeyRing {
     let mut contexts = HashMap::new();
     for (name, shown) in slots {
-        contexts.extend(ring::contexts(state, me, name, &shown.ops, &shown.part.source));
+        contexts.extend(ring::contexts(state, me, name, &shown.ops, &shown.part.source, leases));
     }
     let absent: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Absent));
     for (name, context) in state.contexts().iter() {
         if !slots.contains_key(&context.slot) {
-            let elsewhere = ring::contexts(state, me, &context.slot, &absent, &Source::Closed);
+            let elsewhere = ring::contexts(state, me, &context.slot, &absent, &Source::Closed, leases);
             contexts.extend(elsewhere.into_iter().filter(|(other, _)| other == name));
         }
     }
@@ -215,7 +222,9 @@ pub(super) async fn follow(board: Arc<Board>, consensus: Consensus, mut shutdown
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
+
+    use raft_store::names::Boot;
 
     use raft_store::LogId;
     use raft_store::command::{AddRevocations, Op};
@@ -229,7 +238,8 @@ mod tests {
         let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
         let ops = || Arc::new(ClosedSlot(SlotState::Ready)) as Arc<dyn TokenOps>;
         let slots = slots.iter().map(|name| (SlotName::new(name).unwrap(), ops()));
-        (Board::new(slots, Arc::clone(&ring)), ring)
+        let leases = Leases::new(Boot([1; 16]), Duration::from_secs(60));
+        (Board::new(slots, Arc::clone(&ring), leases), ring)
     }
 
     fn looked() -> SlotSync {

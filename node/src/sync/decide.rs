@@ -5,6 +5,7 @@ mod transport;
 
 use std::collections::BTreeMap;
 
+use raft_store::command::MAX_CLAIMS;
 use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, VersionKey, VersionState};
@@ -16,7 +17,7 @@ use super::wanted::{concerns, is_served, versions};
 use crate::tls::PeerVerifier;
 
 /// Acknowledgements in one command, well below its 64 KiB.
-const ACKS_PER_COMMAND: usize = 400;
+const ACKS_PER_COMMAND: usize = MAX_CLAIMS;
 
 /// Everything the decision looks at.
 #[derive(Clone, Copy)]

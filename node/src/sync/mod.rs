@@ -46,6 +46,7 @@ pub use self::status::{SlotSync, SyncStatus};
 use self::worker::{Known, Worker};
 use crate::consensus::Consensus;
 use crate::keyring::{KeyRing, TokenOps};
+use crate::leases::Leases;
 use crate::slots::{SlotEntry, SlotManager};
 
 /// What token sync works with.
@@ -60,6 +61,8 @@ pub struct SyncOptions {
     pub signer: Option<Arc<ClusterSigner>>,
     /// Where the key ring is published.
     pub ring: Arc<ArcSwap<KeyRing>>,
+    /// What this node may encrypt; claimed with each acknowledgement.
+    pub leases: Arc<Leases>,
     /// `cluster.token_replication.interval_seconds`: between full comparisons.
     pub interval: Duration,
 }
@@ -98,7 +101,11 @@ pub fn start(options: SyncOptions, shutdown: &watch::Receiver<bool>) -> (SyncHan
         let ops: Arc<dyn TokenOps> = Arc::<SlotEntry>::clone(entry);
         (entry.name().clone(), ops)
     });
-    let board = Arc::new(Board::new(slots, Arc::clone(&options.ring)));
+    let board = Arc::new(Board::new(
+        slots,
+        Arc::clone(&options.ring),
+        Arc::clone(&options.leases),
+    ));
     // Before anybody is served.
     let me = options.consensus.raft_id().unwrap_or_default();
     board.refresh(me, || options.consensus.published());
@@ -113,6 +120,7 @@ pub fn start(options: SyncOptions, shutdown: &watch::Receiver<bool>) -> (SyncHan
             replication: Arc::clone(&options.replication),
             signer: options.signer.clone(),
             board: Arc::clone(&board),
+            leases: Arc::clone(&options.leases),
             interval: options.interval,
             known: Known::nothing(),
         };

@@ -13,6 +13,7 @@ use super::wanted::concerns;
 use crate::keyring::{
     ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
 };
+use crate::leases::Leases;
 
 /// Where a slot's keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,23 +33,29 @@ pub(super) fn contexts(
     slot: &SlotName,
     ops: &Arc<dyn TokenOps>,
     source: &Source,
+    leases: &Leases,
 ) -> HashMap<ContextName, ContextKeys> {
     let contexts = state
         .contexts()
         .iter()
         .filter(|(_, context)| context.slot == *slot);
     contexts
-        .map(|(name, context)| (name.clone(), keys(state, me, name, context, ops, source)))
+        .map(|(name, context)| {
+            (
+                name.clone(),
+                keys(state, me, (name, context), ops, source, leases),
+            )
+        })
         .collect()
 }
 
 fn keys(
     state: &ClusterState,
     me: RaftId,
-    name: &ContextName,
-    context: &Context,
+    (name, context): (&ContextName, &Context),
     ops: &Arc<dyn TokenOps>,
     source: &Source,
+    leases: &Leases,
 ) -> ContextKeys {
     let active = context.active_version.and_then(|version| {
         let key = state.version(name, version)?;
@@ -56,6 +63,7 @@ fn keys(
             key_uid: to_token_key(key.key_uid),
             version,
             key_id: key.label.clone(),
+            meter: leases.meter(key.key_uid),
         })
     });
     let mut keys = ContextKeys {
@@ -119,7 +127,10 @@ fn missing(key: &KeyVersion, me: RaftId, source: &Source) -> Option<MissingWhy> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::time::Duration;
+
     use hsm_core::SlotState;
+    use raft_store::names::Boot;
 
     use super::super::held::{Effect, Held};
     use super::super::testing::{Cluster, ME, context, slot};
@@ -128,7 +139,8 @@ mod tests {
 
     fn ring(cluster: &Cluster, source: &Source) -> ContextKeys {
         let ops: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Locked));
-        contexts(&cluster.state, ME, &slot(), &ops, source)
+        let leases = Leases::new(Boot([1; 16]), Duration::from_secs(60));
+        contexts(&cluster.state, ME, &slot(), &ops, source, &leases)
             .remove(&context("a"))
             .unwrap()
     }

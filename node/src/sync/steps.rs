@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hsm_core::replication::{ClusterKey, SealError, SealedKeyContext};
 use hsm_core::{HsmError, ImportKek, Slot};
-use raft_store::command::{AckDestroyed, AckVersions, Op};
+use raft_store::command::{AckDestroyed, LeaseInvocations, Op};
 use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
 use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey};
 use raft_store::state::slot::TransportGeneration;
@@ -21,6 +21,7 @@ use super::plan::Action;
 use super::slot_key::{ClusterSigner, SlotKeyError};
 #[cfg(feature = "failpoints")]
 use crate::failpoints;
+use crate::leases::Leases;
 
 /// What a step works with; owned, so that it can go to a blocking thread.
 pub(super) struct Workbench {
@@ -34,6 +35,7 @@ pub(super) struct Workbench {
     pub(super) node_spki: Option<Vec<u8>>,
     /// Id of a transport key this node would make; the same one until it is committed.
     pub(super) new_transport: TransportId,
+    pub(super) leases: Arc<Leases>,
 }
 
 /// What a step came to.
@@ -119,14 +121,7 @@ impl Workbench {
                     Effect::Nothing,
                     failpoints::ack_as_other(self.me, versions)
                 ));
-                let versions = versions.clone();
-                propose(
-                    Effect::Nothing,
-                    Op::AckVersions(AckVersions {
-                        node: self.me,
-                        versions,
-                    }),
-                )
+                propose(Effect::Nothing, self.acknowledge(versions))
             }
             Action::Grant(id, node) => self.grant(*id, *node),
             Action::Unload(uid) => {
@@ -140,6 +135,28 @@ impl Workbench {
             }
             Action::AckDestroyed(versions) => self.acknowledge_destroyed(versions),
         }
+    }
+
+    /// Acknowledges what is held, and claims the first invocations with the same entry: a version is activated only
+    /// once this node could encrypt under it.
+    fn acknowledge(&self, versions: &[(ContextName, u32, KeyUid)]) -> Op {
+        let claim = |(context, number, uid): &(ContextName, u32, KeyUid)| {
+            let key = VersionKey {
+                context: context.clone(),
+                version: *number,
+            };
+            let version = self
+                .state
+                .versions()
+                .get(&key)
+                .filter(|version| version.key_uid == *uid)?;
+            Some(self.leases.claim(&self.state, self.me, (&key, &**version), true))
+        };
+        Op::LeaseInvocations(LeaseInvocations {
+            node: self.me,
+            boot: self.leases.boot(),
+            claims: versions.iter().filter_map(claim).collect(),
+        })
     }
 
     /// Destroys whatever is in the token under this id, session copies first. The token is searched again afterwards.

@@ -85,7 +85,7 @@ impl Worker {
                 }
                 done.map(|_| ())
             }
-            Op::AckVersions(_) => {
+            Op::LeaseInvocations(_) | Op::AckVersions(_) => {
                 failpoint(|| fail::fail_point!("rotation::before_ack")).await;
                 self.consensus.propose_as_node(op).await?;
                 failpoint(|| fail::fail_point!("rotation::after_ack")).await;

@@ -22,6 +22,7 @@ use super::slot_key::ClusterSigner;
 use super::steps::Workbench;
 use crate::clock;
 use crate::consensus::Consensus;
+use crate::leases::Leases;
 use crate::slots::SlotEntry;
 
 /// Leadership and slots are looked at this often, whatever happens.
@@ -45,6 +46,7 @@ pub(super) struct Worker {
     pub(super) replication: Arc<Replication>,
     pub(super) signer: Option<Arc<ClusterSigner>>,
     pub(super) board: Arc<Board>,
+    pub(super) leases: Arc<Leases>,
     pub(super) interval: Duration,
     pub(super) known: Known,
 }
@@ -173,6 +175,7 @@ impl Worker {
                 signer: self.signer.clone(),
                 node_spki: held.node_spki.clone(),
                 new_transport: self.known.new_transport,
+                leases: Arc::clone(&self.leases),
             });
             for action in due {
                 if *shutdown.borrow() {

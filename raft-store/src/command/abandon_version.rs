@@ -49,6 +49,7 @@ impl AbandonVersion {
             note: self.reason.clone(),
             ..version
         };
+        state.leases.remove(&key);
         state.versions.put(key, abandoned)?;
         Ok(Done::Ok)
     }

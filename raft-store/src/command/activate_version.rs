@@ -1,6 +1,6 @@
 //! `ActivateVersion`: a rotation's second phase. One entry retires the old version and activates the new.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::{ContextName, RaftId};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
+use crate::state::lease::VersionLease;
 use crate::state::node::NodeStatus;
 
 /// See the module.
@@ -78,7 +79,15 @@ impl ActivateVersion {
                     ended_at: Some(cx.at),
                     ..KeyVersion::clone(retired)
                 };
-                state.versions.put(old_key, retired)?;
+                state.versions.put(old_key.clone(), retired)?;
+                // It is encrypted under no more: the sum stays, who had what is of no more use.
+                if let Some(lease) = state.leases.get(&old_key).filter(|lease| !lease.nodes.is_empty()) {
+                    let closed = VersionLease {
+                        nodes: BTreeMap::new(),
+                        ..VersionLease::clone(lease)
+                    };
+                    state.leases.put(old_key, closed)?;
+                }
             }
         }
         state.versions.put(

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Done, Existing, Refusal, require_cluster};
+use super::{ApplyContext, Bounded, Done, Existing, Refusal, require_cluster};
 use crate::names::{ContextName, ContextUid, SlotName};
 use crate::state::ClusterState;
 use crate::state::context::{BindingMode, Context, RotationPolicy};
+use crate::state::frozen::RotationPolicyV1;
+use crate::state::lease::MAX_INVOCATIONS;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +27,7 @@ pub struct CreateContext {
 impl CreateContext {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
+        Bounded::Invocations.check_number(self.policy.max_invocations, MAX_INVOCATIONS)?;
         if let Some(known) = state.contexts.get(&self.name) {
             // The same wish from another node is no conflict; another slot or binding is.
             if known.slot == self.slot && known.binding == self.binding {
@@ -46,5 +49,33 @@ impl CreateContext {
             },
         )?;
         Ok(Done::Ok)
+    }
+}
+
+/// `CreateContext` before invocations had a limit. Nobody proposes it any more, but logs hold it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateContextV1 {
+    /// See [`CreateContext::name`].
+    pub name: ContextName,
+    /// See [`CreateContext::uid`].
+    pub uid: ContextUid,
+    /// See [`CreateContext::slot`].
+    pub slot: SlotName,
+    /// See [`CreateContext::binding`].
+    pub binding: BindingMode,
+    /// See [`CreateContext::policy`].
+    pub policy: RotationPolicyV1,
+}
+
+impl CreateContextV1 {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        let now = CreateContext {
+            name: self.name.clone(),
+            uid: self.uid,
+            slot: self.slot.clone(),
+            binding: self.binding,
+            policy: self.policy.clone().into(),
+        };
+        now.apply(state, cx)
     }
 }

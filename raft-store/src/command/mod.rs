@@ -26,6 +26,7 @@ mod create_context;
 mod create_join_token;
 mod destruction;
 mod grant_transport_key;
+mod lease_invocations;
 mod prepare_version;
 mod refusal;
 mod register_node;
@@ -50,9 +51,10 @@ pub use admit_node::AdmitNode;
 pub use advance_waits::{AdvanceWaits, MAX_ADVANCE_MS, SeenWait};
 pub use begin_destroy::BeginDestroy;
 pub use create_cluster::CreateCluster;
-pub use create_context::CreateContext;
+pub use create_context::{CreateContext, CreateContextV1};
 pub use create_join_token::CreateJoinToken;
 pub use grant_transport_key::GrantTransportKey;
+pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
@@ -157,8 +159,8 @@ pub enum Op {
     AddTransportKey(AddTransportKey),
     /// A transport key wrapped to one more node.
     GrantTransportKey(GrantTransportKey),
-    /// A new context.
-    CreateContext(CreateContext),
+    /// A new context, as it was before invocations had a limit.
+    CreateContextV1(CreateContextV1),
     /// A rotation's first phase.
     PrepareVersion(PrepareVersion),
     /// A node has imported and proven versions.
@@ -193,6 +195,10 @@ pub enum Op {
     RemoveRevocations(RemoveRevocations),
     /// A node cannot open the transport key that it was granted.
     RejectGrant(RejectGrant),
+    /// A new context.
+    CreateContext(CreateContext),
+    /// A node is given invocations, and may acknowledge versions with it.
+    LeaseInvocations(LeaseInvocations),
 }
 
 impl Op {
@@ -205,7 +211,7 @@ impl Op {
             Op::RegisterSlotKey(_) => "register_slot_key",
             Op::AddTransportKey(_) => "add_transport_key",
             Op::GrantTransportKey(_) => "grant_transport_key",
-            Op::CreateContext(_) => "create_context",
+            Op::CreateContextV1(_) => "create_context_v1",
             Op::PrepareVersion(_) => "prepare_version",
             Op::AckVersions(_) => "ack_versions",
             Op::ActivateVersion(_) => "activate_version",
@@ -223,6 +229,8 @@ impl Op {
             Op::SetAcl(_) => "set_acl",
             Op::RemoveRevocations(_) => "remove_revocations",
             Op::RejectGrant(_) => "reject_grant",
+            Op::CreateContext(_) => "create_context",
+            Op::LeaseInvocations(_) => "lease_invocations",
         }
     }
 
@@ -238,6 +246,7 @@ impl Op {
                 | Op::RegisterSlotKey(_)
                 | Op::GrantTransportKey(_)
                 | Op::RejectGrant(_)
+                | Op::LeaseInvocations(_)
         )
     }
 
@@ -345,7 +354,7 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::RegisterSlotKey(op) => op.apply(state, cx),
         Op::AddTransportKey(op) => op.apply(state, cx),
         Op::GrantTransportKey(op) => op.apply(state, cx),
-        Op::CreateContext(op) => op.apply(state, cx),
+        Op::CreateContextV1(op) => op.apply(state, cx),
         Op::PrepareVersion(op) => op.apply(state, cx),
         Op::AckVersions(op) => op.apply(state, cx),
         Op::ActivateVersion(op) => op.apply(state, cx),
@@ -363,6 +372,8 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::SetAcl(op) => op.apply(state, cx),
         Op::RemoveRevocations(op) => op.apply(state, cx),
         Op::RejectGrant(op) => op.apply(state, cx),
+        Op::CreateContext(op) => op.apply(state, cx),
+        Op::LeaseInvocations(op) => op.apply(state, cx),
     }
 }
 

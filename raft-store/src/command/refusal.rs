@@ -387,6 +387,10 @@ pub enum Bounded {
     Advance,
     /// Uses of one version that a report counts.
     UseCount,
+    /// Versions that a node asks for invocations of at a time.
+    Claims,
+    /// Invocations under one version.
+    Invocations,
 }
 
 impl Bounded {

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::frozen::KeyVersionV1;
+use super::frozen::{ContextV1, KeyVersionV1};
+use super::lease::MAX_INVOCATIONS;
 use super::table::{LoadError, Row, RowKey, RowKind, unknown_version};
 use crate::codec;
 use crate::names::{ContextName, ContextUid, KeyUid, RaftId, SlotName, TransportId, UnixMillis};
@@ -29,6 +30,9 @@ pub struct RotationPolicy {
     pub max_versions: u32,
     /// Days since retirement before `cleanup` may disable a version.
     pub cleanup_after_days: u32,
+    /// AES-GCM invocations under one version in the whole cluster, [`MAX_INVOCATIONS`] at most. A new version is due
+    /// before nine tenths of them are given out.
+    pub max_invocations: u64,
 }
 
 impl Default for RotationPolicy {
@@ -37,6 +41,7 @@ impl Default for RotationPolicy {
             interval_days: 90,
             max_versions: 3,
             cleanup_after_days: 30,
+            max_invocations: MAX_INVOCATIONS,
         }
     }
 }
@@ -62,6 +67,14 @@ pub struct Context {
 
 impl Row for Context {
     const KIND: RowKind = RowKind::Context;
+
+    fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
+        match version {
+            1 => Ok(codec::decode::<ContextV1>(bytes)?.into()),
+            2 => Ok(codec::decode(bytes)?),
+            other => Err(unknown_version(Self::KIND, other)),
+        }
+    }
 }
 
 /// The state of a key version. Undoing a destruction makes the version what it was when it was scheduled.

@@ -6,10 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::access::{Acl, RoleEntry};
-use super::context::{KeyMaterial, KeyOrigin, KeyVersion, VersionState};
+use super::context::{
+    BindingMode, Context, KeyMaterial, KeyOrigin, KeyVersion, RotationPolicy, VersionState,
+};
+use super::lease::MAX_INVOCATIONS;
 use super::node::{NodeReport, SlotReport};
 use super::slot::{Grant, Grantee, Slot, TransportGeneration, TransportMode, TransportState};
-use crate::names::{Boot, ContextName, Incarnation, KeyUid, RaftId, SlotName, TransportId, UnixMillis};
+use crate::names::{
+    Boot, ContextName, ContextUid, Incarnation, KeyUid, RaftId, SlotName, TransportId, UnixMillis,
+};
 
 /// Access control before there was more than a unit's contexts; also what
 /// [`CreateCluster`](crate::command::CreateCluster) carries, because a configuration says no more.
@@ -28,6 +33,62 @@ impl From<AclV1> for Acl {
             roles: before.roles,
             operations: BTreeMap::new(),
             rules: Vec::new(),
+        }
+    }
+}
+
+/// Rotation and retention before invocations had a limit; also what
+/// [`CreateContextV1`](crate::command::CreateContextV1) carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationPolicyV1 {
+    /// See [`RotationPolicy::interval_days`].
+    pub interval_days: u32,
+    /// See [`RotationPolicy::max_versions`].
+    pub max_versions: u32,
+    /// See [`RotationPolicy::cleanup_after_days`].
+    pub cleanup_after_days: u32,
+}
+
+impl From<RotationPolicyV1> for RotationPolicy {
+    fn from(before: RotationPolicyV1) -> Self {
+        Self {
+            interval_days: before.interval_days,
+            max_versions: before.max_versions,
+            cleanup_after_days: before.cleanup_after_days,
+            max_invocations: MAX_INVOCATIONS,
+        }
+    }
+}
+
+/// A context before invocations had a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextV1 {
+    /// See [`Context::uid`].
+    pub uid: ContextUid,
+    /// See [`Context::slot`].
+    pub slot: SlotName,
+    /// See [`Context::binding`].
+    pub binding: BindingMode,
+    /// See [`Context::policy`].
+    pub policy: RotationPolicyV1,
+    /// See [`Context::highest_version`].
+    pub highest_version: u32,
+    /// See [`Context::active_version`].
+    pub active_version: Option<u32>,
+    /// See [`Context::created_at`].
+    pub created_at: UnixMillis,
+}
+
+impl From<ContextV1> for Context {
+    fn from(before: ContextV1) -> Self {
+        Self {
+            uid: before.uid,
+            slot: before.slot,
+            binding: before.binding,
+            policy: before.policy.into(),
+            highest_version: before.highest_version,
+            active_version: before.active_version,
+            created_at: before.created_at,
         }
     }
 }

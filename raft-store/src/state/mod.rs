@@ -10,6 +10,7 @@ use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, UnixMilli
 pub mod access;
 pub mod context;
 pub mod frozen;
+pub mod lease;
 pub mod node;
 pub mod requests;
 pub mod slot;
@@ -18,6 +19,7 @@ pub mod usage;
 
 use access::{Acl, Revocation, RevocationKey};
 use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState};
+use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
 use requests::Requests;
 use slot::Slot;
@@ -30,7 +32,7 @@ use usage::{Uncounted, VersionUse};
 /// - 1: the first one.
 /// - 2: the life of a key version after `decrypt_only`.
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
-/// - 4: a node rejects a grant that it cannot open.
+/// - 4: a node rejects a grant that it cannot open, and encrypts by leases of invocations.
 pub const FEATURE_LEVEL: u32 = 4;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
@@ -74,6 +76,7 @@ pub struct ClusterState {
     pub(crate) join_tokens: Table<u64, JoinToken>,
     pub(crate) uses: Table<VersionKey, VersionUse>,
     pub(crate) uncounted: Table<RaftId, Uncounted>,
+    pub(crate) leases: Table<VersionKey, VersionLease>,
     pub(crate) requests: Requests,
 }
 
@@ -187,6 +190,38 @@ impl ClusterState {
         &self.uncounted
     }
 
+    /// How many invocations of each key version were given out; of one that nobody asked for there is no row.
+    pub fn leases(&self) -> &Table<VersionKey, VersionLease> {
+        &self.leases
+    }
+
+    /// What was given out of a key version; without a row, what its check record and its counted uses have taken.
+    pub fn lease(&self, key: &VersionKey) -> VersionLease {
+        let known = self.leases.get(key).map(|lease| VersionLease::clone(lease));
+        known.unwrap_or_else(|| {
+            let used = self.uses.get(key).map_or(0, |used| used.encryptions);
+            VersionLease::begin(used)
+        })
+    }
+
+    /// The limit of invocations under one version of a context.
+    pub fn max_invocations(&self, context: &ContextName) -> u64 {
+        let known = self.contexts.get(context);
+        known.map_or(MAX_INVOCATIONS, |context| context.policy.max_invocations)
+    }
+
+    /// What one member can be given of a version at most: an equal part of what is left. Once it is none, it stays so.
+    pub fn lease_part(&self, key: &VersionKey) -> u64 {
+        let left = self.lease(key).left(self.max_invocations(&key.context));
+        left / self.members().max(1)
+    }
+
+    /// How many nodes are members.
+    pub(crate) fn members(&self) -> u64 {
+        let nodes = self.nodes.values();
+        nodes.filter(|node| node.status == NodeStatus::Member).count() as u64
+    }
+
     /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
     /// only where it was found.
     pub fn held_by_members(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
@@ -261,6 +296,7 @@ impl ClusterState {
         self.join_tokens.drain(&mut out)?;
         self.uses.drain(&mut out)?;
         self.uncounted.drain(&mut out)?;
+        self.leases.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -279,6 +315,7 @@ impl ClusterState {
         self.join_tokens.dump(&mut out)?;
         self.uses.dump(&mut out)?;
         self.uncounted.dump(&mut out)?;
+        self.leases.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -303,6 +340,7 @@ impl ClusterState {
             RowKind::JoinToken => self.join_tokens.load(version, key, value),
             RowKind::Use => self.uses.load(version, key, value),
             RowKind::Uncounted => self.uncounted.load(version, key, value),
+            RowKind::Lease => self.leases.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }

@@ -45,13 +45,15 @@ pub enum RowKind {
     Use = 11,
     /// Until when a node that counts uses did not.
     Uncounted = 12,
+    /// How many invocations of a key version were given out.
+    Lease = 13,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 12] = [
+    pub const STATE: [RowKind; 13] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -64,6 +66,7 @@ impl RowKind {
         RowKind::JoinToken,
         RowKind::Use,
         RowKind::Uncounted,
+        RowKind::Lease,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -78,7 +81,7 @@ impl RowKind {
     pub const fn version(self) -> u8 {
         match self {
             RowKind::Meta => 1,
-            RowKind::Context => 1,
+            RowKind::Context => 2,
             RowKind::Version => 2,
             RowKind::Slot => 2,
             RowKind::Node => 1,
@@ -89,6 +92,7 @@ impl RowKind {
             RowKind::JoinToken => 1,
             RowKind::Use => 1,
             RowKind::Uncounted => 1,
+            RowKind::Lease => 1,
             RowKind::Applied => 1,
         }
     }
@@ -101,7 +105,7 @@ impl RowKind {
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
             RowKind::Version => 32 << 10,
-            RowKind::Report | RowKind::Revocation | RowKind::Use => 64 << 10,
+            RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease => 64 << 10,
             RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
         }
     }
@@ -121,6 +125,7 @@ impl RowKind {
             RowKind::JoinToken => "join_token",
             RowKind::Use => "use",
             RowKind::Uncounted => "uncounted",
+            RowKind::Lease => "lease",
             RowKind::Applied => "applied",
         }
     }

@@ -73,6 +73,7 @@ mod tests {
         let hsm = Hsm {
             slots: Vec::new(),
             bindings: BTreeMap::from([(context("a"), Binding::Shared)]),
+            max_invocations: BTreeMap::new(),
             max_versions: 3,
             cleanup_after_days: 30,
             legacy: false,

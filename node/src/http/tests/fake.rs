@@ -27,6 +27,7 @@ use crate::config::{ContextName, RateLimit};
 use crate::health::{HealthSource, Readiness, ReadyQuery};
 use crate::identity::{Identity, Principal};
 use crate::keyring::{ActiveKey, ContextKeys, KeyRing, ReadableKey, TokenOps};
+use crate::leases::Meter;
 use crate::policy::{Acl, Op, Policy, RevocationKey, Role, RoleEntry};
 
 pub(in crate::http) fn principal(cn: &str, ou: Option<&str>) -> Principal {
@@ -268,6 +269,8 @@ pub(super) struct FakeNode {
     /// How long requests wait for the state that they ask for.
     min_index_wait: Duration,
     index: watch::Sender<StateIndex>,
+    /// What is left of every key that encrypts.
+    pub(super) meter: Arc<Meter>,
     state: Arc<Mutex<State>>,
 }
 
@@ -284,6 +287,7 @@ impl FakeNode {
             drain: Arc::default(),
             min_index_wait: Duration::from_millis(100),
             index: watch::Sender::new(StateIndex { epoch: 3, index: 42 }),
+            meter: Meter::holding(1 << 40),
             state: Arc::new(Mutex::new(State {
                 revoked: Vec::new(),
                 admitted: Vec::new(),
@@ -298,6 +302,14 @@ impl FakeNode {
     pub(super) fn patient(min_index_wait: Duration) -> Self {
         Self {
             min_index_wait,
+            ..Self::new()
+        }
+    }
+
+    /// With so many invocations left.
+    pub(super) fn with_invocations(count: u64) -> Self {
+        Self {
+            meter: Meter::holding(count),
             ..Self::new()
         }
     }
@@ -380,6 +392,7 @@ impl FakeNode {
                 key_uid: uid(*u),
                 version: *version,
                 key_id: label(*version),
+                meter: Arc::clone(&self.meter),
             }),
             readable: keys
                 .iter()

@@ -346,6 +346,8 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         says(large(Bounded::Uses), &["70001 versions", "report", "next"]),
         says(large(Bounded::Advance), &["70001 milliseconds", "smaller steps"]),
         says(large(Bounded::UseCount), &["70001 uses", "report", "next"]),
+        says(large(Bounded::Claims), &["70001 versions", "invocations", "next"]),
+        says(large(Bounded::Invocations), &["70001 invocations", "write less"]),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),
     ]

@@ -320,6 +320,8 @@ impl Bounded {
             Bounded::SlotKeys => "configure fewer slots",
             Bounded::Address => "advertise host:port, a host name has at most 253 bytes",
             Bounded::Uses | Bounded::UseCount => "the rest goes into the next report",
+            Bounded::Claims => "the rest goes into the next request",
+            Bounded::Invocations => "no key of AES-GCM takes more; write less",
             Bounded::Advance => "advance in smaller steps",
         }
     }
@@ -341,6 +343,8 @@ impl fmt::Display for Bounded {
             Bounded::Uses => f.write_str("versions with uses in a report"),
             Bounded::Advance => f.write_str("milliseconds in one step of a wait"),
             Bounded::UseCount => f.write_str("uses of one version in a report"),
+            Bounded::Claims => f.write_str("versions in one request for invocations"),
+            Bounded::Invocations => f.write_str("invocations under one key version"),
         }
     }
 }

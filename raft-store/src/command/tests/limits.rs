@@ -137,11 +137,24 @@ fn rows_that_nothing_can_make_longer_are_far_below_their_most() {
         };
         world.ok(Op::ReportNode(ReportNode { node: 1, report }));
     }
+    world.ok(Op::LeaseInvocations(LeaseInvocations {
+        node: 1,
+        boot: Boot([1; 16]),
+        claims: vec![Claim {
+            context: context(),
+            version: 1,
+            key_uid: uid(1),
+            held: true,
+            seen: 0,
+            count: 1,
+        }],
+    }));
     let kinds = [
         RowKind::Context,
         RowKind::JoinToken,
         RowKind::Use,
         RowKind::Uncounted,
+        RowKind::Lease,
     ];
     for kind in kinds {
         assert!((1..kind.limit() / 8).contains(&longest(&world, kind)), "{kind}");

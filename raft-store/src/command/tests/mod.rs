@@ -5,6 +5,7 @@
 mod access;
 mod destroy;
 mod disuse;
+mod leases;
 mod life;
 mod limits;
 mod nodes;

@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 
 use raft_store::command::Command;
 use raft_store::state::access::{Acl, Role};
-use raft_store::state::context::KeyVersion;
-use raft_store::state::frozen::{AclV1, KeyVersionV1, NodeReportV1, SlotV1};
+use raft_store::state::context::{Context, KeyVersion, RotationPolicy};
+use raft_store::state::frozen::{
+    AclV1, ContextV1, KeyVersionV1, NodeReportV1, RotationPolicyV1, SlotV1,
+};
+use raft_store::state::lease::MAX_INVOCATIONS;
 use raft_store::state::node::NodeReport;
 use raft_store::state::slot::Slot;
 use raft_store::state::table::{Row, RowKind};
@@ -34,6 +37,16 @@ pub(super) fn report() -> NodeReportV1 {
         proven_at: now.proven_at,
         feature_level: now.feature_level,
         slots: now.slots,
+    }
+}
+
+/// The example of a policy before invocations had a limit.
+pub(super) fn policy() -> RotationPolicyV1 {
+    let now = RotationPolicy::default();
+    RotationPolicyV1 {
+        interval_days: now.interval_days,
+        max_versions: now.max_versions,
+        cleanup_after_days: now.cleanup_after_days,
     }
 }
 
@@ -78,6 +91,20 @@ fn key_versions_of_the_first_form_are_upgraded_as_they_are_read() {
 }
 
 #[test]
+fn contexts_of_the_first_form_are_upgraded_as_they_are_read() {
+    let lines = lines();
+    for (what, context) in rows::contexts() {
+        let bytes = &lines[&*format!("row.context@1.{what}")];
+        assert!(
+            survives::<ContextV1>(bytes),
+            "{what}: its frozen struct has changed"
+        );
+        assert_eq!(Context::decode(1, bytes).unwrap(), context, "{what}");
+        assert_eq!(context.policy.max_invocations, MAX_INVOCATIONS);
+    }
+}
+
+#[test]
 fn reports_of_the_first_form_are_upgraded_as_they_are_read() {
     let lines = lines();
     let bytes = &lines["row.report@1"];
@@ -99,17 +126,26 @@ fn slots_of_the_first_form_are_upgraded_as_they_are_read() {
     }
 }
 
-/// The log has no form of its own for it: the operation keeps its place among the others.
+/// The log has no form of its own for them: such an operation keeps its place among the others.
 #[test]
-fn a_report_in_an_old_log_is_what_it_was() {
-    assert!(survives::<Command>(&lines()["command.report_node_v1"]));
+fn operations_in_an_old_log_are_what_they_were() {
+    for what in ["command.report_node_v1", "command.create_context_v1"] {
+        assert!(survives::<Command>(&lines()[what]), "{what}");
+    }
 }
 
 #[test]
 fn every_line_of_a_form_before_is_read_by_a_test() {
-    let rows = rows::versions().len() + rows::slots().len() + examples::ROLES.len();
+    let rows = rows::versions().len() + rows::slots().len() + rows::contexts().len() + examples::ROLES.len();
     assert_eq!(lines().len(), LINES.lines().count());
-    assert_eq!(lines().len(), rows + 2);
-    let changed = [RowKind::Version, RowKind::Report, RowKind::Acl, RowKind::Slot];
-    assert_eq!(changed.map(RowKind::version), [2, 2, 2, 2]);
+    // A report, and two operations.
+    assert_eq!(lines().len(), rows + 3);
+    let changed = [
+        RowKind::Version,
+        RowKind::Report,
+        RowKind::Acl,
+        RowKind::Slot,
+        RowKind::Context,
+    ];
+    assert_eq!(changed.map(RowKind::version), [2; 5]);
 }

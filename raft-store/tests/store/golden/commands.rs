@@ -57,12 +57,12 @@ fn ops() -> Vec<Op> {
             grantee: Grantee::Node(2),
             grant: grant(),
         }),
-        Op::CreateContext(CreateContext {
+        Op::CreateContextV1(CreateContextV1 {
             name: context(),
             uid: ContextUid([4; 16]),
             slot: slot(),
             binding: BindingMode::Private,
-            policy: RotationPolicy::default(),
+            policy: before::policy(),
         }),
         Op::PrepareVersion(PrepareVersion {
             context: context(),
@@ -151,6 +151,25 @@ fn ops() -> Vec<Op> {
             slot: slot(),
             id: TransportId([3; 16]),
             grant: grant(),
+        }),
+        Op::CreateContext(CreateContext {
+            name: context(),
+            uid: ContextUid([4; 16]),
+            slot: slot(),
+            binding: BindingMode::Private,
+            policy: RotationPolicy::default(),
+        }),
+        Op::LeaseInvocations(LeaseInvocations {
+            node: 1,
+            boot: Boot([9; 16]),
+            claims: vec![Claim {
+                context: context(),
+                version: 2,
+                key_uid: KeyUid([5; 16]),
+                held: true,
+                seen: 6,
+                count: 7,
+            }],
         }),
     ]
 }

@@ -202,9 +202,12 @@ fn invalid() -> Vec<Invalid> {
         context: context(),
         version: 7,
     };
-    let what = Bounded::UseCount;
-    let many_uses = Invalid::TooLarge { what, size, most };
-    all.chain([Invalid::NoAdmin, order, many_uses]).collect()
+    let latest = [Bounded::UseCount, Bounded::Claims, Bounded::Invocations].map(|what| Invalid::TooLarge {
+        what,
+        size,
+        most,
+    });
+    all.chain([Invalid::NoAdmin, order]).chain(latest).collect()
 }
 
 /// Every answer, under its place.

@@ -6,6 +6,7 @@ use raft_store::names::*;
 use raft_store::state::ClusterMeta;
 use raft_store::state::access::*;
 use raft_store::state::context::*;
+use raft_store::state::lease::*;
 use raft_store::state::node::*;
 use raft_store::state::slot::*;
 use raft_store::state::table::{Row, RowKey};
@@ -23,6 +24,15 @@ fn meta() -> ClusterMeta {
         trk_id: [3; 8],
         created_at: 4,
     }
+}
+
+/// Contexts of every binding, under their names.
+pub(super) fn contexts() -> [(&'static str, Context); 3] {
+    [
+        ("none", context_row(BindingMode::None, None)),
+        ("shared", context_row(BindingMode::Shared, Some(2))),
+        ("private", context_row(BindingMode::Private, Some(2))),
+    ]
 }
 
 fn context_row(binding: BindingMode, active_version: Option<u32>) -> Context {
@@ -138,6 +148,21 @@ fn rejecting() -> Slot {
     slot
 }
 
+fn lease_row() -> VersionLease {
+    VersionLease {
+        leased: 1,
+        short: true,
+        nodes: [(
+            2,
+            NodeLease {
+                boot: Boot([9; 16]),
+                given: 3,
+            },
+        )]
+        .into(),
+    }
+}
+
 fn slot_row(mode: TransportMode, state: TransportState) -> Slot {
     let generation = TransportGeneration {
         id: TransportId([3; 16]),
@@ -177,12 +202,8 @@ fn token(node: Option<NodeName>, used_by: Option<RaftId>) -> JoinToken {
 
 pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.meta", &meta());
-    for (what, binding, active) in [
-        ("none", BindingMode::None, None),
-        ("shared", BindingMode::Shared, Some(2)),
-        ("private", BindingMode::Private, Some(2)),
-    ] {
-        lines.value(&format!("row.context.{what}"), &context_row(binding, active));
+    for (what, context) in contexts() {
+        lines.value(&format!("row.context.{what}"), &context);
     }
     for (what, version) in versions() {
         lines.value(&format!("row.version.{what}"), &version);
@@ -218,6 +239,7 @@ pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.join_token.used", &token(Some(node()), Some(3)));
     lines.value("row.use", &use_row());
     lines.value("row.uncounted", &Uncounted { until: 4 });
+    lines.value("row.lease", &lease_row());
     keys(lines);
 }
 
@@ -258,6 +280,7 @@ pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
         ("row", "join_token") => row::<JoinToken>(bytes),
         ("row", "use") => row::<VersionUse>(bytes),
         ("row", "uncounted") => row::<Uncounted>(bytes),
+        ("row", "lease") => row::<VersionLease>(bytes),
         ("key", "one") => key::<()>(bytes),
         ("key", "index") => key::<u64>(bytes),
         ("key", "context") => key::<ContextName>(bytes),

@@ -1,0 +1,236 @@
+//! Invocations of AES-GCM: a key is replaced before its limit, once whoever leads; what a node was given it may use for
+//! as long as it may be stale, and not one more; what a killed node had is gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Load, Playground, until};
+use hsm_api::admin::{KeyState, KeyUsage};
+use hsm_api::{Client, ClientError, ErrorCode};
+
+use crate::common::{CONTEXT, formed_with, in_state, made, open, seal, settled_everywhere};
+
+/// `max_invocations` of the context: the load of a test uses it up within seconds.
+const SMALL: u64 = 3000;
+/// What is given out of it at most.
+const CEILING: u64 = SMALL * 9 / 10;
+/// Until a version is used up, and replaced.
+const USED_UP: Duration = Duration::from_secs(90);
+/// Until the nodes have told what they counted.
+const TOLD: Duration = Duration::from_secs(30);
+
+/// A cluster whose context has a limit, and more in its configuration.
+async fn limited(limit: u64, more: &str) -> Result<Playground> {
+    formed_with(Playground::builder().relayed(), |config| {
+        let (before, after) = (
+            "\"exchange-key\": {type: aes, mode: shared}",
+            format!("\"exchange-key\": {{type: aes, mode: shared, max_invocations: {limit}}}"),
+        );
+        format!("{}{more}", config.replacen(before, &after, 1))
+    })
+    .await
+}
+
+async fn usage_of(client: &Client, version: u32) -> Result<KeyUsage> {
+    let usage = client.key_usage().await?.into_body();
+    let mut versions = usage.versions.into_iter();
+    versions
+        .find(|usage| usage.context == CONTEXT && usage.version == version)
+        .with_context(|| format!("version {version} is not listed"))
+}
+
+async fn leased(client: &Client, version: u32) -> Result<u64> {
+    let invocations = usage_of(client, version).await?.invocations;
+    let invocations = invocations.context("nothing is said of its invocations")?;
+    ensure!(invocations.limit == SMALL, "the limit is {}", invocations.limit);
+    Ok(invocations.leased)
+}
+
+async fn active_becomes(cluster: &Playground, version: u32) -> Result<()> {
+    let what = format!("version {version} by use");
+    until(&what, USED_UP, async || {
+        for node in cluster.nodes() {
+            let client = cluster.client_on("admin", node.number).ok()?;
+            let Ok(keks) = client.list_keks().await else {
+                continue;
+            };
+            let known = keks.into_body().contexts;
+            let context = known.into_iter().find(|context| context.context == CONTEXT);
+            if context.and_then(|context| context.active_version) >= Some(version) {
+                return Some(());
+            }
+        }
+        None
+    })
+    .await
+}
+
+/// Encrypts until it is refused; says how often it was done, and how it ended.
+async fn until_refused(client: &Client) -> Result<(u64, ClientError)> {
+    let request = hsm_api::data::EncryptRequest::new(CONTEXT, b"alone".as_slice());
+    for done in 0..SMALL {
+        if let Err(error) = client.encrypt(&request).await {
+            return Ok((done, error));
+        }
+    }
+    bail!("a node that is alone encrypted {SMALL} times")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_limit_is_rotated_by_use_and_nobody_encrypts_beyond_what_he_was_given() -> Result<()> {
+    let cluster = limited(SMALL, "").await?;
+    let admin = cluster.client("admin")?;
+    let first = seal(&cluster.client("trading-1")?, CONTEXT, b"under the first").await?;
+    ensure!(first.version == 1, "version {}", first.version);
+
+    // Through all nodes until it is used up: nobody notices.
+    let load = Load::start(&cluster)?;
+    active_becomes(&cluster, 2).await?;
+    let report = load.stop().await;
+    ensure!(report.failed == 0, "{report:?}");
+    let info = settled_everywhere(&cluster, CONTEXT).await?;
+    ensure!(
+        info.active_version == Some(2) && info.versions.len() == 2,
+        "{info:?}"
+    );
+    let given = leased(&admin, 1).await?;
+    ensure!(given <= CEILING, "{given} were given out");
+    let told = until("the uses of both versions", TOLD, async || {
+        let (old, new) = (usage_of(&admin, 1).await.ok()?, usage_of(&admin, 2).await.ok()?);
+        (old.encryptions + new.encryptions > report.encrypted).then_some(old.encryptions)
+    })
+    .await?;
+    ensure!(told < given, "{told} encryptions, {given} invocations");
+    ensure!(told * 2 > CEILING, "it was rotated after {told} of {SMALL}");
+
+    // A killed node comes back with nothing, and what it had counts as used.
+    let before = leased(&admin, 2).await?;
+    let killed = cluster.others(cluster.leader().await?.node)[0].clone();
+    killed.kill().await?;
+    cluster.start_node(killed.number).await?;
+    killed.wait_ready(Duration::from_secs(30)).await?;
+    seal(&cluster.client_on("trading-1", killed.number)?, CONTEXT, b"back")
+        .await
+        .context("the moment it is ready")?;
+    let after = leased(&admin, 2).await?;
+    ensure!(
+        after >= before + SMALL / 64,
+        "{before} given out before the kill, {after} after it"
+    );
+
+    // The leader dies while a key is being used up: still one version more.
+    let load = Load::start(&cluster)?;
+    until("half of the second version", USED_UP, async || {
+        (leased(&admin, 2).await.ok()? > SMALL / 2).then_some(())
+    })
+    .await?;
+    let leader = cluster.node(cluster.leader().await?.node);
+    load.pause(leader.number).await;
+    leader.kill().await?;
+    cluster.start_node(leader.number).await?;
+    leader.wait_ready(Duration::from_secs(30)).await?;
+    load.resume(leader.number).await;
+    active_becomes(&cluster, 3).await?;
+    let report = load.stop().await;
+    // While nobody leads nobody is given any more, and a small limit has leases of a second.
+    let other = report
+        .failures
+        .iter()
+        .find(|why| !why.contains("invocations_exhausted"));
+    ensure!(other.is_none(), "{report:?}");
+    let info = settled_everywhere(&cluster, CONTEXT).await?;
+    ensure!(made(&info) == 3 && info.active_version == Some(3), "{info:?}");
+    ensure!(in_state(&info, KeyState::DecryptOnly) == [1, 2], "{info:?}");
+    ensure!(leased(&admin, 2).await? <= CEILING);
+
+    // Cut off, a node uses up what it has, and decrypts on.
+    let alone = cluster.others(cluster.leader().await?.node)[0].clone();
+    let client = cluster.client_on("trading-1", alone.number)?;
+    let sealed = seal(&client, CONTEXT, b"before").await?;
+    cluster.relays()?.isolate(alone.number);
+    let (done, refused) = until_refused(&client).await?;
+    ensure!(
+        refused.code() == Some(ErrorCode::InvocationsExhausted),
+        "after {done}: {refused}"
+    );
+    ensure!(refused.status() == Some(503), "{refused}");
+    ensure!(done <= SMALL / 8, "it encrypted {done} times alone");
+    for sealed in [&first, &sealed] {
+        open(&client, CONTEXT, sealed).await.context("alone")?;
+    }
+    cluster.relays()?.heal();
+    until("it encrypts again", Duration::from_secs(30), async || {
+        seal(&client, CONTEXT, b"healed").await.ok()
+    })
+    .await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// `staleness.encrypt_ms` of the cluster that is cut under load.
+const BOUND: Duration = Duration::from_secs(8);
+/// Around it: a node had last heard of its quorum before the cut.
+const AROUND: Duration = Duration::from_secs(1);
+/// So that the smallest lease, or half of it, would not last for the bound under load, and one by the peak rate does.
+const SOME: u64 = 1_000_000;
+/// Callers of one node at a time.
+const CALLERS: usize = 8;
+
+/// Encrypts as fast as it is answered until something else comes; says when, and what.
+async fn as_fast_as_it_goes(client: Client, cut: Arc<AtomicBool>) -> Result<(u64, Instant, ClientError)> {
+    let request = hsm_api::data::EncryptRequest::new(CONTEXT, b"under load".as_slice());
+    let mut after_the_cut = 0;
+    loop {
+        if let Err(error) = client.encrypt(&request).await {
+            return Ok((after_the_cut, Instant::now(), error));
+        }
+        after_the_cut += u64::from(cut.load(Ordering::Relaxed));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_a_node_under_load_encrypts_until_its_bound() -> Result<()> {
+    let staleness = format!("staleness: {{encrypt_ms: {}}}\n", BOUND.as_millis());
+    let cluster = limited(SOME, &staleness).await?;
+    let node = cluster.others(cluster.leader().await?.node)[0].clone();
+    let (cut, admin) = (Arc::new(AtomicBool::new(false)), cluster.client("admin")?);
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let client = cluster.client_on("trading-1", node.number)?;
+        callers.push(tokio::spawn(as_fast_as_it_goes(client, Arc::clone(&cut))));
+    }
+    // Until it has claimed what its rate asks for: each node has had a first lease, the smallest there is.
+    let first = 1 + 3 * (SOME / 64);
+    until("a lease by the rate", Duration::from_secs(60), async || {
+        let usage = usage_of(&admin, 1).await.ok()?;
+        (usage.invocations?.leased > first).then_some(())
+    })
+    .await?;
+    // Nobody hears anybody.
+    for other in cluster.nodes() {
+        cluster.relays()?.isolate(other.number);
+    }
+    let silent = Instant::now();
+    cut.store(true, Ordering::Relaxed);
+    let mut encrypted = 0;
+    for caller in callers {
+        let (done, at, error) = caller.await??;
+        encrypted += done;
+        let lasted = at.saturating_duration_since(silent);
+        ensure!(
+            error.code() == Some(ErrorCode::Stale),
+            "after {lasted:?} and {encrypted} encryptions: {error}"
+        );
+        ensure!(
+            lasted > BOUND - AROUND && lasted < BOUND + AROUND * 3,
+            "it encrypted for {lasted:?}"
+        );
+    }
+    println!("{encrypted} encryptions in the {BOUND:?} after the cut");
+    cluster.relays()?.heal();
+    cluster.wait_ready(&cluster.nodes()).await?;
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,238 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use hsm_core::envelope::Binding;
+use hsm_core::{OnBatchDone, OnDone, OpError, Work};
+use raft_store::names::Boot;
+use tokio::time::timeout;
+
+use super::super::Meter;
+use super::super::tests::{key, run, world};
+use super::*;
+use crate::keyring::{ClosedSlot, ContextKeys, ReadableKey, TokenOps};
+use crate::rotation::testing::{World, context};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What becomes of a proposal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Done,
+    /// It was done, and the answer was lost.
+    Unknown,
+    /// It was not.
+    Lost,
+}
+
+/// A state that takes what it is told to, and says how often it was asked.
+struct Ground {
+    world: Mutex<World>,
+    fates: Mutex<Vec<Fate>>,
+    asked: watch::Sender<usize>,
+    applied: watch::Sender<u64>,
+}
+
+impl Ground {
+    fn new(fates: &[Fate]) -> Arc<Self> {
+        let world = world();
+        Arc::new(Self {
+            applied: watch::channel(world.index).0,
+            world: Mutex::new(world),
+            fates: Mutex::new(fates.iter().rev().copied().collect()),
+            asked: watch::channel(0).0,
+        })
+    }
+
+    fn leased(&self, version: u32) -> u64 {
+        self.world
+            .lock()
+            .unwrap()
+            .state
+            .lease(&key("small", version))
+            .leased
+    }
+
+    async fn until(&self, asked: usize) {
+        let mut times = self.asked.subscribe();
+        timeout(SOON, times.wait_for(|times| *times >= asked))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+#[async_trait]
+impl Proposer for Ground {
+    fn published(&self) -> Arc<Published> {
+        Arc::new(self.world.lock().unwrap().published())
+    }
+
+    fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn raft_id(&self) -> Option<RaftId> {
+        Some(1)
+    }
+
+    async fn propose_as_node(&self, op: Op) -> Result<Done, ProposeError> {
+        let fate = self.fates.lock().unwrap().pop().unwrap_or(Fate::Done);
+        let mut done = Done::Ok;
+        if fate != Fate::Lost {
+            let mut world = self.world.lock().unwrap();
+            done = world.ok_as(1, op);
+            self.applied.send_replace(world.index);
+        }
+        self.asked.send_modify(|times| *times += 1);
+        match fate {
+            Fate::Done => Ok(done),
+            Fate::Unknown => Err(ProposeError::Unknown),
+            Fate::Lost => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+}
+
+/// A slot that serves.
+struct Open;
+
+impl TokenOps for Open {
+    fn state(&self) -> SlotState {
+        SlotState::Ready
+    }
+
+    fn run(&self, _work: Work, _done: OnDone) -> Result<(), OpError> {
+        Err(OpError::QueueFull)
+    }
+
+    fn run_batch(&self, _works: Vec<Work>, _done: OnBatchDone) -> Result<(), OpError> {
+        Err(OpError::QueueFull)
+    }
+}
+
+/// A ring in which the only version of `small` is held, in this slot.
+fn ring(ground: &Ground, slot: Arc<dyn TokenOps>) -> Arc<ArcSwap<KeyRing>> {
+    let uid = key_uid(ground);
+    let held = ReadableKey {
+        version: 1,
+        key_id: "kek-small-v1".to_owned(),
+    };
+    let keys = ContextKeys {
+        slot,
+        slot_name: "s".into(),
+        binding: Binding::Shared,
+        active: None,
+        readable: HashMap::from([(to_token_key(uid), held)]),
+        by_key_id: HashMap::new(),
+        highest_known: 1,
+        missing: HashMap::new(),
+        retired: HashMap::new(),
+    };
+    Arc::new(ArcSwap::from_pointee(KeyRing::new(HashMap::from([(
+        context("small"),
+        keys,
+    )]))))
+}
+
+fn key_uid(ground: &Ground) -> raft_store::names::KeyUid {
+    let world = ground.world.lock().unwrap();
+    world.state.version(&context("small"), 1).unwrap().key_uid
+}
+
+/// A driver at work, until it is dropped.
+struct Bench {
+    ground: Arc<Ground>,
+    meter: Arc<Meter>,
+    driver: tokio::task::JoinHandle<()>,
+    _running: watch::Sender<bool>,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+fn start(ground: Arc<Ground>, slot: Arc<dyn TokenOps>) -> Bench {
+    let leases = run(1);
+    assert_eq!(leases.boot(), Boot([1; 16]));
+    let meter = leases.meter(key_uid(&ground));
+    let (running, shutdown) = watch::channel(false);
+    let ring = ring(&ground, slot);
+    let driver = tokio::spawn(drive(
+        Arc::clone(&ground) as Arc<dyn Proposer>,
+        leases,
+        ring,
+        shutdown,
+    ));
+    Bench {
+        ground,
+        meter,
+        driver,
+        _running: running,
+    }
+}
+
+impl Bench {
+    async fn full(&self) {
+        let full = async {
+            while self.meter.left() < FULL {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, full).await.unwrap();
+    }
+}
+
+/// The smallest lease under the limit of `small`.
+const FULL: u64 = 312;
+
+#[tokio::test]
+async fn a_held_version_gets_its_first_lease_and_another_one_at_half_and_none_while_it_rests() {
+    let bench = start(Ground::new(&[]), Arc::new(Open));
+    bench.ground.until(1).await;
+    bench.full().await;
+    assert_eq!(bench.ground.leased(1), 1 + FULL);
+    // Nothing is encrypted: other entries wake it, and it claims nothing.
+    for _ in 0..20 {
+        let mut world = bench.ground.world.lock().unwrap();
+        world.report_clock(1, 0);
+        bench.ground.applied.send_replace(world.index);
+        drop(world);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*bench.ground.asked.borrow(), 1);
+    while bench.meter.left() > FULL / 2 - 1 {
+        assert!(bench.meter.take());
+    }
+    bench.ground.until(2).await;
+    bench.full().await;
+    assert!(bench.ground.leased(1) > 1 + FULL);
+}
+
+#[tokio::test]
+async fn a_claim_whose_outcome_is_unknown_is_met_once() {
+    let bench = start(Ground::new(&[Fate::Unknown]), Arc::new(Open));
+    bench.ground.until(1).await;
+    bench.full().await;
+    assert_eq!(bench.ground.leased(1), 1 + FULL);
+    assert_eq!(*bench.ground.asked.borrow(), 1, "the state says that it was done");
+}
+
+#[tokio::test]
+async fn a_claim_that_was_lost_is_made_again() {
+    let bench = start(Ground::new(&[Fate::Lost, Fate::Lost]), Arc::new(Open));
+    bench.ground.until(3).await;
+    bench.full().await;
+    assert_eq!(bench.ground.leased(1), 1 + FULL);
+}
+
+#[tokio::test]
+async fn a_slot_that_does_not_serve_claims_nothing() {
+    let bench = start(Ground::new(&[]), Arc::new(ClosedSlot(SlotState::Locked)));
+    for _ in 0..50 {
+        bench.ground.applied.send_modify(|index| *index += 1);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*bench.ground.asked.borrow(), 0);
+    assert_eq!(bench.meter.left(), 0);
+}
