@@ -14,7 +14,8 @@ cd "$(dirname "$0")/.."
 
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
 # strace: injects kills into system calls and counts fdatasync. haproxy: runs the examples for it before real nodes.
-packages=(softhsm2 opensc strace haproxy)
+# libfaketime: gives one node another wall clock.
+packages=(softhsm2 opensc strace haproxy libfaketime)
 # What a node needs beside itself.
 runtime=(softhsm2)
 

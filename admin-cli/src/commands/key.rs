@@ -221,6 +221,13 @@ fn destruction_text(destruction: &DestructionInfo) -> String {
     if !destruction.owing.is_empty() {
         lines.push(format!("not removed yet by {}", destruction.owing.join(", ")));
     }
+    if !destruction.joining.is_empty() {
+        lines.push(format!(
+            "holds it and has not joined: {}; the destruction does not end before it has, or while its join has failed \
+             for good (no node can be removed yet)",
+            destruction.joining.join(", ")
+        ));
+    }
     if destruction.remnants_sealed {
         lines.push(
             "old logs, snapshots and backups may still hold the key, sealed under a transport key that lives"
@@ -313,6 +320,7 @@ pub(super) mod tests {
             begun_at: None,
             ended_at: None,
             owing: Vec::new(),
+            joining: Vec::new(),
             remnants_sealed: false,
         }
     }
@@ -361,14 +369,16 @@ pub(super) mod tests {
         info.state = KeyState::Destroying;
         info.destruction = Some(DestructionInfo {
             begun_at: Some("2030-01-08T00:00:00Z".to_owned()),
-            owing: vec!["hsm-node-3".to_owned()],
+            owing: vec!["hsm-node-3".to_owned(), "hsm-node-4".to_owned()],
+            joining: vec!["hsm-node-4".to_owned()],
             remnants_sealed: true,
             ..destruction()
         });
         let shown = text(&version, &info);
         for part in [
             "no way back",
-            "not removed yet by hsm-node-3",
+            "not removed yet by hsm-node-3, hsm-node-4",
+            "has not joined: hsm-node-4",
             "backups may still hold",
         ] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");

@@ -172,6 +172,10 @@ pub struct DestructionInfo {
     /// Names of the nodes that have yet to remove it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owing: Vec<String>,
+    /// Names of nodes that had acknowledged to hold it and have not joined: each holds up the end until it joins after
+    /// all, even if its join has failed for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joining: Vec<String>,
     /// Old logs, snapshots and backups may still hold the key, sealed under a transport key that lives.
     pub remnants_sealed: bool,
 }

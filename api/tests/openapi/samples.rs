@@ -328,6 +328,7 @@ fn keys() -> Vec<Sample> {
         begun_at: over.then(time),
         ended_at: over.then(time),
         owing: if over { list(&["hsm-node-3"]) } else { Vec::new() },
+        joining: if over { list(&["hsm-node-3"]) } else { Vec::new() },
         remnants_sealed: true,
     };
     let invocations = Invocations {

@@ -2,6 +2,8 @@
 //! in time; and versions that come by age.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,10 +20,10 @@ use crate::pkcs11::Token;
 /// From a committed change until every node goes by it.
 const SEEN: Duration = Duration::from_secs(10);
 /// From the end of a wait until every token is clean and the cluster says so.
-const GONE: Duration = Duration::from_secs(30);
+pub(crate) const GONE: Duration = Duration::from_secs(30);
 /// From a node's start until it is ready.
-const READY: Duration = Duration::from_secs(60);
-const FIRST: &str = "kek-exchange-key-v1";
+pub(crate) const READY: Duration = Duration::from_secs(60);
+pub(crate) const FIRST: &str = "kek-exchange-key-v1";
 
 /// A cluster that lets a destruction wait for a second only, with a ciphertext of version 1, and version 2 active.
 async fn retired() -> Result<(Playground, Sealed)> {
@@ -39,14 +41,14 @@ async fn retired() -> Result<(Playground, Sealed)> {
 }
 
 /// A destruction after so many seconds. What a test has just encrypted is recent.
-fn after(seconds: u64) -> DestroyKeyRequest {
+pub(crate) fn after(seconds: u64) -> DestroyKeyRequest {
     DestroyKeyRequest {
         wait_seconds: Some(seconds),
         override_recent_use: true,
     }
 }
 
-fn code<T>(outcome: Result<T, ClientError>) -> Option<ErrorCode> {
+pub(crate) fn code<T>(outcome: Result<T, ClientError>) -> Option<ErrorCode> {
     outcome.err().and_then(|error| error.code())
 }
 
@@ -56,7 +58,7 @@ fn patient(cluster: &Playground, number: u32) -> Result<Client> {
     Ok(client.with_retry(Retry::Until(Duration::from_secs(40))))
 }
 
-async fn version_on(cluster: &Playground, number: u32, version: u32) -> Result<KeyVersionInfo> {
+pub(crate) async fn version_on(cluster: &Playground, number: u32, version: u32) -> Result<KeyVersionInfo> {
     let info = context_on(cluster, number, CONTEXT).await?;
     let mut versions = info.versions.into_iter();
     versions
@@ -65,7 +67,7 @@ async fn version_on(cluster: &Playground, number: u32, version: u32) -> Result<K
 }
 
 /// Until this node says so of the version.
-async fn becomes(
+pub(crate) async fn becomes(
     cluster: &Playground,
     number: u32,
     version: u32,
@@ -81,7 +83,11 @@ async fn becomes(
 }
 
 /// Until no node opens it, each with this code.
-async fn refused_everywhere(cluster: &Playground, sealed: &Sealed, wanted: ErrorCode) -> Result<()> {
+pub(crate) async fn refused_everywhere(
+    cluster: &Playground,
+    sealed: &Sealed,
+    wanted: ErrorCode,
+) -> Result<()> {
     for node in cluster.nodes() {
         let client = cluster.client_on("trading-1", node.number)?;
         let what = format!("{wanted} on {}", node.id());
@@ -104,7 +110,7 @@ async fn opened_everywhere(cluster: &Playground, sealed: &Sealed) -> Result<()> 
 }
 
 /// The KEKs in the token of a node that does not run.
-fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
+pub(crate) fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
     Token::of(cluster, node, "exchange").keks()
 }
 
@@ -133,8 +139,23 @@ async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()>
         )
         .await?;
     }
+    // The key is at hand in every token: to use it again takes nobody out of service.
+    let (nodes, stop) = (cluster.nodes(), Arc::new(AtomicBool::new(false)));
+    let watched = {
+        let stop = Arc::clone(&stop);
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                for node in &nodes {
+                    ensure!(node.is_ready().await, "{}: {}", node.id(), node.checks().await);
+                }
+            }
+            Ok(())
+        })
+    };
     admin(3)?.enable_key(CONTEXT, 1, Some("enable")).await?;
     opened_everywhere(&cluster, &sealed).await?;
+    stop.store(true, Ordering::Relaxed);
+    watched.await??;
     // A late repeat is answered, and disables nothing.
     let repeated = admin(1)?.disable_key(CONTEXT, 1, Some("disable")).await?;
     assert_eq!(repeated.info.state, KeyState::DecryptOnly);

@@ -34,6 +34,7 @@ mod pkcs11;
 mod playground;
 mod prompt;
 mod restart;
+mod returning;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
@@ -46,3 +47,4 @@ mod token_kills;
 mod tokens;
 mod v1_ciphertexts;
 mod victim;
+mod wall_clock;

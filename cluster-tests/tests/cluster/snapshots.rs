@@ -28,14 +28,22 @@ const POINTS: [&str; 5] = [
 /// From the heal to the kill.
 const KILLED_WITHIN: Duration = Duration::from_secs(30);
 
-async fn index(node: &Node, name: &str) -> Result<u64> {
+/// A node's configuration, with logs that end soon.
+pub(crate) fn with_short_logs(config: &str) -> String {
+    let raft = format!(
+        "cluster:\n  raft: {{snapshot_every: {SNAPSHOT_EVERY}, keep_logs: {KEEP_LOGS}}}\n  enabled: true\n"
+    );
+    config.replace("cluster:\n  enabled: true\n", &raft)
+}
+
+pub(crate) async fn index(node: &Node, name: &str) -> Result<u64> {
     let value = node.metrics().await?.sum(name);
     // An index, as the metrics give it.
     Ok(value.with_context(|| format!("{}: no {name}", node.id()))? as u64)
 }
 
 /// Appends entries until none of these nodes has the log any more that ends at `last`.
-async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> Result<()> {
+pub(crate) async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> Result<()> {
     let behind = last + KEEP_LOGS + PURGED_AT_ONCE + 2;
     let request = JoinTokenRequest {
         // Open tokens are limited.
@@ -60,13 +68,7 @@ async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
-    let cluster = formed_with(Playground::builder().relayed(), |config| {
-        let raft = format!(
-            "cluster:\n  raft: {{snapshot_every: {SNAPSHOT_EVERY}, keep_logs: {KEEP_LOGS}}}\n  enabled: true\n"
-        );
-        config.replace("cluster:\n  enabled: true\n", &raft)
-    })
-    .await?;
+    let cluster = formed_with(Playground::builder().relayed(), with_short_logs).await?;
     let mut acknowledged = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
     for point in POINTS {
         let leader = cluster.leader().await?;

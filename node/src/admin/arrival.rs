@@ -52,6 +52,7 @@ impl AdminCall {
             body_hash: body_hash(&operation, asked),
             origin,
             spki_sha256: principal.spki_sha256,
+            authorities: principal.authorities().to_vec(),
             source: arrival.source,
             request_id: arrival.request_id,
             trace_id: arrival.trace_id,
@@ -63,7 +64,7 @@ impl AdminCall {
     /// Who asked, as policy wants it.
     #[must_use]
     pub fn principal(&self) -> Principal {
-        Principal::new(Identity {
+        let identity = Identity {
             cn: self.origin.cn.clone(),
             ou: Some(self.origin.ou.clone()).filter(|ou| !ou.is_empty()),
             sans: Vec::new(),
@@ -73,7 +74,8 @@ impl AdminCall {
             spki_sha256: self.spki_sha256,
             // Checked by the TLS that saw the certificate.
             not_after: i64::MAX,
-        })
+        };
+        Principal::below(identity, self.authorities.clone())
     }
 }
 
@@ -108,6 +110,7 @@ mod tests {
     use raft_store::state::context::BindingMode;
 
     use super::*;
+    use crate::identity::Authority;
 
     fn principal(serial: &str, fingerprint: u8) -> Principal {
         Principal::new(Identity {
@@ -213,7 +216,13 @@ mod tests {
 
     #[test]
     fn a_call_survives_its_journey() {
-        let call = rotate(&principal("1", 1), "k", "a");
+        let authority = Authority {
+            serial: "2".to_owned(),
+            issuer_dn: "CN=Root".to_owned(),
+            fingerprint: [3; 32],
+        };
+        let below = Principal::below((*principal("1", 1)).clone(), vec![authority]);
+        let call = rotate(&below, "k", "a");
         let bytes = raft_store::codec::encode(&call).unwrap();
         let read: AdminCall = raft_store::codec::decode(&bytes).unwrap();
         assert_eq!(
@@ -221,6 +230,7 @@ mod tests {
             (call.id.clone(), call.body.clone(), 0)
         );
         assert_eq!((read.request_id.as_str(), read.trace_id.as_str()), ("r", "t"));
+        assert_eq!(read.authorities, below.authorities());
         let (was, is) = (principal("1", 1), call.principal());
         assert_eq!(
             (&is.cn, &is.ou, &is.issuer_dn, is.spki_sha256, is.fingerprint),

@@ -7,7 +7,7 @@ use raft_store::state::ClusterState;
 use super::call::{AdminBody, CallError};
 use super::seed::Seed;
 use crate::identity::Principal;
-use crate::policy::{Denial, Policy, Role};
+use crate::policy::{Denial, Policy, Revocations, Role};
 
 /// What an administrator wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,11 +206,8 @@ impl From<Denial> for CallError {
 /// The policy of the replicated state; `None` before there is a cluster.
 #[must_use]
 pub fn state_policy(state: &ClusterState) -> Option<Policy> {
-    let acl = state.acl()?;
-    Some(Policy::new(
-        acl,
-        state.revocations().iter().map(|(key, _)| key.clone()),
-    ))
+    let revocations = Revocations::of_state(state.revocations());
+    Some(Policy::of(state.acl()?, revocations))
 }
 
 /// The rules in force on a node: the state's, or the seed's before there is a state. Roles and rules of an issuer

@@ -4,13 +4,14 @@
 use std::fmt;
 
 use hsm_api::ErrorCode;
-use raft_store::command::{AdminOrigin, Refusal, RequestId};
+use raft_store::command::{AdminOrigin, Forbidden, Refusal, RequestId};
 use raft_store::names::{ContextName, NodeName, SlotName};
 use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::access::AccessBody;
 use crate::consensus::ProposeError;
+use crate::identity::Authority;
 
 /// An administrator's call. The leader authorises it again with its own policy.
 #[derive(Clone, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct AdminCall {
     pub origin: AdminOrigin,
     /// SHA-256 of the asker's public key: roles may be bound to it.
     pub spki_sha256: [u8; 32],
+    /// The CAs that the asker's certificate hangs on: one of them may be revoked.
+    pub authorities: Vec<Authority>,
     /// The client's address, for the audit.
     pub source: String,
     /// The request's id, for logs.
@@ -176,6 +179,7 @@ impl From<Refusal> for CallError {
             Refusal::Conflict(_) => ErrorCode::Conflict,
             Refusal::Exists(_) => ErrorCode::AlreadyExists,
             Refusal::NotFound(_) => ErrorCode::NotFound,
+            Refusal::Forbidden(Forbidden::Revoked) => ErrorCode::CertificateRevoked,
             Refusal::Forbidden(_) => ErrorCode::RoleRequired,
             Refusal::Invalid(_) => ErrorCode::InvalidArgument,
             Refusal::KeyReused => ErrorCode::IdempotencyKeyReused,
@@ -197,6 +201,7 @@ impl From<ProposeError> for CallError {
             ProposeError::Draining => ErrorCode::NodeDraining,
             ProposeError::Uninitialised => ErrorCode::Uninitialised,
             ProposeError::NoSpace | ProposeError::OlderCopy { .. } => ErrorCode::NotReady,
+            ProposeError::NotUnderstood { .. } => ErrorCode::Conflict,
             ProposeError::Fatal(_) => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())
@@ -262,6 +267,8 @@ mod tests {
         let conflict = Conflict::OpenJoinTokens { open: 1 }.into();
         assert_eq!(refused(conflict), ErrorCode::Conflict);
         assert!(CallError::new(ErrorCode::RoleRequired, "").is_refusal());
+        let revoked = Forbidden::Revoked.into();
+        assert_eq!(refused(revoked), ErrorCode::CertificateRevoked);
         assert!(!CallError::new(ErrorCode::Conflict, "").is_refusal());
     }
 }

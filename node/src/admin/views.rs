@@ -131,8 +131,22 @@ fn destruction(
         begun_at: way.begun_at.map(rfc3339),
         ended_at: way.ended_at.map(rfc3339),
         owing: state.owing(key).map(|(_, node)| node.name.to_string()).collect(),
+        joining: joining(state, key),
         remnants_sealed: way.sealed_under.is_some_and(opens),
     }
+}
+
+/// Nodes that will hold up, or do hold up, the end of a version although they are no members: a join that has failed
+/// after it had acknowledged the version leaves somebody behind who may have it and never speaks again.
+fn joining(state: &ClusterState, key: &KeyVersion) -> Vec<String> {
+    let waited_for: BTreeSet<RaftId> = match key.state {
+        VersionState::DestroyScheduled => key.acks.clone(),
+        VersionState::Destroying => state.owing(key).map(|(id, _)| id).collect(),
+        _ => BTreeSet::new(),
+    };
+    let nodes = waited_for.iter().filter_map(|id| state.nodes().get(id));
+    let joining = nodes.filter(|node| node.status == NodeStatus::Joining);
+    joining.map(|node| node.name.to_string()).collect()
 }
 
 /// How often each version was used.

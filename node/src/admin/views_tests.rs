@@ -142,6 +142,33 @@ fn uses_are_listed_by_version_with_the_nodes_that_reported_them() {
     assert_eq!((second.encryptions, second.last_used.clone()), (0, None));
 }
 
+/// Nobody can remove it yet, so whoever destroys a version has to know before the wait is over.
+#[test]
+fn who_holds_a_version_and_has_not_joined_is_named_as_long_as_it_holds_up_the_destruction() {
+    let mut world = World::new(1);
+    for _ in 0..2 {
+        let version = world.prepare("c");
+        world.activate("c", version);
+    }
+    // Both have failed to join; one of them had got so far as to hold the key.
+    let (joiner, _) = (world.join(), world.join());
+    world.ack(joiner, "c", 1);
+    let named = |world: &World| {
+        let version = keys(&world.state).contexts[0].versions[0].clone();
+        version.destruction.map(|way| way.joining).unwrap_or_default()
+    };
+    world.schedule_destroy("c", 1, 1000);
+    assert_eq!(named(&world), [format!("n{joiner}")]);
+    world.begin_destroy("c", 1);
+    world.ack_destroyed(1, "c", 1);
+    assert_eq!(named(&world), [format!("n{joiner}")]);
+    let version = &keys(&world.state).contexts[0].versions[0];
+    assert_eq!(version.state, KeyState::Destroying);
+    world.ack_destroyed(joiner, "c", 1);
+    let version = &keys(&world.state).contexts[0].versions[0];
+    assert_eq!((version.state, named(&world).len()), (KeyState::Destroyed, 0));
+}
+
 #[test]
 fn a_pending_rotation_shows_who_is_missing() {
     let mut world = World::new(3);

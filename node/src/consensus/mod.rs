@@ -24,6 +24,7 @@ mod greetings;
 mod handover;
 mod handshake;
 mod join;
+mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
 mod membership;
@@ -179,6 +180,21 @@ pub enum ProposeError {
     OlderCopy {
         /// The node that its log does not know.
         node: RaftId,
+    },
+    /// A member runs a release that does not know this kind of change.
+    #[error(
+        "{operation} needs feature level {level}, and {node} understands {understands}: upgrade that node first; nothing \
+         was changed"
+    )]
+    NotUnderstood {
+        /// The kind of change.
+        operation: String,
+        /// What it needs.
+        level: u32,
+        /// A member that is below that.
+        node: String,
+        /// What that one has reported.
+        understands: u32,
     },
     /// Raft or the store has stopped.
     #[error("consensus has stopped: {0}")]

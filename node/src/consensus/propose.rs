@@ -12,7 +12,7 @@ use raft_store::names::RaftId;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::shared::{Metrics, Shared};
-use super::{Consensus, ProposeError};
+use super::{Consensus, ProposeError, levels};
 use crate::clock;
 
 /// An answer from Raft takes milliseconds; past this the outcome is unknown.
@@ -160,6 +160,7 @@ impl Shared {
         if bytes > MAX_COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
         }
+        levels::check(&self.published.load().state, &command.op)?;
         let permit = self.may_append()?;
         let raft = running.raft.clone();
         let metrics = raft.metrics();

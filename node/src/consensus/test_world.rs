@@ -411,6 +411,7 @@ pub(super) fn rotate(via_node: RaftId, hop: u8) -> Request {
         body_hash: [0; 32],
         origin,
         spki_sha256: [0; 32],
+        authorities: Vec::new(),
         source: "127.0.0.1".into(),
         request_id: "r".into(),
         trace_id: "0af7651916cd43dd8448eb211c80319c".into(),

@@ -224,6 +224,12 @@ pub(super) enum Declined {
     NoSpace,
     Fatal(String),
     OlderCopy(RaftId),
+    NotUnderstood {
+        operation: String,
+        level: u32,
+        node: String,
+        understands: u32,
+    },
 }
 
 /// Why a join was declined.
@@ -251,6 +257,17 @@ impl From<ProposeError> for Declined {
             ProposeError::NoSpace => Declined::NoSpace,
             ProposeError::Fatal(why) => Declined::Fatal(why),
             ProposeError::OlderCopy { node } => Declined::OlderCopy(node),
+            ProposeError::NotUnderstood {
+                operation,
+                level,
+                node,
+                understands,
+            } => Declined::NotUnderstood {
+                operation,
+                level,
+                node,
+                understands,
+            },
         }
     }
 }
@@ -271,6 +288,17 @@ impl From<Declined> for ProposeError {
             Declined::NoSpace => ProposeError::NoSpace,
             Declined::Fatal(why) => ProposeError::Fatal(why),
             Declined::OlderCopy(node) => ProposeError::OlderCopy { node },
+            Declined::NotUnderstood {
+                operation,
+                level,
+                node,
+                understands,
+            } => ProposeError::NotUnderstood {
+                operation,
+                level,
+                node,
+                understands,
+            },
         }
     }
 }

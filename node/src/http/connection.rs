@@ -260,7 +260,7 @@ impl Connection {
         let common = Arc::clone(&self.common);
         let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
-        let (who, not_after) = (principal.clone(), principal.not_after);
+        let who = principal.clone();
         let activity = Activity::begin();
         let service = {
             let (router, activity) = (common.router.clone(), Arc::clone(&activity));
@@ -278,17 +278,9 @@ impl Connection {
         let mut closing = self.drain.clone();
         let ended = tokio::select! {
             result = connection.as_mut() => Some(result),
-            () = certificate_end(not_after) => {
-                tracing::info!(%peer, "connection closed: the client's certificate has ended");
+            last_words = expulsion(&common, &who, peer) => {
                 connection.as_mut().graceful_shutdown();
-                timeout(LAST_WORDS, connection.as_mut()).await.ok()
-            }
-            () = revocation(common.policies.clone(), &who) => {
-                if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(&who)) {
-                    tracing::info!(%peer, client = %who, "connection closed: the client's certificate is revoked");
-                }
-                connection.as_mut().graceful_shutdown();
-                timeout(LAST_WORDS_REVOKED, connection.as_mut()).await.ok()
+                timeout(last_words, connection.as_mut()).await.ok()
             }
             ending = activity.over(common.patience) => match ending {
                 // HTTP/2 may have a request on its way, which is told by GOAWAY whether it was taken.
@@ -319,7 +311,15 @@ impl Connection {
                             // Who does not read his answer keeps no node from ending.
                             _ = activity.over(common.patience) => None,
                             () = self.drain.reached(Phase::Stopped) => None,
+                            last_words = expulsion(&common, &who, peer) => {
+                                timeout(last_words, connection.as_mut()).await.ok()
+                            }
                         }
+                    }
+                    // Who is revoked meanwhile has nothing to wait for either.
+                    last_words = expulsion(&common, &who, peer) => {
+                        connection.as_mut().graceful_shutdown();
+                        timeout(last_words, connection.as_mut()).await.ok()
                     }
                 }
             }
@@ -347,6 +347,23 @@ async fn answer(
 
 fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..])
+}
+
+/// Ends when a client may not go on, because its certificate has ended or is revoked; says how long what is in hand
+/// gets.
+async fn expulsion(common: &Common, who: &Principal, peer: SocketAddr) -> Duration {
+    tokio::select! {
+        () = certificate_end(who.not_after) => {
+            tracing::info!(%peer, "connection closed: the client's certificate has ended");
+            LAST_WORDS
+        }
+        () = revocation(common.policies.clone(), who) => {
+            if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(who)) {
+                tracing::info!(%peer, client = %who, "connection closed: the client's certificate is revoked");
+            }
+            LAST_WORDS_REVOKED
+        }
+    }
 }
 
 /// Ends when a client's certificate is revoked, at once if it was while the client waited for its place.

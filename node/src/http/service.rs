@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use hsm_api::data::{BATCH_MAX_BYTES, HealthResponse, HealthStatus};
 use hsm_api::{ErrorCode, paths};
 
@@ -31,6 +31,7 @@ use super::{openapi, respond};
 use crate::config::RateLimit;
 use crate::health::HealthSource;
 use crate::identity::Principal;
+use crate::metrics::without_names;
 use crate::policy::Op;
 
 /// One principal's `/health` and `/metrics`, apart from its other requests.
@@ -207,8 +208,12 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 /// v1's document.
-async fn health(State(state): State<ApiState>) -> Response {
-    v1_health(&state.0.parts.health.v1_health())
+async fn health(State(state): State<ApiState>, Extension(caller): Extension<Principal>) -> Response {
+    let mut document = state.0.parts.health.v1_health();
+    if !state.data().policy().reads_names(&caller) {
+        document.kek_status.clear();
+    }
+    v1_health(&document)
 }
 
 pub(crate) fn v1_health(document: &HealthResponse) -> Response {
@@ -222,8 +227,11 @@ pub(crate) fn v1_health(document: &HealthResponse) -> Response {
     }
 }
 
-async fn metrics(State(state): State<ApiState>) -> Response {
-    let text = state.0.parts.health.render_metrics();
+async fn metrics(State(state): State<ApiState>, Extension(caller): Extension<Principal>) -> Response {
+    let mut text = state.0.parts.health.render_metrics();
+    if !state.data().policy().reads_names(&caller) {
+        text = without_names(&text);
+    }
     ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()
 }
 

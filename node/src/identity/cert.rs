@@ -1,5 +1,6 @@
 //! Reading certificates: a client's, a CA's, a node's. Reads only; verifying is TLS's business.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -76,6 +77,32 @@ impl CaCertificate {
             sha256: sha256(der),
             spki_sha256: sha256(certificate.public_key().raw),
             dev: marked(certificate.subject()) || marked(certificate.issuer()),
+        })
+    }
+}
+
+/// A CA's certificate in the chain that a caller's hangs on: what a revocation names of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// Serial number, lower-case hex without leading zeros.
+    pub serial: String,
+    /// Its issuer's name in the form of [`dn::render`].
+    pub issuer_dn: String,
+    /// SHA-256 of the certificate.
+    pub fingerprint: [u8; 32],
+}
+
+impl Authority {
+    /// Reads a certificate of a chain that was verified.
+    ///
+    /// # Errors
+    /// When it is not a certificate.
+    pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
+        let certificate = parse(der)?;
+        Ok(Self {
+            serial: serial(certificate.raw_serial()),
+            issuer_dn: dn::render(certificate.issuer()),
+            fingerprint: sha256(der),
         })
     }
 }

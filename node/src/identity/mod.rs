@@ -9,12 +9,13 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use raft_store::state::access::RevocationKey;
 use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::x509::AttributeTypeAndValue;
 
 pub(crate) use self::cert::serial;
-pub use self::cert::{CaCertificate, NodeIdentity, peer_identity};
+pub use self::cert::{Authority, CaCertificate, NodeIdentity, peer_identity};
 
 /// A certificate that cannot be read as an identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,13 +64,57 @@ pub struct Identity {
 
 /// The caller of a request. Cheap to clone; an extension of every request.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Principal(Arc<Identity>);
+pub struct Principal(Arc<Caller>);
+
+#[derive(PartialEq, Eq)]
+struct Caller {
+    identity: Identity,
+    /// The certificates above the caller's own.
+    authorities: Vec<Authority>,
+    /// Made once: every request is compared with what is revoked.
+    revoked_by: Vec<RevocationKey>,
+}
 
 impl Principal {
     /// The holder of an identity that was verified elsewhere (a forwarded request's origin).
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        Self(Arc::new(identity))
+        Self::below(identity, Vec::new())
+    }
+
+    /// The holder of an identity whose certificate hangs on these CAs.
+    #[must_use]
+    pub fn below(identity: Identity, authorities: Vec<Authority>) -> Self {
+        let named = |fingerprint: [u8; 32], issuer: &str, serial: &str| {
+            let (issuer, serial) = (issuer.to_owned(), serial.to_owned());
+            [
+                RevocationKey::Fingerprint(fingerprint),
+                RevocationKey::Serial { issuer, serial },
+            ]
+        };
+        let mut revoked_by = vec![RevocationKey::CommonName(identity.cn.clone())];
+        revoked_by.extend(named(identity.fingerprint, &identity.issuer_dn, &identity.serial));
+        for ca in &authorities {
+            revoked_by.extend(named(ca.fingerprint, &ca.issuer_dn, &ca.serial));
+        }
+        Self(Arc::new(Caller {
+            identity,
+            authorities,
+            revoked_by,
+        }))
+    }
+
+    /// The CAs whose certificates its own hangs on, each of which may be revoked.
+    #[must_use]
+    pub fn authorities(&self) -> &[Authority] {
+        &self.0.authorities
+    }
+
+    /// Every revocation that would be of its certificate, or of one of those CAs. A common name is a caller's: CAs are
+    /// named by serial number and issuer, or by fingerprint.
+    #[must_use]
+    pub fn revoked_by(&self) -> &[RevocationKey] {
+        &self.0.revoked_by
     }
 
     /// Reads a client certificate that TLS has verified.
@@ -99,13 +144,13 @@ impl Deref for Principal {
     type Target = Identity;
 
     fn deref(&self) -> &Identity {
-        &self.0
+        &self.0.identity
     }
 }
 
 impl fmt::Debug for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&*self.0, f)
+        fmt::Debug::fmt(&self.0.identity, f)
     }
 }
 

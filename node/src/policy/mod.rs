@@ -6,6 +6,7 @@ mod grants;
 mod revocations;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use raft_store::state::access::Operation;
 pub use raft_store::state::access::{Acl, RevocationKey, Role, RoleEntry};
@@ -115,31 +116,65 @@ pub enum Denial {
 /// An immutable snapshot of the policy. Replaced as a whole, read through one load.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    grants: Grants,
-    /// Which certificates have a role.
-    pub roles: Vec<RoleEntry>,
+    rules: Arc<Rules>,
     /// Certificates that have nothing any more.
     pub revocations: Revocations,
+}
+
+/// What is made of the document of access control, once per change of it.
+#[derive(Debug, Clone, Default)]
+struct Rules {
+    grants: Grants,
+    /// Which certificates have a role.
+    roles: Vec<RoleEntry>,
+    /// Somebody has the role metrics, if only on another node.
+    names_are_kept: bool,
 }
 
 /// How much of a context from a request is repeated in a log.
 const SHOWN: usize = 80;
 
 impl Policy {
-    /// Takes a snapshot of the replicated state.
+    /// Takes a snapshot of access control and revocations.
     #[must_use]
     pub fn new(acl: &Acl, revocations: impl IntoIterator<Item = RevocationKey>) -> Self {
-        Self {
+        Self::of(acl, revocations.into_iter().collect())
+    }
+
+    /// As [`Policy::new`], with revocations that are there already.
+    #[must_use]
+    pub fn of(acl: &Acl, revocations: Revocations) -> Self {
+        let rules = Rules {
             grants: Grants::new(acl),
             roles: acl.roles.clone(),
-            revocations: revocations.into_iter().collect(),
+            names_are_kept: acl.assigns(Role::Metrics),
+        };
+        Self {
+            rules: Arc::new(rules),
+            revocations,
+        }
+    }
+
+    /// The same access control, with other revocations. Costs nothing.
+    #[must_use]
+    pub fn with_revocations(&self, revocations: Revocations) -> Self {
+        Self {
+            rules: Arc::clone(&self.rules),
+            revocations,
         }
     }
 
     /// Leaves out the roles and rules that are bound to other issuers than these.
     pub fn keep_issuers(&mut self, known: &[String]) {
-        self.roles.retain(|entry| known.contains(&entry.issuer));
-        self.grants.keep_issuers(known);
+        let rules = Arc::make_mut(&mut self.rules);
+        rules.roles.retain(|entry| known.contains(&entry.issuer));
+        rules.grants.keep_issuers(known);
+    }
+
+    /// Which certificates have a role.
+    #[must_use]
+    pub fn roles(&self) -> &[RoleEntry] {
+        &self.rules.roles
     }
 
     /// Whether a certificate may do anything at all.
@@ -160,7 +195,7 @@ impl Policy {
     /// [`Denial::NoOu`] or [`Denial::UnknownOu`].
     pub fn unit(&self, principal: &Principal) -> Result<(), Denial> {
         let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
-        if self.grants.knows(ou, principal) {
+        if self.rules.grants.knows(ou, principal) {
             return Ok(());
         }
         Err(Denial::UnknownOu(ou.to_owned()))
@@ -182,7 +217,7 @@ impl Policy {
     pub fn grant<'a>(&self, principal: &'a Principal, context: &str, op: Op) -> Result<Grant<'a>, Denial> {
         self.check_certificate(principal)?;
         let ou = principal.ou.as_deref().ok_or(Denial::NoOu)?;
-        if let Some(grant) = self.grants.find(ou, principal, context, op) {
+        if let Some(grant) = self.rules.grants.find(ou, principal, context, op) {
             return Ok(grant);
         }
         self.unit(principal)?;
@@ -198,7 +233,7 @@ impl Policy {
     pub fn contexts_of(&self, principal: &Principal) -> Vec<ContextName> {
         match &principal.ou {
             Some(ou) if !self.revocations.contains(principal) => {
-                self.grants.contexts(ou, principal).into_iter().collect()
+                self.rules.grants.contexts(ou, principal).into_iter().collect()
             }
             _ => Vec::new(),
         }
@@ -210,11 +245,20 @@ impl Policy {
         if self.revocations.contains(principal) {
             return BTreeSet::new();
         }
-        self.roles
+        self.rules
+            .roles
             .iter()
             .filter(|entry| matches(entry, principal))
             .map(|entry| entry.role)
             .collect()
+    }
+
+    /// Whether a caller reads names of contexts and keys in `/metrics` and `/health`. Everybody does, as in version 1,
+    /// until somebody has the role metrics, which is for that; then it, and whoever may list the keys.
+    #[must_use]
+    pub fn reads_names(&self, principal: &Principal) -> bool {
+        let readers = [Role::Metrics, Role::Operator, Role::Auditor];
+        !self.rules.names_are_kept || self.require_role(principal, &readers).is_ok()
     }
 
     /// Whether a caller has one of some roles. An admin always does.

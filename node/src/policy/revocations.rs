@@ -1,37 +1,54 @@
-//! Revoked certificates, arranged for one look each by fingerprint, serial and common name.
-//! Only the replicated state fills it; a file that disappears takes nothing out.
+//! Revoked certificates, asked about once for each request. Only the replicated state fills it, and shares its rows: a
+//! change costs nothing here, however many there are. A file that disappears takes nothing out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeSet;
+use std::fmt;
+
+use raft_store::state::access::Revocation;
+use raft_store::state::table::Table;
 
 use super::RevocationKey;
 use crate::identity::Principal;
 
-/// A set of revocations. Built once per change of the state, then only read.
-#[derive(Debug, Clone, Default)]
-pub struct Revocations {
-    fingerprints: HashSet<[u8; 32]>,
-    /// Serial → issuers that gave it out to somebody now revoked.
-    serials: HashMap<String, HashSet<String>>,
-    common_names: HashSet<String>,
+/// A set of revocations; one look for each way in which a certificate can be named.
+#[derive(Clone)]
+pub struct Revocations(Kept);
+
+#[derive(Clone)]
+enum Kept {
+    /// Those of the state: a clone of its table.
+    State(Table<RevocationKey, Revocation>),
+    /// Before there is a state, and of questions.
+    Listed(BTreeSet<RevocationKey>),
 }
 
 impl Revocations {
-    /// Whether any revocation matches the certificate.
+    /// Those of a state.
+    #[must_use]
+    pub fn of_state(revocations: &Table<RevocationKey, Revocation>) -> Self {
+        Self(Kept::State(revocations.clone()))
+    }
+
+    /// Whether any revocation matches the certificate, or one of a CA that it hangs on.
     #[must_use]
     pub fn contains(&self, principal: &Principal) -> bool {
-        self.fingerprints.contains(&principal.fingerprint)
-            || self
-                .serials
-                .get(&principal.serial)
-                .is_some_and(|issuers| issuers.contains(&principal.issuer_dn))
-            || self.common_names.contains(&principal.cn)
+        !self.is_empty() && principal.revoked_by().iter().any(|key| self.has(key))
+    }
+
+    fn has(&self, key: &RevocationKey) -> bool {
+        match &self.0 {
+            Kept::State(table) => table.contains(key),
+            Kept::Listed(keys) => keys.contains(key),
+        }
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        let serials: usize = self.serials.values().map(HashSet::len).sum();
-        self.fingerprints.len() + serials + self.common_names.len()
+        match &self.0 {
+            Kept::State(table) => table.len(),
+            Kept::Listed(keys) => keys.len(),
+        }
     }
 
     /// True if nothing is revoked.
@@ -41,22 +58,20 @@ impl Revocations {
     }
 }
 
+impl Default for Revocations {
+    fn default() -> Self {
+        Self(Kept::Listed(BTreeSet::new()))
+    }
+}
+
+impl fmt::Debug for Revocations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} revocations", self.len())
+    }
+}
+
 impl FromIterator<RevocationKey> for Revocations {
     fn from_iter<I: IntoIterator<Item = RevocationKey>>(keys: I) -> Self {
-        let mut out = Self::default();
-        for key in keys {
-            match key {
-                RevocationKey::Fingerprint(hash) => {
-                    out.fingerprints.insert(hash);
-                }
-                RevocationKey::Serial { issuer, serial } => {
-                    out.serials.entry(serial).or_default().insert(issuer);
-                }
-                RevocationKey::CommonName(cn) => {
-                    out.common_names.insert(cn);
-                }
-            }
-        }
-        out
+        Self(Kept::Listed(keys.into_iter().collect()))
     }
 }

@@ -1,7 +1,7 @@
 use raft_store::state::access::{AclRule, Who};
 
 use super::*;
-use crate::identity::Identity;
+use crate::identity::{Authority, Identity};
 
 fn principal(cn: &str, ou: Option<&str>) -> Principal {
     Principal::new(Identity {
@@ -322,4 +322,62 @@ fn seeds_without_an_issuer_get_the_admin_cas() {
     let entries = seed_roles(&[seed(None), seed(Some("CN=Other"))], "CN=Client CA");
     assert_eq!(entries[0].issuer, "CN=Client CA");
     assert_eq!(entries[1].issuer, "CN=Other");
+}
+
+#[test]
+fn a_certificate_is_revoked_with_any_ca_that_it_hangs_on() {
+    let authority = |serial: &str, fingerprint| Authority {
+        serial: serial.to_owned(),
+        issuer_dn: "CN=Root".to_owned(),
+        fingerprint: [fingerprint; 32],
+    };
+    let below = vec![authority("a1", 7), authority("b2", 8)];
+    let caller = Principal::below((*principal("x", Some("Trading"))).clone(), below);
+    let by_serial = |serial: &str, issuer: &str| RevocationKey::Serial {
+        issuer: issuer.to_owned(),
+        serial: serial.to_owned(),
+    };
+    for (key, revoked) in [
+        (by_serial("b2", "CN=Root"), true),
+        (RevocationKey::Fingerprint([7; 32]), true),
+        (by_serial("b2", "CN=Client CA"), false),
+        (by_serial("c3", "CN=Root"), false),
+        (RevocationKey::Fingerprint([9; 32]), false),
+        // A common name is a caller's.
+        (RevocationKey::CommonName("Root".to_owned()), false),
+    ] {
+        let policy = policy(vec![entry(Role::Admin)], vec![key.clone()]);
+        assert_eq!(policy.check_certificate(&caller).is_err(), revoked, "{key:?}");
+        assert_eq!(policy.contexts_of(&caller).is_empty(), revoked, "{key:?}");
+    }
+}
+
+#[test]
+fn names_in_metrics_are_for_everybody_until_somebody_has_the_role_for_it() {
+    let of_unit = |role, unit: &str| RoleEntry {
+        ou: Some(unit.to_owned()),
+        issuer: "CN=Client CA".to_owned(),
+        ..entry(role)
+    };
+    let reads = |policy: &Policy, unit: &str| policy.reads_names(&principal("x", Some(unit)));
+    let open = policy(vec![of_unit(Role::Operator, "Ops")], vec![]);
+    assert!(reads(&open, "Trading") && reads(&open, "Ops"));
+    let roles = [
+        (Role::Metrics, "Watch"),
+        (Role::Operator, "Ops"),
+        (Role::Backup, "Save"),
+    ];
+    let roles = roles.map(|(role, unit)| of_unit(role, unit)).to_vec();
+    let mut kept = policy(roles, vec![]);
+    for (unit, wanted) in [
+        ("Watch", true),
+        ("Ops", true),
+        ("Save", false),
+        ("Trading", false),
+    ] {
+        assert_eq!(reads(&kept, unit), wanted, "{unit}");
+    }
+    // That this node does not know the holders' CA opens nothing to others.
+    kept.keep_issuers(&["CN=Other CA".to_owned()]);
+    assert!(!reads(&kept, "Watch") && !reads(&kept, "Trading"));
 }

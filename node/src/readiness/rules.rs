@@ -1,5 +1,6 @@
-//! The policy in force, as requests read it: rebuilt only when access control or revocations have
-//! changed, in force with the first request after they were applied.
+//! The policy in force, as requests read it, from the first request after a change was applied. Access control is made
+//! anew when it has changed; revocations are read where the state keeps them, so that one more costs no request
+//! anything, however many there are.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use raft_store::storage::Published;
 
 use crate::admin::authorise::rules;
 use crate::admin::seed::Seed;
-use crate::policy::Policy;
+use crate::policy::{Policy, Revocations};
 
 struct Known {
     /// Keeps the rows alive that `policy` was made of, so that their addresses stay theirs.
@@ -39,7 +40,15 @@ impl PolicyCache {
         {
             return Arc::clone(&known.policy);
         }
-        let policy = Arc::new(rules(&published.state, &self.seed));
+        let revocations = published.state.revocations();
+        let policy = match known
+            .as_ref()
+            .filter(|known| same_acl(&known.published, &published))
+        {
+            Some(known) => known.policy.with_revocations(Revocations::of_state(revocations)),
+            None => rules(&published.state, &self.seed),
+        };
+        let policy = Arc::new(policy);
         // A slower thread may put an older one back; the next request sees that it is.
         self.known.store(Some(Arc::new(Known {
             published,
@@ -52,12 +61,14 @@ impl PolicyCache {
 /// Whether two states have the same rules. Rows are replaced, never changed in place. That there are as many
 /// revocations says nothing: one may be taken back, and another added.
 pub(super) fn same(a: &Published, b: &Published) -> bool {
-    let rows = match (a.state.acl(), b.state.acl()) {
-        (Some(a), Some(b)) => std::ptr::eq(a, b),
-        (None, None) => true,
-        _ => false,
-    };
-    rows && a.state.revocations().is_clone_of(b.state.revocations())
+    let neither = a.state.acl().is_none() && b.state.acl().is_none();
+    (neither || same_acl(a, b)) && a.state.revocations().is_clone_of(b.state.revocations())
+}
+
+/// Whether two states have the same access control, and have one.
+fn same_acl(a: &Published, b: &Published) -> bool {
+    let both = a.state.acl().zip(b.state.acl());
+    both.is_some_and(|(a, b)| std::ptr::eq(a, b))
 }
 
 #[cfg(test)]
@@ -67,6 +78,7 @@ mod tests {
     use raft_store::state::access::RevocationKey;
 
     use super::*;
+    use crate::identity::{Identity, Principal};
     use crate::rotation::testing::{ISSUER, World};
 
     fn seed() -> Seed {
@@ -109,6 +121,55 @@ mod tests {
         assert!(!Arc::ptr_eq(&before, &after));
     }
 
+    /// A revocation must not cost the requests that come with it a look at all others.
+    #[test]
+    fn one_more_revocation_among_many_is_in_force_and_nothing_is_made_anew() {
+        let cache = PolicyCache::new(seed());
+        let mut world = World::new(1);
+        let by_cn = |number: usize| RevocationKey::CommonName(format!("cn-{number}"));
+        let add = |numbers: std::ops::Range<usize>| {
+            let revocations = numbers.map(|number| (by_cn(number), String::new()));
+            Op::AddRevocations(AddRevocations {
+                revocations: revocations.collect(),
+            })
+        };
+        world.ok(add(0..2_000));
+        let before = cache.of(Arc::new(world.published()));
+        world.ok(add(2_000..2_001));
+        let after = cache.of(Arc::new(world.published()));
+        assert_eq!(
+            (before.revocations.len(), after.revocations.len()),
+            (2_000, 2_001)
+        );
+        assert!(
+            std::ptr::eq(before.roles(), after.roles()),
+            "access control was made anew"
+        );
+        let called = |number: usize| {
+            let RevocationKey::CommonName(cn) = by_cn(number) else {
+                panic!()
+            };
+            Principal::new(Identity {
+                cn,
+                ou: None,
+                sans: Vec::new(),
+                serial: "1".to_owned(),
+                issuer_dn: ISSUER.to_owned(),
+                fingerprint: [1; 32],
+                spki_sha256: [2; 32],
+                not_after: i64::MAX,
+            })
+        };
+        for (number, revoked) in [(0, true), (2_000, true), (2_001, false)] {
+            assert_eq!(after.revocations.contains(&called(number)), revoked, "{number}");
+            assert_eq!(
+                before.revocations.contains(&called(number)),
+                number == 0,
+                "{number}"
+            );
+        }
+    }
+
     #[test]
     fn what_does_not_change_is_not_made_again() {
         let cache = PolicyCache::new(seed());
@@ -117,7 +178,7 @@ mod tests {
         world.prepare("c");
         let after = cache.of(Arc::new(world.published()));
         assert!(Arc::ptr_eq(&before, &after));
-        assert_eq!(after.roles.len(), 3);
+        assert_eq!(after.roles().len(), 3);
     }
 
     #[test]
@@ -128,15 +189,15 @@ mod tests {
         });
         let none = Arc::new(Published::default());
         let before = cache.of(Arc::clone(&none));
-        assert_eq!((before.revocations.len(), before.roles.len()), (1, 0));
+        assert_eq!((before.revocations.len(), before.roles().len()), (1, 0));
         assert!(Arc::ptr_eq(&before, &cache.of(none)));
         let after = cache.of(Arc::new(World::new(1).published()));
-        assert_eq!((after.revocations.len(), after.roles.len()), (0, 3));
+        assert_eq!((after.revocations.len(), after.roles().len()), (0, 3));
     }
 
     #[test]
     fn roles_of_an_issuer_that_this_node_does_not_know_are_left_out() {
         let cache = PolicyCache::new(Seed::default());
-        assert!(cache.of(Arc::new(World::new(1).published())).roles.is_empty());
+        assert!(cache.of(Arc::new(World::new(1).published())).roles().is_empty());
     }
 }

@@ -70,6 +70,8 @@ pub struct Schedule {
     rules: config::Rotation,
     /// Contexts whose rotation failed: how long to wait from when.
     failed: BTreeMap<ContextName, (Instant, Duration)>,
+    /// Contexts that were rotated here, and when: once a day at most, whatever their stamps say.
+    rotated: BTreeMap<ContextName, Instant>,
     doubt: Option<Doubt>,
 }
 
@@ -88,6 +90,7 @@ impl Schedule {
             clocks,
             rules,
             failed: BTreeMap::new(),
+            rotated: BTreeMap::new(),
             doubt: None,
         }
     }
@@ -122,7 +125,13 @@ impl Schedule {
         let due = due(&published.state, wall, self.rules.day);
         self.failed
             .retain(|context, _| due.iter().any(|(name, _)| name == context));
+        let day = self.rules.day;
+        self.rotated
+            .retain(|_, at| now.saturating_duration_since(*at) < day);
         for (context, active) in due {
+            if self.rotated.contains_key(&context) {
+                continue;
+            }
             let waits = self.failed.get(&context);
             if waits.is_some_and(|(since, pause)| now.saturating_duration_since(*since) < *pause) {
                 continue;
@@ -141,6 +150,7 @@ impl Schedule {
                         target: "audit", epoch, action = "key.rotate_by_age", %context, version, previous = active,
                         "rotated by age"
                     );
+                    self.rotated.insert(context, now);
                 }
                 Err(error) => self.fail(context, &error, now),
             }

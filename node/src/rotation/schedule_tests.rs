@@ -114,6 +114,18 @@ async fn what_is_due_is_rotated_once() {
     assert_eq!(bench.highest(), 2);
 }
 
+/// As if the state had stamped the new version with a time long ago.
+#[tokio::test]
+async fn a_stamp_that_is_wrong_costs_one_rotation_a_day() {
+    let bench = bench(world(1), 91);
+    let mut schedule = bench.schedule();
+    let begin = Instant::now();
+    for (after, highest) in [(Duration::ZERO, 2), (DAY / 2, 2), (DAY, 3), (DAY, 3)] {
+        schedule.check(begin + after).await;
+        assert_eq!(bench.highest(), highest, "{after:?}");
+    }
+}
+
 #[tokio::test]
 async fn two_leaders_that_find_the_same_version_due_replace_it_once() {
     let bench = bench(world(1), 90);

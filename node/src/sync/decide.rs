@@ -13,7 +13,7 @@ use raft_store::state::node::NodeStatus;
 
 use super::held::{Held, HeldKek};
 use super::plan::{Action, Plan, Problem};
-use super::wanted::{concerns, is_served, versions};
+use super::wanted::{concerns, is_at_hand, is_served, versions};
 use crate::tls::PeerVerifier;
 
 /// Acknowledgements in one command, well below its 64 KiB.
@@ -80,14 +80,18 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
     plan
 }
 
-/// What one readable version needs next.
+/// What each version needs next.
 fn keys(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
     let mut acks = Vec::new();
     for (key, version) in versions {
-        if !version.state.is_readable() || !concerns(version, picture.me) {
+        if !is_at_hand(version.state) || !concerns(version, picture.me) {
             continue;
         }
         let kek = held.keks.get(&version.key_uid);
+        if !version.state.is_readable() {
+            out_of_use(key, version, kek, plan);
+            continue;
+        }
         let ready = match kek {
             Some(HeldKek {
                 problem: None,
@@ -113,6 +117,21 @@ fn keys(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion
     );
 }
 
+/// Keeps what decrypts nothing now ready for the moment in which it is enabled, or its destruction undone: otherwise
+/// every node would be out of service then, if only for as long as it takes to load it. What is not in the token, or not
+/// what it should be, waits until then.
+fn out_of_use(key: &VersionKey, version: &KeyVersion, kek: Option<&HeldKek>, plan: &mut Plan) {
+    if let Some(HeldKek {
+        problem: None,
+        proven,
+        loaded,
+        ..
+    }) = kek
+    {
+        usable(key, version, *proven, *loaded, plan);
+    }
+}
+
 /// Proves and loads what is held. True once it can be used: only then is it acknowledged, because from
 /// then on other nodes may encrypt with it.
 fn usable(
@@ -128,7 +147,7 @@ fn usable(
     }
     // A pending version is loaded for encryption at once, so that activating it takes nothing but the
     // entry that does it.
-    let encrypts = version.state != VersionState::DecryptOnly;
+    let encrypts = matches!(version.state, VersionState::Pending | VersionState::Active);
     match loaded {
         Some(true) if !encrypts => plan.actions.push(Action::Retire(version.key_uid)),
         Some(true) => {}
@@ -197,7 +216,7 @@ fn leftovers(held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Pl
                 plan.actions.push(Action::Remove(*uid));
                 plan.destructions += 1;
             }
-            Some(state) if state.is_readable() => {}
+            Some(state) if is_at_hand(*state) => {}
             _ if kek.loaded.is_some() => plan.actions.push(Action::Unload(*uid)),
             _ => {}
         }

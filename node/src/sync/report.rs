@@ -1,5 +1,5 @@
 //! What this node tells the cluster of itself: at most once a second, and only what has changed. Uses of keys go with
-//! it; alone they are told every ten seconds. An idle cluster appends nothing.
+//! it; alone they are told every ten seconds. An idle cluster appends nothing but each node's clock, once an hour.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,9 +85,13 @@ pub fn draft(
     })
 }
 
-/// Milliseconds after which a node says its clock again although nothing else is news: how long ago a key was used is
-/// judged by the newest clocks that nodes have reported.
+/// Milliseconds after which a node says its clock again although nothing else is news: one entry for each node and hour
+/// is what an idle cluster appends. Nothing may depend on a single wall clock (`raft-store/src/command/stamp.rs`,
+/// `schedule_destroy.rs`), and what else there is to compare it with is older the longer nobody reports.
 const CLOCK_AGE: UnixMillis = 3_600_000;
+/// Milliseconds by which a clock has to have been set back for that to be news: what it showed before must not count
+/// for as long as it was ahead.
+const CLOCK_BACK: UnixMillis = 30_000;
 
 /// Whether a report says anything that the last one did not. That anything but reports was applied is
 /// news: what is not reported may be lost unnoticed with an older copy of the data directory.
@@ -101,6 +105,7 @@ pub fn is_news(known: Option<&NodeReport>, report: &NodeReport, progress: Progre
         || known.slots != report.slots
         || report.durable_index >= known.durable_index.saturating_add(DRIFT)
         || report.clock >= known.clock.saturating_add(CLOCK_AGE)
+        || report.clock <= known.clock.saturating_sub(CLOCK_BACK)
 }
 
 /// Reports until `shutdown`. A report that cannot be proposed is dropped: the next one says it all.
@@ -252,6 +257,14 @@ mod tests {
         assert_eq!(second.seq, 2);
         let is_news = |report: &NodeReport| is_news(Some(&first), report, QUIET);
         assert!(!is_news(&second));
+        let with_clock = |clock| NodeReport {
+            clock,
+            ..second.clone()
+        };
+        assert!(!is_news(&with_clock(first.clock + CLOCK_AGE - 1)));
+        assert!(is_news(&with_clock(first.clock + CLOCK_AGE)));
+        assert!(!is_news(&with_clock(first.clock - CLOCK_BACK + 1)));
+        assert!(is_news(&with_clock(first.clock - CLOCK_BACK)));
         let growth = |by: u64| NodeReport {
             durable_index: first.durable_index + by,
             ..second.clone()

@@ -19,6 +19,7 @@ use super::convert::{to_token_key, to_token_transport};
 use super::held::{Effect, kek_use};
 use super::plan::Action;
 use super::slot_key::{ClusterSigner, SlotKeyError};
+use super::wanted::is_at_hand;
 #[cfg(feature = "failpoints")]
 use crate::failpoints;
 use crate::leases::Leases;
@@ -200,7 +201,7 @@ impl Workbench {
 
     fn version(&self, key: &VersionKey) -> Result<(&KeyVersion, &KeyMaterial), StepError> {
         let version = self.state.version(&key.context, key.version);
-        let version = version.filter(|version| version.state.is_readable());
+        let version = version.filter(|version| is_at_hand(version.state));
         let version = version.ok_or(StepError::Gone("the key version"))?;
         let material = version
             .material
@@ -225,6 +226,9 @@ impl Workbench {
 
     fn import(&self, key: &VersionKey, replace: bool) -> Result<Outcome, StepError> {
         let (version, material) = self.version(key)?;
+        if !version.state.is_readable() {
+            return Err(StepError::Gone("the use of the key version"));
+        }
         let context = SealedKeyContext {
             cluster_id: self.meta()?.cluster_id.0,
             slot: self.name.as_str(),

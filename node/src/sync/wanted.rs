@@ -24,9 +24,17 @@ pub fn versions<'a>(state: &'a ClusterState, slot: &SlotName) -> Vec<(VersionKey
     versions.sort_by_key(|(_, version)| match version.state {
         VersionState::Pending => 0,
         VersionState::Active => 1,
-        _ => 2,
+        VersionState::DecryptOnly => 2,
+        _ => 3,
     });
     versions
+}
+
+/// Whether a key that is in the token is kept at hand there, proven and loaded: it is readable, or can be made so again
+/// at any moment, by every node at once.
+pub fn is_at_hand(state: VersionState) -> bool {
+    let out_of_use = matches!(state, VersionState::Disabled | VersionState::DestroyScheduled);
+    state.is_readable() || out_of_use
 }
 
 /// Whether this node has to hold a version: adopted keys are only where they were found.

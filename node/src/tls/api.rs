@@ -12,7 +12,7 @@ use super::crl::{self, Crl, CrlError};
 use super::files::{CaFile, certificates, private_key, refuse_dev};
 use super::{TlsError, provider};
 use crate::config::ApiTlsFiles;
-use crate::identity::{IdentityError, Principal};
+use crate::identity::{Authority, IdentityError, Principal};
 
 const CA: &str = "server.tls.ca_path";
 const ADMIN_CA: &str = "server.tls.admin_client_ca_path";
@@ -32,6 +32,50 @@ pub struct ApiTls {
     cas: Vec<CertificateDer<'static>>,
     /// A configured CA's name and a verifier that knows the CAs of its file only.
     by_name: Vec<(String, Arc<dyn ClientCertVerifier>)>,
+    anchors: Vec<Anchor>,
+}
+
+/// A configured CA. Clients need not send its certificate, and it can be revoked like any other.
+#[derive(Debug)]
+struct Anchor {
+    name: String,
+    authority: Authority,
+    /// Knows no other CA.
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Another one bears its name.
+    ambiguous: bool,
+}
+
+impl Anchor {
+    fn all(sources: &[(&CaFile, &Path)]) -> Result<Vec<Self>, TlsError> {
+        let mut anchors = Vec::new();
+        for (file, path) in sources {
+            for (ca, der) in file.cas.iter().zip(&file.ders) {
+                let authority = Authority::from_der(der).map_err(|reason| TlsError::Identity {
+                    key: file.key,
+                    path: (*path).to_owned(),
+                    reason,
+                })?;
+                let mut root = rustls::RootCertStore::empty();
+                root.add(der.clone()).map_err(|reason| TlsError::Rejected {
+                    key: file.key,
+                    path: (*path).to_owned(),
+                    reason,
+                })?;
+                anchors.push(Self {
+                    name: ca.subject_dn.clone(),
+                    authority,
+                    verifier: verifier(root)?,
+                    ambiguous: false,
+                });
+            }
+        }
+        let names: Vec<String> = anchors.iter().map(|anchor| anchor.name.clone()).collect();
+        for anchor in &mut anchors {
+            anchor.ambiguous = names.iter().filter(|name| **name == anchor.name).count() > 1;
+        }
+        Ok(anchors)
+    }
 }
 
 /// The CAs that clients' certificates are accepted from, by the names that [`Principal`] has as issuers.
@@ -73,6 +117,7 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
             by_name.push((ca.subject_dn.clone(), verifier(file.roots(path)?)?));
         }
     }
+    let anchors = Anchor::all(&sources)?;
     let mut all: Vec<String> = sources.iter().flat_map(|(file, _)| file.names()).collect();
     all.sort();
     all.dedup();
@@ -84,6 +129,7 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
         issuers: ClientIssuers { all, of_roles },
         cas,
         by_name,
+        anchors,
     })
 }
 
@@ -144,6 +190,8 @@ impl ApiTls {
             .split_first()
             .ok_or_else(|| IdentityError::Unreadable("there is none".to_owned()))?;
         let principal = Principal::from_der(leaf)?;
+        let authorities = self.authorities(&principal, leaf, intermediates)?;
+        let principal = Principal::below((*principal).clone(), authorities);
         if intermediates.is_empty() {
             // Verified by TLS without help: a configured CA has signed it.
             return Ok(principal);
@@ -163,5 +211,31 @@ impl ApiTls {
                 principal.issuer_dn
             )))
         }
+    }
+
+    /// The CAs that a certificate hangs on: all that came with it, and the configured ones. Of several configured ones
+    /// of one name it is those under which it can be verified.
+    fn authorities(
+        &self,
+        principal: &Principal,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<Vec<Authority>, IdentityError> {
+        let sent = intermediates.iter().map(|der| Authority::from_der(der));
+        let mut all = sent.collect::<Result<Vec<Authority>, _>>()?;
+        let mut issuers: Vec<String> = all.iter().map(|ca| ca.issuer_dn.clone()).collect();
+        issuers.push(principal.issuer_dn.clone());
+        for anchor in &self.anchors {
+            let signs = issuers.contains(&anchor.name)
+                && (!anchor.ambiguous
+                    || anchor
+                        .verifier
+                        .verify_client_cert(leaf, intermediates, UnixTime::now())
+                        .is_ok());
+            if signs && !all.contains(&anchor.authority) {
+                all.push(anchor.authority.clone());
+            }
+        }
+        Ok(all)
     }
 }

@@ -8,7 +8,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::*;
 use crate::config::{ApiTlsFiles, PeerTlsFiles};
 use crate::identity::test_certs::{TestCa, TestCert};
-use crate::identity::{Principal, peer_identity};
+use crate::identity::{Authority, Principal, peer_identity};
 
 struct Folder {
     dir: tempfile::TempDir,
@@ -336,4 +336,42 @@ fn another_nodes_certificate_is_refused_at_start() {
         .unwrap()
         .to_string();
     assert!(error.starts_with("cluster.tls.cert_path: "), "{error}");
+}
+
+/// Whoever looks at revocations has to see every CA that a certificate hangs on, also those whose certificates the
+/// client need not send, and no other one.
+#[tokio::test]
+async fn a_caller_is_known_with_every_ca_above_it() {
+    let mut folder = Folder::new("Clients");
+    let between = folder.ca.intermediate("Between");
+    let cert = between.client("trading-1", "Trading");
+    let chain = [&cert.der, &between.der].map(|der| CertificateDer::from(der.clone()));
+    let read = |der: &[u8]| Authority::from_der(der).unwrap();
+    let tls = load_api(&folder.api(), None, false).unwrap();
+    assert_eq!(
+        tls.principal(&chain).unwrap().authorities(),
+        [read(&between.der), read(&folder.ca.der)]
+    );
+    // The node knows the one between, too: the client leaves it out.
+    let renewed = TestCa::new("Clients");
+    let known = [&folder.ca.pem, &between.pem, &renewed.pem].map(String::as_str);
+    std::fs::write(folder.path("ca.crt"), known.concat()).unwrap();
+    let tls = load_api(&folder.api(), None, false).unwrap();
+    assert_eq!(
+        tls.principal(&chain[..1]).unwrap().authorities(),
+        [read(&between.der)]
+    );
+    // Of two CAs of one name it is the one that has signed.
+    let direct = folder.ca.client("trading-2", "Trading");
+    let direct = [CertificateDer::from(direct.der)];
+    assert_eq!(
+        tls.principal(&direct).unwrap().authorities(),
+        [read(&folder.ca.der)]
+    );
+    folder.ca = renewed;
+    let direct = [CertificateDer::from(folder.ca.client("trading-3", "Trading").der)];
+    assert_eq!(
+        tls.principal(&direct).unwrap().authorities(),
+        [read(&folder.ca.der)]
+    );
 }

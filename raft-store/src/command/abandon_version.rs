@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::stamp::stamp;
 use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::ContextName;
 use crate::state::ClusterState;
@@ -44,7 +45,7 @@ impl AbandonVersion {
         // Nothing was ever encrypted under it, so its key leaves state with it.
         let abandoned = KeyVersion {
             state: VersionState::Abandoned,
-            ended_at: Some(cx.at),
+            ended_at: Some(stamp(state, cx)),
             material: None,
             note: self.reason.clone(),
             ..version

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::stamp::stamp;
 use super::{ApplyContext, Conflict, Done, Missing, Refusal};
 use crate::names::{ContextName, RaftId};
 use crate::state::ClusterState;
@@ -68,6 +69,7 @@ impl ActivateVersion {
             }
             .into());
         }
+        let at = stamp(state, cx);
         if let Some(old) = context.active_version {
             let old_key = VersionKey {
                 context: self.context.clone(),
@@ -76,7 +78,7 @@ impl ActivateVersion {
             if let Some(retired) = state.versions.get(&old_key) {
                 let retired = KeyVersion {
                     state: VersionState::DecryptOnly,
-                    ended_at: Some(cx.at),
+                    ended_at: Some(at),
                     ..KeyVersion::clone(retired)
                 };
                 state.versions.put(old_key.clone(), retired)?;
@@ -94,7 +96,7 @@ impl ActivateVersion {
             key,
             KeyVersion {
                 state: VersionState::Active,
-                activated_at: Some(cx.at),
+                activated_at: Some(at),
                 ..version
             },
         )?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ContextName, RaftId, UnixMillis};
 use crate::state::ClusterState;
+use crate::state::access::RevocationKey;
 use crate::state::context::{KeyVersion, VersionKey, VersionState};
 use crate::state::node::Node;
 use crate::state::requests::Seen;
@@ -27,6 +28,7 @@ mod create_join_token;
 mod destruction;
 mod grant_transport_key;
 mod lease_invocations;
+mod level;
 mod prepare_version;
 mod refusal;
 mod register_node;
@@ -37,6 +39,7 @@ mod report_node;
 mod schedule_destroy;
 mod set_acl;
 mod set_version_use;
+mod stamp;
 #[cfg(test)]
 mod tests;
 mod undo_destroy;
@@ -80,7 +83,7 @@ pub struct Command {
     pub origin: Origin,
     /// Approvals by other certificates (dual control). Empty until it exists.
     pub approvals: Vec<Approval>,
-    /// The proposer's wall clock.
+    /// The proposer's wall clock. Nobody has compared it with any other: see `command/stamp.rs` for what ages go by.
     pub at: UnixMillis,
     /// What to do.
     pub op: Op,
@@ -347,6 +350,7 @@ pub fn apply(state: &mut ClusterState, command: &Command, cx: &ApplyContext<'_>)
 }
 
 fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+    require_unrevoked(state, cx)?;
     match op {
         Op::CreateCluster(op) => op.apply(state, cx),
         Op::RegisterNode(op) => op.apply(state, cx),
@@ -392,6 +396,26 @@ fn require_admin(cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> 
     }
     let operation = operation.to_owned();
     Err(Forbidden::Operation { operation }.into())
+}
+
+/// Refuses what an administrator asks for whose certificate is revoked by now. The leader has looked before it proposed;
+/// of two who revoke each other at the same moment, only the first one's command counts.
+fn require_unrevoked(state: &ClusterState, cx: &ApplyContext<'_>) -> Result<(), Refusal> {
+    let Origin::Admin(admin) = cx.origin else {
+        return Ok(());
+    };
+    let names = [
+        RevocationKey::Fingerprint(admin.fingerprint),
+        RevocationKey::Serial {
+            issuer: admin.issuer.clone(),
+            serial: admin.serial.clone(),
+        },
+        RevocationKey::CommonName(admin.cn.clone()),
+    ];
+    if names.iter().any(|name| state.revocations.contains(name)) {
+        return Err(Forbidden::Revoked.into());
+    }
+    Ok(())
 }
 
 /// Refuses unless the command comes from a driver of the leader that appended it, which was not removed.

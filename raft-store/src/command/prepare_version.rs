@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::stamp::stamp;
 use super::{ApplyContext, Bounded, Conflict, Done, Existing, Invalid, Missing, Refusal};
 use crate::names::{ContextName, KeyUid};
 use crate::state::ClusterState;
@@ -76,6 +77,7 @@ impl PrepareVersion {
             let label = self.label.clone();
             return Err(Existing::Version { label }.into());
         }
+        let created_at = stamp(state, cx);
         state.versions.put(
             VersionKey {
                 context: self.context.clone(),
@@ -88,7 +90,7 @@ impl PrepareVersion {
                 origin: KeyOrigin::Generated,
                 material: Some(self.material.clone()),
                 acks: BTreeSet::new(),
-                created_at: cx.at,
+                created_at,
                 activated_at: None,
                 ended_at: None,
                 note: String::new(),

@@ -296,6 +296,8 @@ pub enum Forbidden {
         /// The transport key.
         id: TransportId,
     },
+    /// Anything, with a certificate that is revoked.
+    Revoked,
 }
 
 /// What makes no sense.

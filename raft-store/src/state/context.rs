@@ -191,7 +191,8 @@ pub struct KeyVersion {
     pub material: Option<KeyMaterial>,
     /// The nodes that imported and proved it; from `destroying` on, those that have removed it.
     pub acks: BTreeSet<RaftId>,
-    /// When it was prepared.
+    /// When it was prepared. This and the next two are the leader's wall clock, as far as the voters' reports do not
+    /// contradict it.
     pub created_at: UnixMillis,
     /// When it became active.
     pub activated_at: Option<UnixMillis>,

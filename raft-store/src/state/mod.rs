@@ -27,7 +27,8 @@ use table::{LoadError, Row, RowChange, RowKind, Table};
 use usage::{Uncounted, VersionUse};
 
 /// The feature level this release understands. Raised when a command variant is added, and when others have to know
-/// that a node does something.
+/// that a node does something. What a leader proposes goes by
+/// [`Op::min_feature_level`](crate::command::Op::min_feature_level).
 ///
 /// - 1: the first one.
 /// - 2: the life of a key version after `decrypt_only`.
@@ -50,7 +51,8 @@ pub struct ClusterMeta {
     pub name: String,
     /// Raised by restore and recovery; nodes of an older epoch are refused.
     pub epoch: u64,
-    /// Highest feature level that may be proposed.
+    /// The level that it was made with. What may be proposed goes by what the members report:
+    /// [`ClusterState::below_level`].
     pub feature_level: u32,
     /// Identifies the replication key every sealed key is sealed under.
     pub trk_id: [u8; 8],
@@ -260,6 +262,20 @@ impl ClusterState {
     /// The nodes' latest reports.
     pub fn reports(&self) -> &Table<RaftId, NodeReport> {
         &self.reports
+    }
+
+    /// The members that do not understand a feature level, and the highest that each understands. One that has not
+    /// reported yet may be of the first release. Who joins is asked once it is a member.
+    pub fn below_level(&self, level: u32) -> impl Iterator<Item = (&Node, u32)> {
+        let understands = move |id: &RaftId| {
+            let report = self.reports.get(id);
+            report.map_or(FIRST_FEATURE_LEVEL, |report| report.feature_level)
+        };
+        self.nodes
+            .iter()
+            .filter(|(_, node)| node.status == NodeStatus::Member)
+            .map(move |(id, node)| (&**node, understands(id)))
+            .filter(move |(_, understands)| *understands < level)
     }
 
     /// Access control.

@@ -185,7 +185,7 @@ pub fn is_as_read(state: &ClusterState, expected: &[u8; 32]) -> Result<(), CallE
     Err(Refusal::from(Conflict::OtherAcl { digest }).into())
 }
 
-/// Refuses to revoke the certificate that asks for it: it could not take that back.
+/// Refuses to revoke the certificate that asks for it, or a CA that it hangs on: it could not take that back.
 ///
 /// # Errors
 /// `conflict`.

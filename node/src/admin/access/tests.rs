@@ -4,7 +4,7 @@ use raft_store::state::access::RoleEntry;
 use serde_json::json;
 
 use super::*;
-use crate::identity::Identity;
+use crate::identity::{Authority, Identity};
 use crate::rotation::testing::{FakeCluster, ISSUER, World, asked as asked_for};
 
 fn caller(cn: &str, ou: &str) -> Principal {
@@ -110,6 +110,25 @@ async fn nobody_locks_himself_out() {
     }
     assert_eq!(in_force(&cluster), read);
     assert!(cluster.published().state.revocations().is_empty());
+}
+
+#[test]
+fn nobody_revokes_a_ca_that_his_own_certificate_hangs_on() {
+    let (issuer, serial) = ("CN=Root".to_owned(), "ca1".to_owned());
+    let ca = Authority {
+        serial: serial.clone(),
+        issuer_dn: issuer.clone(),
+        fingerprint: [9; 32],
+    };
+    let admin = Principal::below((*caller("root", "Admin")).clone(), vec![ca]);
+    for key in [
+        RevocationKey::Serial { issuer, serial },
+        RevocationKey::Fingerprint([9; 32]),
+    ] {
+        let error = spares_caller([&key].into_iter(), &admin).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Conflict, "{key:?}");
+    }
+    assert!(spares_caller([&by_cn("Root")].into_iter(), &admin).is_ok());
 }
 
 #[tokio::test]

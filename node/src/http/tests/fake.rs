@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::{Extension, Router};
-use hsm_api::data::{HealthResponse, HealthStatus};
+use hsm_api::data::{HealthResponse, HealthStatus, KekStatus};
 use hsm_api::{ErrorCode, StateIndex};
 use hsm_core::envelope::{Binding, HEADER_LEN, Header, Purpose, TAG_LEN, aad_v1, aad_v2};
 use hsm_core::names::KeyUid;
@@ -434,13 +434,15 @@ impl DataPlane for FakeNode {
         ];
         let acl = Acl {
             mappings: mappings.into_iter().chain(admitted).collect(),
-            roles: vec![RoleEntry {
-                role: Role::Operator,
-                issuer: "CN=CA".to_owned(),
-                ou: Some("Operator".to_owned()),
-                cn: None,
-                spki_sha256: None,
-            }],
+            roles: [(Role::Operator, "Operator"), (Role::Metrics, "Watch")]
+                .map(|(role, unit)| RoleEntry {
+                    role,
+                    issuer: "CN=CA".to_owned(),
+                    ou: Some(unit.to_owned()),
+                    cn: None,
+                    spki_sha256: None,
+                })
+                .to_vec(),
             ..Acl::default()
         };
         Arc::new(Policy::new(&acl, state.revoked.clone()))
@@ -497,11 +499,11 @@ impl HealthSource for FakeNode {
         HealthResponse {
             status: HealthStatus::Healthy,
             hsm_available: true,
-            kek_status: std::collections::BTreeMap::new(),
+            kek_status: [("kek-2fa-v1".to_owned(), KekStatus::Available)].into(),
         }
     }
 
     fn render_metrics(&self) -> String {
-        String::new()
+        "hsm_things_total{context=\"2fa\",status=\"success\"} 3\n".to_owned()
     }
 }

@@ -11,6 +11,7 @@ use tokio_rustls::client::TlsStream;
 use super::super::*;
 use super::running::{AT_ONCE, Running, SOON, Setup, ask, closed, until};
 use crate::config::Drain;
+use crate::identity::Authority;
 use crate::policy::RevocationKey;
 
 const BRIEF: Duration = Duration::from_millis(50);
@@ -146,6 +147,31 @@ async fn a_drain_cuts_a_request_that_is_in_hand_for_too_long() {
 }
 
 #[tokio::test]
+async fn a_drain_waits_for_nobody_who_is_revoked() {
+    let running = start(10).await;
+    let mut revoked = running.connect(&running.client()).await;
+    let mut other = running.connect(&running.other_client()).await;
+    for stream in [&mut revoked, &mut other] {
+        assert!(ask(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+    let (drain, open) = (Arc::clone(&running.node.drain), running.open.clone());
+    let draining = tokio::spawn(async move {
+        let times = Drain {
+            timeout: Duration::from_secs(60),
+            ..AT_ONCE
+        };
+        drain.run(times, &open).await;
+    });
+    running.node.drain.signal().reached(Phase::Closing).await;
+    running.revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    closed(&mut revoked).await;
+    let answer = ask(&mut other).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(other);
+    timeout(SOON, draining).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_connection_ends_with_its_certificate() {
     let running = start(10).await;
     let now = std::time::SystemTime::now()
@@ -250,6 +276,28 @@ async fn an_open_connection_ends_when_its_certificate_is_revoked() {
     running.revoke(RevocationKey::CommonName("trading-1".to_owned()));
     closed(&mut revoked).await;
     assert!(ask(&mut other).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn connections_end_when_a_ca_above_their_certificates_is_revoked() {
+    let running = start(10).await;
+    let (lost, kept) = (running.intermediate("Lost"), running.intermediate("Kept"));
+    let (below_lost, below_kept) = (lost.client("a", "Trading"), kept.client("b", "Trading"));
+    let mut revoked = running.connect_below(&below_lost, &lost).await;
+    let mut other = running.connect_below(&below_kept, &kept).await;
+    for stream in [&mut revoked, &mut other] {
+        assert!(ask(stream).await.starts_with("HTTP/1.1 200 "));
+    }
+    let ca = Authority::from_der(&lost.der).unwrap();
+    running.revoke(RevocationKey::Serial {
+        issuer: ca.issuer_dn,
+        serial: ca.serial,
+    });
+    closed(&mut revoked).await;
+    assert!(ask(&mut other).await.starts_with("HTTP/1.1 200 "));
+    let mut again = running.connect_below(&below_lost, &lost).await;
+    let answer = ask(&mut again).await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
 }
 
 #[tokio::test]

@@ -440,3 +440,21 @@ async fn draining_closes_http1_connections_with_their_answers() {
         (200, "close")
     );
 }
+
+/// The fake cluster has given the role metrics to somebody.
+#[tokio::test]
+async fn only_who_watches_reads_whose_contexts_there_are() {
+    let node = FakeNode::new();
+    for (unit, named) in [("Trading", false), ("Watch", true), ("Operator", true)] {
+        let caller = principal("x", Some(unit));
+        let get = |path: &str| Request::get(path).body(Body::empty()).unwrap();
+        let metrics = send(&node.router(), Some(&caller), get("/metrics")).await;
+        let text = String::from_utf8(metrics.body).unwrap();
+        assert_eq!(text.contains("2fa"), named, "{unit}: {text}");
+        assert!(text.contains("status=\"success\"} 3"), "{unit}: {text}");
+        let health = send(&node.router(), Some(&caller), get("/health")).await;
+        assert_eq!(health.response.status(), StatusCode::OK);
+        let keys = health.json()["kek_status"].as_object().map(serde_json::Map::len);
+        assert_eq!(keys, Some(usize::from(named)), "{unit}");
+    }
+}

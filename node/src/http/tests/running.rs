@@ -137,10 +137,32 @@ impl Running {
         self.handshake(cert, &[]).await
     }
 
+    /// A connection whose client sends the certificate of the CA in between, too.
+    pub(super) async fn connect_below(&self, cert: &TestCert, ca: &TestCa) -> TlsStream<TcpStream> {
+        self.handshake_with(cert, &[&cert.der, &ca.der], &[]).await
+    }
+
+    /// A CA below the one that the node knows.
+    pub(super) fn intermediate(&self, cn: &str) -> TestCa {
+        self.ca.intermediate(cn)
+    }
+
     async fn handshake(&self, cert: &TestCert, alpn: &[&[u8]]) -> TlsStream<TcpStream> {
+        self.handshake_with(cert, &[&cert.der], alpn).await
+    }
+
+    async fn handshake_with(
+        &self,
+        cert: &TestCert,
+        chain: &[&Vec<u8>],
+        alpn: &[&[u8]],
+    ) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(self.ca.der.clone())).unwrap();
-        let chain = vec![CertificateDer::from(cert.der.clone())];
+        let chain = chain
+            .iter()
+            .map(|der| CertificateDer::from((*der).clone()))
+            .collect();
         let key = PrivateKeyDer::from_pem_slice(cert.key_pem.as_bytes()).unwrap();
         let mut config = ClientConfig::builder_with_provider(crate::tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])

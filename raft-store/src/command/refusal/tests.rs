@@ -262,6 +262,7 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             },
             &["abab", "slot exchange", "another holder"],
         ),
+        says(Forbidden::Revoked, &["certificate", "revoked"]),
         says(Invalid::JoinTokenExpired, &["join token", "more time"]),
         says(
             Invalid::VersionNumber {

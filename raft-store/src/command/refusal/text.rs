@@ -231,6 +231,7 @@ impl fmt::Display for Forbidden {
                 "transport key {id} of slot {slot} is granted to this node by another holder: it could not open the \
                  grant that this one made"
             ),
+            Forbidden::Revoked => f.write_str("the certificate that asks is revoked"),
         }
     }
 }

@@ -181,6 +181,62 @@ fn a_revocation_is_taken_back_and_what_is_not_there_is_no_matter() {
     }
 }
 
+/// The leader has let both through: neither was revoked when it looked.
+#[test]
+fn of_two_who_revoke_each_other_at_once_one_stays() {
+    let admin_named = |cn: &str, serial: &str| {
+        let Origin::Admin(admin) = admin() else { panic!() };
+        Origin::Admin(AdminOrigin {
+            fingerprint: [serial.len() as u8; 32],
+            cn: cn.into(),
+            serial: serial.into(),
+            ..admin
+        })
+    };
+    let revoke = |key: RevocationKey| {
+        Op::AddRevocations(AddRevocations {
+            revocations: vec![(key, "stolen".to_owned())],
+        })
+    };
+    let by_serial = |serial: &str| RevocationKey::Serial {
+        issuer: "CN=ca".into(),
+        serial: serial.into(),
+    };
+    let (ann, bob) = (admin_named("ann", "a"), admin_named("bob", "bb"));
+    for of_bob in [
+        RevocationKey::CommonName("bob".into()),
+        by_serial("bb"),
+        RevocationKey::Fingerprint([2; 32]),
+    ] {
+        let mut world = World::new();
+        let first = world.command(revoke(of_bob.clone()), ann.clone());
+        assert!(matches!(world.send(&first), Outcome::Done(_)));
+        let digest = digest(&world);
+        for late in [
+            revoke(by_serial("a")),
+            Op::RemoveRevocations(RemoveRevocations {
+                revocations: vec![of_bob.clone()],
+            }),
+            set(digest, acl()),
+            prepare(0, 1),
+        ] {
+            let late = world.command(late, bob.clone());
+            assert_eq!(world.send(&late), Outcome::Refused(Forbidden::Revoked.into()));
+        }
+        let kept: Vec<_> = world.state.revocations().iter().map(|(key, _)| key).collect();
+        assert_eq!(kept, [&of_bob]);
+        // Ann goes on, and so does what nodes do by themselves.
+        world.ok(prepare(0, 1));
+        let back = world.command(
+            Op::RemoveRevocations(RemoveRevocations {
+                revocations: vec![of_bob],
+            }),
+            ann.clone(),
+        );
+        assert!(matches!(world.send(&back), Outcome::Done(_)));
+    }
+}
+
 #[test]
 fn neither_comes_from_a_node_in_its_own_name() {
     let operations = [

@@ -116,3 +116,48 @@ fn a_label_is_free_again_once_its_version_is_abandoned_and_a_key_is_never() {
     world.ok(activate(2, &[]));
     assert!(taken(world.refused(labelled(2, 3, 3))), "a label in use");
 }
+
+/// Ages are told from these stamps: a wrong clock must neither put the next rotation off for a year nor make it due.
+#[test]
+fn a_leader_with_a_wrong_clock_stamps_versions_with_the_time_that_the_others_tell() {
+    const NOW: UnixMillis = 1_000 * 24 * 3600 * 1000;
+    const JUMP: UnixMillis = 400 * 24 * 3600 * 1000;
+    for at in [NOW + JUMP, NOW - JUMP] {
+        let mut world = World::new();
+        world.voters = BTreeSet::from([1, 2, 3]);
+        for (id, name) in [(2, "n2"), (3, "n3")] {
+            world.state.nodes.put(id, node(name, id as u8)).unwrap();
+            let report = NodeReport {
+                clock: NOW - id as i64,
+                ..report(1, id as u8)
+            };
+            world.ok_as(id, Op::ReportNode(ReportNode { node: id, report }));
+        }
+        let by_leader = |world: &mut World, op: Op| {
+            let command = Command {
+                at,
+                ..world.command(op, Origin::Node(1))
+            };
+            assert!(matches!(world.send(&command), Outcome::Done(_)));
+        };
+        for version in [1, 2] {
+            by_leader(&mut world, prepare(version - 1, version));
+            for id in [1, 2, 3] {
+                world.ack(id, version);
+            }
+            by_leader(&mut world, activate(version, &[]));
+        }
+        by_leader(&mut world, prepare(2, 3));
+        by_leader(&mut world, abandon(3));
+        let (first, second) = (world.version(1), world.version(2));
+        let stamps = [
+            Some(first.created_at),
+            first.activated_at,
+            first.ended_at,
+            second.activated_at,
+            world.version(3).ended_at,
+        ];
+        let close = |stamp: &Option<UnixMillis>| stamp.is_some_and(|stamp| (NOW - 3..=NOW).contains(&stamp));
+        assert!(stamps.iter().all(close), "{at}: {stamps:?}");
+    }
+}

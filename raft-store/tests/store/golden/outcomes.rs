@@ -154,6 +154,7 @@ fn forbidden() -> Vec<Forbidden> {
         Forbidden::Operation { operation },
         Forbidden::Driver { operation: drivers },
         Forbidden::RejectedGrantor { slot: slot(), id },
+        Forbidden::Revoked,
     ]
 }
 

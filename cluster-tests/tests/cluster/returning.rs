@@ -1,0 +1,66 @@
+//! A node that was away while a key version was destroyed, and for so long that the others do not have the log any
+//! more that says so: what it comes back by is a snapshot.
+
+use anyhow::{Result, ensure};
+use cluster_tests::{Playground, until};
+use hsm_api::ErrorCode;
+use hsm_api::admin::KeyState;
+
+use crate::common::{CONTEXT, formed_with, seal, settled_on};
+use crate::key_life::{FIRST, GONE, READY, after, becomes, keks, refused_everywhere, version_on};
+use crate::snapshots::{index, leave_behind, with_short_logs};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready() -> Result<()> {
+    let cluster = formed_with(Playground::builder(), |config| {
+        let keys = "keys: {destroy: {min_wait_seconds: 1}}\nlogging:";
+        with_short_logs(config).replacen("logging:", keys, 1)
+    })
+    .await?;
+    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"under the first").await?;
+    cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    for node in cluster.nodes() {
+        settled_on(&cluster, node.number, CONTEXT, 2).await?;
+    }
+    let leader = cluster.leader().await?;
+    let others = cluster.others(leader.node);
+    let (away, there) = (others[0].clone(), [cluster.node(leader.node), others[1].clone()]);
+    let last = index(&away, "hsm_raft_last_log_index").await?;
+    away.kill().await?;
+
+    let admin = cluster.client_on("admin", leader.node)?;
+    admin.destroy_key(CONTEXT, 1, &after(1), None).await?;
+    let owed = format!("a destruction that only {} owes", away.id());
+    until(&owed, GONE, async || {
+        let held = version_on(&cluster, leader.node, 1).await.ok()?;
+        let owing = held.destruction?.owing;
+        (held.state == KeyState::Destroying && owing == [away.id()]).then_some(())
+    })
+    .await?;
+    leave_behind(&admin, &there, last).await?;
+    ensure!(
+        keks(&cluster, &away)?.iter().any(|label| label == FIRST),
+        "its copy is gone already"
+    );
+
+    // From the moment it says that it is ready, its token is clean. It dies there and then.
+    cluster.start_node(away.number).await?;
+    away.wait_ready(READY).await?;
+    let covered = index(&away, "hsm_raft_snapshot_index").await?;
+    away.kill().await?;
+    ensure!(
+        covered > last,
+        "its snapshot ends at {covered}, its log ended at {last}: it was sent none"
+    );
+    assert_eq!(keks(&cluster, &away)?, ["kek-exchange-key-v2"]);
+
+    cluster.start_node(away.number).await?;
+    away.wait_ready(READY).await?;
+    for node in cluster.nodes() {
+        let destroyed = becomes(&cluster, node.number, 1, KeyState::Destroyed, GONE).await?;
+        ensure!(destroyed.acks.len() == 3, "{:?}", destroyed.acks);
+    }
+    refused_everywhere(&cluster, &sealed, ErrorCode::KeyVersionDestroyed).await?;
+    cluster.passed();
+    Ok(())
+}

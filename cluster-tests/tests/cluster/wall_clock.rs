@@ -1,0 +1,276 @@
+//! The leader's wall clock jumps by more than a year while it runs, with libfaketime; its monotonic clock does not. What
+//! a wrong clock says rotates nothing, cleans nothing up and destroys nothing, and what is done meanwhile has a time that
+//! can be believed. In the end every clock says the same, so that it is seen that a clock could do it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Node, Playground, until};
+use hsm_api::ErrorCode;
+use hsm_api::admin::{CleanupRequest, CreateKekRequest, KeyState, KeyVersionInfo};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal, settled_on};
+use crate::key_life::{GONE, after, becomes, code, version_on};
+use crate::victim::Program;
+
+/// A context that nobody uses: its old version is what a clean-up would find.
+const UNUSED: &str = "order-key";
+/// In a node's folder: what its wall clock shows besides the time.
+const WALL: &str = "wall";
+/// From a step until the leader has looked at what is due.
+const NOTICED: Duration = Duration::from_secs(20);
+/// Two rotations by age, one after the other.
+const ROTATED: Duration = Duration::from_secs(60);
+/// A destruction that is over soon, by any clock that runs.
+const BRIEF: Duration = Duration::from_secs(5);
+/// One that is over after a jump only.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// libfaketime, of whatever architecture this is. The variant for programs with threads: the other one reads its file
+/// in several at once.
+fn libfaketime() -> Result<PathBuf> {
+    for folder in std::fs::read_dir("/usr/lib").context("/usr/lib")? {
+        let library = folder?.path().join("faketime/libfaketimeMT.so.1");
+        if library.is_file() {
+            return Ok(library);
+        }
+    }
+    bail!("libfaketime is not installed; install it with: scripts/setup.sh packages")
+}
+
+/// hsm-node with a wall clock that goes by a file in its own folder, read whenever the time is asked for.
+fn program() -> Result<Program> {
+    let program = Program::new()?;
+    program.write(&format!(
+        "env LD_PRELOAD='{}' FAKETIME_TIMESTAMP_FILE=\"${{2%/*}}/{WALL}\" FAKETIME_NO_CACHE=1 \
+         FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 ",
+        libfaketime()?.display()
+    ))?;
+    Ok(program)
+}
+
+/// libfaketime leaves a few bytes of shared memory behind when its process is killed.
+struct SharedMemory;
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = ["faketime_shm_", "sem.faketime_sem_"]
+                .iter()
+                .find_map(|prefix| name.strip_prefix(prefix));
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                // Somebody else's, if it cannot be removed.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+/// Moves a node's wall clock; `+0d` is right.
+fn set_wall(node: &Node, offset: &str) -> Result<()> {
+    let new = node.dir.join(format!("{WALL}.new"));
+    std::fs::write(&new, offset)?;
+    Ok(std::fs::rename(&new, node.dir.join(WALL))?)
+}
+
+/// Until the node has looked at what is due by age with the clock that it has now, and has found it in doubt or not.
+async fn alarm(node: &Node, wanted: bool) -> Result<()> {
+    let what = format!("hsm_rotation_clock_alarm {wanted} on {}", node.id());
+    until(&what, NOTICED, async || {
+        let alarm = node.metrics().await.ok()?.sum("hsm_rotation_clock_alarm")?;
+        (alarm == f64::from(u8::from(wanted))).then_some(())
+    })
+    .await
+}
+
+/// Whether a time that the cluster has stored is about now, by the clock of this process.
+fn is_now(stored: Option<&String>) -> Result<()> {
+    let stored: Timestamp = stored.context("no time")?.parse()?;
+    let off = Timestamp::now().duration_since(stored).abs();
+    ensure!(off < SignedDuration::from_mins(10), "{stored} is {off} away");
+    Ok(())
+}
+
+/// Every node decrypts what there is, and encrypts.
+async fn works(cluster: &Playground, sealed: &Sealed) -> Result<()> {
+    for node in cluster.nodes() {
+        ensure!(node.is_ready().await, "{}: {}", node.id(), node.checks().await);
+        let client = cluster.client_on("trading-1", node.number)?;
+        open(&client, CONTEXT, sealed).await.with_context(|| node.id())?;
+        seal(&client, CONTEXT, b"meanwhile")
+            .await
+            .with_context(|| node.id())?;
+    }
+    Ok(())
+}
+
+/// A clean-up, and one that only looks, are refused by a leader that doubts its clock; by API and command line.
+async fn cleans_nothing_up(cluster: &Playground, leader: &Node) -> Result<()> {
+    let admin = cluster.client_on("admin", leader.number)?;
+    for dry_run in [true, false] {
+        let request = CleanupRequest {
+            context: None,
+            dry_run,
+        };
+        let refused = code(admin.clean_up_keys(&request, None).await);
+        ensure!(
+            refused == Some(ErrorCode::NotReady),
+            "dry run {dry_run}: {refused:?}"
+        );
+        let endpoint = leader.endpoint();
+        let mut args = vec!["cleanup-old-versions", "--endpoint", &endpoint, "--timeout", "2"];
+        if dry_run {
+            args.push("--dry-run");
+        }
+        let said = cluster.hsmctl(&args).await?;
+        ensure!(
+            said.code != Some(0) && said.stderr.contains("clock"),
+            "dry run {dry_run}: {said:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The long destruction: waiting, and no further than this process has seen time pass.
+fn waits(held: &KeyVersionInfo, since: Instant) -> Result<()> {
+    let way = held.destruction.as_ref().context("no destruction")?;
+    let most = since.elapsed().as_secs() + 1;
+    ensure!(
+        held.state == KeyState::DestroyScheduled && way.elapsed_seconds <= most,
+        "after {most} s: {held:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing() -> Result<()> {
+    let _shared_memory = SharedMemory;
+    let program = program()?;
+    let builder = Playground::builder().env("HSM_NODE_BIN", program.path());
+    let cluster = formed_with(builder, |config| {
+        let sections =
+            "rotation: {check_interval_seconds: 1}\nkeys: {destroy: {min_wait_seconds: 1}}\nlogging:";
+        config
+            .replacen("hsm:\n", "hsm:\n  max_versions: 1\n", 1)
+            .replacen("logging:", sections, 1)
+    })
+    .await?;
+    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"under the first").await?;
+    let admin = cluster.client("admin")?;
+    admin.create_kek(&CreateKekRequest::new(UNUSED), None).await?;
+    admin.rotate(UNUSED, None).await?;
+    // The first stays, the second waits for long, the next two are destroyed during the jumps.
+    let mut active = sealed.version;
+    for _ in 0..4 {
+        active = admin.rotate(CONTEXT, None).await?.version;
+    }
+    let long = Destruction::begin(&cluster, 2, LONG).await?;
+
+    for (offset, brief) in [("+400d", 3), ("-400d", 4)] {
+        let before = cluster.leader().await?;
+        let leader = cluster.node(before.node);
+        let brief = Destruction::begin(&cluster, brief, BRIEF).await?;
+        set_wall(&leader, offset)?;
+        // The look that has raised it is the one that would have rotated.
+        alarm(&leader, true).await?;
+        cleans_nothing_up(&cluster, &leader).await?;
+        works(&cluster, &sealed).await?;
+        // What is done by hand has the time that the other voters tell.
+        let on_leader = cluster.client_on("admin", leader.number)?;
+        let previous = active;
+        active = on_leader.rotate(CONTEXT, None).await?.version;
+        ensure!(active == previous + 1, "{previous}, then {active}");
+        let made = version_on(&cluster, leader.number, active).await?;
+        let retired = version_on(&cluster, leader.number, previous).await?;
+        for stored in [made.activated_at.as_ref(), retired.retired_at.as_ref()] {
+            is_now(stored).with_context(|| offset.to_owned())?;
+        }
+        // A wait is neither cut short nor held up.
+        becomes(&cluster, leader.number, brief.version, KeyState::Destroyed, GONE).await?;
+        ensure!(brief.since.elapsed() >= BRIEF, "{:?}", brief.since.elapsed());
+        waits(
+            &version_on(&cluster, leader.number, long.version).await?,
+            long.since,
+        )?;
+        let now = cluster.leader().await?;
+        ensure!(now == before, "{before:?}, then {now:?}");
+
+        set_wall(&leader, "+0d")?;
+        alarm(&leader, false).await?;
+        let looked = CleanupRequest {
+            context: None,
+            dry_run: true,
+        };
+        let looked = on_leader.clean_up_keys(&looked, None).await?.into_body();
+        ensure!(looked.versions.iter().all(|one| !one.disabled), "{looked:?}");
+        for node in cluster.nodes() {
+            settled_on(&cluster, node.number, CONTEXT, active).await?;
+            settled_on(&cluster, node.number, UNUSED, 2).await?;
+        }
+        works(&cluster, &sealed)
+            .await
+            .with_context(|| offset.to_owned())?;
+    }
+
+    // The same jump of every clock is time that has passed, for all that anybody can know.
+    let leader = cluster.node(cluster.leader().await?.node);
+    for node in cluster.nodes() {
+        set_wall(&node, "+400d")?;
+    }
+    for (context, next) in [(CONTEXT, active + 1), (UNUSED, 3)] {
+        let what = format!("version {next} of {context} by age");
+        until(&what, ROTATED, async || {
+            let info = context_on(&cluster, leader.number, context).await.ok()?;
+            (info.active_version == Some(next)).then_some(())
+        })
+        .await?;
+    }
+    let request = CleanupRequest {
+        context: Some(UNUSED.to_owned()),
+        dry_run: false,
+    };
+    let on_leader = cluster.client_on("admin", leader.number)?;
+    let cleaned = on_leader.clean_up_keys(&request, None).await?.into_body();
+    let disabled: Vec<u32> = cleaned
+        .versions
+        .iter()
+        .filter(|one| one.disabled)
+        .map(|one| one.version)
+        .collect();
+    ensure!(disabled == [1], "{cleaned:?}");
+    // A destruction goes by no wall clock, however many there are.
+    waits(
+        &version_on(&cluster, leader.number, long.version).await?,
+        long.since,
+    )?;
+    works(&cluster, &sealed).await?;
+    for (context, once) in [(CONTEXT, active + 1), (UNUSED, 3)] {
+        settled_on(&cluster, leader.number, context, once).await?;
+    }
+    cluster.passed();
+    Ok(())
+}
+
+/// A destruction under way.
+struct Destruction {
+    version: u32,
+    since: Instant,
+}
+
+impl Destruction {
+    async fn begin(cluster: &Playground, version: u32, wait: Duration) -> Result<Self> {
+        let admin = cluster.client("admin")?;
+        let since = Instant::now();
+        let request = after(wait.as_secs());
+        let scheduled = admin.destroy_key(CONTEXT, version, &request, None).await?;
+        ensure!(
+            scheduled.info.state == KeyState::DestroyScheduled,
+            "{:?}",
+            scheduled.info
+        );
+        Ok(Self { version, since })
+    }
+}
