@@ -111,9 +111,17 @@ codes! {
     NotADataKey = "not_a_data_key" 400, "decryption failed";
     /// An argument is missing or out of range; the detail names it.
     InvalidArgument = "invalid_argument" 400, "invalid argument";
+    /// `Client-Cert` or `Client-Cert-Chain` from somebody who is no trusted proxy.
+    ClientCertNotTrusted = "client_cert_not_trusted" 400, "Client-Cert header not allowed";
 
     /// No client certificate reached the node.
     NoClientCertificate = "no_client_certificate" 401, "no client certificate";
+    /// The proxy does not say whose request it is: `Client-Cert` is missing.
+    ClientCertMissing = "client_cert_missing" 401, "no client certificate";
+    /// `Client-Cert` or `Client-Cert-Chain` is not what RFC 9440 wants, or is there more than once.
+    ClientCertMalformed = "client_cert_malformed" 401, "invalid client certificate";
+    /// The certificate in `Client-Cert` would be refused in a handshake: its chain, its dates, or its use.
+    ClientCertRefused = "client_cert_refused" 401, "invalid client certificate";
     /// The client certificate is revoked.
     CertificateRevoked = "certificate_revoked" 403, "certificate revoked";
     /// The client certificate has no organizational unit.
@@ -128,6 +136,8 @@ codes! {
     ForeignOrigin = "foreign_origin" 403, "cross-origin request refused";
     /// Admin routes need the header `X-HSM-Request: 1`.
     RequestHeaderMissing = "request_header_missing" 403, "X-HSM-Request header required";
+    /// What administrators do is not done through a proxy.
+    AdminThroughProxy = "admin_through_proxy" 403, "not allowed through a proxy";
 
     /// No such path.
     NotFound = "not_found" 404, "not found";
@@ -322,7 +332,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 53);
+        assert_eq!(table.len(), 58);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
@@ -335,6 +345,11 @@ mod tests {
             "role_required 403",
             "foreign_origin 403",
             "request_header_missing 403",
+            "client_cert_not_trusted 400",
+            "client_cert_missing 401",
+            "client_cert_malformed 401",
+            "client_cert_refused 401",
+            "admin_through_proxy 403",
             "unsupported_media_type 415",
             "not_found 404",
             "body_too_large 413",

@@ -21,6 +21,11 @@ pub const X_REQUEST_ID: &str = "x-request-id";
 /// Request: the trace it belongs to, as the W3C defines it (`00-<trace>-<parent>-<flags>`). Named in the logs of
 /// all nodes it touched.
 pub const TRACEPARENT: &str = "traceparent";
+/// Request, of a trusted proxy: the certificate of the client whose request it is (RFC 9440). From anybody else it is
+/// refused.
+pub const CLIENT_CERT: &str = "client-cert";
+/// Request, of a trusted proxy: the certificates above that one (RFC 9440).
+pub const CLIENT_CERT_CHAIN: &str = "client-cert-chain";
 /// Response: seconds after which a retry may be worth it.
 pub const RETRY_AFTER: &str = "retry-after";
 

@@ -33,6 +33,15 @@ impl Identity {
         Ok(CertificateDer::from_pem_slice(self.cert.as_bytes())?.to_vec())
     }
 
+    /// Its SubjectPublicKeyInfo as DER.
+    pub fn spki(&self) -> Result<Vec<u8>> {
+        let der = self.der()?;
+        match X509Certificate::from_der(&der) {
+            Ok((_, certificate)) => Ok(certificate.public_key().raw.to_vec()),
+            Err(error) => bail!("an identity's certificate: {error}"),
+        }
+    }
+
     /// Its serial number.
     pub fn serial(&self) -> Result<Vec<u8>> {
         let der = self.der()?;
@@ -108,9 +117,26 @@ impl Pki {
 
     /// A further client of the playground's CA.
     pub fn issue(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        self.sign(&client_params(common, unit)?)
+    }
+
+    /// A client whose certificate has ended.
+    pub fn issue_expired(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        let mut params = client_params(common, unit)?;
+        params.not_after = rcgen::date_time_ymd(1990, 1, 1);
+        self.sign(&params)
+    }
+
+    /// A certificate of the playground's CA that is not for clients.
+    pub fn issue_for_servers(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        let mut params = client_params(common, unit)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<Identity> {
         let key = KeyPair::from_pem(&self.read("ca.key")?)?;
-        let issuer = Issuer::new(name(CLIENT_CA, None)?, key);
-        sign(&client_params(common, unit)?, &issuer)
+        sign(params, &Issuer::new(name(CLIENT_CA, None)?, key))
     }
 
     /// The client CA's name as nodes and openssl write it.

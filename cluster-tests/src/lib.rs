@@ -1,6 +1,6 @@
 //! The harness of the cluster tests: real nodes as processes, made by `hsmctl dev` in a folder and on ports of
-//! their own, clients that never retry behind a test's back, relays for partitions, a balancer, load, failpoints and
-//! metrics. It waits for conditions with deadlines, and leaves no process behind, however a test ends.
+//! their own, clients that never retry behind a test's back, proxies, relays for partitions, a balancer, load,
+//! failpoints and metrics. It waits for conditions with deadlines, and leaves no process behind, however a test ends.
 
 #![warn(missing_docs)]
 
@@ -9,11 +9,13 @@ pub mod crowd;
 pub mod failpoints;
 mod guard;
 pub mod haproxy;
+pub mod http1;
 pub mod load;
 pub mod metrics;
 pub mod node;
 pub mod playground;
 pub mod ports;
+pub mod proxy;
 pub mod relay;
 pub mod shim;
 mod token_pool;
@@ -26,6 +28,7 @@ pub use load::Load;
 pub use metrics::Metrics;
 pub use node::Node;
 pub use playground::{Leader, Playground};
+pub use proxy::Proxy;
 pub use relay::Relays;
 pub use shim::Shim;
 pub use wait::until;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,13 @@ pub fn refusal(principal: Option<&Principal>) -> bool {
         BUDGET.hasher.hash_one(principal.map(Principal::account)),
         Instant::now(),
     )
+}
+
+/// Whether one more connection from an address may be logged that was refused before anybody has shown a certificate on
+/// it. Ask as [`refusal`].
+pub fn refused_address(address: IpAddr) -> bool {
+    let mut class = lock(&BUDGET.refusals);
+    class.allows(BUDGET.hasher.hash_one(address), Instant::now())
 }
 
 /// Whether one more request that the service could not answer may be logged: a budget for each code, which

@@ -36,6 +36,9 @@ const ERRORS: &str = "hsm_errors_total";
 const CONNECTIONS: &str = "hsm_active_connections";
 const HANDSHAKE_FAILURES: &str = "hsm_tls_handshake_failures_total";
 const CONNECTIONS_REFUSED: &str = "hsm_connections_refused_total";
+const CLIENT_CERT_REFUSALS: &str = "hsm_client_cert_refusals_total";
+const CLIENT_CERT_VERIFICATIONS: &str = "hsm_client_cert_verifications_total";
+const PROXY_PROTOCOL: &str = "hsm_proxy_protocol_refusals_total";
 const TOKEN_CALLS: &str = "hsm_token_calls_total";
 const TOKEN_CALL_DURATION: &str = "hsm_token_call_duration_seconds";
 const SLOT_JOB_DURATION: &str = "hsm_slot_job_duration_seconds";
@@ -72,6 +75,17 @@ pub(crate) const CONFIG_SECTIONS: [&str; 6] =
     ["acl", "roles", "revocations", "slots", "bindings", "rotation"];
 const ROLES: [&str; 5] = ["leader", "follower", "learner", "candidate", "uninitialised"];
 const SLOT_STATES: [&str; 4] = ["absent", "locked", "ready", "failed"];
+/// Why a request that comes through a proxy, or pretends to, is refused.
+const CLIENT_CERT_REASONS: [&str; 5] = ["missing", "malformed", "refused", "not_trusted", "admin"];
+/// Why a connection is closed before TLS.
+pub(crate) const PROXY_PROTOCOL_REFUSALS: [&str; 6] = [
+    "missing",
+    "incomplete",
+    "too_slow",
+    "version_1",
+    "malformed",
+    "unexpected",
+];
 
 /// The recorder of this process.
 #[derive(Clone)]
@@ -134,6 +148,18 @@ fn describe() {
     describe_counter!(
         CONNECTIONS_REFUSED,
         "Connections of principals that had as many as one may have."
+    );
+    describe_counter!(
+        CLIENT_CERT_REFUSALS,
+        "Requests refused for their Client-Cert header, or for the proxy they came through."
+    );
+    describe_counter!(
+        CLIENT_CERT_VERIFICATIONS,
+        "Certificates in Client-Cert headers that were verified, because they were not remembered."
+    );
+    describe_counter!(
+        PROXY_PROTOCOL,
+        "Connections closed for their PROXY header, or for the lack of one."
     );
     describe_counter!(TOKEN_CALLS, "Calls of a slot's token by operation and result.");
     describe_histogram!(
@@ -218,6 +244,7 @@ fn begin() {
         RATE_LIMIT_HITS,
         HANDSHAKE_FAILURES,
         CONNECTIONS_REFUSED,
+        CLIENT_CERT_VERIFICATIONS,
         LEADER_CHANGES,
         PROPOSALS_TIMED_OUT,
         LOG_LINES_LOST,
@@ -244,6 +271,12 @@ fn begin() {
     gauge!(QUORUM_ACK_AGE).set(-1.0);
     gauge!(STALENESS).set(-1.0);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    for reason in CLIENT_CERT_REASONS {
+        counter!(CLIENT_CERT_REFUSALS, "reason" => reason).increment(0);
+    }
+    for reason in PROXY_PROTOCOL_REFUSALS {
+        counter!(PROXY_PROTOCOL, "reason" => reason).increment(0);
+    }
     for operation in ["encrypt", "decrypt", "rewrap", "datakey", "admin"] {
         counter!(ERRORS, "operation" => operation).increment(0);
     }
@@ -342,6 +375,22 @@ pub fn handshake_failure() {
 /// A principal has as many connections as one may have.
 pub fn connection_refused() {
     counter!(CONNECTIONS_REFUSED).increment(1);
+}
+
+/// A request was refused for the client's certificate that it shows or should show, or for its way: `missing`,
+/// `malformed`, `refused`, `not_trusted` or `admin`.
+pub fn client_cert_refusal(reason: &'static str) {
+    counter!(CLIENT_CERT_REFUSALS, "reason" => reason).increment(1);
+}
+
+/// The chain of a certificate in a header was verified.
+pub fn client_cert_verification() {
+    counter!(CLIENT_CERT_VERIFICATIONS).increment(1);
+}
+
+/// A connection was closed before TLS: `missing`, `incomplete`, `too_slow`, `version_1`, `malformed` or `unexpected`.
+pub fn proxy_protocol_refusal(reason: &'static str) {
+    counter!(PROXY_PROTOCOL, "reason" => reason).increment(1);
 }
 
 /// A call of a slot's token ended; `op` is `encrypt`, `decrypt`, `decrypt_v1` or a control operation. Counted

@@ -33,6 +33,7 @@ mod partitions;
 mod pkcs11;
 mod playground;
 mod prompt;
+mod proxies;
 mod restart;
 mod returning;
 mod rotation;

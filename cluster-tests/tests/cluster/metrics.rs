@@ -10,7 +10,7 @@ use crate::common::{CONTEXT, open, open_everywhere, seal};
 const QUIET: Duration = Duration::from_secs(30);
 
 /// What has to be there on every node, whatever it does.
-const EVERYWHERE: [&str; 30] = [
+const EVERYWHERE: [&str; 33] = [
     "hsm_raft_role",
     "hsm_raft_term",
     "hsm_raft_leader_changes_total",
@@ -43,6 +43,9 @@ const EVERYWHERE: [&str; 30] = [
     "hsm_rate_limit_hits_total",
     "hsm_active_connections",
     "hsm_connections_refused_total",
+    "hsm_client_cert_refusals_total",
+    "hsm_client_cert_verifications_total",
+    "hsm_proxy_protocol_refusals_total",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -146,6 +146,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             data,
             policies,
             http2: config.server.http2,
+            proxies: config.server.proxies.clone(),
             stalled: http::STALLED,
             drain: drain.signal(),
             open: open.clone(),

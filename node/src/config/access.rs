@@ -170,7 +170,8 @@ pub fn check_issuers(roles: &[RoleSeed], known: &[String]) -> Result<(), ConfigE
     Ok(())
 }
 
-fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
+/// SHA-256 of a key, as people write it.
+pub(super) fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
     let digits: String = text.chars().filter(|c| *c != ':').collect();
     let mut bytes = [0_u8; 32];
     hex::decode_to_slice(&digits, &mut bytes).map_err(|_| {

@@ -88,6 +88,20 @@ pub(crate) struct ServerSection {
     pub(crate) drain: DrainSection,
     #[serde(deserialize_with = "or_default")]
     pub(crate) limits: LimitsSection,
+    /// Proxies that end TLS for clients. Default: none.
+    pub(crate) trusted_proxies: Option<Vec<ProxyEntry>>,
+    /// Addresses and networks whose connections begin with a PROXY header. Default: none.
+    pub(crate) proxy_protocol_from: Option<Vec<String>>,
+}
+
+/// One entry of `server.trusted_proxies`. Both are needed.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ProxyEntry {
+    /// What logs call it.
+    pub(crate) name: Option<String>,
+    /// SHA-256 of its certificate's SPKI, hex.
+    pub(crate) spki_sha256: Option<String>,
 }
 
 /// `server.tls`: no defaults, except that there is no CA of its own for admins.

@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod hsm;
 mod keys;
+mod proxies;
 mod server;
 mod suggest;
 
@@ -30,6 +31,7 @@ pub use self::env::Env;
 pub use self::error::ConfigError;
 pub use self::hsm::{Hsm, PinSource, Slot};
 pub use self::keys::{DAY, Destroy, Rotation};
+pub use self::proxies::{Network, Proxies, TrustedProxy};
 pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
 pub(crate) use self::suggest::nearest;
 

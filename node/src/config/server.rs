@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::env::{Env, or_file};
 use super::error::ConfigError;
 use super::file::{Http2Section, ServerSection, TlsSection};
+use super::proxies::Proxies;
 
 /// The API listener and the health listener.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Server {
     pub drain: Drain,
     /// Bounds.
     pub limits: Limits,
+    /// Proxies and balancers in front of the API.
+    pub proxies: Proxies,
 }
 
 /// Files of the API listener.
@@ -138,6 +141,7 @@ impl ServerSection {
                     0..=10_000,
                 )?,
             },
+            proxies: Proxies::resolve(self.trusted_proxies, self.proxy_protocol_from)?,
         })
     }
 

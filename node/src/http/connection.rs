@@ -1,5 +1,5 @@
-//! One connection of the API: handshake, identity, a place, requests, and an end: idle, not read, certificate's
-//! end or revocation, or shutdown. A client that gets no place is told so over HTTP.
+//! One connection of the API: a balancer's word, handshake, identity, a place, requests, and an end: idle, not read,
+//! certificate's end or revocation, or shutdown. A client that gets no place is told so over HTTP.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,8 +27,10 @@ use super::brief::BriefPlace;
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
 use super::places::{OpenConnections, Place};
+use super::preface::{self, PrefaceError};
 use super::problem::ApiError;
 use super::respond::TurnedAway;
+use super::trusted::{TrustedProxies, Via};
 use crate::config::Http2;
 use crate::identity::{IdentityError, Principal};
 use crate::policy::Policy;
@@ -61,6 +63,7 @@ pub(super) struct Common {
     policies: watch::Receiver<Arc<Policy>>,
     open: OpenConnections,
     patience: Patience,
+    proxies: Arc<TrustedProxies>,
 }
 
 impl Common {
@@ -71,6 +74,7 @@ impl Common {
         open: OpenConnections,
         http2: &Http2,
         stalled: Duration,
+        proxies: Arc<TrustedProxies>,
     ) -> Self {
         Self {
             http1: http1_connections(http2),
@@ -83,6 +87,7 @@ impl Common {
                 idle: http2.idle_timeout,
                 stalled,
             },
+            proxies,
         }
     }
 }
@@ -116,6 +121,8 @@ fn http2_connections(http2: &Http2) -> auto::Builder<TokioExecutor> {
 /// Why a connection was closed before its first request.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
+    #[error("the connection {0}")]
+    Preface(#[from] PrefaceError),
     #[error("TLS handshake failed: {0}")]
     Handshake(#[from] std::io::Error),
     #[error("no handshake within {} seconds", HANDSHAKE.as_secs())]
@@ -129,19 +136,39 @@ enum Refused {
 /// A client that has shown who it is.
 struct Client {
     stream: TlsStream<TcpStream>,
+    sender: Sender,
+}
+
+/// Whose certificate the connection has, and whether it says for others who they are.
+#[derive(Clone)]
+struct Sender {
     principal: Principal,
+    via: Option<Via>,
+}
+
+impl Sender {
+    /// A proxy is not who asks.
+    fn sign(self, request: &mut Request<Incoming>) {
+        match self.via {
+            Some(via) => drop(request.extensions_mut().insert(via)),
+            None => drop(request.extensions_mut().insert(self.principal)),
+        }
+    }
 }
 
 pub(super) struct Connection {
     pub(super) common: Arc<Common>,
+    /// Where it comes from; of a balancer's connection, once it has said so, where its client does.
     pub(super) peer: SocketAddr,
+    /// Begins with a PROXY header.
+    pub(super) is_balancer: bool,
     /// The newest certificates when it was accepted.
     pub(super) tls: Arc<ApiTls>,
     pub(super) drain: DrainSignal,
 }
 
 impl Connection {
-    pub(super) async fn run(self, stream: TcpStream, mut handshake: BriefPlace) {
+    pub(super) async fn run(mut self, stream: TcpStream, mut handshake: BriefPlace) {
         let entered = tokio::select! {
             biased;
             () = handshake.evicted() => Err(Refused::Evicted),
@@ -151,7 +178,7 @@ impl Connection {
             Ok(client) => client,
             Err(refused) => return self.refuse(&refused),
         };
-        match self.place(&client.principal, &mut handshake).await {
+        match self.place(&client.sender.principal, &mut handshake).await {
             Ok(place) => {
                 drop(handshake);
                 self.serve(client, place).await;
@@ -165,20 +192,30 @@ impl Connection {
         }
     }
 
-    async fn enter(&self, stream: TcpStream) -> Result<Client, Refused> {
+    async fn enter(&mut self, mut stream: TcpStream) -> Result<Client, Refused> {
         // Answers are small and must not wait for a full packet.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(peer = %self.peer, %error, "TCP_NODELAY could not be set");
         }
+        self.peer = preface::source(&mut stream, self.peer, self.is_balancer).await?;
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.server));
         let stream = acceptor.accept(stream).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let principal = self.tls.principal(chain)?;
-        Ok(Client { stream, principal })
+        let via = self.common.proxies.via(&principal);
+        let sender = Sender { principal, via };
+        Ok(Client { stream, sender })
     }
 
     fn refuse(&self, refused: &Refused) {
         let peer = self.peer;
+        if let Refused::Preface(error) = refused {
+            metrics::proxy_protocol_refusal(error.label());
+            if tracing::enabled!(tracing::Level::INFO) && log_budget::refused_address(peer.ip()) {
+                tracing::info!(%peer, reason = %refused, "connection refused");
+            }
+            return;
+        }
         metrics::handshake_failure();
         if !matches!(refused, Refused::Certificate(_)) {
             tracing::debug!(%peer, reason = %refused, "connection closed");
@@ -211,7 +248,7 @@ impl Connection {
 
     /// Answers the first request, and whatever came with it, with a refusal; then ends.
     async fn turn_away(&self, client: Client, refusal: ApiError) {
-        let Client { stream, principal } = client;
+        let Client { stream, sender } = client;
         let (common, peer) = (&self.common, self.peer);
         let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
@@ -224,7 +261,7 @@ impl Connection {
                 let answer = answer(
                     router.clone(),
                     request,
-                    principal.clone(),
+                    sender.clone(),
                     peer,
                     Arc::clone(&activity),
                 );
@@ -255,12 +292,13 @@ impl Connection {
     }
 
     async fn serve(mut self, client: Client, _place: Place) {
-        let Client { stream, principal } = client;
+        let Client { stream, sender } = client;
         let peer = self.peer;
         let common = Arc::clone(&self.common);
         let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
-        let who = principal.clone();
+        // Of a proxy's connection the proxy: one of its clients must not end it for the others.
+        let who = sender.principal.clone();
         let activity = Activity::begin();
         let service = {
             let (router, activity) = (common.router.clone(), Arc::clone(&activity));
@@ -268,7 +306,7 @@ impl Connection {
                 answer(
                     router.clone(),
                     request,
-                    principal.clone(),
+                    sender.clone(),
                     peer,
                     Arc::clone(&activity),
                 )
@@ -333,12 +371,12 @@ impl Connection {
 async fn answer(
     mut router: Router,
     mut request: Request<Incoming>,
-    principal: Principal,
+    sender: Sender,
     peer: SocketAddr,
     activity: Arc<Activity>,
 ) -> Result<Response<Outgoing>, Infallible> {
     let _asked = activity.ask();
-    request.extensions_mut().insert(principal);
+    sender.sign(&mut request);
     request.extensions_mut().insert(PeerAddr(peer));
     // A router is always ready.
     let response = router.call(request).await?;

@@ -15,7 +15,8 @@ use super::connection::{Common, Connection};
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
 use super::places::OpenConnections;
-use crate::config::Http2;
+use super::trusted::TrustedProxies;
+use crate::config::{Http2, Proxies};
 use crate::metrics;
 use crate::policy::Policy;
 use crate::tls::ApiTls;
@@ -73,6 +74,8 @@ pub struct ApiListener {
     pub policies: watch::Receiver<Arc<Policy>>,
     /// Streams and idle time.
     pub http2: Http2,
+    /// What stands in front of it.
+    pub proxies: Proxies,
     /// How long an answer may wait for its reader; [`STALLED`].
     pub stalled: Duration,
     /// Shutdown.
@@ -91,6 +94,7 @@ impl ApiListener {
             self.open.clone(),
             &self.http2,
             self.stalled,
+            TrustedProxies::new(self.proxies.trusted.clone(), Arc::clone(&self.tls)),
         ));
         let mut closed = self.drain.clone();
         loop {
@@ -106,6 +110,7 @@ impl ApiListener {
             let connection = Connection {
                 common: Arc::clone(&common),
                 peer,
+                is_balancer: self.proxies.speaks_proxy_protocol(peer.ip()),
                 tls: self.tls.load_full(),
                 drain: self.drain.clone(),
             };

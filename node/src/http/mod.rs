@@ -7,6 +7,8 @@ mod batch;
 mod body;
 pub(crate) mod brief;
 mod bucket;
+mod caller;
+pub mod client_cert;
 mod connection;
 mod data_plane;
 mod datakey;
@@ -27,7 +29,9 @@ mod openapi;
 mod opening;
 mod operation;
 mod places;
+mod preface;
 pub mod problem;
+pub mod proxy_protocol;
 mod rate_limit;
 mod reply;
 pub mod request_id;
@@ -39,6 +43,8 @@ mod service;
 mod shares;
 mod text;
 pub mod trace_id;
+mod trusted;
+mod vouched;
 
 use std::net::SocketAddr;
 
@@ -55,7 +61,8 @@ pub use self::service::{ApiParts, ApiState, router};
 pub(crate) use self::service::{METRICS_TYPE, v1_health};
 pub use self::trace_id::TraceId;
 
-/// The client's address. An extension of every request; for logs, never identity.
+/// The client's address, as a balancer has said it where one stands between. An extension of every request; for logs,
+/// never identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 

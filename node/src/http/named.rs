@@ -5,6 +5,7 @@ use tracing::Level;
 
 use super::asking::{Asking, Bound};
 use super::problem::ApiError;
+use super::trusted::Via;
 use super::{PeerAddr, RequestId, TraceId};
 use crate::admin::audit::plain;
 use crate::log_budget;
@@ -69,6 +70,7 @@ impl Named {
         let request = asking.request;
         let source = request.get::<PeerAddr>().map(|peer| peer.0.to_string());
         let source = source.unwrap_or_default();
+        let proxy = request.get::<Via>().map_or("", Via::name);
         let request_id = plain(request.get::<RequestId>().map_or("", RequestId::as_str));
         let trace_id = plain(request.get::<TraceId>().map_or("", TraceId::as_str));
         let (action, resource) = ("data.rewrap", self.context.as_str());
@@ -79,14 +81,14 @@ impl Named {
         match error {
             None => tracing::info!(
                 target: "audit",
-                epoch, principal, issuer, fingerprint, source, request_id, trace_id,
+                epoch, principal, issuer, fingerprint, source, proxy, request_id, trace_id,
                 action, resource, encrypted_for, rebound_to, versions,
                 outcome = "done",
                 "rewrap for others"
             ),
             Some(error) => tracing::warn!(
                 target: "audit",
-                epoch, principal, issuer, fingerprint, source, request_id, trace_id,
+                epoch, principal, issuer, fingerprint, source, proxy, request_id, trace_id,
                 action, resource, encrypted_for, rebound_to, versions,
                 outcome = if refused { "refused" } else { "failed" },
                 code = error.code().as_str(),

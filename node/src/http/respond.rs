@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use hsm_api::{ErrorCode, StateIndex, paths};
 use tracing::Level;
 
+use super::caller::{Caller, Seen};
 use super::data_plane::Freshness;
 use super::drain::Phase;
 use super::footprint::PaysItself;
@@ -24,6 +25,7 @@ use super::request_id::RequestId;
 use super::service::ApiState;
 use super::shares::Share;
 use super::trace_id::TraceId;
+use super::trusted::Via;
 use super::{PeerAddr, footprint, guards, min_index};
 use crate::identity::Principal;
 use crate::policy::Op;
@@ -35,7 +37,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let id = RequestId::of(request.headers());
     let endpoint = endpoint(request.uri().path());
     let version = request.version();
-    let principal = request.extensions().get::<Principal>().cloned();
+    let caller = Caller::of(&state, &mut request);
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
     let trace = TraceId::of(request.headers());
     request.extensions_mut().insert(id.clone());
@@ -44,9 +46,9 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let lent = Lent::of(&mut request);
     let mut counted = None;
     let mut index = state.data().index();
-    let (mut response, mut footprint) = match guard(&state, principal.as_ref(), &request, &mut counted) {
+    let (mut response, mut footprint) = match guard(&state, &caller, &request, &mut counted) {
         Ok(Passed { share, wanted }) => {
-            let response = match min_index::reach(&state, principal.as_ref(), wanted).await {
+            let response = match min_index::reach(&state, caller.principal().ok(), wanted).await {
                 Ok(reached) => {
                     index = reached;
                     next.run(request).await
@@ -74,7 +76,8 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
             lent.discard().await;
         }
         count(&error, endpoint);
-        log(&error, (&id, &trace), endpoint, principal.as_ref(), peer);
+        log(&error, (&id, &trace), endpoint, caller.seen(), peer);
+        caller.audit(&error, (&id, &trace), endpoint, peer);
         let allow = response.headers_mut().remove(header::ALLOW);
         response = error.render(&id);
         if let Some(allow) = allow {
@@ -116,17 +119,18 @@ struct Passed {
 /// `counted` is the allowance that the request was taken from.
 fn guard(
     state: &ApiState,
-    principal: Option<&Principal>,
+    caller: &Caller,
     request: &Request,
     counted: &mut Option<Allowance>,
 ) -> Result<Passed, ApiError> {
     guards::same_origin(request.headers(), request.uri())?;
-    let principal = principal.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))?;
     if let Some(TurnedAway(error)) = request.extensions().get::<TurnedAway>() {
         return Err(error.clone());
     }
+    let principal = caller.principal()?;
     state.data().policy().check_certificate(principal)?;
     state.limit(principal, request.uri().path(), counted)?;
+    caller.check_way(request.uri().path())?;
     if request.uri().path().starts_with(paths::ADMIN_PREFIX) {
         guards::admin(request.method(), request.headers())?;
     }
@@ -213,7 +217,11 @@ pub(super) fn item_refused(
     count(error, endpoint);
     if let (Some(id), Some(trace)) = (request.get::<RequestId>(), request.get::<TraceId>()) {
         let peer = request.get::<PeerAddr>().map(|peer| peer.0);
-        log(error, (id, trace), endpoint, Some(principal), peer);
+        let seen = Seen {
+            principal: Some(principal),
+            via: request.get::<Via>(),
+        };
+        log(error, (id, trace), endpoint, seen, peer);
     }
 }
 
@@ -222,6 +230,11 @@ fn count(error: &ApiError, endpoint: &'static str) {
     match error.code() {
         ErrorCode::CertificateRevoked => metrics::revocation_failure(),
         ErrorCode::Internal if endpoint.starts_with("/admin/v1") => metrics::error("admin"),
+        ErrorCode::ClientCertMissing => metrics::client_cert_refusal("missing"),
+        ErrorCode::ClientCertMalformed => metrics::client_cert_refusal("malformed"),
+        ErrorCode::ClientCertRefused => metrics::client_cert_refusal("refused"),
+        ErrorCode::ClientCertNotTrusted => metrics::client_cert_refusal("not_trusted"),
+        ErrorCode::AdminThroughProxy => metrics::client_cert_refusal("admin"),
         code if code.status() == 403 => metrics::acl_failure(),
         _ => {}
     }
@@ -233,20 +246,21 @@ fn log(
     error: &ApiError,
     (id, trace): (&RequestId, &TraceId),
     endpoint: &'static str,
-    principal: Option<&Principal>,
+    seen: Seen<'_>,
     peer: Option<SocketAddr>,
 ) {
     let status = error.status().as_u16();
     let may = match status {
         500 => tracing::enabled!(Level::ERROR) && log_budget::fault(error.code()),
         503 => tracing::enabled!(Level::WARN) && log_budget::fault(error.code()),
-        401 | 403 => tracing::enabled!(Level::INFO) && log_budget::refusal(principal),
-        _ => tracing::enabled!(Level::DEBUG) && log_budget::refusal(principal),
+        401 | 403 => tracing::enabled!(Level::INFO) && log_budget::refusal(seen.accountable()),
+        _ => tracing::enabled!(Level::DEBUG) && log_budget::refusal(seen.accountable()),
     };
     if !may {
         return;
     }
-    let who = principal.map(ToString::to_string).unwrap_or_default();
+    let who = seen.principal.map(ToString::to_string).unwrap_or_default();
+    let proxy = seen.proxy_name();
     let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
     let reason = error.operator_detail().unwrap_or_default();
     let code = error.code().as_str();
@@ -261,6 +275,7 @@ fn log(
             detail,
             reason,
             who,
+            proxy,
             peer,
             "request failed"
         ),
@@ -273,6 +288,7 @@ fn log(
             detail,
             reason,
             who,
+            proxy,
             peer,
             "request not served"
         ),
@@ -284,6 +300,7 @@ fn log(
             code,
             reason,
             who,
+            proxy,
             peer,
             "request refused"
         ),
@@ -296,6 +313,7 @@ fn log(
             detail,
             reason,
             who,
+            proxy,
             peer,
             "request refused"
         ),

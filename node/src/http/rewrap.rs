@@ -12,6 +12,7 @@ use super::named::Named;
 use super::opening::{Given, Opening, opening};
 use super::problem::ApiError;
 use super::resolve::Wanted;
+use super::trusted::Via;
 use crate::config::ContextName;
 use crate::keyring::ContextKeys;
 use crate::policy::{Op, Role};
@@ -93,6 +94,10 @@ fn names<'a>(member: &str, object: &'a str) -> Result<Option<[Text<'a>; 2]>, Api
 
 /// Whoever names the principal needs no mapping: it is not his own data.
 fn allowed(asking: &Asking<'_>, context: &str, names: &Names<'_>) -> Result<(), ApiError> {
+    // A role's doing: a proxy that shows an operator's certificate, which is no secret, must not have it.
+    if asking.request.get::<Via>().is_some() {
+        return Err(ApiError::new(ErrorCode::AdminThroughProxy));
+    }
     asking.policy.require_role(asking.principal, NAMERS)?;
     if names.principal.is_none() {
         asking.authorise(context, Op::Rewrap)?;

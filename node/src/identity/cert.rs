@@ -162,6 +162,11 @@ fn ip(bytes: &[u8]) -> Option<std::net::IpAddr> {
     }
 }
 
+/// When a certificate ends, in seconds since the Unix epoch.
+pub(crate) fn not_after(der: &[u8]) -> Result<i64, IdentityError> {
+    Ok(parse(der)?.validity().not_after.timestamp())
+}
+
 /// Lower-case hex without leading zeros: how revocations name it.
 pub(crate) fn serial(raw: &[u8]) -> String {
     let digits = hex::encode(raw);

@@ -1,6 +1,6 @@
 //! Who is calling: the identity in a client certificate, as Go's `crypto/x509` reads it, because
 //! v1's ciphertexts are bound to it. A certificate is trusted here only because TLS has already
-//! verified it; nothing else than TLS may hand certificates in.
+//! verified it, or its verifier has; nothing else may hand certificates in.
 
 mod cert;
 pub mod dn;
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::x509::AttributeTypeAndValue;
 
-pub(crate) use self::cert::serial;
 pub use self::cert::{Authority, CaCertificate, NodeIdentity, peer_identity};
+pub(crate) use self::cert::{not_after, serial};
 
 /// A certificate that cannot be read as an identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

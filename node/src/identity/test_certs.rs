@@ -111,6 +111,13 @@ impl TestCa {
         })
     }
 
+    /// A certificate that is for servers, and not for clients.
+    pub(crate) fn not_for_clients(&self, cn: &str, ou: &str) -> TestCert {
+        self.issue_until(cn, Some(ou), &[], |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        })
+    }
+
     pub(crate) fn issue(&self, cn: &str, ou: Option<&str>, sans: &[SanType], year: i32) -> TestCert {
         self.issue_until(cn, ou, sans, |params| {
             params.not_after = rcgen::date_time_ymd(year, 1, 1);

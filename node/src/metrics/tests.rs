@@ -26,6 +26,8 @@ fn what_has_no_label_is_there_before_anything_happens() {
         "hsm_config_differs{section=\"revocations\"} 0",
         "hsm_rotation_clock_alarm 0",
         "hsm_batch_items_total{operation=\"rewrap\",code=\"ok\"} 0",
+        "hsm_client_cert_refusals_total{reason=\"not_trusted\"} 0",
+        "hsm_proxy_protocol_refusals_total{reason=\"version_1\"} 0",
         "# TYPE hsm_raft_append_fsync_seconds histogram",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");

@@ -30,6 +30,8 @@ pub struct ApiTls {
     pub issuers: ClientIssuers,
     /// Their certificates.
     cas: Vec<CertificateDer<'static>>,
+    /// What handshakes go by.
+    verifier: Arc<dyn ClientCertVerifier>,
     /// A configured CA's name and a verifier that knows the CAs of its file only.
     by_name: Vec<(String, Arc<dyn ClientCertVerifier>)>,
     anchors: Vec<Anchor>,
@@ -87,6 +89,17 @@ pub struct ClientIssuers {
     pub of_roles: Vec<String>,
 }
 
+/// Why a certificate that a proxy has seen is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum VouchedError {
+    /// Its chain, its dates, or what it is for.
+    #[error(transparent)]
+    Refused(#[from] rustls::Error),
+    /// What it says.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
 /// Loads the API's certificates. `cluster_ca` is the cluster's CA file, if there is one.
 ///
 /// # Errors
@@ -124,10 +137,12 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
     let cas = sources.iter().flat_map(|(file, _)| file.ders.iter().cloned());
     let cas = cas.collect();
     let of_roles = admins.as_ref().map_or(&clients, |(ca, _)| ca).names();
+    let verifier = verifier(roots)?;
     Ok(ApiTls {
-        server: server(files, verifier(roots)?, dev)?,
+        server: server(files, Arc::clone(&verifier), dev)?,
         issuers: ClientIssuers { all, of_roles },
         cas,
+        verifier,
         by_name,
         anchors,
     })
@@ -174,6 +189,19 @@ impl ApiTls {
     /// The first list that is none, or whose signature does not hold; then nothing of the file is taken.
     pub fn read_crls(&self, file: &[u8]) -> Result<Vec<Crl>, CrlError> {
         crl::read(file, &self.cas)
+    }
+
+    /// The holder of a certificate (leaf first) that a proxy has seen in a handshake of its own. Judged by what our
+    /// own handshakes go by; that the holder has the key, the proxy alone knows.
+    ///
+    /// # Errors
+    /// What the certificate would have been refused for in a handshake.
+    pub fn vouched(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Principal, VouchedError> {
+        let (leaf, intermediates) = chain
+            .split_first()
+            .ok_or_else(|| IdentityError::Unreadable("there is none".to_owned()))?;
+        self.verifier.verify_client_cert(leaf, intermediates, now)?;
+        Ok(self.principal(chain)?)
     }
 
     /// The caller behind a finished handshake's certificates.

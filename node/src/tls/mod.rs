@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub use self::api::{ApiTls, ClientIssuers, load_api};
+pub use self::api::{ApiTls, ClientIssuers, VouchedError, load_api};
 pub use self::cluster::{ClusterTls, load_cluster};
 pub use self::crl::{Crl, CrlError};
 pub use self::peer_verifier::PeerVerifier;

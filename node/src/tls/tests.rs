@@ -276,6 +276,62 @@ async fn an_intermediate_with_the_admin_cas_name_makes_no_admin() {
     assert_eq!(tls.principal(&chain).unwrap().issuer_dn, "CN=Admins");
 }
 
+/// What a proxy shows is judged by the verifier of handshakes, and by the rules about names.
+#[test]
+fn a_certificate_that_a_proxy_shows_is_judged_as_in_a_handshake() {
+    use rustls::CertificateError;
+    use rustls_pki_types::UnixTime;
+
+    let (clients, admins) = (Folder::new("Clients"), Folder::new("Admins"));
+    let mut files = clients.api();
+    files.admin_client_ca_path = Some(admins.path("ca.crt"));
+    let tls = load_api(&files, None, false).unwrap();
+    let shown = |ders: &[&[u8]]| {
+        let chain: Vec<_> = ders
+            .iter()
+            .map(|der| CertificateDer::from(der.to_vec()))
+            .collect();
+        tls.vouched(&chain, UnixTime::now())
+    };
+    let refused = |cert: &TestCert| match shown(&[&cert.der]).unwrap_err() {
+        VouchedError::Refused(rustls::Error::InvalidCertificate(reason)) => reason,
+        other => panic!("{other}"),
+    };
+
+    let good = shown(&[&clients.ca.client("trading-1", "Trading").der]).unwrap();
+    assert_eq!(
+        (good.cn.as_str(), good.ou.as_deref()),
+        ("trading-1", Some("Trading"))
+    );
+    let expired = refused(&clients.ca.issue("trading-1", Some("Trading"), &[], 1990));
+    assert!(
+        matches!(expired, CertificateError::ExpiredContext { .. }),
+        "{expired:?}"
+    );
+    let foreign = refused(&TestCa::new("Clients").client("trading-1", "Trading"));
+    assert!(
+        !matches!(foreign, CertificateError::ExpiredContext { .. }),
+        "{foreign:?}"
+    );
+    let purpose = refused(&clients.ca.not_for_clients("trading-1", "Trading"));
+    assert!(
+        matches!(
+            purpose,
+            CertificateError::InvalidPurposeContext { .. } | CertificateError::InvalidPurpose
+        ),
+        "{purpose:?}"
+    );
+
+    let team = clients.ca.intermediate("Team A");
+    let member = team.client("a", "Trading");
+    assert!(shown(&[&member.der]).is_err(), "its chain is missing");
+    assert_eq!(shown(&[&member.der, &team.der]).unwrap().issuer_dn, "CN=Team A");
+    let forger = clients.ca.intermediate("Admins");
+    let forged = shown(&[&forger.client("root", "Admin").der, &forger.der]);
+    assert!(matches!(forged, Err(VouchedError::Identity(_))), "{forged:?}");
+    assert!(shown(&[]).is_err() && shown(&[b"x"]).is_err());
+}
+
 fn node(folder: &Folder, name: &str) -> ClusterTls {
     let files = folder.peer(name, &format!("hsm://prod/{name}"));
     load_cluster(&files, "prod", name, &[b"h2"], false).unwrap()

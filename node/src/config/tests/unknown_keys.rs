@@ -3,13 +3,14 @@
 use super::refusal;
 
 /// Every section of `file.rs`, with the place where a key may stand marked `KEY`.
-const SECTIONS: [(&str, &str); 23] = [
+const SECTIONS: [(&str, &str); 24] = [
     ("", "KEY"),
     ("server", "server: {KEY}"),
     ("server.tls", "server: {tls: {KEY}}"),
     ("server.http2", "server: {http2: {KEY}}"),
     ("server.drain", "server: {drain: {KEY}}"),
     ("server.limits", "server: {limits: {KEY}}"),
+    ("server.trusted_proxies[0]", "server: {trusted_proxies: [{KEY}]}"),
     ("hsm", "hsm: {KEY}"),
     ("hsm.slots.exchange", "hsm: {slots: {exchange: {KEY}}}"),
     ("hsm.keys.exchange-key", "hsm: {keys: {exchange-key: {KEY}}}"),

@@ -349,8 +349,8 @@ impl FakeNode {
         Self::routes(self.api(burst))
     }
 
-    pub(super) fn state_and_router(&self) -> (ApiState, Router) {
-        let state = self.api(100_000);
+    pub(super) fn state_and_router(&self, burst: u32) -> (ApiState, Router) {
+        let state = self.api(burst);
         (state.clone(), Self::routes(state))
     }
 

@@ -9,6 +9,7 @@ mod listener;
 mod log_lines;
 mod min_index;
 mod openapi;
+mod proxied;
 mod rewraps;
 mod running;
 

@@ -24,7 +24,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::*;
 use super::fake::FakeNode;
-use crate::config::{ApiTlsFiles, Drain, Http2};
+use crate::config::{ApiTlsFiles, Drain, Http2, Proxies, TrustedProxy};
+use crate::identity::Principal;
 use crate::identity::test_certs::{TestCa, TestCert};
 use crate::policy::{Policy, RevocationKey};
 
@@ -44,6 +45,10 @@ pub(super) struct Setup {
     pub(super) http2: Http2,
     pub(super) stalled: Duration,
     pub(super) min_index_wait: Duration,
+    /// Requests of one principal at once.
+    pub(super) burst: u32,
+    /// Whose connections begin with a PROXY header.
+    pub(super) proxy_protocol_from: &'static [&'static str],
 }
 
 impl Setup {
@@ -56,6 +61,8 @@ impl Setup {
             },
             stalled: STALLED,
             min_index_wait: Duration::from_millis(100),
+            burst: 100_000,
+            proxy_protocol_from: &[],
         }
     }
 
@@ -64,6 +71,7 @@ impl Setup {
         let ca = TestCa::new("Clients");
         std::fs::write(dir.path().join("ca.crt"), &ca.pem).unwrap();
         ca.server("server", None).write(dir.path(), "server");
+        let proxy = ca.client("edge-1", "Trading");
         let files = ApiTlsFiles {
             ca_path: dir.path().join("ca.crt"),
             cert_path: dir.path().join("server.crt"),
@@ -72,13 +80,12 @@ impl Setup {
         };
         let tls = crate::tls::load_api(&files, None, false).unwrap();
         let node = FakeNode::patient(self.min_index_wait);
-        let (state, router) = node.state_and_router();
         let socket = bind("server.listen", "127.0.0.1:0".parse().unwrap())
             .await
             .unwrap();
         let address = socket.local_addr().unwrap();
         let policies = watch::Sender::new(node.policy());
-        let (state, router) = node.state_and_router();
+        let (state, router) = node.state_and_router(self.burst);
         let listener = ApiListener {
             socket,
             tls: Arc::new(ArcSwap::from_pointee(tls)),
@@ -86,6 +93,7 @@ impl Setup {
             data: Arc::new(node.clone()),
             policies: policies.subscribe(),
             http2: self.http2,
+            proxies: proxies(&proxy, self.proxy_protocol_from),
             stalled: self.stalled,
             drain: node.drain.signal(),
             open: self.open.clone(),
@@ -98,8 +106,23 @@ impl Setup {
             open: self.open,
             policies,
             ca,
+            proxy,
             _dir: dir,
         }
+    }
+}
+
+/// As the configuration would have it.
+fn proxies(proxy: &TestCert, proxy_protocol_from: &[&str]) -> Proxies {
+    let pin = Principal::from_der(&proxy.der).unwrap().spki_sha256;
+    let trusted = TrustedProxy {
+        name: "edge".into(),
+        spki_sha256: pin,
+    };
+    let networks = proxy_protocol_from.iter().map(|text| (*text).to_owned());
+    Proxies {
+        trusted: vec![trusted],
+        ..Proxies::resolve(None, Some(networks.collect())).unwrap()
     }
 }
 
@@ -109,7 +132,9 @@ pub(super) struct Running {
     pub(super) address: SocketAddr,
     pub(super) open: OpenConnections,
     policies: watch::Sender<Arc<Policy>>,
-    ca: TestCa,
+    pub(super) ca: TestCa,
+    /// A trusted proxy, whose own OU is in a mapping.
+    pub(super) proxy: TestCert,
     _dir: tempfile::TempDir,
 }
 
@@ -157,6 +182,26 @@ impl Running {
         chain: &[&Vec<u8>],
         alpn: &[&[u8]],
     ) -> TlsStream<TcpStream> {
+        self.behind_with(&[], cert, chain, alpn).await.unwrap()
+    }
+
+    /// A connection that begins with these bytes.
+    pub(super) async fn behind(
+        &self,
+        preface: &[u8],
+        cert: &TestCert,
+        alpn: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.behind_with(preface, cert, &[&cert.der], alpn).await
+    }
+
+    async fn behind_with(
+        &self,
+        preface: &[u8],
+        cert: &TestCert,
+        chain: &[&Vec<u8>],
+        alpn: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(self.ca.der.clone())).unwrap();
         let chain = chain
@@ -171,12 +216,10 @@ impl Running {
             .with_client_auth_cert(chain, key)
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(preface).await?;
         let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .unwrap()
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
     pub(super) async fn http2(&self, cert: &TestCert) -> Http2Client {
