@@ -65,6 +65,12 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::BodyTooLarge
         | ErrorCode::BatchTooLarge
         | ErrorCode::UnsupportedMediaType
+        // Its way, which is the same for every attempt.
+        | ErrorCode::ClientCertNotTrusted
+        | ErrorCode::ClientCertMissing
+        | ErrorCode::ClientCertMalformed
+        | ErrorCode::ClientCertRefused
+        | ErrorCode::AdminThroughProxy
         // All attempts have one body: the key belongs to somebody else's request.
         | ErrorCode::IdempotencyKeyReused
         // The caller's rights. Who loses them meanwhile has no claim to know more.

@@ -9,6 +9,7 @@ use hsm_api::{ErrorCode, paths};
 use tracing::Level;
 
 use super::problem::ApiError;
+use super::rate_limit::Allowance;
 use super::request_id::RequestId;
 use super::respond::TurnedAway;
 use super::service::ApiState;
@@ -26,15 +27,16 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Finds out, and tells the handlers by an extension of the request.
-    pub(super) fn of(state: &ApiState, request: &mut Request) -> Self {
+    /// Finds out, and tells the handlers by an extension of the request. `counted` is the allowance of a proxy that pays
+    /// for a certificate which was not seen before.
+    pub(super) fn of(state: &ApiState, request: &mut Request, counted: &mut Option<Allowance>) -> Self {
         let via = request.extensions().get::<Via>().cloned();
         let is_turned_away = request.extensions().get::<TurnedAway>().is_some();
         let principal = match &via {
             // Nothing is done for it.
             Some(_) if is_turned_away => Err(ApiError::new(ErrorCode::ClientCertMissing)),
             Some(via) => via.client(request.headers(), || {
-                state.limit(via.proxy(), request.uri().path())
+                state.limit(via.proxy(), request.uri().path(), counted)
             }),
             None => {
                 let connected = request.extensions().get::<Principal>().cloned();

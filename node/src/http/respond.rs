@@ -37,14 +37,14 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let id = RequestId::of(request.headers());
     let endpoint = endpoint(request.uri().path());
     let version = request.version();
-    let caller = Caller::of(&state, &mut request);
+    let mut counted = None;
+    let caller = Caller::of(&state, &mut request, &mut counted);
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
     let trace = TraceId::of(request.headers());
     request.extensions_mut().insert(id.clone());
     request.extensions_mut().insert(trace.clone());
 
     let lent = Lent::of(&mut request);
-    let mut counted = None;
     let mut index = state.data().index();
     let (mut response, mut footprint) = match guard(&state, &caller, &request, &mut counted) {
         Ok(Passed { share, wanted }) => {

@@ -333,7 +333,7 @@ async fn a_batch_takes_as_much_of_the_allowance_as_it_has_items_and_owes_what_is
 #[tokio::test]
 async fn a_batch_that_nobody_waits_for_holds_its_memory_until_it_is_done() {
     let node = FakeNode::new();
-    let (state, router) = node.state_and_router();
+    let (state, router) = node.state_and_router(100_000);
     node.token.trouble(Some(Trouble::Hangs));
     let body = json!({"batch": vec![json!({"context": "exchange-key", "plaintext": "YQ=="}); 10]});
     let answer = send(&router, Some(&trading()), post("/encrypt", &body)).await;

@@ -104,7 +104,7 @@ async fn whatever_was_counted_says_what_is_left() {
 
 #[tokio::test]
 async fn an_unread_answer_of_any_route_holds_memory_of_its_principal() {
-    let (state, router) = FakeNode::new().state_and_router();
+    let (state, router) = FakeNode::new().state_and_router(100_000);
     for path in ["/health", "/nowhere"] {
         let mut request = Request::get(path).body(Body::empty()).unwrap();
         request.extensions_mut().insert(trading());
@@ -120,7 +120,7 @@ async fn an_unread_answer_of_any_route_holds_memory_of_its_principal() {
 #[tokio::test]
 async fn an_answer_holds_its_part_of_the_memory_until_it_is_gone() {
     let node = FakeNode::new();
-    let (state, router) = node.state_and_router();
+    let (state, router) = node.state_and_router(100_000);
     let body = json!({"context": "exchange-key", "plaintext": "YQ=="});
     let mut request = post("/encrypt", &body);
     request.extensions_mut().insert(trading());
@@ -137,7 +137,7 @@ async fn an_answer_holds_its_part_of_the_memory_until_it_is_gone() {
 #[tokio::test]
 async fn a_job_that_nobody_waits_for_holds_its_part_until_it_is_done() {
     let node = FakeNode::new();
-    let (state, router) = node.state_and_router();
+    let (state, router) = node.state_and_router(100_000);
     node.token.trouble(Some(Trouble::Hangs));
     for path in ["/encrypt", "/decrypt", "/rewrap"] {
         let v1 = super::fake::v1_ciphertext("exchange-key", "Trading", b"old");

@@ -28,7 +28,7 @@ const STRANGERS_PART: usize = 8;
 /// A node whose requests wait until they are answered.
 fn patient() -> (FakeNode, ApiState, Router) {
     let node = FakeNode::patient(FOREVER);
-    let (state, router) = node.state_and_router();
+    let (state, router) = node.state_and_router(100_000);
     (node, state, router)
 }
 
@@ -106,7 +106,7 @@ async fn each_refusal_has_its_code_and_comes_at_once() {
 #[tokio::test]
 async fn a_state_that_does_not_come_is_given_up() {
     let node = FakeNode::new();
-    let (state, router) = node.state_and_router();
+    let (state, router) = node.state_and_router(100_000);
     let answer = answered(spawn(&router, trading(), encrypt("3.43"))).await;
     assert_eq!(
         (answer.response.status().as_u16(), answer.code()),
