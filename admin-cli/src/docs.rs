@@ -22,8 +22,8 @@ decides. `hsmctl COMMAND --help` says what stands here; `hsmctl completions SHEL
 ## Which nodes, and as whom
 
 A command needs the address of at least one node, the CA of the nodes' certificates, and a client certificate with its key. With
-several addresses the first that answers is asked; what is about one node (`cluster init`, `cluster join`, `slot unlock`) wants exactly
-one.
+several addresses the first that answers is asked; what is about one node (`cluster init`, `cluster join`, `slot unlock`, `key adopt`)
+wants exactly one.
 
 | what | option | variable |
 |---|---|---|

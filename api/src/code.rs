@@ -178,7 +178,7 @@ codes! {
     /// This node may encrypt under the version no more until it is given more invocations, or the key is rotated.
     InvocationsExhausted = "invocations_exhausted" 503 retry(1), "invocations exhausted";
     /// This node's token does not hold the key version, and it cannot be replicated.
-    KeyNotOnThisNode = "key_not_on_this_node" 503, "key not on this node";
+    KeyNotOnThisNode = "key_not_on_this_node" 503 retry(1), "key not on this node";
     /// The slot of this context waits for its PIN.
     SlotLocked = "slot_locked" 503, "slot locked";
     /// The slot of this context has failed on this node.
@@ -259,6 +259,7 @@ mod tests {
                 "overloaded",
                 "key_version_not_ready",
                 "invocations_exhausted",
+                "key_not_on_this_node",
                 "token_busy",
                 "token_timeout"
             ]
@@ -365,7 +366,7 @@ mod tests {
             "overloaded 503 r",
             "key_version_not_ready 503 r",
             "invocations_exhausted 503 r",
-            "key_not_on_this_node 503",
+            "key_not_on_this_node 503 r",
             "slot_locked 503",
             "slot_failed 503",
             "context_has_no_key 503",

@@ -37,6 +37,8 @@ pub const KEYS_ROTATE_PATTERN: &str = "/admin/v1/keys/{context}/rotate";
 pub const KEYS_USAGE: &str = "/admin/v1/keys/usage";
 /// `POST`: disable versions that nobody needs any more, by each context's policy.
 pub const KEYS_CLEANUP: &str = "/admin/v1/keys/cleanup";
+/// `POST`: adopt keys that version 1 made, from a token of the node that is asked.
+pub const KEYS_ADOPT: &str = "/admin/v1/keys/adopt";
 /// `POST`: take a retired version out of use, as a route pattern; clients use [`key_version`].
 pub const KEY_DISABLE_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/disable";
 /// `POST`: put a disabled version back into use; as above.
@@ -146,6 +148,7 @@ mod tests {
             KEYS_ROTATE_PATTERN,
             KEYS_USAGE,
             KEYS_CLEANUP,
+            KEYS_ADOPT,
             KEY_DISABLE_PATTERN,
             KEY_ENABLE_PATTERN,
             KEY_DESTROY_PATTERN,

@@ -272,6 +272,7 @@ mod tests {
             retired_at: None,
             acks: Vec::new(),
             origin: KeyOrigin::Generated,
+            holders: Vec::new(),
             destruction: None,
             invocations: None,
         };

@@ -1,10 +1,11 @@
 //! What a token holds, in one enumeration: a find per key costs as much as a find of all. It
 //! reports foreign objects and never touches them; only torn ones are removed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use cryptoki_sys::{self as sys, CK_ATTRIBUTE_TYPE};
 
+use crate::adopt;
 use crate::attribute::{as_bool, as_ulong};
 use crate::error::HsmError;
 use crate::ffi::{Obj, Read};
@@ -49,6 +50,8 @@ pub struct Inventory {
     pub node_key: bool,
     /// The rest.
     pub foreign: Vec<ForeignObject>,
+    /// Labels of AES keys that are not this crate's: version 1's are among them.
+    pub labelled: BTreeSet<String>,
 }
 
 const KINDS: [CK_ATTRIBUTE_TYPE; 8] = [
@@ -110,7 +113,13 @@ pub(crate) fn take(token: &Token<'_>) -> Result<Inventory, HsmError> {
                     first.duplicate = true;
                 } else {
                     let expected = templates::kek_held_any_label(&id);
-                    let checked = token.verify(seen.object, "object", &expected);
+                    let checked = match token.verify(seen.object, "object", &expected) {
+                        Err(HsmError::Attribute { .. }) if adopt::is_copy(token, seen.object, &id)? => Ok(()),
+                        checked => checked,
+                    };
+                    if checked.is_err() {
+                        inventory.labelled.insert(seen.label.clone());
+                    }
                     places.insert(key_uid, inventory.keks.len());
                     inventory.keks.push(HeldKey {
                         key_uid,
@@ -124,11 +133,16 @@ pub(crate) fn take(token: &Token<'_>) -> Result<Inventory, HsmError> {
             Ok(id) if seen.class == Some(sys::CKO_PRIVATE_KEY) && id == NODE_KEY_ID => {
                 inventory.node_key = true;
             }
-            _ => inventory.foreign.push(ForeignObject {
-                label: seen.label,
-                id: hex::encode(&seen.id),
-                class: seen.class,
-            }),
+            _ => {
+                if secret {
+                    inventory.labelled.insert(seen.label.clone());
+                }
+                inventory.foreign.push(ForeignObject {
+                    label: seen.label,
+                    id: hex::encode(&seen.id),
+                    class: seen.class,
+                });
+            }
         }
     }
     Ok(inventory)

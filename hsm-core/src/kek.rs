@@ -6,6 +6,7 @@
 use cryptoki_sys as sys;
 use zeroize::Zeroizing;
 
+use crate::adopt;
 use crate::check_record;
 use crate::envelope::IV_LEN;
 use crate::error::HsmError;
@@ -79,24 +80,7 @@ pub(crate) fn generate(token: &Token<'_>, kek: &GenerateKek) -> Result<Generated
         .generate_key(token.session, Mech::AesKeyGen, &templates::kek_generated())?;
     let key = token.ephemeral(key);
     token.verify(key.object(), WHAT, &templates::kek_session(true))?;
-    let iv: [u8; IV_LEN] = random_bytes()?;
-    let header = check_record::header(kek.key_uid, kek.version, iv);
-    let aad = check_record::aad(&header.encode(), &kek.context);
-    let cipher = Cipher {
-        raw: token.raw,
-        session: token.session,
-        key: key.object(),
-    };
-    let check_record = cipher
-        .seal(token.profile.iv_source, &header, &aad, &check_record::TEXT)
-        .map_err(|error| match error {
-            GcmError::Call(error) => error.into(),
-            GcmError::Other(error) => error,
-            GcmError::TooShort => HsmError::CheckRecord {
-                key_uid: kek.key_uid.to_string(),
-                reason: "could not be made".to_owned(),
-            },
-        })?;
+    let check_record = seal_record(token, key.object(), kek.key_uid, kek.version, &kek.context)?;
     let wrapped = token
         .raw
         .wrap(token.session, Mech::AesKeyWrap, transport, key.object())?;
@@ -111,6 +95,34 @@ pub(crate) fn generate(token: &Token<'_>, kek: &GenerateKek) -> Result<Generated
     // It is extractable: a leader that cannot get rid of it must not commit it.
     key.destroy()?;
     Ok(generated)
+}
+
+/// Encrypts the text of the check record under a key that may encrypt.
+pub(crate) fn seal_record(
+    token: &Token<'_>,
+    key: Obj,
+    key_uid: KeyUid,
+    version: u32,
+    context: &str,
+) -> Result<Vec<u8>, HsmError> {
+    let iv: [u8; IV_LEN] = random_bytes()?;
+    let header = check_record::header(key_uid, version, iv);
+    let aad = check_record::aad(&header.encode(), context);
+    let cipher = Cipher {
+        raw: token.raw,
+        session: token.session,
+        key,
+    };
+    cipher
+        .seal(token.profile.iv_source, &header, &aad, &check_record::TEXT)
+        .map_err(|error| match error {
+            GcmError::Call(error) => error.into(),
+            GcmError::Other(error) => error,
+            GcmError::TooShort => HsmError::CheckRecord {
+                key_uid: key_uid.to_string(),
+                reason: "could not be made".to_owned(),
+            },
+        })
 }
 
 /// Imports a key version. On disk and proven when this returns; doing it again changes nothing.
@@ -186,11 +198,28 @@ pub(crate) fn keep(token: &Token<'_>, key_uid: KeyUid, label: &str, object: Obj)
     )
 }
 
-/// The token object of a KEK, its attributes checked.
-pub(crate) fn held(token: &Token<'_>, key_uid: KeyUid) -> Result<Obj, HsmError> {
-    let held = token.find_one(sys::CKO_SECRET_KEY, key_uid.as_bytes(), WHAT)?;
-    check_held(token, key_uid, held)?;
-    Ok(held)
+/// The token object of a KEK.
+#[derive(Clone, Copy)]
+pub(crate) struct Held {
+    pub(crate) object: Obj,
+    /// Made of a key of version 1: it only decrypts.
+    pub(crate) adopted: bool,
+}
+
+/// The token object of a KEK, its attributes checked: those of a KEK that was made here, or of an adopted one.
+pub(crate) fn held(token: &Token<'_>, key_uid: KeyUid) -> Result<Held, HsmError> {
+    let object = token.find_one(sys::CKO_SECRET_KEY, key_uid.as_bytes(), WHAT)?;
+    match check_held(token, key_uid, object) {
+        Ok(()) => Ok(Held {
+            object,
+            adopted: false,
+        }),
+        Err(HsmError::Attribute { .. }) if adopt::is_copy(token, object, key_uid.as_bytes())? => Ok(Held {
+            object,
+            adopted: true,
+        }),
+        Err(error) => Err(error),
+    }
 }
 
 fn check_held(token: &Token<'_>, key_uid: KeyUid, held: Obj) -> Result<(), HsmError> {
@@ -199,11 +228,25 @@ fn check_held(token: &Token<'_>, key_uid: KeyUid, held: Obj) -> Result<(), HsmEr
 }
 
 /// A session copy: 2.5 times faster than the token object, and it dies with its session.
-pub(crate) fn copy(token: &Token<'_>, key_uid: KeyUid, held: Obj, kek_use: KekUse) -> Result<Obj, HsmError> {
-    let copy = token
-        .raw
-        .copy(token.session, held, &templates::kek_copy_changes(kek_use))?;
-    let expected = templates::kek_copy(key_uid.as_bytes(), kek_use);
+pub(crate) fn copy(token: &Token<'_>, key_uid: KeyUid, held: Held, kek_use: KekUse) -> Result<Obj, HsmError> {
+    let (changes, expected) = match (held.adopted, kek_use) {
+        (false, _) => (
+            templates::kek_copy_changes(kek_use),
+            templates::kek_copy(key_uid.as_bytes(), kek_use),
+        ),
+        (true, KekUse::DecryptOnly) => (
+            adopt::loaded_changes(),
+            templates::adopted_loaded(key_uid.as_bytes()),
+        ),
+        // How often version 1 encrypted under it, nobody knows.
+        (true, KekUse::EncryptDecrypt) => {
+            return Err(HsmError::Argument {
+                what: "use",
+                reason: format!("KEK {key_uid} was adopted from version 1 and never encrypts"),
+            });
+        }
+    };
+    let copy = token.raw.copy(token.session, held.object, &changes)?;
     if let Err(error) = token.verify(copy, &format!("session copy of {WHAT} {key_uid}"), &expected) {
         let _ = token.raw.destroy(token.session, copy);
         return Err(error);
@@ -255,7 +298,7 @@ fn check_wrapped_len(length: usize) -> Result<(), HsmError> {
     })
 }
 
-fn check_label(label: &str) -> Result<(), HsmError> {
+pub(crate) fn check_label(label: &str) -> Result<(), HsmError> {
     if label.is_empty() || label.len() > 255 || label.chars().any(char::is_control) {
         return Err(HsmError::Argument {
             what: "label",

@@ -25,6 +25,7 @@ pub mod token_init;
 #[cfg(feature = "test-support")]
 pub mod test_support;
 
+mod adopt;
 mod attribute;
 mod durable;
 mod ffi;
@@ -43,6 +44,7 @@ mod token;
 mod token_lock;
 mod transport;
 
+pub use adopt::{AdoptKek, DestroyedAdopted};
 pub use error::{HsmError, OpError, SlotError};
 pub use inventory::{ForeignObject, HeldKey, Inventory};
 pub use kek::{GenerateKek, GeneratedKek, ImportKek, KekUse};

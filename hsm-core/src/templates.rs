@@ -83,6 +83,15 @@ pub(crate) fn by_id(class: CK_OBJECT_CLASS, id: &[u8; 16]) -> Vec<Attr> {
     ]
 }
 
+/// The secret keys in the token with this label: how version 1 found its own.
+pub(crate) fn secret_by_label(label: &str) -> Vec<Attr> {
+    vec![
+        number(sys::CKA_CLASS, sys::CKO_SECRET_KEY),
+        flag(sys::CKA_TOKEN, true),
+        bytes(sys::CKA_LABEL, label.as_bytes()),
+    ]
+}
+
 /// The session objects of this class and id, whichever session made them.
 pub(crate) fn session_by_id(class: CK_OBJECT_CLASS, id: &[u8; 16]) -> Vec<Attr> {
     vec![
@@ -154,6 +163,41 @@ pub(crate) fn kek_copy(id: &[u8; 16], kek_use: KekUse) -> Vec<Attr> {
     };
     let copy = secret_key(false, true, false, usages, &[sys::CKM_AES_GCM]);
     with(copy, [bytes(sys::CKA_ID, id)])
+}
+
+/// Changes that make a session copy of a key of version 1: whatever that may do besides, this one may not.
+pub(crate) fn adopted_copy_changes(encrypts: bool) -> Vec<Attr> {
+    let dropped = SECRET_USAGES
+        .into_iter()
+        .filter(|usage| !KEK_USAGES.contains(usage))
+        .map(|usage| flag(usage, false));
+    with(
+        vec![flag(sys::CKA_TOKEN, false), flag(sys::CKA_ENCRYPT, encrypts)],
+        dropped,
+    )
+}
+
+/// A session copy of a key of version 1, as read back. Version 1 stated no mechanisms, and none can be added to a copy.
+pub(crate) fn adopted_session(encrypts: bool) -> Vec<Attr> {
+    let usages: &[CK_ATTRIBUTE_TYPE] = if encrypts {
+        &KEK_USAGES
+    } else {
+        &[sys::CKA_DECRYPT]
+    };
+    secret_key(false, true, false, usages, &[])
+}
+
+/// The copy of a key of version 1 in the token, as read back.
+pub(crate) fn adopted_held(id: &[u8; 16]) -> Vec<Attr> {
+    with(
+        secret_key(true, true, false, &[sys::CKA_DECRYPT], &[]),
+        [bytes(sys::CKA_ID, id)],
+    )
+}
+
+/// A session copy of that, as read back.
+pub(crate) fn adopted_loaded(id: &[u8; 16]) -> Vec<Attr> {
+    with(adopted_session(false), [bytes(sys::CKA_ID, id)])
 }
 
 /// A transport key session object, as unwrapped and as read back. Extractable, because it has to
@@ -293,6 +337,9 @@ mod tests {
             transport_session(),
             transport_held(&[0; 16]),
             known_key(&[0; 32]),
+            adopted_session(true),
+            adopted_held(&[0; 16]),
+            adopted_loaded(&[0; 16]),
         ];
         for template in &templates {
             let flags = [
@@ -322,6 +369,28 @@ mod tests {
         let transport = transport_held(&[0; 16]);
         assert_eq!(value(&transport, sys::CKA_DECRYPT), Some(false));
         assert_eq!(value(&transport, sys::CKA_ENCRYPT), Some(false));
+    }
+
+    #[test]
+    fn a_copy_of_an_adopted_key_does_nothing_but_decrypt() {
+        for template in [
+            adopted_held(&[0; 16]),
+            adopted_loaded(&[0; 16]),
+            adopted_session(false),
+        ] {
+            for usage in SECRET_USAGES {
+                let expected = usage == sys::CKA_DECRYPT;
+                assert_eq!(value(&template, usage), Some(expected), "{}", name(usage));
+            }
+        }
+        let changes = adopted_copy_changes(false);
+        assert_eq!(value(&changes, sys::CKA_DECRYPT), None, "left as it is");
+        for usage in SECRET_USAGES
+            .into_iter()
+            .filter(|usage| *usage != sys::CKA_DECRYPT)
+        {
+            assert_eq!(value(&changes, usage), Some(false), "{}", name(usage));
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub fn duplicate_kek(slot: &Slot, key_uid: KeyUid) -> Result<(), HsmError> {
     slot.test_control(|token| {
         let held = kek::held(token, key_uid)?;
         let changes = templates::to_token(key_uid.as_bytes(), "duplicate");
-        token.raw.copy(token.session, held, &changes)?;
+        token.raw.copy(token.session, held.object, &changes)?;
         Ok(())
     })
 }

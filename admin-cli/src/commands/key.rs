@@ -6,10 +6,12 @@ use std::str::FromStr;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use hsm_api::ErrorCode;
-use hsm_api::admin::{DestructionInfo, KeyState, KeyVersionInfo, KeyVersionResponse, ListKeksResponse};
+use hsm_api::admin::{
+    DestructionInfo, KeyOrigin, KeyState, KeyVersionInfo, KeyVersionResponse, ListKeksResponse,
+};
 
 use super::preview::{self, Preview};
-use super::{CHANGE, READ, Session, idempotency_key, key_destroy, key_usage, list_kek};
+use super::{CHANGE, READ, Session, idempotency_key, key_adopt, key_destroy, key_usage, list_kek};
 use crate::exit::{change_failed, missing, would_be_refused};
 use crate::output::{self, or_dash};
 
@@ -30,6 +32,11 @@ pub(crate) enum KeyCommand {
     Destroy(key_destroy::Destroy),
     /// Take a destruction back that still waits: the version is what it was before.
     UndoDestroy(Change),
+    /// Adopt keys that version 1 made, from a token of the one node that is named.
+    ///
+    /// They cannot leave their token, so they decrypt only on nodes that have it, or a copy of it, and never encrypt. A
+    /// context without a version that encrypts gets one, on every node. Version 1's own objects stay as they are.
+    Adopt(key_adopt::Adopt),
 }
 
 /// A key version as it is typed and printed.
@@ -111,6 +118,7 @@ pub(super) async fn run(session: &Session, command: KeyCommand) -> Result<()> {
         KeyCommand::Enable(args) => change(session, Verb::Enable, args).await,
         KeyCommand::Destroy(args) => key_destroy::destroy(session, args).await,
         KeyCommand::UndoDestroy(args) => change(session, Verb::UndoDestroy, args).await,
+        KeyCommand::Adopt(args) => key_adopt::adopt(session, args).await,
     }
 }
 
@@ -178,6 +186,7 @@ pub(super) fn text(named: &Named, info: &KeyVersionInfo) -> String {
         ("key uid", info.key_uid.clone()),
         ("state", info.state.to_string()),
         ("origin", info.origin.to_string()),
+        ("held by", held_by(info)),
         ("created", info.created_at.clone()),
         ("activated", or_dash(info.activated_at.clone())),
         ("retired", or_dash(info.retired_at.clone())),
@@ -198,6 +207,15 @@ pub(super) fn text(named: &Named, info: &KeyVersionInfo) -> String {
         }
     }
     text
+}
+
+/// The nodes that have the key, or will have: one that version 1 made is nowhere else.
+pub(super) fn held_by(info: &KeyVersionInfo) -> String {
+    match info.origin {
+        KeyOrigin::Adopted if info.holders.is_empty() => "nobody".to_owned(),
+        KeyOrigin::Adopted => format!("{} only", info.holders.join(",")),
+        _ => "every node".to_owned(),
+    }
 }
 
 fn destruction_text(destruction: &DestructionInfo) -> String {
@@ -384,6 +402,21 @@ pub(super) mod tests {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
         assert!(!shown.contains("undo-destroy"), "{shown}");
+    }
+
+    #[test]
+    fn an_adopted_version_says_who_has_it() {
+        let version = named("exchange-key/v2");
+        let keks = keks_with(KeyState::DecryptOnly);
+        let mut info = find(&keks, &version).unwrap().clone();
+        assert!(text(&version, &info).contains("every node"));
+        info.origin = KeyOrigin::Adopted;
+        info.holders = vec!["hsm-node-1".to_owned(), "hsm-node-2".to_owned()];
+        let shown = text(&version, &info);
+        assert!(
+            shown.contains("adopted") && shown.contains("hsm-node-1,hsm-node-2 only"),
+            "{shown}"
+        );
     }
 
     fn foreseen(verb: Verb, text: &str, state: KeyState) -> Result<String> {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use hsm_api::admin::{ContextInfo, KeyVersionInfo};
 
+use super::key::held_by;
 use super::{READ, Session};
 use crate::output::{self, or_dash};
 
@@ -38,6 +39,7 @@ pub(super) async fn list(session: &Session, args: &ListKek) -> Result<()> {
                 "ACTIVATED",
                 "RETIRED",
                 "ORIGIN",
+                "HELD BY",
                 "PROVEN BY",
             ];
             output::table(header, versions().map(verbose_row))
@@ -59,7 +61,7 @@ fn row((context, version): (&ContextInfo, &KeyVersionInfo)) -> [String; 6] {
     ]
 }
 
-fn verbose_row((context, version): (&ContextInfo, &KeyVersionInfo)) -> [String; 12] {
+fn verbose_row((context, version): (&ContextInfo, &KeyVersionInfo)) -> [String; 13] {
     let [name, slot, binding, number, key_id, state] = row((context, version));
     [
         name,
@@ -73,6 +75,7 @@ fn verbose_row((context, version): (&ContextInfo, &KeyVersionInfo)) -> [String; 
         or_dash(version.activated_at.clone()),
         or_dash(version.retired_at.clone()),
         version.origin.to_string(),
+        held_by(version),
         version.acks.join(","),
     ]
 }

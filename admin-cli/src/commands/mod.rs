@@ -13,6 +13,7 @@ pub(crate) mod data;
 pub(crate) mod export_metadata;
 mod join;
 pub(crate) mod key;
+mod key_adopt;
 pub(crate) mod key_destroy;
 mod key_usage;
 pub(crate) mod list_kek;

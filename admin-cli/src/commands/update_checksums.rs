@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use hsm_api::admin::{KeyState, ListKeksResponse, Member};
+use hsm_api::admin::{KeyOrigin, KeyState, ListKeksResponse, Member};
 use serde::Serialize;
 
 use super::{READ, Session};
@@ -72,6 +72,8 @@ fn proofs(keks: &ListKeksResponse, members: &[Member]) -> Vec<Proof> {
                 .iter()
                 .map(|member| member.node_id.clone())
                 .filter(|name| !version.acks.contains(name))
+                // What version 1 made is nowhere but where it was found.
+                .filter(|name| version.origin != KeyOrigin::Adopted || version.holders.contains(name))
                 .collect();
             Proof {
                 context: info.context.clone(),

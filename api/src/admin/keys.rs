@@ -134,6 +134,9 @@ pub struct KeyVersionInfo {
     pub acks: Vec<String>,
     /// Where it comes from.
     pub origin: KeyOrigin,
+    /// Of an adopted one, names of the nodes whose tokens hold it; there are no others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<String>,
     /// Its way to its end, once that is scheduled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destruction: Option<DestructionInfo>,
@@ -287,6 +290,65 @@ pub struct CleanupVersion {
     pub kept_because: String,
     /// Whether version 1, which counted the days since a version was made, would have deleted it.
     pub deleted_by_v1: bool,
+}
+
+/// Keys that one call adopts at most.
+pub const ADOPT_MAX_KEYS: usize = 64;
+
+/// `POST /admin/v1/keys/adopt`: keys that version 1 made, in a token of the node that is asked. They become versions of
+/// a context that only decrypt; a context without an active version gets one that encrypts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptKeysRequest {
+    /// The context; made too, if it does not exist.
+    pub context: String,
+    /// The keys, at most [`ADOPT_MAX_KEYS`].
+    pub keys: Vec<AdoptKey>,
+    /// The slot whose token they are in; needed for a new context that the node's configuration does not place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// Look into the token, say what would be done, and do nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// A key of version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptKey {
+    /// Its label in the token, which version 1's clients name as `key_id`.
+    pub label: String,
+    /// Number of the version it becomes; the default is the one in a label of the form `kek-<context>-v<N>`, else the
+    /// next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+/// Answer of `POST /admin/v1/keys/adopt`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptKeysResponse {
+    /// The context.
+    pub context: String,
+    /// Its slot.
+    pub slot: String,
+    /// Whether it was only looked at.
+    pub dry_run: bool,
+    /// The keys, in the order of the request.
+    pub versions: Vec<AdoptedVersion>,
+    /// The version that encrypts; absent only before there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_version: Option<u32>,
+}
+
+/// A key of version 1 as a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptedVersion {
+    /// Its number.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// Whether this call has adopted it, or would; false: it was adopted before.
+    pub new: bool,
+    /// Whether the node that was asked holds it and has proven it by now. It decrypts from then on.
+    pub proven: bool,
 }
 
 /// `POST /admin/v1/keys/{context}/rotate`.

@@ -18,11 +18,11 @@ use super::error::ClientError;
 use super::transport::Call;
 use super::{Client, header_value};
 use crate::admin::{
-    CleanupRequest, CleanupResponse, ClusterInitRequest, ClusterInitResponse, ClusterStatus,
-    CreateKekRequest, CreateKekResponse, DestroyKeyRequest, JoinRequest, JoinResponse, JoinTokenRequest,
-    JoinTokenResponse, KeyUsageResponse, KeyUseRequest, KeyVersionResponse, ListKeksResponse,
-    MembersResponse, RotateRequest, RotateResponse, RotationStatusResponse, SlotKeysResponse, SlotStatus,
-    UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
+    AdoptKeysRequest, AdoptKeysResponse, CleanupRequest, CleanupResponse, ClusterInitRequest,
+    ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, DestroyKeyRequest, JoinRequest,
+    JoinResponse, JoinTokenRequest, JoinTokenResponse, KeyUsageResponse, KeyUseRequest, KeyVersionResponse,
+    ListKeksResponse, MembersResponse, RotateRequest, RotateResponse, RotationStatusResponse,
+    SlotKeysResponse, SlotStatus, UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
 };
 use crate::data::{
     BatchResponse, DataKeyBatch, DataKeyRequest, DataKeyResponse, DecryptBatch, DecryptRequest,
@@ -276,6 +276,22 @@ impl Client {
     ) -> Result<Answer<CleanupResponse>, ClientError> {
         self.mutate(changes_key(paths::KEYS_CLEANUP, idempotency_key), request)
             .await
+    }
+
+    /// Adopts keys that version 1 made, from a token of the first endpoint's node. No other endpoint is asked: it has
+    /// other tokens. For the key see [`Client::create_kek`].
+    pub async fn adopt_keys(
+        &self,
+        request: &AdoptKeysRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<AdoptKeysResponse>, ClientError> {
+        let mutation = Mutation {
+            path: paths::KEYS_ADOPT,
+            idempotency_key,
+            limit: MUTATION,
+            first_endpoint_only: true,
+        };
+        self.mutate(mutation, request).await
     }
 
     /// How often each key version was used, and when last.

@@ -344,7 +344,8 @@ fn keys() -> Vec<Sample> {
         activated_at: long.then(time),
         retired_at: long.then(time),
         acks: list(&["hsm-node-1"]),
-        origin: KeyOrigin::Generated,
+        origin: KeyOrigin::Adopted,
+        holders: if long { list(&["hsm-node-1"]) } else { Vec::new() },
         destruction: long.then(|| destruction(true)),
         invocations: long.then_some(invocations),
     };
@@ -400,6 +401,29 @@ fn keys() -> Vec<Sample> {
         dry_run: true,
         versions: vec![cleaned(""), cleaned("it was used")],
     };
+    let adopt_key = AdoptKey {
+        label: text("kek-exchange-key-v1"),
+        version: Some(1),
+    };
+    let adopt = AdoptKeysRequest {
+        context: text("exchange-key"),
+        keys: vec![adopt_key.clone()],
+        slot: Some(text("default")),
+        dry_run: true,
+    };
+    let adopted_version = AdoptedVersion {
+        version: 1,
+        key_id: text("kek-exchange-key-v1"),
+        new: true,
+        proven: true,
+    };
+    let adopted = |active: Option<u32>| AdoptKeysResponse {
+        context: text("exchange-key"),
+        slot: text("default"),
+        dry_run: false,
+        versions: vec![adopted_version.clone()],
+        active_version: active,
+    };
     let rotated = RotateResponse {
         context: text("exchange-key"),
         version: 4,
@@ -421,6 +445,10 @@ fn keys() -> Vec<Sample> {
         contexts: vec![rotation(true), rotation(false)],
     };
     vec![
+        request("AdoptKeysRequest", &adopt, &[]),
+        request("AdoptKey", &adopt_key, &[]),
+        answer("AdoptKeysResponse", &adopted(Some(2)), &adopted(None)),
+        answer("AdoptedVersion", &adopted_version, &adopted_version),
         request("CreateKekRequest", &create, &[]),
         answer("CreateKekResponse", &created, &created),
         answer("ListKeksResponse", &contexts, &contexts),

@@ -27,17 +27,17 @@ const STOPPED: Duration = Duration::from_secs(30);
 const PATIENT: Retry = Retry::Until(Duration::from_secs(30));
 
 /// Where one example is started.
-struct Site {
+pub(crate) struct Site {
     /// Lends certificates and ports; its own node does not run.
     lender: Playground,
-    folder: PathBuf,
-    config: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) config: String,
     env: Vec<(&'static str, String)>,
 }
 
 impl Site {
     /// The example with this name, and the playground's certificates under the names it has for them.
-    async fn of(example: &str, certificates: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) async fn of(example: &str, certificates: &[(&str, &str)]) -> Result<Self> {
         let lender = Playground::builder().nodes(1).unformed().start().await?;
         lender.dev("down", &["--now"]).await?;
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -74,7 +74,7 @@ impl Site {
     }
 
     /// With something replaced that has to be there.
-    fn with(mut self, from: &str, to: &str) -> Result<Self> {
+    pub(crate) fn with(mut self, from: &str, to: &str) -> Result<Self> {
         ensure!(
             self.config.contains(from),
             "the example has no {from:?}:\n{}",
@@ -84,7 +84,7 @@ impl Site {
         Ok(self)
     }
 
-    fn with_env(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn with_env(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.env.push((name, value.into()));
         self
     }
@@ -93,11 +93,11 @@ impl Site {
         format!("127.0.0.1:{port}")
     }
 
-    fn api(&self) -> String {
+    pub(crate) fn api(&self) -> String {
         Self::address(self.lender.node(1).api_port)
     }
 
-    fn health(&self) -> String {
+    pub(crate) fn health(&self) -> String {
         Self::address(self.lender.node(1).health_port)
     }
 
@@ -106,7 +106,7 @@ impl Site {
     }
 
     /// A token, made as the documents say. Returns its PIN.
-    fn token(&self, label: &str, pin_file: &str) -> Result<String> {
+    pub(crate) fn token(&self, label: &str, pin_file: &str) -> Result<String> {
         let output = std::process::Command::new(cluster_tests::binary("hsmctl")?)
             .args(["slot", "init", "--label", label, "--module", MODULE])
             .args(["--pin-file", pin_file, "--so-pin-file", &format!("{pin_file}.so")])
@@ -122,7 +122,7 @@ impl Site {
         Ok(fs::read_to_string(self.folder.join(pin_file))?)
     }
 
-    fn command(&self) -> Result<Command> {
+    pub(crate) fn command(&self) -> Result<Command> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -156,7 +156,7 @@ impl Site {
     }
 
     /// Starts the node; returns once it listens.
-    async fn start(&self) -> Result<Child> {
+    pub(crate) async fn start(&self) -> Result<Child> {
         let mut node = self.command()?.stdout(Stdio::null()).spawn()?;
         let health = HealthClient::new(&self.health());
         let listens = until("/livez", STARTED, async || {
@@ -172,7 +172,7 @@ impl Site {
         }
     }
 
-    async fn wait_ready(&self) -> Result<()> {
+    pub(crate) async fn wait_ready(&self) -> Result<()> {
         let health = HealthClient::new(&self.health());
         let ready = until("/readyz", STARTED, async || health.is_ready().await.then_some(()));
         let Err(error) = ready.await else { return Ok(()) };
@@ -181,7 +181,7 @@ impl Site {
     }
 
     /// SIGTERM, and an end that a supervisor takes for one.
-    async fn stop(&self, mut node: Child) -> Result<()> {
+    pub(crate) async fn stop(&self, mut node: Child) -> Result<()> {
         let pid = i32::try_from(node.id().context("it has ended by itself")?)?;
         nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM)?;
         let status = tokio::time::timeout(STOPPED, node.wait())
@@ -192,7 +192,7 @@ impl Site {
     }
 
     /// A client that sends each request once, on connections of its own.
-    fn client(&self, profile: &str) -> Result<Client> {
+    pub(crate) fn client(&self, profile: &str) -> Result<Client> {
         let pki = self.lender.pki();
         pki.client(
             Some(&pki.identity(profile)?),
@@ -210,11 +210,11 @@ impl Site {
         Ok(())
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    fn passed(self) {
+    pub(crate) fn passed(self) {
         self.lender.passed();
     }
 }
@@ -339,8 +339,8 @@ async fn serves_as_version_1_did(site: &Site) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn version_1s_example_warns_and_serves() -> Result<()> {
+/// Version 1's example on its own token, which has a PIN that anybody can guess.
+pub(crate) async fn version_1s_site() -> Result<Site> {
     let site = Site::of(
         "v1.yaml",
         &[
@@ -363,10 +363,15 @@ async fn version_1s_example_warns_and_serves() -> Result<()> {
         site.lender.node(1).api_port,
         site.health()
     );
-    let site = site
+    Ok(site
         .with("port: \"8443\"\n", &ports)?
         .with("\nhsm:\n", "\ndev: true\nhsm:\n")?
-        .with_env("HSM_PIN", "1234");
+        .with_env("HSM_PIN", "1234"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_1s_example_warns_and_serves() -> Result<()> {
+    let site = version_1s_site().await?;
     serves_as_version_1_did(&site).await.with_context(|| site.log())?;
     site.passed();
     Ok(())

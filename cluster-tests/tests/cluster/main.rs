@@ -47,5 +47,6 @@ mod stopping;
 mod token_kills;
 mod tokens;
 mod v1_ciphertexts;
+mod v1_users;
 mod victim;
 mod wall_clock;

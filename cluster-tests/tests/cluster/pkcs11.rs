@@ -24,12 +24,13 @@ const TAG_BITS: u64 = 128;
 /// What a visit does, with what, and what it brings back.
 type Task = fn(&Session, &Value) -> Result<Value>;
 
-static TASKS: [(&str, Task); 5] = [
+static TASKS: [(&str, Task); 6] = [
     ("labels", labels),
     ("seal", seal),
     ("rob", rob),
     ("unwrap", unwrap),
     ("forget_keys", forget_keys),
+    ("make_v1", make_v1),
 ];
 
 /// Where a token is, and where its PIN stands.
@@ -57,6 +58,28 @@ impl Token {
         }
     }
 
+    /// A token anywhere, with its PIN in this file.
+    pub(crate) fn at(conf: PathBuf, label: &str, pin: PathBuf) -> Self {
+        Self {
+            conf,
+            label: label.to_owned(),
+            pin,
+        }
+    }
+
+    /// Makes a key as version 1 did, of bytes that are known.
+    pub(crate) fn make_v1(&self, label: &str, value: &[u8; 32]) -> Result<()> {
+        let order = json!({ "key": label, "value": hex::encode(value) });
+        self.visit("make_v1", &order).map(|_| ())
+    }
+
+    /// The labels of its secret keys, in order.
+    pub(crate) fn labels(&self) -> Result<Vec<String>> {
+        let mut labels: Vec<String> = serde_json::from_value(self.visit("labels", &Value::Null)?)?;
+        labels.sort_unstable();
+        Ok(labels)
+    }
+
     /// The same token in a copy of the folder that it lies in.
     pub(crate) fn copied_to(mut self, tokens: &Path) -> Result<Self> {
         self.conf = tokens.with_extension("conf");
@@ -70,12 +93,8 @@ impl Token {
 
     /// The labels of its KEKs, in order.
     pub(crate) fn keks(&self) -> Result<Vec<String>> {
-        let labels: Vec<String> = serde_json::from_value(self.visit("labels", &Value::Null)?)?;
-        let mut keks: Vec<String> = labels
-            .into_iter()
-            .filter(|label| label.starts_with("kek-"))
-            .collect();
-        keks.sort_unstable();
+        let mut keks = self.labels()?;
+        keks.retain(|label| label.starts_with("kek-"));
         Ok(keks)
     }
 
@@ -198,6 +217,23 @@ fn seal(session: &Session, input: &Value) -> Result<Value> {
         sealed.push(hex::encode(nonce));
     }
     Ok(json!(sealed))
+}
+
+/// It stated no more than this, and the token set every other usage.
+fn make_v1(session: &Session, input: &Value) -> Result<Value> {
+    session.create_object(&[
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Encrypt(true),
+        Attribute::Decrypt(true),
+        Attribute::Label(text(input, "key")?.as_bytes().to_vec()),
+        Attribute::Value(hex::decode(text(input, "value")?)?),
+    ])?;
+    Ok(json!("made"))
 }
 
 fn secret_keys(session: &Session) -> Result<Vec<ObjectHandle>> {

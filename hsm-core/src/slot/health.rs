@@ -59,7 +59,7 @@ fn test(
     is_there(shared)?;
     ensure_login(shared, token, false)?;
     let held = kek::held(token, key_uid)?;
-    record.prove(token, held)?;
+    record.prove(token, held.object)?;
     shared.load_missing(token);
     for copy in shared.copies(key_uid) {
         record.prove(token, copy)?;

@@ -1,6 +1,7 @@
 //! A slot: one token, opened for as long as the process lives, with threads of its own. A
 //! failure stays inside it; other slots never wait for it and never learn of it.
 
+mod adopt;
 mod control;
 mod executor;
 mod health;

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod adopt;
 mod batches;
 mod data;
 mod harness;
@@ -55,6 +56,13 @@ scenarios! {
     torn_objects_are_removed_and_others_left: lifecycle::make_one_key, lifecycle::tear_objects, lifecycle::torn_are_gone;
     a_kill_inside_a_login_leaves_a_token_that_opens: lifecycle::make_one_key, lifecycle::kill_in_login, lifecycle::key_still_works;
 
+    a_key_of_version_1_gets_a_copy_that_only_decrypts_and_stays_as_it_is: adopt::adopt, adopt::after_restart;
+    what_cannot_be_adopted_is_refused_by_its_label: adopt::refusals;
+    a_readable_key_of_version_1_gets_a_copy_that_is_closed: adopt::open_original;
+    a_key_of_the_same_label_in_another_token_has_to_prove_itself: adopt::another_token;
+    a_destroyed_adopted_key_takes_its_original_with_it_and_no_other_key: adopt::destroy;
+    a_kill_at_any_moment_of_an_adoption_costs_nothing: adopt::make_one, adopt::kill;
+
     objects_have_exactly_the_attributes_they_should: objects::attributes;
     no_key_that_a_transport_key_unwraps_can_be_read: objects::unwrapped_keys_stay_closed;
     the_inventory_names_what_is_there: objects::inventory;
@@ -90,6 +98,8 @@ fn helper() {
     harness::run_helper(&[
         ("import_for_ever", lifecycle::import_for_ever),
         ("check_after_kill", lifecycle::check_after_kill),
+        ("adopt_for_ever", adopt::adopt_for_ever),
+        ("adopted_after_kill", adopt::adopted_after_kill),
         ("log_in_for_ever", lifecycle::log_in_for_ever),
         ("hold_generation", health::hold_generation),
     ]);

@@ -60,6 +60,8 @@ pub enum Act {
     KeyUsage,
     /// `cleanup-old-versions`.
     KeyCleanup,
+    /// `key adopt`.
+    KeyAdopt,
 }
 
 /// Who may act on keys.
@@ -96,6 +98,7 @@ impl Act {
             Self::KeyUndoDestroy => "key.undo_destroy",
             Self::KeyUsage => "key.usage",
             Self::KeyCleanup => "key.cleanup",
+            Self::KeyAdopt => "key.adopt",
         }
     }
 
@@ -117,7 +120,8 @@ impl Act {
             | Self::KeyDisable
             | Self::KeyEnable
             | Self::KeyUndoDestroy
-            | Self::KeyCleanup => Some(OPERATE),
+            | Self::KeyCleanup
+            | Self::KeyAdopt => Some(OPERATE),
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -144,6 +148,7 @@ impl Act {
             | Self::KeyDestroy
             | Self::KeyUndoDestroy
             | Self::KeyCleanup
+            | Self::KeyAdopt
             | Self::SetAcl
             | Self::Revoke
             | Self::Unrevoke => true,
@@ -174,6 +179,7 @@ impl AdminBody {
             Self::UndoDestroy { .. } => Act::KeyUndoDestroy,
             Self::Cleanup { .. } => Act::KeyCleanup,
             Self::Access(body) => body.act(),
+            Self::AdoptKeys(_) => Act::KeyAdopt,
         }
     }
 }
@@ -241,7 +247,7 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 24] = [
+    const ALL: [Act; 25] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -260,6 +266,7 @@ mod tests {
         Act::KeyUndoDestroy,
         Act::KeyUsage,
         Act::KeyCleanup,
+        Act::KeyAdopt,
         Act::GetAcl,
         Act::TestAcl,
         Act::SetAcl,
@@ -297,6 +304,7 @@ mod tests {
             "key.enable",
             "key.undo_destroy",
             "key.cleanup",
+            "key.adopt",
         ];
         assert_eq!(operator.len(), reads.len() + operates.len());
         assert!(operates.iter().all(|act| operator.contains(act)));

@@ -10,6 +10,7 @@ use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::access::AccessBody;
+use super::adopt::AdoptOrder;
 use crate::consensus::ProposeError;
 use crate::identity::Authority;
 
@@ -102,6 +103,8 @@ pub enum AdminBody {
     },
     /// Something about access control or revocations.
     Access(AccessBody),
+    /// Keys that version 1 made become versions.
+    AdoptKeys(AdoptOrder),
 }
 
 impl AdminBody {
@@ -125,6 +128,7 @@ impl AdminBody {
                 None => "cleanup-old-versions".to_owned(),
             },
             Self::Access(body) => body.operation().to_owned(),
+            Self::AdoptKeys(order) => format!("key adopt {}", order.context),
         }
     }
 }

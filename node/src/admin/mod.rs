@@ -2,6 +2,7 @@
 //! them out. Reads are answered by the node that was asked; every call leaves an audit line.
 
 pub mod access;
+pub mod adopt;
 pub mod arrival;
 pub mod audit;
 pub mod authorise;

@@ -63,7 +63,7 @@ pub struct ServiceParts {
 
 /// See the module.
 pub struct AdminService {
-    parts: ServiceParts,
+    pub(super) parts: ServiceParts,
     calls: Semaphore,
     execute_within: Duration,
 }
@@ -189,6 +189,9 @@ impl AdminService {
             AdminBody::Access(body) => {
                 access::execute(cluster, &self.parts.seed, &call.principal(), &asked, body).await
             }
+            AdminBody::AdoptKeys(order) => {
+                json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
+            }
         }
     }
 
@@ -253,19 +256,30 @@ impl AdminService {
             );
             return Err(error);
         };
+        check_first(&self.parts.cluster.published().state, context, wish)?;
+        self.place_context(context, slot, placement.binding, asked).await
+    }
+
+    /// Makes a context whose first key this leader can make. False if another call was quicker.
+    pub(super) async fn place_context(
+        &self,
+        context: &ContextName,
+        slot: &SlotName,
+        binding: BindingMode,
+        asked: &Asked,
+    ) -> Result<bool, CallError> {
         self.parts.rotator.keys().check(slot)?;
         let published = self.parts.cluster.published();
         let known = published.state.slots().get(slot);
         if known.and_then(|slot| slot.current_transport()).is_none() {
             return Err(no_transport(slot));
         }
-        check_first(&published.state, context, wish)?;
         self.parts.rotator.check_holders(&published, slot)?;
         let op = Op::CreateContext(CreateContext {
             name: context.clone(),
             uid: ContextUid(clock::random_id()),
             slot: slot.clone(),
-            binding: placement.binding,
+            binding,
             policy: self.policy(context),
         });
         let (id, origin) = (asked.side_id("context"), asked.origin.clone());
@@ -319,6 +333,7 @@ impl AdminBody {
             | Self::UndoDestroy { context, version } => format!("{context}/v{version}"),
             Self::Cleanup { context, .. } => context.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::Access(body) => body.target(),
+            Self::AdoptKeys(order) => order.target(),
         }
     }
 }
@@ -383,4 +398,4 @@ fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 #[path = "service_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -13,10 +13,10 @@ use crate::identity::{Identity, Principal};
 use crate::rotation::testing::{FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot};
 use crate::rotation::{KeyMaker, Limits, drive};
 
-struct Bench {
-    cluster: Arc<FakeCluster>,
-    keys: Arc<FakeKeys>,
-    service: AdminService,
+pub(in crate::admin) struct Bench {
+    pub(in crate::admin) cluster: Arc<FakeCluster>,
+    pub(in crate::admin) keys: Arc<FakeKeys>,
+    pub(in crate::admin) service: AdminService,
     driver: tokio::task::JoinHandle<()>,
 }
 
@@ -26,7 +26,7 @@ impl Drop for Bench {
     }
 }
 
-fn bench() -> Bench {
+pub(in crate::admin) fn bench() -> Bench {
     let mut world = World::new(3);
     for node in world.voters.clone() {
         world.report_clock(node, 0);
@@ -82,7 +82,7 @@ fn caller(ou: &str, issuer: &str) -> Principal {
     })
 }
 
-fn call(ou: &str, key: &str, body: AdminBody, asked: &impl Serialize) -> AdminCall {
+pub(in crate::admin) fn call(ou: &str, key: &str, body: AdminBody, asked: &impl Serialize) -> AdminCall {
     let arrival = Arrival {
         principal: &caller(ou, ISSUER),
         via_node: 2,
@@ -123,7 +123,7 @@ fn token(ou: &str) -> AdminCall {
 }
 
 impl Bench {
-    async fn ask(&self, call: AdminCall) -> Result<Value, ErrorCode> {
+    pub(in crate::admin) async fn ask(&self, call: AdminCall) -> Result<Value, ErrorCode> {
         self.service.execute(call).await.map_err(|error| error.code)
     }
 }

@@ -82,9 +82,13 @@ pub fn version(state: &ClusterState, context: &ContextName, number: u32, key: &K
         activated_at: key.activated_at.map(rfc3339),
         retired_at: key.ended_at.map(rfc3339),
         acks: node_names(state, &key.acks),
-        origin: match key.origin {
+        origin: match &key.origin {
             KeyOrigin::Generated => ApiOrigin::Generated,
             KeyOrigin::Adopted { .. } => ApiOrigin::Adopted,
+        },
+        holders: match &key.origin {
+            KeyOrigin::Generated => Vec::new(),
+            KeyOrigin::Adopted { holders, .. } => node_names(state, holders),
         },
         destruction: key
             .destruction

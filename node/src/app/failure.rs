@@ -60,6 +60,12 @@ pub enum StartFailure {
     /// The cluster of one could not be founded.
     #[error("a standalone node founds its own cluster at the first start: {0}")]
     Found(String),
+    /// Keys of version 1 that cannot be adopted.
+    #[error("hsm.metadata_file: {0}")]
+    V1Keys(String),
+    /// Keys of version 1 that were not adopted this time; a restart goes on.
+    #[error("hsm.metadata_file: the keys of version 1 are not all adopted yet: {0}; the next start goes on")]
+    Adopting(String),
     /// A fail point that is none.
     #[cfg(feature = "failpoints")]
     #[error("{0}")]
@@ -76,6 +82,7 @@ impl StartFailure {
             | StartFailure::Thread(_)
             | StartFailure::LogHook(_)
             | StartFailure::Metrics(_)
+            | StartFailure::Adopting(_)
             | StartFailure::Found(_) => FATAL,
             _ => CONFIG,
         }

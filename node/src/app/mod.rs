@@ -6,6 +6,7 @@ mod failure;
 mod files;
 mod start;
 mod stop;
+mod v1_keys;
 
 use std::path::Path;
 

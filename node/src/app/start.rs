@@ -9,6 +9,7 @@ use raft_store::storage::{install_log_hook, install_panic_hook};
 use tokio::sync::watch;
 
 use super::files::Files;
+use super::v1_keys::V1Keys;
 use super::{StartFailure, descriptors, die, stop};
 use crate::admin::{
     self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, seeding,
@@ -67,6 +68,8 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
     }
     ask_pins(&config.hsm)?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
+    // Before anything is founded: a key that is not there must not be found out by its first reader.
+    let v1_keys = V1Keys::find(&config, &slots, &prepared.published().state)?;
     let consensus = prepared.start()?;
 
     let served: Result<(), StartFailure> = runtime.block_on(async move {
@@ -103,7 +106,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             metrics: Arc::new(recorder.clone()),
         });
         let _health = health::start(health_socket, Arc::clone(&view) as _, Some(recorder))?;
-        lead(
+        let rotator = lead(
             &config,
             &consensus,
             &seed,
@@ -151,6 +154,14 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             drain: drain.signal(),
             open: open.clone(),
         };
+        let founds = config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none();
+        if let Some(keys) = v1_keys {
+            // Whoever connects meanwhile waits: to version 1's clients a refusal is final.
+            if founds {
+                found_alone(&consensus, &seed).await?;
+            }
+            keys.adopt(&consensus, &rotator, &config.rotation_policy()).await?;
+        }
         tokio::spawn(listener.serve());
         if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {
             found_alone(&consensus, &seed).await?;
@@ -254,7 +265,7 @@ fn lead(
     slots: &Arc<SlotManager>,
     replication: &Arc<Replication>,
     tls: Option<&ClusterTls>,
-) {
+) -> Arc<Rotator> {
     let cluster: Arc<dyn Cluster> = Arc::new(consensus.clone());
     let held = Arc::clone(slots);
     let find = move |name: &raft_store::names::SlotName| {
@@ -286,7 +297,7 @@ fn lead(
     tokio::spawn(ByUse::new(Arc::clone(&cluster), Arc::clone(&rotator)).drive());
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
-        rotator,
+        rotator: Arc::clone(&rotator),
         clocks,
         policy: config.rotation_policy(),
         max_invocations: config.hsm.max_invocations.clone(),
@@ -300,6 +311,7 @@ fn lead(
     tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
     tokio::spawn(destruction::drive(Arc::clone(&cluster)));
     tokio::spawn(rotation::drive(cluster, limits));
+    rotator
 }
 
 async fn found_alone(consensus: &Consensus, seed: &Seed) -> Result<(), StartFailure> {

@@ -169,7 +169,8 @@ pub(crate) struct HsmSection {
     pub(crate) pin_prompt: bool,
     /// Context → how its ciphertexts are bound. Default `{type: aes, mode: private}`.
     pub(crate) keys: Option<BTreeMap<String, Option<KeySection>>>,
-    pub(crate) metadata_file: Ignored,
+    /// v1: its list of key versions, which are adopted at the first start. Never written.
+    pub(crate) metadata_file: Option<PathBuf>,
     /// Versions that `cleanup` keeps. Default 3.
     pub(crate) max_versions: Option<u32>,
     /// Days since retirement before `cleanup` may disable a version. Default 30.
@@ -418,11 +419,6 @@ impl File {
                 "server.http2.max_upload_buffer_per_stream",
                 http2.max_upload_buffer_per_stream,
                 bounded,
-            ),
-            (
-                "hsm.metadata_file",
-                self.hsm.metadata_file,
-                "versions live in the replicated state",
             ),
             (
                 "cluster.coordination.endpoints",

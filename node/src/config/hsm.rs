@@ -38,6 +38,8 @@ pub struct Hsm {
     pub cleanup_after_days: u32,
     /// v1's single-slot mode.
     pub legacy: bool,
+    /// v1's list of key versions; in its single-slot mode only.
+    pub metadata_file: Option<PathBuf>,
 }
 
 /// One token.
@@ -191,7 +193,16 @@ impl HsmSection {
                 (vec![slot], true)
             }
         };
+        let metadata_file = self.metadata_file.filter(|path| !path.as_os_str().is_empty());
+        if metadata_file.is_some() && !legacy {
+            warnings.push(
+                "hsm.metadata_file: read beside hsm.slot_id only, as in version 1; adopt the keys that it names with: \
+                 hsmctl key adopt --metadata-file"
+                    .to_owned(),
+            );
+        }
         let hsm = Hsm {
+            metadata_file: metadata_file.filter(|_| legacy),
             slots,
             bindings,
             max_invocations,

@@ -81,12 +81,16 @@ fn v1s_file_loads_unchanged() {
     assert_eq!(config.hsm.binding("exchange-key"), Binding::Shared);
     assert_eq!(config.hsm.binding("2fa"), Binding::Private);
     assert!(config.acl.mappings["Database"].is_empty());
-    assert_eq!(config.ignored.len(), 9, "{:?}", config.ignored);
+    assert_eq!(config.ignored.len(), 8, "{:?}", config.ignored);
+    let metadata = config.hsm.metadata_file.as_deref();
+    assert_eq!(metadata, Some(Path::new("metadata.yaml")));
+    let beside_slots = CLUSTER.replace("hsm:\n", "hsm:\n  metadata_file: metadata.yaml\n");
+    let config = parse(&beside_slots).unwrap();
+    assert_eq!(config.hsm.metadata_file, None);
     assert!(
-        config
-            .ignored
-            .iter()
-            .any(|line| line.starts_with("hsm.metadata_file: "))
+        config.warnings[0].contains("hsmctl key adopt"),
+        "{:?}",
+        config.warnings
     );
 }
 

@@ -9,7 +9,7 @@ use raft_store::state::context::VersionState;
 use super::{NodeView, gauges};
 use crate::config::ContextName;
 use crate::health::{HealthSource, Readiness, ReadyQuery};
-use crate::keyring::KeyRing;
+use crate::keyring::{KeyRing, MissingWhy};
 use crate::metrics;
 
 impl HealthSource for NodeView {
@@ -53,13 +53,18 @@ impl HealthSource for NodeView {
     }
 }
 
-/// Every version that clients can have met. One that is still being made would call each rotation a failure.
+/// Every version that clients can have met. One that is still being made would call each rotation a failure, and one
+/// that version 1 made and that lies in other nodes' tokens is not this node's to have.
 fn kek_status(ring: &KeyRing, is_pending: impl Fn(&ContextName, u32) -> bool) -> BTreeMap<String, KekStatus> {
     let mut status = BTreeMap::new();
     for (context, keys) in ring.iter() {
         let open = keys.slot.state() == SlotState::Ready;
         let held = keys.readable.values().map(|key| (key.version, &key.key_id, open));
-        let missing = keys.missing.values().map(|key| (key.version, &key.key_id, false));
+        let own = keys
+            .missing
+            .values()
+            .filter(|key| key.why != MissingWhy::NotReplicable);
+        let missing = own.map(|key| (key.version, &key.key_id, false));
         for (_, key_id, usable) in held.chain(missing).filter(|key| !is_pending(context, key.0)) {
             let word = if usable {
                 KekStatus::Available
@@ -100,7 +105,7 @@ mod tests {
     use hsm_core::names::KeyUid;
 
     use super::*;
-    use crate::keyring::{ClosedSlot, ContextKeys, MissingKey, MissingWhy, ReadableKey};
+    use crate::keyring::{ClosedSlot, ContextKeys, MissingKey, ReadableKey};
 
     /// Versions 1 and 2 are held, 3 is missing.
     fn ring(slot: SlotState) -> KeyRing {
@@ -146,6 +151,20 @@ mod tests {
         assert_eq!(words(SlotState::Ready, &[]), all);
         let closed = [v1, v2, v3].map(|label| (label, unavailable));
         assert_eq!(words(SlotState::Locked, &[]), closed);
+    }
+
+    #[test]
+    fn a_key_of_version_1_that_other_nodes_hold_is_not_among_the_keys() {
+        let mut contexts: HashMap<ContextName, ContextKeys> = ring(SlotState::Ready)
+            .iter()
+            .map(|(name, keys)| (name.clone(), keys.clone()))
+            .collect();
+        for missing in contexts.values_mut().flat_map(|keys| keys.missing.values_mut()) {
+            missing.why = MissingWhy::NotReplicable;
+        }
+        let status = kek_status(&KeyRing::new(contexts), |_, _| false);
+        assert_eq!(status.len(), 2);
+        assert_eq!(document(status, true, true).status, HealthStatus::Healthy);
     }
 
     #[test]

@@ -119,6 +119,7 @@ mod tests {
             max_versions: 3,
             cleanup_after_days: 30,
             legacy: false,
+            metadata_file: None,
         }
     }
 

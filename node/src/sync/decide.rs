@@ -3,7 +3,7 @@
 
 mod transport;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft_store::command::MAX_CLAIMS;
 use raft_store::names::{KeyUid, RaftId, SlotName};
@@ -74,9 +74,10 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
         .iter()
         .map(|(_, version)| (version.key_uid, version.state))
         .collect();
-    leftovers(held, &states, &mut plan);
+    leftovers(held, &states, &versions, &mut plan);
+    adopted_leftovers(held, &versions, &mut plan);
     destroyed(picture, held, &versions, &mut plan);
-    unknown(picture, held, &states, &mut plan);
+    unknown(picture, held, &states, &versions, &mut plan);
     plan
 }
 
@@ -84,7 +85,9 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
 fn keys(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
     let mut acks = Vec::new();
     for (key, version) in versions {
-        if !is_at_hand(version.state) || !concerns(version, picture.me) {
+        // A copy of the token that an adopted key was found in serves too, once it has proven that it does.
+        let here = concerns(version, picture.me) || is_found(held, version);
+        if !is_at_hand(version.state) || !here {
             continue;
         }
         let kek = held.keks.get(&version.key_uid);
@@ -99,6 +102,10 @@ fn keys(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion
                 loaded,
                 ..
             }) => usable(key, version, *proven, *loaded, plan),
+            _ if version.origin.is_adopted() => {
+                adopt(held, key, version, kek, plan);
+                false
+            }
             _ => {
                 import(picture, held, key, version, kek, plan);
                 false
@@ -160,14 +167,15 @@ fn usable(
     true
 }
 
-fn import(
-    picture: &Picture<'_>,
-    held: &Held,
-    key: &VersionKey,
-    version: &KeyVersion,
-    kek: Option<&HeldKek>,
-    plan: &mut Plan,
-) {
+/// Whether the token has what could be this version, if it was adopted: a copy that adoption made, or a key of its
+/// label.
+fn is_found(held: &Held, version: &KeyVersion) -> bool {
+    version.origin.is_adopted()
+        && (held.keks.contains_key(&version.key_uid) || held.labelled.contains(&version.label))
+}
+
+/// What keeps a key object out of use.
+fn quarantined(version: &KeyVersion, kek: Option<&HeldKek>, plan: &mut Plan) {
     if let Some(HeldKek {
         label,
         problem: Some(why),
@@ -177,6 +185,37 @@ fn import(
         let (uid, label, why) = (version.key_uid, label.clone(), why.clone());
         plan.problems.push(Problem::Quarantined { uid, label, why });
     }
+}
+
+fn adopt(held: &Held, key: &VersionKey, version: &KeyVersion, kek: Option<&HeldKek>, plan: &mut Plan) {
+    quarantined(version, kek, plan);
+    if held.labelled.contains(&version.label) {
+        plan.actions.push(Action::Adopt {
+            key: key.clone(),
+            replace: kek.is_some(),
+        });
+        return;
+    }
+    plan.problems.push(Problem::Missing {
+        context: key.context.clone(),
+        version: key.version,
+        why: format!(
+            "it was adopted from version 1, and neither its copy nor the key {:?} is in this token any more; bring \
+             them back with a copy of the token's folder",
+            version.label
+        ),
+    });
+}
+
+fn import(
+    picture: &Picture<'_>,
+    held: &Held,
+    key: &VersionKey,
+    version: &KeyVersion,
+    kek: Option<&HeldKek>,
+    plan: &mut Plan,
+) {
+    quarantined(version, kek, plan);
     let obstacle = match &version.material {
         None => Some("it is not in this token and cannot be replicated".to_owned()),
         Some(_) if !picture.can_open => Some("this node has another replication key".to_owned()),
@@ -209,9 +248,21 @@ fn import(
 }
 
 /// Copies nobody may use any more, and objects whose tombstone is in the state.
-fn leftovers(held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Plan) {
+fn leftovers(
+    held: &Held,
+    states: &BTreeMap<KeyUid, VersionState>,
+    versions: &[(VersionKey, &KeyVersion)],
+    plan: &mut Plan,
+) {
+    let adopted: BTreeSet<KeyUid> = versions
+        .iter()
+        .filter(|(_, version)| version.origin.is_adopted())
+        .map(|(_, version)| version.key_uid)
+        .collect();
     for (uid, kek) in &held.keks {
         match states.get(uid) {
+            // With its original, by a step of its own.
+            Some(VersionState::Destroying | VersionState::Destroyed) if adopted.contains(uid) => {}
             Some(VersionState::Abandoned | VersionState::Destroying | VersionState::Destroyed) => {
                 plan.actions.push(Action::Remove(*uid));
                 plan.destructions += 1;
@@ -223,14 +274,32 @@ fn leftovers(held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Pl
     }
 }
 
+/// Adopted versions whose end has come, with the keys of version 1. Those are known by their label alone until the
+/// check record says which of them it is, so they are looked for once, and again if the copy comes back.
+fn adopted_leftovers(held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
+    for (key, version) in versions {
+        let over = matches!(version.state, VersionState::Destroying | VersionState::Destroyed);
+        if over && version.origin.is_adopted() && is_left(held, version) {
+            plan.actions.push(Action::RemoveAdopted(key.clone()));
+            plan.destructions += 1;
+        }
+    }
+}
+
+/// Whether a key that is to be destroyed may still be in the token, as far as the last look says.
+fn is_left(held: &Held, version: &KeyVersion) -> bool {
+    let copy = held.keks.contains_key(&version.key_uid);
+    copy || is_found(held, version) && !held.gone.contains(&version.key_uid)
+}
+
 /// What is being destroyed and not in this token is acknowledged, whoever removed it and whether it was ever there:
 /// this token may have been another node's. The step itself looks once more, by each key's id.
 fn destroyed(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
     let owed: Vec<_> = versions
         .iter()
         .filter(|(_, version)| version.state == VersionState::Destroying)
-        .filter(|(_, version)| !version.acks.contains(&picture.me))
-        .filter(|(_, version)| !held.keks.contains_key(&version.key_uid))
+        .filter(|(_, version)| !version.acks.contains(&picture.me) && concerns(version, picture.me))
+        .filter(|(_, version)| !is_left(held, version))
         .map(|(key, version)| (key.context.clone(), key.version, version.key_uid))
         .collect();
     plan.actions.extend(
@@ -240,8 +309,23 @@ fn destroyed(picture: &Picture<'_>, held: &Held, versions: &[(VersionKey, &KeyVe
 }
 
 /// Reported, never destroyed: it may be another cluster's, or v1's.
-fn unknown(picture: &Picture<'_>, held: &Held, states: &BTreeMap<KeyUid, VersionState>, plan: &mut Plan) {
-    for (uid, kek) in held.keks.iter().filter(|(uid, _)| !states.contains_key(uid)) {
+fn unknown(
+    picture: &Picture<'_>,
+    held: &Held,
+    states: &BTreeMap<KeyUid, VersionState>,
+    versions: &[(VersionKey, &KeyVersion)],
+    plan: &mut Plan,
+) {
+    // The keys of version 1 that versions were made of stay in the token beside their copies.
+    let originals: BTreeSet<&str> = versions
+        .iter()
+        .filter(|(_, version)| version.origin.is_adopted() && !version.state.is_over())
+        .map(|(_, version)| version.label.as_str())
+        .collect();
+    let stray = |uid: &KeyUid, kek: &HeldKek| {
+        !states.contains_key(uid) && !(kek.problem.is_some() && originals.contains(kek.label.as_str()))
+    };
+    for (uid, kek) in held.keks.iter().filter(|(uid, kek)| stray(uid, kek)) {
         plan.problems.push(Problem::Unknown {
             what: format!("key {uid} ({:?})", kek.label),
         });
@@ -254,10 +338,13 @@ fn unknown(picture: &Picture<'_>, held: &Held, states: &BTreeMap<KeyUid, Version
             });
         }
     }
-    plan.problems
-        .extend(held.foreign.iter().map(|what| Problem::Unknown {
-            what: format!("object {what}"),
-        }));
+    let foreign = held
+        .foreign
+        .iter()
+        .filter(|object| !originals.contains(object.label.as_str()));
+    plan.problems.extend(foreign.map(|object| Problem::Unknown {
+        what: format!("object {}", object.what),
+    }));
 }
 
 #[cfg(test)]

@@ -22,6 +22,15 @@ pub struct HeldKek {
     pub loaded: Option<bool>,
 }
 
+/// An object that is of no use here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its label.
+    pub label: String,
+    /// What it is, for people.
+    pub what: String,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -31,8 +40,10 @@ pub struct Held {
     pub transport: BTreeMap<TransportId, Result<Vec<u8>, String>>,
     /// Keys by id.
     pub keks: BTreeMap<KeyUid, HeldKek>,
-    /// Objects of other kinds, described for people.
-    pub foreign: Vec<String>,
+    /// Objects of other kinds.
+    pub foreign: Vec<Foreign>,
+    /// Labels of AES keys that this service did not make: version 1's are found among them.
+    pub labelled: BTreeSet<String>,
     /// Keys that this process has removed, or has looked for by their id and not found, since the slot was opened.
     pub gone: BTreeSet<KeyUid>,
 }
@@ -56,6 +67,15 @@ pub enum Effect {
     Gone(Vec<KeyUid>),
     /// A key turned out to be unusable.
     Unusable(KeyUid, String),
+    /// An adopted key is not in the token any more, and whether keys of version 1's label are, which were not it.
+    AdoptedGone {
+        /// The key.
+        uid: KeyUid,
+        /// The label.
+        label: String,
+        /// Whether that is still some other key's.
+        others: bool,
+    },
 }
 
 impl Held {
@@ -94,13 +114,17 @@ impl Held {
             let class = object
                 .class
                 .map_or("no class".to_owned(), |class| format!("class {class:#x}"));
-            format!("{:?} ({class}, id {})", object.label, object.id)
+            Foreign {
+                what: format!("{:?} ({class}, id {})", object.label, object.id),
+                label: object.label,
+            }
         });
         Ok(Self {
             node_spki,
             transport,
             keks,
             foreign: foreign.collect(),
+            labelled: inventory.labelled,
             gone,
         })
     }
@@ -142,6 +166,14 @@ impl Held {
                 for uid in uids {
                     self.keks.remove(&uid);
                     self.gone.insert(uid);
+                }
+            }
+            Effect::AdoptedGone { uid, label, others } => {
+                self.keks.remove(&uid);
+                self.gone.insert(uid);
+                if !others {
+                    self.labelled.remove(&label);
+                    self.foreign.retain(|object| object.label != label);
                 }
             }
             Effect::Unusable(uid, why) => {

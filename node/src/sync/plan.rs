@@ -22,6 +22,13 @@ pub enum Action {
         /// An object with its id is there and must not be used: it goes first.
         replace: bool,
     },
+    /// Make a copy of the key of version 1 that became this version.
+    Adopt {
+        /// Which.
+        key: VersionKey,
+        /// An object with its id is there and must not be used: it goes first.
+        replace: bool,
+    },
     /// Make session copies; whether they may encrypt.
     Load(KeyUid, bool),
     /// Replace session copies by ones that cannot encrypt, once nothing that was under way needs them.
@@ -34,6 +41,8 @@ pub enum Action {
     Unload(KeyUid),
     /// Destroy the object of a version that was abandoned or destroyed.
     Remove(KeyUid),
+    /// Destroy an adopted version that was destroyed: its copy, and the key of version 1.
+    RemoveAdopted(VersionKey),
     /// Tell the cluster that these versions, which are being destroyed, are not in this token.
     AckDestroyed(Vec<(ContextName, u32, KeyUid)>),
 }
@@ -58,12 +67,14 @@ impl Action {
             Action::AcceptTransport(_) => "accept_transport_key",
             Action::Prove(_) => "prove_key",
             Action::Import { .. } => "import_key",
+            Action::Adopt { .. } => "adopt_key",
             Action::Load(..) => "load_key",
             Action::Retire(_) => "retire_key",
             Action::Ack(_) => "acknowledge",
             Action::Grant(..) => "grant_transport_key",
             Action::Unload(_) => "unload_key",
             Action::Remove(_) => "remove_key",
+            Action::RemoveAdopted(_) => "remove_adopted_key",
             Action::AckDestroyed(_) => "acknowledge_destruction",
         }
     }
@@ -73,7 +84,10 @@ impl Action {
         match self {
             Action::RegisterSlotKey | Action::CreateTransport => String::new(),
             Action::AcceptTransport(id) => id.to_string(),
-            Action::Prove(key) | Action::Import { key, .. } => format!("{} v{}", key.context, key.version),
+            Action::Prove(key)
+            | Action::Import { key, .. }
+            | Action::Adopt { key, .. }
+            | Action::RemoveAdopted(key) => format!("{} v{}", key.context, key.version),
             Action::Load(uid, _) | Action::Retire(uid) | Action::Unload(uid) | Action::Remove(uid) => {
                 uid.to_string()
             }

@@ -113,14 +113,12 @@ fn retired(state: VersionState) -> Option<RetiredWhy> {
 }
 
 fn missing(key: &KeyVersion, me: RaftId, source: &Source) -> Option<MissingWhy> {
-    if !concerns(key, me) {
-        return Some(MissingWhy::NotReplicable);
-    }
     match source {
-        Source::Closed => None,
-        Source::Unseen => Some(MissingWhy::NotImportedYet),
+        // An adopted key in a copy of the token too, before the cluster has heard of it.
         Source::Token(serving) if serving.contains(&key.key_uid) => None,
-        Source::Token(_) => Some(MissingWhy::NotImportedYet),
+        _ if !concerns(key, me) => Some(MissingWhy::NotReplicable),
+        Source::Closed => None,
+        Source::Unseen | Source::Token(_) => Some(MissingWhy::NotImportedYet),
     }
 }
 

@@ -64,12 +64,12 @@ impl Worker {
             .filter(|(_, v)| v.state.is_readable());
         let probe = readable.filter_map(|(key, version)| {
             let kek = held.keks.get(&version.key_uid)?;
-            let material = version.material.as_ref()?;
+            let check_record = version.check_record()?;
             (kek.proven && kek.problem.is_none()).then(|| Probe {
                 key_uid: to_token_key(version.key_uid),
                 context: key.context,
                 version: key.version,
-                check_record: material.check_record.clone(),
+                check_record: check_record.to_vec(),
             })
         });
         probe.collect()

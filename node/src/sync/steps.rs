@@ -7,7 +7,7 @@ mod transport;
 use std::sync::Arc;
 
 use hsm_core::replication::{ClusterKey, SealError, SealedKeyContext};
-use hsm_core::{HsmError, ImportKek, Slot};
+use hsm_core::{AdoptKek, HsmError, ImportKek, Slot};
 use raft_store::command::{AckDestroyed, LeaseInvocations, Op};
 use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
 use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey};
@@ -115,6 +115,7 @@ impl Workbench {
             Action::AcceptTransport(id) => self.accept(*id),
             Action::Prove(key) => self.prove(key),
             Action::Import { key, replace } => self.import(key, *replace),
+            Action::Adopt { key, replace } => self.adopt(key, *replace),
             Action::Load(uid, encrypts) => self.load(*uid, *encrypts),
             Action::Retire(uid) => self.load(*uid, false),
             Action::Ack(versions) => {
@@ -133,6 +134,10 @@ impl Workbench {
                 fail::fail_point!("sync::before_remove");
                 self.remove(*uid)?;
                 done(Effect::Gone(vec![*uid]))
+            }
+            Action::RemoveAdopted(key) => {
+                fail::fail_point!("sync::before_remove");
+                done(self.remove_adopted(key)?)
             }
             Action::AckDestroyed(versions) => self.acknowledge_destroyed(versions),
         }
@@ -170,10 +175,49 @@ impl Workbench {
         Ok(())
     }
 
+    /// As [`Self::remove`], and the key of version 1 that the version was made of.
+    fn remove_adopted(&self, key: &VersionKey) -> Result<Effect, StepError> {
+        let (version, kek, record) = self.adopted(key)?;
+        let found = self.slot.destroy_adopted_kek(&kek, record)?;
+        let (slot, epoch, label) = (
+            self.name.as_str(),
+            crate::logging::epoch(),
+            version.label.as_str(),
+        );
+        if found.copies + found.originals > 0 {
+            tracing::info!(
+                target: "audit", epoch, slot, key = %version.key_uid, label, copies = found.copies,
+                originals = found.originals, "adopted key of an ended version destroyed, with version 1's own"
+            );
+        }
+        if found.others > 0 {
+            tracing::warn!(
+                slot,
+                label,
+                others = found.others,
+                "keys of this label are not the one that was adopted; they are left alone"
+            );
+        }
+        Ok(Effect::AdoptedGone {
+            uid: version.key_uid,
+            label: version.label.clone(),
+            others: found.others > 0,
+        })
+    }
+
     /// Nothing is acknowledged on the word of an earlier look: each key is searched for by its id, here and now.
     fn acknowledge_destroyed(&self, versions: &[(ContextName, u32, KeyUid)]) -> Result<Outcome, StepError> {
-        for (_, _, uid) in versions {
-            self.remove(*uid)?;
+        for (context, version, uid) in versions {
+            let key = VersionKey {
+                context: context.clone(),
+                version: *version,
+            };
+            let known = self.state.version(context, *version);
+            if known.is_some_and(|version| version.origin.is_adopted()) {
+                self.remove_adopted(&key)?;
+            } else {
+                self.remove(*uid)?;
+            }
         }
         let gone = versions.iter().map(|(_, _, uid)| *uid).collect();
         let op = AckDestroyed {
@@ -213,6 +257,10 @@ impl Workbench {
     /// Decrypts the check record with the object in the token. `import_kek` does that, and no more, for a
     /// key that is held; one that has vanished meanwhile is refused, because there is nothing to import.
     fn prove(&self, key: &VersionKey) -> Result<Outcome, StepError> {
+        let known = self.state.version(&key.context, key.version);
+        if known.is_some_and(|version| version.origin.is_adopted()) {
+            return self.adopt(key, false);
+        }
         let (version, material) = self.version(key)?;
         let nothing = Zeroizing::new(Vec::new());
         let proven = self
@@ -222,6 +270,44 @@ impl Workbench {
             Ok(()) => done(Effect::Proven(version.key_uid, version.label.clone())),
             Err(error) => unusable(version.key_uid, error),
         }
+    }
+
+    /// A version that was adopted, as the token has to know it, and what proves it.
+    fn adopted(&self, key: &VersionKey) -> Result<(&KeyVersion, AdoptKek, &[u8]), StepError> {
+        let version = self.state.version(&key.context, key.version);
+        let version = version.ok_or(StepError::Gone("the key version"))?;
+        let record = version
+            .check_record()
+            .ok_or(StepError::Gone("the check record"))?;
+        let kek = AdoptKek {
+            key_uid: to_token_key(version.key_uid),
+            version: key.version,
+            context: key.context.to_string(),
+            label: version.label.clone(),
+        };
+        Ok((version, kek, record))
+    }
+
+    /// Makes the copy of a key of version 1, or proves the one that is there.
+    fn adopt(&self, key: &VersionKey, replace: bool) -> Result<Outcome, StepError> {
+        let (version, kek, record) = self.adopted(key)?;
+        if !version.state.is_readable() {
+            return Err(StepError::Gone("the key version"));
+        }
+        fail::fail_point!("sync::before_adopt");
+        match self.slot.adopt_kek(&kek, record, replace) {
+            Ok(()) => {}
+            // Of a copy that is there; without one it says what is wrong with the original.
+            Err(error @ (HsmError::Quarantined { .. } | HsmError::Attribute { .. })) if !replace => {
+                return unusable(version.key_uid, error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if replace {
+            let (slot, key) = (self.name.as_str(), version.key_uid);
+            tracing::warn!(target: "audit", epoch = crate::logging::epoch(), slot, %key, "a key object that must not be used was replaced");
+        }
+        done(Effect::Proven(version.key_uid, version.label.clone()))
     }
 
     fn import(&self, key: &VersionKey, replace: bool) -> Result<Outcome, StepError> {

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft_store::command::{
-    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdvanceWaits, ApplyContext,
-    BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done, GrantTransportKey,
-    LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey, RejectGrant,
+    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdoptVersion, AdvanceWaits,
+    ApplyContext, BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done,
+    GrantTransportKey, LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey,
+    RejectGrant,
     RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
@@ -272,6 +273,23 @@ impl Cluster {
                     sealed_key: b"sealed key".to_vec(),
                     check_record: b"check record".to_vec(),
                 },
+            }),
+        );
+        key_uid
+    }
+
+    /// A version that this node has found in a token of version 1, under the label `old-<name>-v<N>`.
+    pub(super) fn adopted(&mut self, name: &str, version: u32) -> KeyUid {
+        let key_uid = uid(name, version);
+        self.run(
+            ME,
+            Op::AdoptVersion(AdoptVersion {
+                context: context(name),
+                version,
+                key_uid,
+                label: format!("old-{name}-v{version}"),
+                check_record: b"check record".to_vec(),
+                holder: ME,
             }),
         );
         key_uid

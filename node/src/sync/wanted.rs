@@ -2,7 +2,7 @@
 
 use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
-use raft_store::state::context::{KeyOrigin, KeyVersion, VersionKey, VersionState};
+use raft_store::state::context::{KeyVersion, VersionKey, VersionState};
 
 /// Versions of this slot's contexts, those in use first: pending ones make a rotation wait, active
 /// ones make callers wait.
@@ -39,10 +39,7 @@ pub fn is_at_hand(state: VersionState) -> bool {
 
 /// Whether this node has to hold a version: adopted keys are only where they were found.
 pub fn concerns(version: &KeyVersion, me: RaftId) -> bool {
-    match &version.origin {
-        KeyOrigin::Generated => true,
-        KeyOrigin::Adopted { holders } => holders.contains(&me),
-    }
+    version.origin.concerns(me)
 }
 
 /// Whether a node that lacks it is not complete. What is pending is asked for by acknowledgements.

@@ -7,7 +7,7 @@ use super::{ApplyContext, Done, Refusal, require_self, standing_node};
 use crate::names::ContextName;
 use crate::names::{KeyUid, RaftId};
 use crate::state::ClusterState;
-use crate::state::context::{KeyVersion, VersionKey};
+use crate::state::context::{KeyOrigin, KeyVersion, VersionKey};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,10 @@ impl AckVersions {
             }
             let mut version = KeyVersion::clone(&version);
             version.acks.insert(self.node);
+            // From now on it has to hold what it has proven to hold, and owes its destruction.
+            if let KeyOrigin::Adopted { holders, .. } = &mut version.origin {
+                holders.insert(self.node);
+            }
             state.versions.put(key, version)?;
         }
         Ok(Done::Ok)

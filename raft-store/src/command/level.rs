@@ -37,7 +37,8 @@ impl Op {
             | Op::RemoveRevocations(_)
             | Op::RejectGrant(_)
             | Op::CreateContext(_)
-            | Op::LeaseInvocations(_) => FIRST_FEATURE_LEVEL,
+            | Op::LeaseInvocations(_)
+            | Op::AdoptVersion(_) => FIRST_FEATURE_LEVEL,
         }
     }
 }

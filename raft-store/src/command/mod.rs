@@ -20,6 +20,7 @@ mod activate_version;
 mod add_revocations;
 mod add_transport_key;
 mod admit_node;
+mod adopt_version;
 mod advance_waits;
 mod begin_destroy;
 mod create_cluster;
@@ -51,6 +52,7 @@ pub use activate_version::ActivateVersion;
 pub use add_revocations::AddRevocations;
 pub use add_transport_key::AddTransportKey;
 pub use admit_node::AdmitNode;
+pub use adopt_version::{AdoptVersion, MAX_ADOPTED};
 pub use advance_waits::{AdvanceWaits, MAX_ADVANCE_MS, SeenWait};
 pub use begin_destroy::BeginDestroy;
 pub use create_cluster::CreateCluster;
@@ -202,6 +204,8 @@ pub enum Op {
     CreateContext(CreateContext),
     /// A node is given invocations, and may acknowledge versions with it.
     LeaseInvocations(LeaseInvocations),
+    /// A key that version 1 made becomes a version.
+    AdoptVersion(AdoptVersion),
 }
 
 impl Op {
@@ -234,6 +238,7 @@ impl Op {
             Op::RejectGrant(_) => "reject_grant",
             Op::CreateContext(_) => "create_context",
             Op::LeaseInvocations(_) => "lease_invocations",
+            Op::AdoptVersion(_) => "adopt_version",
         }
     }
 
@@ -378,6 +383,7 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::RejectGrant(op) => op.apply(state, cx),
         Op::CreateContext(op) => op.apply(state, cx),
         Op::LeaseInvocations(op) => op.apply(state, cx),
+        Op::AdoptVersion(op) => op.apply(state, cx),
     }
 }
 

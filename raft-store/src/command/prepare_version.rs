@@ -12,7 +12,7 @@ use crate::state::context::{Context, KeyMaterial, KeyOrigin, KeyVersion, Version
 use crate::state::slot::TransportState;
 
 /// Bytes of a label: what a token keeps.
-const MAX_LABEL: usize = 255;
+pub(super) const MAX_LABEL: usize = 255;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

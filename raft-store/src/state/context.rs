@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::frozen::{ContextV1, KeyVersionV1};
+use super::frozen::{ContextV1, KeyVersionV1, KeyVersionV2};
 use super::lease::MAX_INVOCATIONS;
 use super::table::{LoadError, Row, RowKey, RowKind, unknown_version};
 use crate::codec;
@@ -158,11 +158,30 @@ impl VersionState {
 pub enum KeyOrigin {
     /// Made inside a token of this cluster and replicated.
     Generated,
-    /// Found in a v1 token; usable only where that token is.
+    /// Found in a token of version 1: it cannot be extracted, so it is of use only where that token is, or a copy of
+    /// it. It decrypts and never encrypts.
     Adopted {
-        /// The nodes that proved they hold it.
+        /// The nodes whose tokens hold it: the one that found it, and those that have proven since that they do.
         holders: BTreeSet<RaftId>,
+        /// Made by the node that found it. It stays with the tombstone: whoever finds a key of the version's label
+        /// later destroys it only if this proves that it is that key.
+        check_record: Vec<u8>,
     },
+}
+
+impl KeyOrigin {
+    /// Whether a node has to hold a key of this origin: what was adopted is only where it was found.
+    pub fn concerns(&self, node: RaftId) -> bool {
+        match self {
+            KeyOrigin::Generated => true,
+            KeyOrigin::Adopted { holders, .. } => holders.contains(&node),
+        }
+    }
+
+    /// Whether it was found in a token of version 1.
+    pub fn is_adopted(&self) -> bool {
+        matches!(self, KeyOrigin::Adopted { .. })
+    }
 }
 
 /// What every node needs to import a version: present while the version can be used.
@@ -187,7 +206,7 @@ pub struct KeyVersion {
     pub state: VersionState,
     /// Where its key comes from.
     pub origin: KeyOrigin,
-    /// What importing it takes; removed at destruction.
+    /// What importing it takes; removed at destruction. What was adopted has none: it cannot be imported anywhere.
     pub material: Option<KeyMaterial>,
     /// The nodes that imported and proved it; from `destroying` on, those that have removed it.
     pub acks: BTreeSet<RaftId>,
@@ -204,13 +223,25 @@ pub struct KeyVersion {
     pub destruction: Option<Destruction>,
 }
 
+impl KeyVersion {
+    /// The record that proves its key, wherever that came from; `None` once a generated key has left the state.
+    pub fn check_record(&self) -> Option<&[u8]> {
+        match (&self.material, &self.origin) {
+            (Some(material), _) => Some(&material.check_record),
+            (None, KeyOrigin::Adopted { check_record, .. }) => Some(check_record),
+            (None, KeyOrigin::Generated) => None,
+        }
+    }
+}
+
 impl Row for KeyVersion {
     const KIND: RowKind = RowKind::Version;
 
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {
             1 => Ok(codec::decode::<KeyVersionV1>(bytes)?.into()),
-            2 => Ok(codec::decode(bytes)?),
+            2 => Ok(codec::decode::<KeyVersionV2>(bytes)?.into()),
+            3 => Ok(codec::decode(bytes)?),
             other => Err(unknown_version(Self::KIND, other)),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access::{Acl, RoleEntry};
 use super::context::{
-    BindingMode, Context, KeyMaterial, KeyOrigin, KeyVersion, RotationPolicy, VersionState,
+    BindingMode, Context, Destruction, KeyMaterial, KeyOrigin, KeyVersion, RotationPolicy, VersionState,
 };
 use super::lease::MAX_INVOCATIONS;
 use super::node::{NodeReport, SlotReport};
@@ -93,6 +93,30 @@ impl From<ContextV1> for Context {
     }
 }
 
+/// Where a key came from before an adopted one had a check record. No command made an adopted one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyOriginV1 {
+    /// See [`KeyOrigin::Generated`].
+    Generated,
+    /// See [`KeyOrigin::Adopted`].
+    Adopted {
+        /// The nodes that proved they hold it.
+        holders: BTreeSet<RaftId>,
+    },
+}
+
+impl From<KeyOriginV1> for KeyOrigin {
+    fn from(before: KeyOriginV1) -> Self {
+        match before {
+            KeyOriginV1::Generated => Self::Generated,
+            KeyOriginV1::Adopted { holders } => Self::Adopted {
+                holders,
+                check_record: Vec::new(),
+            },
+        }
+    }
+}
+
 /// A key version before there was a way to its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyVersionV1 {
@@ -103,7 +127,7 @@ pub struct KeyVersionV1 {
     /// See [`KeyVersion::state`]. No command made one `disabled`, or anything after that.
     pub state: VersionState,
     /// See [`KeyVersion::origin`].
-    pub origin: KeyOrigin,
+    pub origin: KeyOriginV1,
     /// See [`KeyVersion::material`].
     pub material: Option<KeyMaterial>,
     /// See [`KeyVersion::acks`].
@@ -124,7 +148,7 @@ impl From<KeyVersionV1> for KeyVersion {
             key_uid: before.key_uid,
             label: before.label,
             state: before.state,
-            origin: before.origin,
+            origin: before.origin.into(),
             material: before.material,
             acks: before.acks,
             created_at: before.created_at,
@@ -132,6 +156,51 @@ impl From<KeyVersionV1> for KeyVersion {
             ended_at: before.ended_at,
             note: before.note,
             destruction: None,
+        }
+    }
+}
+
+/// A key version before an adopted one had a check record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersionV2 {
+    /// See [`KeyVersion::key_uid`].
+    pub key_uid: KeyUid,
+    /// See [`KeyVersion::label`].
+    pub label: String,
+    /// See [`KeyVersion::state`].
+    pub state: VersionState,
+    /// See [`KeyVersion::origin`].
+    pub origin: KeyOriginV1,
+    /// See [`KeyVersion::material`].
+    pub material: Option<KeyMaterial>,
+    /// See [`KeyVersion::acks`].
+    pub acks: BTreeSet<RaftId>,
+    /// See [`KeyVersion::created_at`].
+    pub created_at: UnixMillis,
+    /// See [`KeyVersion::activated_at`].
+    pub activated_at: Option<UnixMillis>,
+    /// See [`KeyVersion::ended_at`].
+    pub ended_at: Option<UnixMillis>,
+    /// See [`KeyVersion::note`].
+    pub note: String,
+    /// See [`KeyVersion::destruction`].
+    pub destruction: Option<Destruction>,
+}
+
+impl From<KeyVersionV2> for KeyVersion {
+    fn from(before: KeyVersionV2) -> Self {
+        Self {
+            key_uid: before.key_uid,
+            label: before.label,
+            state: before.state,
+            origin: before.origin.into(),
+            material: before.material,
+            acks: before.acks,
+            created_at: before.created_at,
+            activated_at: before.activated_at,
+            ended_at: before.ended_at,
+            note: before.note,
+            destruction: before.destruction,
         }
     }
 }

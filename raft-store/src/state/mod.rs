@@ -33,7 +33,7 @@ use usage::{Uncounted, VersionUse};
 /// - 1: the first one.
 /// - 2: the life of a key version after `decrypt_only`.
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
-/// - 4: a node rejects a grant that it cannot open, and encrypts by leases of invocations.
+/// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, and adopts keys of version 1.
 pub const FEATURE_LEVEL: u32 = 4;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
@@ -151,8 +151,8 @@ impl ClusterState {
     }
 
     /// Who has yet to acknowledge that a version is gone from its token: every member, whenever it came, because its
-    /// token may be one that was here before, and who joins and had acknowledged to hold it. Nobody, unless it is
-    /// `destroying`.
+    /// token may be one that was here before, and who joins and had acknowledged to hold it. Of one that was adopted
+    /// its holders: nobody else can have got it from this cluster. Nobody, unless it is `destroying`.
     pub fn owing<'a>(&'a self, version: &'a KeyVersion) -> impl Iterator<Item = (RaftId, &'a Node)> {
         self.nodes
             .iter()
@@ -375,6 +375,9 @@ impl ClusterState {
 fn owes(id: RaftId, node: &Node, version: &KeyVersion) -> bool {
     let held = |destruction: &Destruction| destruction.held_by.contains(&id);
     let asked = match node.status {
+        NodeStatus::Member | NodeStatus::Joining if version.origin.is_adopted() => {
+            version.origin.concerns(id)
+        }
         NodeStatus::Member => true,
         NodeStatus::Joining => version.destruction.as_ref().is_some_and(held),
         NodeStatus::Removed { .. } => false,

@@ -82,7 +82,7 @@ impl RowKind {
         match self {
             RowKind::Meta => 1,
             RowKind::Context => 2,
-            RowKind::Version => 2,
+            RowKind::Version => 3,
             RowKind::Slot => 2,
             RowKind::Node => 1,
             RowKind::Report => 2,

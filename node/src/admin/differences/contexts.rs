@@ -108,6 +108,7 @@ mod tests {
             bindings: bindings.collect::<BTreeMap<_, _>>(),
             max_versions: 3,
             cleanup_after_days: 30,
+            max_invocations: BTreeMap::new(),
             legacy: false,
         };
         Configured {

@@ -2,6 +2,7 @@
 //! from this node's state or hands the call to the leader.
 
 mod access;
+mod adopt;
 mod caller;
 mod changes;
 mod cluster;
@@ -96,6 +97,7 @@ fn routes() -> Routes<AdminState> {
         .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)
         .get(paths::KEYS_USAGE, key_life::usage)
         .post(paths::KEYS_CLEANUP, key_life::clean_up)
+        .post(paths::KEYS_ADOPT, adopt::adopt)
         .post(paths::KEY_DISABLE_PATTERN, key_life::disable)
         .post(paths::KEY_ENABLE_PATTERN, key_life::enable)
         .post(paths::KEY_DESTROY_PATTERN, key_life::destroy)

@@ -77,6 +77,7 @@ mod tests {
             max_versions: 3,
             cleanup_after_days: 30,
             legacy: false,
+            metadata_file: None,
         };
         let placements = Placements::of(&hsm);
         assert_eq!(placements.binding(&context("a")), BindingMode::Shared);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod adopt;
 mod destroy;
 mod disuse;
 mod leases;

@@ -171,6 +171,14 @@ fn ops() -> Vec<Op> {
                 count: 7,
             }],
         }),
+        Op::AdoptVersion(AdoptVersion {
+            context: context(),
+            version: 1,
+            key_uid: KeyUid([5; 16]),
+            label: "kek-exchange-key-v1".into(),
+            check_record: vec![4, 5],
+            holder: 1,
+        }),
     ]
 }
 

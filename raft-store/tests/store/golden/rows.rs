@@ -79,6 +79,7 @@ pub(super) fn versions() -> Vec<(&'static str, KeyVersion)> {
     let adopted = KeyVersion {
         origin: KeyOrigin::Adopted {
             holders: BTreeSet::from([1]),
+            check_record: vec![4, 5],
         },
         material: None,
         ended_at: Some(3),
@@ -106,6 +107,15 @@ fn ending(state: VersionState, begun_at: Option<UnixMillis>, ended_at: Option<Un
         destruction: Some(destruction),
         ..version_row(state)
     }
+}
+
+/// Every step of it, under its name.
+pub(super) fn endings() -> [(&'static str, KeyVersion); 3] {
+    [
+        ("waiting", ending(VersionState::DestroyScheduled, None, None)),
+        ("begun", ending(VersionState::Destroying, Some(9), None)),
+        ("ended", ending(VersionState::Destroyed, Some(9), Some(10))),
+    ]
 }
 
 fn use_row() -> VersionUse {
@@ -208,11 +218,7 @@ pub(super) fn lines(lines: &mut Lines) {
     for (what, version) in versions() {
         lines.value(&format!("row.version.{what}"), &version);
     }
-    for (what, version) in [
-        ("waiting", ending(VersionState::DestroyScheduled, None, None)),
-        ("begun", ending(VersionState::Destroying, Some(9), None)),
-        ("ended", ending(VersionState::Destroyed, Some(9), Some(10))),
-    ] {
+    for (what, version) in endings() {
         lines.value(&format!("row.version.{what}"), &version);
     }
     for (what, slot) in slots().into_iter().chain([("rejecting", rejecting())]) {

@@ -1,5 +1,6 @@
 //! What a node does next with the keys of its contexts.
 
+use super::super::super::held::Foreign;
 use super::super::super::testing::uid;
 use super::*;
 
@@ -52,7 +53,10 @@ fn an_abandoned_versions_object_is_destroyed_and_an_unknown_one_is_only_reported
     cluster.abandon("a", 1);
     let mut held = with_keys(token(ME, &[1, 7]), &[first]);
     held.keks.insert(KeyUid([0xEE; 16]), HeldKek::default());
-    held.foreign.push("\"their certificate\"".to_owned());
+    held.foreign.push(Foreign {
+        label: "their certificate".to_owned(),
+        what: "\"their certificate\"".to_owned(),
+    });
     let planned = plan(&cluster, ME, &held);
     assert_eq!(
         (&planned.actions[..], planned.destructions),

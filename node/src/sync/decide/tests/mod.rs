@@ -1,5 +1,6 @@
 //! What a node does next, for every picture that matters: first its transport keys.
 
+mod adopted;
 mod keys;
 
 use super::super::held::Effect;

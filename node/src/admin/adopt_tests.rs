@@ -1,0 +1,195 @@
+use hsm_api::admin::{AdoptKey, AdoptKeysRequest};
+use raft_store::command::{Origin, RequestId};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::admin::call::{AdminBody, AdminCall};
+use crate::admin::service::tests::{Bench, bench, call};
+use crate::rotation::Cluster;
+use crate::rotation::testing::{FakeCluster, context as name, slot};
+
+fn found(label: &str, version: u32, uid: u8) -> FoundKey {
+    FoundKey {
+        label: label.to_owned(),
+        version,
+        key_uid: KeyUid([uid; 16]),
+        check_record: vec![uid],
+    }
+}
+
+/// As it arrives from node 1, which has looked into its token.
+fn order(context: &str, key: &str, keys: Vec<FoundKey>) -> AdminCall {
+    let request = AdoptKeysRequest {
+        context: context.to_owned(),
+        keys: keys
+            .iter()
+            .map(|key| AdoptKey {
+                label: key.label.clone(),
+                version: Some(key.version),
+            })
+            .collect(),
+        slot: Some("s".to_owned()),
+        dry_run: false,
+    };
+    let body = AdminBody::AdoptKeys(AdoptOrder {
+        context: name(context),
+        slot: slot("s"),
+        binding: BindingMode::Shared,
+        keys,
+    });
+    let mut call = call("Ops", key, body, &request);
+    call.origin.via_node = 1;
+    call
+}
+
+/// Acknowledges whatever is adopted, as the token sync of node 1 does.
+fn acknowledge(cluster: &std::sync::Arc<FakeCluster>) -> tokio::task::JoinHandle<()> {
+    let cluster = std::sync::Arc::clone(cluster);
+    tokio::spawn(async move {
+        let mut applied = cluster.applied();
+        loop {
+            cluster.with(|world| {
+                let adopted = world.state.versions().iter();
+                let lacking: Vec<_> = adopted
+                    .filter(|(_, version)| version.origin.is_adopted() && version.acks.is_empty())
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                for key in lacking {
+                    world.ack(1, key.context.as_str(), key.version);
+                }
+            });
+            applied.borrow_and_update();
+            if applied.changed().await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+async fn ask(bench: &Bench, call: AdminCall) -> Value {
+    bench.ask(call).await.unwrap()
+}
+
+#[tokio::test]
+async fn adopted_keys_only_decrypt_and_a_fresh_one_encrypts() {
+    let bench = bench();
+    let acks = acknowledge(&bench.cluster);
+    let keys = || vec![found("kek-old-v2", 2, 2), found("an old one", 1, 1)];
+    let answer = ask(&bench, order("old", "k", keys())).await;
+    let expected = |new: bool| {
+        json!({
+            "context": "old", "slot": "s", "dry_run": false, "active_version": 3,
+            "versions": [
+                {"version": 2, "key_id": "kek-old-v2", "new": new, "proven": true},
+                {"version": 1, "key_id": "an old one", "new": new, "proven": true},
+            ],
+        })
+    };
+    assert_eq!(answer, expected(true));
+    let published = bench.cluster.published();
+    let context = published.state.contexts().get(&name("old")).unwrap();
+    assert_eq!(
+        (context.binding, context.active_version),
+        (BindingMode::Shared, Some(3))
+    );
+    for number in [1, 2] {
+        let version = published.state.version(&name("old"), number).unwrap();
+        assert_eq!(version.state, VersionState::DecryptOnly);
+    }
+    // The same request again, with other ids and records: the node has looked into its token once more.
+    let again = vec![found("kek-old-v2", 2, 8), found("an old one", 1, 9)];
+    assert_eq!(ask(&bench, order("old", "k", again)).await, expected(true));
+    // Another one for the same keys finds them there.
+    assert_eq!(ask(&bench, order("old", "k2", keys())).await, expected(false));
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::AdoptVersion(_))), 2);
+    assert_eq!(bench.keys.made.load(std::sync::atomic::Ordering::SeqCst), 1);
+    acks.abort();
+}
+
+#[tokio::test]
+async fn an_adoption_that_was_cut_goes_on_where_it_stopped() {
+    let bench = bench();
+    let acks = acknowledge(&bench.cluster);
+    let keys = || vec![found("kek-old-v1", 1, 1), found("kek-old-v2", 2, 2)];
+    // The context and the first key go through, the answer to the second is lost.
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((crate::consensus::ProposeError::Unknown, true));
+    *bench.cluster.let_through.lock().unwrap() = 2;
+    let cut = bench.ask(order("old", "k", keys())).await;
+    assert_eq!(cut, Err(ErrorCode::OutcomeUnknown));
+    let answer = ask(&bench, order("old", "k", keys())).await;
+    assert_eq!(answer["active_version"], 3);
+    assert!(
+        answer["versions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|one| one["new"] == true)
+    );
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::AdoptVersion(_))), 2);
+    acks.abort();
+}
+
+#[tokio::test]
+async fn what_is_taken_or_elsewhere_is_refused_and_nothing_is_made() {
+    let bench = bench();
+    let acks = acknowledge(&bench.cluster);
+    bench.cluster.with(|world| {
+        let version = world.prepare("c");
+        world.activate("c", version);
+    });
+    for (keys, code) in [
+        (vec![found("old", 1, 1)], ErrorCode::AlreadyExists),
+        (vec![found("kek-c-v1", 7, 1)], ErrorCode::AlreadyExists),
+        // The node thought that it was adopted; here it is not.
+        (
+            vec![FoundKey {
+                check_record: Vec::new(),
+                ..found("old", 7, 1)
+            }],
+            ErrorCode::NotReady,
+        ),
+    ] {
+        assert_eq!(
+            bench.ask(order("c", "k", keys.clone())).await,
+            Err(code),
+            "{keys:?}"
+        );
+    }
+    let mut elsewhere = order("c", "k", vec![found("old", 7, 1)]);
+    if let AdminBody::AdoptKeys(order) = &mut elsewhere.body {
+        order.slot = slot("t");
+    }
+    assert_eq!(bench.ask(elsewhere).await, Err(ErrorCode::Conflict));
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::AdoptVersion(_))), 0);
+    // A context with an active version gets no other.
+    let answer = ask(&bench, order("c", "k3", vec![found("old", 7, 1)])).await;
+    assert_eq!(answer["active_version"], 1);
+    acks.abort();
+}
+
+#[tokio::test]
+async fn nobody_adopts_in_the_name_of_another_node() {
+    let bench = bench();
+    let op = Op::AdoptVersion(AdoptVersion {
+        context: name("c"),
+        version: 1,
+        key_uid: KeyUid([1; 16]),
+        label: "old".to_owned(),
+        check_record: vec![1],
+        holder: 1,
+    });
+    let mut asked = order("c", "k", vec![found("old", 1, 1)]);
+    asked.origin.via_node = 2;
+    let id = RequestId::Node {
+        node: 2,
+        nonce: [1; 16],
+    };
+    let origin = Origin::Admin(asked.origin);
+    let refused = bench.service.parts.cluster.propose(id, [0; 32], origin, op).await;
+    assert!(refused.is_err());
+}

@@ -1,0 +1,89 @@
+//! That version 1's list of keys was read to its end, and which one that was.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "v1-metadata";
+const MAGIC: &str = "hsm v1 metadata adopted v1";
+
+/// The file `v1-metadata` in the data folder:
+///
+/// ```text
+/// hsm v1 metadata adopted v1
+/// <SHA-256 of the list, in hex>
+/// <where it was>
+/// ```
+pub(super) struct Marker {
+    path: PathBuf,
+    digest: String,
+    of: String,
+}
+
+impl Marker {
+    pub(super) fn of(data_dir: &Path) -> Self {
+        Self {
+            path: data_dir.join(NAME),
+            digest: String::new(),
+            of: String::new(),
+        }
+    }
+
+    /// Of this list, to be written.
+    pub(super) fn with(self, digest: String, of: &Path) -> Self {
+        Self {
+            digest,
+            of: of.display().to_string(),
+            ..self
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The digest of the list that was read; `None` if none was. One that cannot be read says nothing, and the list
+    /// is compared with the state once more.
+    pub(super) fn read(&self) -> Option<String> {
+        let text = std::fs::read_to_string(&self.path).ok()?;
+        let mut lines = text.lines();
+        let known = lines.next() == Some(MAGIC);
+        lines.next().filter(|_| known).map(str::to_owned)
+    }
+
+    /// Written beside, synced, renamed, folder synced.
+    pub(super) fn write(&self) -> io::Result<()> {
+        let partial = self.path.with_extension("partial");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)?;
+        file.write_all(format!("{MAGIC}\n{}\n{}\n", self.digest, self.of).as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&partial, &self.path)?;
+        match self.path.parent() {
+            Some(dir) => File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_was_read_is_remembered_by_its_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker::of(dir.path());
+        assert_eq!(marker.read(), None);
+        marker.with("ab".to_owned(), Path::new("m.yaml")).write().unwrap();
+        assert_eq!(Marker::of(dir.path()).read().as_deref(), Some("ab"));
+        std::fs::write(dir.path().join(NAME), "something else\nab\n").unwrap();
+        assert_eq!(Marker::of(dir.path()).read(), None);
+    }
+}
