@@ -58,6 +58,12 @@ chaos: build ## kill nodes of a cluster under load by chance, then check what wa
 fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)
 	@scripts/fuzz-api.sh
 
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: setup-packages ## look for bytes that break a parser, FUZZ_SECONDS=60 for each of some forty (FUZZ="config envelope")
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh $(FUZZ)
+
 .PHONY: dev
 dev: build ## start a cluster to play with, and say what to try
 	@scripts/dev.sh up

@@ -81,7 +81,8 @@ pub(crate) struct Global {
     )]
     pub(crate) no_input: bool,
     /// Version 1's config.yaml: without --endpoint the node on this machine is asked, at its server.port, and
-    /// server.tls.ca_path is the CA unless another is named. Nothing else is read.
+    /// server.tls.ca_path is the CA unless another is named. Under version 1's names server.tls.cert_path and key_path
+    /// are the certificate, unless another is named. Nothing else is read.
     #[arg(short, long, value_name = "FILE", global = true, hide_short_help = true)]
     pub(crate) config: Option<PathBuf>,
 }
@@ -288,6 +289,55 @@ mod tests {
         let mut whole = Cli::command();
         whole.build();
         check(&whole);
+    }
+
+    /// Whoever adds a command that changes something adds `--dry-run`; one that does not is named here.
+    #[test]
+    fn every_command_that_changes_something_can_be_tried_first() {
+        const NOTHING_TO_TRY: [&str; 23] = [
+            "acl get",
+            "acl test",
+            "cluster members",
+            "cluster status",
+            "completions",
+            "decrypt",
+            "encrypt",
+            "export-metadata",
+            "key list",
+            "key show",
+            "key usage",
+            "list-kek",
+            "man",
+            "revocations",
+            "rotation-status",
+            "slot status",
+            "whoami",
+            // Of a playground, which is made to be broken.
+            "dev down",
+            "dev exec-node",
+            "dev kill",
+            "dev start",
+            "dev status",
+            "dev up",
+        ];
+        fn collect(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            let mut leaf = true;
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                leaf = false;
+                let path = format!("{path} {}", sub.get_name());
+                collect(sub, path.trim_start(), without);
+            }
+            let can_be_tried = command.get_arguments().any(|arg| arg.get_id() == "dry_run");
+            if leaf && !can_be_tried {
+                without.push(path.to_owned());
+            }
+        }
+        let mut without = Vec::new();
+        collect(&Cli::command(), "", &mut without);
+        without.sort();
+        let mut named = NOTHING_TO_TRY.map(str::to_owned);
+        named.sort();
+        assert_eq!(without, named);
     }
 
     #[test]

@@ -87,13 +87,17 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
 /// Reads a secret of one line: as [`read_secret_text`], without the newline at its end.
 pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>> {
     let text = read_secret_text(path)?;
-    // Editors end a file with a newline that is not part of the secret. Spaces may be.
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
+    let line = secret_line(&text);
     if line.is_empty() {
         bail!("{}: empty", path.display());
     }
     Ok(Zeroizing::new(line.to_owned()))
+}
+
+/// Editors end a file with a newline that is not part of the secret. Spaces may be.
+pub(crate) fn secret_line(text: &str) -> &str {
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    line.strip_suffix('\r').unwrap_or(line)
 }
 
 /// Reads a secret: a regular file of this user or root, closed to others.

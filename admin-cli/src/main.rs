@@ -1,34 +1,5 @@
-//! `hsmctl`, also called as `hsm-admin` and `create-kek`: administers nodes through their API. It opens a
-//! token only to initialise it, and never takes a secret from its arguments.
+//! The program `hsmctl`; see the library.
 
-mod cli;
-mod commands;
-mod dev;
-#[cfg(test)]
-mod docs;
-mod exit;
-mod files;
-mod names;
-mod output;
-mod profile;
-mod progress;
-mod terminal;
-mod v1_config;
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    let invocation = names::translate(std::env::args_os());
-    for warning in &invocation.warnings {
-        output::note(warning);
-    }
-    let name = invocation.name;
-    let status = match cli::parse(name, &invocation.args) {
-        Ok(cli) => {
-            let format = cli.global.output;
-            exit::report(commands::run(name, cli), name, format)
-        }
-        Err(error) => exit::report_parser(&error, cli::format_asked_for(&invocation.args)),
-    };
-    status.as_process_exit(name.is_v1())
+fn main() -> std::process::ExitCode {
+    admin_cli::run()
 }

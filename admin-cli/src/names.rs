@@ -116,6 +116,10 @@ fn two_dashes(arg: OsString) -> Option<OsString> {
     let (name, value) = flag
         .split_once('=')
         .map_or((flag, None), |(name, value)| (name, Some(value)));
+    if text.starts_with("--") && name == "c" {
+        // clap has one dash for one letter, Go has either.
+        return Some(OsString::from(format!("-{flag}")));
+    }
     match value {
         _ if !text.starts_with('-') || !GO_FLAGS.contains(&name) => Some(arg),
         Some("true" | "1" | "t" | "T") if GO_SWITCHES.contains(&name) => {
@@ -412,6 +416,16 @@ mod tests {
             args(&["hsm-admin", "rotate", "c", "-config=x.yaml"]),
             ["rotate", "c", "--config=x.yaml"]
         );
+        for form in [
+            &["-c", "x.yaml"][..],
+            &["--c", "x.yaml"],
+            &["--c=x.yaml"],
+            &["-c=x.yaml"],
+        ] {
+            let whole = [&["hsm-admin"][..], form, &["list-kek"]].concat();
+            let cli = parsed(&translated(&whole)).unwrap();
+            assert_eq!(cli.global.config, Some(PathBuf::from("x.yaml")), "{form:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,9 @@
 pub mod check_record;
 pub mod envelope;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod module;
 pub mod names;
 pub mod pin;

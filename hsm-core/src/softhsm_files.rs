@@ -218,7 +218,7 @@ pub(crate) fn refuse_same_serial(token_root: &Path) -> Result<(), HsmError> {
 /// True if `now` can be a beginning of what `copy` is a copy of: nothing in it contradicts the
 /// copy, and something is missing. A token that was made anew has another SO PIN blob and so
 /// contradicts it; flags differ after every wrong PIN and say nothing.
-fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
+pub(crate) fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
     let (ObjectFile::Whole(attributes) | ObjectFile::Torn(attributes)) = now else {
         return false;
     };

@@ -15,6 +15,9 @@ pub mod consensus;
 pub mod destruction;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod http;
 pub mod identity;
@@ -29,4 +32,6 @@ pub mod rotation;
 pub mod secrets;
 pub mod slots;
 pub mod sync;
+#[cfg(test)]
+mod test_log;
 pub mod tls;

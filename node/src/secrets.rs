@@ -2,6 +2,8 @@
 //! it is trusted, no value is ever part of an error, and the process cannot be dumped before the
 //! first secret is read.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod prompt;
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -369,17 +371,23 @@ fn read_file(key: &str, path: &Path, access: Access) -> Result<Zeroizing<String>
         .take(MAX_SECRET as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(unreadable(key, path))?;
-    if bytes.len() > MAX_SECRET {
-        return Err(content("is longer than 4096 bytes, so it is not the secret"));
+    let text = secret_in(&bytes).map_err(content)?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// The secret in a file of these contents, or what is wrong with them, without repeating any.
+fn secret_in(contents: &[u8]) -> Result<&str, &'static str> {
+    if contents.len() > MAX_SECRET {
+        return Err("is longer than 4096 bytes, so it is not the secret");
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| content("is not UTF-8 text"))?;
+    let text = std::str::from_utf8(contents).map_err(|_| "is not UTF-8 text")?;
     // Editors end a file with a newline that is not part of the secret. Spaces may be.
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
-        return Err(content("is empty"));
+        return Err("is empty");
     }
-    Ok(Zeroizing::new(text.to_owned()))
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -8,6 +8,9 @@
 
 pub mod codec;
 pub mod command;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod names;
 pub mod state;
 pub mod storage;

@@ -128,7 +128,7 @@ fn is_about_tls(error: &ClientError) -> bool {
 pub(crate) fn run(name: Name, cli: Cli) -> Result<()> {
     let Cli { mut global, command } = cli;
     if command.asks_nodes() {
-        v1_config::apply(&mut global)?;
+        v1_config::apply(&mut global, name)?;
     } else {
         v1_config::pass_over(&global);
     }

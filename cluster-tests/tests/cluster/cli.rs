@@ -242,6 +242,24 @@ async fn version_1s_verbs_and_configuration_work_under_its_name() -> Result<()> 
         "{}",
         said(&listed)
     );
+    // And with nothing but the variables that its service had; the node's certificate is one that has a role.
+    let by_variables = Command::new(&hsm_admin)
+        .arg("list-kek")
+        .env_remove("HSMCTL_ENDPOINTS")
+        .env_remove("HSMCTL_CA")
+        .env_remove("HSMCTL_PKI")
+        .env_remove("HSMCTL_PROFILE")
+        .env("HSM_SERVER_PORT", cluster.node(1).api_port.to_string())
+        .env("HSM_SERVER_CA", cluster.dir().join("pki/ca.crt"))
+        .env("HSM_SERVER_CERT", clients.join("admin.crt"))
+        .env("HSM_SERVER_KEY", clients.join("admin.key"))
+        .stdin(Stdio::null())
+        .output()?;
+    ensure!(
+        by_variables.status.success() && said(&by_variables).contains("HSM_SERVER_CERT"),
+        "{}",
+        said(&by_variables)
+    );
     let made = run(&[
         "create-kek",
         "-label",

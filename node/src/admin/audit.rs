@@ -123,26 +123,11 @@ pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use hsm_api::ErrorCode;
 
     use super::*;
     use crate::identity::Identity;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::test_log::Lines;
 
     fn caller(cn: &str) -> Principal {
         Principal::new(Identity {
@@ -171,20 +156,7 @@ mod tests {
 
     fn written(error: Option<&CallError>) -> String {
         let principal = caller("root\nforged line");
-        logged(|| record(&subject(&principal, Act::Rotate), error))
-    }
-
-    fn logged(write: impl FnOnce()) -> String {
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, write);
-        let bytes = lines.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        Lines::of(|| record(&subject(&principal, Act::Rotate), error)).text()
     }
 
     #[test]
@@ -224,8 +196,8 @@ mod tests {
         const ASKED: usize = 1000;
         let lines = |cn: &str, act: Act, error: Option<&CallError>| {
             let who = caller(cn);
-            let text = logged(|| (0..ASKED).for_each(|_| record(&subject(&who, act), error)));
-            text.lines().count()
+            let written = Lines::of(|| (0..ASKED).for_each(|_| record(&subject(&who, act), error)));
+            written.text().lines().count()
         };
         let refused = CallError::new(ErrorCode::RoleRequired, "needs one of the roles admin");
         let failed = CallError::new(ErrorCode::Conflict, "version 3 is pending");

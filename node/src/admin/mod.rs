@@ -9,6 +9,8 @@ pub mod authorise;
 pub mod call;
 pub mod cleanup;
 pub mod differences;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod join_token;
 pub mod key_life;
 pub mod routes;

@@ -105,7 +105,7 @@ fn role_issuer<'a>(roles: &[RoleSeed], of_file: &'a [String]) -> &'a str {
     first
 }
 
-fn revocations(
+pub(super) fn revocations(
     path: &Path,
     entries: Vec<RevokedEntry>,
     client_issuer_dns: &[String],

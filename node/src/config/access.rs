@@ -191,18 +191,23 @@ pub(super) fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError
 /// [`ConfigError::Unreadable`] also if the file does not exist: a list of revocations that
 /// vanished must not start as an empty one.
 pub fn read_revoked(path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
+        path: path.to_owned(),
+        reason,
+    })?;
+    parse_revoked(&text, path)
+}
+
+/// Reads the text of such a file at `path`.
+pub(crate) fn parse_revoked(text: &str, path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
     // A misspelt key must not read as an empty list.
     #[derive(Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Revoked {
         revoked: Option<Vec<RevokedEntry>>,
     }
-    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
-        path: path.to_owned(),
-        reason,
-    })?;
     let parsed: Revoked =
-        serde_saphyr::from_str_with_options(&text, super::yaml_options()).map_err(|error| {
+        serde_saphyr::from_str_with_options(text, super::yaml_options()).map_err(|error| {
             ConfigError::Syntax {
                 path: path.to_owned(),
                 problem: error.to_string(),

@@ -7,6 +7,8 @@ mod cluster;
 mod env;
 mod error;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hsm;
 mod keys;
 mod proxies;
@@ -22,6 +24,8 @@ use raft_store::state::context::RotationPolicy;
 use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::access::parse_revoked;
 pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, read_revoked};
 pub use self::cluster::{
     Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PeerListener, PeerTlsFiles, Raft, Replication,

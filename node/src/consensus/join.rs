@@ -71,7 +71,7 @@ pub fn join_token_text(number: u64, secret: &[u8; 32]) -> String {
     format!("{TOKEN_PREFIX}.{number}.{}", hex::encode(secret))
 }
 
-fn parse_token(text: &str) -> Option<(u64, [u8; 32])> {
+pub(super) fn parse_token(text: &str) -> Option<(u64, [u8; 32])> {
     let mut parts = text.trim().split('.');
     let (prefix, number, secret) = (parts.next()?, parts.next()?, parts.next()?);
     let secret = hex::decode(secret).ok()?.try_into().ok()?;

@@ -19,6 +19,8 @@ mod connection;
 mod forgery_tests;
 mod forward;
 mod found;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gate;
 mod greetings;
 mod handover;

@@ -15,7 +15,6 @@ use raft_store::command::{
 use raft_store::names::{Boot, ContextName, Incarnation, NodeName, RaftId};
 use raft_store::state::frozen::AclV1;
 use raft_store::state::node::NodeReport;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsAcceptor;
 
@@ -28,6 +27,7 @@ use super::{Consensus, ConsensusOptions, FoundSeed, JoinRequest, RaftTiming, joi
 use crate::admin::call::{AdminBody, AdminCall};
 use crate::config::PeerTlsFiles;
 use crate::identity::test_certs::TestCa;
+use crate::test_log::Lines;
 use crate::tls::{ClusterTls, load_cluster};
 
 pub(super) const WITHIN: Duration = Duration::from_secs(10);
@@ -35,30 +35,15 @@ const MEMBER: Incarnation = Incarnation([2; 16]);
 /// Of join tokens.
 const SECRET: [u8; 32] = [3; 32];
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The audit of this process: one for all tests, because consensus has threads of its own. Each test finds its
 /// lines by the name of its attacker.
 fn audit() -> &'static Lines {
     static LINES: OnceLock<Lines> = OnceLock::new();
     LINES.get_or_init(|| {
         let lines = Lines::default();
-        let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_env_filter("off,audit=info")
-            .with_writer(move || writer.clone())
+            .with_writer(lines.writer())
             .json()
             .flatten_event(true)
             .finish();
@@ -357,13 +342,8 @@ impl World {
 
     /// The audit names the attacker, what it asked for and why it was refused.
     pub(super) fn assert_audited(&self, raft_id: RaftId, asked: &str, reason: &str) {
-        let bytes = audit().0.lock().unwrap().clone();
-        let text = String::from_utf8(bytes).unwrap();
-        let lines: Vec<Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .filter(|line: &Value| line["peer"] == self.name)
-            .collect();
+        let mut lines = audit().all();
+        lines.retain(|line| line["peer"] == self.name);
         let found = lines.iter().any(|line| {
             line["target"] == "audit"
                 && line["outcome"] == "refused"

@@ -16,6 +16,8 @@ mod decrypt;
 mod drain;
 mod encrypt;
 mod footprint;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod go_base64;
 pub mod guards;
 mod job;

@@ -36,20 +36,26 @@ fn normal_part(part: &str) -> String {
     match part.split_once('=') {
         Some((kind, value)) => {
             let value = trim_value(value);
-            let kind = kind.trim().to_ascii_uppercase();
+            let kind = kind.trim_matches(space).to_ascii_uppercase();
             match unescape(value) {
                 Some(text) if !value.starts_with('#') => format!("{kind}={}", escape(&text)),
                 _ => format!("{kind}={value}"),
             }
         }
-        None => part.trim().to_owned(),
+        None => trim_value(part).to_owned(),
     }
+}
+
+/// What people put around the parts of a name. A space of another script belongs to the value: [`render`] writes it as
+/// it is, and only these never bare.
+fn space(c: char) -> bool {
+    c.is_ascii_whitespace()
 }
 
 /// Trims white space, but not an escaped space at the end.
 fn trim_value(value: &str) -> &str {
-    let value = value.trim_start();
-    let trimmed = value.trim_end();
+    let value = value.trim_start_matches(space);
+    let trimmed = value.trim_end_matches(space);
     let escaped = trimmed.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1;
     match value[trimmed.len()..].chars().next() {
         Some(space) if escaped => &value[..trimmed.len() + space.len_utf8()],
@@ -113,7 +119,8 @@ fn attribute(part: &AttributeTypeAndValue<'_>) -> String {
         [0x55, 4, 11] => "OU".to_owned(),
         [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1] => "UID".to_owned(),
         [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25] => "DC".to_owned(),
-        _ => oid.to_id_string(),
+        // Hex where an arc is too large: in upper case, as [`normalise`] has types.
+        _ => oid.to_id_string().to_ascii_uppercase(),
     };
     match super::string_value(part) {
         Some(value) => format!("{kind}={}", escape(&value)),
@@ -162,6 +169,16 @@ mod tests {
     fn an_escaped_space_at_the_end_stays() {
         assert_eq!(normalise(r"CN=a\ ,O=b"), r"CN=a\ ,O=b");
         assert_eq!(normalise(r"CN=a\\  ,O=b"), r"CN=a\\,O=b");
+        // Else it would escape the comma, and two parts would be one.
+        assert_eq!(normalise(r" a\ ,O=b"), r"a\ ,O=b");
+    }
+
+    /// Trimmed, it would be another name, and perhaps that of another CA.
+    #[test]
+    fn a_space_of_another_script_is_part_of_the_name() {
+        for name in ["CN=\u{a0}a\u{2003},O=b", "CN=a,O=\u{3000}"] {
+            assert_eq!(normalise(name), name);
+        }
     }
 
     #[test]

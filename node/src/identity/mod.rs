@@ -4,6 +4,8 @@
 
 mod cert;
 pub mod dn;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 
 use std::fmt;
 use std::ops::Deref;

@@ -200,11 +200,10 @@ impl DataPlane for NodeView {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
     use crate::config::{Mode, Staleness};
     use crate::rotation::testing::World;
+    use crate::test_log::Lines;
 
     fn rules(without_quorum: bool) -> Rules {
         Rules {
@@ -273,35 +272,6 @@ mod tests {
         assert_eq!(judged.unwrap_err().code(), ErrorCode::NotReady);
     }
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// What is logged meanwhile, a line of JSON each.
-    fn logged(judge: impl FnOnce()) -> Vec<serde_json::Value> {
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, judge);
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        let parse = |line| serde_json::from_str(line).unwrap();
-        text.lines().map(parse).collect()
-    }
-
     #[test]
     fn the_first_request_before_the_start_gate_is_audited_once_a_start() {
         let now = Some(Duration::ZERO);
@@ -310,19 +280,21 @@ mod tests {
             let _ = judge_freshness(&rules(without_quorum), &waived, op, age, heard);
         };
         // Nothing is served this way: refused, stale, or the gate is open.
-        let before = logged(|| {
+        let before = Lines::of(|| {
             ask(false, Op::Encrypt, now, Heard::Nothing);
             ask(true, Op::Encrypt, Some(Duration::from_secs(61)), Heard::Nothing);
             ask(true, Op::Encrypt, None, Heard::Nothing);
             ask(true, Op::Encrypt, now, Heard::CatchingUp);
             ask(true, Op::Encrypt, now, Heard::Counted);
-        });
+        })
+        .all();
         assert!(before.is_empty(), "{before:?}");
-        let served = logged(|| {
+        let served = Lines::of(|| {
             for op in [Op::Decrypt, Op::Encrypt, Op::Decrypt] {
                 ask(true, op, now, Heard::Nothing);
             }
-        });
+        })
+        .all();
         assert_eq!(served.len(), 1, "{served:?}");
         for (field, value) in [
             ("level", "WARN"),

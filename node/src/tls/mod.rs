@@ -5,6 +5,8 @@ mod api;
 mod cluster;
 mod crl;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod peer_verifier;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@
 //! ```
 
 use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -163,21 +164,8 @@ impl ControlFile {
     /// Writes the next slot and waits until it is on disk.
     pub(super) fn write(&mut self, control: &Control) -> Result<(), StoreFailure> {
         let what = || format!("write {}", self.path.display());
-        let body = codec::encode(control).map_err(|e| StoreFailure::Damaged(e.to_string()))?;
-        if body.len() > MAX_BODY {
-            return Err(StoreFailure::Damaged(format!(
-                "control of {} bytes does not fit",
-                body.len()
-            )));
-        }
         let sequence = self.sequence + 1;
-        let mut slot = Vec::with_capacity(HEAD + body.len() + 4);
-        slot.extend_from_slice(&MAGIC);
-        slot.push(VERSION);
-        slot.extend_from_slice(&sequence.to_be_bytes());
-        slot.extend_from_slice(&(body.len() as u32).to_be_bytes());
-        slot.extend_from_slice(&body);
-        slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
+        let slot = slot(sequence, control)?;
         self.file
             .write_all_at(&slot, (sequence % 2) * SLOT)
             .map_err(StoreFailure::io(what()))?;
@@ -187,38 +175,68 @@ impl ControlFile {
     }
 }
 
-/// A slot's sequence and contents; `None` when it is not what was written.
+/// A slot as it is written.
+pub(super) fn slot(sequence: u64, control: &Control) -> Result<Vec<u8>, StoreFailure> {
+    let body = codec::encode(control).map_err(|e| StoreFailure::Damaged(e.to_string()))?;
+    if body.len() > MAX_BODY {
+        return Err(StoreFailure::Damaged(format!(
+            "control of {} bytes does not fit",
+            body.len()
+        )));
+    }
+    let mut slot = Vec::with_capacity(HEAD + body.len() + 4);
+    slot.extend_from_slice(&MAGIC);
+    slot.push(VERSION);
+    slot.extend_from_slice(&sequence.to_be_bytes());
+    slot.extend_from_slice(&(body.len() as u32).to_be_bytes());
+    slot.extend_from_slice(&body);
+    slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
+    Ok(slot)
+}
+
+/// The slot at an offset.
 fn read_slot(file: &File, at: u64) -> Result<Option<(u64, Control)>, StoreFailure> {
-    let Some((version, sequence, body)) = read_frame(file, at) else {
+    let mut bytes = Vec::with_capacity(SLOT as usize);
+    let mut here = file;
+    let read = here
+        .seek(SeekFrom::Start(at))
+        .and_then(|_| here.take(SLOT).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => parse_slot(&bytes),
+        Err(_) => Ok(None),
+    }
+}
+
+/// A slot's sequence and contents; `None` when it is not what was written.
+pub(super) fn parse_slot(bytes: &[u8]) -> Result<Option<(u64, Control)>, StoreFailure> {
+    let Some((version, sequence, body)) = frame_of(bytes) else {
         return Ok(None);
     };
     if version != VERSION {
         let what = format!("`control` in version {:?}", char::from(version));
         return Err(StoreFailure::Newer(what));
     }
-    match codec::decode(&body) {
+    match codec::decode(body) {
         Ok(control) => Ok(Some((sequence, control))),
         Err(error) if error.is_unknown_variant() => Err(error.into()),
         Err(_) => Ok(None),
     }
 }
 
-/// Version, sequence and contents of a slot whose checksum is right.
-fn read_frame(file: &File, at: u64) -> Option<(u8, u64, Vec<u8>)> {
-    let mut head = [0; HEAD];
-    file.read_exact_at(&mut head, at).ok()?;
+/// Version, sequence and contents of a slot whose checksum is right. What lies behind it does not count.
+fn frame_of(bytes: &[u8]) -> Option<(u8, u64, &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
     let length = u32::from_be_bytes(head[16..20].try_into().ok()?) as usize;
     if head[..7] != MAGIC || length > MAX_BODY {
         return None;
     }
-    let mut rest = vec![0; length + 4];
-    file.read_exact_at(&mut rest, at + HEAD as u64).ok()?;
-    let (body, crc) = rest.split_at(length);
-    if crc32c::crc32c_append(crc32c::crc32c(&head), body) != u32::from_be_bytes(crc.try_into().ok()?) {
+    let (body, rest) = rest.split_at_checked(length)?;
+    let (crc, _) = rest.split_first_chunk::<4>()?;
+    if crc32c::crc32c_append(crc32c::crc32c(head), body) != u32::from_be_bytes(*crc) {
         return None;
     }
     let sequence = u64::from_be_bytes(head[8..16].try_into().ok()?);
-    Some((head[7], sequence, body.to_vec()))
+    Some((head[7], sequence, body))
 }
 
 /// Makes a new directory entry durable.

@@ -14,6 +14,8 @@
 mod control;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod handle;
 mod log;
 mod machine;

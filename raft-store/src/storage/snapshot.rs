@@ -62,10 +62,13 @@ pub(super) fn write(
     rows: &[RowChange],
 ) -> Result<SnapshotFile, StoreFailure> {
     let mut receiver = SnapshotReceiver::create(dir, meta)?;
-    let mut out = Summing {
-        out: &mut receiver,
-        crc: 0,
-    };
+    write_to(&mut receiver, meta, rows)?;
+    receiver.finish_unchecked()
+}
+
+/// Writes the contents of a snapshot's file.
+pub(super) fn write_to(out: impl Write, meta: &SnapshotMeta, rows: &[RowChange]) -> Result<(), StoreFailure> {
+    let mut out = Summing { out, crc: 0 };
     let failed = |e: std::io::Error| StoreFailure::io("write a snapshot")(e);
     out.write_all(&MAGIC).map_err(failed)?;
     out.block(&codec::encode(meta)?).map_err(failed)?;
@@ -82,18 +85,19 @@ pub(super) fn write(
         .map_err(failed)?;
     out.write_all(&digest.to_be_bytes()).map_err(failed)?;
     let crc = out.crc;
-    out.write_all(&crc.to_be_bytes()).map_err(failed)?;
-    receiver.finish_unchecked()
+    out.write_all(&crc.to_be_bytes()).map_err(failed)
 }
 
 /// Reads and checks a whole snapshot.
 pub(super) fn read(path: &Path) -> Result<Contents, StoreFailure> {
-    let bad = |why: &str| StoreFailure::Damaged(format!("snapshot {}: {why}", path.display()));
     let file = File::open(path).map_err(StoreFailure::io(format!("open {}", path.display())))?;
-    let mut input = Summed {
-        input: BufReader::new(file),
-        crc: 0,
-    };
+    read_from(BufReader::new(file), path)
+}
+
+/// Reads and checks the contents of a snapshot's file, which messages call `path`.
+pub(super) fn read_from(input: impl Read, path: &Path) -> Result<Contents, StoreFailure> {
+    let bad = |why: &str| StoreFailure::Damaged(format!("snapshot {}: {why}", path.display()));
+    let mut input = Summed { input, crc: 0 };
     if input.take::<8>().ok_or_else(|| bad("it is cut off"))? != MAGIC {
         return Err(bad("it is no snapshot"));
     }
@@ -254,12 +258,12 @@ impl Write for SnapshotReceiver {
     }
 }
 
-struct Summing<'a> {
-    out: &'a mut SnapshotReceiver,
+struct Summing<W> {
+    out: W,
     crc: u32,
 }
 
-impl Summing<'_> {
+impl<W: Write> Summing<W> {
     fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         self.out.write_all(bytes)
