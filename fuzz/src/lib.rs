@@ -45,11 +45,13 @@ pub const TARGETS: &[Target] = &[
     target("acl_document", hsm_node::fuzzing::acl_document),
     target("certificate", hsm_node::fuzzing::certificate),
     target("ciphertext", hsm_node::fuzzing::ciphertext),
+    target("client_cert", hsm_node::fuzzing::client_cert),
     target("config", hsm_node::fuzzing::config),
     target("crl", hsm_node::fuzzing::crl),
     target("distinguished_name", hsm_node::fuzzing::distinguished_name),
     target("go_base64", hsm_node::fuzzing::go_base64),
     target("join_token", hsm_node::fuzzing::join_token),
+    target("proxy_header", hsm_node::fuzzing::proxy_header),
     target("request_id", hsm_node::fuzzing::request_id),
     target("request_json", hsm_node::fuzzing::request_json),
     target("revocation", hsm_node::fuzzing::revocation),
@@ -60,6 +62,7 @@ pub const TARGETS: &[Target] = &[
     // api
     target("problem", api::problem),
     target("state_index", api::state_index),
+    target("v1_metadata", api::v1_metadata),
     // hsmctl
     target("cli_arguments", admin_cli::fuzzing::arguments),
     target("cli_profile", admin_cli::fuzzing::profile),

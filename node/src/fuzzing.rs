@@ -4,7 +4,9 @@
 pub use crate::admin::fuzzing::{acl_document, revocation, revoked_file};
 pub use crate::config::fuzzing::config;
 pub use crate::consensus::fuzzing::{join_token, wire, wire_seeds};
-pub use crate::http::fuzzing::{ciphertext, go_base64, request_id, request_json, traceparent};
+pub use crate::http::fuzzing::{
+    ciphertext, client_cert, go_base64, proxy_header, request_id, request_json, traceparent,
+};
 pub use crate::identity::fuzzing::{certificate, distinguished_name};
 pub use crate::secrets::fuzzing::secret_file;
 pub use crate::tls::fuzzing::crl;

@@ -1,6 +1,8 @@
 //! See [`crate::fuzzing`].
 #![allow(clippy::unwrap_used, clippy::expect_used)] // They are tests.
 
+mod proxies;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use hsm_core::names::KeyUid;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+pub use self::proxies::{client_cert, proxy_header};
 use super::json::{Document, Items, Member, Request, request};
 use super::resolve::{Resolution, Wanted, resolve};
 use super::{RequestId, TraceId, go_base64 as base64};
