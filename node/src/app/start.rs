@@ -160,7 +160,8 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             if founds {
                 found_alone(&consensus, &seed).await?;
             }
-            keys.adopt(&consensus, &rotator, &config.rotation_policy()).await?;
+            keys.adopt(&consensus, &rotator, &config.rotation_policy())
+                .await?;
         }
         tokio::spawn(listener.serve());
         if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {

@@ -15,8 +15,8 @@ use serde::de::DeserializeOwned;
 
 use super::join::{JoinAccepted, JoinDetails, join_token_text, parse_token};
 use super::wire::{
-    AppendFrame, Declined, Hello, HelloReply, JoinDeclined, MAX_FRAME, MAX_HELLO, PROTOCOL, Request,
-    Response, TurnedAway, Vouched, receive, send,
+    Answered, AppendFrame, Declined, Hello, HelloReply, JoinDeclined, MAX_FRAME, MAX_HELLO, PROTOCOL,
+    Request, Response, TurnedAway, Vouched, receive, send,
 };
 use crate::admin::call::{AdminBody, AdminCall, CallError};
 
@@ -124,6 +124,7 @@ fn call() -> AdminCall {
             evidence: None,
         },
         spki_sha256: [7; 32],
+        authorities: Vec::new(),
         source: "127.0.0.1:1".into(),
         request_id: "r".into(),
         trace_id: "t".into(),
@@ -208,7 +209,13 @@ fn responses() -> Vec<(&'static str, Response)> {
         ("append-done", Response::Append(AppendEntriesResponse::Success)),
         ("vote-granted", Response::Vote(granted)),
         ("more", Response::More),
-        ("admin-done", Response::Admin(Ok("{\"version\":2}".into()))),
+        (
+            "admin-done",
+            Response::Admin(Ok(Answered {
+                json: "{\"version\":2}".into(),
+                index: 7,
+            })),
+        ),
         ("admin-refused", Response::Admin(Err(refused.clone()))),
         ("own-done", Response::Own(Ok(Done::Registered { raft_id: 3 }))),
         ("own-declined", Response::Own(Err(declined))),

@@ -175,7 +175,8 @@ impl Board {
         // Before the ring: a version that is active in it has what this node was given of it.
         self.leases.look(state, me);
         if !parts.made.as_ref().is_some_and(|made| made.is_of(state, me)) {
-            self.ring.store(Arc::new(make(&parts.slots, state, me, &self.leases)));
+            self.ring
+                .store(Arc::new(make(&parts.slots, state, me, &self.leases)));
             parts.made = Some(Made::of(state, me));
         }
         self.reached.advance(StateIndex {
@@ -188,7 +189,14 @@ impl Board {
 fn make(slots: &BTreeMap<SlotName, Shown>, state: &ClusterState, me: RaftId, leases: &Leases) -> KeyRing {
     let mut contexts = HashMap::new();
     for (name, shown) in slots {
-        contexts.extend(ring::contexts(state, me, name, &shown.ops, &shown.part.source, leases));
+        contexts.extend(ring::contexts(
+            state,
+            me,
+            name,
+            &shown.ops,
+            &shown.part.source,
+            leases,
+        ));
     }
     let absent: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Absent));
     for (name, context) in state.contexts().iter() {

@@ -7,8 +7,7 @@ use raft_store::command::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdoptVersion, AdvanceWaits,
     ApplyContext, BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done,
     GrantTransportKey, LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey,
-    RejectGrant,
-    RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
+    RejectGrant, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
     ClusterId, ContextName, ContextUid, Incarnation, KeyUid, NodeName, RaftId, SlotName, TransportId,

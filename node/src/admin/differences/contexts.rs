@@ -109,6 +109,7 @@ mod tests {
             max_versions: 3,
             cleanup_after_days: 30,
             max_invocations: BTreeMap::new(),
+            metadata_file: None,
             legacy: false,
         };
         Configured {

@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use super::caller::Caller;
 use super::unread::Unread;
-use super::{AdminState, context_name, founded, json};
+use super::{AdminState, context_name, founded};
 use crate::admin::adopt::{AdoptOrder, FoundKey, adopted, check_alive, check_free, other_slot};
 use crate::admin::authorise::{Act, authorise};
-use crate::admin::call::{AdminBody, CallError};
+use crate::admin::call::{AdminBody, CallError, Executed};
 use crate::clock;
 use crate::http::ApiError;
 use crate::sync::convert::to_token_key;
@@ -37,7 +37,8 @@ pub(super) async fn adopt(
     check(&request)?;
     let target = context.to_string();
     let work = carry_out(state.clone(), caller.clone(), context, request);
-    json(&state.recorded(&caller, Act::KeyAdopt, &target, work).await?)
+    let Executed { answer, index } = state.recorded(&caller, Act::KeyAdopt, &target, work).await?;
+    state.changed(&answer, index)
 }
 
 /// What is wrong with a request as it stands.
@@ -72,7 +73,7 @@ async fn carry_out(
     caller: Caller,
     context: ContextName,
     request: AdoptKeysRequest,
-) -> Result<Value, CallError> {
+) -> Result<Executed, CallError> {
     // The token is not even looked into for somebody who may not.
     authorise(&state.policy(), &caller.principal, Act::KeyAdopt)?;
     let published = state.consensus.published();
@@ -85,7 +86,10 @@ async fn carry_out(
             token.examine_v1_key(&key.kek.label).map(|()| Vec::new())
         });
         found.await?;
-        return value(&foreseen(&published.state, &context, &slot, &request.keys)?);
+        return Ok(Executed {
+            answer: value(&foreseen(&published.state, &context, &slot, &request.keys)?)?,
+            index: state.applied(),
+        });
     }
     let found = look(token, keys, |token, key| token.v1_check_record(&key.kek)).await?;
     let body = AdminBody::AdoptKeys(AdoptOrder {
