@@ -180,7 +180,7 @@ async fn what_is_not_shown_well_is_refused(cluster: &Playground, edge: &Identity
         expect(&mut connection, &lines, Some(code))
             .await
             .with_context(|| format!("{lines:?}"))?;
-        expect(&mut connection, &[good.clone()], None)
+        expect(&mut connection, std::slice::from_ref(&good), None)
             .await
             .with_context(|| format!("after {lines:?}"))?;
     }

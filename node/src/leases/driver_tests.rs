@@ -194,10 +194,11 @@ async fn a_held_version_gets_its_first_lease_and_another_one_at_half_and_none_wh
     assert_eq!(bench.ground.leased(1), 1 + FULL);
     // Nothing is encrypted: other entries wake it, and it claims nothing.
     for _ in 0..20 {
-        let mut world = bench.ground.world.lock().unwrap();
-        world.report_clock(1, 0);
-        bench.ground.applied.send_replace(world.index);
-        drop(world);
+        {
+            let mut world = bench.ground.world.lock().unwrap();
+            world.report_clock(1, 0);
+            bench.ground.applied.send_replace(world.index);
+        }
         tokio::task::yield_now().await;
     }
     assert_eq!(*bench.ground.asked.borrow(), 1);

@@ -323,7 +323,8 @@ fn unknown(
         .map(|(_, version)| version.label.as_str())
         .collect();
     let stray = |uid: &KeyUid, kek: &HeldKek| {
-        !states.contains_key(uid) && !(kek.problem.is_some() && originals.contains(kek.label.as_str()))
+        let is_original = kek.problem.is_some() && originals.contains(kek.label.as_str());
+        !states.contains_key(uid) && !is_original
     };
     for (uid, kek) in held.keks.iter().filter(|(uid, kek)| stray(uid, kek)) {
         plan.problems.push(Problem::Unknown {
