@@ -87,6 +87,7 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         429 => "Too Many Requests",
         500 => "Internal Server Error",
         503 => "Service Unavailable",
+        412 => "Precondition Failed",
         _ => "Error",
     }
 }

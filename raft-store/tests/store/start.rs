@@ -6,6 +6,7 @@ use std::path::Path;
 use openraft::storage::RaftLogStorage;
 use raft_store::codec;
 use raft_store::command::{AdmitNode, Op};
+use raft_store::state::table::RowKind;
 
 use crate::common::*;
 
@@ -91,6 +92,7 @@ fn plant(dir: &Path, tree: &str, kind: u8, version: u8, key: &[u8], value: &[u8]
 fn rows_of_a_newer_release_are_refused_as_such_and_not_as_damage() {
     const LOG: u8 = 200;
     const SLOT: u8 = 4;
+    const SLOTS_ARE: u8 = RowKind::Slot.version();
     let unknown_op = {
         let entry = command(1, 3, Op::AdmitNode(AdmitNode { node: 9 }));
         let mut bytes = codec::encode(&entry).unwrap();
@@ -106,7 +108,7 @@ fn rows_of_a_newer_release_are_refused_as_such_and_not_as_damage() {
         ("log", LOG, 1, &log_key, &unknown_op),
         ("log", LOG, 2, &log_key, b"anything"),
         ("log", 222, 1, &[222], b"anything"),
-        ("state-0", SLOT, 2, &[SLOT, b's'], b"anything"),
+        ("state-0", SLOT, SLOTS_ARE + 1, &[SLOT, b's'], b"anything"),
         ("state-0", 77, 1, &[77, b'k'], b"anything"),
     ];
     for (tree, kind, version, key, value) in cases {
