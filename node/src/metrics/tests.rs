@@ -86,11 +86,8 @@ fn without_a_certificate_only_contexts_are_missing() {
         let gone = a.lines().filter(|line| !b.lines().any(|other| other == *line));
         gone.map(str::to_owned).collect()
     };
-    let sums: Vec<String> = differ(&open, &text)
-        .into_iter()
-        .filter(|line| !line.ends_with(" 0"))
-        .collect();
-    assert_eq!(sums, ["hsm_encrypt_operations_total{status=\"success\"} 2"]);
+    let sum = "hsm_encrypt_operations_total{status=\"success\"} 2";
+    assert_eq!(differ(&open, &text), [sum]);
     let hidden = differ(&text, &open);
     assert_eq!(hidden.len(), 2, "{hidden:?}");
     assert!(

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The labels that are shown. A label that is added to a metric stays hidden until it is added here.
-const SHOWN: [&str; 13] = [
+const SHOWN: [&str; 14] = [
     "code",
     "endpoint",
     "le",
@@ -19,6 +19,7 @@ const SHOWN: [&str; 13] = [
     "state",
     "status",
     "version",
+    "reason",
 ];
 
 /// A line of the answer.
