@@ -12,6 +12,7 @@ const SHOWN: [&str; 14] = [
     "op",
     "operation",
     "peer",
+    "reason",
     "result",
     "role",
     "section",
@@ -19,7 +20,6 @@ const SHOWN: [&str; 14] = [
     "state",
     "status",
     "version",
-    "reason",
 ];
 
 /// A line of the answer.
