@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use crate::playground::Playground;
 use crate::wait::until;
 
-/// From the first node's first port to the balancer's; nobody else has it.
-const PORT_OFFSET: u16 = 7;
+/// From the first node's first port to the balancer's; neither nodes nor relays have it.
+const PORT_OFFSET: u16 = 9;
 /// What the examples have in the place of a test's own.
 const SOCKET: &str = "/run/haproxy/admin.sock";
 const BIND: &str = "bind :8443";
