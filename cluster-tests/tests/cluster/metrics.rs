@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::{CONTEXT, open, open_everywhere, seal};
 
-/// Three times the ten seconds in which everything that repeats itself has come up.
-const QUIET: Duration = Duration::from_secs(30);
+/// Half as long again as the ten seconds in which everything that repeats itself has come up.
+const QUIET: Duration = Duration::from_secs(15);
 
 /// What has to be there on every node, whatever it does.
 const EVERYWHERE: [&str; 35] = [
@@ -219,7 +219,7 @@ async fn an_idle_cluster_appends_nothing() -> Result<()> {
             .sum("hsm_raft_last_log_index")
             .context("no last log index")
     };
-    // What forming has left to report is reported within a few seconds; then nothing, for three times as long.
+    // What forming has left to report is reported within a few seconds; then nothing.
     let mut last = (last_log().await?, Instant::now());
     let quiet = until("quiet", QUIET * 4, async || {
         let now = last_log().await.ok()?;

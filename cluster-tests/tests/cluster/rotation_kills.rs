@@ -111,7 +111,7 @@ async fn nobody_noticed(load: Load) -> Result<()> {
     Ok(())
 }
 
-/// A round at every point, half of them on a cluster of their own each: most of a round is an election.
+/// A round at every point, a third of them on a cluster of their own each: most of a round is an election.
 async fn at_every_point(
     round: impl AsyncFn(&Playground, &Load, &'static str, &[Sealed]) -> Result<()>,
 ) -> Result<()> {
@@ -130,8 +130,9 @@ async fn at_every_point(
         Ok(())
     };
     let points: &'static [&'static str] = &ROTATION;
-    let (early, late) = points.split_at(points.len() / 2);
-    tokio::try_join!(rounds(early), rounds(late)).map(drop)
+    let (early, rest) = points.split_at(points.len() / 3);
+    let (middle, late) = rest.split_at(rest.len() / 2);
+    tokio::try_join!(rounds(early), rounds(middle), rounds(late)).map(drop)
 }
 
 /// Sent once to a follower, which goes on by itself; then repeated by a client that has not heard the answer.

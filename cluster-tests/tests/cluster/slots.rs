@@ -1,6 +1,7 @@
 //! One sick token beside a healthy one, in one module: whatever the sick one does, its own contexts say why they are
 //! not served, the other slot serves as before, and nobody restarts anything when it is well again.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,10 @@ use cluster_tests::shim::{SOFTHSM, Shim};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Client, ClientError};
+use nix::sys::signal::Signal;
 
 use crate::common::{CONTEXT, Sealed, formed_with, open, seal};
+use crate::pkcs11::token_folder;
 
 /// From the beginning of a trouble to the slot's first refusal, and from its end to its service: a deadline of 2 s for a
 /// call, a test every 3 s, and 30 s until one that hangs is given up.
@@ -140,6 +143,83 @@ async fn a_sick_slot_takes_nothing_from_its_neighbour_and_recovers_by_itself() -
         .await?;
         slot_is(&node, "exchange", 200).await?;
     }
+    cluster.passed();
+    Ok(())
+}
+
+/// The owner of a PIN file writes another PIN into it.
+fn write_pin(path: &Path, pin: &str) -> Result<()> {
+    std::fs::write(path, pin)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+/// The trouble lasts until something is put right; the neighbour has half of its rate at least, in trouble and after.
+async fn neighbour_serves(owner: &Client, well: f64, trouble: &str) -> Result<()> {
+    let now = rate(owner).await.with_context(|| trouble.to_owned())?;
+    println!("{trouble}: the other slot: {now:.0} round trips a second");
+    ensure!(
+        now >= KEPT * well,
+        "{trouble}: {now:.0} of {well:.0} round trips a second"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    let node = cluster.node(1);
+    let (trading, owner) = (cluster.client("trading-1")?, cluster.client("2fa-1")?);
+    let sealed = seal(&trading, CONTEXT, b"before").await?;
+    let well = rate(&owner).await?;
+
+    // A slot that was ready once, and whose PIN is wrong now: as long as a right one, and tried once.
+    cluster.dev("down", &[]).await?;
+    let right = std::fs::read_to_string(cluster.dir().join("secrets/exchange.pin"))?;
+    let pin_file = cluster.scratch().join("exchange.pin");
+    let wrong: String = right.chars().rev().collect();
+    ensure!(wrong != right, "the PIN reads the same backwards");
+    write_pin(&pin_file, &wrong)?;
+    let config = node.config()?;
+    let from_file = format!("pin_file: {}", pin_file.display());
+    let changed = config.replace("pin_env: HSM_PIN_EXCHANGE", &from_file);
+    ensure!(
+        changed != config,
+        "the playground's configuration has changed:\n{config}"
+    );
+    node.set_config(&changed)?;
+    cluster.start_node(1).await?;
+    node.wait_ready(NOTICED).await?;
+    let pid = node.pid().context("the node does not run")?;
+    refuses(&trading, &sealed).await?;
+    slot_is(&node, "exchange", 503).await?;
+    neighbour_serves(&owner, well, "a wrong PIN").await?;
+    let status = cluster.status(1).await.context("no status")?;
+    let slot = status.slots.iter().find(|slot| slot.slot == "exchange");
+    let reason = slot.and_then(|slot| slot.reason.clone()).unwrap_or_default();
+    ensure!(reason.contains("PIN"), "the slot says: {reason:?}");
+    write_pin(&pin_file, &right)?;
+    until("the slot with the right PIN", NOTICED, async || {
+        open(&trading, CONTEXT, &sealed).await.ok()
+    })
+    .await?;
+    ensure!(node.pid() == Some(pid), "it was restarted");
+
+    // A token that is taken away. It comes back with the module's next start only.
+    let folder = token_folder(&node.dir.join("tokens"), "slot-exchange")?;
+    let away = cluster.scratch().join("taken-away");
+    std::fs::rename(&folder, &away)?;
+    refuses(&trading, &sealed).await?;
+    slot_is(&node, "exchange", 503).await?;
+    neighbour_serves(&owner, well, "a removed token").await?;
+    std::fs::rename(&away, &folder)?;
+    neighbour_serves(&owner, well, "a token that was put back").await?;
+    node.signal(Signal::SIGTERM)?;
+    node.wait_gone(NOTICED).await?;
+    cluster.start_node(1).await?;
+    node.wait_ready(NOTICED).await?;
+    open(&trading, CONTEXT, &sealed).await?;
+    seal(&trading, CONTEXT, b"again").await?;
     cluster.passed();
     Ok(())
 }

@@ -18,7 +18,7 @@ const KEEP_LOGS: u64 = 20;
 /// openraft purges so many entries at a time: `purge_batch_size` in `node/src/consensus/start.rs`.
 const PURGED_AT_ONCE: u64 = 64;
 /// Where a store is killed between the snapshot's arrival and the log's end.
-const POINTS: [&str; 5] = [
+static POINTS: [&str; 5] = [
     "store::before_install",
     "store::in_install",
     "store::before_pointer",
@@ -68,9 +68,15 @@ pub(crate) async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> R
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
+    // Two clusters at a time: most of it is waiting for elections.
+    let (early, late) = POINTS.split_at(POINTS.len() / 2);
+    tokio::try_join!(killed_at(early), killed_at(late)).map(drop)
+}
+
+async fn killed_at(points: &[&str]) -> Result<()> {
     let cluster = formed_with(Playground::builder().relayed(), with_short_logs).await?;
     let mut acknowledged = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
-    for point in POINTS {
+    for &point in points {
         let leader = cluster.leader().await?;
         let others = cluster.others(leader.node);
         let follower = others[0].clone();
