@@ -33,6 +33,8 @@ pub const CLUSTER_MEMBERS: &str = "/admin/v1/cluster/members";
 pub const KEYS: &str = "/admin/v1/keys";
 /// `POST`: rotate a context, as a route pattern; clients use [`rotate`].
 pub const KEYS_ROTATE_PATTERN: &str = "/admin/v1/keys/{context}/rotate";
+/// `POST`: move a context to another slot, as a route pattern; clients use [`relocate`].
+pub const KEYS_MOVE_PATTERN: &str = "/admin/v1/keys/{context}/move";
 /// `GET`: how often each key version was used, and when last.
 pub const KEYS_USAGE: &str = "/admin/v1/keys/usage";
 /// `POST`: disable versions that nobody needs any more, by each context's policy.
@@ -77,6 +79,12 @@ pub fn rotate(context: &str) -> String {
     format!("{KEYS}/{}/rotate", encode_segment(context))
 }
 
+/// Path of [`KEYS_MOVE_PATTERN`] for one context.
+#[must_use]
+pub fn relocate(context: &str) -> String {
+    format!("{KEYS}/{}/move", encode_segment(context))
+}
+
 /// Path of one of the patterns about a key version: what to do with it is its last word, such as `disable`.
 #[must_use]
 pub fn key_version(context: &str, version: u32, verb: &str) -> String {
@@ -115,6 +123,7 @@ mod tests {
     fn a_context_cannot_leave_its_path_segment() {
         assert_eq!(rotate("exchange-key"), "/admin/v1/keys/exchange-key/rotate");
         assert_eq!(rotate("../x?y#ü"), "/admin/v1/keys/..%2Fx%3Fy%23%C3%BC/rotate");
+        assert_eq!(relocate("a/b"), "/admin/v1/keys/a%2Fb/move");
         assert_eq!(unlock_slot("a/b"), "/admin/v1/slots/a%2Fb/unlock");
         assert_eq!(
             key_version("a/b", 7, "undo-destroy"),

@@ -266,6 +266,7 @@ mod tests {
             version: *number,
             key_id: format!("kek-{CONTEXT}-v{number}"),
             key_uid: String::new(),
+            slot: "exchange".to_owned(),
             state: *state,
             created_at: String::new(),
             activated_at: None,

@@ -3,6 +3,7 @@
 //! through one load; it never learns anything by itself.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use hsm_core::envelope::Binding;
@@ -60,9 +61,26 @@ impl TokenOps for ClosedSlot {
     }
 }
 
+/// The slot that a key is in. The keys of one context may be in several.
+#[derive(Clone)]
+pub struct KeySlot {
+    /// Its name, for logs and metrics.
+    pub name: Arc<str>,
+    /// What it can be asked for.
+    pub ops: Arc<dyn TokenOps>,
+}
+
+impl fmt::Debug for KeySlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("KeySlot").field(&self.name).finish()
+    }
+}
+
 /// The version that encrypts.
 #[derive(Debug, Clone)]
 pub struct ActiveKey {
+    /// Where it is.
+    pub slot: KeySlot,
     /// Which key.
     pub key_uid: KeyUid,
     /// Its number.
@@ -74,8 +92,10 @@ pub struct ActiveKey {
 }
 
 /// A version this node decrypts with: pending and proven, active, or decrypt-only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ReadableKey {
+    /// Where it is.
+    pub slot: KeySlot,
     /// Its number.
     pub version: u32,
     /// Its stored label.
@@ -125,10 +145,6 @@ pub enum RetiredWhy {
 /// The keys of one context.
 #[derive(Clone)]
 pub struct ContextKeys {
-    /// Its slot.
-    pub slot: Arc<dyn TokenOps>,
-    /// The slot's name, for logs and metrics.
-    pub slot_name: Arc<str>,
     /// Whom new ciphertexts are bound to, and old v1 ones are.
     pub binding: Binding,
     /// What encrypts, by the replicated state; it may be among `missing`.

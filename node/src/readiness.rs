@@ -129,8 +129,8 @@ impl NodeView {
     /// How many versions of a slot this node could not encrypt under for want of a first lease.
     fn unleased(&self, state: &ClusterState, me: RaftId, slot: &SlotName) -> u32 {
         self.parts.leases.lacking(state, me, |key| {
-            let context = state.contexts().get(&key.context);
-            context.is_some_and(|context| context.slot == *slot)
+            let version = state.versions().get(key);
+            version.is_some_and(|version| version.slot == *slot)
         })
     }
 

@@ -60,11 +60,12 @@ fn text(done: &CleanupResponse) -> String {
             version.context.clone(),
             version.version.to_string(),
             version.key_id.clone(),
+            version.slot.clone(),
             if version.disabled { verb } else { "kept" }.to_owned(),
             version.kept_because.clone(),
         ]
     };
-    let header = ["CONTEXT", "VERSION", "KEY ID", "OUTCOME", "BECAUSE"];
+    let header = ["CONTEXT", "VERSION", "KEY ID", "SLOT", "OUTCOME", "BECAUSE"];
     let mut text = output::table(header, done.versions.iter().map(row));
     if done.dry_run {
         text.push_str("\ndry run: nothing was changed\n");
@@ -98,6 +99,7 @@ mod tests {
             context: "c".to_owned(),
             version: number,
             key_id: format!("kek-c-v{number}"),
+            slot: "s".to_owned(),
             disabled,
             kept_because: if disabled {
                 ""

@@ -11,7 +11,7 @@ use hsm_api::admin::{
 };
 
 use super::preview::{self, Preview};
-use super::{CHANGE, READ, Session, idempotency_key, key_adopt, key_destroy, key_usage, list_kek};
+use super::{CHANGE, READ, Session, idempotency_key, key_adopt, key_destroy, key_move, key_usage, list_kek};
 use crate::exit::{change_failed, missing, would_be_refused};
 use crate::output::{self, or_dash};
 
@@ -37,6 +37,11 @@ pub(crate) enum KeyCommand {
     /// They cannot leave their token, so they decrypt only on nodes that have it, or a copy of it, and never encrypt. A
     /// context without a version that encrypts gets one, on every node. Version 1's own objects stay as they are.
     Adopt(key_adopt::Adopt),
+    /// Make the next version of a context in another slot, and make it at once.
+    ///
+    /// Older versions stay in their own slot and decrypt on; rewrap what was encrypted under them. Every node has to
+    /// have both slots open. Returns once the new version is active.
+    Move(key_move::Move),
 }
 
 /// A key version as it is typed and printed.
@@ -119,6 +124,7 @@ pub(super) async fn run(session: &Session, command: KeyCommand) -> Result<()> {
         KeyCommand::Destroy(args) => key_destroy::destroy(session, args).await,
         KeyCommand::UndoDestroy(args) => change(session, Verb::UndoDestroy, args).await,
         KeyCommand::Adopt(args) => key_adopt::adopt(session, args).await,
+        KeyCommand::Move(args) => key_move::relocate(session, args).await,
     }
 }
 
@@ -184,6 +190,7 @@ pub(super) fn text(named: &Named, info: &KeyVersionInfo) -> String {
         ("version", named.to_string()),
         ("key id", info.key_id.clone()),
         ("key uid", info.key_uid.clone()),
+        ("slot", info.slot.clone()),
         ("state", info.state.to_string()),
         ("origin", info.origin.to_string()),
         ("held by", held_by(info)),

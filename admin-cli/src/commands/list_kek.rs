@@ -53,7 +53,7 @@ pub(super) async fn list(session: &Session, args: &ListKek) -> Result<()> {
 fn row((context, version): (&ContextInfo, &KeyVersionInfo)) -> [String; 6] {
     [
         context.context.clone(),
-        context.slot.clone(),
+        version.slot.clone(),
         context.binding.to_string(),
         version.version.to_string(),
         version.key_id.clone(),

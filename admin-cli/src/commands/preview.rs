@@ -153,7 +153,7 @@ pub(super) mod tests {
     pub(in super::super) fn keks() -> ListKeksResponse {
         let version = |number: u32, label: &str, state: &str, acks: &[&str]| {
             json!({
-                "version": number, "key_id": label, "key_uid": "00", "state": state,
+                "version": number, "key_id": label, "key_uid": "00", "slot": "exchange", "state": state,
                 "created_at": "2030-01-01T00:00:00Z", "acks": acks, "origin": "generated"
             })
         };

@@ -1,4 +1,4 @@
-//! The admin routes about keys: creating, listing, rotating.
+//! The admin routes about keys: creating, listing, rotating, moving.
 
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,7 @@ pub struct ListKeksResponse {
 pub struct ContextInfo {
     /// Its name.
     pub context: String,
-    /// The slot its keys live in.
+    /// The slot that its next versions are made in. Each of those there are names its own.
     pub slot: String,
     /// Whom its ciphertexts are bound to.
     pub binding: BindingMode,
@@ -120,6 +120,9 @@ pub struct KeyVersionInfo {
     pub key_id: String,
     /// Its `CKA_ID`, hex.
     pub key_uid: String,
+    /// The slot whose tokens hold it.
+    #[serde(default)]
+    pub slot: String,
     /// Its state.
     pub state: KeyState,
     /// When it was made.
@@ -283,6 +286,9 @@ pub struct CleanupVersion {
     pub version: u32,
     /// Its label.
     pub key_id: String,
+    /// Its slot.
+    #[serde(default)]
+    pub slot: String,
     /// Whether it is disabled now, or would be.
     pub disabled: bool,
     /// Why it stays, for people; empty if it is disabled.
@@ -366,6 +372,30 @@ pub struct RotateResponse {
     pub key_id: String,
     /// The version that did before.
     pub previous_version: u32,
+}
+
+/// `POST /admin/v1/keys/{context}/move`: the next version is made in another slot, and made at once. Those there are stay
+/// where they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveKeyRequest {
+    /// The slot.
+    pub slot: String,
+}
+
+/// Answer of a move, once the first version in the new slot is active.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveKeyResponse {
+    /// The context.
+    pub context: String,
+    /// The slot of the new version.
+    pub slot: String,
+    /// The version that encrypts now.
+    pub version: u32,
+    /// Its label.
+    pub key_id: String,
+    /// The version that did before, if there was one. It goes on decrypting in its own slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_version: Option<u32>,
 }
 
 /// Answer of `GET /admin/v1/keys/rotation-status`.

@@ -21,8 +21,8 @@ use crate::admin::{
     AdoptKeysRequest, AdoptKeysResponse, CleanupRequest, CleanupResponse, ClusterInitRequest,
     ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, DestroyKeyRequest, JoinRequest,
     JoinResponse, JoinTokenRequest, JoinTokenResponse, KeyUsageResponse, KeyUseRequest, KeyVersionResponse,
-    ListKeksResponse, MembersResponse, RotateRequest, RotateResponse, RotationStatusResponse,
-    SlotKeysResponse, SlotStatus, UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
+    ListKeksResponse, MembersResponse, MoveKeyRequest, MoveKeyResponse, RotateRequest, RotateResponse,
+    RotationStatusResponse, SlotKeysResponse, SlotStatus, UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
 };
 use crate::data::{
     BatchResponse, DataKeyBatch, DataKeyRequest, DataKeyResponse, DecryptBatch, DecryptRequest,
@@ -217,6 +217,18 @@ impl Client {
             first_endpoint_only: false,
         };
         self.mutate(mutation, &RotateRequest {}).await
+    }
+
+    /// Moves a context to another slot; returns once its first version there is active. For the key see
+    /// [`Client::create_kek`].
+    pub async fn move_key(
+        &self,
+        context: &str,
+        request: &MoveKeyRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<MoveKeyResponse>, ClientError> {
+        let path = paths::relocate(context);
+        self.mutate(changes_key(&path, idempotency_key), request).await
     }
 
     /// Takes a retired version out of use: it decrypts nothing until it is enabled. For the key see

@@ -339,6 +339,7 @@ fn keys() -> Vec<Sample> {
         version: 3,
         key_id: text("kek-exchange-key-v3"),
         key_uid: id(),
+        slot: text("exchange"),
         state: KeyState::Destroyed,
         created_at: time(),
         activated_at: long.then(time),
@@ -393,6 +394,7 @@ fn keys() -> Vec<Sample> {
         context: text("exchange-key"),
         version: 1,
         key_id: text("kek-exchange-key-v1"),
+        slot: text("exchange"),
         disabled: kept.is_empty(),
         kept_because: text(kept),
         deleted_by_v1: true,
@@ -429,6 +431,14 @@ fn keys() -> Vec<Sample> {
         version: 4,
         key_id: text("kek-exchange-key-v4"),
         previous_version: 3,
+    };
+    let relocate = MoveKeyRequest { slot: text("2fa") };
+    let relocated = |previous: Option<u32>| MoveKeyResponse {
+        context: text("exchange-key"),
+        slot: text("2fa"),
+        version: 4,
+        key_id: text("kek-exchange-key-v4"),
+        previous_version: previous,
     };
     let rotation = |pending: bool| RotationStatus {
         context: text("exchange-key"),
@@ -468,6 +478,8 @@ fn keys() -> Vec<Sample> {
         answer("CleanupVersion", &cleaned("it was used"), &cleaned("")),
         request("RotateRequest", &RotateRequest {}, &[]),
         answer("RotateResponse", &rotated, &rotated),
+        request("MoveKeyRequest", &relocate, &[]),
+        answer("MoveKeyResponse", &relocated(Some(3)), &relocated(None)),
         answer("RotationStatusResponse", &rotations, &rotations),
         answer("RotationStatus", &rotation(true), &rotation(false)),
     ]

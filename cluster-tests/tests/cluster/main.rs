@@ -28,6 +28,7 @@ mod key_life;
 mod load_balancers;
 mod metrics;
 mod min_index;
+mod moves;
 mod overload;
 mod partitions;
 mod pkcs11;

@@ -9,6 +9,7 @@ mod job;
 mod open;
 mod perform;
 mod queue;
+mod reseal;
 mod retired;
 mod sessions;
 mod shared;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use job::{OnBatchDone, OnDone, batch_time};
+pub use reseal::Reseal;
 pub use state::{SlotState, TOKEN_REPLACED};
 pub use work::{
     Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, EncryptJob, Output, RewrapJob, Work,

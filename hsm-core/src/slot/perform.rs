@@ -51,7 +51,7 @@ impl Worker<'_> {
 
     fn encrypt(&mut self, job: &EncryptJob) -> Result<Vec<u8>, OpError> {
         self.seal(&Seal {
-            purpose: Purpose::Data,
+            purpose: job.purpose,
             key_uid: job.key_uid,
             version: job.version,
             context: &job.context,

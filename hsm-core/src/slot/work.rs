@@ -10,6 +10,8 @@ use crate::secrets::Plaintext;
 
 /// A plaintext to be encrypted into an envelope.
 pub struct EncryptJob {
+    /// What the envelope is for: never a check record, which only the cluster makes.
+    pub purpose: Purpose,
     /// The key version.
     pub key_uid: KeyUid,
     /// Its number in the context.
@@ -61,7 +63,8 @@ pub enum Ciphertext {
 }
 
 /// A ciphertext to be opened and encrypted again, in the same context, for the same purpose and with the same
-/// associated data. The plaintext does not leave the slot.
+/// associated data. The plaintext does not leave the slot; where the two keys are in different ones, see
+/// [`RewrapJob::split`].
 pub struct RewrapJob {
     /// What to open.
     pub from: Ciphertext,
@@ -209,26 +212,32 @@ impl DecryptV1Job {
 }
 
 impl RewrapJob {
-    fn check(&self) -> Result<(), OpError> {
+    pub(super) fn check(&self) -> Result<(), OpError> {
         self.from.check()?;
         match &self.from {
-            // A second check record would be one that nobody committed.
-            Ciphertext::V2(job) if job.header.purpose == Purpose::Check => {
-                Err(OpError::Token(HsmError::Argument {
-                    what: "ciphertext",
-                    reason: "is a check record".to_owned(),
-                }))
-            }
-            _ => Ok(()),
+            Ciphertext::V2(job) => not_a_check(job.header.purpose),
+            Ciphertext::V1(_) => Ok(()),
         }
     }
+}
+
+/// A second check record would be one that nobody committed.
+fn not_a_check(purpose: Purpose) -> Result<(), OpError> {
+    if purpose == Purpose::Check {
+        return Err(OpError::Token(HsmError::Argument {
+            what: "ciphertext",
+            reason: "is a check record".to_owned(),
+        }));
+    }
+    Ok(())
 }
 
 impl Work {
     /// What is wrong with it without a token's word.
     pub(crate) fn check(&self) -> Result<(), OpError> {
         match self {
-            Self::Encrypt(_) | Self::DataKey(_) => Ok(()),
+            Self::Encrypt(job) => not_a_check(job.purpose),
+            Self::DataKey(_) => Ok(()),
             Self::DecryptV2(job) => job.check(),
             Self::DecryptV1(job) => job.check(),
             Self::Rewrap(job) => job.check(),
@@ -296,6 +305,27 @@ mod tests {
             binding_value: "".into(),
         };
         assert_eq!(Work::DecryptV1(short).check(), Err(OpError::TooShort));
+    }
+
+    #[test]
+    fn nobody_encrypts_a_check_record() {
+        for (purpose, fine) in [
+            (Purpose::Data, true),
+            (Purpose::DataKey, true),
+            (Purpose::Check, false),
+        ] {
+            let job = EncryptJob {
+                purpose,
+                key_uid: KeyUid::from_bytes([1; 16]),
+                version: 1,
+                context: "c".into(),
+                binding: Binding::None,
+                binding_value: "".into(),
+                aad: Vec::new(),
+                plaintext: Plaintext::new(Vec::new()),
+            };
+            assert_eq!(Work::Encrypt(job).check().is_ok(), fine, "{purpose:?}");
+        }
     }
 
     #[test]

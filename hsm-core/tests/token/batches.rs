@@ -228,18 +228,25 @@ pub(crate) fn data_keys(sandbox: &Sandbox) {
             OpError::AuthenticationFailed
         );
 
-        // It stays a data key when it is rewrapped.
-        let job = RewrapJob {
+        // It stays a data key when it is rewrapped, in one slot or from one to another.
+        let job = || RewrapJob {
             from: Ciphertext::V2(opening(&sealed, "trading-1")),
             key_uid: kek.uid,
             version: 1,
             binding: Binding::Private,
             binding_value: "trading-1".into(),
         };
-        let moved = envelope(run(&slot, Work::Rewrap(job)));
-        assert_ne!(moved, sealed);
-        assert_eq!(Header::parse(&moved).unwrap().0.purpose, Purpose::DataKey);
-        assert!(kek.decrypt(&slot, &moved).unwrap() == key.as_slice());
+        let in_one = run(&slot, Work::Rewrap(job()));
+        let (open, reseal) = job().split().unwrap_or_else(|error| panic!("{error}"));
+        let Ok(Output::Plaintext(plaintext)) = run(&slot, open) else {
+            panic!("it is not opened")
+        };
+        let in_two = run(&slot, reseal.seal(plaintext));
+        for moved in [in_one, in_two].map(envelope) {
+            assert_ne!(moved, sealed);
+            assert_eq!(Header::parse(&moved).unwrap().0.purpose, Purpose::DataKey);
+            assert!(kek.decrypt(&slot, &moved).unwrap() == key.as_slice());
+        }
     }
     let (one, kept_back) = make(DataKeySize::Bits256, false);
     let (other, _) = make(DataKeySize::Bits256, false);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use hsm_core::envelope::{Binding, Header};
+use hsm_core::envelope::{Binding, Header, Purpose};
 use hsm_core::names::{KeyUid, TransportId};
 use hsm_core::secrets::Plaintext;
 use hsm_core::{DecryptJob, EncryptJob, GenerateKek, HsmError, ImportKek, KekUse, OpError, Slot};
@@ -110,6 +110,7 @@ impl Kek {
 
     pub(crate) fn encrypt_job(&self, plaintext: &[u8]) -> EncryptJob {
         EncryptJob {
+            purpose: Purpose::Data,
             key_uid: self.uid,
             version: self.version,
             context: CONTEXT.into(),

@@ -115,8 +115,8 @@ pub(super) fn other_slot(context: &ContextName, slot: &SlotName, asked: &SlotNam
     CallError::new(
         ErrorCode::Conflict,
         format!(
-            "context {context} is in slot {slot}, not {asked}: its keys can be adopted from that slot's token only, \
-             or under a new context"
+            "new versions of context {context} are made in slot {slot}, not {asked}: its keys can be adopted from that \
+             slot's token only; move it there first (hsmctl key move {context} --to {asked}), or take a new context"
         ),
     )
 }

@@ -62,6 +62,8 @@ pub enum Act {
     KeyCleanup,
     /// `key adopt`.
     KeyAdopt,
+    /// `key move`.
+    KeyMove,
 }
 
 /// Who may act on keys.
@@ -99,6 +101,7 @@ impl Act {
             Self::KeyUsage => "key.usage",
             Self::KeyCleanup => "key.cleanup",
             Self::KeyAdopt => "key.adopt",
+            Self::KeyMove => "key.move",
         }
     }
 
@@ -121,7 +124,8 @@ impl Act {
             | Self::KeyEnable
             | Self::KeyUndoDestroy
             | Self::KeyCleanup
-            | Self::KeyAdopt => Some(OPERATE),
+            | Self::KeyAdopt
+            | Self::KeyMove => Some(OPERATE),
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -149,6 +153,7 @@ impl Act {
             | Self::KeyUndoDestroy
             | Self::KeyCleanup
             | Self::KeyAdopt
+            | Self::KeyMove
             | Self::SetAcl
             | Self::Revoke
             | Self::Unrevoke => true,
@@ -180,6 +185,7 @@ impl AdminBody {
             Self::Cleanup { .. } => Act::KeyCleanup,
             Self::Access(body) => body.act(),
             Self::AdoptKeys(_) => Act::KeyAdopt,
+            Self::MoveKey { .. } => Act::KeyMove,
         }
     }
 }
@@ -247,7 +253,7 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 25] = [
+    const ALL: [Act; 26] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -267,6 +273,7 @@ mod tests {
         Act::KeyUsage,
         Act::KeyCleanup,
         Act::KeyAdopt,
+        Act::KeyMove,
         Act::GetAcl,
         Act::TestAcl,
         Act::SetAcl,
@@ -305,6 +312,7 @@ mod tests {
             "key.undo_destroy",
             "key.cleanup",
             "key.adopt",
+            "key.move",
         ];
         assert_eq!(operator.len(), reads.len() + operates.len());
         assert!(operates.iter().all(|act| operator.contains(act)));

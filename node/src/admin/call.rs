@@ -105,6 +105,13 @@ pub enum AdminBody {
     Access(AccessBody),
     /// Keys that version 1 made become versions.
     AdoptKeys(AdoptOrder),
+    /// A new version of a context, in another slot.
+    MoveKey {
+        /// The context.
+        context: ContextName,
+        /// The slot.
+        to: SlotName,
+    },
 }
 
 impl AdminBody {
@@ -129,6 +136,7 @@ impl AdminBody {
             },
             Self::Access(body) => body.operation().to_owned(),
             Self::AdoptKeys(order) => format!("key adopt {}", order.context),
+            Self::MoveKey { context, .. } => format!("key move {context}"),
         }
     }
 }

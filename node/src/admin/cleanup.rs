@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{CleanupResponse, CleanupVersion};
 use raft_store::command::{Op, Outcome, Refusal, SetVersionUse};
-use raft_store::names::{ContextName, UnixMillis};
+use raft_store::names::{ContextName, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, RotationPolicy, VersionState};
 use raft_store::state::node::NodeStatus;
@@ -35,6 +35,7 @@ struct Found {
     context: ContextName,
     version: u32,
     key_id: String,
+    slot: SlotName,
     kept_because: Option<String>,
     deleted_by_v1: bool,
 }
@@ -65,6 +66,7 @@ impl Cleanup<'_> {
                 context: found.context.to_string(),
                 version: found.version,
                 key_id: found.key_id,
+                slot: found.slot.to_string(),
                 disabled: found.kept_because.is_none(),
                 kept_because: found.kept_because.unwrap_or_default(),
                 deleted_by_v1: found.deleted_by_v1,
@@ -95,6 +97,7 @@ impl Cleanup<'_> {
                     context: name.clone(),
                     version: number,
                     key_id: version.label.clone(),
+                    slot: version.slot.clone(),
                     kept_because,
                     deleted_by_v1: wall.saturating_sub(version.created_at) > self.window(&context.policy),
                 };

@@ -163,7 +163,7 @@ fn tell(differences: &Differences) {
         tracing::warn!(
             "configuration: differs from the cluster's state, which rules: {differences}; acl and roles in \
              the configuration have no effect after `cluster init` (see `hsmctl acl get` and `acl set`), and slot, \
-             binding and rotation of a context none after it was created"
+             binding and rotation of a context none after it was created (`hsmctl key move` moves it to another slot)"
         );
     }
 }

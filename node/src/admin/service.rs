@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hsm_api::admin::{CreateKekResponse, JoinTokenResponse, KeyState, RotateResponse};
+use hsm_api::admin::{CreateKekResponse, JoinTokenResponse, KeyState, MoveKeyResponse, RotateResponse};
 use hsm_api::{ErrorCode, SecretText};
 use raft_store::command::{CreateContext, Op, Origin, Refusal, RequestId};
 use raft_store::names::{ContextName, ContextUid, NodeName, SlotName};
@@ -134,6 +134,7 @@ impl AdminService {
                     .await?;
                 rotated(context, made)
             }
+            AdminBody::MoveKey { context, to } => self.move_key(context, to, &asked, deadline).await,
             AdminBody::CreateKey {
                 context,
                 label,
@@ -195,6 +196,40 @@ impl AdminService {
         }
     }
 
+    /// The context first, then its first version in the new slot. One that is not made leaves the context moved: what
+    /// encrypted goes on, and the next rotation, or this call again, makes it.
+    async fn move_key(
+        &self,
+        context: &ContextName,
+        to: &SlotName,
+        asked: &Asked,
+        deadline: Instant,
+    ) -> Result<Value, CallError> {
+        let wish = Wish::Move { to: to.clone() };
+        let is_there = || {
+            let published = self.parts.cluster.published();
+            let known = published.state.contexts().get(context);
+            known.is_some_and(|context| context.slot == *to)
+        };
+        let was_there = is_there();
+        let made = match self.parts.rotator.make(context, &wish, asked, deadline).await {
+            Err(error) if !was_there && is_there() => {
+                let done = format!("context {context} is moved to slot {to} and encrypts where it did");
+                return Err(after_part(&done, error));
+            }
+            made => made?,
+        };
+        let published = self.parts.cluster.published();
+        let version = published.state.version(context, made.version);
+        json(&MoveKeyResponse {
+            context: context.to_string(),
+            slot: version.map_or_else(|| to.to_string(), |version| version.slot.to_string()),
+            version: made.version,
+            key_id: made.key_id,
+            previous_version: made.previous,
+        })
+    }
+
     async fn change_key(
         &self,
         context: &ContextName,
@@ -227,7 +262,10 @@ impl AdminService {
         let known = self.parts.cluster.published().state.contexts().contains(context);
         let is_new = !known && self.create_context(context, wish, placement, asked).await?;
         let made = match self.parts.rotator.make(context, wish, asked, deadline).await {
-            Err(error) if is_new => return Err(after_context(context, error)),
+            Err(error) if is_new => {
+                let done = format!("context {context} is made and has no key yet");
+                return Err(after_part(&done, error));
+            }
             made => made?,
         };
         let state = KeyState::from_word(made.state.as_str());
@@ -327,6 +365,7 @@ impl AdminBody {
     fn target(&self) -> String {
         match self {
             Self::Rotate { context } | Self::CreateKey { context, .. } => context.to_string(),
+            Self::MoveKey { context, to } => format!("{context} to {to}"),
             Self::CreateJoinToken { node, .. } => node.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::SetKeyUse { context, version, .. }
             | Self::DestroyKey { context, version, .. }
@@ -367,16 +406,13 @@ fn asked(call: &AdminCall) -> Result<Asked, CallError> {
     })
 }
 
-/// The answer of a call that has made its context and then not its key, where the error would say that nothing
+/// The answer of a call that has made or moved its context and then not its key, where the error would say that nothing
 /// was changed.
-fn after_context(context: &ContextName, error: CallError) -> CallError {
+fn after_part(done: &str, error: CallError) -> CallError {
     match error.code {
         ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => CallError::new(
             ErrorCode::OutcomeUnknown,
-            format!(
-                "context {context} is made and has no key yet ({error}); ask again with the same \
-                 Idempotency-Key"
-            ),
+            format!("{done} ({error}); ask again with the same Idempotency-Key"),
         ),
         _ => error,
     }

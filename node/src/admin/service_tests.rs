@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
-use hsm_api::admin::{CreateKekRequest, DestroyKeyRequest, JoinTokenRequest, KeyUseRequest, RotateRequest};
+use hsm_api::admin::{
+    CreateKekRequest, DestroyKeyRequest, JoinTokenRequest, KeyUseRequest, MoveKeyRequest, RotateRequest,
+};
 use raft_store::command::Existing;
 use raft_store::state::access::RevocationKey;
 use serde_json::json;
@@ -400,4 +402,62 @@ async fn who_may_do_what_is_changed_by_administrators_only() {
     let body = AccessBody::SetAcl { expected, acl };
     bench.ask(access("Admin", body)).await.unwrap();
     assert_eq!(bench.ask(rotate("Ops", "x")).await, Err(ErrorCode::RoleRequired));
+}
+
+fn relocate(ou: &str, key: &str, to: &str) -> AdminCall {
+    let body = AdminBody::MoveKey {
+        context: name("c"),
+        to: slot(to),
+    };
+    let asked = MoveKeyRequest { slot: to.to_owned() };
+    call(ou, key, body, &asked)
+}
+
+#[tokio::test]
+async fn a_move_answers_with_the_first_version_in_the_new_slot() {
+    let bench = bench();
+    bench.cluster.with(|world| world.second_slot("t"));
+    bench.ask(create("c", "k", None)).await.unwrap();
+    let moved = bench.ask(relocate("Ops", "k", "t")).await.unwrap();
+    let expected = json!({
+        "context": "c", "slot": "t", "version": 2, "key_id": "kek-c-v2", "previous_version": 1
+    });
+    assert_eq!(moved, expected);
+    assert_eq!(bench.ask(relocate("Ops", "k", "t")).await.unwrap(), expected);
+    for (call, code) in [
+        (relocate("Ops", "another", "t"), ErrorCode::Conflict),
+        (relocate("Ops", "k", "s"), ErrorCode::IdempotencyKeyReused),
+        (relocate("Audit", "k", "s"), ErrorCode::RoleRequired),
+    ] {
+        assert_eq!(bench.ask(call).await, Err(code));
+    }
+    // The versions after it are made there too.
+    bench.ask(rotate("Ops", "k")).await.unwrap();
+    let published = bench.cluster.published();
+    let slots = published.state.versions_of(&name("c"));
+    let slots: Vec<String> = slots.map(|(_, version)| version.slot.to_string()).collect();
+    assert_eq!(slots, ["s", "t", "t"]);
+}
+
+#[tokio::test]
+async fn a_call_that_has_moved_its_context_and_made_no_key_says_so() {
+    let bench = bench();
+    bench.cluster.with(|world| world.second_slot("t"));
+    bench.ask(create("c", "k", None)).await.unwrap();
+    *bench.cluster.let_through.lock().unwrap() = 1;
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((ProposeError::NoQuorum, false));
+    let error = bench
+        .service
+        .execute(relocate("Ops", "k", "t"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, ErrorCode::OutcomeUnknown);
+    assert!(error.detail.contains("context c is moved to slot t"), "{error}");
+    let moved = bench.ask(relocate("Ops", "k", "t")).await.unwrap();
+    assert_eq!((&moved["slot"], &moved["version"]), (&json!("t"), &json!(2)));
 }

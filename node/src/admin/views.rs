@@ -77,6 +77,7 @@ pub fn version(state: &ClusterState, context: &ContextName, number: u32, key: &K
         version: number,
         key_id: key.label.clone(),
         key_uid: key.key_uid.to_string(),
+        slot: key.slot.to_string(),
         state: KeyState::from_word(key.state.as_str()),
         created_at: rfc3339(key.created_at),
         activated_at: key.activated_at.map(rfc3339),
@@ -90,10 +91,7 @@ pub fn version(state: &ClusterState, context: &ContextName, number: u32, key: &K
             KeyOrigin::Generated => Vec::new(),
             KeyOrigin::Adopted { holders, .. } => node_names(state, holders),
         },
-        destruction: key
-            .destruction
-            .as_ref()
-            .map(|way| destruction(state, context, key, way)),
+        destruction: key.destruction.as_ref().map(|way| destruction(state, key, way)),
         invocations: invocations(
             state,
             &VersionKey {
@@ -114,14 +112,8 @@ fn invocations(state: &ClusterState, key: &VersionKey, version: &KeyVersion) -> 
     })
 }
 
-fn destruction(
-    state: &ClusterState,
-    context: &ContextName,
-    key: &KeyVersion,
-    way: &Destruction,
-) -> DestructionInfo {
-    let slot = state.contexts().get(context).map(|context| &context.slot);
-    let slot = slot.and_then(|slot| state.slots().get(slot));
+fn destruction(state: &ClusterState, key: &KeyVersion, way: &Destruction) -> DestructionInfo {
+    let slot = state.slots().get(&key.slot);
     // Whoever has the transport key opens what old logs and backups hold.
     let opens = |id| {
         let generation = slot.and_then(|slot| slot.transport(id));

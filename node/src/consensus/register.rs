@@ -57,9 +57,8 @@ impl Shared {
                 "TOKEN_REPLICATION_KEY: the joining node's key is not the cluster's; give it the same key";
             return Err(refused(ErrorCode::InvalidArgument, what.into()));
         }
-        let needed = published.state.contexts().values().map(|context| &context.slot);
-        let mut lacking = needed.filter(|slot| !details.slots.contains(slot));
-        if let Some(slot) = lacking.next() {
+        let mut needed = published.state.slots_needed_by(None).into_iter();
+        if let Some(slot) = needed.find(|slot| !details.slots.contains(slot)) {
             let what =
                 format!("hsm.slots.{slot}: the cluster uses this slot and the joining node does not have it");
             return Err(refused(ErrorCode::InvalidArgument, what));

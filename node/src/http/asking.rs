@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::http::Extensions;
 use hsm_api::{ErrorCode, StateIndex};
 use hsm_core::envelope::Binding;
-use hsm_core::{Output, Work};
+use hsm_core::{Output, Reseal, Work};
 
 use super::job::usable;
 use super::json::{Member, Text};
@@ -17,7 +17,7 @@ use super::resolve::held;
 use super::service::ApiState;
 use crate::config::ContextName;
 use crate::identity::Principal;
-use crate::keyring::{ActiveKey, ContextKeys, KeyRing, TokenOps};
+use crate::keyring::{ActiveKey, ContextKeys, KeyRing, KeySlot};
 use crate::metrics;
 use crate::policy::{Op, Policy};
 
@@ -79,8 +79,8 @@ pub(super) fn active(keys: &ContextKeys) -> Result<&ActiveKey, ApiError> {
 
 /// Refuses where the slot does not serve, or its token lacks the key that encrypts.
 pub(super) fn ready(keys: &ContextKeys, active: &ActiveKey) -> Result<(), ApiError> {
-    usable(keys)?;
-    held(keys, &active.key_uid)
+    usable(&active.slot)?;
+    held(keys, &active.key_uid).map(|_| ())
 }
 
 /// Takes one invocation of the version that encrypts: the last thing before its slot is asked. It is used, whatever the
@@ -137,19 +137,38 @@ pub(super) enum Step {
 
 /// What a slot is to be asked for.
 pub(super) struct Task {
-    pub(super) slot: Arc<dyn TokenOps>,
-    pub(super) slot_name: Arc<str>,
+    pub(super) slot: KeySlot,
     pub(super) work: Work,
+    /// What another slot is to be asked for then: of a rewrap from one to the other.
+    pub(super) onward: Option<Onward>,
     pub(super) ending: Ending,
 }
 
 impl Task {
-    pub(super) fn new(keys: &ContextKeys, work: Work, ending: Ending) -> Self {
+    pub(super) fn new(slot: &KeySlot, work: Work, ending: Ending) -> Self {
         Self {
-            slot: Arc::clone(&keys.slot),
-            slot_name: Arc::clone(&keys.slot_name),
+            slot: slot.clone(),
             work,
+            onward: None,
             ending,
+        }
+    }
+}
+
+/// A rewrap's second part, in the slot of the key that encrypts.
+pub(super) struct Onward {
+    pub(super) slot: KeySlot,
+    pub(super) reseal: Reseal,
+}
+
+impl Onward {
+    /// What that slot is to be asked for, of what the first one has given.
+    pub(super) fn with(self, opened: Output) -> Result<(KeySlot, Work), ApiError> {
+        match opened {
+            Output::Plaintext(plaintext) => Ok((self.slot, self.reseal.seal(plaintext))),
+            Output::Envelope(_) | Output::DataKey { .. } => {
+                Err(ApiError::internal("an opened ciphertext gave no plaintext"))
+            }
         }
     }
 }
@@ -164,8 +183,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// The slot has not taken the job: no token was called.
-    pub(super) fn not_taken(&self) {
+    /// No token was called to encrypt: the slot has not taken the job, or what is to be encrypted was not opened.
+    pub(super) fn not_encrypted(&self) {
         if let Some(active) = &self.under {
             active.meter.give_back();
         }

@@ -1,5 +1,6 @@
 //! The items of a batch: each is read and decided by itself, those of one slot go to it as one job, the jobs of
-//! several slots run at once, and every item has the answer that it would have had alone, in its place.
+//! several slots run at once, and every item has the answer that it would have had alone, in its place. Rewraps from one
+//! slot to another go to the second with all that was opened for it, as one more job.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::asking::{Asking, Ending, Operation, Step, Task};
+use super::asking::{Asking, Ending, Onward, Operation, Step, Task};
 use super::data_plane::AboveKnown;
 use super::job::{answered, slot_error};
 use super::json::{self, NotJson, Text};
@@ -21,7 +22,7 @@ use super::reply::{self, Success};
 use super::respond;
 use super::shares::Share;
 use crate::config::ContextName;
-use crate::keyring::TokenOps;
+use crate::keyring::KeySlot;
 use crate::metrics;
 use crate::policy::Op;
 
@@ -40,13 +41,14 @@ struct Open {
     ending: Ending,
     /// A version that this node does not know.
     above: Option<(ContextName, u32)>,
+    /// What is to be done with what its slot gives.
+    onward: Option<Onward>,
     outcome: Option<Result<Output, ApiError>>,
 }
 
 /// What one slot is asked for.
 struct Group {
-    slot: Arc<dyn TokenOps>,
-    slot_name: Arc<str>,
+    slot: KeySlot,
     works: Vec<Work>,
     /// The places of their items.
     places: Vec<usize>,
@@ -81,9 +83,16 @@ pub(super) async fn answers<O: Operation<N>, const N: usize>(
             Err(error) => Item::Refused(error),
         });
     }
-    let running: Vec<Running> = groups.into_iter().map(|group| start(group, part)).collect();
+    let start_all = |groups: Vec<Group>| -> Vec<Running> {
+        let groups = groups.into_iter();
+        groups.map(|group| start(group, part)).collect()
+    };
+    let running = start_all(groups);
     ask(asking, &mut items).await;
     for job in running {
+        finish(asking, O::OP, job, &mut items).await;
+    }
+    for job in start_all(go_on(&mut items)) {
         finish(asking, O::OP, job, &mut items).await;
     }
     let answer = |item| answer::<O, N>(asking, close(asking, O::OP, item));
@@ -107,44 +116,74 @@ fn prepare<'a, O: Operation<N>, const N: usize>(
 }
 
 fn open(step: Step, place: usize, groups: &mut Vec<Group>) -> Item {
-    let (ending, above) = match step {
+    let (ending, above, onward) = match step {
         Step::Run(Task {
             slot,
-            slot_name,
             work,
+            onward,
             ending,
         }) => {
-            match groups.iter_mut().find(|group| group.slot_name == slot_name) {
-                Some(group) => {
-                    group.works.push(work);
-                    group.places.push(place);
-                }
-                None => groups.push(Group {
-                    slot,
-                    slot_name,
-                    works: vec![work],
-                    places: vec![place],
-                }),
-            }
-            (ending, None)
+            put(groups, slot, work, place);
+            (ending, None, onward)
         }
         Step::Ask {
             context,
             version,
             ending,
-        } => (ending, Some((context, version))),
+        } => (ending, Some((context, version)), None),
     };
     Item::Open(Box::new(Open {
         ending,
         above,
+        onward,
         outcome: None,
     }))
+}
+
+/// Puts an item's work with that of the others in its slot.
+fn put(groups: &mut Vec<Group>, slot: KeySlot, work: Work, place: usize) {
+    match groups.iter_mut().find(|group| group.slot.name == slot.name) {
+        Some(group) => {
+            group.works.push(work);
+            group.places.push(place);
+        }
+        None => groups.push(Group {
+            slot,
+            works: vec![work],
+            places: vec![place],
+        }),
+    }
+}
+
+/// What is left to be done once the first slots have answered. Who was not opened is encrypted nowhere. The plaintexts
+/// are no longer than their ciphertexts, which the request has paid for.
+fn go_on(items: &mut [Item]) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (place, item) in items.iter_mut().enumerate() {
+        let Item::Open(open) = item else { continue };
+        let Some(onward) = open.onward.take() else {
+            continue;
+        };
+        let opened = open.outcome.take().unwrap_or_else(|| Err(no_outcome()));
+        match opened.and_then(|opened| onward.with(opened)) {
+            Ok((slot, work)) => put(&mut groups, slot, work, place),
+            Err(error) => {
+                open.ending.not_encrypted();
+                open.outcome = Some(Err(error));
+            }
+        }
+    }
+    groups
+}
+
+fn no_outcome() -> ApiError {
+    ApiError::internal("no outcome of an item")
 }
 
 fn start(group: Group, part: &Arc<Share>) -> Running {
     let (done, answer) = oneshot::channel();
     let (held, began) = (Arc::clone(part), Instant::now());
-    let submitted = group.slot.run_batch(
+    let submitted = group.slot.ops.run_batch(
         group.works,
         Box::new(move |outcomes| {
             let _ = done.send(Ok((outcomes, began.elapsed())));
@@ -153,7 +192,7 @@ fn start(group: Group, part: &Arc<Share>) -> Running {
         }),
     );
     Running {
-        slot_name: group.slot_name,
+        slot_name: group.slot.name,
         places: group.places,
         began,
         answer: submitted.map(|()| answer),
@@ -175,8 +214,11 @@ async fn finish(asking: &Asking<'_>, op: Op, job: Running, items: &mut [Item]) {
         }
         Err(error) => {
             for place in &job.places {
-                if let Some(Item::Open(open)) = items.get(*place) {
-                    open.ending.not_taken();
+                // Of what was to be encrypted elsewhere, that is still to be said.
+                if let Some(Item::Open(open)) = items.get(*place)
+                    && open.onward.is_none()
+                {
+                    open.ending.not_encrypted();
                 }
             }
             Err(slot_error(error))
@@ -239,7 +281,7 @@ fn close(asking: &Asking<'_>, op: Op, item: Item) -> Result<Success, ApiError> {
         Item::Refused(error) => Err(error),
         Item::Open(open) => {
             let Open { ending, outcome, .. } = *open;
-            let outcome = outcome.unwrap_or_else(|| Err(ApiError::internal("no outcome of an item")));
+            let outcome = outcome.unwrap_or_else(|| Err(no_outcome()));
             ending.close(asking, op, outcome)
         }
     }

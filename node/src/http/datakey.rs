@@ -50,7 +50,7 @@ impl Operation<4> for DataKey {
             under: Some(active.clone()),
             named: None,
         };
-        Ok(Step::Run(Task::new(keys, Work::DataKey(job), ending)))
+        Ok(Step::Run(Task::new(&active.slot, Work::DataKey(job), ending)))
     }
 }
 

@@ -54,11 +54,11 @@ impl Operation<5> for Decrypt {
                 version,
                 ending,
             },
-            Opening::Known(Ciphertext::V2(job), _) => {
-                Step::Run(Task::new(keys, Work::DecryptV2(job), ending))
+            Opening::Known(Ciphertext::V2(job), key) => {
+                Step::Run(Task::new(&key.slot, Work::DecryptV2(job), ending))
             }
-            Opening::Known(Ciphertext::V1(job), _) => {
-                Step::Run(Task::new(keys, Work::DecryptV1(job), ending))
+            Opening::Known(Ciphertext::V1(job), key) => {
+                Step::Run(Task::new(&key.slot, Work::DecryptV1(job), ending))
             }
         })
     }

@@ -1,6 +1,7 @@
 //! `POST /encrypt`: v1's request and answer, encrypted inside the token.
 
 use hsm_api::{ErrorCode, paths};
+use hsm_core::envelope::Purpose;
 use hsm_core::secrets::Plaintext;
 use hsm_core::{EncryptJob, Work};
 
@@ -36,6 +37,7 @@ impl Operation<3> for Encrypt {
         let may = ready(keys, active).and_then(|()| invocation(active));
         may.inspect_err(|_| count(Op::Encrypt, name.to_arc(), false))?;
         let job = EncryptJob {
+            purpose: Purpose::Data,
             key_uid: active.key_uid,
             version: active.version,
             context: name.to_arc(),
@@ -49,6 +51,6 @@ impl Operation<3> for Encrypt {
             under: Some(active.clone()),
             named: None,
         };
-        Ok(Step::Run(Task::new(keys, Work::Encrypt(job), ending)))
+        Ok(Step::Run(Task::new(&active.slot, Work::Encrypt(job), ending)))
     }
 }

@@ -19,7 +19,7 @@ use super::json::{Document, Items, Member, Request, request};
 use super::resolve::{Resolution, Wanted, resolve};
 use super::{RequestId, TraceId, go_base64 as base64};
 use crate::config::ContextName;
-use crate::keyring::{ClosedSlot, ContextKeys, KeyRing, ReadableKey};
+use crate::keyring::{ClosedSlot, ContextKeys, KeyRing, KeySlot, ReadableKey};
 
 const MEMBERS: [Member; 4] = [
     Member::text("context"),
@@ -169,11 +169,16 @@ fn uid(byte: u8) -> KeyUid {
 
 /// A context with the keys 1 and 2, as versions of the same numbers.
 fn keys() -> ContextKeys {
+    let slot = KeySlot {
+        name: "s".into(),
+        ops: Arc::new(ClosedSlot(SlotState::Locked)),
+    };
     let key = |number: u8| {
         let key_id = format!("kek-c-v{number}");
         (
             uid(number),
             ReadableKey {
+                slot: slot.clone(),
                 version: u32::from(number),
                 key_id,
             },
@@ -182,8 +187,6 @@ fn keys() -> ContextKeys {
     let readable = HashMap::from([key(1), key(2)]);
     let labels = readable.iter().map(|(uid, key)| (key.key_id.clone(), *uid));
     ContextKeys {
-        slot: Arc::new(ClosedSlot(SlotState::Locked)),
-        slot_name: "s".into(),
         binding: Binding::Private,
         active: None,
         by_key_id: labels.collect(),

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use hsm_api::ErrorCode;
 use hsm_core::error::CallError;
 use hsm_core::return_codes::{Verdict, classify};
-use hsm_core::{HsmError, OpError, SlotState};
+use hsm_core::{HsmError, OpError, Output, SlotState, Work};
 use tokio::sync::oneshot;
 
-use super::asking::{Asking, Step, Task};
+use super::asking::{Asking, Onward, Step, Task};
 use super::opening::above_known;
 use super::problem::ApiError;
 use super::reply::Success;
 use super::shares::Share;
-use crate::keyring::ContextKeys;
+use crate::keyring::KeySlot;
 use crate::metrics;
 use crate::policy::Op;
 
@@ -39,13 +39,29 @@ pub(super) async fn run(
     };
     let Task {
         slot,
-        slot_name,
         work,
+        onward,
         ending,
     } = task;
+    let outcome = match onward {
+        None => ask(asking, op, &slot, work, part).await,
+        Some(onward) => ask_both(asking, op, (&slot, work), onward, part).await,
+    };
+    let outcome = outcome.unwrap_or_else(|not_taken| {
+        ending.not_encrypted();
+        Err(not_taken)
+    });
+    ending.close(asking, op, outcome)
+}
+
+/// What a slot answers within a bound; the outer error says that nothing was encrypted.
+type Answer = Result<Result<Output, ApiError>, ApiError>;
+
+/// Asks a slot.
+async fn ask(asking: &Asking<'_>, op: Op, slot: &KeySlot, work: Work, part: &Arc<Share>) -> Answer {
     let (done, answer) = oneshot::channel();
     let (held, began) = (Arc::clone(part), Instant::now());
-    let submitted = slot.run(
+    let submitted = slot.ops.run(
         work,
         Box::new(move |outcome| {
             let _ = done.send(outcome);
@@ -53,23 +69,29 @@ pub(super) async fn run(
             drop(held);
         }),
     );
-    let outcome = match submitted {
-        Ok(()) => {
-            let outcome = answered(answer, asking.state.token_timeout()).await;
-            metrics::slot_job(slot_name, op.as_str(), began.elapsed());
-            outcome
-        }
-        Err(error) => {
-            ending.not_taken();
-            Err(slot_error(error))
-        }
-    };
-    ending.close(asking, op, outcome)
+    submitted.map_err(slot_error)?;
+    let outcome = answered(answer, asking.state.token_timeout()).await;
+    metrics::slot_job(Arc::clone(&slot.name), op.as_str(), began.elapsed());
+    Ok(outcome)
+}
+
+/// Asks the slot of the old key, and with what it gives the slot of the new one. The plaintext is no longer than the
+/// ciphertext, which the request has paid for.
+async fn ask_both(
+    asking: &Asking<'_>,
+    op: Op,
+    (slot, work): (&KeySlot, Work),
+    onward: Onward,
+    part: &Arc<Share>,
+) -> Answer {
+    let opened = ask(asking, op, slot, work, part).await?;
+    let (slot, work) = onward.with(opened?)?;
+    ask(asking, op, &slot, work, part).await
 }
 
 /// Refuses early, with the slot's own reason.
-pub(super) fn usable(keys: &ContextKeys) -> Result<(), ApiError> {
-    match keys.slot.state() {
+pub(super) fn usable(slot: &KeySlot) -> Result<(), ApiError> {
+    match slot.ops.state() {
         SlotState::Ready => Ok(()),
         state => Err(slot_error(OpError::SlotNotReady(state))),
     }

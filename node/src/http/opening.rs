@@ -10,9 +10,9 @@ use super::go_base64;
 use super::job::usable;
 use super::json::Text;
 use super::problem::ApiError;
-use super::resolve::{Resolution, Wanted, resolve};
+use super::resolve::{Resolution, Wanted, held, resolve};
 use crate::config::ContextName;
-use crate::keyring::ContextKeys;
+use crate::keyring::{ContextKeys, ReadableKey};
 
 /// What the caller has sent, decoded.
 pub(super) struct Given<'a> {
@@ -47,34 +47,35 @@ pub(super) fn decode_aad(text: &Text<'_>) -> Result<Vec<u8>, ApiError> {
 }
 
 /// What can be done with it.
-pub(super) enum Opening {
+pub(super) enum Opening<'k> {
     /// A slot opens it with this version.
-    Known(Ciphertext, u32),
+    Known(Ciphertext, &'k ReadableKey),
     /// It names a version that this node does not know.
     Above(u32),
 }
 
 /// Finds the key. `bound` is whom the ciphertext was made for, and `may_use` says which other contexts the caller
 /// may hear of.
-pub(super) fn opening(
+pub(super) fn opening<'k>(
     asking: &Asking<'_>,
-    (name, keys): (&ContextName, &ContextKeys),
+    (name, keys): (&ContextName, &'k ContextKeys),
     given: Given<'_>,
     wanted: Wanted,
     bound: Bound<'_>,
     may_use: impl Fn(&ContextName) -> bool,
-) -> Result<Opening, ApiError> {
+) -> Result<Opening<'k>, ApiError> {
     let Given {
         ciphertext,
         key_id,
         aad,
     } = given;
     let resolution = resolve(&asking.ring, keys, &ciphertext, key_id, wanted, may_use)?;
-    let (ciphertext, version) = match resolution {
+    let (ciphertext, key) = match resolution {
         Resolution::AboveKnown(version) => return Ok(Opening::Above(version)),
         // The header is authenticated: its own binding decides, whatever the context's is now.
         Resolution::V2(header) => {
-            usable(keys)?;
+            let key = held(keys, &header.key_uid)?;
+            usable(&key.slot)?;
             let job = DecryptJob {
                 binding_value: bound.value(header.binding),
                 header,
@@ -82,26 +83,26 @@ pub(super) fn opening(
                 context: name.to_arc(),
                 aad,
             };
-            (Ciphertext::V2(job), header.version)
+            (Ciphertext::V2(job), key)
         }
         Resolution::V1(key_uid) => {
-            usable(keys)?;
+            let key = held(keys, &key_uid)?;
+            usable(&key.slot)?;
             // v1 had no associated data of the caller's; ignoring it would call it authenticated.
             if !aad.is_empty() {
                 return Err(ApiError::new(ErrorCode::AuthenticationFailed)
                     .detail("a v1 ciphertext carries no aad of the caller's"));
             }
-            let version = keys.readable.get(&key_uid).map_or(0, |key| key.version);
             let job = DecryptV1Job {
                 key_uid,
                 ciphertext,
                 context: name.to_arc(),
                 binding_value: bound.value(keys.binding),
             };
-            (Ciphertext::V1(job), version)
+            (Ciphertext::V1(job), key)
         }
     };
-    Ok(Opening::Known(ciphertext, version))
+    Ok(Opening::Known(ciphertext, key))
 }
 
 /// What a ciphertext of a version that this node does not know is answered.

@@ -7,7 +7,7 @@ use hsm_core::names::KeyUid;
 
 use super::problem::ApiError;
 use crate::config::ContextName;
-use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy, RetiredWhy};
+use crate::keyring::{ContextKeys, KeyRing, MissingKey, MissingWhy, ReadableKey, RetiredWhy};
 
 /// v1: nonce and tag around an empty plaintext.
 const V1_MIN: usize = 12 + TAG_LEN;
@@ -170,9 +170,9 @@ fn unknown(what: &str, owner: Option<&ContextName>) -> ApiError {
 }
 
 /// Refuses a key that the state names and this node's token lacks, and one that decrypts nothing any more.
-pub(crate) fn held(keys: &ContextKeys, key_uid: &KeyUid) -> Result<(), ApiError> {
-    if keys.readable.contains_key(key_uid) {
-        return Ok(());
+pub(crate) fn held<'k>(keys: &'k ContextKeys, key_uid: &KeyUid) -> Result<&'k ReadableKey, ApiError> {
+    if let Some(key) = keys.readable.get(key_uid) {
+        return Ok(key);
     }
     if let Some(retired) = keys.retired.get(key_uid) {
         let version = retired.version;
@@ -204,7 +204,7 @@ mod tests {
     use hsm_core::envelope::{Binding, MAGIC};
 
     use super::*;
-    use crate::keyring::{ClosedSlot, ReadableKey, RetiredKey};
+    use crate::keyring::{ClosedSlot, KeySlot, RetiredKey};
 
     fn uid(byte: u8) -> KeyUid {
         KeyUid::from_bytes([byte; 16])
@@ -212,9 +212,11 @@ mod tests {
 
     fn keys(readable: &[(u8, u32)], missing: &[(u8, u32, MissingWhy)]) -> ContextKeys {
         let label = |uid: u8, version: u32| format!("kek-{uid}-v{version}");
+        let slot = KeySlot {
+            name: "s".into(),
+            ops: std::sync::Arc::new(ClosedSlot(SlotState::Locked)),
+        };
         ContextKeys {
-            slot: std::sync::Arc::new(ClosedSlot(SlotState::Locked)),
-            slot_name: "s".into(),
             binding: Binding::Private,
             active: None,
             readable: readable
@@ -223,6 +225,7 @@ mod tests {
                     (
                         uid(*u),
                         ReadableKey {
+                            slot: slot.clone(),
                             version: *v,
                             key_id: label(*u, *v),
                         },

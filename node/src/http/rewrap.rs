@@ -1,12 +1,13 @@
 //! `POST /rewrap`: a ciphertext of any version and format under the active version of its context. The plaintext
-//! stays in the slot. Administrators and operators may do it for others, and for others from then on; who did that
-//! for whom is in the audit.
+//! stays in the slot; where the two keys are in different ones, in this process between two jobs. Administrators and
+//! operators may do it for others, and for others from then on; who did that for whom is in the audit.
 
 use hsm_api::{ErrorCode, paths};
 use hsm_core::envelope::Binding;
 use hsm_core::{RewrapJob, Work};
 
-use super::asking::{Asking, Bound, Ending, Operation, Step, Task, active, count, invocation, ready};
+use super::asking::{Asking, Bound, Ending, Onward, Operation, Step, Task, active, count, invocation, ready};
+use super::job::slot_error;
 use super::json::{self, Member, NotJson, Text};
 use super::named::Named;
 use super::opening::{Given, Opening, opening};
@@ -143,8 +144,8 @@ fn plan_under(
         under: Some(active.clone()),
         named,
     };
-    let (ciphertext, version) = match opening {
-        Opening::Known(ciphertext, version) => (ciphertext, version),
+    let (ciphertext, old) = match opening {
+        Opening::Known(ciphertext, key) => (ciphertext, key),
         Opening::Above(version) => {
             return Ok(Step::Ask {
                 context: name.clone(),
@@ -154,10 +155,6 @@ fn plan_under(
         }
     };
     ready(keys, active)?;
-    invocation(active)?;
-    if let Some(named) = &mut named {
-        named.versions(version, active.version);
-    }
     let job = RewrapJob {
         from: ciphertext,
         key_uid: active.key_uid,
@@ -165,7 +162,21 @@ fn plan_under(
         binding: keys.binding,
         binding_value: to.value(keys.binding),
     };
-    Ok(Step::Run(Task::new(keys, Work::Rewrap(job), ending(named))))
+    let (work, onward) = if old.slot.name == active.slot.name {
+        (Work::Rewrap(job), None)
+    } else {
+        let (open, reseal) = job.split().map_err(slot_error)?;
+        let slot = active.slot.clone();
+        (open, Some(Onward { slot, reseal }))
+    };
+    invocation(active)?;
+    if let Some(named) = &mut named {
+        named.versions(old.version, active.version);
+    }
+    Ok(Step::Run(Task {
+        onward,
+        ..Task::new(&old.slot, work, ending(named))
+    }))
 }
 
 /// What the context binds to has to be said, or nobody could open the ciphertext.

@@ -164,9 +164,9 @@ fn of(claim: &Claim) -> VersionKey {
 
 /// Whether this node encrypts under the version, or will once it is active: its slot is open, and holds the key.
 fn can_use(ring: &KeyRing, key: &VersionKey, version: &KeyVersion) -> bool {
-    ring.context(key.context.as_str()).is_some_and(|(_, keys)| {
-        keys.slot.state() == SlotState::Ready && keys.readable.contains_key(&to_token_key(version.key_uid))
-    })
+    let context = ring.context(key.context.as_str());
+    let held = context.and_then(|(_, keys)| keys.readable.get(&to_token_key(version.key_uid)));
+    held.is_some_and(|held| held.slot.ops.state() == SlotState::Ready)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::super::Meter;
 use super::super::tests::{key, run, world};
 use super::*;
-use crate::keyring::{ClosedSlot, ContextKeys, ReadableKey, TokenOps};
+use crate::keyring::{ClosedSlot, ContextKeys, KeySlot, ReadableKey, TokenOps};
 use crate::rotation::testing::{World, context};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -113,12 +113,14 @@ impl TokenOps for Open {
 fn ring(ground: &Ground, slot: Arc<dyn TokenOps>) -> Arc<ArcSwap<KeyRing>> {
     let uid = key_uid(ground);
     let held = ReadableKey {
+        slot: KeySlot {
+            name: "s".into(),
+            ops: slot,
+        },
         version: 1,
         key_id: "kek-small-v1".to_owned(),
     };
     let keys = ContextKeys {
-        slot,
-        slot_name: "s".into(),
         binding: Binding::Shared,
         active: None,
         readable: HashMap::from([(to_token_key(uid), held)]),

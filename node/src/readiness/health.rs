@@ -58,8 +58,10 @@ impl HealthSource for NodeView {
 fn kek_status(ring: &KeyRing, is_pending: impl Fn(&ContextName, u32) -> bool) -> BTreeMap<String, KekStatus> {
     let mut status = BTreeMap::new();
     for (context, keys) in ring.iter() {
-        let open = keys.slot.state() == SlotState::Ready;
-        let held = keys.readable.values().map(|key| (key.version, &key.key_id, open));
+        let held = keys.readable.values().map(|key| {
+            let open = key.slot.ops.state() == SlotState::Ready;
+            (key.version, &key.key_id, open)
+        });
         let own = keys
             .missing
             .values()
@@ -105,13 +107,17 @@ mod tests {
     use hsm_core::names::KeyUid;
 
     use super::*;
-    use crate::keyring::{ClosedSlot, ContextKeys, MissingKey, ReadableKey};
+    use crate::keyring::{ClosedSlot, ContextKeys, KeySlot, MissingKey, ReadableKey};
 
     /// Versions 1 and 2 are held, 3 is missing.
     fn ring(slot: SlotState) -> KeyRing {
         let key_id = |version: u32| format!("kek-c-v{version}");
         let uid = |version: u8| KeyUid::from_bytes([version; 16]);
         let held = |version: u32| ReadableKey {
+            slot: KeySlot {
+                name: "s".into(),
+                ops: Arc::new(ClosedSlot(slot.clone())),
+            },
             version,
             key_id: key_id(version),
         };
@@ -121,8 +127,6 @@ mod tests {
             why: MissingWhy::NotImportedYet,
         };
         let keys = ContextKeys {
-            slot: Arc::new(ClosedSlot(slot)),
-            slot_name: "s".into(),
             binding: Binding::Shared,
             active: None,
             readable: HashMap::from([(uid(1), held(1)), (uid(2), held(2))]),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
-use raft_store::state::context::{VersionKey, VersionState};
+use raft_store::state::context::VersionState;
 
 use crate::sync::wanted::{concerns, versions};
 
@@ -76,13 +76,9 @@ impl Holding {
 /// state too: one that arrives in a snapshot counts before token sync has seen it. That the cluster has not heard of
 /// it is no reason: without a leader every node would be unready for what it has done.
 pub(super) fn owed(state: &ClusterState, me: RaftId, slot: &SlotName, gone: &BTreeSet<KeyUid>) -> u32 {
-    let here = |key: &VersionKey| {
-        let context = state.contexts().get(&key.context);
-        context.is_some_and(|context| context.slot == *slot)
-    };
     let owed = state
         .owed_by(me)
-        .filter(|(key, version)| here(key) && !gone.contains(&version.key_uid));
+        .filter(|(_, version)| version.slot == *slot && !gone.contains(&version.key_uid));
     u32::try_from(owed.count()).unwrap_or(u32::MAX)
 }
 

@@ -227,10 +227,13 @@ fn steering(rules: &Rules, view: &View) -> Check {
     }
 }
 
-/// What this node must serve: what is asked for, or else every slot that a fresh member serves, and
-/// every open one it has not compared with the state or cleaned up yet, or was given no invocations for.
+/// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
+/// have, and every open one it has not compared with the state or cleaned up yet, or was given no invocations for. A slot
+/// that holds nothing any more may be taken out of one node's configuration after the other's.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
-    let served = served_by_members(picture);
+    let mut served = served_by_members(picture);
+    let needed = picture.state.slots_needed_by(picture.own);
+    served.retain(|name| needed.contains(*name) || picture.slots.contains_key(*name));
     let names: BTreeSet<&str> = match &query.slot {
         Some(name) => BTreeSet::from([name.as_str()]),
         None => served

@@ -90,8 +90,28 @@ fn a_slot_that_another_member_serves_must_be_served_here() {
         node.not_ready().is_empty(),
         "what nobody serves makes nobody unready"
     );
+    // A slot that nothing is in, nor will be, may be taken out of the configuration of one node after the other.
     node.report(other, "elsewhere", true);
+    assert!(node.not_ready().is_empty());
+    node.world.context("moved", "elsewhere");
     assert_eq!(node.not_ready(), ["slot:elsewhere"]);
+    // Until its last version there is over.
+    node.world.transport("elsewhere", 1, 0);
+    let version = node.world.prepare("moved");
+    node.world.activate("moved", version);
+    node.world.second_slot("s2");
+    node.slot("s2", serving());
+    node.world.move_to("moved", "s2");
+    assert_eq!(node.not_ready(), ["slot:elsewhere"]);
+    let next = node.world.prepare("moved");
+    node.world.activate("moved", next);
+    node.world.schedule_destroy("moved", version, 1000);
+    node.world.begin_destroy("moved", version);
+    assert_eq!(node.not_ready(), ["slot:elsewhere"]);
+    for id in node.world.voters.clone() {
+        node.world.ack_destroyed(id, "moved", version);
+    }
+    assert!(node.not_ready().is_empty());
 }
 
 #[test]

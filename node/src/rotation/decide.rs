@@ -132,6 +132,24 @@ pub fn unable<'s>(
     required.into_iter().filter(answers).filter_map(slot_of).collect()
 }
 
+/// Nodes that answer the leader and would have to hold versions of this slot, and that report other slots only: their
+/// configuration lacks it.
+pub fn unconfigured(
+    state: &ClusterState,
+    voters: &BTreeSet<RaftId>,
+    silent_for: impl Fn(RaftId) -> Option<Duration>,
+    slot: &SlotName,
+    limits: &Limits,
+) -> BTreeSet<RaftId> {
+    let answers = |id: &RaftId| silent_for(*id).is_some_and(|silence| silence < limits.fence_after);
+    let lacks = |id: &RaftId| {
+        let slots = state.reports().get(id).map(|report| &report.slots);
+        slots.is_some_and(|slots| !slots.is_empty() && !slots.contains_key(slot))
+    };
+    let required = required(state, voters).into_iter();
+    required.filter(answers).filter(lacks).collect()
+}
+
 /// Names of nodes, for people.
 #[must_use]
 pub fn names(state: &ClusterState, nodes: &BTreeSet<RaftId>) -> String {

@@ -6,7 +6,7 @@ use hsm_api::ErrorCode;
 use raft_store::command::{Conflict, Done, Origin, Outcome, Refusal, RequestId};
 use raft_store::names::{ContextName, SlotName, TransportId};
 use raft_store::state::ClusterState;
-use raft_store::state::context::VersionState;
+use raft_store::state::context::{Context, VersionState};
 use raft_store::state::requests::Seen;
 
 use crate::admin::call::CallError;
@@ -48,14 +48,19 @@ impl Asked {
         }
     }
 
-    /// The id of another command of the same request.
+    /// Another command of the same request.
+    #[must_use]
+    pub fn side(&self, step: &str) -> Self {
+        Self {
+            operation: format!("{} @{step}", self.operation),
+            ..self.clone()
+        }
+    }
+
+    /// The id of another command of the same request, which is attempted once.
     #[must_use]
     pub fn side_id(&self, step: &str) -> RequestId {
-        RequestId::Client {
-            principal: self.principal,
-            operation: format!("{} @{step}", self.operation),
-            key: self.key.clone(),
-        }
+        self.side(step).id(0)
     }
 
     /// The first attempt that was not made yet, or whose outcome `settled` accepts.
@@ -124,6 +129,11 @@ pub enum Wish {
         /// The one that is to be replaced.
         active: u32,
     },
+    /// The next one, in this slot, where the context's versions are made from then on.
+    Move {
+        /// The slot.
+        to: SlotName,
+    },
     /// Any one of a context, the first one too.
     Create {
         /// Its label; the default names context and number, and a place where that is taken.
@@ -157,9 +167,19 @@ pub enum Step {
     Await(u32),
     /// Another request's version is pending: wait until it is not.
     Hold(u32),
+    /// The context is in this slot: propose that its next versions are made in the one that is wished for.
+    Move {
+        /// The attempt it is made under, of [`Asked::side`] with [`MOVE`].
+        attempt: u32,
+        /// The slot it is in.
+        from: SlotName,
+    },
     /// Make a key and propose it.
     Prepare(Draft),
 }
+
+/// The command of a request that moves its context; the other one prepares the version.
+pub const MOVE: &str = "move";
 
 /// Decides the next step of a request for a new version of `name`.
 ///
@@ -184,6 +204,11 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
     if let Some((number, _)) = pending {
         return Ok(Step::Hold(number));
     }
+    if let Wish::Move { to } = wish
+        && let Some(step) = relocate(state, (name, context), to, asked)?
+    {
+        return Ok(step);
+    }
     let highest = context.highest_version;
     let (label, number) = match wish {
         Wish::Rotate if context.active_version.is_none() => {
@@ -197,7 +222,7 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
             let detail = format!("version {active} of {name} is not the active one any more");
             return Err(CallError::new(ErrorCode::Conflict, detail));
         }
-        Wish::Rotate | Wish::Replace { .. } => (None, None),
+        Wish::Rotate | Wish::Replace { .. } | Wish::Move { .. } => (None, None),
         Wish::Create { label, version } => (label.as_deref(), *version),
     };
     let version = highest.checked_add(1).ok_or_else(|| {
@@ -222,6 +247,42 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
         slot: context.slot.clone(),
         transport_id: transport.id,
     }))
+}
+
+/// What is to be done before a version can be made in another slot; nothing once the context is there.
+fn relocate(
+    state: &ClusterState,
+    (name, context): (&ContextName, &Context),
+    to: &SlotName,
+    asked: &Asked,
+) -> Result<Option<Step>, CallError> {
+    let conflict = |detail: String| Err(CallError::new(ErrorCode::Conflict, detail));
+    let is_there = context.slot == *to;
+    match asked.side(MOVE).attempt(state, Some)? {
+        Attempt::Settled(_) if is_there => Ok(None),
+        Attempt::Settled(_) => conflict(format!(
+            "this request moved context {name} to slot {to}, and another one has moved it to {} since; ask again \
+             with a new Idempotency-Key",
+            context.slot
+        )),
+        Attempt::New(attempt) if !is_there => {
+            let from = context.slot.clone();
+            Ok(Some(Step::Move { attempt, from }))
+        }
+        // Moved before, by a request that has made no version there.
+        Attempt::New(_) if encrypts_elsewhere(state, (name, context)) => Ok(None),
+        Attempt::New(_) => conflict(format!(
+            "context {name} is in slot {to} already; for a new version there: hsmctl rotate {name}"
+        )),
+    }
+}
+
+/// Whether the active version is in another slot than the one in which new ones are made.
+fn encrypts_elsewhere(state: &ClusterState, (name, context): (&ContextName, &Context)) -> bool {
+    let active = context
+        .active_version
+        .and_then(|number| state.version(name, number));
+    active.is_some_and(|active| active.slot != context.slot)
 }
 
 fn version_state(state: &ClusterState, name: &ContextName, version: u32) -> Option<VersionState> {

@@ -247,3 +247,69 @@ fn no_two_ids_of_requests_meet() {
         assert!(!ids[at + 1..].contains(id), "{id:?}");
     }
 }
+
+fn relocate(world: &World, key: &str, to: &str) -> Result<Step, CallError> {
+    let wish = Wish::Move { to: slot(to) };
+    plan(&world.state, &context("c"), &wish, &asked("key move c", key))
+}
+
+/// Applies the move of a request, under the attempt that it has come to.
+fn send_move(world: &mut World, key: &str, attempt: u32, from: &str, to: &str) -> Outcome {
+    let asked = asked("key move c", key).side(MOVE);
+    let op = Op::MoveContext(raft_store::command::MoveContext {
+        context: context("c"),
+        from: slot(from),
+        to: slot(to),
+    });
+    world.send(asked.id(attempt), asked.body_hash, asked.origin.clone(), op)
+}
+
+fn moves(attempt: u32, from: &str) -> Result<Step, CallError> {
+    let from = slot(from);
+    Ok(Step::Move { attempt, from })
+}
+
+#[test]
+fn a_context_is_moved_first_and_its_next_version_is_made_there() {
+    let mut world = World::new(1);
+    active(&mut world);
+    world.second_slot("t");
+    assert_eq!(relocate(&world, "k", "t"), moves(0, "s"));
+    // Somebody moved it and back in between: the proposal met a conflict, and is made again.
+    send_move(&mut world, "k", 0, "t", "s");
+    assert_eq!(relocate(&world, "k", "t"), moves(1, "s"));
+    send_move(&mut world, "k", 1, "s", "t");
+    let draft = draft(relocate(&world, "k", "t"));
+    assert_eq!((draft.version, draft.slot), (2, slot("t")));
+    // A leader that died in between leaves it to whoever asks, with the same key or another.
+    assert!(matches!(relocate(&world, "another", "t"), Ok(Step::Prepare(_))));
+    let version = world.prepare("c");
+    assert_eq!(relocate(&world, "k", "t"), Ok(Step::Hold(version)));
+    world.activate("c", version);
+    assert_eq!(code(relocate(&world, "another", "t")), ErrorCode::Conflict);
+    // Its own version was not that one.
+    assert!(matches!(relocate(&world, "k", "t"), Ok(Step::Prepare(_))));
+}
+
+#[test]
+fn a_move_that_another_one_has_overtaken_is_not_repeated_by_its_echo() {
+    let mut world = World::new(1);
+    active(&mut world);
+    world.second_slot("t");
+    send_move(&mut world, "k", 0, "s", "t");
+    world.move_to("c", "s");
+    let error = relocate(&world, "k", "t").unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.detail.contains("has moved it to s since"), "{error}");
+    assert_eq!(relocate(&world, "new", "t"), moves(0, "s"));
+}
+
+#[test]
+fn a_context_without_a_key_gets_its_first_one_where_it_is_moved_to() {
+    let mut world = World::new(1);
+    world.second_slot("t");
+    assert_eq!(relocate(&world, "k", "t"), moves(0, "s"));
+    send_move(&mut world, "k", 0, "s", "t");
+    assert_eq!(draft(relocate(&world, "k", "t")).version, 1);
+    assert_eq!(code(relocate(&world, "another", "t")), ErrorCode::Conflict);
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hsm_api::ErrorCode;
 use hsm_core::replication::{ClusterKey, SealedKeyContext};
-use raft_store::command::{Done, Op, PrepareVersion, Refusal};
+use raft_store::command::{Conflict, Done, MoveContext, Op, PrepareVersion, Refusal};
 use raft_store::names::{ContextName, KeyUid, SlotName};
 use raft_store::state::context::{KeyMaterial, VersionState};
 use raft_store::state::{ClusterMeta, ClusterState};
@@ -16,9 +16,9 @@ use raft_store::storage::Published;
 use tokio::time::{Instant, timeout_at};
 
 use super::cluster::{Cluster, Waited, lost_lead, wait_leading};
-use super::decide::{Limits, names, unable};
+use super::decide::{Limits, names, unable, unconfigured};
 use super::keys::{KeyMaker, KeyOrder, NewKey};
-use super::plan::{Asked, Draft, Step, Wish, plan};
+use super::plan::{Asked, Draft, MOVE, Step, Wish, no_transport, plan};
 use super::progress::{Made, outcome};
 use super::reach;
 use crate::admin::call::CallError;
@@ -125,6 +125,7 @@ impl Rotator {
             match plan(&published.state, context, wish, asked)? {
                 Step::Await(version) => return self.active(context, version, deadline).await,
                 Step::Hold(version) => self.hold(context, version, deadline).await?,
+                Step::Move { .. } => self.relocate(context, wish, asked, deadline).await?,
                 Step::Prepare(_) => {
                     if let Some(version) = self.prepare(context, wish, asked, deadline).await? {
                         return self.active(context, version, deadline).await;
@@ -178,6 +179,71 @@ impl Rotator {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Proposes that the next versions of a context are made in another slot. Everything that the first one there needs
+    /// is looked at before: until it is active the context encrypts where it did.
+    async fn relocate(
+        &self,
+        context: &ContextName,
+        wish: &Wish,
+        asked: &Asked,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
+        let late = |_| CallError::new(ErrorCode::Overloaded, format!("context {context} is busy"));
+        let lane = self.lane(context);
+        let _turn = timeout_at(deadline, lane.lock()).await.map_err(late)?;
+        let published = self.cluster.published();
+        let (Step::Move { attempt, from }, Wish::Move { to }) =
+            (plan(&published.state, context, wish, asked)?, wish)
+        else {
+            return Ok(());
+        };
+        self.check_slot(&published, to)?;
+        let op = Op::MoveContext(MoveContext {
+            context: context.clone(),
+            from: from.clone(),
+            to: to.clone(),
+        });
+        let (id, origin) = (asked.side(MOVE).id(attempt), asked.origin.clone());
+        match self.cluster.propose(id, asked.body_hash, origin, op).await {
+            Ok(_) => {
+                tracing::info!(%context, %from, %to, "new versions of the context are made in another slot");
+                reach("rotation::after_move_commit").await;
+                Ok(())
+            }
+            // Looking again does not give a node a key.
+            Err(ProposeError::Refused(Refusal::Conflict(why)))
+                if !matches!(why, Conflict::NoSlotKey { .. }) =>
+            {
+                tracing::info!(%context, %why, "a move met a conflict; looking again");
+                tokio::time::sleep(AFTER_CONFLICT).await;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Refuses a slot in which no version could become active: it is open here and has a transport key, and every node
+    /// that answers has it open.
+    fn check_slot(&self, published: &Published, slot: &SlotName) -> Result<(), CallError> {
+        self.keys.check(slot)?;
+        let known = published.state.slots().get(slot);
+        if known.and_then(|slot| slot.current_transport()).is_none() {
+            return Err(no_transport(slot));
+        }
+        let heard = self.cluster.leadership().unwrap_or_default().silent_for;
+        let voters = published.membership.voter_ids().collect();
+        let silent_for = |id| heard.get(&id).copied();
+        let lacking = unconfigured(&published.state, &voters, silent_for, slot, &self.limits);
+        if !lacking.is_empty() {
+            let detail = format!(
+                "slot {slot} is not configured on {}: write it under hsm.slots there and restart; nothing was changed",
+                names(&published.state, &lacking)
+            );
+            return Err(CallError::new(ErrorCode::SlotFailed, detail));
+        }
+        self.check_holders(published, slot)
     }
 
     fn lane(&self, context: &ContextName) -> Lane {

@@ -4,7 +4,9 @@ use raft_store::command::Conflict;
 
 use super::super::decide::Limits;
 use super::super::driver::drive;
-use super::super::testing::{FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key};
+use super::super::testing::{
+    FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key, slot,
+};
 use super::*;
 
 const LIMITS: Limits = Limits {
@@ -281,4 +283,76 @@ async fn a_version_that_a_live_member_could_not_hold_is_not_made() {
     bench.cluster.with(|world| world.report_slot(sick, "s", "failed"));
     heard(Duration::from_secs(31));
     assert_eq!(made(bench.rotate("k2").await), (3, Some(2)));
+}
+
+async fn relocate(bench: &Bench, key: &str, to: &str) -> Result<Made, CallError> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let wish = Wish::Move { to: slot(to) };
+    bench
+        .rotator
+        .make(&context("c"), &wish, &asked("key move c", key), deadline)
+        .await
+}
+
+#[tokio::test]
+async fn a_move_and_its_version_are_made_once_however_often_they_are_asked_for() {
+    let bench = Bench::new();
+    bench.cluster.with(|world| world.second_slot("t"));
+    // The leader dies after the first commit, and after the second.
+    for _ in 0..2 {
+        bench
+            .cluster
+            .failures
+            .lock()
+            .unwrap()
+            .push((ProposeError::Unknown, true));
+        let error = relocate(&bench, "k", "t").await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::OutcomeUnknown);
+    }
+    for _ in 0..2 {
+        assert_eq!(made(relocate(&bench, "k", "t").await), (2, Some(1)));
+    }
+    assert_eq!(
+        bench.cluster.count(|op| matches!(op, Op::MoveContext(_))),
+        1,
+        "the state says what was done"
+    );
+    let published = bench.cluster.published();
+    let slots = published.state.versions_of(&context("c"));
+    let slots: Vec<_> = slots.map(|(_, version)| version.slot.to_string()).collect();
+    assert_eq!(
+        (slots, bench.prepared()),
+        (vec!["s".to_owned(), "t".to_owned()], 2)
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_moved_to_a_slot_that_a_live_member_could_not_use() {
+    let bench = Bench::new();
+    let moved = || bench.cluster.count(|op| matches!(op, Op::MoveContext(_)));
+    // Nobody has it.
+    let error = relocate(&bench, "k", "t").await.unwrap_err();
+    assert_eq!((error.code, moved()), (ErrorCode::NotReady, 0));
+    // Its transport key is there, and the others have no key of their own for it.
+    bench.cluster.with(|world| world.transport("t", 1, 0));
+    let error = relocate(&bench, "k", "t").await.unwrap_err();
+    assert_eq!((error.code, moved()), (ErrorCode::Conflict, 1));
+    assert!(error.detail.contains("has no key for slot t"), "{error}");
+    // They have, and one of them lost it since, or has it closed.
+    let bench = Bench::new();
+    bench.cluster.with(|world| world.second_slot("t"));
+    let sick = *bench.cluster.with(|world| world.voters.clone()).last().unwrap();
+    bench.cluster.silence(sick, Duration::from_millis(100));
+    for (slot, state, part) in [
+        ("s", "ready", "is not configured on"),
+        ("t", "locked", "(locked)"),
+    ] {
+        bench.cluster.with(|world| world.report_slot(sick, slot, state));
+        let error = relocate(&bench, "k", "t").await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::SlotFailed);
+        assert!(error.detail.contains(part), "{error}");
+    }
+    assert_eq!(bench.cluster.count(|op| matches!(op, Op::MoveContext(_))), 0);
+    bench.cluster.with(|world| world.report_slot(sick, "t", "ready"));
+    assert_eq!(made(relocate(&bench, "k", "t").await), (2, Some(1)));
 }

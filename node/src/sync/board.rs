@@ -2,7 +2,7 @@
 //! whichever of the two has changed, and replaced as a whole; so is the status. A worker that is busy with its token,
 //! or hangs in it, keeps no change of the state from the ring.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,7 @@ use raft_store::storage::Published;
 use tokio::sync::watch;
 
 use super::reached::Reached;
-use super::ring::{self, Source};
+use super::ring::{self, Place, Source};
 use super::status::{Proof, SlotSync, SyncStatus};
 use crate::consensus::Consensus;
 use crate::keyring::{ClosedSlot, KeyRing, TokenOps};
@@ -187,25 +187,18 @@ impl Board {
 }
 
 fn make(slots: &BTreeMap<SlotName, Shown>, state: &ClusterState, me: RaftId, leases: &Leases) -> KeyRing {
-    let mut contexts = HashMap::new();
-    for (name, shown) in slots {
-        contexts.extend(ring::contexts(
-            state,
-            me,
-            name,
-            &shown.ops,
-            &shown.part.source,
-            leases,
-        ));
-    }
     let absent: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Absent));
-    for (name, context) in state.contexts().iter() {
-        if !slots.contains_key(&context.slot) {
-            let elsewhere = ring::contexts(state, me, &context.slot, &absent, &Source::Closed, leases);
-            contexts.extend(elsewhere.into_iter().filter(|(other, _)| other == name));
-        }
-    }
-    KeyRing::new(contexts)
+    let place = |slot: &SlotName| match slots.get(slot) {
+        Some(shown) => Place {
+            ops: &shown.ops,
+            source: &shown.part.source,
+        },
+        None => Place {
+            ops: &absent,
+            source: &Source::Closed,
+        },
+    };
+    KeyRing::new(ring::contexts(state, me, place, leases))
 }
 
 /// Brings each applied entry into the ring as soon as it is applied, until `shutdown` or the end of consensus.
@@ -283,11 +276,17 @@ mod tests {
     fn contexts_of_slots_this_node_lacks_answer_that_the_slot_is_absent() {
         let (board, ring) = board(&["exchange"]);
         let mut cluster = Cluster::founded();
-        cluster.context_in("b", "elsewhere");
+        cluster.transport_in("elsewhere", 1).context_in("b", "elsewhere");
+        cluster.active("b", 1);
         board.post(&slot(), nothing_in(looked()), ME, || published(&cluster, 1));
         let ring = ring.load();
         let (_, keys) = ring.context("b").unwrap();
-        assert_eq!(keys.slot.state(), SlotState::Absent);
+        let active = keys.active.as_ref().unwrap();
+        assert_eq!(active.slot.ops.state(), SlotState::Absent);
+        assert!(
+            keys.readable.contains_key(&active.key_uid),
+            "the slot's state answers"
+        );
         let status = board.status();
         assert_eq!((status.unconfigured.len(), status.proven_at), (1, None));
         assert!(status.is_slot_complete("exchange", 0));

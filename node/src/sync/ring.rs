@@ -1,5 +1,5 @@
-//! The key ring's part of one slot: replicated state joined with what the token really holds. A key is
-//! readable here only if it was proven and its session copies are made.
+//! The key ring: replicated state joined with what the tokens really hold. A key is readable here only if it was proven
+//! in its slot's token and its session copies are made.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use raft_store::state::context::{Context, KeyVersion, VersionState};
 use super::convert::{to_token_binding, to_token_key};
 use super::wanted::concerns;
 use crate::keyring::{
-    ActiveKey, ContextKeys, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
+    ActiveKey, ContextKeys, KeySlot, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
 };
 use crate::leases::Leases;
 
@@ -26,40 +26,46 @@ pub(super) enum Source {
     Closed,
 }
 
-/// The keys of all contexts of one slot.
-pub(super) fn contexts(
+/// A slot, as the ring is made of it.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) ops: &'a Arc<dyn TokenOps>,
+    pub(super) source: &'a Source,
+}
+
+impl Place<'_> {
+    fn named(self, slot: &SlotName) -> KeySlot {
+        KeySlot {
+            name: slot.to_arc(),
+            ops: Arc::clone(self.ops),
+        }
+    }
+}
+
+/// The keys of all contexts, each in its slot, which `place` finds.
+pub(super) fn contexts<'a>(
     state: &ClusterState,
     me: RaftId,
-    slot: &SlotName,
-    ops: &Arc<dyn TokenOps>,
-    source: &Source,
+    place: impl Fn(&SlotName) -> Place<'a>,
     leases: &Leases,
 ) -> HashMap<ContextName, ContextKeys> {
-    let contexts = state
-        .contexts()
-        .iter()
-        .filter(|(_, context)| context.slot == *slot);
+    let contexts = state.contexts().iter();
     contexts
-        .map(|(name, context)| {
-            (
-                name.clone(),
-                keys(state, me, (name, context), ops, source, leases),
-            )
-        })
+        .map(|(name, context)| (name.clone(), keys(state, me, (name, context), &place, leases)))
         .collect()
 }
 
-fn keys(
+fn keys<'a>(
     state: &ClusterState,
     me: RaftId,
     (name, context): (&ContextName, &Context),
-    ops: &Arc<dyn TokenOps>,
-    source: &Source,
+    place: impl Fn(&SlotName) -> Place<'a>,
     leases: &Leases,
 ) -> ContextKeys {
     let active = context.active_version.and_then(|version| {
         let key = state.version(name, version)?;
         Some(ActiveKey {
+            slot: place(&key.slot).named(&key.slot),
             key_uid: to_token_key(key.key_uid),
             version,
             key_id: key.label.clone(),
@@ -67,8 +73,6 @@ fn keys(
         })
     });
     let mut keys = ContextKeys {
-        slot: Arc::clone(ops),
-        slot_name: context.slot.to_arc(),
         binding: to_token_binding(context.binding),
         active,
         readable: HashMap::new(),
@@ -88,9 +92,18 @@ fn keys(
             keys.retired.insert(uid, RetiredKey { version, key_id, why });
             continue;
         }
-        match missing(key, me, source) {
+        let here = place(&key.slot);
+        match missing(key, me, here.source) {
             None => {
-                keys.readable.insert(uid, ReadableKey { version, key_id });
+                let slot = here.named(&key.slot);
+                keys.readable.insert(
+                    uid,
+                    ReadableKey {
+                        slot,
+                        version,
+                        key_id,
+                    },
+                );
             }
             Some(why) => {
                 keys.missing.insert(uid, MissingKey { version, key_id, why });
@@ -136,9 +149,18 @@ mod tests {
     use crate::keyring::ClosedSlot;
 
     fn ring(cluster: &Cluster, source: &Source) -> ContextKeys {
+        ring_of(cluster, |_| source)
+    }
+
+    /// What `source` says of each slot.
+    fn ring_of<'s>(cluster: &Cluster, source: impl Fn(&SlotName) -> &'s Source) -> ContextKeys {
         let ops: Arc<dyn TokenOps> = Arc::new(ClosedSlot(SlotState::Locked));
         let leases = Leases::new(Boot([1; 16]), Duration::from_secs(60));
-        contexts(&cluster.state, ME, &slot(), &ops, source, &leases)
+        let place = |slot: &SlotName| Place {
+            ops: &ops,
+            source: source(slot),
+        };
+        contexts(&cluster.state, ME, place, &leases)
             .remove(&context("a"))
             .unwrap()
     }
@@ -174,6 +196,35 @@ mod tests {
         }
         held.apply(Effect::Unusable(first, "twice".to_owned()));
         assert!(ring(&cluster, &token(&held)).readable.is_empty());
+    }
+
+    #[test]
+    fn each_key_is_where_its_version_is_and_as_readable_as_that_slot_shows_it() {
+        let mut cluster = Cluster::founded();
+        cluster.registered(ME).transport(&[]).context("a");
+        let first = cluster.active("a", 1);
+        cluster.transport_in("2fa", 1).move_to("a", "2fa");
+        let second = cluster.active("a", 2);
+        let token = |key| Source::Token(Arc::new(BTreeSet::from([key])));
+        let (old, new, lost) = (token(first), token(second), Source::Token(Arc::default()));
+        let seen = |old: &Source, new: &Source| {
+            let of = |slot: &SlotName| if slot.as_str() == "2fa" { new } else { old };
+            let keys = ring_of(&cluster, of);
+            let active = keys.active.as_ref().unwrap();
+            assert_eq!((active.version, &*active.slot.name), (2, "2fa"));
+            let slot_of = |key| {
+                keys.readable
+                    .get(&to_token_key(key))
+                    .map(|key| key.slot.name.to_string())
+            };
+            (slot_of(first), slot_of(second))
+        };
+        let (exchange, two_fa) = (Some("exchange".to_owned()), Some("2fa".to_owned()));
+        assert_eq!(seen(&old, &new), (exchange.clone(), two_fa.clone()));
+        assert_eq!(seen(&lost, &new), (None, two_fa.clone()));
+        assert_eq!(seen(&old, &lost), (exchange, None));
+        // What one slot's token holds says nothing about another's keys.
+        assert_eq!(seen(&new, &old), (None, None));
     }
 
     #[test]

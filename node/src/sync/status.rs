@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use raft_store::names::{ContextName, KeyUid, RaftId, SlotName};
+use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
 
 use super::wanted::required;
@@ -40,8 +40,8 @@ pub struct SyncStatus {
     pub proven_at: Option<u64>,
     /// The newest applied index at which token and state agreed in everything.
     pub complete_at: Option<u64>,
-    /// Versions of slots that this node does not have.
-    pub unconfigured: Vec<ContextName>,
+    /// Slots that this node has to have ([`ClusterState::slots_needed_by`]) and does not.
+    pub unconfigured: Vec<SlotName>,
     /// This node's replication key is not the cluster's.
     pub wrong_replication_key: Option<String>,
 }
@@ -81,13 +81,8 @@ impl Proof {
     /// Fills in what follows from all slots together. `index` is the state's.
     pub(super) fn judge(&mut self, status: &mut SyncStatus, state: &ClusterState, me: RaftId, index: u64) {
         let required = required(state, me);
-        let lacking: BTreeSet<ContextName> = state
-            .contexts()
-            .iter()
-            .filter(|(_, context)| !status.slots.contains_key(&context.slot))
-            .map(|(name, _)| name.clone())
-            .collect();
-        status.unconfigured = lacking.into_iter().collect();
+        let needed = state.slots_needed_by(Some(me)).into_iter();
+        status.unconfigured = needed.filter(|slot| !status.slots.contains_key(slot)).collect();
         let founded = state.meta().is_some();
         for (name, slot) in &mut status.slots {
             let mut own = required.iter().filter(|(other, _)| other == name);
@@ -210,6 +205,22 @@ mod tests {
             seen.complete_at, None,
             "before there is a cluster nothing is complete"
         );
+    }
+
+    #[test]
+    fn a_slot_that_holds_nothing_any_more_is_not_waited_for() {
+        let mut cluster = Cluster::founded();
+        cluster
+            .transport_in("2fa", 1)
+            .context_in("a", "elsewhere")
+            .move_to("a", "2fa");
+        let mut moved = status(&[]);
+        Proof::default().judge(&mut moved, &cluster.state, ME, 5);
+        assert_eq!(moved.unconfigured, [SlotName::new("2fa").unwrap()]);
+        let sync = moved.slots[&slot()].clone();
+        moved.slots.insert(SlotName::new("2fa").unwrap(), sync);
+        Proof::default().judge(&mut moved, &cluster.state, ME, 5);
+        assert_eq!((moved.unconfigured.len(), moved.complete_at), (0, Some(5)));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft_store::command::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdoptVersion, AdvanceWaits,
     ApplyContext, BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done,
-    GrantTransportKey, LEAST_WAIT_MS, Op, Origin, Outcome, PrepareVersion, RegisterNode, RegisterSlotKey,
-    RejectGrant, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
+    GrantTransportKey, LEAST_WAIT_MS, MoveContext, Op, Origin, Outcome, PrepareVersion, RegisterNode,
+    RegisterSlotKey, RejectGrant, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
     ClusterId, ContextName, ContextUid, Incarnation, KeyUid, NodeName, RaftId, SlotName, TransportId,
@@ -103,7 +103,8 @@ impl Cluster {
             | Op::ScheduleDestroy(_)
             | Op::UndoDestroy(_)
             | Op::SetAcl(_)
-            | Op::RemoveRevocations(_) => admin(),
+            | Op::RemoveRevocations(_)
+            | Op::MoveContext(_) => admin(),
             _ => Origin::Node(node),
         };
         let command = Command {
@@ -205,6 +206,36 @@ impl Cluster {
         self
     }
 
+    /// The first transport key of another slot, of a generation's id.
+    pub(super) fn transport_in(&mut self, slot: &str, generation: u8) -> &mut Self {
+        self.run(
+            ME,
+            Op::AddTransportKey(AddTransportKey {
+                slot: SlotName::new(slot).unwrap(),
+                id: transport_id(generation),
+                expected_generation: 0,
+                mode: TransportMode::Standard,
+                check: check(generation),
+                grants: BTreeMap::new(),
+            }),
+        );
+        self
+    }
+
+    /// The next versions of a context are made in another slot.
+    pub(super) fn move_to(&mut self, name: &str, to: &str) -> &mut Self {
+        let from = self.state.contexts().get(name).unwrap().slot.clone();
+        self.run(
+            ME,
+            Op::MoveContext(MoveContext {
+                context: context(name),
+                from,
+                to: SlotName::new(to).unwrap(),
+            }),
+        );
+        self
+    }
+
     pub(super) fn grant(&mut self, generation: u8, node: RaftId) -> &mut Self {
         let (id, grantee) = (transport_id(generation), Grantee::Node(node));
         let grant = sealed();
@@ -253,12 +284,13 @@ impl Cluster {
         self
     }
 
-    /// Prepares a version under the current transport key.
+    /// Prepares a version under the current transport key of its context's slot.
     pub(super) fn pending(&mut self, name: &str, version: u32) -> KeyUid {
-        let slot = self.state.slots().get(&slot()).unwrap();
+        let row = self.state.contexts().get(name).unwrap();
+        let slot = self.state.slots().get(&row.slot).unwrap();
         let transport_id = slot.current_transport().unwrap().id;
         let key_uid = uid(name, version);
-        let expected_highest = self.state.contexts().get(name).unwrap().highest_version;
+        let expected_highest = row.highest_version;
         self.run(
             ME,
             Op::PrepareVersion(PrepareVersion {

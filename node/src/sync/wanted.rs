@@ -4,23 +4,14 @@ use raft_store::names::{KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, VersionKey, VersionState};
 
-/// Versions of this slot's contexts, those in use first: pending ones make a rotation wait, active
+/// The versions that are in this slot, those in use first: pending ones make a rotation wait, active
 /// ones make callers wait.
 pub fn versions<'a>(state: &'a ClusterState, slot: &SlotName) -> Vec<(VersionKey, &'a KeyVersion)> {
-    let contexts = state
-        .contexts()
+    let here = state
+        .versions()
         .iter()
-        .filter(|(_, context)| context.slot == *slot);
-    let versions = contexts.flat_map(|(name, _)| {
-        let key = move |version| VersionKey {
-            context: name.clone(),
-            version,
-        };
-        state
-            .versions_of(name)
-            .map(move |(version, row)| (key(version), row))
-    });
-    let mut versions: Vec<_> = versions.collect();
+        .filter(|(_, version)| version.slot == *slot);
+    let mut versions: Vec<_> = here.map(|(key, version)| (key.clone(), &**version)).collect();
     versions.sort_by_key(|(_, version)| match version.state {
         VersionState::Pending => 0,
         VersionState::Active => 1,
@@ -49,13 +40,9 @@ pub fn is_served(version: &KeyVersion, me: RaftId) -> bool {
 
 /// The keys this node has to serve, by slot: what is proven is measured against this.
 pub fn required(state: &ClusterState, me: RaftId) -> Vec<(SlotName, KeyUid)> {
-    let served = state
-        .versions()
-        .iter()
-        .filter(|(_, version)| is_served(version, me));
-    let placed = served.filter_map(|(key, version)| {
-        let context = state.contexts().get(&key.context)?;
-        Some((context.slot.clone(), version.key_uid))
-    });
-    placed.collect()
+    let versions = state.versions().values();
+    let served = versions.filter(|version| is_served(version, me));
+    served
+        .map(|version| (version.slot.clone(), version.key_uid))
+        .collect()
 }

@@ -75,6 +75,7 @@ impl AdoptVersion {
             KeyVersion {
                 key_uid: self.key_uid,
                 label: self.label.clone(),
+                slot: context.slot.clone(),
                 state: VersionState::DecryptOnly,
                 origin: KeyOrigin::Adopted {
                     holders: BTreeSet::from([self.holder]),

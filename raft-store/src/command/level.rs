@@ -38,7 +38,8 @@ impl Op {
             | Op::RejectGrant(_)
             | Op::CreateContext(_)
             | Op::LeaseInvocations(_)
-            | Op::AdoptVersion(_) => FIRST_FEATURE_LEVEL,
+            | Op::AdoptVersion(_)
+            | Op::MoveContext(_) => FIRST_FEATURE_LEVEL,
         }
     }
 }

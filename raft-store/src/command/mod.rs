@@ -30,6 +30,7 @@ mod destruction;
 mod grant_transport_key;
 mod lease_invocations;
 mod level;
+mod move_context;
 mod prepare_version;
 mod refusal;
 mod register_node;
@@ -60,6 +61,7 @@ pub use create_context::{CreateContext, CreateContextV1};
 pub use create_join_token::CreateJoinToken;
 pub use grant_transport_key::GrantTransportKey;
 pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
+pub use move_context::MoveContext;
 pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
@@ -206,6 +208,8 @@ pub enum Op {
     LeaseInvocations(LeaseInvocations),
     /// A key that version 1 made becomes a version.
     AdoptVersion(AdoptVersion),
+    /// A context's next versions are made in another slot.
+    MoveContext(MoveContext),
 }
 
 impl Op {
@@ -239,6 +243,7 @@ impl Op {
             Op::CreateContext(_) => "create_context",
             Op::LeaseInvocations(_) => "lease_invocations",
             Op::AdoptVersion(_) => "adopt_version",
+            Op::MoveContext(_) => "move_context",
         }
     }
 
@@ -384,6 +389,7 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::CreateContext(op) => op.apply(state, cx),
         Op::LeaseInvocations(op) => op.apply(state, cx),
         Op::AdoptVersion(op) => op.apply(state, cx),
+        Op::MoveContext(op) => op.apply(state, cx),
     }
 }
 

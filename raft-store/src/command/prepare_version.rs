@@ -86,6 +86,7 @@ impl PrepareVersion {
             KeyVersion {
                 key_uid: self.key_uid,
                 label: self.label.clone(),
+                slot: context.slot.clone(),
                 state: VersionState::Pending,
                 origin: KeyOrigin::Generated,
                 material: Some(self.material.clone()),

@@ -188,6 +188,13 @@ pub enum Conflict {
         /// The slot.
         slot: SlotName,
     },
+    /// The slot in which a context's next versions are made.
+    ContextSlot {
+        /// The context.
+        context: ContextName,
+        /// Its slot.
+        slot: SlotName,
+    },
 }
 
 /// What exists already.

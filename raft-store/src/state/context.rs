@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::frozen::{ContextV1, KeyVersionV1, KeyVersionV2};
+use super::frozen::{ContextV1, KeyVersionV1, KeyVersionV2, KeyVersionV3};
 use super::lease::MAX_INVOCATIONS;
 use super::table::{LoadError, Row, RowKey, RowKind, unknown_version};
 use crate::codec;
@@ -46,12 +46,12 @@ impl Default for RotationPolicy {
     }
 }
 
-/// A context: one name, one slot, one line of key versions.
+/// A context: one name, one line of key versions, one slot for those that are still to come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// Immutable identity.
     pub uid: ContextUid,
-    /// The slot whose token holds its keys.
+    /// The slot in which its next versions are made. Those there are stay where they are: [`KeyVersion::slot`].
     pub slot: SlotName,
     /// What ciphertexts are bound to.
     pub binding: BindingMode,
@@ -202,6 +202,8 @@ pub struct KeyVersion {
     pub key_uid: KeyUid,
     /// `CKA_LABEL`, the API's `key_id`.
     pub label: String,
+    /// The slot whose tokens hold it, for good.
+    pub slot: SlotName,
     /// Where it is in its life.
     pub state: VersionState,
     /// Where its key comes from.
@@ -224,6 +226,18 @@ pub struct KeyVersion {
 }
 
 impl KeyVersion {
+    /// Reads a row from before version 4, which does not say where the key is: where its context was, because no context
+    /// had moved yet.
+    pub fn decode_unplaced(version: u8, bytes: &[u8], slot: &SlotName) -> Result<Self, LoadError> {
+        let unplaced: KeyVersionV3 = match version {
+            1 => codec::decode::<KeyVersionV1>(bytes)?.into(),
+            2 => codec::decode::<KeyVersionV2>(bytes)?.into(),
+            3 => codec::decode(bytes)?,
+            other => return Err(unknown_version(RowKind::Version, other)),
+        };
+        Ok(unplaced.in_slot(slot.clone()))
+    }
+
     /// The record that proves its key, wherever that came from; `None` once a generated key has left the state.
     pub fn check_record(&self) -> Option<&[u8]> {
         match (&self.material, &self.origin) {
@@ -239,9 +253,12 @@ impl Row for KeyVersion {
 
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {
-            1 => Ok(codec::decode::<KeyVersionV1>(bytes)?.into()),
-            2 => Ok(codec::decode::<KeyVersionV2>(bytes)?.into()),
-            3 => Ok(codec::decode(bytes)?),
+            // Whoever has the contexts reads them with `decode_unplaced`.
+            1..=3 => Err(LoadError::Damaged(format!(
+                "a {} row of version {version} without its context",
+                Self::KIND
+            ))),
+            4 => Ok(codec::decode(bytes)?),
             other => Err(unknown_version(Self::KIND, other)),
         }
     }

@@ -142,7 +142,7 @@ pub struct KeyVersionV1 {
     pub note: String,
 }
 
-impl From<KeyVersionV1> for KeyVersion {
+impl From<KeyVersionV1> for KeyVersionV3 {
     fn from(before: KeyVersionV1) -> Self {
         Self {
             key_uid: before.key_uid,
@@ -187,7 +187,7 @@ pub struct KeyVersionV2 {
     pub destruction: Option<Destruction>,
 }
 
-impl From<KeyVersionV2> for KeyVersion {
+impl From<KeyVersionV2> for KeyVersionV3 {
     fn from(before: KeyVersionV2) -> Self {
         Self {
             key_uid: before.key_uid,
@@ -201,6 +201,53 @@ impl From<KeyVersionV2> for KeyVersion {
             ended_at: before.ended_at,
             note: before.note,
             destruction: before.destruction,
+        }
+    }
+}
+
+/// A key version before it said in which slot it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersionV3 {
+    /// See [`KeyVersion::key_uid`].
+    pub key_uid: KeyUid,
+    /// See [`KeyVersion::label`].
+    pub label: String,
+    /// See [`KeyVersion::state`].
+    pub state: VersionState,
+    /// See [`KeyVersion::origin`].
+    pub origin: KeyOrigin,
+    /// See [`KeyVersion::material`].
+    pub material: Option<KeyMaterial>,
+    /// See [`KeyVersion::acks`].
+    pub acks: BTreeSet<RaftId>,
+    /// See [`KeyVersion::created_at`].
+    pub created_at: UnixMillis,
+    /// See [`KeyVersion::activated_at`].
+    pub activated_at: Option<UnixMillis>,
+    /// See [`KeyVersion::ended_at`].
+    pub ended_at: Option<UnixMillis>,
+    /// See [`KeyVersion::note`].
+    pub note: String,
+    /// See [`KeyVersion::destruction`].
+    pub destruction: Option<Destruction>,
+}
+
+impl KeyVersionV3 {
+    /// Where its context was.
+    pub fn in_slot(self, slot: SlotName) -> KeyVersion {
+        KeyVersion {
+            key_uid: self.key_uid,
+            label: self.label,
+            slot,
+            state: self.state,
+            origin: self.origin,
+            material: self.material,
+            acks: self.acks,
+            created_at: self.created_at,
+            activated_at: self.activated_at,
+            ended_at: self.ended_at,
+            note: self.note,
+            destruction: self.destruction,
         }
     }
 }

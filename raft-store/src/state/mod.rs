@@ -2,6 +2,8 @@
 //!
 //! A `ClusterState` is cheap to clone (persistent tables), so readers take a snapshot and never lock.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecError;
@@ -233,6 +235,22 @@ impl ClusterState {
             .map(|(k, v)| (k, &**v))
     }
 
+    /// The slots that a node has to have: those in which new versions are made, and those of every version that is not
+    /// over and that it holds, or would. A node that is yet to join (`None`) holds nothing that was adopted.
+    pub fn slots_needed_by(&self, node: Option<RaftId>) -> BTreeSet<SlotName> {
+        let held = |version: &KeyVersion| match node {
+            Some(node) => version.origin.concerns(node),
+            None => !version.origin.is_adopted(),
+        };
+        let made_in = self.contexts.values().map(|context| &context.slot);
+        let held_in = self
+            .versions
+            .values()
+            .filter(|version| !version.state.is_over() && held(version))
+            .map(|version| &version.slot);
+        made_in.chain(held_in).cloned().collect()
+    }
+
     /// Whether a version goes by this label, or did: a ciphertext may name one that was destroyed, and must never
     /// be tried with another key. Only one that was abandoned gives its label back: nothing was encrypted under it.
     pub fn label_taken(&self, label: &str) -> bool {
@@ -347,6 +365,7 @@ impl ClusterState {
         match kind {
             RowKind::Meta => self.meta.load(version, key, value),
             RowKind::Context => self.contexts.load(version, key, value),
+            RowKind::Version if version < KeyVersion::VERSION => self.load_unplaced(version, key, value),
             RowKind::Version => self.versions.load(version, key, value),
             RowKind::Slot => self.slots.load(version, key, value),
             RowKind::Node => self.nodes.load(version, key, value),
@@ -360,6 +379,22 @@ impl ClusterState {
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }
+    }
+
+    /// Puts a key version back that does not say in which slot it is. Rows are read in the order of their kinds, so its
+    /// context is there.
+    fn load_unplaced(&mut self, version: u8, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        let contexts = &self.contexts;
+        self.versions.load_by(key, |key| {
+            let context = contexts.get(&key.context);
+            let context = context.ok_or_else(|| {
+                LoadError::Damaged(format!(
+                    "a version row of context {}, which has none",
+                    key.context
+                ))
+            })?;
+            KeyVersion::decode_unplaced(version, value, &context.slot)
+        })
     }
 
     /// Rebuilds derived indexes after the last [`Self::load`].

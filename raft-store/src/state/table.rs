@@ -82,7 +82,7 @@ impl RowKind {
         match self {
             RowKind::Meta => 1,
             RowKind::Context => 2,
-            RowKind::Version => 3,
+            RowKind::Version => 4,
             RowKind::Slot => 2,
             RowKind::Node => 1,
             RowKind::Report => 2,
@@ -383,11 +383,20 @@ impl<K: RowKey, V: Row> Table<K, V> {
 
     /// Puts a stored row back, without marking it touched.
     pub(crate) fn load(&mut self, version: u8, key: &[u8], value: &[u8]) -> Result<(), LoadError> {
+        self.load_by(key, |_| V::decode(version, value))
+    }
+
+    /// As [`Self::load`], of a row that is read with more than its own bytes.
+    pub(crate) fn load_by(
+        &mut self,
+        key: &[u8],
+        decode: impl FnOnce(&K) -> Result<V, LoadError>,
+    ) -> Result<(), LoadError> {
         let kind = V::KIND;
         let decoded = K::decode(key)
             .ok_or_else(|| LoadError::Damaged(format!("a {kind} row has a key that does not decode")))?;
-        self.rows
-            .insert_mut(decoded, Arc::new(V::decode(version, value)?));
+        let value = decode(&decoded)?;
+        self.rows.insert_mut(decoded, Arc::new(value));
         self.mark = Arc::new(());
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Contexts that the state has otherwise than this node's configuration would make them today. A context keeps the
-//! slot, binding and rotation that it was created with.
+//! binding and rotation that it was created with, and its slot until an administrator moves it.
 
 use raft_store::names::{ContextName, SlotName};
 use raft_store::state::ClusterState;
@@ -52,7 +52,7 @@ impl ContextDifferences {
         let slots = self
             .slots
             .iter()
-            .map(|(name, slot)| format!("{name} (it is in {slot})"));
+            .map(|(name, slot)| format!("{name} (its new versions are made in {slot})"));
         let bindings = self.bindings.iter();
         let bindings = bindings.map(|(name, binding)| format!("{name} (it is {})", word(*binding)));
         let rotations = self.rotations.iter().map(ToString::to_string);
@@ -140,6 +140,19 @@ mod tests {
     }
 
     #[test]
+    fn a_context_that_was_moved_is_where_it_was_moved_to() {
+        let mut world = world();
+        world.second_slot("two");
+        let found = |world: &World| {
+            let ours = configured(&[("two", &["made"])], &[]);
+            ContextDifferences::between(&ours, &world.state).slots
+        };
+        assert_eq!(found(&world), [(context("made"), SlotName::new("one").unwrap())]);
+        world.move_to("made", "two");
+        assert!(found(&world).is_empty());
+    }
+
+    #[test]
     fn another_slot_another_binding_and_another_rotation_are_each_named() {
         let world = world();
         let mut ours = configured(
@@ -154,7 +167,7 @@ mod tests {
         assert_eq!(
             parts,
             [
-                "hsm.slots of other (it is in two)",
+                "hsm.slots of other (its new versions are made in two)",
                 "hsm.keys mode of made (it is shared)"
             ]
         );

@@ -1,9 +1,10 @@
-//! Keys: create, list, rotate, and where rotations stand.
+//! Keys: create, list, rotate, move to another slot, and where rotations stand.
 
 use axum::extract::{Path, State};
 use axum::response::Response;
 use hsm_api::ErrorCode;
-use hsm_api::admin::{CreateKekRequest, RotateRequest};
+use hsm_api::admin::{CreateKekRequest, MoveKeyRequest, RotateRequest};
+use raft_store::names::SlotName;
 
 use super::caller::Caller;
 use super::unread::Unread;
@@ -42,6 +43,21 @@ pub(super) async fn rotate(
     state
         .change(&caller, AdminBody::Rotate { context }, &request, &target)
         .await
+}
+
+pub(super) async fn relocate(
+    State(state): State<AdminState>,
+    Path(context): Path<String>,
+    caller: Caller,
+    unread: Unread,
+) -> Result<Response, ApiError> {
+    let request: MoveKeyRequest = state.receive(&caller, Act::KeyMove, &context, unread).await?;
+    let context = context_name(&context)?;
+    let to = SlotName::new(&request.slot)
+        .map_err(|error| ApiError::new(ErrorCode::InvalidArgument).detail(format!("slot: {error}")))?;
+    let target = format!("{context} to {to}");
+    let body = AdminBody::MoveKey { context, to };
+    state.change(&caller, body, &request, &target).await
 }
 
 pub(super) async fn create(

@@ -95,6 +95,7 @@ fn routes() -> Routes<AdminState> {
         .get(paths::KEYS, keys::list)
         .post(paths::KEYS, keys::create)
         .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)
+        .post(paths::KEYS_MOVE_PATTERN, keys::relocate)
         .get(paths::KEYS_USAGE, key_life::usage)
         .post(paths::KEYS_CLEANUP, key_life::clean_up)
         .post(paths::KEYS_ADOPT, adopt::adopt)

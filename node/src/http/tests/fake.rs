@@ -26,7 +26,7 @@ use super::super::*;
 use crate::config::{ContextName, RateLimit};
 use crate::health::{HealthSource, Readiness, ReadyQuery};
 use crate::identity::{Identity, Principal};
-use crate::keyring::{ActiveKey, ContextKeys, KeyRing, ReadableKey, TokenOps};
+use crate::keyring::{ActiveKey, ContextKeys, KeyRing, KeySlot, ReadableKey, TokenOps};
 use crate::leases::Meter;
 use crate::policy::{Acl, Op, Policy, RevocationKey, Role, RoleEntry};
 
@@ -122,7 +122,7 @@ fn open_v1(job: &DecryptV1Job) -> Result<Plaintext, OpError> {
 
 fn encrypt(job: &EncryptJob) -> Vec<u8> {
     let under = Under {
-        purpose: Purpose::Data,
+        purpose: job.purpose,
         binding: job.binding,
         key_uid: job.key_uid,
         version: job.version,
@@ -175,6 +175,25 @@ fn perform(work: Work) -> Result<Output, OpError> {
         Work::Rewrap(job) => rewrap(&job).map(Output::Envelope),
         Work::DataKey(job) => Ok(data_key(&job)),
     }
+}
+
+/// Of `Trading`, with the associated data `a`.
+pub(super) fn sealed_under(
+    context: &str,
+    (key, version): (u8, u32),
+    purpose: Purpose,
+    plaintext: &[u8],
+) -> Vec<u8> {
+    let under = Under {
+        purpose,
+        binding: Binding::Shared,
+        key_uid: uid(key),
+        version,
+        context,
+        binding_value: "Trading",
+        aad: b"a",
+    };
+    seal(&under, &Plaintext::new(plaintext.to_vec()))
 }
 
 pub(super) fn envelope_of_unknown_key(version: u32) -> Vec<u8> {
@@ -261,7 +280,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct FakeNode {
     pub(super) token: Arc<FakeToken>,
-    /// Of the slot that `order-key` is in.
+    /// Of the slot that `order-key` is in, and the versions of `moved-key` after its first.
     pub(super) orders: Arc<FakeToken>,
     /// Questions about versions above the known ones.
     pub(super) asked: Arc<AtomicUsize>,
@@ -379,16 +398,25 @@ impl FakeNode {
 
     fn keys(&self, name: &str, keys: &[(u8, u32)]) -> (ContextName, ContextKeys) {
         let label = |version: u32| format!("kek-{name}-v{version}");
-        let (slot, slot_name, binding) = match name {
-            "order-key" => (&self.orders, "orders", Binding::Shared),
-            "2fa" => (&self.token, "exchange", Binding::Private),
-            _ => (&self.token, "exchange", Binding::Shared),
+        let slot = |version: u32| {
+            let (ops, name) = match name {
+                "order-key" => (&self.orders, "orders"),
+                "moved-key" if version > 1 => (&self.orders, "orders"),
+                _ => (&self.token, "exchange"),
+            };
+            KeySlot {
+                name: name.into(),
+                ops: ops.clone(),
+            }
+        };
+        let binding = match name {
+            "2fa" => Binding::Private,
+            _ => Binding::Shared,
         };
         let keys = ContextKeys {
-            slot: slot.clone(),
-            slot_name: slot_name.into(),
             binding,
             active: keys.last().map(|(u, version)| ActiveKey {
+                slot: slot(*version),
                 key_uid: uid(*u),
                 version: *version,
                 key_id: label(*version),
@@ -400,6 +428,7 @@ impl FakeNode {
                     (
                         uid(*u),
                         ReadableKey {
+                            slot: slot(*v),
                             version: *v,
                             key_id: label(*v),
                         },
@@ -428,7 +457,7 @@ impl DataPlane for FakeNode {
         let mappings = [
             (
                 "Trading".to_owned(),
-                set(&["exchange-key", "order-key", "empty-key"]),
+                set(&["exchange-key", "order-key", "empty-key", "moved-key"]),
             ),
             ("2FA".to_owned(), set(&["2fa"])),
         ];
@@ -462,6 +491,7 @@ impl DataPlane for FakeNode {
         Arc::new(KeyRing::new(HashMap::from([
             self.keys("exchange-key", &[(1, 1), (2, 2)]),
             self.keys("order-key", &[(3, 1)]),
+            self.keys("moved-key", &[(5, 1), (6, 2)]),
             self.keys("empty-key", &[]),
             self.keys("2fa", &[(4, 1)]),
         ])))

@@ -8,6 +8,7 @@ mod limits;
 mod listener;
 mod log_lines;
 mod min_index;
+mod moved;
 mod openapi;
 mod proxied;
 mod rewraps;

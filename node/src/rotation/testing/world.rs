@@ -10,7 +10,7 @@ use raft_store::state::ClusterState;
 use raft_store::state::access::{Role, RoleEntry};
 use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionKey, VersionState};
 use raft_store::state::frozen::AclV1;
-use raft_store::state::node::{NodeReport, SlotReport};
+use raft_store::state::node::{NodeReport, SlotKey, SlotReport};
 use raft_store::state::slot::TransportMode;
 use raft_store::state::usage::UseCount;
 use raft_store::storage::Published;
@@ -102,6 +102,31 @@ impl World {
             mode: TransportMode::Standard,
             check: vec![7; 40],
             grants: BTreeMap::new(),
+        }));
+    }
+
+    /// A second slot of every node, with its transport key.
+    pub(crate) fn second_slot(&mut self, name: &str) {
+        self.transport(name, 1, 0);
+        for node in self.voters.clone() {
+            let key = SlotKey {
+                spki: vec![1],
+                epoch: 1,
+                signature: vec![1],
+                signer_chain: vec![],
+            };
+            let slot = slot(name);
+            self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
+        }
+    }
+
+    /// The next versions of a context are made in another slot.
+    pub(crate) fn move_to(&mut self, name: &str, to: &str) {
+        let from = self.state.contexts().get(&context(name)).unwrap().slot.clone();
+        self.ok(Op::MoveContext(MoveContext {
+            context: context(name),
+            from,
+            to: slot(to),
         }));
     }
 
@@ -319,7 +344,8 @@ impl World {
             | Op::ScheduleDestroy(_)
             | Op::UndoDestroy(_)
             | Op::SetAcl(_)
-            | Op::RemoveRevocations(_) => admin(),
+            | Op::RemoveRevocations(_)
+            | Op::MoveContext(_) => admin(),
             _ => Origin::Node(node),
         };
         match self.send(id, [0; 32], origin, op) {

@@ -181,6 +181,13 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
             &["hsm-node-2", "slot exchange", "no other holder"],
         ),
         says(
+            Conflict::ContextSlot {
+                context: context(),
+                slot: slot(),
+            },
+            &["exchange-key", "slot exchange", "ask again"],
+        ),
+        says(
             Existing::Cluster(ClusterId([0xcd; 16])),
             &["cluster cdcd", "exists already"],
         ),

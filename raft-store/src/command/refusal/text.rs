@@ -161,6 +161,10 @@ impl fmt::Display for Conflict {
                 "node {node} cannot open its grant of the transport key of slot {slot}, and no other holder can grant \
                  it; look at what the node's log says of it"
             ),
+            Conflict::ContextSlot { context, slot } => write!(
+                f,
+                "new versions of {context} are made in slot {slot}; look where it is, then ask again"
+            ),
         }
     }
 }

@@ -9,6 +9,7 @@ mod disuse;
 mod leases;
 mod life;
 mod limits;
+mod moves;
 mod nodes;
 mod requests;
 mod sequences;
@@ -205,7 +206,8 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::ScheduleDestroy(_)
         | Op::UndoDestroy(_)
         | Op::SetAcl(_)
-        | Op::RemoveRevocations(_) => admin(),
+        | Op::RemoveRevocations(_)
+        | Op::MoveContext(_) => admin(),
         _ => Origin::Node(node),
     }
 }

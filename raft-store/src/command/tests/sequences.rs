@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::moves::{move_to, second_slot};
 use super::*;
 use crate::command::destruction::settle;
 use crate::state::usage::UseCount;
@@ -16,6 +17,20 @@ fn states(world: &World) -> BTreeMap<u32, VersionState> {
     versions
         .map(|(number, version)| (number, version.state))
         .collect()
+}
+
+fn slots(world: &World) -> BTreeMap<u32, SlotName> {
+    let context = context();
+    let versions = world.state.versions_of(&context);
+    versions
+        .map(|(number, version)| (number, version.slot.clone()))
+        .collect()
+}
+
+/// The slot of the next version.
+fn next_slot(world: &World) -> SlotName {
+    let row = world.state.contexts().get(&context()).unwrap();
+    row.slot.clone()
 }
 
 fn owed(world: &World, node: RaftId) -> Op {
@@ -98,6 +113,10 @@ fn take(world: &mut World, joiners: &mut Vec<RaftId>, (kind, version, odd): Step
             world.run_as(node, Op::ReportNode(ReportNode { node, report }));
             Op::AdmitNode(AdmitNode { node })
         }
+        12 => {
+            let to = SlotName::new(if odd { "s" } else { "t" }).unwrap();
+            move_to(next_slot(world), to)
+        }
         _ => {
             let key = VersionKey {
                 context: context(),
@@ -157,13 +176,18 @@ fn holds(world: &World, before: &BTreeMap<u32, VersionState>) -> Result<(), Test
 proptest! {
     #[test]
     fn no_sequence_of_commands_makes_two_versions_active_or_keeps_a_destroyed_key(
-        steps in prop::collection::vec((0..13_u8, 1..5_u32, any::<bool>()), 1..120),
+        steps in prop::collection::vec((0..14_u8, 1..5_u32, any::<bool>()), 1..120),
     ) {
         let (mut world, mut joiners) = (World::new(), Vec::new());
+        second_slot(&mut world);
         for step in steps {
-            let before = states(&world);
+            let (before, placed, next) = (states(&world), slots(&world), next_slot(&world));
             take(&mut world, &mut joiners, step);
             holds(&world, &before)?;
+            // A version is made where its context is, and stays there.
+            for (number, slot) in slots(&world) {
+                prop_assert_eq!(&slot, placed.get(&number).unwrap_or(&next), "version {}", number);
+            }
         }
     }
 }

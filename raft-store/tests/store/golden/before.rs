@@ -7,12 +7,12 @@ use raft_store::command::Command;
 use raft_store::state::access::{Acl, Role};
 use raft_store::state::context::{Context, KeyOrigin, KeyVersion, RotationPolicy};
 use raft_store::state::frozen::{
-    AclV1, ContextV1, KeyVersionV1, KeyVersionV2, NodeReportV1, RotationPolicyV1, SlotV1,
+    AclV1, ContextV1, KeyVersionV1, KeyVersionV2, KeyVersionV3, NodeReportV1, RotationPolicyV1, SlotV1,
 };
 use raft_store::state::lease::MAX_INVOCATIONS;
 use raft_store::state::node::NodeReport;
 use raft_store::state::slot::Slot;
-use raft_store::state::table::{Row, RowKind};
+use raft_store::state::table::{LoadError, Row, RowKind};
 
 use super::{examples, rows, survives};
 
@@ -87,7 +87,7 @@ fn key_versions_of_the_first_form_are_upgraded_as_they_are_read() {
             "{what}: its frozen struct has changed"
         );
         let upgraded = without_record(version);
-        assert_eq!(KeyVersion::decode(1, bytes).unwrap(), upgraded, "{what}");
+        assert_eq!(unplaced(1, bytes), upgraded, "{what}");
     }
 }
 
@@ -115,8 +115,28 @@ fn key_versions_of_the_second_form_are_upgraded_as_they_are_read() {
             "{what}: its frozen struct has changed"
         );
         let upgraded = without_record(version);
-        assert_eq!(KeyVersion::decode(2, bytes).unwrap(), upgraded, "{what}");
+        assert_eq!(unplaced(2, bytes), upgraded, "{what}");
     }
+}
+
+#[test]
+fn key_versions_of_the_third_form_are_upgraded_as_they_are_read() {
+    let lines = lines();
+    for (what, version) in rows::versions().into_iter().chain(rows::endings()) {
+        let bytes = &lines[&*format!("row.version@3.{what}")];
+        assert!(
+            survives::<KeyVersionV3>(bytes),
+            "{what}: its frozen struct has changed"
+        );
+        assert_eq!(unplaced(3, bytes), version, "{what}");
+    }
+}
+
+/// A version that does not say in which slot it is: of a context that was never moved.
+fn unplaced(version: u8, bytes: &[u8]) -> KeyVersion {
+    let alone = KeyVersion::decode(version, bytes).unwrap_err();
+    assert!(matches!(alone, LoadError::Damaged(_)), "{alone}");
+    KeyVersion::decode_unplaced(version, bytes, &examples::slot()).unwrap()
 }
 
 /// An adopted key as a build before had it, though none ever made one.
@@ -159,7 +179,7 @@ fn operations_in_an_old_log_are_what_they_were() {
 
 #[test]
 fn every_line_of_a_form_before_is_read_by_a_test() {
-    let versions = 2 * rows::versions().len() + rows::endings().len();
+    let versions = 3 * rows::versions().len() + 2 * rows::endings().len();
     let rows = versions + rows::slots().len() + rows::contexts().len() + examples::ROLES.len();
     assert_eq!(lines().len(), LINES.lines().count());
     // A report, and two operations.
@@ -171,5 +191,5 @@ fn every_line_of_a_form_before_is_read_by_a_test() {
         RowKind::Slot,
         RowKind::Context,
     ];
-    assert_eq!(changed.map(RowKind::version), [3, 2, 2, 2, 2]);
+    assert_eq!(changed.map(RowKind::version), [4, 2, 2, 2, 2]);
 }

@@ -179,6 +179,11 @@ fn ops() -> Vec<Op> {
             check_record: vec![4, 5],
             holder: 1,
         }),
+        Op::MoveContext(MoveContext {
+            context: context(),
+            from: slot(),
+            to: SlotName::new("2fa").unwrap(),
+        }),
     ]
 }
 

@@ -107,6 +107,10 @@ fn conflicts() -> Vec<Conflict> {
             node: node(),
             slot: slot(),
         },
+        Conflict::ContextSlot {
+            context: context(),
+            slot: slot(),
+        },
     ]
 }
 

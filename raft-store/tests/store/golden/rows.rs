@@ -51,6 +51,7 @@ fn version_row(state: VersionState) -> KeyVersion {
     KeyVersion {
         key_uid: KeyUid([5; 16]),
         label: "kek-c-v1".into(),
+        slot: slot(),
         state,
         origin: KeyOrigin::Generated,
         material: Some(material()),

@@ -1,0 +1,71 @@
+//! `MoveContext`: the next versions of a context are made in another slot. Those there are stay where they are, readable
+//! as before; nothing is copied from one token to another.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin};
+use crate::names::{ContextName, SlotName};
+use crate::state::ClusterState;
+use crate::state::context::{Context, VersionState};
+use crate::state::node::NodeStatus;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveContext {
+    /// The context.
+    pub context: ContextName,
+    /// The slot that the proposer saw it in: compare and set.
+    pub from: SlotName,
+    /// The slot of its next versions.
+    pub to: SlotName,
+}
+
+impl MoveContext {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_admin(cx, "move_context")?;
+        let Some(context) = state.contexts.get(&self.context) else {
+            return Err(Missing::Context(self.context.clone()).into());
+        };
+        if context.slot != self.from || context.slot == self.to {
+            let (context, slot) = (self.context.clone(), context.slot.clone());
+            return Err(Conflict::ContextSlot { context, slot }.into());
+        }
+        if let Some((version, _)) = state
+            .versions_of(&self.context)
+            .find(|(_, version)| version.state == VersionState::Pending)
+        {
+            let context = self.context.clone();
+            return Err(Conflict::Pending { context, version }.into());
+        }
+        let slot = state.slots.get(&self.to);
+        if slot.and_then(|slot| slot.current_transport()).is_none() {
+            return Err(Missing::Slot(self.to.clone()).into());
+        }
+        self.check_members(state)?;
+        let moved = Context {
+            slot: self.to.clone(),
+            ..Context::clone(context)
+        };
+        state.contexts.put(self.context.clone(), moved)?;
+        Ok(Done::Ok)
+    }
+
+    /// Whoever has no key for the slot can be granted nothing of it, and would never prove a version there. A node that
+    /// is alone registers none, because nobody grants it anything.
+    fn check_members(&self, state: &ClusterState) -> Result<(), Refusal> {
+        if state.members() <= 1 {
+            return Ok(());
+        }
+        let mut members = state
+            .nodes
+            .values()
+            .filter(|node| node.status == NodeStatus::Member);
+        match members.find(|node| !node.slot_keys.contains_key(&self.to)) {
+            None => Ok(()),
+            Some(node) => {
+                let (node, slot) = (node.name.clone(), self.to.clone());
+                Err(Conflict::NoSlotKey { node, slot }.into())
+            }
+        }
+    }
+}

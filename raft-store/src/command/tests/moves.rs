@@ -1,0 +1,234 @@
+//! Contexts whose next versions are made in another slot.
+
+use super::*;
+use crate::state::table::{LoadError, Row};
+use VersionState::*;
+
+fn other() -> SlotName {
+    SlotName::new("t").unwrap()
+}
+
+/// A second slot, whose transport key has the id that `prepare` names.
+pub(super) fn second_slot(world: &mut World) {
+    let Op::AddTransportKey(first) = transport(1, 0) else {
+        panic!()
+    };
+    world.ok(Op::AddTransportKey(AddTransportKey {
+        slot: other(),
+        ..first
+    }));
+}
+
+pub(super) fn move_to(from: SlotName, to: SlotName) -> Op {
+    Op::MoveContext(MoveContext {
+        context: context(),
+        from,
+        to,
+    })
+}
+
+fn slot_of(world: &World, version: u32) -> String {
+    world.version(version).slot.to_string()
+}
+
+/// With version 1 active in the first slot, and a second slot.
+fn world() -> World {
+    let mut world = World::new();
+    second_slot(&mut world);
+    world.ok(prepare(0, 1));
+    world.ack(1, 1);
+    world.ok(activate(1, &[]));
+    world
+}
+
+#[test]
+fn the_next_version_is_made_in_the_new_slot_and_the_others_stay() {
+    let mut world = world();
+    world.ok(move_to(slot(), other()));
+    assert_eq!(
+        (world.version_state(1), slot_of(&world, 1)),
+        (Active, "s".to_owned()),
+        "it encrypts until there is another one"
+    );
+    world.ok(prepare(1, 2));
+    world.ack(1, 2);
+    world.ok(activate(2, &[]));
+    assert_eq!(
+        (slot_of(&world, 1), slot_of(&world, 2)),
+        ("s".to_owned(), "t".to_owned())
+    );
+    assert_eq!(world.version_state(1), DecryptOnly);
+    // And back again.
+    world.ok(move_to(other(), slot()));
+    world.ok(prepare(2, 3));
+    assert_eq!(slot_of(&world, 3), "s");
+}
+
+#[test]
+fn a_new_version_is_wrapped_under_the_new_slots_transport_key() {
+    let mut world = world();
+    world.ok(move_to(slot(), other()));
+    let Op::AddTransportKey(next) = transport(2, 1) else {
+        panic!()
+    };
+    world.ok(Op::AddTransportKey(AddTransportKey {
+        slot: other(),
+        ..next
+    }));
+    match world.refused(prepare(1, 2)) {
+        Refusal::Conflict(Conflict::TransportNotCurrent { slot, .. }) => assert_eq!(slot, other()),
+        refusal => panic!("{refusal}"),
+    }
+}
+
+#[test]
+fn a_move_that_was_decided_by_another_picture_is_refused_and_changes_nothing() {
+    let mut world = world();
+    let before = world.rows();
+    let nowhere = SlotName::new("nowhere").unwrap();
+    let is_in = |refusal: Refusal, wanted: SlotName| matches!(refusal, Refusal::Conflict(Conflict::ContextSlot { slot, .. }) if slot == wanted);
+    assert!(is_in(world.refused(move_to(other(), slot())), slot()));
+    assert!(is_in(world.refused(move_to(slot(), slot())), slot()));
+    assert!(is_in(world.refused(move_to(nowhere.clone(), other())), slot()));
+    assert!(matches!(
+        world.refused(move_to(slot(), nowhere.clone())),
+        Refusal::NotFound(Missing::Slot(slot)) if slot == nowhere
+    ));
+    let unknown = MoveContext {
+        context: ContextName::new("none").unwrap(),
+        from: slot(),
+        to: other(),
+    };
+    assert!(matches!(
+        world.refused(Op::MoveContext(unknown)),
+        Refusal::NotFound(Missing::Context(_))
+    ));
+    assert_eq!(world.rows(), before);
+    // A version that is being imported was sealed for the slot it was made in.
+    world.ok(prepare(1, 2));
+    assert!(matches!(
+        world.refused(move_to(slot(), other())),
+        Refusal::Conflict(Conflict::Pending { version: 2, .. })
+    ));
+    world.ok(abandon(2));
+    world.ok(move_to(slot(), other()));
+}
+
+#[test]
+fn only_an_administrator_moves_a_context() {
+    let mut world = world();
+    let command = world.command(move_to(slot(), other()), Origin::Node(1));
+    assert!(matches!(
+        world.send(&command),
+        Outcome::Refused(Refusal::Forbidden(Forbidden::Operation { .. }))
+    ));
+}
+
+#[test]
+fn every_member_has_to_have_a_key_for_the_slot() {
+    let mut world = world();
+    let with_keys = |name: &str, filling: u8, slots: &[SlotName]| {
+        let key = SlotKey {
+            spki: vec![filling],
+            epoch: 1,
+            signature: vec![1],
+            signer_chain: vec![],
+        };
+        let slot_keys = slots.iter().map(|slot| (slot.clone(), key.clone()));
+        Node {
+            slot_keys: slot_keys.collect(),
+            ..node(name, filling)
+        }
+    };
+    let both = [slot(), other()];
+    world.state.nodes.put(1, with_keys("n1", 1, &both)).unwrap();
+    world.state.nodes.put(2, with_keys("n2", 2, &both[..1])).unwrap();
+    match world.refused(move_to(slot(), other())) {
+        Refusal::Conflict(Conflict::NoSlotKey { node, slot }) => {
+            assert_eq!((node.as_str(), slot), ("n2", other()));
+        }
+        refusal => panic!("{refusal}"),
+    }
+    world.state.nodes.put(2, with_keys("n2", 2, &both)).unwrap();
+    world.ok(move_to(slot(), other()));
+}
+
+#[test]
+fn a_slot_is_needed_for_as_long_as_a_version_in_it_is_not_over() {
+    let mut world = world();
+    let needed = |world: &World, node| {
+        let slots = world.state.slots_needed_by(node).into_iter();
+        slots.map(|slot| slot.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(needed(&world, Some(1)), ["s"]);
+    world.ok(move_to(slot(), other()));
+    // New versions are made there, whether there is one yet or not.
+    assert_eq!(needed(&world, Some(1)), ["s", "t"]);
+    world.ok(prepare(1, 2));
+    world.ack(1, 2);
+    world.ok(activate(2, &[]));
+    for step in [
+        set_use(1, DecryptOnly, Disabled),
+        Op::ScheduleDestroy(schedule(1, Disabled)),
+    ] {
+        world.ok(step);
+        assert_eq!(needed(&world, None), ["s", "t"], "it can come back");
+    }
+    let seen = world.seen(1);
+    world.ok(advance(LEAST_WAIT_MS, vec![seen]));
+    world.ok(begin(1));
+    assert_eq!(needed(&world, Some(1)), ["s", "t"], "it is still to be removed");
+    world.ok(ack_destroyed(1, 1));
+    assert_eq!(needed(&world, Some(1)), ["t"]);
+}
+
+/// What was adopted is in one node's token, and cannot come into another's.
+#[test]
+fn only_holders_need_the_slot_of_an_adopted_version() {
+    let mut world = World::new();
+    second_slot(&mut world);
+    world.ok(Op::AdoptVersion(AdoptVersion {
+        context: context(),
+        version: 1,
+        key_uid: uid(1),
+        label: "kek-old-v1".into(),
+        check_record: vec![4, 5],
+        holder: 1,
+    }));
+    world.ok(move_to(slot(), other()));
+    let needs = |node| world.state.slots_needed_by(node).contains(&slot());
+    assert_eq!(
+        (needs(Some(1)), needs(Some(2)), needs(None)),
+        (true, false, false)
+    );
+}
+
+#[test]
+fn a_version_from_before_there_were_moves_is_where_its_context_is() {
+    let world = world();
+    let mut read = ClusterState::default();
+    let third_form = |slotted: &[u8]| {
+        // The slot stands behind the id and the label.
+        let at = 16 + 8 + "kek-c-v1".len();
+        [&slotted[..at], &slotted[at + 8 + "s".len()..]].concat()
+    };
+    let mut alone = None;
+    for row in world.state.dump().unwrap() {
+        let value = row.value.unwrap();
+        if row.kind == RowKind::Version {
+            let value = third_form(&value);
+            read.load(row.kind, 3, &row.key, &value).unwrap();
+            alone = Some((row.key, value));
+        } else {
+            read.load(row.kind, row.version, &row.key, &value).unwrap();
+        }
+    }
+    assert_eq!(read.version(&context(), 1), Some(world.version(1)));
+    let (key, value) = alone.unwrap();
+    let orphan = ClusterState::default().load(RowKind::Version, 3, &key, &value);
+    assert!(matches!(orphan, Err(LoadError::Damaged(what)) if what.contains("context c")));
+    assert!(matches!(
+        KeyVersion::decode(3, &value),
+        Err(LoadError::Damaged(_))
+    ));
+}
