@@ -144,7 +144,7 @@ mod tests {
     use raft_store::names::Boot;
 
     use super::super::held::{Effect, Held};
-    use super::super::testing::{Cluster, ME, context, slot};
+    use super::super::testing::{Cluster, ME, context};
     use super::*;
     use crate::keyring::ClosedSlot;
 
