@@ -1,4 +1,4 @@
-//! Load that knows what it may expect: one worker a node encrypts there and decrypts on another, each request
+//! Load that knows what it may expect: workers of each node encrypt there and decrypt on another, each request
 //! sent once, and everything that is not the right answer counts as a failure. A node that a test is about to
 //! take away is left out first, so that whatever fails then has failed on a survivor.
 
@@ -14,8 +14,22 @@ use tokio::task::JoinHandle;
 
 use crate::playground::Playground;
 
-/// Between two operations of one worker.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How many workers a node has, and how long each rests between two rounds.
+#[derive(Clone, Copy)]
+struct Rate {
+    workers: usize,
+    pause: Duration,
+}
+
+const USUAL: Rate = Rate {
+    workers: 1,
+    pause: Duration::from_millis(10),
+};
+/// Several times as much, as far as two cores allow.
+const HIGH: Rate = Rate {
+    workers: 2,
+    pause: Duration::from_millis(2),
+};
 /// Failures whose text is kept.
 const KEPT: usize = 20;
 const CONTEXT: &str = "exchange-key";
@@ -69,6 +83,15 @@ pub struct Load {
 impl Load {
     /// Starts a worker for each of the playground's present nodes.
     pub fn start(playground: &Playground) -> Result<Self> {
+        Self::at(USUAL, playground)
+    }
+
+    /// Starts several busy workers for each of them.
+    pub fn start_high(playground: &Playground) -> Result<Self> {
+        Self::at(HIGH, playground)
+    }
+
+    fn at(rate: Rate, playground: &Playground) -> Result<Self> {
         let targets: Result<Vec<Target>> = playground
             .nodes()
             .into_iter()
@@ -83,10 +106,11 @@ impl Load {
         let targets = Arc::new(targets?);
         let tally = Arc::new(Tally::default());
         let (stop, stopped) = watch::channel(false);
-        let workers = (0..targets.len())
-            .map(|at| {
+        let workers = (0..targets.len() * rate.workers)
+            .map(|number| {
                 tokio::spawn(work(
-                    at,
+                    number,
+                    rate.pause,
                     Arc::clone(&targets),
                     Arc::clone(&tally),
                     stopped.clone(),
@@ -149,13 +173,19 @@ impl Drop for Load {
     }
 }
 
-async fn work(at: usize, targets: Arc<Vec<Target>>, tally: Arc<Tally>, stopped: watch::Receiver<bool>) {
+async fn work(
+    number: usize,
+    pause: Duration,
+    targets: Arc<Vec<Target>>,
+    tally: Arc<Tally>,
+    stopped: watch::Receiver<bool>,
+) {
     let mut count = 0_u64;
     while !*stopped.borrow() {
         count += 1;
-        let plaintext = format!("load {at} {count}");
-        round(at, &targets, &tally, plaintext.as_bytes()).await;
-        tokio::time::sleep(PAUSE).await;
+        let plaintext = format!("load {number} {count}");
+        round(number % targets.len(), &targets, &tally, plaintext.as_bytes()).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -64,6 +64,7 @@ const STORE_LIVE_BYTES: &str = "hsm_store_live_bytes";
 const READY: &str = "hsm_ready";
 const INVOCATIONS_LEASED: &str = "hsm_key_invocations_leased_ratio";
 const INVOCATIONS_DUE: &str = "hsm_key_invocations_due";
+const INVOCATIONS_LEFT: &str = "hsm_key_invocations_left";
 const CONFIG_DIFFERS: &str = "hsm_config_differs";
 const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
@@ -218,6 +219,10 @@ fn describe() {
     describe_gauge!(
         INVOCATIONS_DUE,
         "1 while a context's active key version is to be rotated because it is used up."
+    );
+    describe_gauge!(
+        INVOCATIONS_LEFT,
+        "Invocations of a context's active key version that this node was given and has not used."
     );
     describe_gauge!(
         CONFIG_DIFFERS,
@@ -513,6 +518,11 @@ pub fn invocations_leased(context: &Arc<str>, leased: u64, limit: u64, due: bool
     let ratio = lossy(leased) / lossy(limit.max(1));
     gauge!(INVOCATIONS_LEASED, "context" => Arc::clone(context)).set(ratio);
     gauge!(INVOCATIONS_DUE, "context" => Arc::clone(context)).set(f64::from(u8::from(due)));
+}
+
+/// How many invocations of a context's active key version this node has left.
+pub fn invocations_left(context: &Arc<str>, left: u64) {
+    gauge!(INVOCATIONS_LEFT, "context" => Arc::clone(context)).set(lossy(left));
 }
 
 /// Whether the configuration differs from the state: `acl`, `roles`, `revocations` that the state lacks; of contexts

@@ -17,6 +17,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use raft_store::names::{RaftId, SlotName};
 use raft_store::state::ClusterState;
+use raft_store::state::context::VersionKey;
 use tokio::sync::Mutex;
 
 pub use self::judge::{Local, Rules};
@@ -126,12 +127,20 @@ impl NodeView {
             .collect()
     }
 
-    /// How many versions of a slot this node could not encrypt under for want of a first lease.
+    /// How many versions of a slot this node cannot encrypt under for want of a first lease, or of another one.
     fn unleased(&self, state: &ClusterState, me: RaftId, slot: &SlotName) -> u32 {
-        self.parts.leases.lacking(state, me, |key| {
+        let of = |key: &VersionKey| {
             let version = state.versions().get(key);
             version.is_some_and(|version| version.slot == *slot)
-        })
+        };
+        let leases = &self.parts.leases;
+        // Whoever hears no leader is out of service for that, except for those who say that stale is well enough.
+        let starved = if self.is_fresh() {
+            leases.starved(state, Instant::now(), of)
+        } else {
+            0
+        };
+        leases.lacking(state, me, of).saturating_add(starved)
     }
 
     /// The applied index that tokens must be in step with before they are served from; `None` while the

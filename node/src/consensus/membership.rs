@@ -191,7 +191,7 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
     };
     // Under the same conditions as any other entry: not without a quorum, not on a full disk, not while this
     // leader hands over.
-    let place = shared.may_append().map_err(|e| e.to_string())?;
+    let place = shared.may_append(None).map_err(|e| e.to_string())?;
     let raft = shared.raft.get().ok_or("raft is not running")?.raft.clone();
     let metrics = raft.metrics();
     let changed = tokio::spawn(async move {

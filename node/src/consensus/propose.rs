@@ -9,6 +9,7 @@ use openraft::error::{ClientWriteError, RaftError};
 use raft_store::codec::{self, MAX_COMMAND_BYTES};
 use raft_store::command::{Command, Done, Forbidden, Op, Origin, Outcome, RequestId};
 use raft_store::names::RaftId;
+use raft_store::storage::StoreFigures;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::shared::{Metrics, Shared};
@@ -40,6 +41,16 @@ pub(super) async fn answer_of<T>(
         biased;
         answer = answer => Some(answer),
         () = lost => None,
+    }
+}
+
+/// Whether there is room on the disk for this operation; `None`: a change of the membership. Below the reserve only
+/// invocations are given out any more, down to its last quarter: a claim is small, and without it the whole cluster
+/// would stop encrypting while this leader goes on leading.
+fn has_room(figures: &StoreFigures, op: Option<&Op>) -> bool {
+    match op {
+        Some(Op::LeaseInvocations(_)) => !figures.below_last,
+        _ => !figures.below_reserve,
     }
 }
 
@@ -119,9 +130,9 @@ impl Shared {
         proposed
     }
 
-    /// Whether this node may append anything now, and its place among those who do. Held until openraft has
-    /// answered: a leader hands over only once all are back.
-    pub(super) fn may_append(&self) -> Result<OwnedSemaphorePermit, ProposeError> {
+    /// Whether this node may append an operation, or a change of the membership, now, and its place among those who
+    /// do. Held until openraft has answered: a leader hands over only once all are back.
+    pub(super) fn may_append(&self, op: Option<&Op>) -> Result<OwnedSemaphorePermit, ProposeError> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
@@ -140,7 +151,7 @@ impl Shared {
         {
             return Err(ProposeError::NoQuorum);
         }
-        if self.control.figures().below_reserve {
+        if !has_room(&self.control.figures(), op) {
             return Err(ProposeError::NoSpace);
         }
         let permit = Arc::clone(&self.in_flight).try_acquire_owned();
@@ -161,7 +172,7 @@ impl Shared {
             return Err(ProposeError::TooLarge { bytes });
         }
         levels::check(&self.published.load().state, &command.op)?;
-        let permit = self.may_append()?;
+        let permit = self.may_append(Some(&command.op))?;
         let raft = running.raft.clone();
         let metrics = raft.metrics();
         // The permit is held until openraft answers, however long the caller waits.
@@ -199,7 +210,34 @@ impl Shared {
 mod tests {
     use std::future::{pending, ready};
 
+    use raft_store::command::LeaseInvocations;
+    use raft_store::names::Boot;
+
     use super::*;
+    use crate::rotation::testing::prepare;
+
+    #[test]
+    fn below_the_reserve_invocations_are_given_until_its_last_quarter_and_nothing_else_is_appended() {
+        let claim = Op::LeaseInvocations(LeaseInvocations {
+            node: 1,
+            boot: Boot([1; 16]),
+            claims: vec![],
+        });
+        let version = prepare("c", 0, 1);
+        for (below_reserve, below_last, room) in [
+            (false, false, [true, true, true]),
+            (true, false, [true, false, false]),
+            (true, true, [false, false, false]),
+        ] {
+            let figures = StoreFigures {
+                below_reserve,
+                below_last,
+                ..StoreFigures::default()
+            };
+            let ops = [Some(&claim), Some(&version), None];
+            assert_eq!(ops.map(|op| has_room(&figures, op)), room, "{figures:?}");
+        }
+    }
 
     #[tokio::test]
     async fn an_entry_that_openraft_will_not_answer_gives_its_place_back_after_the_leadership() {

@@ -144,6 +144,8 @@ impl Driver {
         let boot = self.leases.boot();
         let op = Op::LeaseInvocations(LeaseInvocations { node, boot, claims });
         let failure = self.proposer.propose_as_node(op).await.err();
+        self.leases
+            .note_room(matches!(failure, Some(ProposeError::NoSpace)));
         let failure = failure.map(|error| error.to_string());
         if let Some(why) = failure.as_ref().filter(|_| failure != self.trouble) {
             tracing::info!(

@@ -7,6 +7,7 @@ use raft_store::names::Boot;
 use tokio::time::timeout;
 
 use super::super::Meter;
+use super::super::empty::{Empty, LONG};
 use super::super::tests::{key, run, world};
 use super::*;
 use crate::keyring::{ClosedSlot, ContextKeys, KeySlot, ReadableKey, TokenOps};
@@ -18,6 +19,8 @@ const SOON: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Done,
+    /// The leader's disk is full.
+    NoRoom,
     /// It was done, and the answer was lost.
     Unknown,
     /// It was not.
@@ -78,7 +81,7 @@ impl Proposer for Ground {
     async fn propose_as_node(&self, op: Op) -> Result<Done, ProposeError> {
         let fate = self.fates.lock().unwrap().pop().unwrap_or(Fate::Done);
         let mut done = Done::Ok;
-        if fate != Fate::Lost {
+        if matches!(fate, Fate::Done | Fate::Unknown) {
             let mut world = self.world.lock().unwrap();
             done = world.ok_as(1, op);
             self.applied.send_replace(world.index);
@@ -86,6 +89,7 @@ impl Proposer for Ground {
         self.asked.send_modify(|times| *times += 1);
         match fate {
             Fate::Done => Ok(done),
+            Fate::NoRoom => Err(ProposeError::NoSpace),
             Fate::Unknown => Err(ProposeError::Unknown),
             Fate::Lost => Err(ProposeError::NotLeader { leader: None }),
         }
@@ -143,6 +147,7 @@ fn key_uid(ground: &Ground) -> raft_store::names::KeyUid {
 /// A driver at work, until it is dropped.
 struct Bench {
     ground: Arc<Ground>,
+    leases: Arc<Leases>,
     meter: Arc<Meter>,
     driver: tokio::task::JoinHandle<()>,
     _running: watch::Sender<bool>,
@@ -162,12 +167,13 @@ fn start(ground: Arc<Ground>, slot: Arc<dyn TokenOps>) -> Bench {
     let ring = ring(&ground, slot);
     let driver = tokio::spawn(drive(
         Arc::clone(&ground) as Arc<dyn Proposer>,
-        leases,
+        Arc::clone(&leases),
         ring,
         shutdown,
     ));
     Bench {
         ground,
+        leases,
         meter,
         driver,
         _running: running,
@@ -175,6 +181,15 @@ fn start(ground: Arc<Ground>, slot: Arc<dyn TokenOps>) -> Bench {
 }
 
 impl Bench {
+    /// How many versions would be starved if it stayed for long as it is now.
+    fn starved(&self) -> u32 {
+        self.leases.books().empty = Empty::default();
+        let (published, now) = (self.ground.published(), Instant::now());
+        let starved = |now| self.leases.starved(&published.state, now, |_| true);
+        assert_eq!(starved(now), 0, "nobody has looked before");
+        starved(now + 2 * LONG)
+    }
+
     async fn full(&self) {
         let full = async {
             while self.meter.left() < FULL {
@@ -218,6 +233,8 @@ async fn a_claim_whose_outcome_is_unknown_is_met_once() {
     bench.ground.until(1).await;
     bench.full().await;
     assert_eq!(bench.ground.leased(1), 1 + FULL);
+    // Long enough for a second one, if it still wanted something.
+    tokio::time::sleep(2 * AGAIN).await;
     assert_eq!(*bench.ground.asked.borrow(), 1, "the state says that it was done");
 }
 
@@ -227,6 +244,25 @@ async fn a_claim_that_was_lost_is_made_again() {
     bench.ground.until(3).await;
     bench.full().await;
     assert_eq!(bench.ground.leased(1), 1 + FULL);
+}
+
+/// Then no node is given any, and this one is no worse than the others.
+#[tokio::test]
+async fn a_leader_without_room_starves_nobody() {
+    let bench = start(Ground::new(&[]), Arc::new(Open));
+    bench.ground.until(1).await;
+    bench.full().await;
+    assert_eq!(bench.starved(), 0);
+    *bench.ground.fates.lock().unwrap() = vec![Fate::Lost, Fate::NoRoom, Fate::Lost];
+    while bench.meter.take() {}
+    let mut seen = Vec::new();
+    for asked in 2..=4 {
+        bench.ground.until(asked).await;
+        seen.push(bench.starved());
+    }
+    assert_eq!(seen, [1, 0, 1]);
+    bench.full().await;
+    assert_eq!(bench.starved(), 0);
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ pub struct Meter {
     left: AtomicU64,
     /// All that this run was given.
     given: AtomicU64,
+    /// What was given last.
+    last: AtomicU64,
     /// Whoever takes the last but so many wakes the driver.
     wake_at: AtomicU64,
     low: Arc<Notify>,
@@ -31,6 +33,7 @@ impl Meter {
         Self {
             left: AtomicU64::new(0),
             given: AtomicU64::new(0),
+            last: AtomicU64::new(0),
             wake_at: AtomicU64::new(0),
             low,
         }
@@ -63,8 +66,21 @@ impl Meter {
     /// Adds what was given since, if the sum is larger than any before.
     pub(super) fn raise(&self, given: u64) {
         let before = self.given.fetch_max(given, Ordering::Relaxed);
-        self.left
-            .fetch_add(given.saturating_sub(before), Ordering::Relaxed);
+        let more = given.saturating_sub(before);
+        if more > 0 {
+            self.last.store(more, Ordering::Relaxed);
+            self.left.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    /// All that this run was given, as far as this meter knows.
+    pub(super) fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// The lease that was given last.
+    pub(super) fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// What is left.
@@ -75,7 +91,7 @@ impl Meter {
 
     /// What was taken. Exact while nothing is given.
     pub(super) fn taken(&self) -> u64 {
-        self.given.load(Ordering::Relaxed).saturating_sub(self.left())
+        self.given().saturating_sub(self.left())
     }
 
     pub(super) fn wake_at(&self, left: u64) {
@@ -123,10 +139,11 @@ mod tests {
     #[test]
     fn an_older_sum_gives_nothing() {
         let meter = Meter::new(Arc::default());
-        for (given, left) in [(5, 5), (3, 5), (5, 5), (9, 9)] {
+        for (given, left, last) in [(5, 5, 5), (3, 5, 5), (5, 5, 5), (9, 9, 4)] {
             meter.raise(given);
-            assert_eq!(meter.left(), left);
+            assert_eq!((meter.left(), meter.last()), (left, last));
         }
+        assert_eq!(meter.given(), 9);
     }
 
     #[tokio::test]

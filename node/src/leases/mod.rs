@@ -12,10 +12,11 @@
 //! it is met once however often it arrives.
 
 mod driver;
+mod empty;
 mod meter;
 mod pace;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,11 +24,12 @@ use raft_store::command::Claim;
 use raft_store::names::{Boot, ContextName, KeyUid, RaftId};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, VersionKey, VersionState};
-use raft_store::state::lease::{VersionLease, largest, smallest};
+use raft_store::state::lease::{VersionLease, largest_among, smallest};
 use raft_store::state::table::Table;
 use tokio::sync::Notify;
 
 pub use self::driver::{Proposer, drive};
+use self::empty::Empty;
 pub use self::meter::Meter;
 use self::pace::Pace;
 
@@ -48,13 +50,35 @@ struct Books {
     /// A meter stays for as long as the process: one that is made anew would give out twice.
     meters: HashMap<KeyUid, Arc<Meter>>,
     paces: BTreeMap<ContextName, Pace>,
+    empty: Empty,
+    /// The leader has no room for claims: no node gets any.
+    no_room: bool,
     /// What was last looked at, so that it is not looked at again.
     seen: Table<VersionKey, VersionLease>,
+}
+
+impl Books {
+    /// The peak rate of a context, in invocations a second.
+    fn peak(&self, context: &ContextName) -> u64 {
+        self.paces.get(context).map_or(0, Pace::peak)
+    }
 }
 
 /// Whether invocations are made under a version, or about to be.
 fn encrypts(version: &KeyVersion) -> bool {
     matches!(version.state, VersionState::Pending | VersionState::Active)
+}
+
+/// The version of each context that is encrypted under.
+fn active(state: &ClusterState) -> impl Iterator<Item = (VersionKey, &KeyVersion)> {
+    state.contexts().iter().filter_map(move |(name, context)| {
+        let number = context.active_version?;
+        let key = VersionKey {
+            context: name.clone(),
+            version: number,
+        };
+        Some((key, state.version(name, number)?))
+    })
 }
 
 impl Leases {
@@ -114,10 +138,11 @@ impl Leases {
 
     /// How many invocations this node should have of a version, at their fullest. Claimed anew at half, so that what is
     /// left never falls below what the bound needs at the peak rate. A limit that is small has small leases.
-    fn target(books: &Books, context: &ContextName, limit: u64, cover_s: u64) -> u64 {
-        let peak = books.paces.get(context).map_or(0, Pace::peak);
-        let needed = peak.saturating_mul(cover_s).saturating_mul(2);
-        needed.max(smallest(limit)).min(largest(limit))
+    fn target(&self, state: &ClusterState, context: &ContextName, peak: u64) -> u64 {
+        let limit = state.max_invocations(context);
+        let needed = peak.saturating_mul(self.cover_s).saturating_mul(2);
+        let most = largest_among(limit, state.members());
+        needed.max(smallest(limit)).min(most)
     }
 
     /// What to say and ask of a version that this node holds. Of one that does not encrypt nothing is asked.
@@ -133,8 +158,11 @@ impl Leases {
         let count = if encrypts(version) {
             let mut books = self.books();
             let meter = self.meter_in(&mut books, version.key_uid);
-            let limit = state.max_invocations(&key.context);
-            Self::target(&books, &key.context, limit, self.cover_s).saturating_sub(meter.left())
+            let left = meter.left();
+            // What was used up before the driver came to it went faster than anybody has measured.
+            let least = if left == 0 { meter.last() } else { 0 };
+            let peak = books.peak(&key.context).max(least);
+            self.target(state, &key.context, peak).saturating_sub(left)
         } else {
             0
         };
@@ -159,8 +187,7 @@ impl Leases {
         let low = |key: &VersionKey, version: &KeyVersion| {
             let mut books = self.books();
             let meter = self.meter_in(&mut books, version.key_uid);
-            let limit = state.max_invocations(&key.context);
-            let half = Self::target(&books, &key.context, limit, self.cover_s) / 2;
+            let half = self.target(state, &key.context, books.peak(&key.context)) / 2;
             meter.wake_at(half);
             meter.left() <= half
         };
@@ -176,30 +203,51 @@ impl Leases {
             .collect()
     }
 
-    /// Notes how fast each context encrypts. To be called about once a second.
+    /// Notes how fast each context encrypts, and what has been empty for long. To be called about once a second.
     fn sample(&self, state: &ClusterState, now: Instant) {
         let mut books = self.books();
-        for (name, context) in state.contexts().iter() {
-            let active = context
-                .active_version
-                .and_then(|number| state.version(name, number));
-            let Some(key) = active.map(|version| version.key_uid) else {
-                continue;
-            };
-            let taken = self.meter_in(&mut books, key).taken();
+        let mut encrypting = HashSet::new();
+        for (key, version) in active(state) {
+            let (uid, name) = (version.key_uid, &key.context);
+            encrypting.insert(uid);
+            let meter = self.meter_in(&mut books, uid);
             match books.paces.get_mut(name) {
-                Some(pace) => pace.note(key, taken, now),
+                Some(pace) => pace.note(uid, meter.taken(), now),
                 None => {
-                    books.paces.insert(name.clone(), Pace::new(key, taken, now));
+                    let pace = Pace::new(uid, meter.taken(), now);
+                    books.paces.insert(name.clone(), pace);
                 }
             }
+            if books.empty.for_long(uid, &meter, now) && books.empty.is_news(uid) {
+                let (version, to_be_given) = (key.version, state.lease_part(&key));
+                tracing::warn!(
+                    context = %name, version, to_be_given,
+                    "no invocations of the active key version are left here: this node encrypts nothing under it"
+                );
+            }
         }
+        books.empty.keep(|uid| encrypting.contains(uid));
+    }
+
+    /// What this node has left of the active version of each context.
+    #[must_use]
+    pub fn left(&self, state: &ClusterState) -> Vec<(ContextName, u64)> {
+        let mut books = self.books();
+        active(state)
+            .map(|(key, version)| (key.context, self.meter_in(&mut books, version.key_uid).left()))
+            .collect()
+    }
+
+    /// Notes whether the leader refuses claims for want of room on its disk.
+    fn note_room(&self, no_room: bool) {
+        self.books().no_room = no_room;
     }
 
     /// How many versions this node would have to encrypt under, now or in a moment, without having been given a single
     /// invocation in this run, although there are some left. `of` says which versions are asked about.
     #[must_use]
     pub fn lacking(&self, state: &ClusterState, me: RaftId, of: impl Fn(&VersionKey) -> bool) -> u32 {
+        let mut books = self.books();
         let lacking = state.versions().iter().filter(|&(key, version)| {
             let asked = match version.state {
                 VersionState::Active => true,
@@ -211,9 +259,27 @@ impl Leases {
             asked
                 && of(key)
                 && lease().is_none_or(|lease| lease.given(me, self.boot) == 0)
+                // What an older run's late claim took out of the state this run has all the same.
+                && self.meter_in(&mut books, version.key_uid).given() == 0
                 && state.lease_part(key) > 0
         });
         u32::try_from(lacking.count()).unwrap_or(u32::MAX)
+    }
+
+    /// How many active versions this node has used up what it had of, and got no more for a while, although there are
+    /// some left: it cannot reach the leader, or what it says does not come through. None while the leader has no room for
+    /// claims: then no other node does better.
+    #[must_use]
+    pub fn starved(&self, state: &ClusterState, now: Instant, of: impl Fn(&VersionKey) -> bool) -> u32 {
+        let mut books = self.books();
+        if books.no_room {
+            return 0;
+        }
+        let starved = active(state).filter(|(key, version)| {
+            let meter = self.meter_in(&mut books, version.key_uid);
+            of(key) && books.empty.for_long(version.key_uid, &meter, now) && state.lease_part(key) > 0
+        });
+        u32::try_from(starved.count()).unwrap_or(u32::MAX)
     }
 }
 

@@ -24,7 +24,11 @@ pub(super) fn key(name: &str, version: u32) -> VersionKey {
 
 /// Three members, and version 1 of `small` active under a small limit.
 pub(super) fn world() -> World {
-    let mut world = World::new(3);
+    world_of(3)
+}
+
+fn world_of(members: u64) -> World {
+    let mut world = World::new(members);
     world.ok(Op::CreateContext(CreateContext {
         name: context("small"),
         uid: ContextUid([2; 16]),
@@ -178,6 +182,76 @@ fn another_run_has_nothing_of_what_the_one_before_had() {
     assert_eq!(world.state.lease(&key("small", 1)).leased, 1 + 2 * (LIMIT / 64));
 }
 
+#[test]
+fn what_was_used_up_before_anybody_came_to_it_is_claimed_as_if_it_had_been_a_second() {
+    let mut world = World::new(3);
+    let version = world.prepare("c");
+    world.activate("c", version);
+    let leases = run(1);
+    lease(&leases, &mut world);
+    let meter = meter(&leases, &world, "c", 1);
+    let begin = Instant::now();
+    leases.sample(&world.state, begin);
+    // Idle until now: nobody has measured a rate.
+    take(&meter, meter.left() - 1);
+    assert_eq!(claims(&leases, &world)[0].count, (1 << 16) - 1);
+    take(&meter, 1);
+    assert_eq!(claims(&leases, &world)[0].count, (1 << 16) * 120 * 2);
+    lease(&leases, &mut world);
+    assert_eq!(meter.left(), (1 << 16) * 120 * 2);
+    // By now somebody has, and that is what counts from here on.
+    leases.sample(&world.state, begin + Duration::from_secs(8));
+    assert_eq!(leases.books().peak(&context("c")), 1 << 13);
+}
+
+#[test]
+fn a_node_that_used_up_what_it_had_and_gets_no_more_is_starved_until_it_does_or_nobody_can() {
+    let (mut world, leases) = (world(), run(1));
+    let begin = Instant::now();
+    let mut at = 0;
+    let mut starved = |leases: &Leases, world: &World| {
+        at += 3;
+        leases.starved(&world.state, begin + Duration::from_secs(at), |_| true)
+    };
+    let (meter, key) = (meter(&leases, &world, "small", 1), key("small", 1));
+    assert_eq!(
+        [(); 2].map(|()| starved(&leases, &world)),
+        [0, 0],
+        "it lacks its first lease"
+    );
+    lease(&leases, &mut world);
+    take(&meter, meter.left());
+    assert_eq!([(); 2].map(|()| starved(&leases, &world)), [0, 1]);
+    assert_eq!(leases.lacking(&world.state, 1, |_| true), 0);
+    let now = begin + Duration::from_secs(3600);
+    assert_eq!(leases.starved(&world.state, now, |asked| *asked != key), 0);
+    assert_eq!(leases.left(&world.state), [(context("small"), 0)]);
+    lease(&leases, &mut world);
+    assert_eq!(starved(&leases, &world), 0);
+    assert_eq!(leases.left(&world.state), [(context("small"), meter.left())]);
+    // When nobody can be given any, no node is better off than this one.
+    while world.state.lease_part(&key) > 0 {
+        take(&meter, meter.left());
+        lease(&leases, &mut world);
+    }
+    take(&meter, meter.left());
+    assert_eq!([(); 2].map(|()| starved(&leases, &world)), [0, 0]);
+}
+
+#[test]
+fn of_many_members_each_claims_no_more_than_all_of_them_can_have() {
+    let mut world = world_of(9);
+    let (leases, begin) = (run(1), Instant::now());
+    lease(&leases, &mut world);
+    let meter = meter(&leases, &world, "small", 1);
+    leases.sample(&world.state, begin);
+    take(&meter, 200);
+    leases.sample(&world.state, begin + Duration::from_secs(1));
+    lease(&leases, &mut world);
+    assert_eq!(meter.left(), LIMIT * 9 / 10 / 36);
+    assert!(claims(&leases, &world).is_empty() && !world.state.is_used_up(&key("small", 1)));
+}
+
 /// A claim of the run before arrives late, and takes this run's entry out of the state.
 #[test]
 fn an_old_claim_that_comes_through_gives_this_run_nothing_twice() {
@@ -189,7 +263,13 @@ fn an_old_claim_that_comes_through_gives_this_run_nothing_twice() {
     let first = meter.left();
     take(&meter, first);
     send(before.boot, &mut world, late);
-    // What it claims anew is no more than it had, and counts for nothing; then it goes on.
+    assert_eq!(world.state.lease(&key("small", 1)).given(1, after.boot), 0);
+    assert_eq!(
+        after.lacking(&world.state, 1, |_| true),
+        0,
+        "what the state has forgotten, the meter has not"
+    );
+    // Of what it claims anew as much as it had counts for nothing; then it goes on.
     let (mut taken, mut rounds) = (first, 0);
     while taken == first {
         lease(&after, &mut world);

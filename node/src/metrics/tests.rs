@@ -102,6 +102,8 @@ fn how_much_of_a_key_is_given_out_is_shown_by_context() {
         invocations_leased(&"2fa".into(), 500, 2000, false);
         invocations_leased(&"exchange-key".into(), 1800, 2000, true);
         invocations_leased(&"order-key".into(), 0, 0, true);
+        invocations_left(&"2fa".into(), 70);
+        invocations_left(&"order-key".into(), 0);
     });
     for line in [
         "hsm_key_invocations_leased_ratio{context=\"2fa\"} 0.25",
@@ -109,6 +111,8 @@ fn how_much_of_a_key_is_given_out_is_shown_by_context() {
         "hsm_key_invocations_leased_ratio{context=\"order-key\"} 0",
         "hsm_key_invocations_due{context=\"2fa\"} 0",
         "hsm_key_invocations_due{context=\"exchange-key\"} 1",
+        "hsm_key_invocations_left{context=\"2fa\"} 70",
+        "hsm_key_invocations_left{context=\"order-key\"} 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
@@ -116,6 +120,7 @@ fn how_much_of_a_key_is_given_out_is_shown_by_context() {
     for line in [
         "hsm_key_invocations_leased_ratio 0.9\n",
         "hsm_key_invocations_due 2\n",
+        "hsm_key_invocations_left 70\n",
     ] {
         assert!(open.contains(line), "{open}");
     }

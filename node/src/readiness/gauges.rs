@@ -14,6 +14,7 @@ use super::rules::same;
 use crate::admin::differences::Differences;
 use crate::admin::seed::Seed;
 use crate::consensus::View;
+use crate::leases::Leases;
 use crate::metrics;
 use crate::slots::SlotManager;
 use crate::sync::SyncStatus;
@@ -62,7 +63,10 @@ impl Counted {
 }
 
 /// Of contexts that have no key yet nothing is shown.
-pub(super) fn invocations(state: &ClusterState) {
+pub(super) fn invocations(state: &ClusterState, leases: &Leases) {
+    for (context, left) in leases.left(state) {
+        metrics::invocations_left(&context.to_arc(), left);
+    }
     for (name, context) in state.contexts().iter() {
         let Some(version) = context.active_version else {
             continue;
@@ -72,7 +76,7 @@ pub(super) fn invocations(state: &ClusterState) {
             version,
         };
         let (lease, limit) = (state.lease(&key), context.policy.max_invocations);
-        metrics::invocations_leased(&name.to_arc(), lease.leased, limit, lease.is_due(limit));
+        metrics::invocations_leased(&name.to_arc(), lease.leased, limit, state.is_used_up(&key));
     }
 }
 

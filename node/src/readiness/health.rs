@@ -44,7 +44,7 @@ impl HealthSource for NodeView {
             self.parts.consensus.raft_id(),
             &published.state,
         );
-        gauges::invocations(&published.state);
+        gauges::invocations(&published.state, &self.parts.leases);
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status());
         self.compared.configuration(&self.parts.seed, &published);

@@ -42,7 +42,8 @@ pub struct Local {
     pub missing_keys: u32,
     /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
-    /// Versions under which it would have to encrypt, and was given no invocation yet.
+    /// Versions under which it would have to encrypt and has no invocation, although the cluster has some to give: it
+    /// was given none yet, or none again for a while.
     pub leases: u32,
 }
 
@@ -71,7 +72,10 @@ impl Local {
             return format!("{} keys of ended versions are being removed", self.destructions);
         }
         if self.complete {
-            return format!("{} key versions wait for their first invocations", self.leases);
+            return format!(
+                "{} key versions wait for invocations of the leader, their first or new ones",
+                self.leases
+            );
         }
         format!("{} keys are being imported", self.missing_keys)
     }
@@ -228,8 +232,9 @@ fn steering(rules: &Rules, view: &View) -> Check {
 }
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
-/// have, and every open one it has not compared with the state or cleaned up yet, or was given no invocations for. A slot
-/// that holds nothing any more may be taken out of one node's configuration after the other's.
+/// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no invocations
+/// for. Of a key that is lost nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any
+/// more may be taken out of one node's configuration after the other's.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
     let mut served = served_by_members(picture);
     let needed = picture.state.slots_needed_by(picture.own);
@@ -249,7 +254,8 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             None => Check::new(code, false, "not configured on this node (hsm.slots)"),
             Some(local) if local.serves() => Check::new(code, true, "serving"),
             Some(local) => {
-                let open_points = !local.synced || local.destructions > 0 || local.leases > 0;
+                let waits = local.complete && local.leases > 0;
+                let open_points = !local.synced || local.destructions > 0 || waits;
                 let unfinished = local.is_ready() && open_points;
                 let why = local.why();
                 if wanted || unfinished {
@@ -262,8 +268,9 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
     }
 }
 
-/// Says that keys are being used up. It keeps nobody from being ready, because no other node has more of them, and names
-/// no context: whoever asks here is nobody in particular.
+/// Says that keys are being used up. It keeps nobody from being ready, because no other node is given more of them. A node
+/// that is given none while there are some has a slot that does not serve. No context is named: whoever asks here is
+/// nobody in particular.
 fn invocations(state: &ClusterState) -> Option<Check> {
     let (mut few, mut none) = (0_u32, 0_u32);
     for (name, context) in state.contexts().iter() {

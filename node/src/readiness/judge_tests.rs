@@ -168,23 +168,31 @@ fn a_slot_is_ready_only_after_sync_and_destruction() {
     };
     node.slot("s", closed);
     assert!(node.not_ready().is_empty());
-    // A key that no node has any more keeps nobody out of service.
+    // A key that no node has any more keeps nobody out of service, nor does it that nobody claims invocations of it.
     node.slot(
         "s",
         Local {
             missing_keys: 1,
+            leases: 1,
             complete: false,
             ..serving()
         },
     );
     assert!(node.not_ready().is_empty());
+    let checks = node.ask(&ReadyQuery::default());
+    let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
+    assert!(
+        slot.detail.starts_with("served by no node: 1 keys"),
+        "{}",
+        slot.detail
+    );
     let other = node.other();
     node.report(other, "s", true);
     assert_eq!(node.not_ready(), ["slot:s"]);
 }
 
 #[test]
-fn a_slot_waits_for_its_first_invocations_whether_others_serve_it_or_not() {
+fn a_slot_with_every_key_waits_for_invocations_whether_others_serve_it_or_not() {
     let mut node = Node::new();
     let waiting = || Local {
         leases: 1,
@@ -197,7 +205,7 @@ fn a_slot_waits_for_its_first_invocations_whether_others_serve_it_or_not() {
     assert_eq!(node.not_ready(), ["slot:s"]);
     let checks = node.ask(&ReadyQuery::default());
     let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
-    assert!(slot.detail.contains("first invocations"), "{}", slot.detail);
+    assert!(slot.detail.contains("wait for invocations"), "{}", slot.detail);
     // Behind a closed slot there is nothing to encrypt with.
     let closed = Local {
         state: SlotState::Locked,

@@ -1,23 +1,34 @@
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
 
-use raft_store::command::{Claim, CreateContext, LeaseInvocations, Op};
-use raft_store::names::{Boot, ContextUid};
+use raft_store::command::{
+    Claim, CreateContext, LeaseInvocations, Op, Outcome, PrepareVersion, Refusal, ReportNode,
+};
+use raft_store::names::{Boot, ContextUid, SlotName};
 use raft_store::state::context::{BindingMode, RotationPolicy};
+use raft_store::state::node::NodeReport;
+use raft_store::state::usage::UseCount;
 
 use super::super::decide::Limits;
 use super::super::driver::drive;
-use super::super::keys::KeyMaker;
-use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, slot};
+use super::super::keys::{KeyMaker, KeyOrder, NewKey};
+use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, prepare, slot};
 use super::*;
+use crate::test_log::Lines;
 
 const LIMIT: u64 = 2000;
 
 /// One member, and version 1 of `small` active under a small limit.
 fn world() -> World {
     let mut world = World::new(1);
+    limited(&mut world, "small");
+    world
+}
+
+fn limited(world: &mut World, name: &str) {
     world.ok(Op::CreateContext(CreateContext {
-        name: context("small"),
-        uid: ContextUid([2; 16]),
+        name: context(name),
+        uid: ContextUid([name.as_bytes()[0]; 16]),
         slot: slot("s"),
         binding: BindingMode::Shared,
         policy: RotationPolicy {
@@ -25,30 +36,27 @@ fn world() -> World {
             ..RotationPolicy::default()
         },
     }));
-    let first = world.prepare("small");
-    world.activate("small", first);
-    world
+    let first = world.prepare(name);
+    world.activate(name, first);
 }
 
-fn key(version: u32) -> VersionKey {
-    VersionKey {
-        context: context("small"),
-        version,
-    }
-}
-
-/// Gives so many of a version out.
+/// Gives so many of a version of `small` out.
 fn give(world: &mut World, version: u32, count: u64) {
-    let before = world.state.lease(&key(version)).leased;
-    while world.state.lease(&key(version)).leased < before + count {
-        let left = before + count - world.state.lease(&key(version)).leased;
+    give_of(world, "small", version, count);
+}
+
+fn give_of(world: &mut World, name: &str, version: u32, count: u64) {
+    let key = key_of(&context(name), version);
+    let before = world.state.lease(&key).leased;
+    while world.state.lease(&key).leased < before + count {
+        let left = before + count - world.state.lease(&key).leased;
         let boot = Boot([1; 16]);
         let claim = Claim {
-            context: context("small"),
+            context: context(name),
             version,
-            key_uid: world.state.version(&context("small"), version).unwrap().key_uid,
+            key_uid: world.state.version(&context(name), version).unwrap().key_uid,
             held: false,
-            seen: world.state.lease(&key(version)).given(1, boot),
+            seen: world.state.lease(&key).given(1, boot),
             count: left,
         };
         world.ok(Op::LeaseInvocations(LeaseInvocations {
@@ -82,12 +90,26 @@ fn bench(world: World) -> Bench {
     }
 }
 
+impl ByUse {
+    /// Looks once, and waits until what is due is rotated or not.
+    async fn check(&mut self, now: Instant) {
+        self.begin(now);
+        while let Some(ended) = self.running.join_next_with_id().await {
+            self.end(ended, now);
+        }
+    }
+}
+
 impl Bench {
     fn by_use(&self) -> ByUse {
+        self.by_use_with(Arc::clone(&self.keys) as Arc<dyn KeyMaker>)
+    }
+
+    fn by_use_with(&self, keys: Arc<dyn KeyMaker>) -> ByUse {
         let cluster = || Arc::clone(&self.cluster) as Arc<dyn Cluster>;
         let rotator = Rotator::new(
             cluster(),
-            Arc::clone(&self.keys) as Arc<dyn KeyMaker>,
+            keys,
             cluster_keys(),
             Limits::new(Duration::from_secs(30)),
         );
@@ -95,9 +117,29 @@ impl Bench {
     }
 
     fn active(&self) -> Option<u32> {
+        self.active_of("small")
+    }
+
+    fn active_of(&self, name: &str) -> Option<u32> {
         let published = self.cluster.published();
-        let known = published.state.contexts().get(&context("small"));
+        let known = published.state.contexts().get(&context(name));
         known.and_then(|known| known.active_version)
+    }
+
+    async fn until_active(&self, name: &str, version: u32) {
+        let mut applied = self.cluster.applied();
+        let there = async {
+            loop {
+                applied.borrow_and_update();
+                if self.active_of(name) == Some(version) {
+                    return;
+                }
+                applied.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), there)
+            .await
+            .unwrap();
     }
 }
 
@@ -113,6 +155,32 @@ fn a_version_is_due_when_nine_tenths_are_given_out_and_nothing_is_pending() {
     assert!(due(&world.state).is_empty());
     world.activate("small", next);
     assert!(due(&world.state).is_empty(), "the next one has its own");
+}
+
+#[test]
+fn a_version_that_was_used_up_before_there_were_leases_is_due_although_nobody_has_claimed_any() {
+    let mut world = world();
+    let uses = BTreeMap::from([(
+        key_of(&context("small"), 1),
+        UseCount {
+            encryptions: LIMIT,
+            ..UseCount::default()
+        },
+    )]);
+    let report = NodeReport {
+        seq: 1,
+        boot: Boot([0; 16]),
+        incarnation: world.state.nodes().get(&1).unwrap().incarnation,
+        clock: 0,
+        durable_index: 1,
+        proven_at: Some(1),
+        feature_level: raft_store::state::FEATURE_LEVEL,
+        slots: BTreeMap::new(),
+        uses,
+    };
+    world.ok(Op::ReportNode(ReportNode { node: 1, report }));
+    assert!(world.state.leases().is_empty());
+    assert_eq!(due(&world.state), [(context("small"), 1)]);
 }
 
 #[tokio::test]
@@ -166,13 +234,131 @@ async fn after_a_failure_it_waits_before_it_tries_again() {
     let failed = CallError::new(hsm_api::ErrorCode::SlotFailed, "no token");
     let mut by_use = bench.by_use();
     let now = Instant::now();
-    by_use.fail(context("small"), &failed, now);
+    by_use.fail(context("small"), 1, &failed, now);
     by_use.check(now + FIRST_PAUSE / 2).await;
     assert_eq!(bench.active(), Some(1));
     by_use.check(now + FIRST_PAUSE).await;
     assert_eq!(bench.active(), Some(2));
     by_use.check(now + FIRST_PAUSE).await;
     assert!(by_use.failed.is_empty());
+}
+
+#[tokio::test]
+async fn the_pause_grows_with_each_failure_and_is_short_once_nobody_can_be_given_any() {
+    let (mut spent, enough) = (world(), world());
+    give(&mut spent, 1, 1799);
+    let bench = bench(world());
+    let mut by_use = bench.by_use();
+    let failed = CallError::new(ErrorCode::SlotFailed, "no token");
+    let (name, now) = (context("small"), Instant::now());
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        by_use.fail(name.clone(), 1, &failed, now);
+        pauses.push(by_use.failed[&name].pause.as_secs());
+    }
+    assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 600, 600]);
+    for (world, pause) in [(&spent, URGENT_PAUSE), (&enough, LONGEST_PAUSE)] {
+        let waits = |after| by_use.waits(&world.state, &name, now + after);
+        assert_eq!([waits(pause / 2), waits(pause)], [true, false]);
+    }
+    // With another active version it is another matter.
+    bench.cluster.with(|world| {
+        let next = world.prepare("small");
+        world.activate("small", next);
+    });
+    by_use.check(now).await;
+    assert!(by_use.failed.is_empty());
+}
+
+/// A token that makes no key for one context until it is let.
+struct Hanging {
+    context: ContextName,
+    until: Mutex<mpsc::Receiver<()>>,
+}
+
+impl KeyMaker for Hanging {
+    fn check(&self, _: &SlotName) -> Result<(), CallError> {
+        Ok(())
+    }
+
+    fn make(&self, order: &KeyOrder) -> Result<NewKey, CallError> {
+        if order.context == self.context {
+            // An error means that it is over.
+            let _ = self.until.lock().unwrap().recv();
+        }
+        FakeKeys::default().make(order)
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_hangs_over_one_context_delays_no_other() {
+    let mut world = world();
+    limited(&mut world, "hangs");
+    for name in ["hangs", "small"] {
+        give_of(&mut world, name, 1, 1799);
+    }
+    assert_eq!(due(&world.state)[0].0, context("hangs"), "its turn is first");
+    let bench = bench(world);
+    let (release, until) = mpsc::channel();
+    let keys = Arc::new(Hanging {
+        context: context("hangs"),
+        until: Mutex::new(until),
+    });
+    let driver = tokio::spawn(bench.by_use_with(keys).drive());
+    bench.until_active("small", 2).await;
+    // And not only once.
+    bench.cluster.with(|world| give(world, 2, 1799));
+    bench.until_active("small", 3).await;
+    assert_eq!(bench.active_of("hangs"), Some(1));
+    drop(release);
+    bench.until_active("hangs", 2).await;
+    driver.abort();
+    let prepared = bench.cluster.count(|op| matches!(op, Op::PrepareVersion(_)));
+    assert_eq!(prepared, 5, "two first ones, two of one and one of the other");
+}
+
+/// As it is when two contexts are to get one label in the same moment.
+#[tokio::test]
+async fn a_refusal_that_is_remembered_is_not_the_answer_for_ever_and_two_leaders_make_one_version() {
+    let mut world = world();
+    give(&mut world, 1, 1799);
+    let name = context("small");
+    let asked = asked(&name, (1, 1), 1);
+    let Op::PrepareVersion(op) = prepare("small", 1, 2) else {
+        panic!("another operation")
+    };
+    let taken = Op::PrepareVersion(PrepareVersion {
+        label: "kek-small-v1".to_owned(),
+        ..op
+    });
+    let refused = world.send(asked.id(0), asked.body_hash, asked.origin.clone(), taken);
+    assert!(
+        matches!(refused, Outcome::Refused(Refusal::Exists(_))),
+        "{refused:?}"
+    );
+    let bench = bench(world);
+    let (mut old, mut new) = (bench.by_use(), bench.by_use());
+    let now = Instant::now();
+    tokio::join!(old.check(now), new.check(now));
+    assert_eq!(bench.active(), Some(2));
+    let published = bench.cluster.published();
+    assert_eq!(published.state.versions_of(&name).count(), 2);
+}
+
+#[tokio::test]
+async fn a_context_that_is_rotated_all_the_time_is_said_to_be_and_goes_on() {
+    let bench = bench(world());
+    let mut by_use = bench.by_use();
+    let (name, begin) = (context("small"), Instant::now());
+    let mut count = |minutes: u64| {
+        let at = begin + Duration::from_secs(60 * minutes);
+        Lines::of(|| by_use.count(&name, at)).all().len()
+    };
+    // Every seven minutes is ten times within the hour at most.
+    assert!((0..20).all(|turn| count(7 * turn) == 0));
+    let said: usize = (0..20).map(|turn| count(1000 + 5 * turn)).sum();
+    assert_eq!(said, 10, "from the eleventh on, each time");
+    assert!(by_use.rotated[&name].len() <= OFTEN + 1);
 }
 
 #[tokio::test]

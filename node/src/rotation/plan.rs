@@ -3,7 +3,7 @@
 //! crash, finds the version it made before and never makes a second one.
 
 use hsm_api::ErrorCode;
-use raft_store::command::{Conflict, Done, Origin, Outcome, Refusal, RequestId};
+use raft_store::command::{Conflict, Done, Existing, Origin, Outcome, Refusal, RequestId};
 use raft_store::names::{ContextName, SlotName, TransportId};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{Context, VersionState};
@@ -70,6 +70,16 @@ impl Asked {
     pub fn attempt<T>(
         &self,
         state: &ClusterState,
+        settled: impl FnMut(Done) -> Option<T>,
+    ) -> Result<Attempt<T>, CallError> {
+        self.attempt_past(state, |_| false, settled)
+    }
+
+    /// As [`Asked::attempt`], past refusals that settle nothing either.
+    fn attempt_past<T>(
+        &self,
+        state: &ClusterState,
+        is_past: impl Fn(&Refusal) -> bool,
         mut settled: impl FnMut(Done) -> Option<T>,
     ) -> Result<Attempt<T>, CallError> {
         for attempt in 0..MAX_ATTEMPTS {
@@ -82,6 +92,7 @@ impl Asked {
                 }
                 // The state was another than the proposer saw: nothing was made.
                 Seen::Repeat(Outcome::Refused(Refusal::Conflict(why))) if !is_final(&why) => {}
+                Seen::Repeat(Outcome::Refused(refusal)) if is_past(&refusal) => {}
                 Seen::Repeat(Outcome::Refused(refusal)) => return Err(refusal.into()),
                 Seen::Repeat(Outcome::Nothing) => {
                     return Err(CallError::new(
@@ -143,6 +154,15 @@ pub enum Wish {
     },
 }
 
+impl Wish {
+    /// Whether a refusal is no answer to this wish: it asks for no label, and the one that it was to get was another
+    /// version's by then. The next attempt gets another one.
+    pub(super) fn outlives(&self, refusal: &Refusal) -> bool {
+        let names_it = matches!(self, Wish::Create { label: Some(_), .. });
+        !names_it && matches!(refusal, Refusal::Exists(Existing::Version { .. }))
+    }
+}
+
 /// A version to be prepared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -193,7 +213,7 @@ pub fn plan(state: &ClusterState, name: &ContextName, wish: &Wish, asked: &Asked
         }
         _ => None,
     };
-    let attempt = match asked.attempt(state, made)? {
+    let attempt = match asked.attempt_past(state, |refusal| wish.outlives(refusal), made)? {
         Attempt::Settled(version) => return Ok(Step::Await(version)),
         Attempt::New(attempt) => attempt,
     };

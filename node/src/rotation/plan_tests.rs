@@ -103,6 +103,35 @@ fn what_is_refused_for_good_is_not_attempted_again() {
 }
 
 #[test]
+fn a_label_that_was_another_versions_is_no_answer_to_whoever_asked_for_none() {
+    let mut world = World::new(1);
+    active(&mut world);
+    let Op::PrepareVersion(op) = prepare("c", 1, 2) else {
+        panic!("another operation")
+    };
+    let label = "kek-c-v1".to_owned();
+    let taken = Op::PrepareVersion(raft_store::command::PrepareVersion { label, ..op });
+    for attempt in 0..3 {
+        let refused = send(&mut world, "k", attempt, taken.clone());
+        assert!(
+            matches!(refused, Outcome::Refused(Refusal::Exists(_))),
+            "{refused:?}"
+        );
+        assert_eq!(draft(rotate(&world, "k")).attempt, attempt + 1);
+    }
+    let wish = Wish::Create {
+        label: Some("kek-c-v1".to_owned()),
+        version: None,
+    };
+    let asked = asked("rotate c", "k");
+    let named = plan(&world.state, &context("c"), &wish, &asked);
+    assert_eq!(code(named), ErrorCode::AlreadyExists);
+    // What it makes in the end it finds again.
+    send(&mut world, "k", 3, prepare("c", 1, 2));
+    assert_eq!(rotate(&world, "k"), Ok(Step::Await(2)));
+}
+
+#[test]
 fn what_does_not_exist_cannot_be_rotated() {
     let mut world = World::new(1);
     assert_eq!(code(rotate(&world, "k")), ErrorCode::ContextHasNoKey);

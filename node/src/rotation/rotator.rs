@@ -177,6 +177,11 @@ impl Rotator {
                 tokio::time::sleep(AFTER_CONFLICT).await;
                 Ok(None)
             }
+            Err(ProposeError::Refused(refusal)) if wish.outlives(&refusal) => {
+                tracing::info!(%context, %refusal, "rotation met another version's label; looking again");
+                tokio::time::sleep(AFTER_CONFLICT).await;
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -1,6 +1,6 @@
 use std::sync::atomic::Ordering;
 
-use raft_store::command::Conflict;
+use raft_store::command::{Conflict, Existing};
 
 use super::super::decide::Limits;
 use super::super::driver::drive;
@@ -164,6 +164,27 @@ async fn a_conflict_is_followed_by_another_attempt() {
     bench.cluster.failures.lock().unwrap().push((conflict, false));
     assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
     assert_eq!(bench.keys.made.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_label_that_another_version_got_first_is_followed_by_another_attempt_unless_it_was_asked_for() {
+    let bench = Bench::new();
+    let taken = || {
+        let label = "kek-c-v2".to_owned();
+        let refusal = ProposeError::Refused(Existing::Version { label }.into());
+        bench.cluster.failures.lock().unwrap().push((refusal, false));
+    };
+    taken();
+    assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
+    taken();
+    let wish = Wish::Create {
+        label: Some("mine".to_owned()),
+        version: None,
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let asked = asked("create-kek c", "k");
+    let refused = bench.rotator.make(&context("c"), &wish, &asked, deadline).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::AlreadyExists);
 }
 
 #[tokio::test]

@@ -37,6 +37,13 @@ pub fn largest(limit: u64) -> u64 {
     (limit.min(MAX_INVOCATIONS) / 16).max(1)
 }
 
+/// The largest lease that one of so many members is given. If each of them had one, three quarters would be left: what
+/// nodes are given before anybody encrypts makes no version due.
+pub fn largest_among(limit: u64, members: u64) -> u64 {
+    let part = ceiling(limit) / members.max(1).saturating_mul(4);
+    largest(limit).min(part).max(1)
+}
+
 /// What a node was given of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeLease {
@@ -95,13 +102,14 @@ impl VersionLease {
     }
 
     /// Gives a node what it asks for, or one of `members` equal parts of what is left, if that is less: so that each
-    /// of them still gets some, in smaller and smaller leases, and in the end none.
+    /// of them still gets some, in smaller and smaller leases, and in the end none. Nobody gets more at once than
+    /// [`largest_among`] them.
     pub(crate) fn give(&mut self, ask: Ask, limit: u64, members: u64) {
         let before = self.given(ask.node, ask.boot);
         if before != ask.seen || ask.count == 0 {
             return;
         }
-        let asked = ask.count.min(largest(limit));
+        let asked = ask.count.min(largest_among(limit, members));
         let given = asked.min(self.left(limit) / members.max(1));
         self.short |= given < asked;
         if given == 0 {
@@ -150,6 +158,33 @@ mod tests {
         );
         assert_eq!((ceiling(2000), smallest(2000), largest(2000)), (1800, 31, 125));
         assert_eq!((ceiling(0), smallest(0), largest(0)), (0, 1, 1));
+        let among = |members| largest_among(2000, members);
+        assert_eq!([0, 1, 3, 4, 9, 1000].map(among), [125, 125, 125, 112, 50, 1]);
+    }
+
+    #[test]
+    fn the_first_leases_of_many_members_make_no_version_due() {
+        for members in [1, 3, 4, 9, 30, 100] {
+            let mut lease = VersionLease::begin(0);
+            for node in 1..=members {
+                lease.give(ask(node, BOOT, 0, u64::MAX), 2000, members);
+                assert!(lease.given(node, BOOT) > 0, "{node} of {members}");
+            }
+            assert!(!lease.is_due(2000), "{members}: {lease:?}");
+            assert!(
+                lease.leased <= 1 + ceiling(2000) / 4,
+                "{members}: {}",
+                lease.leased
+            );
+            // What is asked for beyond that still ends in one that is due.
+            let mut rounds = 0;
+            while !lease.is_due(2000) {
+                let node = 1 + rounds % members;
+                lease.give(ask(node, BOOT, lease.given(node, BOOT), u64::MAX), 2000, members);
+                rounds += 1;
+                assert!(rounds < 4000, "{members}: {}", lease.leased);
+            }
+        }
     }
 
     #[test]

@@ -220,8 +220,14 @@ impl ClusterState {
         left / self.members().max(1)
     }
 
+    /// Whether a key version is to be replaced: a node was given less than it asked for, or none can be given any. Also
+    /// of one that nobody has asked for, because what was counted before there were leases has taken all of it.
+    pub fn is_used_up(&self, key: &VersionKey) -> bool {
+        self.lease(key).is_due(self.max_invocations(&key.context)) || self.lease_part(key) == 0
+    }
+
     /// How many nodes are members.
-    pub(crate) fn members(&self) -> u64 {
+    pub fn members(&self) -> u64 {
         let nodes = self.nodes.values();
         nodes.filter(|node| node.status == NodeStatus::Member).count() as u64
     }

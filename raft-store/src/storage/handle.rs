@@ -62,33 +62,50 @@ impl ControlHandle {
 
     /// Figures for metrics and for the reserve.
     pub fn figures(&self) -> StoreFigures {
-        let (free_bytes, below_reserve) = room(&self.dir);
+        let room = room(&self.dir);
         let (log, state) = (&self.core.log_bytes, &self.core.state_bytes);
         StoreFigures {
             sled_bytes: self.core.rows.size_on_disk().unwrap_or(0),
             live_bytes: log.load(Ordering::Relaxed) + state.load(Ordering::Relaxed),
             barriers: self.core.rows.barriers(),
-            free_bytes,
-            below_reserve,
+            free_bytes: room.free,
+            below_reserve: room.below_reserve,
+            below_last: room.below_last,
         }
     }
 }
 
-/// Free bytes, and whether they are below the reserve. A file system that cannot be asked has none: whoever asks
-/// is about to add to it.
-fn room(dir: &Path) -> (u64, bool) {
+/// What is free on a file system.
+#[derive(Debug, PartialEq, Eq)]
+struct Room {
+    free: u64,
+    below_reserve: bool,
+    below_last: bool,
+}
+
+/// A file system that cannot be asked has no room: whoever asks is about to add to it.
+fn room(dir: &Path) -> Room {
     let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {
-        return (0, true);
+        return Room {
+            free: 0,
+            below_reserve: true,
+            below_last: true,
+        };
     };
     let unit = stat.fragment_size();
     let free = stat.blocks_available().saturating_mul(unit);
-    (free, is_below_reserve(free, stat.blocks().saturating_mul(unit)))
+    judge(free, stat.blocks().saturating_mul(unit))
 }
 
 /// 5 % of a large disk is far more than needed: the reserve is the smaller of the two, at least 256 MiB on file
-/// systems that have that much.
-fn is_below_reserve(free: u64, total: u64) -> bool {
-    free < (total / 20).min(256 << 20)
+/// systems that have that much. A quarter of it is kept for what must still be written while somebody makes room.
+fn judge(free: u64, total: u64) -> Room {
+    let reserve = (total / 20).min(256 << 20);
+    Room {
+        free,
+        below_reserve: free < reserve,
+        below_last: free < reserve / 4,
+    }
 }
 
 #[cfg(test)]
@@ -96,22 +113,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_is_256_mib_or_a_twentieth_of_a_small_disk() {
+    fn the_reserve_is_256_mib_or_a_twentieth_of_a_small_disk_and_its_last_quarter_is_kept_longest() {
         const MIB: u64 = 1 << 20;
-        for (free, total, below) in [
-            (256 * MIB, 100_000 * MIB, false),
-            (256 * MIB - 1, 100_000 * MIB, true),
-            (50 * MIB, 1000 * MIB, false),
-            (50 * MIB - 1, 1000 * MIB, true),
-            (0, 0, false),
+        for (free, total, below_reserve, below_last) in [
+            (256 * MIB, 100_000 * MIB, false, false),
+            (256 * MIB - 1, 100_000 * MIB, true, false),
+            (64 * MIB, 100_000 * MIB, true, false),
+            (64 * MIB - 1, 100_000 * MIB, true, true),
+            (50 * MIB, 1000 * MIB, false, false),
+            (50 * MIB - 1, 1000 * MIB, true, false),
+            (12 * MIB, 1000 * MIB, true, true),
+            (0, 0, false, false),
         ] {
-            assert_eq!(is_below_reserve(free, total), below, "{free} of {total}");
+            let expected = Room {
+                free,
+                below_reserve,
+                below_last,
+            };
+            assert_eq!(judge(free, total), expected, "{free} of {total}");
         }
     }
 
     #[test]
     fn a_file_system_that_cannot_be_asked_has_no_room() {
-        assert_eq!(room(Path::new("/nowhere/at/all")), (0, true));
-        assert!(room(Path::new("/")).0 > 0);
+        let nowhere = room(Path::new("/nowhere/at/all"));
+        assert!(nowhere.free == 0 && nowhere.below_reserve && nowhere.below_last);
+        assert!(room(Path::new("/")).free > 0);
     }
 }

@@ -49,4 +49,6 @@ pub struct StoreFigures {
     pub free_bytes: u64,
     /// Whether free space is below the reserve (256 MiB or 5 %), or unknown.
     pub below_reserve: bool,
+    /// Whether it is below a quarter of the reserve (64 MiB), or unknown.
+    pub below_last: bool,
 }

@@ -218,6 +218,7 @@ fn what_was_counted_before_there_were_leases_is_taken_first() {
     assert_eq!(world.state.lease_part(&key(1)), (1800 - 501) / 3);
     world.ok(lease(1, 1, vec![claim(1, 0, 60)]));
     assert_eq!(world.row(1).leased, 561);
+    assert!(!world.state.is_used_up(&key(1)));
     // From now on it is the leases that count.
     let report = NodeReport {
         uses: BTreeMap::from([(key(1), count)]),
@@ -226,6 +227,28 @@ fn what_was_counted_before_there_were_leases_is_taken_first() {
     world.ok(Op::ReportNode(ReportNode { node: 1, report }));
     world.ok(lease(1, 1, vec![claim(1, 60, 60)]));
     assert_eq!(world.row(1).leased, 621);
+}
+
+#[test]
+fn a_version_that_was_used_up_before_there_were_leases_is_so_although_nobody_can_ask_for_any() {
+    let mut world = World::leasing();
+    let uses = |encryptions| UseCount {
+        encryptions,
+        ..UseCount::default()
+    };
+    let told = |seq, encryptions| {
+        let report = NodeReport {
+            uses: BTreeMap::from([(key(1), uses(encryptions))]),
+            ..report(seq, 1)
+        };
+        Op::ReportNode(ReportNode { node: 1, report })
+    };
+    world.ok(told(1, 1796));
+    assert_eq!(world.state.lease_part(&key(1)), 1);
+    assert!(!world.state.is_used_up(&key(1)), "each member can be given one");
+    world.ok(told(2, 1));
+    assert_eq!(world.state.lease_part(&key(1)), 0);
+    assert!(world.state.leases().is_empty() && world.state.is_used_up(&key(1)));
 }
 
 #[test]
@@ -279,7 +302,8 @@ fn a_command_with_as_many_claims_as_there_may_be_fits_into_the_log_and_one_more_
 
 proptest! {
     /// Three nodes that ask, ask again, restart and get old requests through, in any order: the sum holds all that any
-    /// run of any of them was ever given, and stays below the ceiling.
+    /// run of any of them was ever given, and stays below the ceiling. Each run's meter takes the largest sum that it
+    /// ever saw under its name, so the meters of all runs together hold no more than was given out.
     #[test]
     fn the_sum_never_passes_its_ceiling_and_forgets_nothing_that_was_given(
         steps in prop::collection::vec((1..4_u64, 0..4_u8, 0..400_u64), 1..200),
@@ -288,6 +312,7 @@ proptest! {
         let mut runs = [1_u8; 3];
         let mut sent: Vec<(RaftId, Op)> = Vec::new();
         let mut given: u64 = 0;
+        let mut meters: BTreeMap<(RaftId, u8), u64> = BTreeMap::new();
         for (node, kind, count) in steps {
             let run = &mut runs[node as usize - 1];
             let (by, op) = match kind {
@@ -313,6 +338,13 @@ proptest! {
             prop_assert!(after.short || !before.short);
             let held: u64 = after.nodes.values().map(|lease| lease.given).sum();
             prop_assert!(held <= given);
+            for (node, last) in (1..).zip(runs) {
+                for run in 1..=last {
+                    let meter = meters.entry((node, run)).or_default();
+                    *meter = (*meter).max(world.given(node, run, 1));
+                }
+            }
+            prop_assert!(meters.values().sum::<u64>() < after.leased, "{:?} of {:?}", meters, after);
         }
     }
 }
