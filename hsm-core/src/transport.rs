@@ -43,20 +43,25 @@ pub(crate) fn check(token: &Token<'_>, id: TransportId) -> Result<Option<[u8; CH
 
 /// Wraps the transport key to another node's key: `hash(1) ‖ RSA-OAEP ciphertext`.
 ///
-/// Who the recipient is, and that the committed state says so, is for the caller to know.
-pub(crate) fn grant(token: &Token<'_>, id: TransportId, recipient_spki: &[u8]) -> Result<Vec<u8>, HsmError> {
+/// Who the recipient is, and that the committed state says so, is for the caller to know. `anew`: it has rejected one.
+pub(crate) fn grant(
+    token: &Token<'_>,
+    id: TransportId,
+    recipient_spki: &[u8],
+    anew: bool,
+) -> Result<Vec<u8>, HsmError> {
     let recipient = RsaPublicKey::from_spki(recipient_spki)?;
     let key = held(token, id)?;
     let template = templates::recipient(&recipient.modulus, &recipient.exponent);
     let public = token.ephemeral(token.raw.create(token.session, &template)?);
     let mut refusal = None;
-    for hash in token.profile.oaep_hashes {
+    for hash in hashes(token.profile.oaep_hashes, anew) {
         match token
             .raw
-            .wrap(token.session, Mech::RsaOaep(*hash), public.object(), key)
+            .wrap(token.session, Mech::RsaOaep(hash), public.object(), key)
         {
             Ok(wrapped) => {
-                let mut blob = vec![hash_byte(*hash)];
+                let mut blob = vec![hash_byte(hash)];
                 blob.extend_from_slice(&wrapped);
                 return Ok(blob);
             }
@@ -65,6 +70,16 @@ pub(crate) fn grant(token: &Token<'_>, id: TransportId, recipient_spki: &[u8]) -
         }
     }
     Err(refusal.map_or_else(|| unsupported_hash(token, "any hash"), HsmError::from))
+}
+
+/// In which order hashes are tried. Nobody knows which ones the recipient's module knows: the strongest first, and for
+/// one that has rejected a grant SHA-1, which they all know.
+fn hashes(known: &[OaepHash], anew: bool) -> Vec<OaepHash> {
+    let mut hashes = known.to_vec();
+    if anew {
+        hashes.reverse();
+    }
+    hashes
 }
 
 /// Takes a transport key that was wrapped to this token, if it is the committed one.
@@ -93,8 +108,12 @@ pub(crate) fn accept(
             });
         }
     };
+    // Of the grant, not of the token: whoever can use another hash has to make another one.
     if !token.profile.oaep_hashes.contains(&hash) {
-        return Err(unsupported_hash(token, "RSA-OAEP with SHA-256"));
+        return Err(HsmError::Argument {
+            what: "grant",
+            reason: unsupported_hash(token, hash_name(hash)).to_string(),
+        });
     }
     let node_key = node_key::private(token)?;
     let unwrapped = token
@@ -110,7 +129,11 @@ pub(crate) fn accept(
     let unwrapped = token.ephemeral(unwrapped);
     token.verify(unwrapped.object(), WHAT, &templates::transport_session())?;
     // OAEP proves nothing about the sender: anyone with the public key can send a key of his own.
-    prove(token, id, unwrapped.object(), expected_check)?;
+    // Nor that what came is a key: some modules say so only when it is used.
+    let check = check_with(token, unwrapped.object(), |error| {
+        not_opened(error, "grant", "what it holds is no transport key")
+    })?;
+    compare(id, &check, expected_check)?;
     let kept = keep(token, id, unwrapped.object())?;
     prove(token, id, kept, expected_check)
 }
@@ -134,13 +157,23 @@ pub(crate) fn held(token: &Token<'_>, id: TransportId) -> Result<Obj, HsmError> 
 /// `C_WrapKey(T, a key made from a public constant)`. AES key wrap is deterministic, so this
 /// names T without giving anything away: it is one known plaintext of a cipher made for keys.
 pub(crate) fn check_of(token: &Token<'_>, transport: Obj) -> Result<[u8; CHECK_LEN], HsmError> {
+    check_with(token, transport, HsmError::from)
+}
+
+/// As [`check_of`]; `refused` says what it means that `transport` wraps nothing.
+fn check_with(
+    token: &Token<'_>,
+    transport: Obj,
+    refused: impl FnOnce(CallError) -> HsmError,
+) -> Result<[u8; CHECK_LEN], HsmError> {
     let known = token
         .raw
         .create(token.session, &templates::known_key(&check_constant()))?;
     let known = token.ephemeral(known);
     let wrapped = token
         .raw
-        .wrap(token.session, Mech::AesKeyWrap, transport, known.object())?;
+        .wrap(token.session, Mech::AesKeyWrap, transport, known.object())
+        .map_err(refused)?;
     wrapped.as_slice().try_into().map_err(|_| HsmError::NotSupported {
         what: format!(
             "CKM_AES_KEY_WRAP as in RFC 3394 ({} bytes for a 256-bit key)",
@@ -188,7 +221,11 @@ fn prove(
     transport: Obj,
     expected: &[u8; CHECK_LEN],
 ) -> Result<(), HsmError> {
-    if check_of(token, transport)? == *expected {
+    compare(id, &check_of(token, transport)?, expected)
+}
+
+fn compare(id: TransportId, found: &[u8; CHECK_LEN], expected: &[u8; CHECK_LEN]) -> Result<(), HsmError> {
+    if found == expected {
         Ok(())
     } else {
         Err(HsmError::TransportCheck { id: id.to_string() })
@@ -199,6 +236,13 @@ fn hash_byte(hash: OaepHash) -> u8 {
     match hash {
         OaepHash::Sha1 => 1,
         OaepHash::Sha256 => 2,
+    }
+}
+
+fn hash_name(hash: OaepHash) -> &'static str {
+    match hash {
+        OaepHash::Sha1 => "RSA-OAEP with SHA-1",
+        OaepHash::Sha256 => "RSA-OAEP with SHA-256",
     }
 }
 
@@ -231,4 +275,17 @@ fn is_parameter_refusal(error: &CallError) -> bool {
         sys::CKR_MECHANISM_INVALID,
     ]
     .contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_rejected_a_grant_gets_one_with_the_hash_that_every_module_knows() {
+        let known = [OaepHash::Sha256, OaepHash::Sha1];
+        assert_eq!(hashes(&known, false), known);
+        assert_eq!(hashes(&known, true), [OaepHash::Sha1, OaepHash::Sha256]);
+        assert_eq!(hashes(&[OaepHash::Sha1], true), [OaepHash::Sha1]);
+    }
 }

@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tracing::Subscriber;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
-use tracing_subscriber::fmt::SubscriberBuilder;
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
+use tracing_subscriber::{EnvFilter, Registry, fmt, registry};
 
 use self::writer::LogWriter;
 use crate::config::{LogFormat, Logging};
@@ -72,12 +72,7 @@ const LEVELS: [(&str, &str); 7] = [
     ("trace", "trace"),
 ];
 
-/// The audit is written whatever else is: who used a privilege is on record at `error` and `off` too, and no
-/// filter of an operator's own takes it out.
-const AUDIT: &str = "audit=info";
-
-/// Turns a level, or a list of directives such as `info,hsm_node=debug`, into a filter. Lines of the audit pass it
-/// in any case.
+/// Turns a level, or a list of directives such as `info,hsm_node=debug`, into a filter.
 ///
 /// # Errors
 /// What is wrong with it, for the message that names the key.
@@ -94,11 +89,16 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         None if !lower.contains(['=', ',']) => return Err("is no level".to_owned()),
         None => text.trim().to_owned(),
     };
-    let audit = AUDIT.parse::<Directive>().map_err(|error| error.to_string())?;
-    let filter = EnvFilter::builder()
+    EnvFilter::builder()
         .parse(directives)
-        .map_err(|error| error.to_string())?;
-    Ok(filter.add_directive(audit))
+        .map_err(|error| error.to_string())
+}
+
+/// What is written: the audit whatever else is. Who used a privilege is on record at `error` and `off` too, and no
+/// filter of an operator's own takes it out. A directive would not do: a more specific one goes before it.
+fn written(filter: EnvFilter) -> impl Filter<Registry> + Send + Sync + 'static {
+    let audit = filter_fn(|line: &Metadata<'_>| line.target() == "audit" && *line.level() <= Level::INFO);
+    FilterExt::<Registry>::or(filter, audit.with_max_level_hint(Level::INFO))
 }
 
 /// Sets up the log of this process. Before it ends, [`last_words`] has to be called.
@@ -111,19 +111,20 @@ pub fn init(logging: &Logging) -> Result<(), LoggingError> {
         problem,
     })?;
     let writer = LogWriter::start(std::io::stderr())?;
-    let builder = SubscriberBuilder::default()
-        .with_env_filter(filter)
-        .with_writer(writer.clone());
+    let lines = fmt::layer::<Registry>().with_writer(writer.clone());
     let installed = match logging.format {
-        LogFormat::Json => install(
-            builder
+        LogFormat::Json => {
+            let lines = lines
                 .json()
                 .flatten_event(true)
                 .with_current_span(true)
-                .with_span_list(false)
-                .finish(),
-        ),
-        LogFormat::Text => install(builder.with_ansi(std::io::stderr().is_terminal()).finish()),
+                .with_span_list(false);
+            install(registry().with(lines.with_filter(written(filter))))
+        }
+        LogFormat::Text => {
+            let lines = lines.with_ansi(std::io::stderr().is_terminal());
+            install(registry().with(lines.with_filter(written(filter))))
+        }
     };
     installed?;
     // The subscriber could be set only once, so this is the first.
@@ -223,19 +224,24 @@ mod tests {
             "trace",
             "off,audit=off",
             "warn,hsm_node=debug",
+            "off,audit[{key}]=off",
+            "off,audit[a_span{key=1}]=off,[{key}]=off",
         ] {
             let lines = Lines::default();
             let writer = lines.clone();
-            let subscriber = SubscriberBuilder::default()
-                .with_env_filter(filter(level).unwrap())
-                .with_writer(move || writer.clone())
-                .finish();
+            let written = written(filter(level).unwrap());
+            let to_lines = fmt::layer::<Registry>().with_writer(move || writer.clone());
+            let subscriber = registry().with(to_lines.with_filter(written));
             tracing::subscriber::with_default(subscriber, || {
                 tracing::info!(target: "audit", "privilege used");
+                tracing::info!(target: "audit", key = 1, "key destroyed");
+                tracing::debug!(target: "audit", "no line of the audit");
                 tracing::info!(target: "noise", "something else");
             });
             let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
             assert!(text.contains("privilege used"), "{level}: {text}");
+            assert!(text.contains("key destroyed"), "{level}: {text}");
+            assert_eq!(text.contains("no line of the audit"), level == "trace", "{level}");
             let is_verbose = matches!(level, "info" | "trace");
             assert_eq!(text.contains("something else"), is_verbose, "{level}");
         }

@@ -27,8 +27,13 @@ const MEASURED_FOR: Duration = Duration::from_secs(3);
 /// What is asked of it is so many times as much, by so many clients: they find the slot's queue of 1,024 full.
 const TIMES: f64 = 4.0;
 const SENDERS: usize = 5_000;
-/// In the second half each encryption takes so long in the token.
+/// As long as an encryption takes in the token, as in hardware: it is the token that is asked for too much. SoftHSM alone
+/// does more than the rest of a node that shares two cores with its clients, and its queue would stay empty.
+const QUICK: &str = "C_Encrypt delay 1 slot-exchange";
+/// In the second half each takes so long.
 const SLOW: &str = "C_Encrypt delay 2 slot-exchange";
+/// In each half at least so many times as much is asked as is carried out.
+const OVERLOAD: u64 = 2;
 /// Of what it can do, the node still does so much while it is asked for four times as much.
 const KEPT: f64 = 0.25;
 /// A probe has to be answered within this time, always.
@@ -75,6 +80,28 @@ async fn capacity(crowd: &Crowd) -> f64 {
     let per_second = served as f64 / began.elapsed().as_secs_f64();
     crowd.pace(Pace::Rest);
     per_second
+}
+
+/// What was really asked in one half: what was answered in it. What was offered says nothing: a client that waits for
+/// an answer asks nothing meanwhile.
+fn check_half(which: &str, from: &Answers, to: &Answers, lasted: Duration, can: f64) -> Result<()> {
+    let asked = to.total() - from.total();
+    let (served, shed) = (to.served - from.served, to.shed - from.shed);
+    let each_second = asked as f64 / lasted.as_secs_f64();
+    println!(
+        "while the token was {which}: asked {each_second:.0} a second, {:.1} times of what it can do; of {asked} \
+         {served} were carried out, {shed} shed, {} limited",
+        each_second / can,
+        to.limited - from.limited
+    );
+    ensure!(
+        asked >= OVERLOAD * served,
+        "while the token was {which}, {served} of {asked} were carried out: that was no overload; the clients offered \
+         {TIMES} times of what it can do, and asked {:.1} times",
+        each_second / can
+    );
+    ensure!(shed > 0, "while the token was {which}, nothing was shed");
+    Ok(())
 }
 
 /// Everybody is answered once more: no connection was lost on the way.
@@ -185,6 +212,7 @@ async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but
     let each = full.saturating_sub(empty) / CONNECTIONS as u64;
     println!("{} KiB each", each >> 10);
 
+    shim.obey(&[QUICK])?;
     let can = capacity(&crowd).await;
     ensure!(can > 0.0, "it serves nothing");
     let (measured, began) = (crowd.answers(), Instant::now());
@@ -193,7 +221,7 @@ async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but
         per_second: TIMES * can,
     });
     tokio::time::sleep(lasts / 2).await;
-    let half = crowd.answers();
+    let (half, until_half) = (crowd.answers(), began.elapsed());
     shim.obey(&[SLOW])?;
     tokio::time::sleep((began + lasts).saturating_duration_since(Instant::now())).await;
     let end = crowd.answers();
@@ -201,15 +229,10 @@ async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but
     crowd.pace(Pace::Rest);
     shim.obey(&[])?;
 
-    let offered = TIMES * can * lasted.as_secs_f64();
-    let served = (end.served - measured.served) as f64;
-    let quick = (half.served - measured.served) as f64 / (lasted.as_secs_f64() / 2.0);
+    let quick = (half.served - measured.served) as f64 / until_half.as_secs_f64();
     println!(
-        "it can do {can:.0} a second, and was asked for {offered:.0} in {lasted:?}: {served} were carried out ({quick:.0} a \
-         second while the token was quick), {} shed, {} limited, the rest held back by clients that waited; the \
-         longest wait was {:?}",
-        end.shed - measured.shed,
-        end.limited - measured.limited,
+        "it can do {can:.0} a second, and {TIMES} times as much was offered for {lasted:?}; while the token was quick it \
+         did {quick:.0} a second; the longest wait was {:?}",
         end.slowest
     );
     one_more_round(&crowd).await?;
@@ -231,14 +254,8 @@ async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but
     }
 
     check_faults(&end)?;
-    ensure!(
-        served <= offered / 2.0,
-        "{served} of {offered:.0} were carried out: that was no overload"
-    );
-    ensure!(
-        end.shed > measured.shed,
-        "nothing was shed, with a slow token and a full queue"
-    );
+    check_half("quick", &measured, &half, until_half, can)?;
+    check_half("slow", &half, &end, lasted - until_half, can)?;
     ensure!(
         quick >= KEPT * can,
         "{quick:.0} a second under load, {can:.0} without"

@@ -1,6 +1,8 @@
 //! A node that was away while a key version was destroyed, and for so long that the others do not have the log any
 //! more that says so: what it comes back by is a snapshot.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use cluster_tests::{Playground, until};
 use hsm_api::ErrorCode;
@@ -9,10 +11,17 @@ use hsm_api::admin::KeyState;
 use crate::common::{CONTEXT, formed_with, seal, settled_on};
 use crate::key_life::{FIRST, GONE, READY, after, becomes, keks, refused_everywhere, version_on};
 use crate::snapshots::{index, leave_behind, with_short_logs};
+use crate::victim::Program;
+
+/// As long as the node that returns takes before it destroys a key, if this build has failpoints: one that becomes ready
+/// too early is ready long before.
+const HESITATES: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready() -> Result<()> {
-    let cluster = formed_with(Playground::builder(), |config| {
+    let program = Program::new()?;
+    let builder = Playground::builder().env("HSM_NODE_BIN", program.path());
+    let cluster = formed_with(builder, |config| {
         let keys = "keys: {destroy: {min_wait_seconds: 1}}\nlogging:";
         with_short_logs(config).replacen("logging:", keys, 1)
     })
@@ -44,8 +53,14 @@ async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready(
     );
 
     // From the moment it says that it is ready, its token is clean. It dies there and then.
+    program.write(&format!(
+        "env HSM_FAILPOINTS='sync::before_remove=sleep({})' ",
+        HESITATES.as_millis()
+    ))?;
+    let started = Instant::now();
     cluster.start_node(away.number).await?;
     away.wait_ready(READY).await?;
+    let took = started.elapsed();
     let covered = index(&away, "hsm_raft_snapshot_index").await?;
     away.kill().await?;
     ensure!(
@@ -53,7 +68,12 @@ async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready(
         "its snapshot ends at {covered}, its log ended at {last}: it was sent none"
     );
     assert_eq!(keks(&cluster, &away)?, ["kek-exchange-key-v2"]);
+    ensure!(
+        !cfg!(feature = "failpoints") || took >= HESITATES,
+        "it was ready after {took:?}, and removes a key in {HESITATES:?} at least"
+    );
 
+    program.plain()?;
     cluster.start_node(away.number).await?;
     away.wait_ready(READY).await?;
     for node in cluster.nodes() {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::job::{Items, Job, Load, batch_time, turn};
+use super::job::{Items, Job, Load, turn};
 use super::perform::Worker;
 use super::sessions::Sessions;
 use super::shared::Shared;
@@ -69,7 +69,7 @@ fn one_turn(worker: &mut Worker<'_>, job: Job) {
     desk.begin(done);
     let outcome = match load {
         Load::One(work) => worker.item(&work),
-        Load::Batch(items) => match batch(worker, items) {
+        Load::Batch(items) => match batch(worker, items, queued) {
             End::Over(error) => Err(error),
             End::GaveWay(items) => {
                 if let Some(done) = desk.end() {
@@ -94,12 +94,11 @@ enum End {
 }
 
 /// Does items in their order until the turn is over, or one is not to be begun any more.
-fn batch(worker: &mut Worker<'_>, mut items: Items) -> End {
-    let (shared, now) = (worker.shared, Instant::now());
-    let began = *items.began.get_or_insert(now);
-    let (time, turn) = (batch_time(shared.deadline, items.of), turn(shared.deadline));
+fn batch(worker: &mut Worker<'_>, mut items: Items, queued: Instant) -> End {
+    let (shared, began) = (worker.shared, Instant::now());
+    let turn = turn(shared.deadline);
     while let Some(work) = items.works.next() {
-        if began.elapsed() > time {
+        if items.is_over(began.elapsed(), queued.elapsed(), shared.deadline) {
             break;
         }
         if !shared.state.is_ready() {
@@ -113,7 +112,9 @@ fn batch(worker: &mut Worker<'_>, mut items: Items) -> End {
         if !worker.desk.item_ends(outcome) {
             break;
         }
-        if now.elapsed() >= turn && !items.works.as_slice().is_empty() {
+        let took = began.elapsed();
+        if took >= turn && !items.works.as_slice().is_empty() {
+            items.spent += took;
             return End::GaveWay(items);
         }
     }

@@ -20,6 +20,16 @@ pub fn batch_time(one: Duration, items: usize) -> Duration {
     one.saturating_mul(u32::try_from(1 + items / 100).unwrap_or(u32::MAX))
 }
 
+/// How many times the time that it gets a batch may take in all, turns of others included: a caller waits as much
+/// longer than a call may take. With it, two batches and the single jobs beside them share a thread to the end.
+const SHARED_BY: u32 = 3;
+
+/// The longest from a batch's arrival to its answer, where one job gets `one`: whoever submits it has to wait so long.
+#[must_use]
+pub fn batch_wait(one: Duration, items: usize) -> Duration {
+    batch_time(one, items).saturating_mul(SHARED_BY)
+}
+
 /// Longest turn of a batch. Whoever else has work for the thread waits for one turn, and for the call that is
 /// running. A token that takes 10 µs for a call does a thousand small items in one turn.
 const TURN: Duration = Duration::from_millis(25);
@@ -41,8 +51,16 @@ pub(crate) struct Items {
     pub(crate) works: std::vec::IntoIter<Work>,
     /// How many there were.
     pub(crate) of: usize,
-    /// When its first turn began.
-    pub(crate) began: Option<Instant>,
+    /// How long its turns took that are over.
+    pub(crate) spent: Duration,
+}
+
+impl Items {
+    /// Whether the next item is not to be begun any more: in a turn that has lasted for `turn`, of a batch that came
+    /// `waited` ago. The turns of others cost it none of its own time, but nobody waits for it for ever.
+    pub(crate) fn is_over(&self, turn: Duration, waited: Duration, deadline: Duration) -> bool {
+        self.spent + turn > batch_time(deadline, self.of) || waited > batch_wait(deadline, self.of)
+    }
 }
 
 pub(crate) enum Done {
@@ -110,7 +128,7 @@ impl Job {
             load: Load::Batch(Items {
                 of: works.len(),
                 works: works.into_iter(),
-                began: None,
+                spent: Duration::ZERO,
             }),
             done: Done::Batch(batch),
             queued: Instant::now(),
@@ -127,7 +145,7 @@ impl Job {
 
     /// Whether a batch has had a turn.
     pub(crate) fn is_begun(&self) -> bool {
-        matches!(&self.load, Load::Batch(items) if items.began.is_some())
+        matches!(&self.load, Load::Batch(items) if !items.spent.is_zero())
     }
 
     pub(crate) fn is_batch(&self) -> bool {
@@ -153,6 +171,30 @@ mod tests {
             assert_eq!(batch_time(one, items), Duration::from_secs(seconds), "{items}");
         }
         assert_eq!(batch_time(Duration::MAX, usize::MAX), Duration::MAX);
+    }
+
+    #[test]
+    fn the_turns_of_others_cost_a_batch_none_of_its_time_but_it_does_not_wait_for_ever() {
+        let one = Duration::from_secs(2);
+        let seconds = Duration::from_secs;
+        let items = |spent| Items {
+            works: Vec::new().into_iter(),
+            of: 1000,
+            spent: seconds(spent),
+        };
+        // It gets 22 s, and may take 66.
+        for (spent, turn, waited, over) in [
+            (0, 0, 0, false),
+            (12, 10, 60, false),
+            (12, 11, 23, true),
+            (23, 0, 23, true),
+            (1, 0, 66, false),
+            (1, 0, 67, true),
+        ] {
+            let is_over = items(spent).is_over(seconds(turn), seconds(waited), one);
+            assert_eq!(is_over, over, "{spent} + {turn} s of {waited} s");
+        }
+        assert_eq!(batch_wait(Duration::MAX, 1), Duration::MAX);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use job::{OnBatchDone, OnDone, batch_time};
+pub use job::{OnBatchDone, OnDone, batch_time, batch_wait};
 pub use reseal::Reseal;
 pub use state::{SlotState, TOKEN_REPLACED};
 pub use work::{
@@ -195,7 +195,19 @@ impl Slot {
     /// Wraps a transport key to another token's node key. The caller answers for whose it is.
     pub fn grant_transport_key(&self, id: TransportId, recipient_spki: &[u8]) -> Result<Vec<u8>, HsmError> {
         self.0.shared.control("grant_transport_key", |token| {
-            transport::grant(token, id, recipient_spki)
+            transport::grant(token, id, recipient_spki, false)
+        })
+    }
+
+    /// As [`Self::grant_transport_key`], for a token that could not use what it was granted before: with the hash that
+    /// every module knows, if this one allows it.
+    pub fn grant_transport_key_anew(
+        &self,
+        id: TransportId,
+        recipient_spki: &[u8],
+    ) -> Result<Vec<u8>, HsmError> {
+        self.0.shared.control("grant_transport_key", |token| {
+            transport::grant(token, id, recipient_spki, true)
         })
     }
 
@@ -371,8 +383,8 @@ impl Slot {
     }
 
     /// Does many things on one thread with its session, in their order. While other jobs wait the batch gives way
-    /// to them every few calls. Each item takes a place in the queue, until the batch is done; all of it has
-    /// [`batch_time`] of the slot's deadline, and every call in it the deadline of a call. What is wrong with one
+    /// to them every few calls. Each item takes a place in the queue, until the batch is done; its own turns have
+    /// [`batch_time`] of the slot's deadline, all of it [`batch_wait`], and every call in it the deadline of a call. What is wrong with one
     /// item is that item's answer and no other's.
     pub fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
         self.check_ready()?;

@@ -339,6 +339,23 @@ pub(crate) fn gives_way(sandbox: &Sandbox) {
     ));
 }
 
+pub(crate) fn turns_of_others(sandbox: &Sandbox) {
+    // Alone the short batch would be done in three fifths of its time, beside two others it takes almost twice that
+    // time.
+    let slot = slow_slot(sandbox, 0, DEADLINE / 20);
+    let kek = Kek::new(&slot);
+    let others = [0, 1].map(|_| start_batch(&slot, encryptions(&kek, 99)));
+    let began = Instant::now();
+    let short = run_batch(&slot, encryptions(&kek, 12));
+    let took = began.elapsed();
+    let done = short.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert_eq!(done, 12, "of 12 items done after {took:?}");
+    assert!(took > DEADLINE, "{took:?}: it did not have to share the thread");
+    for other in others {
+        other.recv_timeout(PATIENCE).expect("an answer");
+    }
+}
+
 pub(crate) fn hang_between_turns(sandbox: &Sandbox) {
     let slot = slot_that_takes(sandbox, |name| match name {
         "encrypt" => Some(DEADLINE / 20),

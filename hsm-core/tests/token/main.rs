@@ -42,6 +42,7 @@ scenarios! {
     a_batch_is_answered_in_order_and_a_bad_item_costs_no_other_anything: batches::order_and_neighbours;
     a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
     a_long_batch_gives_way_to_single_jobs_and_other_batches: batches::gives_way;
+    the_turns_of_other_batches_cost_a_batch_none_of_its_time: batches::turns_of_others;
     a_hang_between_two_turns_of_a_batch_leaves_its_answers: batches::hang_between_turns;
     an_item_that_hangs_costs_those_before_it_nothing: batches::hanging_item;
     a_ciphertext_of_either_format_is_rewrapped: batches::rewrap;

@@ -1,6 +1,7 @@
 //! Transport keys on their way from one token to another.
 
-use cryptoki::mechanism::Mechanism;
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource};
+use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use hsm_core::names::TransportId;
 use hsm_core::replication::{ReplicationKey, SealError, SealedKeyContext};
@@ -28,6 +29,8 @@ pub(crate) fn grant_and_accept(sandbox: &Sandbox) {
     );
     b.accept_transport_key(kek.transport, &blob, &check).unwrap();
     b.accept_transport_key(kek.transport, &blob, &check).unwrap();
+    let anew = a.grant_transport_key_anew(kek.transport, &spki).unwrap();
+    assert_eq!(anew[0], 1, "SHA-1");
     assert_eq!(b.transport_check(kek.transport).unwrap(), Some(check));
     assert_eq!(b.objects().unwrap().transport_keys, [kek.transport]);
 
@@ -81,6 +84,42 @@ pub(crate) fn substituted(sandbox: &Sandbox) {
     assert!(matches!(error, HsmError::TransportCheck { .. }), "{error}");
 }
 
+/// What whoever has only the public key in this DER can make of any bytes, in any token.
+fn wrapped_to(anywhere: &Slot, spki: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let session = crate::objects::beside(anywhere);
+    assert_eq!(spki.len(), 422, "3072 bits and the exponent 65537");
+    let recipient = [
+        Attribute::Class(ObjectClass::PUBLIC_KEY),
+        Attribute::KeyType(KeyType::RSA),
+        Attribute::Token(false),
+        Attribute::Private(false),
+        Attribute::Wrap(true),
+        Attribute::Modulus(spki[33..417].to_vec()),
+        Attribute::PublicExponent(vec![1, 0, 1]),
+    ];
+    let secret = [
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::GENERIC_SECRET),
+        Attribute::Token(false),
+        Attribute::Sensitive(false),
+        Attribute::Extractable(true),
+        Attribute::Value(bytes.to_vec()),
+    ];
+    let (recipient, secret) = (
+        session.create_object(&recipient).unwrap(),
+        session.create_object(&secret).unwrap(),
+    );
+    let sha1 = PkcsOaepParams::new(
+        MechanismType::SHA1,
+        PkcsMgfType::MGF1_SHA1,
+        PkcsOaepSource::empty(),
+    );
+    let wrapped = session
+        .wrap_key(&Mechanism::RsaPkcsOaep(sha1), recipient, secret)
+        .unwrap();
+    [[1].as_slice(), &wrapped].concat()
+}
+
 pub(crate) fn wrong_recipient(sandbox: &Sandbox) {
     let (a, b) = two_slots(sandbox);
     let id = TransportId::random().unwrap();
@@ -93,9 +132,13 @@ pub(crate) fn wrong_recipient(sandbox: &Sandbox) {
         "{error}"
     );
     let spki = b.node_key().unwrap();
-    let refused = |blob: &[u8], reason: &str| {
-        let error = b.accept_transport_key(id, blob, &check).unwrap_err().to_string();
-        assert!(error.contains(reason), "{error}");
+    // Of the grant, whatever it is: a node has such a one taken back.
+    let refused = |blob: &[u8], reason: &str| match b.accept_transport_key(id, blob, &check).unwrap_err() {
+        HsmError::Argument {
+            what: "grant",
+            reason: said,
+        } => assert!(said.contains(reason), "{said}"),
+        error => panic!("{error:?}"),
     };
     refused(&own, "made for another key");
     refused(&[], "empty");
@@ -103,6 +146,7 @@ pub(crate) fn wrong_recipient(sandbox: &Sandbox) {
     let with_hash = |hash: u8| [[hash].as_slice(), &own[1..]].concat();
     refused(&with_hash(9), "unknown hash 9");
     refused(&with_hash(2), "SHA-256");
+    refused(&wrapped_to(&b, &spki, &[7; 20]), "");
 
     for (bad, reason) in [
         (b"no key".to_vec(), "no RSA key"),

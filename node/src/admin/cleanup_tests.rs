@@ -108,6 +108,28 @@ async fn a_version_in_use_stays() {
     assert!(answer[1].kept_because.contains("used within"), "{answer:?}");
 }
 
+/// It counts those uses, and takes its own report of them: both by the same clock.
+#[tokio::test]
+async fn a_version_that_only_a_leader_uses_whose_clock_is_far_behind_stays() {
+    let mut world = World::new(3);
+    rotate(&mut world, 6);
+    let bench = later(world, 400);
+    let unheard = bench.run("k", true).await.unwrap_err();
+    assert_eq!(unheard.code, ErrorCode::NotReady, "nobody has said its clock yet");
+    bench.cluster.with(|world| {
+        let others: Vec<_> = world.voters.iter().copied().filter(|voter| *voter != 1).collect();
+        for other in others {
+            world.report_clock(other, bench.wall);
+        }
+        let by_its_clock = world.index as i64 * 1000;
+        world.used(1, "c", 1, by_its_clock);
+    });
+    // Whoever leads now knows the time.
+    let answer = bench.run("k2", false).await.unwrap();
+    assert_eq!(bench.disabled(), [2, 3]);
+    assert!(answer[0].kept_because.contains("used within"), "{answer:?}");
+}
+
 #[tokio::test]
 async fn a_repeat_says_the_same_and_disables_nothing_that_was_enabled_since() {
     let bench = bench(31);

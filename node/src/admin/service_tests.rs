@@ -12,7 +12,9 @@ use super::super::arrival::Arrival;
 use super::*;
 use crate::config::DAY;
 use crate::identity::{Identity, Principal};
-use crate::rotation::testing::{FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot};
+use crate::rotation::testing::{
+    FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot, still,
+};
 use crate::rotation::{KeyMaker, Limits, drive};
 
 pub(in crate::admin) struct Bench {
@@ -35,7 +37,7 @@ pub(in crate::admin) fn bench() -> Bench {
     }
     let cluster = FakeCluster::new(world);
     let limits = Limits::new(Duration::from_secs(60));
-    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
     let keys = Arc::new(FakeKeys::default());
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
@@ -43,6 +45,7 @@ pub(in crate::admin) fn bench() -> Bench {
             Arc::clone(&cluster) as Arc<dyn Cluster>,
             Arc::clone(&keys) as Arc<dyn KeyMaker>,
             cluster_keys(),
+            still(),
             limits,
         )),
         clocks: Arc::default(),

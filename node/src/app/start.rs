@@ -280,13 +280,14 @@ fn lead(
     let cluster_keys: rotation::rotator::ClusterKeys =
         Arc::new(move |meta| keys.for_cluster(meta).map_err(|error| error.to_string()));
     let limits = Limits::new(config.cluster.fence_after);
+    let clocks: Arc<Clocks> = Arc::default();
     let rotator = Arc::new(Rotator::new(
         Arc::clone(&cluster),
         Arc::new(TokenKeys::new(Box::new(find))),
         cluster_keys,
+        Arc::clone(&clocks),
         limits,
     ));
-    let clocks: Arc<Clocks> = Arc::default();
     tokio::spawn(watch_clocks(Arc::clone(&cluster), Arc::clone(&clocks)));
     let schedule = Schedule::new(
         Arc::clone(&cluster),
@@ -299,7 +300,7 @@ fn lead(
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator: Arc::clone(&rotator),
-        clocks,
+        clocks: Arc::clone(&clocks),
         policy: config.rotation_policy(),
         max_invocations: config.hsm.max_invocations.clone(),
         destroy: config.destroy,
@@ -311,7 +312,7 @@ fn lead(
     let revocations = seed.revocations.clone();
     tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
     tokio::spawn(destruction::drive(Arc::clone(&cluster)));
-    tokio::spawn(rotation::drive(cluster, limits));
+    tokio::spawn(rotation::drive(cluster, clocks, limits));
     rotator
 }
 

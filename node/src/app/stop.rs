@@ -41,10 +41,23 @@ mod tests {
     use std::path::Path;
 
     use hsm_api::data::BATCH_MAX_ITEMS;
-    use hsm_core::batch_time;
+    use hsm_core::secrets::Pin;
+    use hsm_core::{SlotOptions, batch_time, batch_wait};
 
     use crate::app::start::TOKEN_TIMEOUT;
     use crate::config::Config;
+    use crate::sync::RETIRE_AFTER;
+
+    #[test]
+    fn callers_wait_for_as_long_as_a_batch_may_take_and_its_keys_stay_for_longer() {
+        let pin = Pin::new(String::new());
+        let deadline = SlotOptions::new("s", "l", pin, "/nonexistent".into()).deadline;
+        for items in [1, 99, 100, BATCH_MAX_ITEMS] {
+            let wait = batch_wait(deadline, items);
+            assert_eq!(wait, batch_time(TOKEN_TIMEOUT, items), "{items}");
+            assert!(RETIRE_AFTER > wait, "{items}: {wait:?}");
+        }
+    }
 
     #[test]
     fn what_is_in_hand_has_the_time_of_the_largest_batch() {

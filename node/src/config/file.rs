@@ -193,7 +193,7 @@ pub(crate) struct SlotSection {
     pub(crate) insecure_pin: bool,
     /// OS threads, each with its own session. Default 1.
     pub(crate) threads: Option<usize>,
-    /// Jobs that may wait. Default 1024.
+    /// Jobs that may wait, each item of a batch as one; at least 1000. Default 1024.
     pub(crate) queue: Option<usize>,
     pub(crate) pkcs11_lib: Option<PathBuf>,
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use hsm_api::data::BATCH_MAX_ITEMS;
 use hsm_core::envelope::Binding;
 use hsm_core::secrets::Pin;
 use raft_store::names::{ContextName, SlotName};
@@ -269,9 +270,23 @@ impl SlotSection {
             contexts,
             insecure_pin: self.insecure_pin,
             threads: number(&key("threads"), self.threads, 1, 1..=64)?,
-            queue: number(&key("queue"), self.queue, 1024, 1..=65_536)?,
+            queue: queue(&key("queue"), self.queue)?,
             pkcs11_lib: self.pkcs11_lib.unwrap_or_else(|| module.to_owned()),
         })
+    }
+}
+
+/// A batch that is larger than the whole queue would be taken only behind nobody, which under a steady load of single
+/// requests is never.
+fn queue(key: &str, value: Option<usize>) -> Result<usize, ConfigError> {
+    match value {
+        Some(value) if value < BATCH_MAX_ITEMS => Err(ConfigError::invalid(
+            key,
+            value,
+            "has no room for the largest batch, which would be refused for as long as anybody else waits",
+            format!("write {BATCH_MAX_ITEMS} or more; the default is 1024"),
+        )),
+        value => number(key, value, 1024, BATCH_MAX_ITEMS..=65_536),
     }
 }
 

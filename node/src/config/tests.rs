@@ -216,6 +216,19 @@ fn an_unset_pin_variable_is_named_with_its_key() {
 }
 
 #[test]
+fn a_queue_without_room_for_the_largest_batch_is_refused_with_the_reason() {
+    let with = |queue: &str| CLUSTER.replace("threads: 2", &format!("threads: 2, queue: {queue}"));
+    let error = refusal(&with("999"));
+    assert!(error.starts_with("config: hsm.slots.2fa.queue: 999: "), "{error}");
+    assert!(
+        error.contains("largest batch") && error.contains("1000 or more"),
+        "{error}"
+    );
+    let config = parse(&with("1000")).unwrap();
+    assert!(config.hsm.slots.iter().any(|slot| slot.queue == 1000));
+}
+
+#[test]
 fn a_context_in_two_slots_is_refused() {
     let error = refusal(&CLUSTER.replace("contexts: [2fa]", "contexts: [2fa, order-key]"));
     assert!(

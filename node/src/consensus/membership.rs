@@ -59,6 +59,18 @@ fn acknowledged_all(state: &ClusterState, id: RaftId) -> bool {
     held.all(|(_, version)| version.acks.contains(&id))
 }
 
+/// Whether a node understands less than every member. As a member it would keep all of them from changes that they
+/// understand, and could be the one thing that keeps them from the change that would take it out again.
+fn is_below_members(state: &ClusterState, id: RaftId) -> bool {
+    let report = state.reports().get(&id);
+    report.is_some_and(|report| {
+        state
+            .below_level(report.feature_level.saturating_add(1))
+            .next()
+            .is_none()
+    })
+}
+
 /// How a node is reached, as the state has it.
 fn member_of(node: &Node) -> MemberNode {
     MemberNode {
@@ -85,8 +97,13 @@ fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
             NodeStatus::Joining => {
                 let proven_at = state.reports().get(id).and_then(|report| report.proven_at);
                 let matched = raft.matched.get(id).copied();
-                let proven = proven_at.is_some() && matched >= proven_at && acknowledged_all(state, *id);
-                if proven && raft.heard.contains(id) {
+                let proven = proven_at.is_some() && matched >= proven_at;
+                if proven
+                    && raft.heard.contains(id)
+                    && !is_below_members(state, *id)
+                    && !state.owes_destruction(*id)
+                    && acknowledged_all(state, *id)
+                {
                     return Some(Step::Admit(*id));
                 }
             }
@@ -113,9 +130,10 @@ enum Next {
 /// Runs the driver until the runtime ends.
 pub(super) async fn drive(shared: Arc<Shared>) {
     let mut applied = shared.applied.clone();
+    let mut told = BTreeSet::new();
     loop {
         applied.borrow_and_update();
-        match look(&shared).await {
+        match look(&shared, &mut told).await {
             Next::Soon => tokio::time::sleep(JOINING_LOOK).await,
             Next::Pause => tokio::time::sleep(PERIOD).await,
             Next::Change { within } => {
@@ -127,10 +145,11 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     }
 }
 
-async fn look(shared: &Arc<Shared>) -> Next {
+async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>) -> Next {
     if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
         return Next::Pause;
     }
+    tell_below_members(&shared.published.load().state, told);
     let Some(step) = next_step(shared) else {
         let within = if is_anybody_on_the_way(shared) {
             JOINING_LOOK
@@ -145,6 +164,19 @@ async fn look(shared: &Arc<Shared>) -> Next {
         Err(error) => {
             tracing::info!(error, "membership step not done yet");
             Next::Pause
+        }
+    }
+}
+
+/// Says once of each node that is not let in for its release.
+fn tell_below_members(state: &ClusterState, told: &mut BTreeSet<RaftId>) {
+    for (id, node) in state.nodes().iter() {
+        if node.status == NodeStatus::Joining && is_below_members(state, *id) && told.insert(*id) {
+            let node = node.name.as_str();
+            tracing::warn!(
+                node,
+                "not admitted: its release is older than every member's; start it with the members' release"
+            );
         }
     }
 }
@@ -222,6 +254,8 @@ async fn admit(shared: &Arc<Shared>, node: RaftId) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use raft_store::state::FEATURE_LEVEL;
+
     use super::*;
     use crate::rotation::testing::World;
 
@@ -270,6 +304,41 @@ mod tests {
         world.ack(learner, "c", 1);
         assert_eq!(next(&world, &[learner]), None, "the pending version");
         world.ack(learner, "c", 2);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+    }
+
+    #[test]
+    fn a_learner_that_owes_a_destruction_is_not_admitted_before_it_is_done() {
+        let mut world = World::new(1);
+        for version in [1, 2] {
+            world.prepare("c");
+            world.activate("c", version);
+        }
+        let learner = world.join();
+        world.prove(learner);
+        for version in [1, 2] {
+            world.ack(learner, "c", version);
+        }
+        world.schedule_destroy("c", 1, 1000);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+        world.begin_destroy("c", 1);
+        assert_eq!(next(&world, &[learner]), None);
+        world.ack_destroyed(learner, "c", 1);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+    }
+
+    #[test]
+    fn a_learner_of_an_earlier_release_than_every_member_is_not_admitted() {
+        let mut world = World::new(1);
+        world.report_clock(1, 0);
+        let learner = world.join();
+        world.report_level(learner, FEATURE_LEVEL - 1);
+        assert_eq!(next(&world, &[learner]), None);
+        world.report_level(learner, FEATURE_LEVEL);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+        // One member that does not know more is held up by it no further.
+        world.report_level(learner, FEATURE_LEVEL - 1);
+        world.report_level(1, FEATURE_LEVEL - 1);
         assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
     }
 

@@ -60,6 +60,11 @@ pub(super) fn wanted(uri: &Uri, given: &HeaderMap) -> Result<Option<Wanted>, Api
 /// # Errors
 /// If it never will be, or not soon.
 fn judge(wanted: StateIndex, now: StateIndex) -> Result<bool, ApiError> {
+    // No cluster has this epoch: the index is worth keeping.
+    if now.epoch == 0 {
+        let detail = format!("X-HSM-Min-Index: {wanted}: this node has no state of a cluster yet");
+        return Err(ApiError::new(ErrorCode::Uninitialised).detail(detail));
+    }
     if wanted.epoch != now.epoch {
         let detail = format!(
             "X-HSM-Min-Index: {wanted} is of epoch {}, this node of epoch {}: forget the index",
@@ -234,7 +239,9 @@ mod tests {
             (at(2, u64::MAX), at(2, u64::MAX - 1), Ok(false)),
             (at(1, 0), at(2, 5), Err(ErrorCode::IndexEpochChanged)),
             (at(3, 5), at(2, 5), Err(ErrorCode::IndexEpochChanged)),
-            (at(1, 1), at(0, 0), Err(ErrorCode::IndexEpochChanged)),
+            (at(1, 1), at(0, 0), Err(ErrorCode::Uninitialised)),
+            (at(0, 0), at(0, 0), Err(ErrorCode::Uninitialised)),
+            (at(0, 1), at(1, 1), Err(ErrorCode::IndexEpochChanged)),
         ] {
             assert_eq!(judged(wanted, now), expected, "{wanted} at {now}");
         }

@@ -12,7 +12,7 @@ use raft_store::state::usage::UseCount;
 use super::super::decide::Limits;
 use super::super::driver::drive;
 use super::super::keys::{KeyMaker, KeyOrder, NewKey};
-use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, prepare, slot};
+use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, prepare, slot, still};
 use super::*;
 use crate::test_log::Lines;
 
@@ -82,7 +82,7 @@ impl Drop for Bench {
 fn bench(world: World) -> Bench {
     let cluster = FakeCluster::new(world);
     let limits = Limits::new(Duration::from_secs(30));
-    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
     Bench {
         cluster,
         keys: Arc::new(FakeKeys::default()),
@@ -111,6 +111,7 @@ impl Bench {
             cluster(),
             keys,
             cluster_keys(),
+            still(),
             Limits::new(Duration::from_secs(30)),
         );
         ByUse::new(cluster(), Arc::new(rotator))

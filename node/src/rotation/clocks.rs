@@ -10,15 +10,19 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
+use raft_store::command::stamp_at;
 use raft_store::names::{Boot, RaftId, UnixMillis};
 use raft_store::storage::Published;
 
-use super::Cluster;
+use super::cluster::{Cluster, wait_leading};
 use crate::admin::call::CallError;
 use crate::clock;
 
 /// As far as a leader's clock may be from the median of its voters'.
 pub const TOLERANCE: Duration = Duration::from_secs(30);
+
+/// Longest wait for the voters' clocks before a version is stamped. Each reports at once when a leader is new.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
 type Wall = Box<dyn Fn() -> UnixMillis + Send + Sync>;
 
@@ -124,6 +128,25 @@ impl Clocks {
         judge(&mut offsets, voters.len()).map(|()| wall)
     }
 
+    /// Whether a version can be stamped now: the last reports say nothing else than the wall clock, or a majority has
+    /// reported in this term. After an outage of the whole cluster the last reports are older than the stamp takes
+    /// them for, and make a leader whose clock is right look as if it were ahead.
+    fn can_stamp(&self, cluster: &dyn Cluster) -> bool {
+        let Some(own) = cluster.raft_id() else {
+            return true;
+        };
+        let (wall, published) = ((self.wall)(), cluster.published());
+        let voters = published.membership.voter_ids().collect();
+        stamp_at(&published.state, &voters, own, wall) == wall
+            || !matches!(self.trusted(cluster, Instant::now()), Err(Doubt::Unheard { .. }))
+    }
+
+    /// Waits until a version can be stamped, for 5 s at most: what nobody contradicts later stands then.
+    pub async fn before_stamp(&self, cluster: &dyn Cluster) {
+        let deadline = tokio::time::Instant::now() + HEARD_WITHIN;
+        let _ = wait_leading(cluster, deadline, |_| self.can_stamp(cluster).then_some(())).await;
+    }
+
     /// Takes note of what has been reported since it was last called. To be called whenever the state has changed:
     /// a report counts from when it is seen.
     pub fn look(&self, cluster: &dyn Cluster, now: Instant) {
@@ -224,6 +247,29 @@ mod tests {
         assert_eq!(trusted(81), Err(Doubt::Unheard { heard: 1, voters: 3 }));
         *cluster.leadership.lock().unwrap() = None;
         assert_eq!(trusted(82), Err(Doubt::NotLeader));
+    }
+
+    /// The whole cluster was down for three hours: the reports that it has are of before.
+    #[tokio::test]
+    async fn a_version_is_stamped_once_a_majority_has_said_its_clock_unless_nobody_contradicts() {
+        let cluster = FakeCluster::new(World::new(3));
+        let now = 3 * 3600 * 1000;
+        let clocks = Clocks::new(Box::new(move || now));
+        assert!(!clocks.can_stamp(&*cluster));
+        let others: Vec<RaftId> = cluster.with(|world| world.voters.iter().copied().collect());
+        let report = async {
+            tokio::task::yield_now().await;
+            cluster.with(|world| world.report_clock(others[1], now));
+        };
+        let begun = Instant::now();
+        tokio::join!(clocks.before_stamp(&*cluster), report);
+        assert!(begun.elapsed() < HEARD_WITHIN && clocks.can_stamp(&*cluster));
+        // Of a clock that the last reports bear out nothing has to be heard.
+        let early = Clocks::new(Box::new(|| 60_000));
+        assert!(early.can_stamp(&*FakeCluster::new(World::new(3))));
+        assert!(clocks.can_stamp(&*FakeCluster::new(World::new(1))));
+        *cluster.leadership.lock().unwrap() = None;
+        clocks.before_stamp(&*cluster).await;
     }
 
     #[tokio::test]

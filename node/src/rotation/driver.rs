@@ -10,6 +10,7 @@ use raft_store::names::RaftId;
 use raft_store::state::context::VersionKey;
 use raft_store::storage::Published;
 
+use super::clocks::Clocks;
 use super::cluster::{Cluster, Leadership};
 use super::decide::{Action, Limits, Sightings, decide, names};
 use super::reach;
@@ -23,12 +24,12 @@ const IDLE_LOOK: Duration = Duration::from_millis(1000);
 const AFTER_ERROR: Duration = Duration::from_millis(1000);
 
 /// Runs the driver until the consensus of this node ends.
-pub async fn drive(cluster: Arc<dyn Cluster>, limits: Limits) {
+pub async fn drive(cluster: Arc<dyn Cluster>, clocks: Arc<Clocks>, limits: Limits) {
     let mut applied = cluster.applied();
     let mut sightings = Sightings::default();
     loop {
         applied.borrow_and_update();
-        let pause = match look(&*cluster, &mut sightings, &limits).await {
+        let pause = match look(&*cluster, &clocks, &mut sightings, &limits).await {
             Next::Change { within } => within,
             Next::Pause => {
                 tokio::time::sleep(AFTER_ERROR).await;
@@ -51,11 +52,14 @@ enum Next {
 }
 
 /// Looks once.
-async fn look(cluster: &dyn Cluster, sightings: &mut Sightings, limits: &Limits) -> Next {
+async fn look(cluster: &dyn Cluster, clocks: &Clocks, sightings: &mut Sightings, limits: &Limits) -> Next {
     let Some(leadership) = cluster.leadership() else {
         sightings.forget();
         return Next::Change { within: IDLE_LOOK };
     };
+    if cluster.published().state.pending().next().is_some() {
+        clocks.before_stamp(cluster).await;
+    }
     let published = cluster.published();
     let now = Instant::now();
     sightings.look(leadership.term, &published.state, now);
@@ -154,7 +158,7 @@ mod tests {
     use raft_store::state::context::VersionState;
 
     use super::super::cluster::{Waited, wait_leading};
-    use super::super::testing::{FakeCluster, World, context};
+    use super::super::testing::{FakeCluster, World, context, still};
     use super::*;
 
     fn limits(fence: u64, pending: u64) -> Limits {
@@ -175,7 +179,7 @@ mod tests {
 
     fn start(world: World, limits: Limits) -> (Arc<FakeCluster>, tokio::task::JoinHandle<()>) {
         let cluster = FakeCluster::new(world);
-        let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+        let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
         (cluster, driver)
     }
 
@@ -229,6 +233,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_version_is_activated_once_it_is_known_what_the_time_is() {
+        let mut world = World::new(3);
+        let voters: Vec<_> = world.voters.iter().copied().collect();
+        world.prepare("c");
+        for voter in &voters {
+            world.ack(*voter, "c", 1);
+        }
+        // All of them reported three hours ago.
+        let now = 3 * 3600 * 1000;
+        let clocks = Arc::new(Clocks::new(Box::new(move || now)));
+        let cluster = FakeCluster::new(world);
+        let as_dyn = Arc::clone(&cluster) as Arc<dyn Cluster>;
+        let driver = tokio::spawn(drive(as_dyn, clocks, limits(60_000, 60_000)));
+        let active = becomes(&cluster, 1, VersionState::Active);
+        let early = tokio::time::timeout(Duration::from_millis(300), active).await;
+        assert!(early.is_err(), "stamped with the time of old reports");
+        cluster.with(|world| world.report_clock(voters[1], now));
+        assert!(becomes(&cluster, 1, VersionState::Active).await);
+        driver.abort();
+    }
+
+    #[tokio::test]
     async fn a_silent_node_is_left_out() {
         let mut world = World::new(3);
         let voters: Vec<_> = world.voters.iter().copied().collect();
@@ -254,6 +280,7 @@ mod tests {
             .push((ProposeError::Unknown, false));
         let driver = tokio::spawn(drive(
             Arc::clone(&cluster) as Arc<dyn Cluster>,
+            still(),
             limits(60_000, 60_000),
         ));
         assert!(becomes(&cluster, 1, VersionState::Active).await);
@@ -270,7 +297,7 @@ mod tests {
         *cluster.leadership.lock().unwrap() = None;
         let mut sightings = Sightings::default();
         assert_eq!(
-            look(&*cluster, &mut sightings, &limits(0, 0)).await,
+            look(&*cluster, &still(), &mut sightings, &limits(0, 0)).await,
             Next::Change { within: IDLE_LOOK }
         );
         assert_eq!(cluster.count(|_| true), before);
@@ -288,6 +315,9 @@ mod tests {
             .unwrap()
             .push((ProposeError::NoQuorum, false));
         let mut sightings = Sightings::default();
-        assert_eq!(look(&*cluster, &mut sightings, &limits(0, 0)).await, Next::Pause);
+        assert_eq!(
+            look(&*cluster, &still(), &mut sightings, &limits(0, 0)).await,
+            Next::Pause
+        );
     }
 }

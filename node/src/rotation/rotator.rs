@@ -15,6 +15,7 @@ use raft_store::state::{ClusterMeta, ClusterState};
 use raft_store::storage::Published;
 use tokio::time::{Instant, timeout_at};
 
+use super::clocks::Clocks;
 use super::cluster::{Cluster, Waited, lost_lead, wait_leading};
 use super::decide::{Limits, names, unable, unconfigured};
 use super::keys::{KeyMaker, KeyOrder, NewKey};
@@ -40,24 +41,27 @@ pub struct Rotator {
     cluster: Arc<dyn Cluster>,
     keys: Arc<dyn KeyMaker>,
     cluster_keys: ClusterKeys,
+    clocks: Arc<Clocks>,
     limits: Limits,
     /// One key is made at a time for a context: a second one would only meet a conflict.
     lanes: Mutex<BTreeMap<ContextName, Lane>>,
 }
 
 impl Rotator {
-    /// Makes versions of what `keys` makes.
+    /// Makes versions of what `keys` makes, stamped once `clocks` says that they can be.
     #[must_use]
     pub fn new(
         cluster: Arc<dyn Cluster>,
         keys: Arc<dyn KeyMaker>,
         cluster_keys: ClusterKeys,
+        clocks: Arc<Clocks>,
         limits: Limits,
     ) -> Self {
         Self {
             cluster,
             keys,
             cluster_keys,
+            clocks,
             limits,
             lanes: Mutex::new(BTreeMap::new()),
         }
@@ -149,6 +153,7 @@ impl Rotator {
         let lane = self.lane(context);
         let _turn = timeout_at(deadline, lane.lock()).await.map_err(late)?;
         self.membership_settled(deadline).await?;
+        self.clocks.before_stamp(&*self.cluster).await;
         // What was planned before the wait may be done by now.
         let published = self.cluster.published();
         let Step::Prepare(draft) = plan(&published.state, context, wish, asked)? else {

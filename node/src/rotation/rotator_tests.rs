@@ -5,7 +5,7 @@ use raft_store::command::{Conflict, Existing};
 use super::super::decide::Limits;
 use super::super::driver::drive;
 use super::super::testing::{
-    FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key, slot,
+    FakeCluster, FakeKeys, World, asked, cluster_keys, context, replication_key, slot, still,
 };
 use super::*;
 
@@ -39,7 +39,7 @@ impl Bench {
     fn of(world: World, pending: Duration) -> Self {
         let cluster = FakeCluster::new(world);
         let limits = Limits { pending, ..LIMITS };
-        let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+        let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
         let keys = Arc::new(FakeKeys::default());
         let rotator = Arc::new(rotator(&cluster, &keys));
         Self {
@@ -64,6 +64,7 @@ fn rotator(cluster: &Arc<FakeCluster>, keys: &Arc<FakeKeys>) -> Rotator {
         Arc::clone(cluster) as Arc<dyn Cluster>,
         Arc::clone(keys) as Arc<dyn KeyMaker>,
         cluster_keys(),
+        still(),
         LIMITS,
     )
 }
@@ -276,6 +277,7 @@ async fn a_leader_with_another_replication_key_makes_no_version() {
         Arc::clone(&bench.cluster) as Arc<dyn Cluster>,
         Arc::clone(&bench.keys) as Arc<dyn KeyMaker>,
         Arc::new(|_: &ClusterMeta| Err("another key".to_owned())),
+        still(),
         LIMITS,
     );
     let error = rotate(&rotator, "k", Duration::from_secs(20)).await.unwrap_err();

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use super::super::decide::Limits;
 use super::super::driver::drive;
 use super::super::keys::KeyMaker;
-use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context};
+use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, still};
 use super::*;
 use crate::config::DAY;
 
@@ -41,7 +41,7 @@ fn bench(world: World, days: i64) -> Bench {
     let wall = since(&world) + days * DAY_MS;
     let cluster = FakeCluster::new(world);
     let limits = Limits::new(Duration::from_secs(30));
-    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, limits));
+    let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
     Bench {
         cluster,
         keys: Arc::new(FakeKeys::default()),
@@ -57,6 +57,7 @@ impl Bench {
             cluster(),
             Arc::clone(&self.keys) as Arc<dyn KeyMaker>,
             cluster_keys(),
+            still(),
             Limits::new(Duration::from_secs(30)),
         );
         let rules = config::Rotation {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 pub(crate) use self::world::{ISSUER, World, admin, context, prepare, slot};
+use super::clocks::Clocks;
 use super::cluster::{Cluster, Leadership};
 use super::keys::{KeyMaker, KeyOrder, NewKey};
 use super::plan::Asked;
@@ -42,6 +43,11 @@ pub(crate) fn replication_key() -> ReplicationKey {
 
 pub(crate) fn cluster_keys() -> ClusterKeys {
     Arc::new(|meta: &ClusterMeta| Ok(Arc::new(replication_key().for_cluster(&meta.cluster_id.0))))
+}
+
+/// A clock that shows what those of a new [`World`]'s nodes do.
+pub(crate) fn still() -> Arc<Clocks> {
+    Arc::new(Clocks::new(Box::new(|| 0)))
 }
 
 /// See the module.

@@ -10,7 +10,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use raft_store::names::SlotName;
@@ -37,8 +37,8 @@ pub struct SlotStartError {
     pub about_pin: bool,
 }
 
-/// Within this every slot that answers is open: a login derives a key from the PIN, a first start makes
-/// nothing yet.
+/// Within this a slot that answers is open, once its module has loaded and opened those before it: a login derives a
+/// key from the PIN, a first start makes nothing yet.
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// All configured slots.
@@ -48,7 +48,7 @@ pub struct SlotManager {
 
 impl SlotManager {
     /// Opens every slot, v1's single one or many, all at once. Blocks for as long as the slowest token takes, up to
-    /// [`OPEN_WITHIN`].
+    /// [`OPEN_WITHIN`] after the last answer of another one of its module.
     ///
     /// # Errors
     /// For a slot this store never saw ready, whatever keeps it from opening; always, two slots that
@@ -109,39 +109,68 @@ impl SlotManager {
     }
 }
 
+/// An attempt's slot, by its place, and what came of it.
+type Answer = (usize, Result<(), OpenFailure>);
+
 /// Opens every slot on a thread of its own, which is left behind if the token hangs: then the node starts
-/// without the slot, and takes it when it comes. All of them together get `limit`.
+/// without the slot, and takes it when it comes. A module may do one thing after the other, and is loaded first: each
+/// answer of one of its slots gives the others `limit` anew.
 fn open_all(
     entries: &[Arc<SlotEntry>],
     limit: Duration,
     open: impl Fn(&SlotEntry) -> Result<(), OpenFailure> + Clone + Send + 'static,
 ) -> Vec<Result<(), OpenFailure>> {
-    let begun: Vec<_> = entries.iter().map(|entry| begin(entry, &open)).collect();
-    let end = Instant::now() + limit;
-    let outcome = |(entry, opened): (&Arc<SlotEntry>, Receiver<_>)| {
-        let left = end.saturating_duration_since(Instant::now());
-        opened.recv_timeout(left).unwrap_or_else(|_| {
+    let (tell, answers) = sync_channel(entries.len());
+    for (place, entry) in entries.iter().enumerate() {
+        begin(place, entry, &open, &tell);
+    }
+    drop(tell);
+    let mut outcomes: Vec<Option<Result<(), OpenFailure>>> = entries.iter().map(|_| None).collect();
+    let began = Instant::now();
+    let mut answered: BTreeMap<&Path, Instant> = BTreeMap::new();
+    loop {
+        let open = entries
+            .iter()
+            .zip(&outcomes)
+            .filter(|(_, outcome)| outcome.is_none());
+        let last = open.map(|(entry, _)| answered.get(module(entry)).copied().unwrap_or(began));
+        let Some(last) = last.max() else { break };
+        let left = (last + limit).saturating_duration_since(Instant::now());
+        let Ok((place, outcome)) = answers.recv_timeout(left) else {
+            break;
+        };
+        if let (Some(entry), Some(slot)) = (entries.get(place), outcomes.get_mut(place)) {
+            answered.insert(module(entry), Instant::now());
+            *slot = Some(outcome);
+        }
+    }
+    let ended = |(entry, outcome): (&Arc<SlotEntry>, Option<_>)| {
+        outcome.unwrap_or_else(|| {
             entry.hangs();
             Err(OpenFailure::Hangs)
         })
     };
-    entries.iter().zip(begun).map(outcome).collect()
+    entries.iter().zip(outcomes).map(ended).collect()
+}
+
+fn module(entry: &SlotEntry) -> &Path {
+    &entry.config().pkcs11_lib
 }
 
 fn begin(
+    place: usize,
     entry: &Arc<SlotEntry>,
     open: &(impl Fn(&SlotEntry) -> Result<(), OpenFailure> + Clone + Send + 'static),
-) -> Receiver<Result<(), OpenFailure>> {
-    let (done, opened) = sync_channel(1);
-    let (opening, open_it, tell) = (Arc::clone(entry), open.clone(), done.clone());
+    answers: &SyncSender<Answer>,
+) {
+    let (opening, open_it, tell) = (Arc::clone(entry), open.clone(), answers.clone());
     let started = std::thread::Builder::new()
         .name(format!("open-{}", entry.name()))
-        .spawn(move || tell.send(open_it(&opening)));
+        .spawn(move || tell.send((place, open_it(&opening))));
     if let Err(error) = started {
         tracing::error!(slot = entry.name().as_str(), %error, "no thread to open the slot on");
-        let _ = done.send(open(entry));
+        let _ = answers.send((place, open(entry)));
     }
-    opened
 }
 
 /// The token that the slot has, or that it could not have because another slot of this process does.
@@ -231,7 +260,7 @@ fn refuse_same_token(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::sync::Barrier;
+    use std::sync::{Barrier, Mutex};
 
     use super::*;
 
@@ -263,6 +292,21 @@ mod tests {
         };
         let outcomes = open_all(&entries(&["a", "b", "c"]), LONG, open);
         assert!(outcomes.iter().all(Result::is_ok) && outcomes.len() == 3);
+    }
+
+    #[test]
+    fn a_module_that_opens_one_slot_after_the_other_has_the_time_of_each() {
+        let turn = Arc::new(Mutex::new(()));
+        let limit = Duration::from_millis(1000);
+        let open = move |_: &SlotEntry| {
+            let _turn = turn.lock().unwrap();
+            std::thread::sleep(limit * 6 / 10);
+            Ok(())
+        };
+        let began = Instant::now();
+        let outcomes = open_all(&entries(&["a", "b", "c"]), limit, open);
+        assert!(outcomes.iter().all(Result::is_ok), "after {:?}", began.elapsed());
+        assert!(began.elapsed() > limit, "they were opened at once");
     }
 
     #[test]

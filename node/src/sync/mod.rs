@@ -43,6 +43,8 @@ use self::board::Board;
 pub use self::replication_key::{Replication, WrongReplicationKey};
 pub use self::slot_key::ClusterSigner;
 pub use self::status::{SlotSync, SyncStatus};
+#[cfg(test)]
+pub(crate) use self::worker::RETIRE_AFTER;
 use self::worker::{Known, Worker};
 use crate::consensus::Consensus;
 use crate::keyring::{KeyRing, TokenOps};

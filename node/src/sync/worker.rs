@@ -32,9 +32,9 @@ const BATCH: usize = 64;
 /// Between looks that fail; after a step that failed the token may not be what it was taken for.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_MOST: Duration = Duration::from_secs(30);
-/// Longer than any request that took the old key ring is under way: a batch of a thousand items gets eleven times
-/// the 2 s of a job, after as much again in the queue.
-const RETIRE_AFTER: Duration = Duration::from_secs(30);
+/// Longer than any request that took the old key ring is under way: nobody waits longer than 66 s for a batch of a
+/// thousand items.
+pub(crate) const RETIRE_AFTER: Duration = Duration::from_secs(75);
 /// The leader grants at once; other holders only if it does not.
 const GRANT_AFTER: Duration = Duration::from_millis(1500);
 const GRANT_STAGGER: Duration = Duration::from_millis(300);

@@ -74,6 +74,7 @@ pub use schedule_destroy::{
 };
 pub use set_acl::SetAcl;
 pub use set_version_use::SetVersionUse;
+pub use stamp::stamp_at;
 pub use undo_destroy::UndoDestroy;
 
 /// One proposed change.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::stamp::stamp;
 use super::{ApplyContext, Bounded, Done, Forbidden, Refusal, require_self, standing_node};
 use crate::names::{RaftId, UnixMillis};
 use crate::state::ClusterState;
@@ -46,8 +47,10 @@ impl ReportNode {
         state.reports.put(self.node, report)?;
         // Who joins serves nobody, so there is nothing for it to count.
         if is_member {
-            self.note_gap(state, counted_before, cx.at)?;
-            self.count(state, cx.at)?;
+            // As late as its own report says, if the leader's clock is behind.
+            let at = stamp(state, cx);
+            self.note_gap(state, counted_before, at)?;
+            self.count(state, at)?;
         }
         Ok(Done::Ok)
     }

@@ -1,10 +1,12 @@
-//! The time that a key version is stamped with. A command's time is the wall clock of the leader that proposed it, and
+//! The time that a key version, or a use of one, is stamped with. A command's time is the wall clock of the leader that proposed it, and
 //! nobody has compared it with anything. Ages are counted from these stamps: one that lies a year ahead would keep a
 //! version from being replaced for a year, one that lies behind would have it replaced at once. So it counts only as
 //! far as the voters' reports, which hold their clocks, do not say otherwise.
 
+use std::collections::BTreeSet;
+
 use super::ApplyContext;
-use crate::names::UnixMillis;
+use crate::names::{RaftId, UnixMillis};
 use crate::state::ClusterState;
 
 /// A report's clock is older than now by the report's age, which is an hour at most while there is a quorum: each node
@@ -13,42 +15,60 @@ const REPORTED_WITHIN_MS: UnixMillis = 2 * 60 * 60 * 1000;
 /// Clocks that are right differ by less.
 const APART_MS: UnixMillis = 30 * 1000;
 
-/// The command's time, unless the voters' last reports contradict it. Then it is the median of what the other voters'
-/// clocks showed and the command's time, the earlier of two in the middle.
+/// The command's time as [`stamp_at`] has it.
+pub(super) fn stamp(state: &ClusterState, cx: &ApplyContext<'_>) -> UnixMillis {
+    stamp_at(state, cx.voters, cx.leader, cx.at)
+}
+
+/// `at`, the time of the leader's clock, unless the voters' last reports contradict it.
 ///
-/// - It is behind if more than half of the voters showed a later time before. No report can be too new.
+/// - It is behind if more than half of the voters showed a later time before; no report can be too new. Then so late it
+///   is at least as the others say. Fewer than half of the voters are wrong, and this leader is one of them: of the
+///   others' clocks the first counts that is not later than one that is right. Of three voters that is the later one.
+///   With two voters the other one is enough: a time that is too late keeps a key for longer, one that is too early may
+///   end it.
 /// - It is ahead if more than half showed an earlier time, by more than a report may be old, and no other voter
 ///   reported anything near it. Reports of nodes that have been away for long are old, too; one that is not tells the
-///   two apart.
+///   two apart. Then it is the median of what the other voters' clocks showed and `at`, the earlier of two in the middle.
 ///
-/// Whoever votes alone is believed, and so is either of two: nobody knows which of them is wrong.
-pub(super) fn stamp(state: &ClusterState, cx: &ApplyContext<'_>) -> UnixMillis {
-    let others = cx.voters.iter().filter(|voter| **voter != cx.leader);
+/// Whoever votes alone is believed. Of two nobody knows which one is ahead.
+#[must_use]
+pub fn stamp_at(
+    state: &ClusterState,
+    voters: &BTreeSet<RaftId>,
+    leader: RaftId,
+    at: UnixMillis,
+) -> UnixMillis {
+    let others = voters.iter().filter(|voter| **voter != leader);
     let mut clocks: Vec<UnixMillis> = others
         .filter_map(|voter| state.reports.get(voter).map(|report| report.clock))
         .collect();
-    let majority = cx.voters.len() / 2 + 1;
-    let latest = cx.at.saturating_add(APART_MS);
-    let earliest = cx.at.saturating_sub(REPORTED_WITHIN_MS);
+    let (majority, wrong) = (voters.len() / 2 + 1, voters.len().saturating_sub(1) / 2);
+    let latest = at.saturating_add(APART_MS);
+    let earliest = at.saturating_sub(REPORTED_WITHIN_MS);
     let later = clocks.iter().filter(|clock| **clock > latest).count();
     let earlier = clocks.iter().filter(|clock| **clock < earliest).count();
-    let is_ahead = earlier >= majority && earlier == clocks.len();
-    if later < majority && !is_ahead {
-        return cx.at;
-    }
-    clocks.push(cx.at);
     clocks.sort_unstable();
-    clocks.get((clocks.len() - 1) / 2).copied().unwrap_or(cx.at)
+    let is_other_of_two = voters.len() == 2 && later == 1;
+    if later >= majority || is_other_of_two {
+        let mut latest_first = clocks.iter().rev();
+        return latest_first.nth(wrong.saturating_sub(1)).copied().unwrap_or(at);
+    }
+    if earlier >= majority && earlier == clocks.len() {
+        // All of them are earlier.
+        return clocks.get(clocks.len() / 2).copied().unwrap_or(at);
+    }
+    at
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::command::Origin;
-    use crate::names::{Boot, Incarnation, RaftId};
+    use crate::names::{Boot, Incarnation};
     use crate::state::FEATURE_LEVEL;
     use crate::state::node::NodeReport;
 
@@ -103,17 +123,37 @@ mod tests {
     fn a_leader_that_is_ahead_or_behind_stamps_what_the_others_say() {
         let (a, b) = (NOW - 60 * MINUTE, NOW - MINUTE);
         assert_eq!(stamped(3, NOW + 400 * DAY, &[a, b]), b);
-        assert_eq!(stamped(3, NOW - 400 * DAY, &[a, b]), a);
+        assert_eq!(stamped(3, NOW - 400 * DAY, &[a, b]), b);
+        assert_eq!(stamped(3, NOW - 400 * DAY, &[b, a]), b);
         assert_eq!(stamped(4, NOW + 400 * DAY, &[a, b, NOW]), b);
         assert_eq!(stamped(5, NOW - 400 * DAY, &[a, b, b, NOW]), b);
+        assert_eq!(stamped(4, NOW - 400 * DAY, &[a, b, NOW]), NOW);
         // One of the others is dead, and its report is old.
         assert_eq!(stamped(3, NOW + 400 * DAY, &[NOW - 90 * DAY, b]), b);
     }
 
     #[test]
-    fn nobody_knows_which_of_two_is_wrong_and_one_has_nobody_to_ask() {
-        for at in [NOW + 400 * DAY, NOW - 400 * DAY] {
-            assert_eq!(stamped(2, at, &[NOW]), at);
+    fn of_those_who_say_that_a_leader_is_behind_as_many_may_be_wrong_as_the_cluster_bears() {
+        let (ago, ahead) = (NOW - 400 * DAY, NOW + 400 * DAY);
+        // Of five voters the leader and one more.
+        assert_eq!(stamped(5, ago, &[NOW - 5, NOW - 3, ahead, NOW - 4]), NOW - 3);
+        assert_eq!(stamped(5, ago, &[NOW - 5, NOW - 3, ago, NOW - 4]), NOW - 4);
+        assert_eq!(stamped(5, ago, &[ahead, NOW - 3, NOW - 4]), NOW - 3);
+        assert_eq!(
+            stamped(7, ago, &[ahead, ahead, NOW - 3, NOW - 4, NOW - 5, ago]),
+            NOW - 3
+        );
+    }
+
+    #[test]
+    fn of_two_the_later_one_counts_unless_it_leads_and_one_has_nobody_to_ask() {
+        let (ahead, behind) = (NOW + 400 * DAY, NOW - 400 * DAY);
+        assert_eq!(stamped(2, behind, &[NOW]), NOW);
+        assert_eq!(stamped(2, NOW - APART_MS, &[NOW]), NOW - APART_MS, "they agree");
+        assert_eq!(stamped(2, behind, &[]), behind, "it has not reported yet");
+        // The other one may have been away.
+        assert_eq!(stamped(2, ahead, &[NOW]), ahead);
+        for at in [ahead, behind] {
             assert_eq!(stamped(1, at, &[]), at);
         }
     }

@@ -174,6 +174,15 @@ impl World {
         self.report(node, clock, BTreeMap::new());
     }
 
+    /// A joined node's report that it understands so much.
+    pub(crate) fn report_level(&mut self, node: RaftId, feature_level: u32) {
+        let report = NodeReport {
+            feature_level,
+            ..self.next_report(node)
+        };
+        self.ok_as(node, Op::ReportNode(ReportNode { node, report }));
+    }
+
     /// A joined node's report of one slot.
     pub(crate) fn report_slot(&mut self, node: RaftId, name: &str, state: &str) {
         let report = SlotReport {

@@ -93,7 +93,13 @@ impl Workbench {
     fn sealed_grant(&self, id: TransportId, node: RaftId, spki: &[u8]) -> Result<Grant, StepError> {
         let epoch = self.meta()?.epoch;
         let context = self.grant_context(id, node, spki, epoch)?;
-        let wrapped = self.slot.grant_transport_key(to_token_transport(id), spki)?;
+        // Of a key that is being made there is no generation yet.
+        let generation = self.generation(id).ok();
+        let wrapped = if generation.is_some_and(|generation| generation.rejected.contains_key(&node)) {
+            self.slot.grant_transport_key_anew(to_token_transport(id), spki)?
+        } else {
+            self.slot.grant_transport_key(to_token_transport(id), spki)?
+        };
         let blob = self.key()?.seal_grant(&context, &wrapped)?;
         Ok(Grant { epoch, blob })
     }

@@ -352,6 +352,50 @@ fn a_leader_whose_clock_is_ahead_makes_no_use_long_ago() {
     assert!(matches!(world.send(&command), Outcome::Done(_)));
 }
 
+/// It counts the uses and takes its own report of them, both by the same clock.
+#[test]
+fn what_a_leader_used_whose_clock_is_far_behind_was_used_when_the_others_say() {
+    const DAY: UnixMillis = 24 * 60 * 60 * 1000;
+    let (today, behind) = (1000 * DAY, 600 * DAY);
+    let mut world = two_members();
+    world.state.nodes.put(3, node("n3", 3)).unwrap();
+    world.voters = BTreeSet::from([1, 2, 3]);
+    let report_of = |node: RaftId, clock, uses| {
+        let report = NodeReport {
+            clock,
+            uses,
+            ..report(1, node as u8)
+        };
+        Op::ReportNode(ReportNode { node, report })
+    };
+    let at = |world: &World, at, origin, op| Command {
+        at,
+        ..world.command(op, origin)
+    };
+    for id in [2, 3] {
+        let op = report_of(id, today - 9 + id as i64, BTreeMap::new());
+        let command = at(&world, behind, Origin::Node(id), op);
+        assert!(matches!(world.send(&command), Outcome::Done(_)));
+    }
+    let uses = BTreeMap::from([(key(1), count(0, 1, behind - 60_000))]);
+    let command = at(&world, behind, Origin::Node(1), report_of(1, behind, uses));
+    assert!(matches!(world.send(&command), Outcome::Done(_)));
+    assert_eq!(usage(&world, 1).unwrap().last_used, today - 6);
+    // By its own clock and by the right one of whoever leads next.
+    let month = 30 * 24 * 60 * 60 * 1000;
+    for (leader, now) in [(1, behind), (2, today)] {
+        world.leader = leader;
+        let command = at(&world, now, admin(), unless_used(month));
+        assert_eq!(world.send(&command), Outcome::Refused(used_recently(0)));
+    }
+    let overridden = ScheduleDestroy {
+        recent_ms: month,
+        ..schedule(1, DecryptOnly)
+    };
+    let command = at(&world, today, admin(), Op::ScheduleDestroy(overridden));
+    assert!(matches!(world.send(&command), Outcome::Done(_)));
+}
+
 fn not_counted(node: &str, counted_ms: Option<u64>) -> Refusal {
     let node = NodeName::new(node).unwrap();
     let (context, version) = (context(), 1);
