@@ -83,8 +83,11 @@ fn client_params(common: &str, unit: Option<&str>) -> Result<CertificateParams> 
 }
 
 fn sign(params: &CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<Identity> {
-    let key = KeyPair::generate()?;
-    let cert = params.signed_by(&key, issuer)?;
+    sign_for(params, &KeyPair::generate()?, issuer)
+}
+
+fn sign_for(params: &CertificateParams, key: &KeyPair, issuer: &Issuer<'_, KeyPair>) -> Result<Identity> {
+    let cert = params.signed_by(key, issuer)?;
     Ok(Identity {
         cert: cert.pem(),
         key: key.serialize_pem(),
@@ -120,6 +123,19 @@ impl Pki {
         self.sign(&client_params(common, unit)?)
     }
 
+    /// A client with an RSA key and many names: its certificate has more than 1.5 KB, as some CAs issue them.
+    pub fn issue_large(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        let mut params = client_params(common, unit)?;
+        for number in 0..20 {
+            let name = format!("{number}.{}.example", "x".repeat(40));
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        let key = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256)?;
+        self.sign_for(&params, &key)
+    }
+
     /// A client whose certificate has ended.
     pub fn issue_expired(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
         let mut params = client_params(common, unit)?;
@@ -135,8 +151,12 @@ impl Pki {
     }
 
     fn sign(&self, params: &CertificateParams) -> Result<Identity> {
-        let key = KeyPair::from_pem(&self.read("ca.key")?)?;
-        sign(params, &Issuer::new(name(CLIENT_CA, None)?, key))
+        self.sign_for(params, &KeyPair::generate()?)
+    }
+
+    fn sign_for(&self, params: &CertificateParams, key: &KeyPair) -> Result<Identity> {
+        let ca = KeyPair::from_pem(&self.read("ca.key")?)?;
+        sign_for(params, key, &Issuer::new(name(CLIENT_CA, None)?, ca))
     }
 
     /// The client CA's name as nodes and openssl write it.

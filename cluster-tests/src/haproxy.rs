@@ -1,7 +1,8 @@
 //! A real HAProxy before a playground, run from one of `config-examples/` as it stands but for addresses, ports and
-//! the path of its socket. It ends with its owner, however that ends.
+//! the paths of its socket and certificates. It ends with its owner, however that ends.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -19,9 +20,19 @@ const PORT_OFFSET: u16 = 9;
 /// What the examples have in the place of a test's own.
 const SOCKET: &str = "/run/haproxy/admin.sock";
 const BIND: &str = "bind :8443";
+const FILES: &str = "/etc/haproxy/";
+/// None of it may be left.
+const LEFT: [&str; 5] = [":8443", "port 8444", SOCKET, FILES, ".internal"];
+/// Server lines of an example. Those of nodes that a playground does not have are left out.
+const EXAMPLE_NODES: u32 = 3;
+/// Sends a PROXY header, and so has to come from an address that nobody else comes from.
+const SENDS_HEADER: &str = "send-proxy-v2";
 /// Ended by the end of the pipe that the shell reads. Debian's place is on the path of root only.
 const SCRIPT: &str = "PATH=\"$PATH:/usr/sbin\"; haproxy -db -f \"$1\" & pid=$!; cat >/dev/null; kill -9 $pid; \
                       wait $pid";
+
+/// Where connections of an example that sends PROXY headers come from.
+pub const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// See the module.
 pub struct Haproxy {
@@ -68,6 +79,18 @@ impl Haproxy {
             Ok(()) => Ok(haproxy),
             Err(error) => Err(error.context(haproxy.said())),
         }
+    }
+
+    /// Where it finds the certificates that an example has in `/etc/haproxy`; to be filled before the start.
+    #[must_use]
+    pub fn files(playground: &Playground) -> PathBuf {
+        playground.scratch().join("haproxy")
+    }
+
+    /// The port that it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `https://host:port` that it listens on.
@@ -127,28 +150,41 @@ fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16)
         .join(example);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let socket = socket.to_str().context("folder is not UTF-8")?;
+    let files = Haproxy::files(playground).join("");
+    let files = files.to_str().context("folder is not UTF-8")?;
     let nodes = playground.nodes();
+    let known = u32::try_from(nodes.len())?;
+    let is_left_out = |line: &&str| {
+        let names = |number: u32| line.contains(&format!("hsm-{number}:8443"));
+        !line.trim_start().starts_with('#') && (known + 1..=EXAMPLE_NODES).any(names)
+    };
     let line = |line: &str| {
         if line.trim_start().starts_with('#') {
             return line.to_owned();
         }
         let mut line = line
             .replace(BIND, &format!("bind 127.0.0.1:{port}"))
-            .replace(SOCKET, socket);
+            .replace(SOCKET, socket)
+            .replace(FILES, files)
+            .replace(SENDS_HEADER, &format!("{SENDS_HEADER} source {BALANCER}"));
         for node in &nodes {
             let address = format!("hsm-{}:8443", node.number);
             if line.contains(&address) {
                 line = line
                     .replace(&address, &format!("127.0.0.1:{}", node.api_port))
-                    .replace("port 8444", &format!("port {}", node.health_port));
+                    .replace("port 8444", &format!("port {}", node.health_port))
+                    .replace(
+                        &format!("verifyhost hsm-{}.internal", node.number),
+                        "verifyhost localhost",
+                    );
             }
         }
         line
     };
-    let lines: Vec<String> = text.lines().map(line).collect();
+    let lines: Vec<String> = text.lines().filter(|line| !is_left_out(line)).map(line).collect();
     let left = lines
         .iter()
-        .find(|line| !line.trim_start().starts_with('#') && (line.contains("844") || line.contains(SOCKET)));
+        .find(|line| !line.trim_start().starts_with('#') && LEFT.iter().any(|part| line.contains(part)));
     if let Some(left) = left {
         bail!("{example}: not replaced: {left}");
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,8 +35,16 @@ pub fn refusal(principal: Option<&Principal>) -> bool {
 /// Whether one more connection from an address may be logged that was refused before anybody has shown a certificate on
 /// it. Ask as [`refusal`].
 pub fn refused_address(address: IpAddr) -> bool {
-    let mut class = lock(&BUDGET.refusals);
-    class.allows(BUDGET.hasher.hash_one(address), Instant::now())
+    let mut class = lock(&BUDGET.addresses);
+    class.allows(BUDGET.hasher.hash_one(network(address)), Instant::now())
+}
+
+/// Who has an address of IPv6 has the /64 that it is in.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+        address => address,
+    }
 }
 
 /// Whether one more request that the service could not answer may be logged: a budget for each code, which
@@ -54,8 +62,12 @@ pub fn audit(principal: &Principal) -> bool {
 
 /// Says how many lines were left out since the last time. To be called every few seconds.
 pub fn say_suppressed() {
-    let [refusals, faults, audit] = BUDGET.take_suppressed();
-    for (class, suppressed) in [("refused requests", refusals), ("requests not served", faults)] {
+    let [refusals, addresses, faults, audit] = BUDGET.take_suppressed();
+    for (class, suppressed) in [
+        ("refused requests", refusals),
+        ("refused connections", addresses),
+        ("requests not served", faults),
+    ] {
         if suppressed > 0 {
             tracing::warn!(class, suppressed, "log lines suppressed");
         }
@@ -79,13 +91,16 @@ struct LogBudget {
     /// Sources are remembered by a hash: a collision costs two of them a shared budget.
     hasher: RandomState,
     refusals: Mutex<Class>,
+    /// Apart from [`LogBudget::refusals`]: anybody can come from many addresses, and the sources of a class are few.
+    addresses: Mutex<Class>,
     faults: Mutex<Class>,
     audit: Mutex<Class>,
 }
 
 impl LogBudget {
-    fn take_suppressed(&self) -> [u64; 3] {
-        [&self.refusals, &self.faults, &self.audit].map(|class| std::mem::take(&mut lock(class).suppressed))
+    fn take_suppressed(&self) -> [u64; 4] {
+        [&self.refusals, &self.addresses, &self.faults, &self.audit]
+            .map(|class| std::mem::take(&mut lock(class).suppressed))
     }
 }
 
@@ -184,8 +199,27 @@ mod tests {
     fn what_was_suppressed_is_said_once() {
         let budget = LogBudget::default();
         allowed(&mut lock(&budget.audit), 1, LINES + 3, Instant::now());
-        assert_eq!(budget.take_suppressed(), [0, 0, 3]);
-        assert_eq!(budget.take_suppressed(), [0, 0, 0]);
+        assert_eq!(budget.take_suppressed(), [0, 0, 0, 3]);
+        assert_eq!(budget.take_suppressed(), [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn many_addresses_leave_principals_their_lines() {
+        for number in 0..2 * SOURCES as u32 {
+            refused_address(IpAddr::V4((0x0a00_0000 + number).into()));
+        }
+        assert_eq!(lock(&BUDGET.addresses).sources.len(), SOURCES + 1);
+        let sources = lock(&BUDGET.refusals).sources.len();
+        assert!(sources < SOURCES, "{sources} sources of refusals");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let network = |text: &str| network(text.parse().unwrap());
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:0:0:2"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
     }
 
     #[test]

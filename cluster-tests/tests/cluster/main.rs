@@ -19,6 +19,7 @@ mod forgeries;
 mod handover;
 #[cfg(feature = "failpoints")]
 mod hanging_up;
+mod haproxy_examples;
 mod hung_token;
 mod invocations;
 #[cfg(feature = "failpoints")]

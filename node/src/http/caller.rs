@@ -9,15 +9,15 @@ use hsm_api::{ErrorCode, paths};
 use tracing::Level;
 
 use super::problem::ApiError;
-use super::rate_limit::Allowance;
 use super::request_id::RequestId;
 use super::respond::TurnedAway;
-use super::service::ApiState;
+use super::shares::Share;
 use super::trace_id::TraceId;
 use super::trusted::{Via, speaks_of_certificates};
 use crate::admin::audit::plain;
 use crate::identity::Principal;
 use crate::log_budget;
+use crate::policy::Denial;
 
 /// See the module.
 pub(super) struct Caller {
@@ -27,17 +27,14 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Finds out, and tells the handlers by an extension of the request. `counted` is the allowance of a proxy that pays
-    /// for a certificate which was not seen before.
-    pub(super) fn of(state: &ApiState, request: &mut Request, counted: &mut Option<Allowance>) -> Self {
+    /// Finds out, and tells the handlers by an extension of the request.
+    pub(super) fn of(request: &mut Request) -> Self {
         let via = request.extensions().get::<Via>().cloned();
         let is_turned_away = request.extensions().get::<TurnedAway>().is_some();
         let principal = match &via {
             // Nothing is done for it.
             Some(_) if is_turned_away => Err(ApiError::new(ErrorCode::ClientCertMissing)),
-            Some(via) => via.client(request.headers(), || {
-                state.limit(via.proxy(), request.uri().path(), counted)
-            }),
+            Some(via) => via.client(request.headers()),
             None => {
                 let connected = request.extensions().get::<Principal>().cloned();
                 connected.ok_or_else(|| ApiError::new(ErrorCode::NoClientCertificate))
@@ -66,6 +63,30 @@ impl Caller {
                 Err(ApiError::new(ErrorCode::AdminThroughProxy))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A place among the requests that are in hand, where those of many clients come on few connections.
+    pub(super) fn enter(&self) -> Result<Option<Share>, ApiError> {
+        match (&self.via, &self.principal) {
+            (Some(via), Ok(client)) => via.enter(client).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Carries a request out. A proxy's connection goes on when one of its clients is revoked; what that one has in hand
+    /// gets as long as on a connection of its own.
+    pub(super) async fn carry_out<T>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let (Some(via), Ok(client)) = (&self.via, &self.principal) else {
+            return work.await;
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = via.expulsion(client) => Err(Denial::Revoked.into()),
         }
     }
 

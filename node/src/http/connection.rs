@@ -30,6 +30,7 @@ use super::places::{OpenConnections, Place};
 use super::preface::{self, PrefaceError};
 use super::problem::ApiError;
 use super::respond::TurnedAway;
+use super::revocation;
 use super::trusted::{TrustedProxies, Via};
 use crate::config::Http2;
 use crate::identity::{IdentityError, Principal};
@@ -42,8 +43,6 @@ use crate::{log_budget, metrics};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Requests in flight when a certificate ends, or when an idle connection is closed, get this long.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// The same, when a certificate is revoked.
-const LAST_WORDS_REVOKED: Duration = Duration::from_secs(1);
 /// Between two looks at the wall clock, which may be set meanwhile.
 const CLOCK_STEP: Duration = Duration::from_secs(60);
 /// Largest head of an HTTP/1 request, and largest header list of HTTP/2.
@@ -299,6 +298,7 @@ impl Connection {
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
         // Of a proxy's connection the proxy: one of its clients must not end it for the others.
         let who = sender.principal.clone();
+        let is_shared = sender.via.is_some();
         let activity = Activity::begin();
         let service = {
             let (router, activity) = (common.router.clone(), Arc::clone(&activity));
@@ -330,7 +330,13 @@ impl Connection {
                     if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(&who)) {
                         tracing::info!(%peer, client = %who, "connection closed: its answers are not read");
                     }
-                    None
+                    // Of a proxy's clients the others get theirs.
+                    if is_shared {
+                        connection.as_mut().graceful_shutdown();
+                        timeout(LAST_WORDS, connection.as_mut()).await.ok()
+                    } else {
+                        None
+                    }
                 }
             },
             // HTTP/2 is told at once (GOAWAY) and finishes what has begun. An idle HTTP/1
@@ -391,26 +397,17 @@ fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
 /// gets.
 async fn expulsion(common: &Common, who: &Principal, peer: SocketAddr) -> Duration {
     tokio::select! {
-        () = certificate_end(who.not_after) => {
-            tracing::info!(%peer, "connection closed: the client's certificate has ended");
+        () = certificate_end(who.ends()) => {
+            tracing::info!(%peer, "connection closed: the client's certificate, or one above it, has ended");
             LAST_WORDS
         }
-        () = revocation(common.policies.clone(), who) => {
+        // At once, if it was while the client waited for its place.
+        () = revocation::revoked(common.policies.clone(), who) => {
             if tracing::enabled!(tracing::Level::INFO) && log_budget::refusal(Some(who)) {
                 tracing::info!(%peer, client = %who, "connection closed: the client's certificate is revoked");
             }
-            LAST_WORDS_REVOKED
+            revocation::LAST_WORDS
         }
-    }
-}
-
-/// Ends when a client's certificate is revoked, at once if it was while the client waited for its place.
-async fn revocation(mut policies: watch::Receiver<Arc<Policy>>, who: &Principal) {
-    let revoked = policies.wait_for(|policy| policy.check_certificate(who).is_err());
-    let ended = revoked.await.is_err();
-    if ended {
-        // The policy is not followed any more: the node stops.
-        std::future::pending::<()>().await;
     }
 }
 

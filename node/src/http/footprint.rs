@@ -83,20 +83,28 @@ pub(super) fn pay(response: &mut Response, share: &mut Share) -> Result<(), ApiE
         .map_err(overloaded)
 }
 
-/// Until its last byte is gone, an answer holds what its request has taken. A connection keeps the bytes when
-/// the body itself is gone.
-pub(super) fn holding(response: Response, share: Share) -> Response {
+/// Until its last byte is gone, an answer holds what its request has taken: memory, and a place among those in hand. A
+/// connection keeps the bytes when the body itself is gone.
+pub(super) fn holding(response: Response, (memory, place): (Share, Option<Share>)) -> Response {
     response.map(|body| {
         Body::new(Holding {
             body,
-            share: Arc::new(share),
+            taken: Arc::new(Taken {
+                _memory: memory,
+                _place: place,
+            }),
         })
     })
 }
 
+struct Taken {
+    _memory: Share,
+    _place: Option<Share>,
+}
+
 struct Holding {
     body: Body,
-    share: Arc<Share>,
+    taken: Arc<Taken>,
 }
 
 impl HttpBody for Holding {
@@ -108,12 +116,12 @@ impl HttpBody for Holding {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        let share = &this.share;
+        let taken = &this.taken;
         Pin::new(&mut this.body).poll_frame(cx).map_ok(|frame| {
             frame.map_data(|bytes| {
                 Bytes::from_owner(Held {
                     bytes,
-                    _share: Arc::clone(share),
+                    _taken: Arc::clone(taken),
                 })
             })
         })
@@ -130,7 +138,7 @@ impl HttpBody for Holding {
 
 struct Held {
     bytes: Bytes,
-    _share: Arc<Share>,
+    _taken: Arc<Taken>,
 }
 
 impl AsRef<[u8]> for Held {
@@ -177,7 +185,7 @@ mod tests {
             .unwrap();
         let mut response = Response::new(Body::from("12345"));
         pay(&mut response, &mut share).unwrap();
-        let response = holding(response, share);
+        let response = holding(response, (share, None));
         let taken = REQUEST + head(&request("/health")) + 5;
         assert_eq!(footprints.taken(), taken);
         assert_eq!(response.body().size_hint().exact(), Some(5));

@@ -94,7 +94,12 @@ impl ApiListener {
             self.open.clone(),
             &self.http2,
             self.stalled,
-            TrustedProxies::new(self.proxies.trusted.clone(), Arc::clone(&self.tls)),
+            TrustedProxies::new(
+                self.proxies.trusted.clone(),
+                Arc::clone(&self.tls),
+                self.policies.clone(),
+                self.open.each(),
+            ),
         ));
         let mut closed = self.drain.clone();
         loop {

@@ -39,6 +39,7 @@ mod reply;
 pub mod request_id;
 mod resolve;
 mod respond;
+mod revocation;
 mod rewrap;
 mod routes;
 mod service;

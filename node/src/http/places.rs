@@ -26,6 +26,7 @@ pub struct OpenConnections {
     handshakes: BriefPlaces,
     places: Arc<Semaphore>,
     max: usize,
+    each: usize,
     shares: Arc<Shares>,
     // Not what the semaphores say: one place is always held by the accept loop that waits.
     open: Arc<AtomicUsize>,
@@ -78,6 +79,7 @@ impl OpenConnections {
             handshakes: BriefPlaces::new(handshakes),
             places: Arc::new(Semaphore::new(max)),
             max,
+            each,
             // The semaphore bounds the sum: for it a client may wait.
             shares: Shares::new(usize::MAX, each),
             open: Arc::default(),
@@ -88,6 +90,11 @@ impl OpenConnections {
     #[must_use]
     pub fn count(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many one principal may have in any case.
+    pub(super) fn each(&self) -> usize {
+        self.each
     }
 
     pub(super) fn enter(&self) -> Counted {

@@ -19,9 +19,10 @@ pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const TEXT: &[u8] = b"PROXY ";
 /// Everything up to the length.
 pub const HEAD: usize = 16;
-/// Most bytes after the head: addresses, and what balancers commonly add (TLS version, name and certificate's CN, a
-/// unique id). They have to fit into one segment, which IPv4 guarantees 536 bytes.
-pub const MAX_REST: usize = 536;
+/// Most bytes after the head: addresses, and what balancers add. A host name has up to 255 bytes, a unique id 128, a
+/// certificate's CN and a cloud's own fields some hundred: 536, what fits into any segment, is too few for all of them.
+/// A whole certificate is not expected: HAProxy's own buffer of 16 KiB would be too much before anybody is known.
+pub const MAX_REST: usize = 2048;
 
 const LOCAL: u8 = 0x20;
 const PROXY: u8 = 0x21;
@@ -286,6 +287,18 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_balancer_may_add_more_than_one_segment_holds() {
+        let source = "192.0.2.7:5".parse().unwrap();
+        // A host name, a unique id, and fields of a cloud's own.
+        let extensions: Vec<u8> = [(2, 255), (5, 128), (0xea, 300)]
+            .iter()
+            .flat_map(|(kind, length)| extension(*kind, &vec![b'x'; *length]))
+            .collect();
+        assert!(extensions.len() > 536);
+        assert_eq!(parse(&encode(source, &extensions)), Ok(Source::Client(source)));
+    }
+
+    #[test]
     fn a_header_that_does_not_add_up_is_refused() {
         assert_eq!(
             parse(&header(PROXY, TCP4, &[0; MAX_REST + 1])),
@@ -338,12 +351,12 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..700)) {
+        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..MAX_REST + 200)) {
             let _ = parse(&bytes);
         }
 
         #[test]
-        fn any_bytes_behind_the_signature_are_read_or_refused(bytes in vec(any::<u8>(), 0..700)) {
+        fn any_bytes_behind_the_signature_are_read_or_refused(bytes in vec(any::<u8>(), 0..MAX_REST + 200)) {
             let _ = parse(&[&SIGNATURE[..], &bytes].concat());
         }
 
@@ -351,7 +364,7 @@ pub(super) mod tests {
         fn a_header_of_any_kind_is_taken_only_within_its_bound(
             command in prop_oneof![Just(LOCAL), Just(PROXY), any::<u8>()],
             family in prop_oneof![Just(TCP4), Just(TCP6), Just(UNSPECIFIED), any::<u8>()],
-            rest in vec(any::<u8>(), 0..700),
+            rest in vec(any::<u8>(), 0..MAX_REST + 200),
         ) {
             if parse(&header(command, family, &rest)).is_ok() {
                 prop_assert!(rest.len() <= MAX_REST && matches!(command, LOCAL | PROXY));

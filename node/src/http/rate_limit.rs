@@ -78,7 +78,8 @@ impl RateLimiter {
         }
         if shard.len() >= self.capacity {
             let now = self.now();
-            shard.retain(|_, allowance| !allowance.0.is_full(now));
+            // One that a request has in hand is about to be taken from: forgotten now, it would be full again.
+            shard.retain(|_, allowance| !allowance.0.is_full(now) || Arc::strong_count(&allowance.0) > 1);
         }
         if shard.len() >= self.capacity {
             return self.shared.clone();
@@ -94,21 +95,25 @@ impl RateLimiter {
         self.charge(allowance, principal, (1, 1), 1)
     }
 
-    /// Takes what a request of `items` costs beyond the one that it was let in for. One that costs more than the
-    /// whole burst needs the whole burst, and is paid for by whatever comes next.
+    /// Takes what a request of `items` costs beyond the one that it was let in for. One that costs more than three
+    /// quarters of the burst needs those, and is paid for by whatever comes next: if it needed the whole burst, any
+    /// other request of its principal would lock it out, and two such requests each other.
     ///
     /// # Errors
-    /// `rate_limited`, with the time after which the whole request can be had.
+    /// `rate_limited`, with the time after which there is a quarter of the burst more than the request needs, so that
+    /// what else its principal does meanwhile does not refuse it again.
     pub(super) fn take_items(&self, principal: &Principal, items: usize) -> Result<(), ApiError> {
         let items = u64::try_from(items).unwrap_or(u64::MAX);
         let Some(more) = items.checked_sub(1).filter(|more| *more > 0) else {
             return Ok(());
         };
-        let need = items.min(self.rate.burst()) - 1;
-        self.charge(&self.allowance(principal), principal, (more, need), items)
+        let spare = self.rate.burst() / 4;
+        let need = items.min(self.rate.burst() - spare) - 1;
+        let whole = items.saturating_add(spare);
+        self.charge(&self.allowance(principal), principal, (more, need), whole)
     }
 
-    /// `whole` is what the request costs when it comes again.
+    /// `whole` is what is there when a request that is refused should come again.
     fn charge(
         &self,
         allowance: &Allowance,
@@ -156,6 +161,7 @@ impl RateLimiter {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::num::NonZeroU32;
+    use std::time::Duration;
 
     use axum::body::Body;
 
@@ -228,8 +234,8 @@ mod tests {
         let caller = principal("a", "CN=CA", 1);
         assert_eq!(allowed(&limiter, &caller), 5);
         assert_eq!(retry_after(take(&limiter, &caller)), "1");
-        // Three more would be there in 3 s, but when the request comes again it costs four.
-        assert_eq!(retry_after(limiter.take_items(&caller, 4)), "4");
+        // When the request comes again it costs three, and one may have been taken by another.
+        assert_eq!(retry_after(limiter.take_items(&caller, 3)), "4");
         assert_eq!(retry_after(limiter.take_items(&caller, 1000)), "5");
     }
 
@@ -254,6 +260,78 @@ mod tests {
         take(&limiter, &caller).unwrap();
         limiter.take_items(&caller, 10).unwrap();
         assert_eq!(retry_after(take(&limiter, &caller)), "10");
+    }
+
+    /// Seconds pass.
+    fn pass(limiter: &mut RateLimiter, seconds: u64) {
+        limiter.began = limiter.began.checked_sub(Duration::from_secs(seconds)).unwrap();
+    }
+
+    /// A request of so many items: when to come again, if it is refused.
+    fn batch(limiter: &RateLimiter, principal: &Principal, items: usize) -> Option<u64> {
+        let taken = take(limiter, principal).and_then(|()| limiter.take_items(principal, items));
+        taken.is_err().then(|| retry_after(taken).parse().unwrap())
+    }
+
+    #[test]
+    fn two_batches_beyond_the_burst_do_not_lock_each_other_out() {
+        let mut limiter = limiter(16, 1000);
+        let caller = principal("a", "CN=CA", 1);
+        // Both have arrived before either of them is counted.
+        let mut waiting = 2;
+        let mut rounds = 0;
+        while waiting > 0 {
+            rounds += 1;
+            assert!(rounds <= 2, "{waiting} of two are still refused");
+            for _ in 0..waiting {
+                take(&limiter, &caller).unwrap();
+            }
+            let refused: Vec<u64> = (0..waiting)
+                .filter_map(|_| {
+                    let taken = limiter.take_items(&caller, 100);
+                    taken.is_err().then(|| retry_after(taken).parse().unwrap())
+                })
+                .collect();
+            waiting = refused.len();
+            pass(&mut limiter, refused.into_iter().max().unwrap_or(0));
+        }
+    }
+
+    #[test]
+    fn a_batch_gets_in_while_its_principal_asks_for_single_ones_too() {
+        for items in [8, 12, 16, 100] {
+            let mut limiter = limiter(16, 1000);
+            let caller = principal("a", "CN=CA", 1);
+            assert_eq!(batch(&limiter, &caller, 100), None);
+            let (mut again, mut second) = (0, 0);
+            // Two thirds of what comes in.
+            loop {
+                if second == again {
+                    match batch(&limiter, &caller, items) {
+                        None => break,
+                        Some(wait) => again = second + wait,
+                    }
+                }
+                if second % 3 > 0 {
+                    let _ = take(&limiter, &caller);
+                }
+                pass(&mut limiter, 1);
+                second += 1;
+                assert!(second < 1000, "a batch of {items} is locked out");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bucket_in_hand_is_not_forgotten_before_it_is_taken_from() {
+        let limiter = limiter(1, SHARDS);
+        let caller = principal("a", "CN=CA", 1);
+        let in_hand = limiter.allowance(&caller);
+        for n in 0..200 {
+            limiter.allowance(&principal(&format!("c{n}"), "CN=CA", 0));
+        }
+        limiter.take(&in_hand, &caller).unwrap();
+        assert!(take(&limiter, &caller).is_err(), "it was full again");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let endpoint = endpoint(request.uri().path());
     let version = request.version();
     let mut counted = None;
-    let caller = Caller::of(&state, &mut request, &mut counted);
+    let caller = Caller::of(&mut request);
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
     let trace = TraceId::of(request.headers());
     request.extensions_mut().insert(id.clone());
@@ -46,18 +46,22 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
 
     let lent = Lent::of(&mut request);
     let mut index = state.data().index();
-    let (mut response, mut footprint) = match guard(&state, &caller, &request, &mut counted) {
-        Ok(Passed { share, wanted }) => {
-            let response = match min_index::reach(&state, caller.principal().ok(), wanted).await {
-                Ok(reached) => {
+    let (mut response, mut footprint, place) = match guard(&state, &caller, &request, &mut counted) {
+        Ok(Passed { share, place, wanted }) => {
+            let answered = async {
+                let reached = min_index::reach(&state, caller.principal().ok(), wanted).await?;
+                Ok::<_, ApiError>((reached, next.run(request).await))
+            };
+            let response = match caller.carry_out(answered).await {
+                Ok((reached, response)) => {
                     index = reached;
-                    next.run(request).await
+                    response
                 }
                 Err(error) => error.into_response(),
             };
-            (response, Some(share))
+            (response, Some(share), place)
         }
-        Err(error) => (error.into_response(), None),
+        Err(error) => (error.into_response(), None, None),
     };
     if let Some(ServedFrom(newer)) = response.extensions_mut().remove() {
         index = newer;
@@ -85,7 +89,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         }
     }
     if let Some(share) = footprint {
-        response = footprint::holding(response, share);
+        response = footprint::holding(response, (share, place));
     }
     common_headers(&state, &mut response, &id, index, version);
     if let Some(counted) = counted {
@@ -112,6 +116,8 @@ pub(crate) struct ServedFrom(pub(crate) StateIndex);
 struct Passed {
     /// What its memory is taken from.
     share: Share,
+    /// Among those in hand, of one that came through a proxy.
+    place: Option<Share>,
     /// What it has to wait for first.
     wanted: Option<Wanted>,
 }
@@ -128,6 +134,7 @@ fn guard(
         return Err(error.clone());
     }
     let principal = caller.principal()?;
+    // Before anything is counted: whoever has stolen a certificate would spend what is its successor's.
     state.data().policy().check_certificate(principal)?;
     state.limit(principal, request.uri().path(), counted)?;
     caller.check_way(request.uri().path())?;
@@ -136,6 +143,7 @@ fn guard(
     }
     Ok(Passed {
         wanted: min_index::wanted(request.uri(), request.headers())?,
+        place: caller.enter()?,
         share: state.footprints().enter(principal, request)?,
     })
 }

@@ -27,6 +27,7 @@ use super::problem::ApiError;
 use super::rate_limit::{Allowance, RateLimiter};
 use super::rewrap::{NAMERS, Rewrap};
 use super::routes::Routes;
+use super::trusted::Via;
 use super::{openapi, respond};
 use crate::config::RateLimit;
 use crate::health::HealthSource;
@@ -207,10 +208,24 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     }
 }
 
+/// Whether an answer names contexts and keys. A role counts on a connection of one's own only: through a proxy only what
+/// everybody reads.
+fn reads_names(state: &ApiState, caller: &Principal, via: Option<Extension<Via>>) -> bool {
+    let policy = state.data().policy();
+    match via {
+        Some(_) => !policy.names_are_kept(),
+        None => policy.reads_names(caller),
+    }
+}
+
 /// v1's document.
-async fn health(State(state): State<ApiState>, Extension(caller): Extension<Principal>) -> Response {
+async fn health(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Principal>,
+    via: Option<Extension<Via>>,
+) -> Response {
     let mut document = state.0.parts.health.v1_health();
-    if !state.data().policy().reads_names(&caller) {
+    if !reads_names(&state, &caller, via) {
         document.kek_status.clear();
     }
     v1_health(&document)
@@ -227,9 +242,13 @@ pub(crate) fn v1_health(document: &HealthResponse) -> Response {
     }
 }
 
-async fn metrics(State(state): State<ApiState>, Extension(caller): Extension<Principal>) -> Response {
+async fn metrics(
+    State(state): State<ApiState>,
+    Extension(caller): Extension<Principal>,
+    via: Option<Extension<Via>>,
+) -> Response {
     let mut text = state.0.parts.health.render_metrics();
-    if !state.data().policy().reads_names(&caller) {
+    if !reads_names(&state, &caller, via) {
         text = without_names(&text);
     }
     ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response()

@@ -1,12 +1,11 @@
-//! Client certificates that trusted proxies have shown and that were found good, so that not every request pays for
-//! the verification of a chain. Nothing is remembered beyond a certificate's end or a change of the CAs. Revocation is
-//! not asked here: it is looked at for every request.
+//! What came of client certificates that trusted proxies have shown, so that not every request pays for the
+//! verification of a chain: whose the good ones are, and apart from those why others were refused. Nothing is
+//! remembered beyond its end or a change of the CAs. Revocation is not asked here: it is looked at for every request.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::identity::Principal;
 use crate::tls::ApiTls;
 
 /// Certificates remembered at once.
@@ -17,31 +16,39 @@ const SHARDS: usize = 16;
 pub(super) type Key = [u8; 32];
 
 /// See the module.
-pub(super) struct Vouched {
+pub(super) struct Vouched<T> {
     hasher: RandomState,
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<Mutex<Shard<T>>>,
     /// Half of what a shard holds.
     half: usize,
 }
 
 /// What was used lately, and what was before: the old half goes when the young one is full. So whatever is in use stays.
-#[derive(Default)]
-struct Shard {
+struct Shard<T> {
     /// The CAs that all of it was verified by.
     by: Option<Arc<ApiTls>>,
-    young: HashMap<Key, Entry>,
-    old: HashMap<Key, Entry>,
+    young: HashMap<Key, Entry<T>>,
+    old: HashMap<Key, Entry<T>>,
 }
 
-#[derive(Clone)]
-struct Entry {
-    principal: Principal,
+impl<T> Shard<T> {
+    fn of(by: Option<Arc<ApiTls>>) -> Self {
+        Self {
+            by,
+            young: HashMap::new(),
+            old: HashMap::new(),
+        }
+    }
+}
+
+struct Entry<T> {
+    what: T,
     /// From when until when, in seconds since the Unix epoch: the wall clock may be set back.
     verified: i64,
     ends: i64,
 }
 
-impl Vouched {
+impl<T: Clone> Vouched<T> {
     pub(super) fn new() -> Self {
         Self::with_capacity(CERTIFICATES)
     }
@@ -49,13 +56,13 @@ impl Vouched {
     fn with_capacity(capacity: usize) -> Self {
         Self {
             hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::of(None))).collect(),
             half: (capacity / SHARDS / 2).max(1),
         }
     }
 
-    /// Whose certificate was shown so, if it was found good by these CAs and has not ended since.
-    pub(super) fn find(&self, key: &Key, by: &Arc<ApiTls>, now: i64) -> Option<Principal> {
+    /// What came of it by these CAs, if that has not ended since.
+    pub(super) fn find(&self, key: &Key, by: &Arc<ApiTls>, now: i64) -> Option<T> {
         let mut shard = self.shard(key, by)?;
         if let Some(entry) = shard.young.get(key) {
             return entry.at(now);
@@ -68,14 +75,14 @@ impl Vouched {
         found
     }
 
-    /// Remembers one that was verified `now` and is good until `ends`.
-    pub(super) fn remember(&self, key: Key, by: &Arc<ApiTls>, principal: Principal, now: i64, ends: i64) {
+    /// Remembers what was found `now` and holds until `ends`.
+    pub(super) fn remember(&self, key: Key, by: &Arc<ApiTls>, what: T, now: i64, ends: i64) {
         let Some(mut shard) = self.shard(&key, by) else {
             return;
         };
         if now < ends {
             let entry = Entry {
-                principal,
+                what,
                 verified: now,
                 ends,
             };
@@ -84,31 +91,28 @@ impl Vouched {
     }
 
     /// Emptied if it was of other CAs.
-    fn shard(&self, key: &Key, by: &Arc<ApiTls>) -> Option<MutexGuard<'_, Shard>> {
+    fn shard(&self, key: &Key, by: &Arc<ApiTls>) -> Option<MutexGuard<'_, Shard<T>>> {
         let index = (self.hasher.hash_one(key) as usize) % SHARDS;
         let shard = self.shards.get(index)?;
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
         let same = shard.by.as_ref().is_some_and(|known| Arc::ptr_eq(known, by));
         if !same {
-            *shard = Shard {
-                by: Some(Arc::clone(by)),
-                ..Shard::default()
-            };
+            *shard = Shard::of(Some(Arc::clone(by)));
         }
         Some(shard)
     }
 }
 
-impl Entry {
-    fn at(&self, now: i64) -> Option<Principal> {
+impl<T: Clone> Entry<T> {
+    fn at(&self, now: i64) -> Option<T> {
         (self.verified..self.ends)
             .contains(&now)
-            .then(|| self.principal.clone())
+            .then(|| self.what.clone())
     }
 }
 
-impl Shard {
-    fn add(&mut self, key: Key, entry: Entry, half: usize) {
+impl<T> Shard<T> {
+    fn add(&mut self, key: Key, entry: Entry<T>, half: usize) {
         if self.young.len() >= half && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -118,15 +122,20 @@ impl Shard {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::ApiTlsFiles;
     use crate::http::tests::fake::principal;
+    use crate::identity::Principal;
     use crate::identity::test_certs::TestCa;
 
     fn cas() -> Arc<ApiTls> {
+        cas_of(&TestCa::new("Clients"))
+    }
+
+    /// A node that knows this CA only.
+    pub(in crate::http) fn cas_of(ca: &TestCa) -> Arc<ApiTls> {
         let dir = tempfile::tempdir().unwrap();
-        let ca = TestCa::new("Clients");
         std::fs::write(dir.path().join("ca.crt"), &ca.pem).unwrap();
         ca.server("server", None).write(dir.path(), "server");
         let files = ApiTlsFiles {
@@ -144,8 +153,8 @@ mod tests {
         key
     }
 
-    fn held(vouched: &Vouched) -> usize {
-        let in_shard = |shard: &Mutex<Shard>| {
+    fn held(vouched: &Vouched<Principal>) -> usize {
+        let in_shard = |shard: &Mutex<Shard<Principal>>| {
             let shard = shard.lock().unwrap();
             shard.young.len() + shard.old.len()
         };
@@ -156,7 +165,7 @@ mod tests {
     fn a_certificate_is_remembered_until_its_end() {
         let (vouched, cas) = (Vouched::new(), cas());
         let who = principal("a", None);
-        assert_eq!(vouched.find(&key(1), &cas, 100), None);
+        assert!(vouched.find(&key(1), &cas, 100).is_none());
         vouched.remember(key(1), &cas, who.clone(), 100, 200);
         assert_eq!(vouched.find(&key(1), &cas, 199), Some(who));
         assert_eq!(vouched.find(&key(2), &cas, 100), None);

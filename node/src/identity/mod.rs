@@ -31,6 +31,9 @@ pub enum IdentityError {
         /// `OU` or `CN`.
         what: &'static str,
     },
+    /// The configured CA that it hangs on has ended.
+    #[error("the configured CA that has issued it has ended: renew the CA's certificate in the node's files")]
+    CaEnded,
     /// A cluster certificate names no node.
     #[error(
         "the certificate names no node: it needs exactly one SAN of the form \
@@ -75,6 +78,7 @@ struct Caller {
     authorities: Vec<Authority>,
     /// Made once: every request is compared with what is revoked.
     revoked_by: Vec<RevocationKey>,
+    ends: i64,
 }
 
 impl Principal {
@@ -87,6 +91,13 @@ impl Principal {
     /// The holder of an identity whose certificate hangs on these CAs.
     #[must_use]
     pub fn below(identity: Identity, authorities: Vec<Authority>) -> Self {
+        let ends = identity.not_after;
+        Self::until(identity, authorities, ends)
+    }
+
+    /// The same, of which something may end earlier than its own certificate: in seconds since the Unix epoch.
+    #[must_use]
+    pub fn until(identity: Identity, authorities: Vec<Authority>, ends: i64) -> Self {
         let named = |fingerprint: [u8; 32], issuer: &str, serial: &str| {
             let (issuer, serial) = (issuer.to_owned(), serial.to_owned());
             [
@@ -103,6 +114,7 @@ impl Principal {
             identity,
             authorities,
             revoked_by,
+            ends,
         }))
     }
 
@@ -110,6 +122,12 @@ impl Principal {
     #[must_use]
     pub fn authorities(&self) -> &[Authority] {
         &self.0.authorities
+    }
+
+    /// When the first of the certificates that it goes by ends, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn ends(&self) -> i64 {
+        self.0.ends
     }
 
     /// Every revocation that would be of its certificate, or of one of those CAs. A common name is a caller's: CAs are

@@ -32,8 +32,19 @@ fn ca_params(cn: impl Into<DnValue>) -> CertificateParams {
 
 impl TestCa {
     pub(crate) fn new(cn: impl Into<DnValue>) -> Self {
+        Self::of(ca_params(cn), KeyPair::generate().unwrap())
+    }
+
+    /// One that ends at the beginning of a year, and one of the same name and key that does not.
+    pub(crate) fn ending_and_renewed(cn: &str, year: i32) -> [Self; 2] {
         let key = KeyPair::generate().unwrap();
-        let params = ca_params(cn);
+        let renewed_key = KeyPair::from_pem(&key.serialize_pem()).unwrap();
+        let mut params = ca_params(cn);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        [Self::of(params, key), Self::of(ca_params(cn), renewed_key)]
+    }
+
+    fn of(params: CertificateParams, key: KeyPair) -> Self {
         let certificate = params.self_signed(&key).unwrap();
         Self {
             pem: certificate.pem(),
@@ -80,8 +91,25 @@ impl TestCa {
 
     /// A CA below this one, with any name.
     pub(crate) fn intermediate(&self, cn: impl Into<DnValue>) -> Self {
+        self.intermediate_until(cn, 4096)
+    }
+
+    /// The same, that ends at the beginning of a year.
+    pub(crate) fn intermediate_until(&self, cn: impl Into<DnValue>, year: i32) -> Self {
+        self.below(cn, |params| params.not_after = rcgen::date_time_ymd(year, 1, 1))
+    }
+
+    /// The same, that ends at a moment, given as time since the Unix epoch.
+    pub(crate) fn intermediate_ending(&self, cn: &str, at: std::time::Duration) -> Self {
+        self.below(cn, |params| {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + at
+        })
+    }
+
+    fn below(&self, cn: impl Into<DnValue>, end: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
-        let params = ca_params(cn);
+        let mut params = ca_params(cn);
+        end(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Self {
             pem: certificate.pem(),

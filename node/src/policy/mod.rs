@@ -253,6 +253,12 @@ impl Policy {
             .collect()
     }
 
+    /// Whether names of contexts and keys in `/metrics` and `/health` are for those who have a role.
+    #[must_use]
+    pub fn names_are_kept(&self) -> bool {
+        self.rules.names_are_kept
+    }
+
     /// Whether a caller reads names of contexts and keys in `/metrics` and `/health`. Everybody does, as in version 1,
     /// until somebody has the role metrics, which is for that; then it, and whoever may list the keys.
     #[must_use]

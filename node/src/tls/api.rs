@@ -12,7 +12,7 @@ use super::crl::{self, Crl, CrlError};
 use super::files::{CaFile, certificates, private_key, refuse_dev};
 use super::{TlsError, provider};
 use crate::config::ApiTlsFiles;
-use crate::identity::{Authority, IdentityError, Principal};
+use crate::identity::{self, Authority, IdentityError, Principal};
 
 const CA: &str = "server.tls.ca_path";
 const ADMIN_CA: &str = "server.tls.admin_client_ca_path";
@@ -20,6 +20,8 @@ const CERT: &str = "server.tls.cert_path";
 const KEY: &str = "server.tls.key_path";
 /// The cluster's CA, only compared with.
 pub(super) const CLUSTER_CA: &str = "cluster.tls.ca_path";
+/// A CA that ends earlier is warned of at the start.
+const SOON: i64 = 30 * 24 * 60 * 60;
 
 /// What the API listener needs for a handshake, as one immutable snapshot.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ struct Anchor {
     verifier: Arc<dyn ClientCertVerifier>,
     /// Another one bears its name.
     ambiguous: bool,
+    /// In seconds since the Unix epoch. TLS does not ask when an anchor ends; version 1 did.
+    ends: i64,
 }
 
 impl Anchor {
@@ -64,9 +68,12 @@ impl Anchor {
                     path: (*path).to_owned(),
                     reason,
                 })?;
+                let ends = ends(der);
+                warn_of_end((file.key, *path), &ca.subject_dn, ends);
                 anchors.push(Self {
                     name: ca.subject_dn.clone(),
                     authority,
+                    ends,
                     verifier: verifier(root)?,
                     ambiguous: false,
                 });
@@ -78,6 +85,33 @@ impl Anchor {
         }
         Ok(anchors)
     }
+}
+
+/// Of one that cannot be read it is not known when it ends.
+fn ends(der: &CertificateDer<'_>) -> i64 {
+    identity::not_after(der).unwrap_or(i64::MIN)
+}
+
+fn seconds(now: UnixTime) -> i64 {
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn warn_of_end((key, path): (&'static str, &Path), ca: &str, ends: i64) {
+    let left = ends.saturating_sub(seconds(UnixTime::now()));
+    let path = path.display();
+    if left <= 0 {
+        tracing::warn!(key, %path, ca, "this CA's certificate has ended: certificates that hang on it are refused");
+    } else if left < SOON {
+        let days = left / (24 * 60 * 60);
+        tracing::warn!(key, %path, ca, days, "this CA's certificate ends soon, and with it those that hang on it");
+    }
+}
+
+/// What a certificate hangs on.
+struct Above {
+    authorities: Vec<Authority>,
+    /// When the first of it ends.
+    ends: i64,
 }
 
 /// The CAs that clients' certificates are accepted from, by the names that [`Principal`] has as issuers.
@@ -201,7 +235,7 @@ impl ApiTls {
             .split_first()
             .ok_or_else(|| IdentityError::Unreadable("there is none".to_owned()))?;
         self.verifier.verify_client_cert(leaf, intermediates, now)?;
-        Ok(self.principal(chain)?)
+        Ok(self.principal_at(chain, now)?)
     }
 
     /// The caller behind a finished handshake's certificates.
@@ -212,14 +246,22 @@ impl ApiTls {
     /// ([`rules`](crate::admin::authorise::rules)).
     ///
     /// # Errors
-    /// No certificate, an unreadable one, or one whose issuer pretends to be a configured CA.
+    /// No certificate, an unreadable one, one below a configured CA that has ended, or one whose issuer pretends to be a
+    /// configured CA.
     pub fn principal(&self, chain: &[CertificateDer<'_>]) -> Result<Principal, IdentityError> {
+        self.principal_at(chain, UnixTime::now())
+    }
+
+    fn principal_at(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Principal, IdentityError> {
         let (leaf, intermediates) = chain
             .split_first()
             .ok_or_else(|| IdentityError::Unreadable("there is none".to_owned()))?;
         let principal = Principal::from_der(leaf)?;
-        let authorities = self.authorities(&principal, leaf, intermediates)?;
-        let principal = Principal::below((*principal).clone(), authorities);
+        let Above { authorities, ends } = self.above(&principal, leaf, intermediates, now)?;
+        if ends <= seconds(now) && principal.not_after > seconds(now) {
+            return Err(IdentityError::CaEnded);
+        }
+        let principal = Principal::until((*principal).clone(), authorities, ends);
         if intermediates.is_empty() {
             // Verified by TLS without help: a configured CA has signed it.
             return Ok(principal);
@@ -229,8 +271,8 @@ impl ApiTls {
             .iter()
             .filter(|(name, _)| *name == principal.issuer_dn)
             .peekable();
-        let genuine = named.peek().is_none()
-            || named.any(|(_, ca)| ca.verify_client_cert(leaf, &[], UnixTime::now()).is_ok());
+        let genuine =
+            named.peek().is_none() || named.any(|(_, ca)| ca.verify_client_cert(leaf, &[], now).is_ok());
         if genuine {
             Ok(principal)
         } else {
@@ -241,29 +283,62 @@ impl ApiTls {
         }
     }
 
-    /// The CAs that a certificate hangs on: all that came with it, and the configured ones. Of several configured ones
-    /// of one name it is those under which it can be verified.
-    fn authorities(
+    /// The CAs that a certificate hangs on: all that came with it, and the configured ones up to the topmost. Of several
+    /// configured ones of one name it is those under which it can be verified.
+    fn above(
         &self,
         principal: &Principal,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-    ) -> Result<Vec<Authority>, IdentityError> {
+        now: UnixTime,
+    ) -> Result<Above, IdentityError> {
         let sent = intermediates.iter().map(|der| Authority::from_der(der));
-        let mut all = sent.collect::<Result<Vec<Authority>, _>>()?;
-        let mut issuers: Vec<String> = all.iter().map(|ca| ca.issuer_dn.clone()).collect();
-        issuers.push(principal.issuer_dn.clone());
-        for anchor in &self.anchors {
-            let signs = issuers.contains(&anchor.name)
-                && (!anchor.ambiguous
-                    || anchor
-                        .verifier
-                        .verify_client_cert(leaf, intermediates, UnixTime::now())
-                        .is_ok());
-            if signs && !all.contains(&anchor.authority) {
-                all.push(anchor.authority.clone());
-            }
+        let mut authorities = sent.collect::<Result<Vec<Authority>, _>>()?;
+        let mut names: Vec<String> = authorities.iter().map(|ca| ca.issuer_dn.clone()).collect();
+        names.push(principal.issuer_dn.clone());
+
+        // Trusted for its own sake is only what stands directly above what was sent.
+        let trusted = self
+            .signers(&names, leaf, intermediates, now)
+            .map(|anchor| anchor.ends);
+        let anchors_end = trusted.max().unwrap_or(i64::MAX);
+        // What came along and has ended was not needed: TLS has found another way.
+        let sent_end = intermediates
+            .iter()
+            .map(ends)
+            .filter(|end| *end > seconds(now))
+            .min();
+        let ends = principal
+            .not_after
+            .min(anchors_end)
+            .min(sent_end.unwrap_or(i64::MAX));
+
+        // A configured CA may hang on another one, whose loss is its own.
+        let known: Vec<CertificateDer<'_>> = intermediates.iter().chain(&self.cas).cloned().collect();
+        loop {
+            let found = self
+                .signers(&names, leaf, &known, now)
+                .find(|anchor| !authorities.contains(&anchor.authority));
+            let Some(anchor) = found else { break };
+            names.push(anchor.authority.issuer_dn.clone());
+            authorities.push(anchor.authority.clone());
         }
-        Ok(all)
+        Ok(Above { authorities, ends })
+    }
+
+    /// The configured CAs that bear one of these names.
+    fn signers<'s, 'q>(
+        &'s self,
+        names: &'q [String],
+        leaf: &'q CertificateDer<'_>,
+        intermediates: &'q [CertificateDer<'_>],
+        now: UnixTime,
+    ) -> impl Iterator<Item = &'s Anchor> {
+        let named = move |anchor: &&Anchor| names.contains(&anchor.name);
+        let signs = move |anchor: &&Anchor| {
+            let verified = || anchor.verifier.verify_client_cert(leaf, intermediates, now);
+            !anchor.ambiguous || verified().is_ok()
+        };
+        self.anchors.iter().filter(named).filter(signs)
     }
 }

@@ -463,15 +463,19 @@ impl DataPlane for FakeNode {
         ];
         let acl = Acl {
             mappings: mappings.into_iter().chain(admitted).collect(),
-            roles: [(Role::Operator, "Operator"), (Role::Metrics, "Watch")]
-                .map(|(role, unit)| RoleEntry {
-                    role,
-                    issuer: "CN=CA".to_owned(),
-                    ou: Some(unit.to_owned()),
-                    cn: None,
-                    spki_sha256: None,
+            // Of principals that are made up, and of those whose certificates are.
+            roles: ["CN=CA", "CN=Clients"]
+                .iter()
+                .flat_map(|issuer| {
+                    [(Role::Operator, "Operator"), (Role::Metrics, "Watch")].map(|(role, unit)| RoleEntry {
+                        role,
+                        issuer: (*issuer).to_owned(),
+                        ou: Some(unit.to_owned()),
+                        cn: None,
+                        spki_sha256: None,
+                    })
                 })
-                .to_vec(),
+                .collect(),
             ..Acl::default()
         };
         Arc::new(Policy::new(&acl, state.revoked.clone()))

@@ -11,6 +11,7 @@ mod min_index;
 mod moved;
 mod openapi;
 mod proxied;
+mod proxied_http2;
 mod rewraps;
 mod running;
 
