@@ -49,6 +49,8 @@ pub const KEY_ENABLE_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version
 pub const KEY_DESTROY_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/destroy";
 /// `POST`: take a destruction back that still waits; as above.
 pub const KEY_UNDO_DESTROY_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/undo-destroy";
+/// `POST`: give an adopted version back to version 1; as above.
+pub const KEY_RELEASE_PATTERN: &str = "/admin/v1/keys/{context}/versions/{version}/release";
 /// `GET`: where each context stands in its rotation.
 pub const ROTATION_STATUS: &str = "/admin/v1/keys/rotation-status";
 /// `POST`: open a slot of the node that is asked, as a route pattern; clients use [`unlock_slot`].
@@ -138,6 +140,7 @@ mod tests {
             (KEY_ENABLE_PATTERN, "enable"),
             (KEY_DESTROY_PATTERN, "destroy"),
             (KEY_UNDO_DESTROY_PATTERN, "undo-destroy"),
+            (KEY_RELEASE_PATTERN, "release"),
         ] {
             let filled = pattern.replace("{context}", "c").replace("{version}", "3");
             assert_eq!(key_version("c", 3, verb), filled);
@@ -162,6 +165,7 @@ mod tests {
             KEY_ENABLE_PATTERN,
             KEY_DESTROY_PATTERN,
             KEY_UNDO_DESTROY_PATTERN,
+            KEY_RELEASE_PATTERN,
             ROTATION_STATUS,
             SLOT_UNLOCK_PATTERN,
             WHOAMI,

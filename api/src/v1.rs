@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// The file, as it stands there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Metadata {
     rotation: Option<BTreeMap<String, Option<Rotation>>>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Rotation {
     current: Option<String>,
@@ -20,10 +21,37 @@ struct Rotation {
     versions: Option<Vec<Version>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 struct Version {
     label: String,
     version: u32,
+    /// Not version 1's: written by whoever has several keys of one label.
+    id: Option<String>,
+    created_at: Option<Written>,
+}
+
+/// What is only shown: something else than a text must keep no node from starting.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Other(IgnoredAny),
+}
+
+/// A key version of version 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct V1Version {
+    /// Its number.
+    pub number: u32,
+    /// Its label in the token.
+    pub label: String,
+    /// Its `CKA_ID` in hex, if one was written beside it.
+    pub id: Option<String>,
+    /// When it was made, as it stands there.
+    pub created_at: Option<String>,
+    /// Whether version 1 encrypts under it. It does not start without that one; of others it does not ask whether they
+    /// are there.
+    pub is_current: bool,
 }
 
 /// A context of version 1.
@@ -33,8 +61,8 @@ pub struct V1Context {
     pub name: String,
     /// How often it was to be rotated, in days, if that was said.
     pub rotation_interval_days: Option<u32>,
-    /// Its versions in the order of their numbers: number and label.
-    pub versions: Vec<(u32, String)>,
+    /// Its versions in the order of their numbers.
+    pub versions: Vec<V1Version>,
 }
 
 /// A file that cannot be what version 1 wrote.
@@ -69,9 +97,11 @@ fn context(
         context: name.clone(),
         problem,
     };
-    let mut versions = BTreeMap::new();
-    for Version { label, version } in rotation.versions.unwrap_or_default() {
-        if label.is_empty() || version == 0 {
+    let current = rotation.current.filter(|current| !current.is_empty());
+    let mut versions: BTreeMap<u32, V1Version> = BTreeMap::new();
+    for listed in rotation.versions.unwrap_or_default() {
+        let Version { label, version, .. } = &listed;
+        if label.is_empty() || *version == 0 {
             let problem =
                 format!("version {version} with the label {label:?}: give it its number and its label");
             return Err(wrong(problem));
@@ -81,21 +111,33 @@ fn context(
                 "the label {label:?} is there twice; a label is one version's"
             )));
         }
-        if let Some(other) = versions.insert(version, label.clone()) {
+        if let Some(other) = versions.get(version) {
+            let other = &other.label;
             let problem =
                 format!("version {version} is there twice ({other:?}, {label:?}); a number is one version's");
             return Err(wrong(problem));
         }
+        let known = V1Version {
+            number: listed.version,
+            is_current: current.as_ref() == Some(&listed.label),
+            label: listed.label,
+            id: listed.id.filter(|id| !id.is_empty()),
+            created_at: match listed.created_at {
+                Some(Written::Text(text)) => Some(text),
+                Some(Written::Other(_)) | None => None,
+            },
+        };
+        versions.insert(known.number, known);
     }
-    if let Some(current) = rotation.current.filter(|current| !current.is_empty())
-        && !versions.values().any(|label| *label == current)
+    if let Some(current) = &current
+        && !versions.values().any(|version| version.is_current)
     {
         let problem = format!("current: {current:?} is not among the versions; add it there with its number");
         return Err(wrong(problem));
     }
     Ok(V1Context {
         rotation_interval_days: rotation.rotation_interval_days,
-        versions: versions.into_iter().collect(),
+        versions: versions.into_values().collect(),
         name,
     })
 }
@@ -138,15 +180,37 @@ mod tests {
         }, "later": 1});
         let contexts = read(file).unwrap();
         assert_eq!(contexts[0].versions, []);
+        let known = |number, label: &str| V1Version {
+            number,
+            label: label.to_owned(),
+            id: None,
+            created_at: Some("2024-01-01T00:00:00Z".to_owned()),
+            is_current: false,
+        };
+        let current = V1Version {
+            is_current: true,
+            ..known(2, "kek-exchange-key-v2")
+        };
         assert_eq!(
             contexts[1],
             V1Context {
                 name: "exchange-key".to_owned(),
                 rotation_interval_days: Some(90),
-                versions: vec![(1, "old one".to_owned()), (2, "kek-exchange-key-v2".to_owned())],
+                versions: vec![known(1, "old one"), current],
             }
         );
         assert_eq!(read(json!({})).unwrap(), []);
+    }
+
+    #[test]
+    fn a_time_that_is_no_text_is_left_out_and_an_id_is_read() {
+        for made in [json!(null), json!(7), json!({"at": "x"}), json!([])] {
+            let version = json!({"label": "a", "version": 1, "created_at": made, "id": "0a0b"});
+            let contexts = read(json!({"rotation": {"c": {"versions": [version]}}})).unwrap();
+            let version = &contexts[0].versions[0];
+            assert_eq!((&version.created_at, version.is_current), (&None, false));
+            assert_eq!(version.id.as_deref(), Some("0a0b"));
+        }
     }
 
     #[test]

@@ -49,8 +49,21 @@ pub(crate) fn v1_metadata(data: &[u8]) -> bool {
     };
     let mut labels = BTreeSet::new();
     for context in &contexts {
-        assert!(context.versions.is_sorted_by(|one, next| one.0 < next.0));
-        for (number, label) in &context.versions {
+        assert!(
+            context
+                .versions
+                .is_sorted_by(|one, next| one.number < next.number)
+        );
+        assert!(
+            context
+                .versions
+                .iter()
+                .filter(|version| version.is_current)
+                .count()
+                <= 1
+        );
+        for version in &context.versions {
+            let (number, label) = (&version.number, &version.label);
             assert!(*number > 0 && !label.is_empty() && labels.insert(label));
             let written = format!("kek-{}-v{number}", context.name);
             assert_eq!(version_of_label(&context.name, &written), Some(*number));

@@ -15,6 +15,8 @@ use crate::templates;
 use crate::token::{Ephemeral, Found, Token, duplicates};
 
 const ORIGINAL: &str = "key of version 1";
+/// What the labels of our copies begin with.
+const COPY: &str = "adopted:";
 
 /// A key of version 1, and the version it is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,28 +112,70 @@ fn labelled(token: &Token<'_>, label: &str) -> Result<Vec<Obj>, HsmError> {
         .find(token.session, &templates::secret_by_label(label))?)
 }
 
-/// The one object of this label, with what it says of itself.
-fn original(token: &Token<'_>, label: &str) -> Result<(Obj, Facts), HsmError> {
+fn not_there(label: &str, id: Option<&[u8]>) -> HsmError {
+    let with_id = id.map(|id| format!(" with CKA_ID {}", hex::encode(id)));
+    HsmError::NotFound {
+        what: ORIGINAL,
+        id: format!("{label:?}{}", with_id.unwrap_or_default()),
+    }
+}
+
+/// `CKA_ID`, perhaps empty.
+fn id_of(token: &Token<'_>, object: Obj) -> Result<Vec<u8>, HsmError> {
+    let read = token.read(object, &[sys::CKA_ID])?;
+    let id = read.first().and_then(Option::as_ref);
+    Ok(id.map(|bytes| bytes.as_slice().to_vec()).unwrap_or_default())
+}
+
+/// The one object of this label, and of this `CKA_ID` if one is named, with what it says of itself.
+fn original(token: &Token<'_>, label: &str, id: Option<&[u8]>) -> Result<(Obj, Facts), HsmError> {
     kek::check_label(label)?;
-    match labelled(token, label)?.as_slice() {
-        [] => Err(HsmError::NotFound {
-            what: ORIGINAL,
-            id: format!("{label:?}"),
-        }),
-        [one] => {
+    if label.starts_with(COPY) {
+        return Err(HsmError::Argument {
+            what: "label",
+            reason: format!(
+                "{label:?} is the label of a copy that adoption makes; name the key that it was made of, whose label \
+                 comes after {COPY:?}"
+            ),
+        });
+    }
+    let mut found = Vec::new();
+    for object in labelled(token, label)? {
+        let own = id_of(token, object)?;
+        if id.is_none_or(|id| id == own) {
+            found.push((object, own));
+        }
+    }
+    match found.as_slice() {
+        [] => Err(not_there(label, id)),
+        [(one, _)] => {
             let facts = Facts::of(token, *one)?;
             facts.check(label)?;
             Ok((*one, facts))
         }
         // Version 1 takes whichever the token finds first, so that nobody knows which one it encrypted with.
-        many => Err(HsmError::Argument {
-            what: "label",
-            reason: format!(
-                "{} keys in the token have the label {label:?}, and one has to be the key; keep a copy of the token, \
-                 then take the others out of it, or rename them, with the vendor's tool",
-                many.len()
-            ),
-        }),
+        many => {
+            let ids: Vec<String> = many.iter().map(|(_, id)| shown(id)).collect();
+            Err(HsmError::Argument {
+                what: "label",
+                reason: format!(
+                    "{} keys in the token have the label {label:?} (CKA_ID {}), and nobody knows which of them version 1 \
+                     encrypted with; it may be each of them at its time. Delete none. To find out, let version 1 decrypt \
+                     something that was encrypted under this label in copies of the token that have one of them each; then \
+                     name that one's CKA_ID (--id HEX, or `id: HEX` beside the label in metadata.yaml)",
+                    many.len(),
+                    ids.join(", ")
+                ),
+            })
+        }
+    }
+}
+
+fn shown(id: &[u8]) -> String {
+    if id.is_empty() {
+        "none".to_owned()
+    } else {
+        hex::encode(id)
     }
 }
 
@@ -174,8 +218,8 @@ fn session_copy<'t>(
 }
 
 /// Finds the key, sees that it can be adopted, and makes its check record. Nothing is left in the token.
-pub(crate) fn record(token: &Token<'_>, kek: &AdoptKek) -> Result<Vec<u8>, HsmError> {
-    let copy = session_copy(token, &kek.label, original(token, &kek.label)?, true)?;
+pub(crate) fn record(token: &Token<'_>, kek: &AdoptKek, id: Option<&[u8]>) -> Result<Vec<u8>, HsmError> {
+    let copy = session_copy(token, &kek.label, original(token, &kek.label, id)?, true)?;
     let made = kek::seal_record(token, copy.object(), kek.key_uid, kek.version, &kek.context)?;
     CheckRecord::parse(kek.key_uid, kek.version, &kek.context, &made)?.prove(token, copy.object())?;
     copy.destroy()?;
@@ -183,9 +227,84 @@ pub(crate) fn record(token: &Token<'_>, kek: &AdoptKek) -> Result<Vec<u8>, HsmEr
 }
 
 /// As [`record`], without an encryption: whether the key could be adopted.
-pub(crate) fn examine(token: &Token<'_>, label: &str) -> Result<(), HsmError> {
-    session_copy(token, label, original(token, label)?, false)?.destroy()?;
+pub(crate) fn examine(token: &Token<'_>, label: &str, id: Option<&[u8]>) -> Result<(), HsmError> {
+    session_copy(token, label, original(token, label, id)?, false)?.destroy()?;
     Ok(())
+}
+
+/// Proves the copy that is there. What is not there is not made.
+pub(crate) fn prove(token: &Token<'_>, kek: &AdoptKek, check_record: &[u8]) -> Result<(), HsmError> {
+    let id = kek.key_uid.as_bytes();
+    let record = CheckRecord::parse(kek.key_uid, kek.version, &kek.context, check_record)?;
+    match token.find(sys::CKO_SECRET_KEY, id)? {
+        Found::None => Err(HsmError::NotFound {
+            what: WHAT,
+            id: kek.key_uid.to_string(),
+        }),
+        Found::Many(count) => Err(duplicates(WHAT, id, count)),
+        Found::One(held) => prove_held(token, kek, &record, held),
+    }
+}
+
+fn prove_held(
+    token: &Token<'_>,
+    kek: &AdoptKek,
+    record: &CheckRecord<'_>,
+    held: Obj,
+) -> Result<(), HsmError> {
+    token.verify(
+        held,
+        &format!("{WHAT} {}", kek.key_uid),
+        &templates::adopted_held(kek.key_uid.as_bytes()),
+    )?;
+    record.prove(token, held).map_err(|error| match error {
+        HsmError::CheckRecord { key_uid, reason } => HsmError::Quarantined {
+            what: WHAT,
+            id: key_uid,
+            reason: format!("the object in the token is another key ({reason})"),
+        },
+        other => other,
+    })
+}
+
+/// A session copy of the one object of the label that the record proves to be the key: there may be others.
+fn proven_copy<'t>(
+    token: &'t Token<'_>,
+    kek: &AdoptKek,
+    record: &CheckRecord<'_>,
+) -> Result<Ephemeral<'t>, HsmError> {
+    kek::check_label(&kek.label)?;
+    let mut refused = not_there(&kek.label, None);
+    for object in labelled(token, &kek.label)? {
+        let facts = Facts::of(token, object)?;
+        if let Err(error) = facts.check(&kek.label) {
+            refused = error;
+            continue;
+        }
+        let copy = match session_copy(token, &kek.label, (object, facts), false) {
+            Ok(copy) => copy,
+            Err(error @ HsmError::NotSupported { .. }) => {
+                refused = error;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match record.prove(token, copy.object()) {
+            Ok(()) => return Ok(copy),
+            Err(HsmError::CheckRecord { key_uid, reason }) => {
+                copy.destroy()?;
+                refused = HsmError::CheckRecord {
+                    key_uid,
+                    reason: format!(
+                        "the key {:?} in this token is not the one that was adopted ({reason})",
+                        kek.label
+                    ),
+                };
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused)
 }
 
 /// Copies the key under its id, once it has proven to be the one that was adopted. On disk and proven when this
@@ -202,33 +321,9 @@ pub(crate) fn adopt(
         Found::None => {}
         _ if replace => {}
         Found::Many(count) => return Err(duplicates(WHAT, id, count)),
-        Found::One(held) => {
-            token.verify(
-                held,
-                &format!("{WHAT} {}", kek.key_uid),
-                &templates::adopted_held(id),
-            )?;
-            return record.prove(token, held).map_err(|error| match error {
-                HsmError::CheckRecord { key_uid, reason } => HsmError::Quarantined {
-                    what: WHAT,
-                    id: key_uid,
-                    reason: format!("the object in the token is another key ({reason})"),
-                },
-                other => other,
-            });
-        }
+        Found::One(held) => return prove_held(token, kek, &record, held),
     }
-    let copy = session_copy(token, &kek.label, original(token, &kek.label)?, false)?;
-    record.prove(token, copy.object()).map_err(|error| match error {
-        HsmError::CheckRecord { key_uid, reason } => HsmError::CheckRecord {
-            key_uid,
-            reason: format!(
-                "the key {:?} in this token is not the one that was adopted ({reason})",
-                kek.label
-            ),
-        },
-        other => other,
-    })?;
+    let copy = proven_copy(token, kek, &record)?;
     if replace {
         kek::destroy(token, kek.key_uid)?;
     }
@@ -241,7 +336,7 @@ pub(crate) fn adopt(
 
 /// The label of the copy. Another one than the original's: version 1, if it is gone back to, must not find two.
 fn copy_label(label: &str) -> String {
-    format!("adopted:{label}")
+    format!("{COPY}{label}")
 }
 
 /// Destroys version 1's objects of this label that the check record proves to be the key. Returns how many those

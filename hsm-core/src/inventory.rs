@@ -111,12 +111,11 @@ pub(crate) fn take(token: &Token<'_>) -> Result<Inventory, HsmError> {
                 {
                     first.problem = Some("more than one object has this id".to_owned());
                     first.duplicate = true;
+                    if check_kek(token, seen.object, &id)?.is_err() {
+                        inventory.labelled.insert(seen.label);
+                    }
                 } else {
-                    let expected = templates::kek_held_any_label(&id);
-                    let checked = match token.verify(seen.object, "object", &expected) {
-                        Err(HsmError::Attribute { .. }) if adopt::is_copy(token, seen.object, &id)? => Ok(()),
-                        checked => checked,
-                    };
+                    let checked = check_kek(token, seen.object, &id)?;
                     if checked.is_err() {
                         inventory.labelled.insert(seen.label.clone());
                     }
@@ -146,6 +145,15 @@ pub(crate) fn take(token: &Token<'_>) -> Result<Inventory, HsmError> {
         }
     }
     Ok(inventory)
+}
+
+/// Whether an object is one of our KEKs, or a copy that adoption made; why not, if it is not.
+fn check_kek(token: &Token<'_>, object: Obj, id: &[u8; 16]) -> Result<Result<(), HsmError>, HsmError> {
+    let expected = templates::kek_held_any_label(id);
+    Ok(match token.verify(object, "object", &expected) {
+        Err(HsmError::Attribute { .. }) if adopt::is_copy(token, object, id)? => Ok(()),
+        checked => checked,
+    })
 }
 
 /// Removes what a kill left behind in SoftHSM: files cut off in the middle, objects without

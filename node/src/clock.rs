@@ -11,6 +11,12 @@ pub fn unix_millis() -> UnixMillis {
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A time of RFC 3339 that is over by this node's wall clock.
+pub fn past(text: &str) -> Option<UnixMillis> {
+    let at = text.trim().parse::<jiff::Timestamp>().ok()?.as_millisecond();
+    (1..unix_millis()).contains(&at).then_some(at)
+}
+
 /// Sixteen random bytes. Without randomness nothing here is safe, so the process ends.
 pub fn random_id() -> [u8; 16] {
     let mut bytes = [0; 16];
@@ -19,4 +25,24 @@ pub fn random_id() -> [u8; 16] {
         std::process::abort();
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_none_or_still_to_come_is_left_out() {
+        assert_eq!(past("2024-01-01T00:00:00Z"), Some(1_704_067_200_000));
+        assert_eq!(past("2024-01-01T02:00:00.5+02:00"), Some(1_704_067_200_500));
+        for text in [
+            "",
+            "yesterday",
+            "2024-01-01",
+            "1969-01-01T00:00:00Z",
+            "9000-01-01T00:00:00Z",
+        ] {
+            assert_eq!(past(text), None, "{text}");
+        }
+    }
 }

@@ -11,7 +11,10 @@ use hsm_api::admin::{
 };
 
 use super::preview::{self, Preview};
-use super::{CHANGE, READ, Session, idempotency_key, key_adopt, key_destroy, key_move, key_usage, list_kek};
+use super::{
+    CHANGE, READ, Session, idempotency_key, key_adopt, key_destroy, key_move, key_release, key_usage,
+    list_kek,
+};
 use crate::exit::{change_failed, missing, would_be_refused};
 use crate::output::{self, or_dash};
 
@@ -42,6 +45,11 @@ pub(crate) enum KeyCommand {
     /// Older versions stay in their own slot and decrypt on; rewrap what was encrypted under them. Every node has to
     /// have both slots open. Returns once the new version is active.
     Move(key_move::Move),
+    /// Give an adopted version back to version 1: the nodes remove their copies of the key.
+    ///
+    /// For a key that was adopted into the wrong context, or before version 1 is gone back to. It decrypts nothing from then
+    /// on; version 1's own object stays in its token, and its label can be adopted again.
+    Release(key_release::Release),
 }
 
 /// A key version as it is typed and printed.
@@ -125,6 +133,7 @@ pub(super) async fn run(session: &Session, command: KeyCommand) -> Result<()> {
         KeyCommand::UndoDestroy(args) => change(session, Verb::UndoDestroy, args).await,
         KeyCommand::Adopt(args) => key_adopt::adopt(session, args).await,
         KeyCommand::Move(args) => key_move::relocate(session, args).await,
+        KeyCommand::Release(args) => key_release::release(session, args).await,
     }
 }
 

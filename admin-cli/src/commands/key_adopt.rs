@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hsm_api::Client;
-use hsm_api::admin::{ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion};
-use hsm_api::v1::{Metadata, V1Context};
+use hsm_api::admin::{
+    ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion, BindingMode,
+};
+use hsm_api::v1::{Metadata, V1Context, V1Version};
 
 use super::{CHANGE, Session, idempotency_key};
 use crate::exit::{change_failed, missing, usage};
@@ -16,6 +18,27 @@ use crate::output::{self, Format, note, or_dash};
 
 /// No list of versions is longer.
 const MAX_FILE: usize = 1 << 20;
+
+/// Whom a context's ciphertexts are bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// To the OU: every certificate of the unit can decrypt.
+    Shared,
+    /// To the CN; version 1's default.
+    Private,
+    /// To nobody.
+    None,
+}
+
+impl From<Mode> for BindingMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Shared => Self::Shared,
+            Mode::Private => Self::Private,
+            Mode::None => Self::None,
+        }
+    }
+}
 
 /// Arguments of `key adopt`.
 #[derive(Debug, Args)]
@@ -36,6 +59,16 @@ pub(crate) struct Adopt {
     /// The slot whose token has it; needed for a new context that the node's configuration does not place.
     #[arg(long)]
     slot: Option<String>,
+    /// CKA_ID of the key in hex, where several in the token have the label.
+    #[arg(long, value_name = "HEX", conflicts_with = "metadata_file")]
+    id: Option<String>,
+    /// Whom version 1 bound the context's ciphertexts to, as its hsm.keys.CONTEXT.mode said; needed for a new context that
+    /// stands in no hsm.keys of the node. It is for good.
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// Although the token has further keys of the context that nobody has adopted; they can be adopted later.
+    #[arg(long)]
+    only: bool,
     /// Adopt every version that this file of version 1 lists (its metadata.yaml); it is only read.
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
@@ -95,6 +128,8 @@ fn requests(args: &Adopt) -> Result<Vec<AdoptKeysRequest>> {
         context: context.to_owned(),
         keys,
         slot: args.slot.clone(),
+        binding: args.mode.map(BindingMode::from),
+        only: args.only,
         dry_run: args.dry_run,
     };
     let Some(path) = &args.metadata_file else {
@@ -106,13 +141,17 @@ fn requests(args: &Adopt) -> Result<Vec<AdoptKeysRequest>> {
         let key = AdoptKey {
             label: label.clone(),
             version: args.version,
+            id: args.id.clone(),
+            created_at: None,
         };
         return Ok(vec![request(context, vec![key])]);
     };
     let listed = listed(path, args.context.as_deref())?;
-    let key = |(version, label): &(u32, String)| AdoptKey {
-        label: label.clone(),
-        version: Some(*version),
+    let key = |version: &V1Version| AdoptKey {
+        label: version.label.clone(),
+        version: Some(version.number),
+        id: version.id.clone(),
+        created_at: version.created_at.clone(),
     };
     Ok(listed
         .iter()
@@ -177,13 +216,16 @@ fn text(answer: &AdoptKeysResponse) -> String {
         [
             answer.context.clone(),
             answer.slot.clone(),
+            answer.binding.to_string(),
             version.version.to_string(),
             version.key_id.clone(),
             outcome(version).to_owned(),
             if version.proven { "yes" } else { "no" }.to_owned(),
         ]
     };
-    let header = ["CONTEXT", "SLOT", "VERSION", "KEY ID", "OUTCOME", "PROVEN"];
+    let header = [
+        "CONTEXT", "SLOT", "MODE", "VERSION", "KEY ID", "OUTCOME", "PROVEN",
+    ];
     let mut text = output::table(header, answer.versions.iter().map(row));
     let active = or_dash(answer.active_version.map(|version| format!("v{version}")));
     match (answer.dry_run, answer.active_version) {
@@ -218,6 +260,9 @@ rotation:
             label: Some("old".to_owned()),
             version: None,
             slot: None,
+            id: None,
+            mode: None,
+            only: false,
             metadata_file: None,
             idempotency_key: None,
             dry_run: true,
@@ -248,9 +293,28 @@ rotation:
         assert_eq!(names, ["2fa", "exchange-key"]);
         let numbers: Vec<_> = all[1].keys.iter().map(|key| key.version).collect();
         assert_eq!(numbers, [Some(1), Some(2)]);
+        let made: Vec<_> = all[1].keys.iter().map(|key| key.created_at.as_deref()).collect();
+        assert_eq!(made, [None, Some("2024-01-01T00:00:00Z")]);
         assert_eq!(requests(&of(Some("2fa"))).unwrap().len(), 1);
         let error = requests(&of(Some("none"))).unwrap_err();
         assert!(error.to_string().contains("lists no versions of none"), "{error}");
+    }
+
+    #[test]
+    fn what_is_said_of_a_key_is_asked_for() {
+        let said = Adopt {
+            id: Some("0a".to_owned()),
+            mode: Some(Mode::Private),
+            only: true,
+            ..args()
+        };
+        let request = requests(&said).unwrap().remove(0);
+        assert_eq!(
+            (request.binding, request.only),
+            (Some(BindingMode::Private), true)
+        );
+        assert_eq!(request.keys[0].id.as_deref(), Some("0a"));
+        assert_eq!(requests(&args()).unwrap()[0].binding, None);
     }
 
     #[test]
@@ -273,6 +337,7 @@ rotation:
         AdoptKeysResponse {
             context: "c".to_owned(),
             slot: "default".to_owned(),
+            binding: BindingMode::Shared,
             dry_run,
             versions: vec![AdoptedVersion {
                 version: 1,
@@ -292,6 +357,7 @@ rotation:
             "{seen}"
         );
         assert!(seen.ends_with("nothing was changed\n"), "{seen}");
+        assert!(seen.contains("shared"), "to whom it is bound is for good: {seen}");
         let seen = text(&answer(false, Some(2)));
         assert!(seen.contains("yes") && seen.ends_with("encrypts: v2\n"), "{seen}");
         assert!(!is_unproven(&answer(true, None)) && !is_unproven(&answer(false, Some(2))));

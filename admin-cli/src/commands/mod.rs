@@ -16,6 +16,7 @@ pub(crate) mod key;
 mod key_adopt;
 pub(crate) mod key_destroy;
 mod key_move;
+mod key_release;
 mod key_usage;
 pub(crate) mod list_kek;
 pub(crate) mod manual;

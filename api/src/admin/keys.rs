@@ -21,7 +21,7 @@ words! {
         Destroying = "destroying",
         /// Gone from every token.
         Destroyed = "destroyed",
-        /// It was never activated; its number is not used again.
+        /// It was never activated, or was adopted and released; its number is not used again.
         Abandoned = "abandoned",
     }
 }
@@ -186,7 +186,7 @@ pub struct DestructionInfo {
     pub remnants_sealed: bool,
 }
 
-/// `POST /admin/v1/keys/{context}/versions/{version}/disable`, and `…/enable`.
+/// `POST /admin/v1/keys/{context}/versions/{version}/disable`, `…/enable` and `…/release`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyUseRequest {}
 
@@ -312,6 +312,13 @@ pub struct AdoptKeysRequest {
     /// The slot whose token they are in; needed for a new context that the node's configuration does not place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
+    /// Whom version 1 bound the context's ciphertexts to; needed for a new context that stands in no `hsm.keys` of the
+    /// node's configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<BindingMode>,
+    /// Although the token has further keys of the context that nobody has adopted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only: bool,
     /// Look into the token, say what would be done, and do nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -326,6 +333,13 @@ pub struct AdoptKey {
     /// next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u32>,
+    /// `CKA_ID` in hex, where several keys in the token have the label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// When version 1 made it, in RFC 3339, if its list says so. Only shown; a time that is none, or is still to come, is
+    /// left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
 }
 
 /// Answer of `POST /admin/v1/keys/adopt`.
@@ -335,6 +349,8 @@ pub struct AdoptKeysResponse {
     pub context: String,
     /// Its slot.
     pub slot: String,
+    /// Whom its ciphertexts are bound to.
+    pub binding: BindingMode,
     /// Whether it was only looked at.
     pub dry_run: bool,
     /// The keys, in the order of the request.

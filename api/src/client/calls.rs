@@ -280,6 +280,18 @@ impl Client {
             .await
     }
 
+    /// Gives an adopted version back to version 1: the nodes remove their copies, and its number is not used again.
+    pub async fn release_key(
+        &self,
+        context: &str,
+        version: u32,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeyVersionResponse>, ClientError> {
+        let path = paths::key_version(context, version, "release");
+        self.mutate(changes_key(&path, idempotency_key), &KeyUseRequest {})
+            .await
+    }
+
     /// Disables versions that nobody needs any more, by each context's policy.
     pub async fn clean_up_keys(
         &self,

@@ -406,11 +406,15 @@ fn keys() -> Vec<Sample> {
     let adopt_key = AdoptKey {
         label: text("kek-exchange-key-v1"),
         version: Some(1),
+        id: Some(text("0a0b")),
+        created_at: Some(time()),
     };
     let adopt = AdoptKeysRequest {
         context: text("exchange-key"),
         keys: vec![adopt_key.clone()],
         slot: Some(text("default")),
+        binding: Some(BindingMode::Shared),
+        only: true,
         dry_run: true,
     };
     let adopted_version = AdoptedVersion {
@@ -422,6 +426,7 @@ fn keys() -> Vec<Sample> {
     let adopted = |active: Option<u32>| AdoptKeysResponse {
         context: text("exchange-key"),
         slot: text("default"),
+        binding: BindingMode::Shared,
         dry_run: false,
         versions: vec![adopted_version.clone()],
         active_version: active,

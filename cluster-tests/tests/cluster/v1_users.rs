@@ -91,18 +91,54 @@ fn count(labels: &[String], wanted: &str) -> usize {
     labels.iter().filter(|label| *label == wanted).count()
 }
 
-/// A start with a list of keys that are not all there.
+/// Starts with lists that the token does not agree with.
 async fn refuses_to_lose_a_key(site: &Site, list: &Path) -> Result<()> {
+    ends_unstarted(site, "metadata.yaml is not there").await?;
+    // Cut short: the token has more.
+    fs::write(list, metadata(&[2]))?;
+    ends_unstarted(
+        site,
+        "kek-exchange-key-v1: it is in the token and not in the list",
+    )
+    .await?;
     fs::write(list, metadata(&[1, 2, 3]))?;
+    ends_unstarted(site, "kek-exchange-key-v3 (version 3 of exchange-key)").await
+}
+
+/// Exit code 78, with the reason in the log.
+async fn ends_unstarted(site: &Site, why: &str) -> Result<()> {
     let mut node = site.command()?.stdout(std::process::Stdio::null()).spawn()?;
     let status = tokio::time::timeout(REFUSED, node.wait()).await??;
-    ensure!(status.code() == Some(78), "it ended with {status}");
-    let log = site.log();
-    for part in [
-        "kek-exchange-key-v3 (version 3 of exchange-key)",
-        "Nothing was changed",
+    ensure!(status.code() == Some(78), "{why}: it ended with {status}");
+    ensure!(site.log().contains(why), "no word of {why:?}");
+    Ok(())
+}
+
+/// A first start that is killed in its middle, again and again: the next one finds what was done, and goes on.
+#[cfg(feature = "failpoints")]
+async fn is_cut_off(site: &Site) -> Result<()> {
+    use std::os::unix::process::ExitStatusExt;
+
+    let marker = site.folder.join("data/v1-metadata");
+    for point in [
+        "v1_keys::after_version",
+        "sync::before_adopt",
+        "rotation::after_prepare_commit",
+        "v1_keys::before_marker",
     ] {
-        ensure!(log.contains(part), "no word of {part:?}");
+        let mut node = site
+            .command()?
+            .env("HSM_FAILPOINTS", format!("{point}=kill"))
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        let status = tokio::time::timeout(READY, node.wait())
+            .await
+            .with_context(|| format!("{point} was not reached"))??;
+        ensure!(status.signal() == Some(9), "{point}: it ended with {status}");
+        ensure!(
+            !marker.exists(),
+            "{point}: it has noted that the list was read to its end"
+        );
     }
     Ok(())
 }
@@ -199,6 +235,8 @@ async fn moves_over(site: &mut Site) -> Result<()> {
 
     let written = metadata(&[1, 2]);
     fs::write(&list, &written)?;
+    #[cfg(feature = "failpoints")]
+    is_cut_off(site).await?;
     let mut node = site.start().await?;
     site.wait_ready().await?;
     reads_what_version_1_encrypted(site).await?;
@@ -215,6 +253,10 @@ async fn moves_over(site: &mut Site) -> Result<()> {
             };
             ensure!(version.state == expected, "{} {version:?}", info.context);
             ensure!(adopted == (version.holders.len() == 1), "{version:?}");
+            if version.key_id == "kek-exchange-key-v2" {
+                // As the list says.
+                ensure!(version.created_at == "2024-02-01T00:00:00Z", "{version:?}");
+            }
         }
     }
     let due = admin.rotation_status().await?.into_body();
@@ -330,6 +372,83 @@ async fn becomes(
     .await
 }
 
+/// Disabled it decrypts nowhere, also after a restart; enabled it decrypts again.
+async fn is_disabled_over_a_restart(cluster: &Playground, version: u32, ask: &DecryptRequest) -> Result<()> {
+    let admin = cluster.client_on("admin", 3)?.with_retry(Retry::Until(READY));
+    admin.disable_key(CONTEXT, version, None).await?;
+    let disabled = |version: &KeyVersionInfo| version.state == KeyState::Disabled;
+    becomes(cluster, "it is disabled", disabled, SEEN).await?;
+    let first = cluster.node(1);
+    first.kill().await?;
+    cluster.start_node(1).await?;
+    first.wait_ready(READY).await?;
+    let client = cluster.client_on("trading-1", 1)?;
+    until("node 1 refuses it as disabled", SEEN, async || {
+        let error = client.decrypt(ask).await.err()?;
+        (error.code() == Some(ErrorCode::KeyVersionDisabled)).then_some(())
+    })
+    .await?;
+    admin.enable_key(CONTEXT, version, None).await?;
+    until("node 1 opens it again", SEEN, async || {
+        client.decrypt(ask).await.ok()
+    })
+    .await?;
+    Ok(())
+}
+
+async fn refuses(cluster: &Playground, arguments: &[&str], why: &str) -> Result<()> {
+    let refused = cluster.hsmctl(arguments).await?;
+    ensure!(
+        refused.code != Some(0) && refused.stderr.contains(why),
+        "{why:?} is not why: {:?}: {}",
+        refused.code,
+        refused.stderr
+    );
+    Ok(())
+}
+
+async fn answers(cluster: &Playground, arguments: &[&str]) -> Result<Value> {
+    let answer = cluster.hsmctl(arguments).await?.ok()?;
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// Of two keys of a context that does not exist yet, the first alone, then the second; the first is given back.
+async fn adopts_one_by_one(cluster: &Playground, endpoint: &str) -> Result<()> {
+    let adopt = |label: &'static str, more: &[&'static str]| {
+        let place = ["--slot", "exchange", "--endpoint", endpoint, "-o", "json"];
+        let key = ["key", "adopt", "--context", "later", "--label", label];
+        [&key[..], &place[..], more].concat()
+    };
+    // To whom was it bound, and what of the other key?
+    let (first, second) = ("kek-later-v1", "kek-later-v2");
+    refuses(cluster, &adopt(first, &[]), "--mode shared, private").await?;
+    refuses(cluster, &adopt(first, &["--mode", "shared"]), second).await?;
+    let made = answers(cluster, &adopt(first, &["--mode", "shared", "--only"])).await?;
+    ensure!(
+        made["versions"][0]["version"] == 1 && made["active_version"] == 3 && made["binding"] == "shared",
+        "{made:#}"
+    );
+    let otherwise = adopt(second, &["--mode", "private"]);
+    refuses(cluster, &otherwise, "shared, for good, and not private").await?;
+    let made = answers(cluster, &adopt(second, &[])).await?;
+    ensure!(
+        made["versions"][0]["version"] == 2 && made["active_version"] == 3,
+        "{made:#}"
+    );
+    let release = [
+        "key",
+        "release",
+        "later/v1",
+        "--confirm",
+        "later/v1",
+        "-o",
+        "json",
+    ];
+    let released = answers(cluster, &release).await?;
+    ensure!(released["state"] == "abandoned", "{released:#}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()> {
     let cluster = formed_with(Playground::builder(), |config| {
@@ -339,7 +458,12 @@ async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()>
     // Version 1's token on node 1, a copy of it on node 2, none on node 3.
     for node in &cluster.nodes()[..2] {
         node.kill().await?;
-        Token::of(&cluster, node, "exchange").make_v1(OLD, &FIRST)?;
+        let token = Token::of(&cluster, node, "exchange");
+        token.make_v1(OLD, &FIRST)?;
+        if node.number == 1 {
+            token.make_v1("kek-later-v1", &SECOND)?;
+            token.make_v1("kek-later-v2", &TWO_FACTOR)?;
+        }
         cluster.start_node(node.number).await?;
         node.wait_ready(READY).await?;
     }
@@ -410,12 +534,15 @@ async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()>
         let opened = until(&what, SEEN, async || client.decrypt(&ask()).await.ok()).await?;
         ensure!(opened.plaintext.as_slice() == b"4111", "something else came out");
     }
+    is_disabled_over_a_restart(&cluster, held.version, &ask()).await?;
     let third = cluster.client_on("trading-1", 3)?;
-    let Err(error) = third.decrypt(&ask()).await else {
-        anyhow::bail!("node 3 opened it");
-    };
-    let refusal = error.api().context("no refusal")?;
-    ensure!(refusal.code == Some(ErrorCode::KeyNotOnThisNode), "{refusal}");
+    // The state says so on every node; what a node serves follows it.
+    let refusal = until("node 3 knows that it has no such key", SEEN, async || {
+        let error = third.decrypt(&ask()).await.err()?;
+        let refusal = error.api()?.clone();
+        (refusal.code == Some(ErrorCode::KeyNotOnThisNode)).then_some(refusal)
+    })
+    .await?;
     ensure!(
         refusal.status == 503 && refusal.retryable && refusal.retry_after == Some(Duration::from_secs(1)),
         "{refusal:?}"
@@ -442,6 +569,8 @@ async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()>
         .await?;
     ensure!(opened.plaintext.as_slice() == b"4111", "something else came out");
 
+    adopts_one_by_one(&cluster, &first).await?;
+
     // Its end: the copies, and what they were made of, on both nodes.
     let admin = cluster.client_on("admin", 3)?.with_retry(Retry::Until(READY));
     let destroy = DestroyKeyRequest {
@@ -457,6 +586,12 @@ async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()>
         let labels = Token::of(&cluster, &node, "exchange").labels()?;
         let left: Vec<_> = labels.iter().filter(|label| label.contains(OLD)).collect();
         ensure!(left.is_empty(), "{}: {left:?}", node.id());
+        let later = |label: &str| (count(&labels, label), count(&labels, &format!("adopted:{label}")));
+        let there = usize::from(node.number == 1);
+        // The first was given back.
+        let expected = ((there, 0), (there, there));
+        let seen = (later("kek-later-v1"), later("kek-later-v2"));
+        ensure!(seen == expected, "{}: {labels:?}", node.id());
     }
     cluster.up().await?;
     open(&cluster.client_on("trading-1", 1)?, CONTEXT, &sealed).await?;

@@ -6,22 +6,23 @@ use crate::error::HsmError;
 use crate::kek;
 
 impl Slot {
-    /// Sees whether the one key of this label, which version 1 made, can be adopted. Changes nothing.
-    pub fn examine_v1_key(&self, label: &str) -> Result<(), HsmError> {
+    /// Sees whether the one key of this label, which version 1 made, can be adopted; where there are several, of this
+    /// `CKA_ID`. Changes nothing.
+    pub fn examine_v1_key(&self, label: &str, id: Option<&[u8]>) -> Result<(), HsmError> {
         let shared = &self.0.shared;
         shared.control("examine_v1_key", |token| {
             health::require_login(shared, token)?;
-            adopt::examine(token, label)
+            adopt::examine(token, label, id)
         })
     }
 
     /// As [`Slot::examine_v1_key`], and makes the check record of the version that the key is to be. It costs the key
     /// one encryption, and leaves nothing in the token.
-    pub fn v1_check_record(&self, kek: &AdoptKek) -> Result<Vec<u8>, HsmError> {
+    pub fn v1_check_record(&self, kek: &AdoptKek, id: Option<&[u8]>) -> Result<Vec<u8>, HsmError> {
         let shared = &self.0.shared;
         shared.control("v1_check_record", |token| {
             health::require_login(shared, token)?;
-            adopt::record(token, kek)
+            adopt::record(token, kek, id)
         })
     }
 
@@ -41,6 +42,17 @@ impl Slot {
             if replace && outcome.is_ok() {
                 shared.end_quarantine(kek.key_uid);
             }
+            outcome
+        })
+    }
+
+    /// Proves the copy that [`Slot::adopt_kek`] has made. One that is not there is not found, and not made.
+    pub fn prove_adopted_kek(&self, kek: &AdoptKek, check_record: &[u8]) -> Result<(), HsmError> {
+        let shared = &self.0.shared;
+        shared.control("prove_adopted_kek", |token| {
+            shared.usable(kek.key_uid)?;
+            let outcome = adopt::prove(token, kek, check_record);
+            shared.note_quarantine(token, kek.key_uid, &outcome);
             outcome
         })
     }

@@ -164,8 +164,8 @@ pub(crate) fn adopt(sandbox: &Sandbox) {
         "{before:?}"
     );
 
-    slot.examine_v1_key(LABEL).unwrap();
-    let record = slot.v1_check_record(&kek).unwrap();
+    slot.examine_v1_key(LABEL, None).unwrap();
+    let record = slot.v1_check_record(&kek, None).unwrap();
     assert!(of_id(&session, kek.key_uid).is_empty(), "only looked at");
     works(&slot, &kek, &record);
     works(&slot, &kek, &record);
@@ -212,8 +212,8 @@ pub(crate) fn refusals(sandbox: &Sandbox) {
         ..kek()
     };
     let refused = |label: &str| {
-        let error = slot.v1_check_record(&named(label)).unwrap_err();
-        assert_eq!(slot.examine_v1_key(label).unwrap_err(), error);
+        let error = slot.v1_check_record(&named(label), None).unwrap_err();
+        assert_eq!(slot.examine_v1_key(label, None).unwrap_err(), error);
         assert!(error.to_string().contains(label), "{error}");
         error
     };
@@ -221,7 +221,13 @@ pub(crate) fn refusals(sandbox: &Sandbox) {
     v1_key(&session, "twice", &KEY, &[]);
     v1_key(&session, "twice", &OTHER, &[]);
     let error = refused("twice");
-    assert!(error.to_string().contains("2 keys in the token"), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("2 keys in the token") && text.contains("Delete none"),
+        "{text}"
+    );
+    let copy = refused("adopted:twice");
+    assert!(copy.to_string().contains("copy that adoption makes"), "{copy}");
     v1_key(&session, "kept", &KEY, &[Attribute::Copyable(false)]);
     assert!(matches!(refused("kept"), HsmError::NotSupported { .. }));
     let secret = [
@@ -235,7 +241,7 @@ pub(crate) fn refusals(sandbox: &Sandbox) {
     assert!(matches!(refused("no-aes"), HsmError::Argument { .. }));
     // The one that nothing was wrong with can still be adopted, and nothing was left behind.
     v1_key(&session, LABEL, &KEY, &[]);
-    let record = slot.v1_check_record(&kek()).unwrap();
+    let record = slot.v1_check_record(&kek(), None).unwrap();
     works(&slot, &kek(), &record);
     assert_eq!(slot.objects().unwrap().keks.len(), 1);
 }
@@ -255,7 +261,7 @@ pub(crate) fn open_original(sandbox: &Sandbox) {
         Attribute::Value(KEY.to_vec()),
     ];
     session.create_object(&template).unwrap();
-    let record = slot.v1_check_record(&kek()).unwrap();
+    let record = slot.v1_check_record(&kek(), None).unwrap();
     works(&slot, &kek(), &record);
     let copies = of_id(&session, kek().key_uid);
     let value = session
@@ -267,7 +273,7 @@ pub(crate) fn open_original(sandbox: &Sandbox) {
 pub(crate) fn another_token(sandbox: &Sandbox) {
     let (first, second) = (sandbox.new_slot("slot-a"), sandbox.new_slot("slot-b"));
     v1_key(&beside(&first), LABEL, &KEY, &[]);
-    let record = first.v1_check_record(&kek()).unwrap();
+    let record = first.v1_check_record(&kek(), None).unwrap();
     first.adopt_kek(&kek(), &record, false).unwrap();
 
     let session = beside(&second);
@@ -282,11 +288,60 @@ pub(crate) fn another_token(sandbox: &Sandbox) {
     works(&second, &kek(), &record);
 }
 
+/// Of several keys of one label the one that is named by its id is adopted, and every other token's copy is made of the
+/// one that the check record proves.
+pub(crate) fn one_of_many(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let session = beside(&slot);
+    for (value, id) in [(&OTHER, b"other-1"), (&KEY, b"right-1"), (&OTHER, b"other-2")] {
+        v1_key(&session, LABEL, value, &[Attribute::Id(id.to_vec())]);
+    }
+    let text = slot.examine_v1_key(LABEL, None).unwrap_err().to_string();
+    for id in [&b"other-1"[..], b"right-1", b"other-2"] {
+        assert!(text.contains(&hex::encode(id)), "{text}");
+    }
+    let error = slot.v1_check_record(&kek(), Some(b"other-3")).unwrap_err();
+    assert!(matches!(error, HsmError::NotFound { .. }), "{error}");
+    assert!(error.to_string().contains(&hex::encode("other-3")), "{error}");
+    slot.examine_v1_key(LABEL, Some(b"right-1")).unwrap();
+    let record = slot.v1_check_record(&kek(), Some(b"right-1")).unwrap();
+    works(&slot, &kek(), &record);
+    let gone = slot.destroy_adopted_kek(&kek(), &record).unwrap();
+    assert_eq!((gone.copies, gone.originals, gone.others), (1, 1, 2));
+    assert_eq!(labelled(&session, LABEL).len(), 2);
+}
+
+pub(crate) fn proven_only(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let session = beside(&slot);
+    v1_key(&session, LABEL, &KEY, &[]);
+    let record = slot.v1_check_record(&kek(), None).unwrap();
+    let error = slot.prove_adopted_kek(&kek(), &record).unwrap_err();
+    assert!(matches!(error, HsmError::NotFound { .. }), "{error}");
+    assert!(of_id(&session, kek().key_uid).is_empty(), "it made a copy");
+    slot.adopt_kek(&kek(), &record, false).unwrap();
+    slot.prove_adopted_kek(&kek(), &record).unwrap();
+    assert_eq!(of_id(&session, kek().key_uid).len(), 1);
+}
+
+/// A second object of one id hides neither of the labels.
+pub(crate) fn same_id(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let session = beside(&slot);
+    let id = Attribute::Id(b"sixteen bytes id".to_vec());
+    v1_key(&session, "kek-c-v1", &KEY, std::slice::from_ref(&id));
+    v1_key(&session, "kek-c-v2", &OTHER, &[id]);
+    let objects = slot.objects().unwrap();
+    let labels: Vec<&str> = objects.labelled.iter().map(String::as_str).collect();
+    assert_eq!(labels, ["kek-c-v1", "kek-c-v2"]);
+    assert!(objects.keks[0].duplicate);
+}
+
 pub(crate) fn destroy(sandbox: &Sandbox) {
     let slot = sandbox.new_slot("slot-a");
     let session = beside(&slot);
     v1_key(&session, LABEL, &KEY, &[]);
-    let record = slot.v1_check_record(&kek()).unwrap();
+    let record = slot.v1_check_record(&kek(), None).unwrap();
     works(&slot, &kek(), &record);
     // Somebody else's, which only goes by the same name.
     v1_key(&session, LABEL, &OTHER, &[]);
@@ -308,7 +363,7 @@ pub(crate) fn destroy(sandbox: &Sandbox) {
 pub(crate) fn make_one(sandbox: &Sandbox) {
     let slot = sandbox.new_slot("slot-a");
     v1_key(&beside(&slot), LABEL, &KEY, &[]);
-    fs::write(saved(sandbox), slot.v1_check_record(&kek()).unwrap()).unwrap();
+    fs::write(saved(sandbox), slot.v1_check_record(&kek(), None).unwrap()).unwrap();
 }
 
 pub(crate) fn kill(sandbox: &Sandbox) {

@@ -61,6 +61,9 @@ scenarios! {
     what_cannot_be_adopted_is_refused_by_its_label: adopt::refusals;
     a_readable_key_of_version_1_gets_a_copy_that_is_closed: adopt::open_original;
     a_key_of_the_same_label_in_another_token_has_to_prove_itself: adopt::another_token;
+    of_keys_of_one_label_the_one_that_is_named_is_adopted: adopt::one_of_many;
+    a_copy_of_an_adopted_key_is_proven_without_being_made: adopt::proven_only;
+    keys_of_version_1_with_one_id_are_each_known_by_their_label: adopt::same_id;
     a_destroyed_adopted_key_takes_its_original_with_it_and_no_other_key: adopt::destroy;
     a_kill_at_any_moment_of_an_adoption_costs_nothing: adopt::make_one, adopt::kill;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{AdoptKeysResponse, AdoptedVersion};
 use raft_store::command::{AdoptVersion, Op, Outcome};
-use raft_store::names::{ContextName, KeyUid, RaftId, SlotName};
+use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{BindingMode, KeyVersion, VersionState};
 use raft_store::state::requests::Seen;
@@ -17,8 +17,10 @@ use tokio::time::Instant;
 
 use super::call::CallError;
 use super::service::AdminService;
+use super::views;
 use crate::rotation::cluster::{Waited, wait_leading};
 use crate::rotation::plan::{Asked, Wish};
+use crate::rotation::reach;
 
 /// How long the answer waits for the node that was asked to hold what it has found.
 const PROVEN_WITHIN: Duration = Duration::from_secs(5);
@@ -30,8 +32,10 @@ pub struct AdoptOrder {
     pub context: ContextName,
     /// The slot whose token holds them.
     pub slot: SlotName,
-    /// The binding mode of the context, if it has to be made.
+    /// The binding mode of the context.
     pub binding: BindingMode,
+    /// The highest number that a label of version 1's form has in the token; 0: none has.
+    pub floor: u32,
     /// The keys.
     pub keys: Vec<FoundKey>,
 }
@@ -47,6 +51,8 @@ pub struct FoundKey {
     pub key_uid: KeyUid,
     /// Made under it; empty where the node knows that it was adopted before.
     pub check_record: Vec<u8>,
+    /// When version 1 made it, if that is known.
+    pub created_at: Option<UnixMillis>,
 }
 
 impl AdoptOrder {
@@ -57,15 +63,16 @@ impl AdoptOrder {
     }
 }
 
-/// The version that this label was adopted as.
+/// The version that this label was adopted as. One that was released is none.
 pub(super) fn adopted<'s>(
     state: &'s ClusterState,
     context: &ContextName,
     label: &str,
 ) -> Option<(u32, &'s KeyVersion)> {
-    state
-        .versions_of(context)
-        .find(|(_, version)| version.origin.is_adopted() && version.label == label)
+    state.versions_of(context).find(|(_, version)| {
+        let stands = version.state != VersionState::Abandoned;
+        version.origin.is_adopted() && stands && version.label == label
+    })
 }
 
 /// Whether a key can be adopted under this label and number, as far as the state says.
@@ -121,6 +128,18 @@ pub(super) fn other_slot(context: &ContextName, slot: &SlotName, asked: &SlotNam
     )
 }
 
+/// The refusal of a binding that is not the context's.
+pub(super) fn other_binding(context: &ContextName, is: BindingMode, asked: BindingMode) -> CallError {
+    let (is, asked) = (views::binding(is), views::binding(asked));
+    CallError::new(
+        ErrorCode::Conflict,
+        format!(
+            "the ciphertexts of {context} are bound in mode {is}, for good, and not {asked}; nothing that version 1 bound \
+             otherwise could be decrypted there: adopt its keys under a new context"
+        ),
+    )
+}
+
 impl AdminService {
     /// Adopts the keys that `holder` has found, and makes a version that encrypts if there is none.
     pub(super) async fn adopt(
@@ -136,6 +155,9 @@ impl AdminService {
             Some(known) if known.slot != order.slot => {
                 return Err(other_slot(context, &known.slot, &order.slot));
             }
+            Some(known) if known.binding != order.binding => {
+                return Err(other_binding(context, known.binding, order.binding));
+            }
             Some(_) => {}
             None => {
                 self.place_context(context, &order.slot, order.binding, asked)
@@ -144,7 +166,8 @@ impl AdminService {
         }
         let mut versions = Vec::with_capacity(order.keys.len());
         for key in &order.keys {
-            versions.push(self.adopt_one(context, key, asked, holder).await?);
+            versions.push(self.adopt_one(order, key, asked, holder).await?);
+            reach("adopt::after_version").await;
         }
         let active_version = self.encrypting(context, asked, deadline).await?;
         let patience = deadline.min(Instant::now() + PROVEN_WITHIN);
@@ -154,6 +177,7 @@ impl AdminService {
         Ok(AdoptKeysResponse {
             context: context.to_string(),
             slot: order.slot.to_string(),
+            binding: views::binding(order.binding),
             dry_run: false,
             versions,
             active_version,
@@ -162,12 +186,12 @@ impl AdminService {
 
     async fn adopt_one(
         &self,
-        context: &ContextName,
+        order: &AdoptOrder,
         key: &FoundKey,
         asked: &Asked,
         holder: RaftId,
     ) -> Result<AdoptedVersion, CallError> {
-        let cluster = &*self.parts.cluster;
+        let (cluster, context) = (&*self.parts.cluster, &order.context);
         let published = cluster.published();
         let id = asked.side_id(&format!("adopt {}", key.label));
         // A repeat is told the same as the first time.
@@ -197,6 +221,8 @@ impl AdminService {
             label: key.label.clone(),
             check_record: key.check_record.clone(),
             holder,
+            floor: order.floor,
+            created_at: key.created_at,
         });
         cluster
             .propose(id, asked.body_hash, asked.origin.clone(), op)

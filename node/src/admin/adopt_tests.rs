@@ -14,6 +14,7 @@ fn found(label: &str, version: u32, uid: u8) -> FoundKey {
         version,
         key_uid: KeyUid([uid; 16]),
         check_record: vec![uid],
+        created_at: None,
     }
 }
 
@@ -26,15 +27,20 @@ fn order(context: &str, key: &str, keys: Vec<FoundKey>) -> AdminCall {
             .map(|key| AdoptKey {
                 label: key.label.clone(),
                 version: Some(key.version),
+                id: None,
+                created_at: None,
             })
             .collect(),
         slot: Some("s".to_owned()),
+        binding: None,
+        only: false,
         dry_run: false,
     };
     let body = AdminBody::AdoptKeys(AdoptOrder {
         context: name(context),
         slot: slot("s"),
         binding: BindingMode::Shared,
+        floor: 0,
         keys,
     });
     let mut call = call("Ops", key, body, &request);
@@ -78,7 +84,7 @@ async fn adopted_keys_only_decrypt_and_a_fresh_one_encrypts() {
     let answer = ask(&bench, order("old", "k", keys())).await;
     let expected = |new: bool| {
         json!({
-            "context": "old", "slot": "s", "dry_run": false, "active_version": 3,
+            "context": "old", "slot": "s", "binding": "shared", "dry_run": false, "active_version": 3,
             "versions": [
                 {"version": 2, "key_id": "kek-old-v2", "new": new, "proven": true},
                 {"version": 1, "key_id": "an old one", "new": new, "proven": true},
@@ -165,6 +171,11 @@ async fn what_is_taken_or_elsewhere_is_refused_and_nothing_is_made() {
         order.slot = slot("t");
     }
     assert_eq!(bench.ask(elsewhere).await, Err(ErrorCode::Conflict));
+    let mut otherwise = order("c", "k", vec![found("old", 7, 1)]);
+    if let AdminBody::AdoptKeys(order) = &mut otherwise.body {
+        order.binding = BindingMode::Private;
+    }
+    assert_eq!(bench.ask(otherwise).await, Err(ErrorCode::Conflict));
     assert_eq!(bench.cluster.count(|op| matches!(op, Op::AdoptVersion(_))), 0);
     // A context with an active version gets no other.
     let answer = ask(&bench, order("c", "k3", vec![found("old", 7, 1)])).await;
@@ -182,6 +193,8 @@ async fn nobody_adopts_in_the_name_of_another_node() {
         label: "old".to_owned(),
         check_record: vec![1],
         holder: 1,
+        floor: 0,
+        created_at: None,
     });
     let mut asked = order("c", "k", vec![found("old", 1, 1)]);
     asked.origin.via_node = 2;
@@ -192,4 +205,33 @@ async fn nobody_adopts_in_the_name_of_another_node() {
     let origin = Origin::Admin(asked.origin);
     let refused = bench.service.parts.cluster.propose(id, [0; 32], origin, op).await;
     assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn a_version_that_is_made_here_takes_no_label_that_version_1_has_given() {
+    let bench = bench();
+    let acks = acknowledge(&bench.cluster);
+    // Version 1 made three, and the first is adopted alone.
+    let with_floor = |key: &str, keys| {
+        let mut call = order("old", key, keys);
+        if let AdminBody::AdoptKeys(order) = &mut call.body {
+            order.floor = 3;
+        }
+        call
+    };
+    let answer = ask(&bench, with_floor("k1", vec![found("kek-old-v1", 1, 1)])).await;
+    assert_eq!(answer["active_version"], 4);
+    // So the others can be adopted as they are called.
+    let rest = vec![found("kek-old-v2", 2, 2), found("kek-old-v3", 3, 3)];
+    let answer = ask(&bench, with_floor("k2", rest)).await;
+    assert_eq!(answer["active_version"], 4);
+    let published = bench.cluster.published();
+    let labels: Vec<_> = published
+        .state
+        .versions_of(&name("old"))
+        .map(|(number, version)| (number, version.label.clone()))
+        .collect();
+    let expected = [1, 2, 3, 4].map(|number| (number, format!("kek-old-v{number}")));
+    assert_eq!(labels, expected);
+    acks.abort();
 }

@@ -64,6 +64,8 @@ pub enum Act {
     KeyAdopt,
     /// `key move`.
     KeyMove,
+    /// `key release`.
+    KeyRelease,
 }
 
 /// Who may act on keys.
@@ -102,6 +104,7 @@ impl Act {
             Self::KeyCleanup => "key.cleanup",
             Self::KeyAdopt => "key.adopt",
             Self::KeyMove => "key.move",
+            Self::KeyRelease => "key.release",
         }
     }
 
@@ -125,7 +128,8 @@ impl Act {
             | Self::KeyUndoDestroy
             | Self::KeyCleanup
             | Self::KeyAdopt
-            | Self::KeyMove => Some(OPERATE),
+            | Self::KeyMove
+            | Self::KeyRelease => Some(OPERATE),
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -154,6 +158,7 @@ impl Act {
             | Self::KeyCleanup
             | Self::KeyAdopt
             | Self::KeyMove
+            | Self::KeyRelease
             | Self::SetAcl
             | Self::Revoke
             | Self::Unrevoke => true,
@@ -186,6 +191,7 @@ impl AdminBody {
             Self::Access(body) => body.act(),
             Self::AdoptKeys(_) => Act::KeyAdopt,
             Self::MoveKey { .. } => Act::KeyMove,
+            Self::ReleaseKey { .. } => Act::KeyRelease,
         }
     }
 }
@@ -253,7 +259,7 @@ mod tests {
         })
     }
 
-    const ALL: [Act; 26] = [
+    const ALL: [Act; 27] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -274,6 +280,7 @@ mod tests {
         Act::KeyCleanup,
         Act::KeyAdopt,
         Act::KeyMove,
+        Act::KeyRelease,
         Act::GetAcl,
         Act::TestAcl,
         Act::SetAcl,
@@ -313,6 +320,7 @@ mod tests {
             "key.cleanup",
             "key.adopt",
             "key.move",
+            "key.release",
         ];
         assert_eq!(operator.len(), reads.len() + operates.len());
         assert!(operates.iter().all(|act| operator.contains(act)));

@@ -112,6 +112,13 @@ pub enum AdminBody {
         /// The slot.
         to: SlotName,
     },
+    /// An adopted version is given back to version 1.
+    ReleaseKey {
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
 }
 
 impl AdminBody {
@@ -137,6 +144,7 @@ impl AdminBody {
             Self::Access(body) => body.operation().to_owned(),
             Self::AdoptKeys(order) => format!("key adopt {}", order.context),
             Self::MoveKey { context, .. } => format!("key move {context}"),
+            Self::ReleaseKey { context, version } => format!("key release {context} v{version}"),
         }
     }
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
 use hsm_api::admin::KeyVersionResponse;
-use raft_store::command::{MIN_WAIT_FLOOR_MS, Op, Refusal, ScheduleDestroy, SetVersionUse, UndoDestroy};
+use raft_store::command::{
+    MIN_WAIT_FLOOR_MS, Op, Refusal, ReleaseVersion, ScheduleDestroy, SetVersionUse, UndoDestroy,
+};
 use raft_store::names::ContextName;
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, VersionState};
@@ -37,6 +39,8 @@ pub enum Change {
     },
     /// That it is not destroyed.
     Undo,
+    /// That it is version 1's alone again, if it was adopted.
+    Release,
 }
 
 /// What changes of keys work with.
@@ -95,7 +99,9 @@ impl KeyLife<'_> {
         known: &KeyVersion,
         change: Change,
     ) -> Result<Option<Op>, CallError> {
-        use VersionState::{Active, DecryptOnly, DestroyScheduled, Destroyed, Destroying, Disabled};
+        use VersionState::{
+            Abandoned, Active, DecryptOnly, DestroyScheduled, Destroyed, Destroying, Disabled,
+        };
         // An active version is refused by the state, which remembers it.
         let asks = matches!(known.state, Active | DecryptOnly | Disabled);
         let cannot = |remedy: &str| {
@@ -130,6 +136,19 @@ impl KeyLife<'_> {
                 Destroying | Destroyed => cannot(": its wait is over, and there is no way back"),
                 _ => cannot(": no destruction of it waits"),
             },
+            Change::Release if !known.origin.is_adopted() => {
+                cannot(": it was made here and not adopted, so there is nobody to give it back to")
+            }
+            Change::Release => match known.state {
+                Abandoned => Ok(None),
+                DecryptOnly | Disabled => Ok(Some(Op::ReleaseVersion(ReleaseVersion {
+                    context,
+                    version,
+                    expected,
+                }))),
+                DestroyScheduled => cannot("; undo its destruction first"),
+                _ => cannot(""),
+            },
             Change::Destroy { .. } if known.state == DestroyScheduled => {
                 cannot(" already; to have it wait for another time, undo that first")
             }
@@ -138,7 +157,8 @@ impl KeyLife<'_> {
                 wait_ms,
                 override_recent_use,
             } => {
-                if !override_recent_use && state.usage(&context, version).is_some() {
+                let dated = state.usage(&context, version).is_some() || known.origin.is_adopted();
+                if !override_recent_use && dated {
                     // A clock that is ahead would find every use long ago.
                     self.clocks.trusted(self.cluster, Instant::now())?;
                 }

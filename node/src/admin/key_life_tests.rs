@@ -227,3 +227,49 @@ async fn without_a_quorum_nothing_is_changed_and_said_to_be() {
     bench.ask(DESTROY, 1, "k").await.unwrap();
     assert_eq!(bench.cluster.count(|op| matches!(op, Op::ScheduleDestroy(_))), 1);
 }
+
+/// As version 4 of `c`, which node 1 has found.
+fn with_adopted(bench: &Bench) {
+    bench.cluster.with(|world| {
+        world.ok(Op::AdoptVersion(raft_store::command::AdoptVersion {
+            context: name("c"),
+            version: 4,
+            key_uid: raft_store::names::KeyUid([4; 16]),
+            label: "old".to_owned(),
+            check_record: vec![1],
+            holder: 1,
+            floor: 0,
+            created_at: None,
+        }));
+    });
+}
+
+#[tokio::test]
+async fn an_adopted_version_is_released_and_no_other() {
+    let bench = bench(1);
+    with_adopted(&bench);
+    let error = bench.ask(Change::Release, 1, "k").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.detail.contains("made here"), "{error}");
+    let answer = bench.ask(Change::Release, 4, "k").await.unwrap();
+    assert_eq!(answer.info.state, hsm_api::admin::KeyState::Abandoned);
+    // Again, under the same key and another.
+    let before = bench.proposed();
+    bench.ask(Change::Release, 4, "k").await.unwrap();
+    bench.ask(Change::Release, 4, "k2").await.unwrap();
+    assert_eq!(bench.proposed(), before);
+    assert_eq!(bench.code(Change::Enable, 4, "k3").await, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn an_adopted_version_that_waits_for_its_end_is_not_released() {
+    let bench = bench(1);
+    with_adopted(&bench);
+    let destroy = Change::Destroy {
+        wait_ms: None,
+        override_recent_use: true,
+    };
+    bench.ask(destroy, 4, "k").await.unwrap();
+    let error = bench.ask(Change::Release, 4, "k2").await.unwrap_err();
+    assert!(error.detail.contains("undo its destruction"), "{error}");
+}

@@ -2,7 +2,7 @@
 //! differences are not applied from here, except that revocations are still added
 //! ([`super::seeding`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use raft_store::state::access::{Acl, RevocationKey};
 use raft_store::state::frozen::AclV1;
@@ -27,6 +27,8 @@ pub struct Seed {
     pub issuers: Vec<String>,
     /// What new contexts are made of. Only compared with those that there are.
     pub contexts: Configured,
+    /// A list of revocations of version 1 that is not there.
+    pub missing: Option<PathBuf>,
 }
 
 impl Seed {
@@ -35,11 +37,14 @@ impl Seed {
     /// # Errors
     /// When a role's issuer is none of them; when `acl.revoked_file` cannot be read, because a list that
     /// vanished must not start as an empty one; when an entry of it revokes nothing, or not what its author
-    /// meant.
+    /// meant. Version 1 starts without the file until somebody is revoked: beside `hsm.slot_id` a file that is not there
+    /// is an error only where [`Self::check_missing`] says so.
     pub fn of(config: &Config, issuers: &ClientIssuers) -> Result<Self, ConfigError> {
         check_issuers(&config.roles, &issuers.all)?;
         let role_issuer = role_issuer(&config.roles, &issuers.of_roles);
-        let revocations = match &config.acl.revoked_file {
+        let file = config.acl.revoked_file.as_ref();
+        let missing = file.filter(|path| config.hsm.legacy && matches!(path.try_exists(), Ok(false)));
+        let revocations = match file.filter(|_| missing.is_none()) {
             Some(path) => revocations(path, read_revoked(path)?, &issuers.all)?,
             None => Vec::new(),
         };
@@ -55,7 +60,28 @@ impl Seed {
                 placements: Placements::of(&config.hsm),
                 rotation: Some(config.rotation_policy()),
             },
+            missing: missing.cloned(),
         })
+    }
+
+    /// Whether it may be that nobody is revoked because the list is not there: before there is a cluster, as in
+    /// version 1; never after that.
+    ///
+    /// # Errors
+    /// The list has vanished.
+    pub fn check_missing(&self, founded: bool) -> Result<(), ConfigError> {
+        let Some(path) = &self.missing else {
+            return Ok(());
+        };
+        if founded {
+            return Err(ConfigError::Unreadable {
+                path: path.clone(),
+                reason: std::io::ErrorKind::NotFound.into(),
+            });
+        }
+        let path = path.display();
+        tracing::warn!("configuration: acl.revoked_file: {path} is not there; nobody is revoked");
+        Ok(())
     }
 
     /// The policy before there is a cluster.

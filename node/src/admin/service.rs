@@ -27,7 +27,7 @@ use super::key_life::{Change, KeyLife};
 use super::seed::Seed;
 use super::views::rfc3339;
 use crate::clock;
-use crate::config::Destroy;
+use crate::config::{Destroy, policy_of};
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
 use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, no_transport, unknown_context};
@@ -190,6 +190,9 @@ impl AdminService {
             AdminBody::Access(body) => {
                 access::execute(cluster, &self.parts.seed, &call.principal(), &asked, body).await
             }
+            AdminBody::ReleaseKey { context, version } => {
+                self.change_key(context, *version, Change::Release, &asked).await
+            }
             AdminBody::AdoptKeys(order) => {
                 json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
             }
@@ -332,11 +335,7 @@ impl AdminService {
     }
 
     fn policy(&self, context: &ContextName) -> RotationPolicy {
-        let limit = self.parts.max_invocations.get(context).copied();
-        RotationPolicy {
-            max_invocations: limit.unwrap_or(self.parts.policy.max_invocations),
-            ..self.parts.policy.clone()
-        }
+        policy_of(&self.parts.policy, &self.parts.max_invocations, context)
     }
 
     async fn join_token(
@@ -369,7 +368,8 @@ impl AdminBody {
             Self::CreateJoinToken { node, .. } => node.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::SetKeyUse { context, version, .. }
             | Self::DestroyKey { context, version, .. }
-            | Self::UndoDestroy { context, version } => format!("{context}/v{version}"),
+            | Self::UndoDestroy { context, version }
+            | Self::ReleaseKey { context, version } => format!("{context}/v{version}"),
             Self::Cleanup { context, .. } => context.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::Access(body) => body.target(),
             Self::AdoptKeys(order) => order.target(),

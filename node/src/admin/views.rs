@@ -31,6 +31,16 @@ pub fn rfc3339(at: UnixMillis) -> String {
         .unwrap_or_default()
 }
 
+/// Whom ciphertexts are bound to.
+#[must_use]
+pub fn binding(binding: BindingMode) -> ApiBinding {
+    match binding {
+        BindingMode::None => ApiBinding::None,
+        BindingMode::Shared => ApiBinding::Shared,
+        BindingMode::Private => ApiBinding::Private,
+    }
+}
+
 /// A node's name.
 #[must_use]
 pub fn node_name(state: &ClusterState, id: RaftId) -> String {
@@ -50,11 +60,7 @@ pub fn keys(state: &ClusterState) -> ListKeksResponse {
     let context = |name: &ContextName, context: &Context| ContextInfo {
         context: name.to_string(),
         slot: context.slot.to_string(),
-        binding: match context.binding {
-            BindingMode::None => ApiBinding::None,
-            BindingMode::Shared => ApiBinding::Shared,
-            BindingMode::Private => ApiBinding::Private,
-        },
+        binding: binding(context.binding),
         active_version: context.active_version,
         versions: state
             .versions_of(name)

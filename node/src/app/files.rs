@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{StartFailure, descriptors};
+use super::{StartFailure, descriptors, v1_keys};
 use crate::admin::Seed;
 use crate::config::{Config, PeerListener};
 use crate::secrets::{check_pin, check_replication_key};
@@ -49,12 +49,13 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
     if let Err(error) = descriptors::room(&config.server.limits) {
         tracing::warn!("with this process's limit of file descriptors the node would not start: {error}");
     }
-    Files::read(config)?;
+    // Whether there is a cluster yet only the store knows, which belongs to the node that runs.
+    Files::read(config)?.seed.check_missing(false)?;
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;
     }
     check_replication_key(&config.cluster.replication.key, &config.data_dir)?;
-    Ok(())
+    v1_keys::check_list(config)
 }
 
 fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
@@ -173,5 +174,60 @@ mod tests {
             "{error}"
         );
         assert!(error.ends_with("did you mean CN=Clients?"), "{error}");
+    }
+
+    /// As version 1's file names them; its list of keys is `metadata.yaml`.
+    fn check_as_v1(folder: &Folder) -> Result<(), String> {
+        let at = |name: &str| folder.path(name).display().to_string();
+        let text = format!(
+            "server: {{tls: {{ca_path: {}, cert_path: {}, key_path: {}}}}}\n\
+             data_dir: {}\n\
+             hsm: {{slot_id: t, metadata_file: {}, keys: {{c: {{mode: shared}}}}}}\n\
+             acl: {{revoked_file: {}}}\n",
+            at("ca.crt"),
+            at("server.crt"),
+            at("server.key"),
+            at("data"),
+            at("metadata.yaml"),
+            at("revoked.yaml"),
+        );
+        let env = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
+        let config = Config::parse(&text, Path::new("config.yaml"), Some(0o600), &env).unwrap();
+        check(&config).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn version_1s_list_of_keys_is_read_as_its_first_start_would() {
+        let folder = Folder::new();
+        assert_eq!(check_as_v1(&folder), Ok(()), "it is not there");
+        let list = |context: &str| {
+            let text =
+                format!("rotation: {{{context}: {{current: a, versions: [{{label: a, version: 1}}]}}}}\n");
+            folder.write("metadata.yaml", &text);
+            check_as_v1(&folder)
+        };
+        assert_eq!(list("c"), Ok(()));
+        let error = list("other").unwrap_err();
+        assert!(error.contains("hsm.keys.other.mode"), "{error}");
+        folder.write("metadata.yaml", "rotation: [");
+        assert!(check_as_v1(&folder).is_err());
+    }
+
+    #[test]
+    fn version_1_starts_without_a_list_of_revocations_and_a_cluster_does_not() {
+        let folder = Folder::new();
+        std::fs::remove_file(folder.path("revoked.yaml")).unwrap();
+        assert_eq!(check_as_v1(&folder), Ok(()));
+        let missing = Seed {
+            missing: Some(folder.path("revoked.yaml")),
+            ..Seed::default()
+        };
+        missing.check_missing(false).unwrap();
+        let error = missing.check_missing(true).unwrap_err().to_string();
+        assert!(error.contains("revoked.yaml"), "{error}");
+        Seed::default().check_missing(true).unwrap();
+        // One that is there is read.
+        folder.write("revoked.yaml", "revoked: [{reason: none}]\n");
+        assert!(check_as_v1(&folder).is_err());
     }
 }

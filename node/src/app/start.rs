@@ -66,6 +66,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             .for_cluster(meta)
             .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
     }
+    seed.check_missing(prepared.published().state.meta().is_some())?;
     ask_pins(&config.hsm)?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
     // Before anything is founded: a key that is not there must not be found out by its first reader.
@@ -160,8 +161,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             if founds {
                 found_alone(&consensus, &seed).await?;
             }
-            keys.adopt(&consensus, &rotator, &config.rotation_policy())
-                .await?;
+            keys.adopt(&consensus, &rotator, &config).await?;
         }
         tokio::spawn(listener.serve());
         if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {

@@ -2,6 +2,7 @@
 //! context gets one that encrypts. All of them or none: a key that is lost in silence is found out by whoever needs it.
 //! The file is read once and never written; a start that is cut off is gone on with by the next.
 
+mod compare;
 mod list;
 mod marker;
 
@@ -17,23 +18,24 @@ use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use self::list::{Wanted, digest_of, read, wanted};
+use self::compare::{absent, check, check_again, labels, unadopted, unlisted};
+use self::list::{Wanted, WantedKey, digest_of, read, wanted};
 use self::marker::Marker;
 use super::StartFailure;
 use crate::clock;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Hsm, Mode};
 use crate::rotation::cluster::{Waited, wait_leading};
 use crate::rotation::plan::{Asked, Wish};
-use crate::rotation::{Cluster, Rotator};
+use crate::rotation::{Cluster, Rotator, reach};
 use crate::slots::SlotManager;
-use crate::sync::convert::{to_state_binding, to_token_key};
+use crate::sync::convert::to_token_key;
 
 /// For everything together; a token that is slow makes a key pair and a transport key first.
 const WITHIN: Duration = Duration::from_secs(120);
 /// Between looks at who leads: an election of one takes 0.3 s.
 const LOOK: Duration = Duration::from_millis(20);
-/// Keys named one by one in a message.
-const NAMED: usize = 20;
+/// Version 1's list where its configuration names none, in the working directory.
+const DEFAULT_LIST: &str = "metadata.yaml";
 
 /// What is to be adopted.
 pub(super) struct V1Keys {
@@ -43,12 +45,71 @@ pub(super) struct V1Keys {
     marker: Marker,
 }
 
+/// Reads the list as a first start would, without the token.
+///
+/// # Errors
+/// When it cannot be what version 1 wrote, and when it cannot be seen to whom a context was bound.
+pub(super) fn check_list(config: &Config) -> Result<(), StartFailure> {
+    let hsm = &config.hsm;
+    let first = Marker::of(&config.data_dir).read().is_none();
+    if !hsm.legacy || config.cluster.mode != Mode::Standalone || !first {
+        return Ok(());
+    }
+    let path = place_of_list(hsm);
+    match read(path)? {
+        Some(text) => wanted(path, &text, hsm, &ClusterState::default()).map(|_| ()),
+        None if hsm.metadata_file.is_some() => {
+            let path = path.display();
+            tracing::warn!("configuration: hsm.metadata_file: {path} is not there");
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// What a start does about keys of version 1.
+#[derive(Debug, PartialEq, Eq)]
+enum Course<T> {
+    /// Nothing: they are adopted.
+    Done,
+    /// As before, if nobody has given a label twice meanwhile; and a word about the other list.
+    Changed(Option<T>),
+    /// It ends, to be tried again: half of the keys may be adopted, and nobody would go on with the rest.
+    Wait,
+    /// There is no list, and the token cannot be looked into.
+    Unseen,
+    /// There is no list; the token may have keys.
+    Unlisted(T),
+    /// The list and the token are compared, and what is left is adopted.
+    Compare(String, T),
+}
+
+/// `noted`: the digest of the list that was read to its end. `token`: if it is open.
+fn course<T>(noted: Option<String>, founded: bool, list: Option<String>, token: Option<T>) -> Course<T> {
+    // Where there is no cluster nothing was adopted, whatever is left in the folder.
+    let done = noted.filter(|_| founded);
+    match (done, list, token) {
+        (Some(digest), Some(list), token) if digest != digest_of(&list) => Course::Changed(token),
+        (Some(_), _, _) => Course::Done,
+        (None, Some(_), None) => Course::Wait,
+        (None, None, None) => Course::Unseen,
+        (None, None, Some(token)) => Course::Unlisted(token),
+        (None, Some(list), Some(token)) => Course::Compare(list, token),
+    }
+}
+
+/// Where version 1 looks for its list.
+fn place_of_list(hsm: &Hsm) -> &Path {
+    hsm.metadata_file.as_deref().unwrap_or(Path::new(DEFAULT_LIST))
+}
+
 impl V1Keys {
-    /// Reads the file and finds its keys in the token; `None` if there is nothing to adopt, or it was done before.
+    /// Reads the list and finds its keys in the token; `None` if there is nothing to adopt, or it was done before.
     /// Changes nothing. Blocks.
     ///
     /// # Errors
-    /// When the file cannot be what version 1 wrote, and when a key is not there, or cannot be adopted.
+    /// When the list cannot be what version 1 wrote, when a key is not there, cannot be adopted or is not in the list,
+    /// and when the token cannot be looked into before all of them are adopted.
     pub(super) fn find(
         config: &Config,
         slots: &SlotManager,
@@ -67,26 +128,16 @@ impl V1Keys {
             }
             return Ok(None);
         }
-        let token = slots.get(place.name.as_str()).and_then(|entry| entry.handle());
-        let Some(token) = token else {
-            tracing::warn!(slot = %place.name, "keys of version 1 are not looked for: the slot is not open");
-            return Ok(None);
-        };
-        let Some(path) = &hsm.metadata_file else {
-            let left = unadopted(&token, state)?;
-            if !left.is_empty() {
-                tracing::warn!(
-                    keys = some_of(&left),
-                    "the token holds keys that version 1 made, and hsm.metadata_file names no list of them; they are \
-                     of no use until they are adopted: hsmctl key adopt --context CONTEXT --label LABEL"
-                );
-            }
-            return Ok(None);
-        };
+        let path = place_of_list(hsm);
         let marker = Marker::of(&config.data_dir);
-        let text = read(path)?;
-        match (marker.read(), text) {
-            (Some(digest), Some(text)) if digest != digest_of(&text) => {
+        let token = slots.get(place.name.as_str()).and_then(|entry| entry.handle());
+        let founded = state.meta().is_some();
+        match course(marker.read(), founded, read(path)?, token) {
+            Course::Done => Ok(None),
+            Course::Changed(token) => {
+                if let Some(token) = token {
+                    check_again(path, &labels(&token)?, state)?;
+                }
                 tracing::warn!(
                     path = %path.display(),
                     "configuration: hsm.metadata_file has changed since its keys were adopted, and is not read again; \
@@ -94,11 +145,24 @@ impl V1Keys {
                 );
                 Ok(None)
             }
-            (Some(_), _) => Ok(None),
-            (None, None) => absent(path, &unadopted(&token, state)?),
-            (None, Some(text)) => {
-                let contexts = wanted(path, &text, hsm)?;
-                check(path, &place.label, &token, state, &contexts)?;
+            Course::Wait => Err(StartFailure::Adopting(format!(
+                "slot {} is not open, so that nobody can see whether its token has them",
+                place.name
+            ))),
+            Course::Unseen => {
+                tracing::warn!(slot = %place.name, "keys of version 1 are not looked for: the slot is not open");
+                Ok(None)
+            }
+            Course::Unlisted(token) => {
+                let left = unadopted(&labels(&token)?, state);
+                match &hsm.metadata_file {
+                    Some(path) => absent(path, &left).map(|()| None),
+                    None => unlisted(&left, founded).map(|()| None),
+                }
+            }
+            Course::Compare(text, token) => {
+                let contexts = wanted(path, &text, hsm, state)?;
+                let contexts = check(path, &place.label, &token, state, contexts)?;
                 Ok(Some(Self {
                     slot: place.name.clone(),
                     token,
@@ -117,7 +181,7 @@ impl V1Keys {
         self,
         cluster: &dyn Cluster,
         rotator: &Rotator,
-        policy: &RotationPolicy,
+        config: &Config,
     ) -> Result<(), StartFailure> {
         let deadline = Instant::now() + WITHIN;
         let transport = |published: &Published| {
@@ -128,8 +192,15 @@ impl V1Keys {
         let me = cluster
             .raft_id()
             .ok_or_else(|| StartFailure::Adopting("this node has no identity yet".to_owned()))?;
+        // Every check record before the first entry: a key that cannot be used is found before anything is changed.
+        let mut found = Vec::with_capacity(self.contexts.len());
         for context in &self.contexts {
-            self.adopt_context(cluster, rotator, policy, context, me, deadline)
+            let published = cluster.published();
+            let versions = self.records(&published.state, context, me).await?;
+            found.push((context, versions));
+        }
+        for (context, versions) in found {
+            self.adopt_context(cluster, rotator, config, (context, versions), me, deadline)
                 .await?;
         }
         for context in &self.contexts {
@@ -140,6 +211,7 @@ impl V1Keys {
             };
             until(cluster, deadline, "the token does not prove them", proven).await?;
         }
+        reach("v1_keys::before_marker").await;
         // Without it the next start would only look again.
         if let Err(error) = self.marker.write() {
             tracing::warn!(path = %self.marker.path().display(), %error, "cannot note that version 1's keys were adopted");
@@ -152,98 +224,120 @@ impl V1Keys {
         Ok(())
     }
 
+    /// What is still to be adopted of a context, with check records.
+    async fn records(
+        &self,
+        state: &ClusterState,
+        context: &Wanted,
+        me: RaftId,
+    ) -> Result<Vec<AdoptVersion>, StartFailure> {
+        let mut versions = Vec::new();
+        for key in &context.versions {
+            if known(state, &context.name, &key.label).is_some() {
+                continue;
+            }
+            let made = self.found(context, key, me).await;
+            versions.push(made.map_err(|why| failed(&context.name, &key.label, &why))?);
+        }
+        Ok(versions)
+    }
+
     async fn adopt_context(
         &self,
         cluster: &dyn Cluster,
         rotator: &Rotator,
-        policy: &RotationPolicy,
-        context: &Wanted,
+        config: &Config,
+        (context, versions): (&Wanted, Vec<AdoptVersion>),
         me: RaftId,
         deadline: Instant,
     ) -> Result<(), StartFailure> {
-        let failed =
-            |what: &str, why: String| StartFailure::Adopting(format!("{}: {what}: {why}", context.name));
-        if !cluster.published().state.contexts().contains(&context.name) {
+        let name = &context.name;
+        if !cluster.published().state.contexts().contains(name) {
+            let policy = config.policy_of(name);
             let op = Op::CreateContext(CreateContext {
-                name: context.name.clone(),
+                name: name.clone(),
                 uid: ContextUid(clock::random_id()),
                 slot: self.slot.clone(),
-                binding: to_state_binding(context.binding),
+                binding: context.binding,
                 policy: RotationPolicy {
                     interval_days: context.interval_days.unwrap_or(policy.interval_days),
-                    ..policy.clone()
+                    ..policy
                 },
             });
             let made = cluster.propose_as_leader(op).await;
-            made.map_err(|error| failed("make the context", error.to_string()))?;
+            made.map_err(|error| failed(name, "make the context", &error.to_string()))?;
         }
-        for (number, label) in &context.versions {
-            if known(&cluster.published().state, &context.name, label).is_some() {
-                continue;
-            }
-            let op = self
-                .found(context, *number, label, me)
-                .await
-                .map_err(|why| failed(label, why))?;
-            let made = cluster.propose_as_leader(op).await;
-            made.map_err(|error| failed(label, error.to_string()))?;
-            let (epoch, name) = (crate::logging::epoch(), &context.name);
+        for op in versions {
+            let (version, label) = (op.version, op.label.clone());
+            let made = cluster.propose_as_leader(Op::AdoptVersion(op)).await;
+            made.map_err(|error| failed(name, &label, &error.to_string()))?;
+            let epoch = crate::logging::epoch();
             tracing::info!(
-                target: "audit", epoch, action = "key.adopt", context = %name, version = *number,
+                target: "audit", epoch, action = "key.adopt", context = %name, version,
                 label = label.as_str(), "key of version 1 adopted"
             );
+            reach("v1_keys::after_version").await;
         }
-        let (active, highest) = {
+        let active = {
             let published = cluster.published();
-            let known = published.state.contexts().get(&context.name);
-            known.map_or((None, 0), |known| (known.active_version, known.highest_version))
+            let known = published.state.contexts().get(name);
+            known.and_then(|known| known.active_version)
         };
         if active.is_none() {
             let wish = Wish::Create {
                 label: None,
                 version: None,
             };
-            let asked = asked(&context.name, highest, me);
-            let made = rotator.make(&context.name, &wish, &asked, deadline).await;
-            let made = made.map_err(|error| failed("make the version that encrypts", error.to_string()))?;
-            tracing::info!(context = %context.name, version = made.version, "a fresh version encrypts");
+            let made = rotator
+                .make(name, &wish, &asked(name, context.floor, me), deadline)
+                .await;
+            let made =
+                made.map_err(|error| failed(name, "make the version that encrypts", &error.to_string()))?;
+            tracing::info!(context = %name, version = made.version, "a fresh version encrypts");
         }
         Ok(())
     }
 
     /// The key's check record, made in the token.
-    async fn found(&self, context: &Wanted, version: u32, label: &str, holder: RaftId) -> Result<Op, String> {
+    async fn found(&self, context: &Wanted, key: &WantedKey, holder: RaftId) -> Result<AdoptVersion, String> {
         let key_uid = KeyUid(clock::random_id());
         let kek = AdoptKek {
             key_uid: to_token_key(key_uid),
-            version,
+            version: key.number,
             context: context.name.to_string(),
-            label: label.to_owned(),
+            label: key.label.clone(),
         };
-        let token = self.token.clone();
-        let record = tokio::task::spawn_blocking(move || token.v1_check_record(&kek)).await;
+        let (token, id) = (self.token.clone(), key.id.clone());
+        let record = tokio::task::spawn_blocking(move || token.v1_check_record(&kek, id.as_deref())).await;
         let check_record = record
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        Ok(Op::AdoptVersion(AdoptVersion {
+        Ok(AdoptVersion {
             context: context.name.clone(),
-            version,
+            version: key.number,
             key_uid,
-            label: label.to_owned(),
+            label: key.label.clone(),
             check_record,
             holder,
-        }))
+            floor: context.floor,
+            created_at: key.created_at,
+        })
     }
 }
 
-/// The request that makes the first version that encrypts, the same at each start.
-fn asked(context: &ContextName, highest: u32, me: RaftId) -> Asked {
+fn failed(context: &ContextName, what: &str, why: &str) -> StartFailure {
+    StartFailure::Adopting(format!("{context}: {what}: {why}"))
+}
+
+/// The request that makes the first version that encrypts: the same at each start, so that it finds the one that an
+/// earlier start has made.
+fn asked(context: &ContextName, floor: u32, me: RaftId) -> Asked {
     let operation = format!("adopt-v1 {context}");
     Asked {
         principal: Sha256::digest(b"hsm/v1-keys/v1").into(),
         body_hash: Sha256::digest(operation.as_bytes()).into(),
         operation,
-        key: format!("after v{highest}"),
+        key: format!("after v{floor}"),
         origin: Origin::Node(me),
     }
 }
@@ -279,124 +373,35 @@ fn known<'s>(state: &'s ClusterState, context: &ContextName, label: &str) -> Opt
     versions.find(|version| version.label == label)
 }
 
-/// Without the file nobody knows what was version 1's, unless its keys are there to see.
-fn absent(path: &Path, left: &[String]) -> Result<Option<V1Keys>, StartFailure> {
-    let shown = path.display();
-    if left.is_empty() {
-        tracing::warn!(
-            "configuration: hsm.metadata_file: {shown} is not there; no key of version 1 is adopted"
-        );
-        return Ok(None);
-    }
-    Err(StartFailure::V1Keys(format!(
-        "{shown} is not there, and the token holds keys that version 1 made ({}), which nothing could be decrypted \
-         with: bring the file back; or take hsm.metadata_file out of the configuration and adopt the keys with \
-         hsmctl key adopt once the node runs",
-        some_of(left)
-    )))
-}
-
-/// Labels in the token that look like version 1's and that no version has.
-fn unadopted(token: &Slot, state: &ClusterState) -> Result<Vec<String>, StartFailure> {
-    let objects = token
-        .objects()
-        .map_err(|error| StartFailure::V1Keys(format!("the token cannot be looked into: {error}")))?;
-    let labels = objects.labelled.into_iter();
-    Ok(labels
-        .filter(|label| is_v1s(label) && !state.label_taken(label))
-        .collect())
-}
-
-/// `kek-<context>-v<N>`.
-fn is_v1s(label: &str) -> bool {
-    label
-        .strip_prefix("kek-")
-        .and_then(|rest| rest.rsplit_once("-v"))
-        .is_some_and(|(context, digits)| {
-            !context.is_empty() && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
-        })
-}
-
-fn some_of(labels: &[String]) -> String {
-    let mut shown = labels.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-    if labels.len() > NAMED {
-        shown.push_str(&format!(" and {} more", labels.len() - NAMED));
-    }
-    shown
-}
-
-/// Finds every key that is still to be adopted.
-fn check(
-    path: &Path,
-    token_label: &str,
-    token: &Slot,
-    state: &ClusterState,
-    contexts: &[Wanted],
-) -> Result<(), StartFailure> {
-    let mut wrong = Vec::new();
-    for context in contexts {
-        for (number, label) in &context.versions {
-            let name = &context.name;
-            if let Some(version) = known(state, name, label) {
-                if !version.origin.is_adopted() {
-                    tracing::warn!(context = %name, label, "hsm.metadata_file: the key was made here, not by version 1");
-                }
-                continue;
-            }
-            let taken = state.version(name, *number).map(|version| version.label.clone());
-            let problem = match taken {
-                Some(other) => Some(format!("version {number} of {name} is {other} already")),
-                None if state.label_taken(label) => Some("its label is another version's already".to_owned()),
-                None => token.examine_v1_key(label).err().map(|error| error.to_string()),
-            };
-            wrong.extend(problem.map(|why| format!("{label} (version {number} of {name}): {why}")));
-        }
-    }
-    if wrong.is_empty() {
-        return Ok(());
-    }
-    let (shown, count) = (path.display(), wrong.len());
-    let list = wrong.into_iter().take(NAMED).collect::<Vec<_>>().join("; ");
-    Err(StartFailure::V1Keys(format!(
-        "{shown} names {count} keys that cannot be adopted from the token {token_label:?}, and what was encrypted under \
-         them could not be decrypted: {list}. Nothing was changed. Put the token in place that version 1 used \
-         (hsm.slot_id, SOFTHSM2_CONF); or take those versions out of the file whose data nobody needs any more"
-    )))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_gone_while_its_keys_are_there_keeps_the_node_from_starting() {
-        let path = Path::new("m.yaml");
-        assert!(absent(path, &[]).unwrap().is_none());
-        let many: Vec<String> = (1..=NAMED + 2).map(|number| format!("kek-c-v{number}")).collect();
-        let Err(error) = absent(path, &many) else { panic!() };
-        let error = error.to_string();
-        assert!(
-            error.contains("kek-c-v1, ") && error.contains("and 2 more"),
-            "{error}"
-        );
-        assert!(error.contains("hsmctl key adopt"), "{error}");
-    }
-
-    #[test]
-    fn version_1s_labels_are_told_from_others() {
-        for label in ["kek-exchange-key-v1", "kek-a-v1-v22"] {
-            assert!(is_v1s(label), "{label}");
+    fn a_start_without_its_token_waits_until_every_key_is_adopted() {
+        let list = || Some("rotation: {}".to_owned());
+        let noted = || Some(digest_of("rotation: {}"));
+        let (open, closed) = (Some(()), None::<()>);
+        // The first start, and one after a start that was cut off.
+        for founded in [false, true] {
+            assert_eq!(course(None, founded, list(), closed), Course::Wait);
+            let compared = Course::Compare("rotation: {}".to_owned(), ());
+            assert_eq!(course(None, founded, list(), open), compared);
+            assert_eq!(course(None, founded, None, closed), Course::Unseen);
+            assert_eq!(course(None, founded, None, open), Course::Unlisted(()));
         }
-        for label in [
-            "kek--v1",
-            "kek-a",
-            "kek-a-v",
-            "kek-a-vx",
-            "other",
-            "adopted:kek-a-v1",
-        ] {
-            assert!(!is_v1s(label), "{label}");
+        for token in [open, closed] {
+            assert_eq!(course(noted(), true, list(), token), Course::Done);
+            assert_eq!(course(noted(), true, None, token), Course::Done);
+            assert_eq!(
+                course(Some("00".to_owned()), true, list(), token),
+                Course::Changed(token)
+            );
         }
+        // The note of a cluster that is no more.
+        assert_eq!(course(noted(), false, list(), closed), Course::Wait);
+        let error = StartFailure::Adopting(String::new());
+        assert_eq!(error.exit_code(), 70);
     }
 }

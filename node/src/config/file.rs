@@ -169,7 +169,8 @@ pub(crate) struct HsmSection {
     pub(crate) pin_prompt: bool,
     /// Context → how its ciphertexts are bound. Default `{type: aes, mode: private}`.
     pub(crate) keys: Option<BTreeMap<String, Option<KeySection>>>,
-    /// v1: its list of key versions, which are adopted at the first start. Never written.
+    /// v1: its list of key versions, which are adopted at the first start. Never written. Default `metadata.yaml` in the
+    /// working directory, beside `slot_id`.
     pub(crate) metadata_file: Option<PathBuf>,
     /// Versions that `cleanup` keeps. Default 3.
     pub(crate) max_versions: Option<u32>,
@@ -388,6 +389,7 @@ pub(crate) struct LoggingSection {
     pub(crate) compress: Ignored,
     pub(crate) audit_to_stdout: Ignored,
     pub(crate) access_to_stdout: Ignored,
+    pub(crate) audit_mirror_to_error_on_debug: Ignored,
 }
 
 impl File {
@@ -434,6 +436,11 @@ impl File {
             ("logging.compress", log.compress, stderr),
             ("logging.audit_to_stdout", log.audit_to_stdout, stderr),
             ("logging.access_to_stdout", log.access_to_stdout, stderr),
+            (
+                "logging.audit_mirror_to_error_on_debug",
+                log.audit_mirror_to_error_on_debug,
+                stderr,
+            ),
         ];
         keys.into_iter()
             .filter(|(_, given, _)| given.0)

@@ -39,7 +39,7 @@ pub struct Hsm {
     pub cleanup_after_days: u32,
     /// v1's single-slot mode.
     pub legacy: bool,
-    /// v1's list of key versions; in its single-slot mode only.
+    /// v1's list of key versions; in its single-slot mode only. Unset, `metadata.yaml` in the working directory.
     pub metadata_file: Option<PathBuf>,
 }
 

@@ -15,11 +15,12 @@ mod proxies;
 mod server;
 mod suggest;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use raft_store::names::ContextName;
 use raft_store::state::context::RotationPolicy;
 use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
@@ -118,6 +119,22 @@ pub enum LogFormat {
     Text,
 }
 
+/// The policy of a new context, which may have a limit of invocations of its own.
+#[must_use]
+pub fn policy_of(
+    policy: &RotationPolicy,
+    max_invocations: &BTreeMap<ContextName, u64>,
+    context: &ContextName,
+) -> RotationPolicy {
+    RotationPolicy {
+        max_invocations: max_invocations
+            .get(context)
+            .copied()
+            .unwrap_or(policy.max_invocations),
+        ..policy.clone()
+    }
+}
+
 /// Options of every YAML file: errors must not quote the text around them, which may be a PIN.
 pub(crate) fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! { with_snippet: false }
@@ -133,6 +150,12 @@ impl Config {
             cleanup_after_days: self.hsm.cleanup_after_days,
             max_invocations: MAX_INVOCATIONS,
         }
+    }
+
+    /// As [`Self::rotation_policy`], of this context.
+    #[must_use]
+    pub fn policy_of(&self, context: &ContextName) -> RotationPolicy {
+        policy_of(&self.rotation_policy(), &self.hsm.max_invocations, context)
     }
 
     /// Reads and checks a file, with the process's environment.

@@ -28,7 +28,7 @@ acl:
   revoked_file: pki/revoked.yaml
   mappings: {Trading: [exchange-key], 2FA: [2fa], Database: []}
 rate_limit: {requests_per_second: 50000, burst: 5000}
-logging: {level: info, format: json, error_path: a, max_size_mb: 100, compress: true}
+logging: {level: info, format: json, error_path: a, max_size_mb: 100, compress: true, audit_mirror_to_error_on_debug: true}
 "#;
 
 const CLUSTER: &str = r#"
@@ -81,7 +81,7 @@ fn v1s_file_loads_unchanged() {
     assert_eq!(config.hsm.binding("exchange-key"), Binding::Shared);
     assert_eq!(config.hsm.binding("2fa"), Binding::Private);
     assert!(config.acl.mappings["Database"].is_empty());
-    assert_eq!(config.ignored.len(), 8, "{:?}", config.ignored);
+    assert_eq!(config.ignored.len(), 9, "{:?}", config.ignored);
     let metadata = config.hsm.metadata_file.as_deref();
     assert_eq!(metadata, Some(Path::new("metadata.yaml")));
     let beside_slots = CLUSTER.replace("hsm:\n", "hsm:\n  metadata_file: metadata.yaml\n");

@@ -25,7 +25,7 @@ pub use rotator::{ClusterKeys, Rotator};
 pub use schedule::Schedule;
 
 /// A fail point that may block: on a thread of its own, because Raft may run on this one.
-async fn reach(name: &'static str) {
+pub(crate) async fn reach(name: &'static str) {
     if !fail::has_failpoints() {
         return;
     }

@@ -259,7 +259,7 @@ impl Workbench {
     fn prove(&self, key: &VersionKey) -> Result<Outcome, StepError> {
         let known = self.state.version(&key.context, key.version);
         if known.is_some_and(|version| version.origin.is_adopted()) {
-            return self.adopt(key, false);
+            return self.prove_adopted(key);
         }
         let (version, material) = self.version(key)?;
         let nothing = Zeroizing::new(Vec::new());
@@ -288,7 +288,19 @@ impl Workbench {
         Ok((version, kek, record))
     }
 
-    /// Makes the copy of a key of version 1, or proves the one that is there.
+    /// Proves the copy that is there, of whatever is kept at hand: what is disabled now may be enabled at any moment.
+    fn prove_adopted(&self, key: &VersionKey) -> Result<Outcome, StepError> {
+        let (version, kek, record) = self.adopted(key)?;
+        if !is_at_hand(version.state) {
+            return Err(StepError::Gone("the key version"));
+        }
+        match self.slot.prove_adopted_kek(&kek, record) {
+            Ok(()) => done(Effect::Proven(version.key_uid, version.label.clone())),
+            Err(error) => unusable(version.key_uid, error),
+        }
+    }
+
+    /// Makes the copy of a key of version 1, for what can be read now; one that is there is proven.
     fn adopt(&self, key: &VersionKey, replace: bool) -> Result<Outcome, StepError> {
         let (version, kek, record) = self.adopted(key)?;
         if !version.state.is_readable() {

@@ -7,7 +7,7 @@ use raft_store::command::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdoptVersion, AdvanceWaits,
     ApplyContext, BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done,
     GrantTransportKey, LEAST_WAIT_MS, MoveContext, Op, Origin, Outcome, PrepareVersion, RegisterNode,
-    RegisterSlotKey, RejectGrant, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
+    RegisterSlotKey, RejectGrant, ReleaseVersion, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
     ClusterId, ContextName, ContextUid, Incarnation, KeyUid, NodeName, RaftId, SlotName, TransportId,
@@ -104,7 +104,8 @@ impl Cluster {
             | Op::UndoDestroy(_)
             | Op::SetAcl(_)
             | Op::RemoveRevocations(_)
-            | Op::MoveContext(_) => admin(),
+            | Op::MoveContext(_)
+            | Op::ReleaseVersion(_) => admin(),
             _ => Origin::Node(node),
         };
         let command = Command {
@@ -321,6 +322,8 @@ impl Cluster {
                 label: format!("old-{name}-v{version}"),
                 check_record: b"check record".to_vec(),
                 holder: ME,
+                floor: 0,
+                created_at: None,
             }),
         );
         key_uid
@@ -370,6 +373,20 @@ impl Cluster {
                 version,
                 expected,
                 to,
+            }),
+        );
+        self
+    }
+
+    /// Gives an adopted version back.
+    pub(super) fn release(&mut self, name: &str, version: u32) -> &mut Self {
+        let (context, expected) = (context(name), self.state_of(name, version));
+        self.run(
+            ME,
+            Op::ReleaseVersion(ReleaseVersion {
+                context,
+                version,
+                expected,
             }),
         );
         self

@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::prepare_version::MAX_LABEL;
+use super::stamp::stamp;
 use super::{
     ApplyContext, Bounded, Done, Existing, Forbidden, Invalid, Missing, Origin, Refusal, standing_node,
 };
-use crate::names::{ContextName, KeyUid, RaftId};
+use crate::names::{ContextName, KeyUid, RaftId, UnixMillis};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyOrigin, KeyVersion, VersionKey, VersionState};
 
@@ -32,6 +33,12 @@ pub struct AdoptVersion {
     pub check_record: Vec<u8>,
     /// The node that found it.
     pub holder: RaftId,
+    /// The highest number that version 1 gave a key of this context, as far as the list or the token says; 0: no other
+    /// than this one is known. The context's next version is above it, so that no label of version 1's is ever given
+    /// to another key.
+    pub floor: u32,
+    /// When version 1 made it, if its list says so. For people: how long ago it was retired counts from now.
+    pub created_at: Option<UnixMillis>,
 }
 
 impl AdoptVersion {
@@ -48,10 +55,11 @@ impl AdoptVersion {
         let Some(context) = state.contexts.get(&self.context).cloned() else {
             return Err(Missing::Context(self.context.clone()).into());
         };
-        if !(1..=MAX_ADOPTED).contains(&self.version) {
+        let numbers = [self.version, self.floor.max(1)];
+        if let Some(wrong) = numbers.iter().find(|number| !(1..=MAX_ADOPTED).contains(*number)) {
             return Err(Invalid::VersionNumber {
                 context: self.context.clone(),
-                version: self.version,
+                version: *wrong,
                 next: context.highest_version.saturating_add(1),
             }
             .into());
@@ -70,6 +78,9 @@ impl AdoptVersion {
             let label = self.label.clone();
             return Err(Existing::Version { label }.into());
         }
+        let at = stamp(state, cx);
+        // What lies ahead is no time at which it can have been made.
+        let made = self.created_at.filter(|made| (1..at).contains(made));
         state.versions.put(
             key,
             KeyVersion {
@@ -83,9 +94,9 @@ impl AdoptVersion {
                 },
                 material: None,
                 acks: BTreeSet::new(),
-                created_at: cx.at,
+                created_at: made.unwrap_or(at),
                 activated_at: None,
-                ended_at: Some(cx.at),
+                ended_at: Some(at),
                 note: String::new(),
                 destruction: None,
             },
@@ -93,7 +104,7 @@ impl AdoptVersion {
         state.contexts.put(
             self.context.clone(),
             Context {
-                highest_version: context.highest_version.max(self.version),
+                highest_version: context.highest_version.max(self.version).max(self.floor),
                 ..Context::clone(&context)
             },
         )?;

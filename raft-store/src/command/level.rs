@@ -39,7 +39,8 @@ impl Op {
             | Op::CreateContext(_)
             | Op::LeaseInvocations(_)
             | Op::AdoptVersion(_)
-            | Op::MoveContext(_) => FIRST_FEATURE_LEVEL,
+            | Op::MoveContext(_)
+            | Op::ReleaseVersion(_) => FIRST_FEATURE_LEVEL,
         }
     }
 }

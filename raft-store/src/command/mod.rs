@@ -36,6 +36,7 @@ mod refusal;
 mod register_node;
 mod register_slot_key;
 mod reject_grant;
+mod release_version;
 mod remove_revocations;
 mod report_node;
 mod schedule_destroy;
@@ -67,6 +68,7 @@ pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refu
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
 pub use reject_grant::RejectGrant;
+pub use release_version::ReleaseVersion;
 pub use remove_revocations::RemoveRevocations;
 pub use report_node::{ReportNode, ReportNodeV1};
 pub use schedule_destroy::{
@@ -211,6 +213,8 @@ pub enum Op {
     AdoptVersion(AdoptVersion),
     /// A context's next versions are made in another slot.
     MoveContext(MoveContext),
+    /// An adopted version is given back to version 1.
+    ReleaseVersion(ReleaseVersion),
 }
 
 impl Op {
@@ -245,6 +249,7 @@ impl Op {
             Op::LeaseInvocations(_) => "lease_invocations",
             Op::AdoptVersion(_) => "adopt_version",
             Op::MoveContext(_) => "move_context",
+            Op::ReleaseVersion(_) => "release_version",
         }
     }
 
@@ -391,6 +396,7 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::LeaseInvocations(op) => op.apply(state, cx),
         Op::AdoptVersion(op) => op.apply(state, cx),
         Op::MoveContext(op) => op.apply(state, cx),
+        Op::ReleaseVersion(op) => op.apply(state, cx),
     }
 }
 

@@ -67,7 +67,7 @@ impl ScheduleDestroy {
             return Err(in_other_state(&key, version.state));
         }
         if !self.override_recent_use {
-            self.require_unused(state, now(state, cx))?;
+            self.require_unused(state, &version, now(state, cx))?;
         }
         let destruction = Destruction {
             scheduled_by: cx.index,
@@ -93,10 +93,12 @@ impl ScheduleDestroy {
     }
 
     /// Refuses while it is used, and while nobody can know whether it is: a node that counts no uses reports none.
-    fn require_unused(&self, state: &ClusterState, now: UnixMillis) -> Result<(), Refusal> {
+    fn require_unused(&self, state: &ClusterState, key: &KeyVersion, now: UnixMillis) -> Result<(), Refusal> {
         let (context, version) = (&self.context, self.version);
-        let used = state.usage(context, version);
-        if let Some(ago_ms) = used.and_then(|used| self.recently(used.last_used, now)) {
+        let used = state.usage(context, version).map(|used| used.last_used);
+        // Nobody counted what version 1 did with it until it was adopted.
+        let adopted = key.ended_at.filter(|_| key.origin.is_adopted());
+        if let Some(ago_ms) = used.max(adopted).and_then(|last| self.recently(last, now)) {
             return Err(Conflict::UsedRecently {
                 context: context.clone(),
                 version,

@@ -77,7 +77,8 @@ impl Row for Context {
     }
 }
 
-/// The state of a key version. Undoing a destruction makes the version what it was when it was scheduled.
+/// The state of a key version. Undoing a destruction makes the version what it was when it was scheduled. What was adopted
+/// can also be released while it is retired or disabled: it is abandoned then.
 ///
 /// ```text
 /// pending ──activate──> active ──next version active──> decrypt_only <──disable, enable──> disabled
@@ -106,7 +107,7 @@ pub enum VersionState {
     Destroying,
     /// Gone from the tokens of all nodes that were there; the row is its tombstone.
     Destroyed,
-    /// Never became active; its number is not used again.
+    /// Never became active, or was adopted and given back to version 1; its number is not used again.
     Abandoned,
 }
 

@@ -258,7 +258,7 @@ impl ClusterState {
     }
 
     /// Whether a version goes by this label, or did: a ciphertext may name one that was destroyed, and must never
-    /// be tried with another key. Only one that was abandoned gives its label back: nothing was encrypted under it.
+    /// be tried with another key. Only one that was abandoned gives its label back: nothing was encrypted under it here.
     pub fn label_taken(&self, label: &str) -> bool {
         self.versions
             .values()

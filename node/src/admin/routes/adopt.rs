@@ -6,26 +6,36 @@ use std::collections::BTreeSet;
 use axum::extract::State;
 use axum::response::Response;
 use hsm_api::ErrorCode;
-use hsm_api::admin::{ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion};
+use hsm_api::admin::{
+    ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion, BindingMode as ApiBinding,
+};
 use hsm_api::v1::version_of_label;
 use hsm_core::{AdoptKek, HsmError, Slot, SlotState};
 use raft_store::command::MAX_ADOPTED;
-use raft_store::names::{ContextName, KeyUid, SlotName};
+use raft_store::names::{ContextName, KeyUid, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
+use raft_store::state::context::BindingMode;
 use serde_json::Value;
 
 use super::caller::Caller;
 use super::unread::Unread;
-use super::{AdminState, context_name, founded};
-use crate::admin::adopt::{AdoptOrder, FoundKey, adopted, check_alive, check_free, other_slot};
+use super::{AdminState, Placements, context_name, founded};
+use crate::admin::adopt::{
+    AdoptOrder, FoundKey, adopted, check_alive, check_free, other_binding, other_slot,
+};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError, Executed};
+use crate::admin::views;
 use crate::clock;
 use crate::http::ApiError;
 use crate::sync::convert::to_token_key;
 
 /// Longest label: what a token keeps.
 const MAX_LABEL: usize = 255;
+/// Longest `CKA_ID`, in bytes.
+const MAX_ID: usize = 255;
+/// Labels named one by one in a message.
+const NAMED: usize = 20;
 
 pub(super) async fn adopt(
     State(state): State<AdminState>,
@@ -48,12 +58,14 @@ fn check(request: &AdoptKeysRequest) -> Result<(), CallError> {
         return refuse(format!("keys: name 1 to {ADOPT_MAX_KEYS} of them"));
     }
     let (mut labels, mut numbers) = (BTreeSet::new(), BTreeSet::new());
-    for AdoptKey { label, version } in &request.keys {
+    for key in &request.keys {
+        let AdoptKey { label, version, .. } = key;
         if label.is_empty() || label.len() > MAX_LABEL || label.chars().any(char::is_control) {
             return refuse(format!(
                 "keys: label {label:?}: a label has 1 to {MAX_LABEL} bytes and no control characters"
             ));
         }
+        id_of(key)?;
         if version.is_some_and(|version| !(1..=MAX_ADOPTED).contains(&version)) {
             return refuse(format!(
                 "keys: {label:?}: version: write a number from 1 to {MAX_ADOPTED}"
@@ -68,6 +80,107 @@ fn check(request: &AdoptKeysRequest) -> Result<(), CallError> {
     Ok(())
 }
 
+/// The `CKA_ID` that tells it from others of its label.
+fn id_of(key: &AdoptKey) -> Result<Option<Vec<u8>>, CallError> {
+    let Some(text) = &key.id else {
+        return Ok(None);
+    };
+    match hex::decode(text) {
+        Ok(id) if (1..=MAX_ID).contains(&id.len()) => Ok(Some(id)),
+        _ => {
+            let detail = format!(
+                "keys: {:?}: id {text:?}: write its CKA_ID, 1 to {MAX_ID} bytes in hex digits",
+                key.label
+            );
+            Err(CallError::new(ErrorCode::InvalidArgument, detail))
+        }
+    }
+}
+
+/// Whom the context's ciphertexts are bound to: version 1's are of no use in one that is bound otherwise, and a binding
+/// is for good, so that none is guessed.
+fn binding_of(
+    placements: &Placements,
+    state: &ClusterState,
+    context: &ContextName,
+    asked: Option<ApiBinding>,
+) -> Result<BindingMode, CallError> {
+    let invalid = |detail: String| Err(CallError::new(ErrorCode::InvalidArgument, detail));
+    let asked = match asked {
+        None => None,
+        Some(ApiBinding::None) => Some(BindingMode::None),
+        Some(ApiBinding::Shared) => Some(BindingMode::Shared),
+        Some(ApiBinding::Private) => Some(BindingMode::Private),
+        Some(ApiBinding::Unknown) => {
+            return invalid("binding: write shared, private or none".to_owned());
+        }
+    };
+    let known = state.contexts().get(context).map(|known| known.binding);
+    match (known, asked) {
+        (Some(is), Some(asked)) if is != asked => Err(other_binding(context, is, asked)),
+        (Some(is), _) => Ok(is),
+        (None, Some(asked)) => Ok(asked),
+        (None, None) => placements.written_binding(context).map_or_else(
+            || {
+                invalid(format!(
+                    "binding: context {context} does not exist, and stands in no hsm.keys of this node's configuration; say \
+                     to whom version 1 bound its ciphertexts, as its hsm.keys.{context}.mode did (--mode shared, private or \
+                     none; version 1's default is private)"
+                ))
+            },
+            Ok,
+        ),
+    }
+}
+
+/// What the token's labels say about a context: the highest number that version 1 gave, and the keys that nobody has
+/// adopted and this request does not either.
+fn survey(
+    state: &ClusterState,
+    context: &ContextName,
+    asked: &[AdoptKey],
+    labelled: &BTreeSet<String>,
+) -> (u32, Vec<String>) {
+    let numbered = labelled.iter().filter_map(|label| {
+        let number = version_of_label(context.as_str(), label)?;
+        (number <= MAX_ADOPTED).then_some((number, label))
+    });
+    let (mut floor, mut left) = (0, Vec::new());
+    for (number, label) in numbered {
+        floor = floor.max(number);
+        if !state.label_taken(label) && !asked.iter().any(|key| key.label == *label) {
+            left.push((number, label.clone()));
+        }
+    }
+    left.sort();
+    (floor, left.into_iter().map(|(_, label)| label).collect())
+}
+
+/// The refusal while the token has more of the context than what is asked for.
+fn further(context: &ContextName, left: &[String]) -> CallError {
+    let mut shown = left.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if left.len() > NAMED {
+        shown.push_str(&format!(" and {} more", left.len() - NAMED));
+    }
+    CallError::new(
+        ErrorCode::Conflict,
+        format!(
+            "the token has further keys of version 1 for {context} that nobody has adopted: {shown}; name them too (all at \
+             once with --metadata-file), or say --only if what was encrypted under them is not needed now: they can be \
+             adopted later"
+        ),
+    )
+}
+
+/// Every label in the token that is not a key of ours. Blocks on it, so on a thread of its own.
+async fn labels(token: Slot) -> Result<BTreeSet<String>, CallError> {
+    let objects = tokio::task::spawn_blocking(move || token.objects()).await;
+    let objects = objects.map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))?;
+    objects
+        .map(|objects| objects.labelled)
+        .map_err(|error| CallError::new(ErrorCode::SlotFailed, format!("the token: {error}")))
+}
+
 async fn carry_out(
     state: AdminState,
     caller: Caller,
@@ -80,22 +193,49 @@ async fn carry_out(
     founded(&published)?;
     let slot = slot_of(&state, &published.state, &context, request.slot.as_deref())?;
     let token = open_token(&state, &slot)?;
-    let keys = numbered(&published.state, &context, &request.keys)?;
+    let binding = binding_of(&state.placements, &published.state, &context, request.binding)?;
+    let (floor, left) = survey(
+        &published.state,
+        &context,
+        &request.keys,
+        &labels(token.clone()).await?,
+    );
+    if !left.is_empty() && !request.only {
+        return Err(further(&context, &left));
+    }
+    let keys = numbered(&published.state, &context, &request.keys, floor)?;
     if request.dry_run {
+        let seen = keys.iter().map(Numbered::foreseen).collect();
         let found = look(token, keys, |token, key| {
-            token.examine_v1_key(&key.kek.label).map(|()| Vec::new())
+            let id = key.id.as_deref();
+            token.examine_v1_key(&key.kek.label, id).map(|()| Vec::new())
         });
         found.await?;
         return Ok(Executed {
-            answer: value(&foreseen(&published.state, &context, &slot, &request.keys)?)?,
+            answer: value(&AdoptKeysResponse {
+                context: context.to_string(),
+                slot: slot.to_string(),
+                binding: views::binding(binding),
+                dry_run: true,
+                versions: seen,
+                active_version: published
+                    .state
+                    .contexts()
+                    .get(&context)
+                    .and_then(|known| known.active_version),
+            })?,
             index: state.applied(),
         });
     }
-    let found = look(token, keys, |token, key| token.v1_check_record(&key.kek)).await?;
+    let found = look(token, keys, |token, key| {
+        token.v1_check_record(&key.kek, key.id.as_deref())
+    });
+    let found = found.await?;
     let body = AdminBody::AdoptKeys(AdoptOrder {
-        binding: state.placements.binding(&context),
+        binding,
         context,
         slot,
+        floor,
         keys: found,
     });
     let call = state.call(&caller, body, &request)?;
@@ -157,14 +297,30 @@ fn open_token(state: &AdminState, name: &SlotName) -> Result<Slot, CallError> {
 struct Numbered {
     kek: AdoptKek,
     key_uid: KeyUid,
+    id: Option<Vec<u8>>,
+    created_at: Option<UnixMillis>,
     is_new: bool,
 }
 
-/// Gives each key its number: the one that was asked for, the one in its label, or the next one.
+impl Numbered {
+    /// What would become of it.
+    fn foreseen(&self) -> AdoptedVersion {
+        AdoptedVersion {
+            version: self.kek.version,
+            key_id: self.kek.label.clone(),
+            new: self.is_new,
+            proven: false,
+        }
+    }
+}
+
+/// Gives each key its number: the one that was asked for, the one in its label, or the next one, above `floor`: those up
+/// to there are in labels of version 1's.
 fn numbered(
     state: &ClusterState,
     context: &ContextName,
     keys: &[AdoptKey],
+    floor: u32,
 ) -> Result<Vec<Numbered>, CallError> {
     let highest = state
         .contexts()
@@ -174,7 +330,13 @@ fn numbered(
         let by_label = version_of_label(context.as_str(), &key.label);
         key.version.or(by_label.filter(|number| *number <= MAX_ADOPTED))
     };
-    let mut next = keys.iter().filter_map(said).max().unwrap_or(0).max(highest);
+    let mut next = keys
+        .iter()
+        .filter_map(said)
+        .max()
+        .unwrap_or(0)
+        .max(highest)
+        .max(floor);
     let mut taken = BTreeSet::new();
     let mut numbered = Vec::with_capacity(keys.len());
     for key in keys {
@@ -208,6 +370,8 @@ fn numbered(
                 label: key.label.clone(),
             },
             key_uid,
+            id: id_of(key)?,
+            created_at: key.created_at.as_deref().and_then(clock::past),
             is_new: known.is_none(),
         });
     }
@@ -232,6 +396,7 @@ async fn look(
                 version: key.kek.version,
                 key_uid: key.key_uid,
                 check_record,
+                created_at: key.created_at,
             })
         };
         keys.into_iter()
@@ -255,31 +420,6 @@ fn refusal(label: &str, error: &HsmError) -> CallError {
     CallError::new(code, format!("key {label:?}: {error}"))
 }
 
-/// What would be done, the keys having been looked at.
-fn foreseen(
-    state: &ClusterState,
-    context: &ContextName,
-    slot: &SlotName,
-    keys: &[AdoptKey],
-) -> Result<AdoptKeysResponse, CallError> {
-    let one = |key: Numbered| AdoptedVersion {
-        version: key.kek.version,
-        new: key.is_new,
-        proven: false,
-        key_id: key.kek.label,
-    };
-    Ok(AdoptKeysResponse {
-        context: context.to_string(),
-        slot: slot.to_string(),
-        dry_run: true,
-        versions: numbered(state, context, keys)?.into_iter().map(one).collect(),
-        active_version: state
-            .contexts()
-            .get(context)
-            .and_then(|known| known.active_version),
-    })
-}
-
 fn value(answer: &AdoptKeysResponse) -> Result<Value, CallError> {
     serde_json::to_value(answer).map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))
 }
@@ -294,6 +434,8 @@ mod tests {
         AdoptKey {
             label: label.to_owned(),
             version,
+            id: None,
+            created_at: None,
         }
     }
 
@@ -302,6 +444,8 @@ mod tests {
             context: "c".to_owned(),
             keys,
             slot: None,
+            binding: None,
+            only: false,
             dry_run: false,
         }
     }
@@ -331,7 +475,7 @@ mod tests {
         world.prepare("c");
         world.activate("c", 1);
         let numbers = |keys: &[AdoptKey]| {
-            let numbered = numbered(&world.state, &context("c"), keys);
+            let numbered = numbered(&world.state, &context("c"), keys, 0);
             numbered.map(|keys| keys.iter().map(|key| key.kek.version).collect::<Vec<_>>())
         };
         let keys = [
@@ -346,5 +490,112 @@ mod tests {
         assert!(error.detail.contains("another number"), "{error}");
         let error = numbers(&[key("a", Some(5)), key("kek-c-v5", None)]).unwrap_err();
         assert_eq!(error.code, ErrorCode::InvalidArgument);
+    }
+
+    #[test]
+    fn a_number_that_is_in_a_label_of_version_1s_is_given_to_no_other_key() {
+        let world = World::new(1);
+        let numbered = numbered(&world.state, &context("c"), &[key("plain", None)], 7).unwrap();
+        assert_eq!(numbered[0].kek.version, 8);
+    }
+
+    #[test]
+    fn an_id_is_hex_and_a_time_is_over() {
+        let with = |id: &str, made: &str| AdoptKey {
+            id: Some(id.to_owned()),
+            created_at: Some(made.to_owned()),
+            ..key("old", None)
+        };
+        let long = "00".repeat(256);
+        for id in ["", "0", "xy", long.as_str()] {
+            let error = check(&request(vec![with(id, "")])).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{id}");
+        }
+        let world = World::new(1);
+        let made = |key: AdoptKey| {
+            check(&request(vec![key.clone()])).unwrap();
+            let numbered = numbered(&world.state, &context("c"), &[key], 0).unwrap();
+            (numbered[0].id.clone(), numbered[0].created_at)
+        };
+        let id = Some(vec![0x0a, 0x0b]);
+        assert_eq!(
+            made(with("0A0b", "2024-01-01T00:00:00Z")),
+            (id.clone(), Some(1_704_067_200_000))
+        );
+        for none in ["last year", "9000-01-01T00:00:00Z"] {
+            assert_eq!(made(with("0a0b", none)), (id.clone(), None));
+        }
+    }
+
+    #[test]
+    fn keys_of_the_context_that_nobody_adopts_are_seen_and_no_number_of_theirs_is_given_out() {
+        let mut world = World::new(1);
+        world.prepare("c");
+        world.activate("c", 1);
+        let labelled: BTreeSet<String> = [
+            "kek-c-v1",
+            "kek-c-v2",
+            "kek-c-v3",
+            "kek-c-v12",
+            "kek-c-v01",
+            "kek-d-v40",
+            "kek-c-x",
+            "other",
+            "kek-c-v9000000",
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+        let (floor, left) = survey(&world.state, &context("c"), &[key("kek-c-v2", None)], &labelled);
+        // Version 1 is this cluster's own, and has the label.
+        assert_eq!(
+            (floor, &left[..]),
+            (12, &["kek-c-v3".to_owned(), "kek-c-v12".to_owned()][..])
+        );
+        let error = further(&context("c"), &left);
+        assert_eq!(error.code, ErrorCode::Conflict);
+        for part in ["kek-c-v3, kek-c-v12", "--only"] {
+            assert!(error.detail.contains(part), "{error}");
+        }
+        let (floor, left) = survey(&world.state, &context("none"), &[], &labelled);
+        assert_eq!((floor, left.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_new_context_is_bound_as_is_said_or_written_and_never_as_guessed() {
+        let world = World::new(1);
+        let placements = Placements::default();
+        let bound = |name: &str, asked| binding_of(&placements, &world.state, &context(name), asked);
+        // The world's own context is shared.
+        assert_eq!(bound("c", None).unwrap(), BindingMode::Shared);
+        assert_eq!(bound("c", Some(ApiBinding::Shared)).unwrap(), BindingMode::Shared);
+        let error = bound("c", Some(ApiBinding::Private)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Conflict);
+        assert!(
+            error.detail.contains("shared, for good, and not private"),
+            "{error}"
+        );
+        assert_eq!(bound("new", Some(ApiBinding::None)).unwrap(), BindingMode::None);
+        let error = bound("new", None).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.detail.contains("--mode shared, private"), "{error}");
+        assert_eq!(
+            bound("new", Some(ApiBinding::Unknown)).unwrap_err().code,
+            ErrorCode::InvalidArgument
+        );
+        let hsm = crate::config::Hsm {
+            slots: Vec::new(),
+            bindings: std::collections::BTreeMap::from([(
+                context("new"),
+                hsm_core::envelope::Binding::Private,
+            )]),
+            max_invocations: std::collections::BTreeMap::new(),
+            max_versions: 3,
+            cleanup_after_days: 30,
+            legacy: false,
+            metadata_file: None,
+        };
+        let written = binding_of(&Placements::of(&hsm), &world.state, &context("new"), None);
+        assert_eq!(written.unwrap(), BindingMode::Private);
     }
 }

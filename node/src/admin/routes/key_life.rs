@@ -108,6 +108,19 @@ pub(super) async fn undo_destroy(
     state.change(&caller, body, &request, &target).await
 }
 
+pub(super) async fn release(
+    State(state): State<AdminState>,
+    Path(named): Named,
+    caller: Caller,
+    unread: Unread,
+) -> Result<Response, ApiError> {
+    let target = target(&named);
+    let request: KeyUseRequest = state.receive(&caller, Act::KeyRelease, &target, unread).await?;
+    let (context, version) = version(&named)?;
+    let body = AdminBody::ReleaseKey { context, version };
+    state.change(&caller, body, &request, &target).await
+}
+
 pub(super) async fn clean_up(
     State(state): State<AdminState>,
     caller: Caller,

@@ -103,6 +103,7 @@ fn routes() -> Routes<AdminState> {
         .post(paths::KEY_ENABLE_PATTERN, key_life::enable)
         .post(paths::KEY_DESTROY_PATTERN, key_life::destroy)
         .post(paths::KEY_UNDO_DESTROY_PATTERN, key_life::undo_destroy)
+        .post(paths::KEY_RELEASE_PATTERN, key_life::release)
         .get(paths::ROTATION_STATUS, keys::rotation_status)
         .post(paths::SLOT_UNLOCK_PATTERN, slots::unlock)
         .get(paths::WHOAMI, whoami)

@@ -3,24 +3,43 @@
 use std::io::Read;
 use std::path::Path;
 
-use hsm_api::v1::{Metadata, V1Context};
-use hsm_core::envelope::Binding;
+use hsm_api::v1::{Metadata, V1Context, V1Version};
 use raft_store::command::MAX_ADOPTED;
-use raft_store::names::ContextName;
+use raft_store::names::{ContextName, UnixMillis};
+use raft_store::state::ClusterState;
+use raft_store::state::context::BindingMode;
 use sha2::{Digest, Sha256};
 
 use crate::app::StartFailure;
+use crate::clock;
 use crate::config::{Hsm, yaml_options};
+use crate::sync::convert::to_state_binding;
 
 /// No list of versions is longer.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Days between rotations where version 1's list says 0: its default.
+const INTERVAL_DAYS: u32 = 90;
+
 /// A context of version 1, to be gone on with.
 pub(super) struct Wanted {
     pub(super) name: ContextName,
-    pub(super) binding: Binding,
+    pub(super) binding: BindingMode,
     pub(super) interval_days: Option<u32>,
-    pub(super) versions: Vec<(u32, String)>,
+    /// The highest number that version 1 gave.
+    pub(super) floor: u32,
+    pub(super) versions: Vec<WantedKey>,
+}
+
+/// A key of version 1, as its list has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WantedKey {
+    pub(super) number: u32,
+    pub(super) label: String,
+    pub(super) id: Option<Vec<u8>>,
+    pub(super) created_at: Option<UnixMillis>,
+    /// Without it version 1 does not start. Where the list does not say which one it is, the newest.
+    pub(super) is_current: bool,
 }
 
 /// The file's text; `None` if there is no file.
@@ -47,7 +66,12 @@ pub(super) fn digest_of(text: &str) -> String {
 }
 
 /// The contexts of the file that have keys.
-pub(super) fn wanted(path: &Path, text: &str, hsm: &Hsm) -> Result<Vec<Wanted>, StartFailure> {
+pub(super) fn wanted(
+    path: &Path,
+    text: &str,
+    hsm: &Hsm,
+    state: &ClusterState,
+) -> Result<Vec<Wanted>, StartFailure> {
     let refuse = |why: String| StartFailure::V1Keys(format!("{}: {why}", path.display()));
     let metadata: Option<Metadata> = serde_saphyr::from_str_with_options(text, yaml_options())
         .map_err(|error| refuse(format!("is not version 1's list of keys: {error}")))?;
@@ -57,31 +81,69 @@ pub(super) fn wanted(path: &Path, text: &str, hsm: &Hsm) -> Result<Vec<Wanted>, 
         .into_iter()
         .filter(|context| !context.versions.is_empty());
     with_keys
-        .map(|context| {
-            let V1Context {
-                name,
-                rotation_interval_days,
-                versions,
-            } = context;
-            let name = ContextName::new(&name).map_err(|error| refuse(format!("rotation: {error}")))?;
-            if let Some((number, _)) = versions.iter().find(|(number, _)| *number > MAX_ADOPTED) {
-                return Err(refuse(format!("rotation.{name}: version {number} is above {MAX_ADOPTED}")));
-            }
-            if !hsm.bindings.contains_key(&name) {
-                // As version 1 took it.
-                tracing::warn!(
-                    context = %name,
-                    "hsm.metadata_file: the context is not in hsm.keys, so its ciphertexts are bound to the CN (private)"
-                );
-            }
-            Ok(Wanted {
-                binding: hsm.binding(name.as_str()),
-                interval_days: rotation_interval_days,
-                versions,
-                name,
-            })
-        })
+        .map(|context| one(context, hsm, state).map_err(refuse))
         .collect()
+}
+
+fn one(context: V1Context, hsm: &Hsm, state: &ClusterState) -> Result<Wanted, String> {
+    let name = ContextName::new(&context.name).map_err(|error| format!("rotation: {error}"))?;
+    let floor = context.versions.iter().map(|version| version.number).max();
+    let floor = floor.unwrap_or_default();
+    if floor > MAX_ADOPTED {
+        return Err(format!("rotation.{name}: version {floor} is above {MAX_ADOPTED}"));
+    }
+    let is_said = context.versions.iter().any(|version| version.is_current);
+    let key = |version: V1Version| {
+        let id = version.id.as_deref().map(hex::decode).transpose();
+        let (number, label) = (version.number, version.label);
+        Ok(WantedKey {
+            id: id.map_err(|_| format!("rotation.{name}: {label:?}: id: write its CKA_ID in hex digits"))?,
+            created_at: version.created_at.as_deref().and_then(clock::past),
+            is_current: version.is_current || !is_said && number == floor,
+            number,
+            label,
+        })
+    };
+    let versions = context
+        .versions
+        .into_iter()
+        .map(key)
+        .collect::<Result<Vec<WantedKey>, String>>()?;
+    Ok(Wanted {
+        binding: binding(&name, &versions, hsm, state)?,
+        interval_days: context
+            .rotation_interval_days
+            .map(|days| if days == 0 { INTERVAL_DAYS } else { days }),
+        floor,
+        versions,
+        name,
+    })
+}
+
+/// Whom its ciphertexts are bound to, for good. Version 1 serves no context that is not in `hsm.keys`, so nothing but
+/// that says it.
+fn binding(
+    name: &ContextName,
+    versions: &[WantedKey],
+    hsm: &Hsm,
+    state: &ClusterState,
+) -> Result<BindingMode, String> {
+    let written = hsm.bindings.get(name).copied().map(to_state_binding);
+    let known = state.contexts().get(name).map(|known| known.binding);
+    let is_new = |key: &WantedKey| !state.versions_of(name).any(|(_, known)| known.label == key.label);
+    match (known, written) {
+        (Some(known), Some(written)) if known != written && versions.iter().any(is_new) => Err(format!(
+            "rotation.{name}: the context exists and binds its ciphertexts otherwise than hsm.keys.{name}.mode says, so \
+             that its keys would open nothing there; take it out of the list, and adopt its keys under another context"
+        )),
+        (Some(known), _) => Ok(known),
+        (None, Some(written)) => Ok(written),
+        (None, None) => Err(format!(
+            "rotation.{name}: the context stands in no hsm.keys, so that nothing says to whom its ciphertexts are bound; \
+             version 1 served it to nobody. Write hsm.keys.{name}.mode: shared (the OU) or private (the CN; version 1's \
+             default), or take the context out of the list and its keys out of the token if nobody needs them"
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +153,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::rotation::testing::World;
 
     const CONFIG: &str = "
 server: {port: '8443', tls: {ca_path: a, cert_path: b, key_path: c}}
@@ -101,36 +164,85 @@ acl: {mappings: {Trading: [exchange-key]}}
     fn read_as_v1(text: &str) -> Result<Vec<Wanted>, String> {
         let env = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
         let config = Config::parse(CONFIG, Path::new("config.yaml"), Some(0o600), &env).unwrap();
-        wanted(Path::new("m.yaml"), text, &config.hsm).map_err(|error| error.to_string())
+        read_into(&ClusterState::default(), &config, text)
     }
 
-    #[test]
-    fn contexts_are_bound_as_configured_and_to_the_cn_where_nothing_is_said() {
-        let text = "
+    fn read_into(state: &ClusterState, config: &Config, text: &str) -> Result<Vec<Wanted>, String> {
+        wanted(Path::new("m.yaml"), text, &config.hsm, state).map_err(|error| error.to_string())
+    }
+
+    const LIST: &str = "
 rotation:
   exchange-key:
     current: kek-exchange-key-v2
     rotation_interval_days: 30
     versions:
       - {label: kek-exchange-key-v1, version: 1, created_at: 2024-01-01T00:00:00Z, checksum: ab}
-      - {label: kek-exchange-key-v2, version: 2, created_at: 2024-02-01T00:00:00Z, checksum: cd}
-  forgotten: {current: old, versions: [{label: old, version: 7}]}
+      - {label: kek-exchange-key-v2, version: 2, created_at: soon, checksum: cd, id: '0a0B'}
   empty: {}
 ";
-        let wanted = read_as_v1(text).unwrap();
-        let seen: Vec<_> = wanted
-            .iter()
-            .map(|context| (context.name.as_str(), context.binding, context.interval_days))
-            .collect();
+
+    #[test]
+    fn a_context_is_bound_as_configured_and_its_keys_are_as_listed() {
+        let wanted = read_as_v1(LIST).unwrap();
+        assert_eq!(wanted.len(), 1);
+        let context = &wanted[0];
         assert_eq!(
-            seen,
-            [
-                ("exchange-key", Binding::Shared, Some(30)),
-                ("forgotten", Binding::Private, None)
-            ]
+            (context.name.as_str(), context.binding, context.interval_days),
+            ("exchange-key", BindingMode::Shared, Some(30))
         );
-        assert_eq!(wanted[0].versions.len(), 2);
+        assert_eq!(context.floor, 2);
+        let first = WantedKey {
+            number: 1,
+            label: "kek-exchange-key-v1".to_owned(),
+            id: None,
+            created_at: Some(1_704_067_200_000),
+            is_current: false,
+        };
+        let second = WantedKey {
+            number: 2,
+            label: "kek-exchange-key-v2".to_owned(),
+            id: Some(vec![0x0a, 0x0b]),
+            created_at: None,
+            is_current: true,
+        };
+        assert_eq!(context.versions, [first, second]);
         assert!(read_as_v1("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_interval_of_0_is_version_1s_default_and_without_a_current_version_the_newest_is_it() {
+        let text = LIST
+            .replace("days: 30", "days: 0")
+            .replace("current: kek-exchange-key-v2", "later: 1");
+        let wanted = read_as_v1(&text).unwrap();
+        assert_eq!(wanted[0].interval_days, Some(90));
+        let current: Vec<bool> = wanted[0].versions.iter().map(|key| key.is_current).collect();
+        assert_eq!(current, [false, true]);
+    }
+
+    #[test]
+    fn a_context_that_version_1_served_to_nobody_is_refused_with_what_to_write() {
+        let text = format!("{LIST}  forgotten: {{current: old, versions: [{{label: old, version: 7}}]}}\n");
+        let error = read_as_v1(&text).map(|_| ()).unwrap_err();
+        assert!(error.contains("Write hsm.keys.forgotten.mode"), "{error}");
+    }
+
+    #[test]
+    fn a_context_that_exists_says_how_it_is_bound() {
+        let mut world = World::new(1);
+        world.context("forgotten", "s");
+        world.context("exchange-key", "s");
+        let env = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
+        let parse = |text: &str| Config::parse(text, Path::new("config.yaml"), Some(0o600), &env).unwrap();
+        let text = format!("{LIST}  forgotten: {{current: old, versions: [{{label: old, version: 7}}]}}\n");
+        let wanted = read_into(&world.state, &parse(CONFIG), &text).unwrap();
+        let bound: Vec<_> = wanted.iter().map(|context| context.binding).collect();
+        assert_eq!(bound, [BindingMode::Shared, BindingMode::Shared]);
+        // The world's are shared.
+        let otherwise = parse(&CONFIG.replace("mode: shared", "mode: private"));
+        let error = read_into(&world.state, &otherwise, LIST).map(|_| ()).unwrap_err();
+        assert!(error.contains("binds its ciphertexts otherwise"), "{error}");
     }
 
     #[test]
@@ -140,8 +252,12 @@ rotation:
             ("rotation: [1]".to_owned(), "is not version 1's list of keys"),
             (names("\"../x\""), "A-Z"),
             (
-                names("c").replace("version: 1", "version: 2000000"),
+                names("exchange-key").replace("version: 1", "version: 2000000"),
                 "above 1000000",
+            ),
+            (
+                names("exchange-key").replace("version: 1", "version: 1, id: xy"),
+                "in hex digits",
             ),
             (
                 names("c").replace("label: a", "label: ''"),

@@ -354,7 +354,8 @@ impl World {
             | Op::UndoDestroy(_)
             | Op::SetAcl(_)
             | Op::RemoveRevocations(_)
-            | Op::MoveContext(_) => admin(),
+            | Op::MoveContext(_)
+            | Op::ReleaseVersion(_) => admin(),
             _ => Origin::Node(node),
         };
         match self.send(id, [0; 32], origin, op) {

@@ -96,7 +96,7 @@ impl fmt::Display for Conflict {
                 ago_ms,
             } => write!(
                 f,
-                "version {version} of {context} was used {} ago; move whoever needs it to a newer one, or override this",
+                "version {version} of {context} was used, or adopted, {} ago; move whoever needs it to a newer one, or override this",
                 time(*ago_ms)
             ),
             Conflict::WaitNotOver {

@@ -1,5 +1,6 @@
 //! Keys that version 1 made: where they are held, who owes their end, and that nothing is ever encrypted with them.
 
+use super::life::STATES;
 use super::*;
 use crate::state::context::KeyOrigin;
 use VersionState::*;
@@ -12,7 +13,17 @@ fn adopt(version: u32, holder: RaftId) -> AdoptVersion {
         label: format!("kek-old-v{version}"),
         check_record: vec![4, 5],
         holder,
+        floor: 0,
+        created_at: None,
     }
+}
+
+fn release(version: u32, expected: VersionState) -> Op {
+    Op::ReleaseVersion(ReleaseVersion {
+        context: context(),
+        version,
+        expected,
+    })
 }
 
 /// As an administrator's who asked this node.
@@ -196,5 +207,130 @@ fn who_proves_a_copy_becomes_a_holder_and_only_holders_owe_its_end() {
     assert!(matches!(
         world.refused(Op::AdoptVersion(again)),
         Refusal::Exists(_)
+    ));
+}
+
+#[test]
+fn the_next_number_is_above_every_one_that_version_1_gave() {
+    let mut world = World::new();
+    world.ok(Op::AdoptVersion(AdoptVersion {
+        floor: 7,
+        ..adopt(2, 1)
+    }));
+    let highest = |world: &World| world.state.contexts().get(&context()).unwrap().highest_version;
+    assert_eq!(highest(&world), 7);
+    // The next of version 1's is still free, and nothing goes back.
+    adopted(&mut world, 3);
+    assert_eq!(highest(&world), 7);
+    world.ok(prepare(7, 8));
+    let before = world.rows();
+    let refusal = world.refused(Op::AdoptVersion(AdoptVersion {
+        floor: MAX_ADOPTED + 1,
+        ..adopt(4, 1)
+    }));
+    assert!(
+        matches!(refusal, Refusal::Invalid(Invalid::VersionNumber { version, .. }) if version == MAX_ADOPTED + 1)
+    );
+    assert_eq!(world.rows(), before);
+}
+
+#[test]
+fn version_1s_time_is_shown_and_the_leaders_counts() {
+    let mut world = World::new();
+    adopted(&mut world, 1);
+    let now = world.version(1).created_at;
+    assert_eq!(world.version(1).ended_at, Some(now));
+    for (version, made, shown) in [(2, now - 1, now - 1), (3, now + 3_600_000, 0), (4, -5, 0)] {
+        world.ok(Op::AdoptVersion(AdoptVersion {
+            created_at: Some(made),
+            ..adopt(version, 1)
+        }));
+        let row = world.version(version);
+        let retired = row.ended_at.unwrap();
+        let expected = if shown == 0 { retired } else { shown };
+        assert_eq!(row.created_at, expected, "version {version}");
+        assert!(retired >= now);
+    }
+}
+
+#[test]
+fn what_was_adopted_lately_counts_as_used() {
+    let mut world = World::new();
+    adopted(&mut world, 1);
+    let careful = ScheduleDestroy {
+        override_recent_use: false,
+        ..schedule(1, DecryptOnly)
+    };
+    let before = world.version(1).clone();
+    let refusal = world.refused(Op::ScheduleDestroy(careful));
+    assert!(
+        matches!(refusal, Refusal::Conflict(Conflict::UsedRecently { .. })),
+        "{refusal}"
+    );
+    assert_eq!(*world.version(1), before);
+    world.ok(Op::ScheduleDestroy(schedule(1, DecryptOnly)));
+}
+
+#[test]
+fn a_released_version_is_over_and_its_label_free() {
+    for state in [DecryptOnly, Disabled] {
+        let mut world = World::new();
+        adopted(&mut world, 1);
+        world.ack(1, 1);
+        if state == Disabled {
+            world.ok(set_use(1, DecryptOnly, Disabled));
+        }
+        world.ok(release(1, state));
+        let version = world.version(1);
+        assert_eq!(version.state, Abandoned);
+        assert!(!version.note.is_empty());
+        assert!(!world.state.label_taken("kek-old-v1"));
+        // It is one more tombstone: nobody takes it back, and its number is gone.
+        assert!(matches!(
+            world.refused(release(1, Abandoned)),
+            Refusal::Conflict(_)
+        ));
+        let again = AdoptVersion {
+            label: "kek-old-v1".into(),
+            key_uid: uid(5),
+            ..adopt(1, 1)
+        };
+        assert!(matches!(
+            world.refused(Op::AdoptVersion(again.clone())),
+            Refusal::Exists(_)
+        ));
+        world.ok(Op::AdoptVersion(AdoptVersion { version: 5, ..again }));
+        assert_eq!(world.version_state(5), DecryptOnly);
+    }
+}
+
+#[test]
+fn nothing_but_a_retired_adopted_version_is_released_and_by_an_administrator_only() {
+    for state in STATES {
+        let mut world = World::in_state(state);
+        let before = world.rows();
+        assert!(
+            matches!(world.refused(release(1, state)), Refusal::Conflict(_)),
+            "{state:?}"
+        );
+        assert_eq!(world.rows(), before);
+    }
+    let mut world = World::new();
+    adopted(&mut world, 1);
+    assert!(!release(1, DecryptOnly).forwardable_from_node());
+    let driver = world.command(release(1, DecryptOnly), Origin::Node(1));
+    assert!(matches!(
+        world.send(&driver),
+        Outcome::Refused(Refusal::Forbidden(Forbidden::Operation { .. }))
+    ));
+    // Another state than the proposer saw.
+    assert!(matches!(
+        world.refused(release(1, Disabled)),
+        Refusal::Conflict(_)
+    ));
+    world.ok(Op::ScheduleDestroy(schedule(1, DecryptOnly)));
+    assert!(matches!(
+        world.refused(release(1, DestroyScheduled)),
+        Refusal::Conflict(_)
     ));
 }

@@ -207,7 +207,8 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::UndoDestroy(_)
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
-        | Op::MoveContext(_) => admin(),
+        | Op::MoveContext(_)
+        | Op::ReleaseVersion(_) => admin(),
         _ => Origin::Node(node),
     }
 }

@@ -194,6 +194,8 @@ fn only_holders_need_the_slot_of_an_adopted_version() {
         label: "kek-old-v1".into(),
         check_record: vec![4, 5],
         holder: 1,
+        floor: 0,
+        created_at: None,
     }));
     world.ok(move_to(slot(), other()));
     let needs = |node| world.state.slots_needed_by(node).contains(&slot());

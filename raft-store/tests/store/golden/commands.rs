@@ -178,11 +178,18 @@ fn ops() -> Vec<Op> {
             label: "kek-exchange-key-v1".into(),
             check_record: vec![4, 5],
             holder: 1,
+            floor: 9,
+            created_at: Some(6),
         }),
         Op::MoveContext(MoveContext {
             context: context(),
             from: slot(),
             to: SlotName::new("2fa").unwrap(),
+        }),
+        Op::ReleaseVersion(ReleaseVersion {
+            context: context(),
+            version: 1,
+            expected: VersionState::DecryptOnly,
         }),
     ]
 }

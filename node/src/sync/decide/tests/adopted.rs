@@ -127,3 +127,48 @@ fn its_end_takes_copy_and_original_and_is_acknowledged_by_holders_only() {
     let planned = plan(&cluster, ME, &other);
     assert!(planned.actions.is_empty() && planned.problems.iter().any(is_unknown));
 }
+
+/// Whatever was disabled, or waits for its end, can come back at any moment.
+#[test]
+fn out_of_use_it_is_kept_at_hand_over_a_restart_and_never_copied_again() {
+    for scheduled in [false, true] {
+        let (mut cluster, uid, _) = adopted();
+        cluster.ack(ME, "a", 1);
+        if scheduled {
+            cluster.schedule_destroy("a", 1);
+        } else {
+            cluster.set_use("a", 1, VersionState::Disabled);
+        }
+        let mut held = with_original(token(ME, &[1]));
+        // Without its copy nothing is made until it is wanted again.
+        let planned = plan(&cluster, ME, &held);
+        assert!(planned.actions.is_empty(), "{:?}", planned.actions);
+        assert_eq!(planned.missing, 0);
+        held.keks.insert(uid, HeldKek::default());
+        assert_eq!(plan(&cluster, ME, &held).actions, [Action::Prove(key("a", 1))]);
+        held.apply(Effect::Proven(uid, LABEL.to_owned()));
+        assert_eq!(plan(&cluster, ME, &held).actions, [Action::Load(uid, false)]);
+        held.apply(Effect::Loaded(uid, false));
+        assert!(plan(&cluster, ME, &held).actions.is_empty());
+    }
+}
+
+#[test]
+fn a_released_version_loses_its_copies_and_no_original() {
+    let (mut cluster, uid, second) = adopted();
+    cluster.ack(ME, "a", 1);
+    cluster.release("a", 1);
+    for node in [ME, second] {
+        let mut held = with_original(token(node, &[1]));
+        held.apply(Effect::Proven(uid, LABEL.to_owned()));
+        held.apply(Effect::Loaded(uid, false));
+        let planned = plan(&cluster, node, &held);
+        assert_eq!(planned.actions, [Action::Remove(uid)]);
+        held.apply(Effect::Gone(vec![uid]));
+        let planned = plan(&cluster, node, &held);
+        assert!(planned.actions.is_empty() && held.labelled.contains(LABEL));
+        assert_eq!(planned.missing, 0);
+        // Nobody's key any more, so it is reported.
+        assert!(planned.problems.iter().any(is_unknown));
+    }
+}
