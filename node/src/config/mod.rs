@@ -20,7 +20,6 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raft_store::names::ContextName;
 use raft_store::state::context::RotationPolicy;
 use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
