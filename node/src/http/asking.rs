@@ -123,6 +123,10 @@ impl<'a> Bound<'a> {
 }
 
 /// What an operation has come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart at once; a box would cost every request more"
+)]
 pub(super) enum Step {
     /// A slot is to be asked.
     Run(Task),

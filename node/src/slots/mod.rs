@@ -166,7 +166,10 @@ fn begin(
     let (opening, open_it, tell) = (Arc::clone(entry), open.clone(), answers.clone());
     let started = std::thread::Builder::new()
         .name(format!("open-{}", entry.name()))
-        .spawn(move || tell.send((place, open_it(&opening))));
+        .spawn(move || {
+            // Nobody waits any longer, if nobody takes it.
+            let _ = tell.send((place, open_it(&opening)));
+        });
     if let Err(error) = started {
         tracing::error!(slot = entry.name().as_str(), %error, "no thread to open the slot on");
         let _ = answers.send((place, open(entry)));
