@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cluster_tests::shim::{SOFTHSM, Shim};
 use cluster_tests::{Playground, until};
-use hsm_api::admin::{ContextInfo, KeyState, MoveKeyRequest, MoveKeyResponse};
+use hsm_api::admin::{ContextInfo, CreateKekRequest, KeyState, MoveKeyRequest, MoveKeyResponse};
 use hsm_api::data::{Batch, DecryptRequest, EncryptRequest, ItemResult, RewrapRequest};
 use hsm_api::{Client, ErrorCode};
 
@@ -244,10 +244,19 @@ async fn a_context_moves_to_another_slot_and_the_old_one_can_go() -> Result<()> 
     third.wait_ready(READY).await?;
     open_everywhere(&cluster, "trading-1", CONTEXT, &[old.clone(), new.clone()]).await?;
 
-    let done = cluster
+    cluster
         .client("admin")?
-        .move_key(NEIGHBOUR, &to(NEW), None)
+        .create_kek(&CreateKekRequest::new(NEIGHBOUR), None)
         .await?;
+    let admin = cluster.client("admin")?;
+    // That the slot is well again has to be reported first.
+    let done = until("a move", WELL, async || {
+        match admin.move_key(NEIGHBOUR, &to(NEW), None).await {
+            Err(error) if error.code() == Some(ErrorCode::SlotFailed) => None,
+            moved => Some(moved),
+        }
+    })
+    .await??;
     assert_eq!(done.into_body(), moved(NEIGHBOUR));
     the_old_slot_is_emptied(&cluster).await?;
     for node in cluster.nodes() {

@@ -182,7 +182,7 @@ mod tests {
         let text = format!(
             "server: {{tls: {{ca_path: {}, cert_path: {}, key_path: {}}}}}\n\
              data_dir: {}\n\
-             hsm: {{slot_id: t, metadata_file: {}, keys: {{c: {{mode: shared}}}}}}\n\
+             hsm: {{slot_id: t, pin: \"1234\", metadata_file: {}, keys: {{c: {{mode: shared}}}}}}\n\
              acl: {{revoked_file: {}}}\n",
             at("ca.crt"),
             at("server.crt"),
@@ -191,8 +191,7 @@ mod tests {
             at("metadata.yaml"),
             at("revoked.yaml"),
         );
-        let env = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
-        let config = Config::parse(&text, Path::new("config.yaml"), Some(0o600), &env).unwrap();
+        let config = Config::parse(&text, Path::new("config.yaml"), Some(0o600), &|_: &str| None).unwrap();
         check(&config).map_err(|failure| failure.to_string())
     }
 

@@ -349,8 +349,10 @@ async fn until(
     otherwise: &str,
     check: impl Fn(&Published) -> Option<()> + Send + Sync,
 ) -> Result<(), StartFailure> {
+    // One that was started again has to be elected first.
+    let led = |published: &Published| cluster.leadership().and_then(|_| check(published));
     loop {
-        match wait_leading(cluster, deadline, &check).await {
+        match wait_leading(cluster, deadline, &led).await {
             Waited::Met(()) => return Ok(()),
             Waited::LostLead if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
             Waited::LostLead | Waited::Late => return Err(StartFailure::Adopting(otherwise.to_owned())),
