@@ -45,6 +45,7 @@ const SLOT_JOB_DURATION: &str = "hsm_slot_job_duration_seconds";
 const BATCH_ITEMS: &str = "hsm_batch_items_total";
 const SLOT_STATE: &str = "hsm_slot_state";
 const KEYS_MISSING: &str = "hsm_keys_missing";
+const SLOT_UNCONFIGURED: &str = "hsm_slot_unconfigured";
 const SYNC_AGE: &str = "hsm_sync_age_seconds";
 const RAFT_ROLE: &str = "hsm_raft_role";
 const RAFT_TERM: &str = "hsm_raft_term";
@@ -179,6 +180,10 @@ fn describe() {
     );
     describe_gauge!(SLOT_STATE, "1 for the state a slot is in.");
     describe_gauge!(KEYS_MISSING, "Keys the state names and the slot's token lacks.");
+    describe_gauge!(
+        SLOT_UNCONFIGURED,
+        "1 for a slot that the state asks of this node and that its configuration lacks."
+    );
     describe_gauge!(
         SYNC_AGE,
         Unit::Seconds,
@@ -428,6 +433,11 @@ pub fn slot_state(slot: &Arc<str>, state: &str) {
 /// Keys the state names and a slot's token lacks.
 pub fn keys_missing(slot: &Arc<str>, keys: usize) {
     gauge!(KEYS_MISSING, "slot" => Arc::clone(slot)).set(lossy(keys as u64));
+}
+
+/// Whether a slot that the cluster uses is needed here and not in the configuration.
+pub fn slot_unconfigured(slot: &Arc<str>, lacking: bool) {
+    gauge!(SLOT_UNCONFIGURED, "slot" => Arc::clone(slot)).set(f64::from(u8::from(lacking)));
 }
 
 /// Time since token and state were last compared.

@@ -26,6 +26,7 @@ const EVERYWHERE: [&str; 35] = [
     "hsm_store_bytes",
     "hsm_store_live_bytes",
     "hsm_keys_missing",
+    "hsm_slot_unconfigured",
     "hsm_slot_state",
     "hsm_sync_age_seconds",
     "hsm_requests_total",

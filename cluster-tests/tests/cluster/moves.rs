@@ -189,6 +189,28 @@ async fn the_old_slot_is_emptied(cluster: &Playground) -> Result<()> {
     Ok(())
 }
 
+/// The follower that is asked goes on with the next leader. The one that died has the move in its store and no version
+/// of the new slot, and comes back to both.
+#[cfg(feature = "failpoints")]
+async fn the_leader_dies_between_the_move_and_its_version(cluster: &Playground) -> Result<()> {
+    let leader = cluster.leader().await?;
+    let doomed = cluster.node(leader.node);
+    cluster_tests::failpoints::kill_at(&doomed, "rotation::after_move_commit").await?;
+    let asked = cluster.others(leader.node)[0].clone();
+    let client = cluster.client_on("admin", asked.number)?;
+    let done = client
+        .move_key(CONTEXT, &to(NEW), Some("move"))
+        .await
+        .with_context(|| format!("{} died, {} was asked", doomed.id(), asked.id()))?;
+    assert_eq!(done.into_body(), moved(CONTEXT));
+    doomed.wait_gone(SICK).await?;
+    cluster.start_node(doomed.number).await?;
+    doomed
+        .wait_ready(READY)
+        .await
+        .with_context(|| format!("{}: {}", doomed.id(), doomed.log()))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_context_moves_to_another_slot_and_the_old_one_can_go() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("hsm-moves-").tempdir()?;
@@ -215,6 +237,8 @@ async fn a_context_moves_to_another_slot_and_the_old_one_can_go() -> Result<()> 
         let outcome = admin(1)?.move_key(CONTEXT, &to(slot), None).await;
         assert_eq!(code(outcome), Some(refused), "{slot}");
     }
+    #[cfg(feature = "failpoints")]
+    the_leader_dies_between_the_move_and_its_version(&cluster).await?;
     // Asked of one node, repeated at another: one version.
     for number in [2, 3] {
         let done = admin(number)?.move_key(CONTEXT, &to(NEW), Some("move")).await?;

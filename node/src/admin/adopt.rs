@@ -117,17 +117,6 @@ pub(super) fn check_alive(context: &ContextName, number: u32, version: &KeyVersi
     }
 }
 
-/// The refusal of a slot that is not the context's.
-pub(super) fn other_slot(context: &ContextName, slot: &SlotName, asked: &SlotName) -> CallError {
-    CallError::new(
-        ErrorCode::Conflict,
-        format!(
-            "new versions of context {context} are made in slot {slot}, not {asked}: its keys can be adopted from that \
-             slot's token only; move it there first (hsmctl key move {context} --to {asked}), or take a new context"
-        ),
-    )
-}
-
 /// The refusal of a binding that is not the context's.
 pub(super) fn other_binding(context: &ContextName, is: BindingMode, asked: BindingMode) -> CallError {
     let (is, asked) = (views::binding(is), views::binding(asked));
@@ -152,9 +141,6 @@ impl AdminService {
         let (cluster, context) = (&*self.parts.cluster, &order.context);
         let known = cluster.published().state.contexts().get(context).cloned();
         match known {
-            Some(known) if known.slot != order.slot => {
-                return Err(other_slot(context, &known.slot, &order.slot));
-            }
             Some(known) if known.binding != order.binding => {
                 return Err(other_binding(context, known.binding, order.binding));
             }
@@ -207,6 +193,15 @@ impl AdminService {
         };
         if let Some((number, version)) = adopted(&published.state, context, &key.label) {
             check_alive(context, number, version)?;
+            if version.slot != order.slot && !mine {
+                let (label, slot) = (&key.label, &version.slot);
+                let detail = format!(
+                    "the key {label:?} was adopted as version {number} of {context} from slot {slot}, not {}; no two \
+                     versions have one label, because ciphertexts name their key by it",
+                    order.slot
+                );
+                return Err(CallError::new(ErrorCode::AlreadyExists, detail));
+            }
             return Ok(done(number, mine));
         }
         if key.check_record.is_empty() {
@@ -219,6 +214,7 @@ impl AdminService {
             version: key.version,
             key_uid: key.key_uid,
             label: key.label.clone(),
+            slot: order.slot.clone(),
             check_record: key.check_record.clone(),
             holder,
             floor: order.floor,

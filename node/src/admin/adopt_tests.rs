@@ -166,20 +166,54 @@ async fn what_is_taken_or_elsewhere_is_refused_and_nothing_is_made() {
             "{keys:?}"
         );
     }
-    let mut elsewhere = order("c", "k", vec![found("old", 7, 1)]);
+    // A slot that the cluster does not know.
+    let mut elsewhere = order("c", "k0", vec![found("old", 7, 1)]);
     if let AdminBody::AdoptKeys(order) = &mut elsewhere.body {
         order.slot = slot("t");
     }
-    assert_eq!(bench.ask(elsewhere).await, Err(ErrorCode::Conflict));
+    assert_eq!(bench.ask(elsewhere).await, Err(ErrorCode::NotFound));
+    let none = |op: &Op| matches!(op, Op::AdoptVersion(op) if op.slot.as_str() != "t");
+    assert_eq!(bench.cluster.count(none), 0);
     let mut otherwise = order("c", "k", vec![found("old", 7, 1)]);
     if let AdminBody::AdoptKeys(order) = &mut otherwise.body {
         order.binding = BindingMode::Private;
     }
     assert_eq!(bench.ask(otherwise).await, Err(ErrorCode::Conflict));
-    assert_eq!(bench.cluster.count(|op| matches!(op, Op::AdoptVersion(_))), 0);
+    assert_eq!(bench.cluster.count(none), 0);
+    assert_eq!(bench.cluster.published().state.versions_of(&name("c")).count(), 1);
     // A context with an active version gets no other.
     let answer = ask(&bench, order("c", "k3", vec![found("old", 7, 1)])).await;
     assert_eq!(answer["active_version"], 1);
+    acks.abort();
+}
+
+#[tokio::test]
+async fn what_is_in_the_old_slot_is_adopted_there_after_the_move() {
+    let bench = bench();
+    let acks = acknowledge(&bench.cluster);
+    bench.cluster.with(|world| {
+        let version = world.prepare("c");
+        world.activate("c", version);
+        world.second_slot("t");
+        world.move_to("c", "t");
+    });
+    let answer = ask(&bench, order("c", "k", vec![found("old", 7, 1)])).await;
+    assert_eq!(
+        (&answer["slot"], &answer["active_version"]),
+        (&json!("s"), &json!(1))
+    );
+    let published = bench.cluster.published();
+    let version = published.state.version(&name("c"), 7).unwrap();
+    assert_eq!(
+        (version.slot.clone(), version.state),
+        (slot("s"), VersionState::DecryptOnly)
+    );
+    // Its label is that key's, whatever the new token has.
+    let mut there = order("c", "k2", vec![found("old", 7, 1)]);
+    if let AdminBody::AdoptKeys(order) = &mut there.body {
+        order.slot = slot("t");
+    }
+    assert_eq!(bench.ask(there).await, Err(ErrorCode::AlreadyExists));
     acks.abort();
 }
 
@@ -191,6 +225,7 @@ async fn nobody_adopts_in_the_name_of_another_node() {
         version: 1,
         key_uid: KeyUid([1; 16]),
         label: "old".to_owned(),
+        slot: slot("s"),
         check_record: vec![1],
         holder: 1,
         floor: 0,

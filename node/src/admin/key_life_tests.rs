@@ -236,6 +236,7 @@ fn with_adopted(bench: &Bench) {
             version: 4,
             key_uid: raft_store::names::KeyUid([4; 16]),
             label: "old".to_owned(),
+            slot: raft_store::names::SlotName::new("s").unwrap(),
             check_record: vec![1],
             holder: 1,
             floor: 0,

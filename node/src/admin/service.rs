@@ -10,6 +10,7 @@ use hsm_api::admin::{CreateKekResponse, JoinTokenResponse, KeyState, MoveKeyResp
 use hsm_api::{ErrorCode, SecretText};
 use raft_store::command::{CreateContext, Op, Origin, Refusal, RequestId};
 use raft_store::names::{ContextName, ContextUid, NodeName, SlotName};
+use raft_store::state::ClusterState;
 use raft_store::state::context::{BindingMode, RotationPolicy};
 use serde::Serialize;
 use serde_json::Value;
@@ -30,7 +31,7 @@ use crate::clock;
 use crate::config::{Destroy, policy_of};
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
 use crate::rotation::cluster::catch_up;
-use crate::rotation::plan::{Asked, Wish, check_first, check_label, no_transport, unknown_context};
+use crate::rotation::plan::{Asked, Wish, check_first, check_label, is_begun, no_transport, unknown_context};
 use crate::rotation::progress::Made;
 use crate::rotation::{Clocks, Cluster, Rotator};
 
@@ -209,19 +210,28 @@ impl AdminService {
         deadline: Instant,
     ) -> Result<Value, CallError> {
         let wish = Wish::Move { to: to.clone() };
-        let is_there = || {
+        let before = slot_of(&self.parts.cluster.published().state, context);
+        let made = self.parts.rotator.make(context, &wish, asked, deadline).await;
+        let made = made.map_err(|error| {
             let published = self.parts.cluster.published();
-            let known = published.state.contexts().get(context);
-            known.is_some_and(|context| context.slot == *to)
-        };
-        let was_there = is_there();
-        let made = match self.parts.rotator.make(context, &wish, asked, deadline).await {
-            Err(error) if !was_there && is_there() => {
-                let done = format!("context {context} is moved to slot {to} and encrypts where it did");
-                return Err(after_part(&done, error));
+            let state = &published.state;
+            let is_there = slot_of(state, context).as_ref() == Some(to);
+            // A move that was half done before this call is told like one that is since.
+            if !is_there || (before.as_ref() == Some(to) && is_begun(state, context, to)) {
+                return error;
             }
-            made => made?,
-        };
+            let encrypts = encrypting_slot(state, context);
+            let mut back = encrypts.clone().into_iter().chain(before.clone());
+            let back = back
+                .find(|slot| slot != to)
+                .map(|slot| format!(", or take the move back with: hsmctl key move {context} --to {slot}"));
+            let goes_on = match encrypts {
+                Some(_) => "encrypts where it did",
+                None => "has no version that encrypts",
+            };
+            let done = format!("context {context} is moved to slot {to} and {goes_on}");
+            after_part(&done, &back.unwrap_or_default(), error)
+        })?;
         let published = self.parts.cluster.published();
         let version = published.state.version(context, made.version);
         json(&MoveKeyResponse {
@@ -267,7 +277,8 @@ impl AdminService {
         let made = match self.parts.rotator.make(context, wish, asked, deadline).await {
             Err(error) if is_new => {
                 let done = format!("context {context} is made and has no key yet");
-                return Err(after_part(&done, error));
+                let remedy = format!(", or: hsmctl create-kek --context {context}");
+                return Err(after_part(&done, &remedy, error));
             }
             made => made?,
         };
@@ -406,16 +417,30 @@ fn asked(call: &AdminCall) -> Result<Asked, CallError> {
     })
 }
 
-/// The answer of a call that has made or moved its context and then not its key, where the error would say that nothing
-/// was changed.
-fn after_part(done: &str, error: CallError) -> CallError {
-    match error.code {
-        ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => CallError::new(
-            ErrorCode::OutcomeUnknown,
-            format!("{done} ({error}); ask again with the same Idempotency-Key"),
-        ),
-        _ => error,
-    }
+/// The answer of a call that has made or moved its context and then not its key: what is done comes first, because the
+/// error may say that nothing was, and its code must not.
+fn after_part(done: &str, or_else: &str, error: CallError) -> CallError {
+    let code = match error.code {
+        ErrorCode::NoQuorum | ErrorCode::NotLeader | ErrorCode::NodeDraining => ErrorCode::OutcomeUnknown,
+        code => code,
+    };
+    let detail = format!(
+        "{done}, and its key was not made ({}: {}); ask again with the same Idempotency-Key{or_else}",
+        error.code, error.detail
+    );
+    CallError::new(code, detail)
+}
+
+/// The slot in which the next versions of a context are made.
+fn slot_of(state: &ClusterState, context: &ContextName) -> Option<SlotName> {
+    let known = state.contexts().get(context)?;
+    Some(known.slot.clone())
+}
+
+/// The slot of a context's active version.
+fn encrypting_slot(state: &ClusterState, context: &ContextName) -> Option<SlotName> {
+    let active = state.contexts().get(context)?.active_version?;
+    state.version(context, active).map(|version| version.slot.clone())
 }
 
 fn rotated(context: &ContextName, made: Made) -> Result<Value, CallError> {

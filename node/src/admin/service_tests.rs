@@ -461,6 +461,27 @@ async fn a_call_that_has_moved_its_context_and_made_no_key_says_so() {
         .unwrap_err();
     assert_eq!(error.code, ErrorCode::OutcomeUnknown);
     assert!(error.detail.contains("context c is moved to slot t"), "{error}");
+    assert!(error.detail.contains("hsmctl key move c --to s"), "{error}");
+    // Nor does a refusal that says that nothing was made, whether this call moved it or one before.
+    let sick = *bench.cluster.with(|world| world.voters.clone()).last().unwrap();
+    bench.cluster.silence(sick, Duration::from_millis(100));
+    bench.cluster.with(|world| world.report_slot(sick, "t", "failed"));
+    for key in ["k", "another"] {
+        let error = bench
+            .service
+            .execute(relocate("Ops", key, "t"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, ErrorCode::SlotFailed);
+        for part in [
+            "context c is moved to slot t and encrypts where it did",
+            "does not serve on",
+            "hsmctl key move c --to s",
+        ] {
+            assert!(error.detail.contains(part), "{part}: {error}");
+        }
+    }
+    bench.cluster.with(|world| world.report_slot(sick, "t", "ready"));
     let moved = bench.ask(relocate("Ops", "k", "t")).await.unwrap();
     assert_eq!((&moved["slot"], &moved["version"]), (&json!("t"), &json!(2)));
 }

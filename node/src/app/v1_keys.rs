@@ -317,6 +317,7 @@ impl V1Keys {
             version: key.number,
             key_uid,
             label: key.label.clone(),
+            slot: self.slot.clone(),
             check_record,
             holder,
             floor: context.floor,

@@ -103,6 +103,7 @@ fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
                     && !is_below_members(state, *id)
                     && !state.owes_destruction(*id)
                     && acknowledged_all(state, *id)
+                    && state.slot_without_key(*id).is_none()
                 {
                     return Some(Step::Admit(*id));
                 }
@@ -328,10 +329,24 @@ mod tests {
     }
 
     #[test]
+    fn a_learner_without_a_key_for_a_slot_that_is_needed_is_not_admitted() {
+        let mut world = World::new(1);
+        let learner = world.join();
+        world.prove(learner);
+        // It was proven before the context moved.
+        world.second_slot("t");
+        world.move_to("c", "t");
+        assert_eq!(next(&world, &[learner]), None);
+        world.slot_keys(learner);
+        assert_eq!(next(&world, &[learner]), Some(Step::Admit(learner)));
+    }
+
+    #[test]
     fn a_learner_of_an_earlier_release_than_every_member_is_not_admitted() {
         let mut world = World::new(1);
         world.report_clock(1, 0);
         let learner = world.join();
+        world.slot_keys(learner);
         world.report_level(learner, FEATURE_LEVEL - 1);
         assert_eq!(next(&world, &[learner]), None);
         world.report_level(learner, FEATURE_LEVEL);

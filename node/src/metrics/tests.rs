@@ -134,6 +134,9 @@ fn a_slot_or_node_is_in_one_state_at_a_time() {
         slot_state(&slot, "failed");
         role("leader");
         keys_missing(&slot, 2);
+        slot_unconfigured(&slot, true);
+        slot_unconfigured(&slot, false);
+        slot_unconfigured(&"old".into(), true);
         token_call(Arc::clone(&slot), "encrypt", true, Duration::from_micros(20));
         slot_job(Arc::clone(&slot), "encrypt", Duration::from_micros(150));
     });
@@ -142,6 +145,8 @@ fn a_slot_or_node_is_in_one_state_at_a_time() {
     assert!(text.contains("hsm_raft_role{role=\"leader\"} 1"));
     assert!(text.contains("hsm_raft_role{role=\"uninitialised\"} 0"));
     assert!(text.contains("hsm_keys_missing{slot=\"exchange\"} 2"));
+    assert!(text.contains("hsm_slot_unconfigured{slot=\"exchange\"} 0"));
+    assert!(text.contains("hsm_slot_unconfigured{slot=\"old\"} 1"));
     assert!(text.contains(
         "hsm_token_call_duration_seconds_bucket{slot=\"exchange\",op=\"encrypt\",le=\"0.00005\"} 1"
     ));

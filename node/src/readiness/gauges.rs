@@ -110,7 +110,12 @@ impl Compared {
     }
 }
 
-pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus) {
+pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus, state: &ClusterState) {
+    // Every slot of the cluster: one that is not lacking any more shows as such.
+    let known = state.slots().iter().map(|(name, _)| name);
+    for name in known.chain(&sync.unconfigured) {
+        metrics::slot_unconfigured(&name.to_arc(), sync.unconfigured.contains(name));
+    }
     for entry in slots.entries() {
         let name: Arc<str> = entry.name().to_arc();
         metrics::slot_state(&name, entry.state().name());

@@ -46,7 +46,7 @@ impl HealthSource for NodeView {
         );
         gauges::invocations(&published.state, &self.parts.leases);
         gauges::store(&self.parts.consensus.control().figures());
-        gauges::slots(&self.parts.slots, &self.parts.sync.status());
+        gauges::slots(&self.parts.slots, &self.parts.sync.status(), &published.state);
         self.compared.configuration(&self.parts.seed, &published);
         metrics::ready(self.readiness(&ReadyQuery::default()).ready);
         self.parts.metrics.render()

@@ -234,7 +234,9 @@ fn steering(rules: &Rules, view: &View) -> Check {
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
 /// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no invocations
 /// for. Of a key that is lost nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any
-/// more may be taken out of one node's configuration after the other's.
+/// more may be taken out of one node's configuration after the other's. One that this node has to have and does not is
+/// named in any case; where nobody serves it, it keeps a node only from being ready that is alone, because then nobody
+/// else is asked.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
     let mut served = served_by_members(picture);
     let needed = picture.state.slots_needed_by(picture.own);
@@ -245,12 +247,22 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             .iter()
             .copied()
             .chain(picture.slots.keys().map(SlotName::as_str))
+            .chain(needed.iter().map(SlotName::as_str))
             .collect(),
     };
+    let alone = picture.state.members() <= 1;
     for name in names {
         let code = format!("slot:{name}");
         let wanted = query.slot.is_some() || served.contains(name);
         checks.push(match picture.slots.get(name) {
+            None if needed.contains(name) => {
+                let why = "not configured on this node (hsm.slots), and key versions are in it or are to be made there";
+                if wanted || alone {
+                    Check::new(code, false, why)
+                } else {
+                    Check::new(code, true, format!("served by no node: {why}"))
+                }
+            }
             None => Check::new(code, false, "not configured on this node (hsm.slots)"),
             Some(local) if local.serves() => Check::new(code, true, "serving"),
             Some(local) => {

@@ -114,6 +114,46 @@ fn a_slot_that_another_member_serves_must_be_served_here() {
     assert!(node.not_ready().is_empty());
 }
 
+/// As after a slot was taken out of the configuration too early: its keys are needed, and nobody says that it serves.
+#[test]
+fn a_needed_slot_that_nobody_has_is_named_and_keeps_who_is_alone_from_being_ready() {
+    let line = |node: &Node, name: &str| {
+        let checks = node.ask(&ReadyQuery::default());
+        let line = checks
+            .into_iter()
+            .find(|check| check.code == format!("slot:{name}"));
+        line.map(|check| (check.ok, check.detail))
+    };
+    let lacking = |mut node: Node| {
+        node.world.transport("lost", 1, 0);
+        assert_eq!(line(&node, "lost"), None, "nothing is in it");
+        node.world.context("moved", "lost");
+        node
+    };
+    let node = lacking(Node::new());
+    assert!(node.not_ready().is_empty());
+    let (ok, detail) = line(&node, "lost").unwrap();
+    assert!(
+        ok && detail.starts_with("served by no node: not configured"),
+        "{detail}"
+    );
+    let asked_for = ReadyQuery {
+        slot: Some("lost".to_owned()),
+        stale_ok: false,
+    };
+    assert_eq!(node.failing(&asked_for), ["slot:lost"]);
+
+    let mut alone = Node::new();
+    alone.world = crate::rotation::testing::World::new(1);
+    let alone = lacking(alone);
+    assert_eq!(alone.not_ready(), ["slot:lost"]);
+    let (_, detail) = line(&alone, "lost").unwrap();
+    assert!(
+        detail.contains("hsm.slots") && detail.contains("key versions"),
+        "{detail}"
+    );
+}
+
 #[test]
 fn a_probe_learns_no_reason_that_may_name_a_token() {
     let mut node = Node::new();

@@ -290,11 +290,20 @@ fn relocate(
             Ok(Some(Step::Move { attempt, from }))
         }
         // Moved before, by a request that has made no version there.
-        Attempt::New(_) if encrypts_elsewhere(state, (name, context)) => Ok(None),
+        Attempt::New(_) if encrypts_elsewhere(state, (name, context)) || !is_begun(state, name, to) => {
+            Ok(None)
+        }
         Attempt::New(_) => conflict(format!(
             "context {name} is in slot {to} already; for a new version there: hsmctl rotate {name}"
         )),
     }
+}
+
+/// Whether a context has a version in a slot that is not over: one that was prepared there, whatever it is by now.
+#[must_use]
+pub fn is_begun(state: &ClusterState, name: &ContextName, slot: &SlotName) -> bool {
+    let mut versions = state.versions_of(name);
+    versions.any(|(_, version)| version.slot == *slot && !version.state.is_over())
 }
 
 /// Whether the active version is in another slot than the one in which new ones are made.

@@ -82,7 +82,9 @@ impl Rotator {
         let heard = self.cluster.leadership().unwrap_or_default().silent_for;
         let voters = published.membership.voter_ids().collect();
         let silent_for = |id| heard.get(&id).copied();
-        let unable = unable(&published.state, &voters, silent_for, slot, &self.limits);
+        let mut unable = unable(&published.state, &voters, silent_for, slot, &self.limits);
+        let lacking = unconfigured(&published.state, &voters, silent_for, slot, &self.limits);
+        unable.extend(lacking.into_iter().map(|id| (id, "not configured")));
         if unable.is_empty() {
             return Ok(());
         }
@@ -104,8 +106,8 @@ impl Rotator {
             String::new()
         };
         let detail = format!(
-            "slot {slot} does not serve on {}, which would have to hold the new version: mend its token \
-             there{or_stop}; nothing was made",
+            "slot {slot} does not serve on {}, which would have to hold the new version: mend its token, \
+             or write the slot under hsm.slots and restart, there{or_stop}; nothing was made",
             nodes.join(", ")
         );
         Err(CallError::new(ErrorCode::SlotFailed, detail))
@@ -241,17 +243,6 @@ impl Rotator {
         let known = published.state.slots().get(slot);
         if known.and_then(|slot| slot.current_transport()).is_none() {
             return Err(no_transport(slot));
-        }
-        let heard = self.cluster.leadership().unwrap_or_default().silent_for;
-        let voters = published.membership.voter_ids().collect();
-        let silent_for = |id| heard.get(&id).copied();
-        let lacking = unconfigured(&published.state, &voters, silent_for, slot, &self.limits);
-        if !lacking.is_empty() {
-            let detail = format!(
-                "slot {slot} is not configured on {}: write it under hsm.slots there and restart; nothing was changed",
-                names(&published.state, &lacking)
-            );
-            return Err(CallError::new(ErrorCode::SlotFailed, detail));
         }
         self.check_holders(published, slot)
     }

@@ -296,11 +296,21 @@ async fn a_version_that_a_live_member_could_not_hold_is_not_made() {
     assert_eq!(error.code, ErrorCode::SlotFailed);
     assert!(error.detail.contains(&format!("n{sick} (failed)")), "{error}");
     assert_eq!((bench.prepared(), bench.keys.made.load(Ordering::SeqCst)), (1, 0));
-    // Another slot's state is another slot's.
-    bench.cluster.with(|world| world.report_slot(sick, "s", "ready"));
+    // It has other slots, and this one is not in its configuration any more.
     bench
         .cluster
-        .with(|world| world.report_slot(sick, "other", "failed"));
+        .with(|world| world.report_slot(sick, "other", "ready"));
+    let error = bench.rotate("k").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::SlotFailed);
+    assert!(
+        error.detail.contains(&format!("n{sick} (not configured)")),
+        "{error}"
+    );
+    let highest = bench
+        .cluster
+        .with(|world| world.state.contexts().get(&context("c")).unwrap().highest_version);
+    assert_eq!((bench.prepared(), highest), (1, 1), "no number is used up");
+    bench.cluster.with(|world| world.report_slot(sick, "s", "ready"));
     assert_eq!(made(bench.rotate("k").await), (2, Some(1)));
     // Whoever has fallen silent is left out by the driver, which asks no report.
     bench.cluster.with(|world| world.report_slot(sick, "s", "failed"));
@@ -366,10 +376,7 @@ async fn nothing_is_moved_to_a_slot_that_a_live_member_could_not_use() {
     bench.cluster.with(|world| world.second_slot("t"));
     let sick = *bench.cluster.with(|world| world.voters.clone()).last().unwrap();
     bench.cluster.silence(sick, Duration::from_millis(100));
-    for (slot, state, part) in [
-        ("s", "ready", "is not configured on"),
-        ("t", "locked", "(locked)"),
-    ] {
+    for (slot, state, part) in [("s", "ready", "(not configured)"), ("t", "locked", "(locked)")] {
         bench.cluster.with(|world| world.report_slot(sick, slot, state));
         let error = relocate(&bench, "k", "t").await.unwrap_err();
         assert_eq!(error.code, ErrorCode::SlotFailed);

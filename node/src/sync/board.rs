@@ -158,7 +158,15 @@ impl Board {
         let index = published.applied.map_or(0, |id| id.index);
         parts.proof.judge(&mut status, &published.state, me, index);
         self.publish(&mut parts, &published, me);
-        self.status.send_replace(Arc::new(status));
+        let status = Arc::new(status);
+        let before = self.status.send_replace(Arc::clone(&status));
+        for slot in newly_unconfigured(&before, &status) {
+            tracing::error!(
+                %slot,
+                "key versions are in this slot, or are to be made there, and the configuration of this node lacks it: write \
+                 it under hsm.slots and restart"
+            );
+        }
         self.leases.look_again();
     }
 
@@ -184,6 +192,12 @@ impl Board {
             index: published.applied.map_or(0, |id| id.index),
         });
     }
+}
+
+/// The slots that this node lacks since the last picture: each is told once.
+fn newly_unconfigured<'a>(before: &'a SyncStatus, now: &'a SyncStatus) -> impl Iterator<Item = &'a SlotName> {
+    let lacking = now.unconfigured.iter();
+    lacking.filter(move |slot| !before.unconfigured.contains(slot))
 }
 
 fn make(slots: &BTreeMap<SlotName, Shown>, state: &ClusterState, me: RaftId, leases: &Leases) -> KeyRing {
@@ -290,6 +304,22 @@ mod tests {
         let status = board.status();
         assert_eq!((status.unconfigured.len(), status.proven_at), (1, None));
         assert!(status.is_slot_complete("exchange", 0));
+    }
+
+    #[test]
+    fn a_slot_that_the_configuration_lacks_is_told_once() {
+        let lacking = |names: &[&str]| SyncStatus {
+            unconfigured: names.iter().map(|name| SlotName::new(*name).unwrap()).collect(),
+            ..SyncStatus::default()
+        };
+        let told = |before: &[&str], now: &[&str]| {
+            let (before, now) = (lacking(before), lacking(now));
+            let told = newly_unconfigured(&before, &now).map(ToString::to_string);
+            told.collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[], &["a"]), ["a"]);
+        assert_eq!(told(&["a"], &["a", "b"]), ["b"]);
+        assert_eq!(told(&["a", "b"], &["a"]), [""; 0]);
     }
 
     #[test]

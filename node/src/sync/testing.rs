@@ -313,6 +313,7 @@ impl Cluster {
     /// A version that this node has found in a token of version 1, under the label `old-<name>-v<N>`.
     pub(super) fn adopted(&mut self, name: &str, version: u32) -> KeyUid {
         let key_uid = uid(name, version);
+        let slot = self.state.contexts().get(&context(name)).unwrap().slot.clone();
         self.run(
             ME,
             Op::AdoptVersion(AdoptVersion {
@@ -320,6 +321,7 @@ impl Cluster {
                 version,
                 key_uid,
                 label: format!("old-{name}-v{version}"),
+                slot,
                 check_record: b"check record".to_vec(),
                 holder: ME,
                 floor: 0,

@@ -55,6 +55,10 @@ impl AdmitNode {
         {
             return Err(Conflict::NotProven { node: name }.into());
         }
+        // Its report may be from before a context moved to a slot that it does not have.
+        if let Some(slot) = state.slot_without_key(self.node) {
+            return Err(Conflict::NoSlotKey { node: name, slot }.into());
+        }
         state.nodes.put(
             self.node,
             Node {

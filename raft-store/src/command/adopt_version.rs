@@ -10,7 +10,7 @@ use super::stamp::stamp;
 use super::{
     ApplyContext, Bounded, Done, Existing, Forbidden, Invalid, Missing, Origin, Refusal, standing_node,
 };
-use crate::names::{ContextName, KeyUid, RaftId, UnixMillis};
+use crate::names::{ContextName, KeyUid, RaftId, SlotName, UnixMillis};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyOrigin, KeyVersion, VersionKey, VersionState};
 
@@ -29,6 +29,8 @@ pub struct AdoptVersion {
     pub key_uid: KeyUid,
     /// The label of version 1's object, which its ciphertexts name as `key_id`.
     pub label: String,
+    /// The slot in whose token it was found. It need not be the one in which the context's next versions are made.
+    pub slot: SlotName,
     /// Made under the key by the node that found it: every other copy is proven with it.
     pub check_record: Vec<u8>,
     /// The node that found it.
@@ -55,6 +57,10 @@ impl AdoptVersion {
         let Some(context) = state.contexts.get(&self.context).cloned() else {
             return Err(Missing::Context(self.context.clone()).into());
         };
+        // Its holder has to have the slot for as long as the version is not over.
+        if self.slot != context.slot && !state.slots.contains(&self.slot) {
+            return Err(Missing::Slot(self.slot.clone()).into());
+        }
         let numbers = [self.version, self.floor.max(1)];
         if let Some(wrong) = numbers.iter().find(|number| !(1..=MAX_ADOPTED).contains(*number)) {
             return Err(Invalid::VersionNumber {
@@ -86,7 +92,7 @@ impl AdoptVersion {
             KeyVersion {
                 key_uid: self.key_uid,
                 label: self.label.clone(),
-                slot: context.slot.clone(),
+                slot: self.slot.clone(),
                 state: VersionState::DecryptOnly,
                 origin: KeyOrigin::Adopted {
                     holders: BTreeSet::from([self.holder]),

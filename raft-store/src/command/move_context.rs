@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin};
 use crate::names::{ContextName, SlotName};
 use crate::state::ClusterState;
-use crate::state::context::{Context, VersionState};
+use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
 use crate::state::node::NodeStatus;
 
 /// See the module.
@@ -46,8 +46,23 @@ impl MoveContext {
             slot: self.to.clone(),
             ..Context::clone(context)
         };
+        self.place_versions(state)?;
         state.contexts.put(self.context.clone(), moved)?;
         Ok(Done::Ok)
+    }
+
+    /// Writes every version's row again, over and done with or not. One from before version 4 does not say where its key is
+    /// and is read as lying where its context is: from this entry on that would be the wrong slot.
+    fn place_versions(&self, state: &mut ClusterState) -> Result<(), Refusal> {
+        let versions: Vec<(u32, KeyVersion)> = state
+            .versions_of(&self.context)
+            .map(|(number, version)| (number, version.clone()))
+            .collect();
+        for (version, row) in versions {
+            let context = self.context.clone();
+            state.versions.put(VersionKey { context, version }, row)?;
+        }
+        Ok(())
     }
 
     /// Whoever has no key for the slot can be granted nothing of it, and would never prove a version there. A node that

@@ -257,6 +257,13 @@ impl ClusterState {
         made_in.chain(held_in).cloned().collect()
     }
 
+    /// A slot that a node has to have and has no key of its own for: nothing there can be granted to it.
+    pub fn slot_without_key(&self, node: RaftId) -> Option<SlotName> {
+        let known = self.nodes.get(&node)?;
+        let mut needed = self.slots_needed_by(Some(node)).into_iter();
+        needed.find(|slot| !known.slot_keys.contains_key(slot))
+    }
+
     /// Whether a version goes by this label, or did: a ciphertext may name one that was destroyed, and must never
     /// be tried with another key. Only one that was abandoned gives its label back: nothing was encrypted under it here.
     pub fn label_taken(&self, label: &str) -> bool {

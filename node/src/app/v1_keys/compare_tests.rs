@@ -132,6 +132,7 @@ fn a_start_that_was_cut_off_finds_what_it_did() {
         version: 1,
         key_uid: KeyUid([1; 16]),
         label: "kek-old-v1".to_owned(),
+        slot: raft_store::names::SlotName::new("s").unwrap(),
         check_record: vec![1],
         holder: 1,
         floor: 3,

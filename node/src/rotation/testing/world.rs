@@ -109,14 +109,24 @@ impl World {
     pub(crate) fn second_slot(&mut self, name: &str) {
         self.transport(name, 1, 0);
         for node in self.voters.clone() {
-            let key = SlotKey {
-                spki: vec![1],
-                epoch: 1,
-                signature: vec![1],
-                signer_chain: vec![],
-            };
-            let slot = slot(name);
-            self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
+            self.slot_key(node, slot(name));
+        }
+    }
+
+    fn slot_key(&mut self, node: RaftId, slot: SlotName) {
+        let key = SlotKey {
+            spki: vec![1],
+            epoch: 1,
+            signature: vec![1],
+            signer_chain: vec![],
+        };
+        self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
+    }
+
+    /// A node's keys for every slot that it has to have.
+    pub(crate) fn slot_keys(&mut self, node: RaftId) {
+        for slot in self.state.slots_needed_by(Some(node)) {
+            self.slot_key(node, slot);
         }
     }
 
@@ -166,6 +176,7 @@ impl World {
 
     /// A joining node's report that it holds every key.
     pub(crate) fn prove(&mut self, node: RaftId) {
+        self.slot_keys(node);
         self.report(node, 0, BTreeMap::new());
     }
 

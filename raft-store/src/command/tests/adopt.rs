@@ -1,6 +1,7 @@
 //! Keys that version 1 made: where they are held, who owes their end, and that nothing is ever encrypted with them.
 
 use super::life::STATES;
+use super::moves::{move_to, other, second_slot};
 use super::*;
 use crate::state::context::KeyOrigin;
 use VersionState::*;
@@ -11,6 +12,7 @@ fn adopt(version: u32, holder: RaftId) -> AdoptVersion {
         version,
         key_uid: uid(version),
         label: format!("kek-old-v{version}"),
+        slot: slot(),
         check_record: vec![4, 5],
         holder,
         floor: 0,
@@ -78,6 +80,34 @@ fn an_adopted_version_decrypts_at_once_and_the_next_number_is_the_clusters() {
     world.ack(1, 3);
     world.ok(activate(3, &[]));
     assert_eq!(world.version_state(2), DecryptOnly);
+}
+
+#[test]
+fn a_key_is_adopted_in_the_slot_it_was_found_in_wherever_its_context_is_by_now() {
+    let mut world = World::new();
+    second_slot(&mut world);
+    adopted(&mut world, 1);
+    world.ok(move_to(slot(), other()));
+    adopted(&mut world, 2);
+    let there = AdoptVersion {
+        slot: other(),
+        ..adopt(3, 1)
+    };
+    world.ok(Op::AdoptVersion(there));
+    let slots = [1, 2, 3].map(|version| world.version(version).slot.clone());
+    assert_eq!(slots, [slot(), slot(), other()]);
+    // A slot that the cluster does not know can be nobody's.
+    let before = world.rows();
+    let nowhere = SlotName::new("nowhere").unwrap();
+    let lost = AdoptVersion {
+        slot: nowhere.clone(),
+        ..adopt(4, 1)
+    };
+    assert!(matches!(
+        world.refused(Op::AdoptVersion(lost)),
+        Refusal::NotFound(Missing::Slot(slot)) if slot == nowhere
+    ));
+    assert_eq!(world.rows(), before);
 }
 
 #[test]

@@ -403,6 +403,7 @@ fn who_joins_owes_what_it_had_acknowledged_to_hold_and_nothing_else() {
 fn joining(held: &[u32]) -> (World, RaftId) {
     let mut world = World::in_state(DecryptOnly);
     let id = world.join("n2", 2);
+    world.slot_key(id, slot());
     for version in held {
         world.ack(id, *version);
     }

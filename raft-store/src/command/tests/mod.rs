@@ -168,6 +168,17 @@ impl World {
         }
     }
 
+    /// A joiner names its key for a slot.
+    fn slot_key(&mut self, node: RaftId, slot: SlotName) {
+        let key = SlotKey {
+            spki: vec![9],
+            epoch: 1,
+            signature: vec![1],
+            signer_chain: vec![],
+        };
+        self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
+    }
+
     /// Takes a node out, as its removal will.
     fn remove(&mut self, id: RaftId) {
         let node = self.state.nodes.get(&id).unwrap();

@@ -1,10 +1,10 @@
 //! Contexts whose next versions are made in another slot.
 
 use super::*;
-use crate::state::table::{LoadError, Row};
+use crate::state::table::{LoadError, Row, RowChange, RowKey};
 use VersionState::*;
 
-fn other() -> SlotName {
+pub(super) fn other() -> SlotName {
     SlotName::new("t").unwrap()
 }
 
@@ -192,6 +192,7 @@ fn only_holders_need_the_slot_of_an_adopted_version() {
         version: 1,
         key_uid: uid(1),
         label: "kek-old-v1".into(),
+        slot: slot(),
         check_record: vec![4, 5],
         holder: 1,
         floor: 0,
@@ -205,32 +206,75 @@ fn only_holders_need_the_slot_of_an_adopted_version() {
     );
 }
 
+/// The row of version `number`, which is in slot `s`, as the release before moves wrote it.
+fn third_form(number: u32, row: &[u8]) -> Vec<u8> {
+    // The slot stands behind the id and the label.
+    let at = 16 + 8 + format!("kek-c-v{number}").len();
+    [&row[..at], &row[at + 8 + "s".len()..]].concat()
+}
+
+/// The rows of a state, as the release before moves wrote them.
+fn third_rows(state: &ClusterState) -> Vec<RowChange> {
+    let mut rows = state.dump().unwrap();
+    for row in rows.iter_mut().filter(|row| row.kind == RowKind::Version) {
+        let number = VersionKey::decode(&row.key).unwrap().version;
+        let value = third_form(number, row.value.as_ref().unwrap());
+        (row.version, row.value) = (3, Some(value));
+    }
+    rows
+}
+
+fn read_back(rows: &[RowChange]) -> ClusterState {
+    let mut state = ClusterState::default();
+    for row in rows {
+        let value = row.value.as_ref().unwrap();
+        state.load(row.kind, row.version, &row.key, value).unwrap();
+    }
+    state.loaded()
+}
+
 #[test]
 fn a_version_from_before_there_were_moves_is_where_its_context_is() {
     let world = world();
-    let mut read = ClusterState::default();
-    let third_form = |slotted: &[u8]| {
-        // The slot stands behind the id and the label.
-        let at = 16 + 8 + "kek-c-v1".len();
-        [&slotted[..at], &slotted[at + 8 + "s".len()..]].concat()
-    };
-    let mut alone = None;
-    for row in world.state.dump().unwrap() {
-        let value = row.value.unwrap();
-        if row.kind == RowKind::Version {
-            let value = third_form(&value);
-            read.load(row.kind, 3, &row.key, &value).unwrap();
-            alone = Some((row.key, value));
-        } else {
-            read.load(row.kind, row.version, &row.key, &value).unwrap();
+    let rows = third_rows(&world.state);
+    assert_eq!(read_back(&rows).version(&context(), 1), Some(world.version(1)));
+    let old = rows.iter().find(|row| row.kind == RowKind::Version).unwrap();
+    let value = old.value.as_ref().unwrap();
+    let orphan = ClusterState::default().load(RowKind::Version, 3, &old.key, value);
+    assert!(matches!(orphan, Err(LoadError::Damaged(what)) if what.contains("context c")));
+    assert!(matches!(KeyVersion::decode(3, value), Err(LoadError::Damaged(_))));
+}
+
+/// A store is upgraded row by row, as they are written: what a move leaves alone would be read with the new slot later.
+#[test]
+fn versions_from_before_there_were_moves_stay_where_they_are_through_a_move_and_a_restart() {
+    let mut world = world();
+    world.ok(prepare(1, 2));
+    world.ack(1, 2);
+    world.ok(activate(2, &[]));
+    world.ok(prepare(2, 3));
+    world.ok(abandon(3));
+    let stored = third_rows(&world.state);
+    world.state = read_back(&stored);
+    world.ok(move_to(slot(), other()));
+
+    // On the disk, over what was there.
+    let mut disk: BTreeMap<(RowKind, Vec<u8>), RowChange> = BTreeMap::new();
+    for row in stored.into_iter().chain(world.state.drain().unwrap()) {
+        disk.insert((row.kind, row.key.clone()), row);
+    }
+    let disk: Vec<RowChange> = disk.into_values().collect();
+    let versions = || disk.iter().filter(|row| row.kind == RowKind::Version);
+    assert_eq!(versions().count(), 3);
+    assert!(versions().all(|row| row.version == KeyVersion::VERSION));
+    // And in a snapshot.
+    for rows in [disk, world.state.dump().unwrap()] {
+        let read = read_back(&rows);
+        assert_eq!(read.contexts().get(&context()).unwrap().slot, other());
+        for number in 1..=3 {
+            let version = read.version(&context(), number);
+            assert_eq!(version, Some(world.version(number)), "version {number}");
+            assert_eq!(version.unwrap().slot, slot(), "version {number}");
         }
     }
-    assert_eq!(read.version(&context(), 1), Some(world.version(1)));
-    let (key, value) = alone.unwrap();
-    let orphan = ClusterState::default().load(RowKind::Version, 3, &key, &value);
-    assert!(matches!(orphan, Err(LoadError::Damaged(what)) if what.contains("context c")));
-    assert!(matches!(
-        KeyVersion::decode(3, &value),
-        Err(LoadError::Damaged(_))
-    ));
 }

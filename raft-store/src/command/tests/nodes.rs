@@ -1,5 +1,6 @@
 //! Nodes: registered, admitted, reporting; and who may speak for one.
 
+use super::moves::{move_to, other, second_slot};
 use super::*;
 
 #[test]
@@ -81,6 +82,7 @@ fn a_join_that_is_repeated_with_another_address_corrects_it_until_the_node_is_a_
         (node.api_address.clone(), node.cluster_address.clone())
     };
     let token = world.token();
+    world.slot_key(id, slot());
     world.ok(at(token, "right:1"));
     assert_eq!(kept(&world), ("api.right:1".into(), "right:1".into()));
     world.ok_as(
@@ -103,6 +105,7 @@ fn admit(node: RaftId) -> Op {
 fn a_learner_is_admitted_only_once_it_has_proven_every_key() {
     let mut world = World::new();
     let id = world.join("n2", 2);
+    world.slot_key(id, slot());
     assert!(matches!(world.refused(admit(id)), Refusal::Conflict(_)));
     world.ok_as(
         id,
@@ -120,6 +123,28 @@ fn a_learner_is_admitted_only_once_it_has_proven_every_key() {
     world.ok(admit(id));
 }
 
+/// Its report is from before the context moved, and the slot is not in its configuration.
+#[test]
+fn a_learner_without_a_key_for_a_slot_that_is_needed_is_not_admitted() {
+    let mut world = World::new();
+    let id = world.join("n2", 2);
+    world.slot_key(id, slot());
+    let report = report(1, 2);
+    world.ok_as(id, Op::ReportNode(ReportNode { node: id, report }));
+    second_slot(&mut world);
+    world.ok(move_to(slot(), other()));
+    let before = world.rows();
+    match world.refused(admit(id)) {
+        Refusal::Conflict(Conflict::NoSlotKey { node, slot }) => {
+            assert_eq!((node.as_str(), slot), ("n2", other()));
+        }
+        refusal => panic!("{refusal}"),
+    }
+    assert_eq!(world.rows(), before);
+    world.slot_key(id, other());
+    world.ok(admit(id));
+}
+
 /// Its report says that it held every key there was: a version that was made and activated since is not in it.
 #[test]
 fn a_version_made_and_activated_after_a_learners_report_has_to_be_acknowledged_first() {
@@ -128,6 +153,7 @@ fn a_version_made_and_activated_after_a_learners_report_has_to_be_acknowledged_f
     world.ack(1, 1);
     world.ok(activate(1, &[]));
     let id = world.join("n2", 2);
+    world.slot_key(id, slot());
     world.ok_as(
         id,
         Op::ReportNode(ReportNode {
@@ -158,6 +184,7 @@ fn a_learner_acknowledges_active_and_retired_versions_and_has_to() {
         world.ok(activate(version, &[]));
     }
     let id = world.join("n2", 2);
+    world.slot_key(id, slot());
     world.ok_as(
         id,
         Op::ReportNode(ReportNode {

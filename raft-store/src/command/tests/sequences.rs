@@ -102,6 +102,9 @@ fn take(world: &mut World, joiners: &mut Vec<RaftId>, (kind, version, odd): Step
                 .map(|(key, version)| (key.context.clone(), key.version, version.key_uid))
                 .collect();
             world.run_as(node, Op::AckVersions(AckVersions { node, versions }));
+            for name in ["s", "t"] {
+                world.slot_key(node, SlotName::new(name).unwrap());
+            }
             if odd {
                 return;
             }

@@ -112,6 +112,7 @@ fn no_use_makes_no_row() {
 fn who_joins_counts_nothing() {
     let mut world = World::in_state(DecryptOnly);
     let id = world.join("n2", 2);
+    world.slot_key(id, slot());
     world.ok_as(id, counted_by(id, 2, 1, [(1, count(0, 5, 5))]));
     assert_eq!(world.state.reports().get(&id).unwrap().seq, 1);
     assert!(world.state.uses().is_empty());

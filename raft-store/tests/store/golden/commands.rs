@@ -176,6 +176,7 @@ fn ops() -> Vec<Op> {
             version: 1,
             key_uid: KeyUid([5; 16]),
             label: "kek-exchange-key-v1".into(),
+            slot: slot(),
             check_record: vec![4, 5],
             holder: 1,
             floor: 9,
