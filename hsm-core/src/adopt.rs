@@ -307,6 +307,25 @@ fn proven_copy<'t>(
     Err(refused)
 }
 
+/// Whether version 1's own object is in the token: one of the label that the check record proves to be the key. One that
+/// cannot be proven counts for nothing.
+pub(crate) fn has_original(token: &Token<'_>, kek: &AdoptKek, check_record: &[u8]) -> Result<bool, HsmError> {
+    let record = CheckRecord::parse(kek.key_uid, kek.version, &kek.context, check_record)?;
+    match proven_copy(token, kek, &record) {
+        Ok(copy) => {
+            copy.destroy()?;
+            Ok(true)
+        }
+        Err(
+            HsmError::NotFound { .. }
+            | HsmError::CheckRecord { .. }
+            | HsmError::Argument { .. }
+            | HsmError::NotSupported { .. },
+        ) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Copies the key under its id, once it has proven to be the one that was adopted. On disk and proven when this
 /// returns; doing it again changes nothing. With `replace`, whatever has the id goes first.
 pub(crate) fn adopt(

@@ -55,7 +55,7 @@ pub use module::{Module, TokenInfo};
 pub use pin::generate_pin;
 pub use slot::{
     Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, EncryptJob, OnBatchDone, OnDone, Output,
-    Reseal, RewrapJob, Slot, SlotOptions, SlotState, TOKEN_REPLACED, Work, batch_time, batch_wait,
+    Reseal, RewrapJob, SHARED_BY, Slot, SlotOptions, SlotState, TOKEN_REPLACED, Work, batch_time, batch_wait,
 };
 pub use token_init::{InitToken, init_token};
 pub use transport::CHECK_LEN as TRANSPORT_CHECK_LEN;

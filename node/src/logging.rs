@@ -77,6 +77,11 @@ const LEVELS: [(&str, &str); 7] = [
 /// # Errors
 /// What is wrong with it, for the message that names the key.
 pub fn filter(text: &str) -> Result<EnvFilter, String> {
+    // Such a directive is judged anew in every span, by what the filter itself keeps of it: then it is asked for lines
+    // that something else lets through, and the audit could be lost with it.
+    if text.contains('[') {
+        return Err("names spans or fields; write levels and targets".to_owned());
+    }
     let lower = text.trim().to_ascii_lowercase();
     let known = LEVELS
         .iter()
@@ -224,8 +229,6 @@ mod tests {
             "trace",
             "off,audit=off",
             "warn,hsm_node=debug",
-            "off,audit[{key}]=off",
-            "off,audit[a_span{key=1}]=off,[{key}]=off",
         ] {
             let lines = Lines::default();
             let writer = lines.clone();
@@ -244,6 +247,22 @@ mod tests {
             assert_eq!(text.contains("no line of the audit"), level == "trace", "{level}");
             let is_verbose = matches!(level, "info" | "trace");
             assert_eq!(text.contains("something else"), is_verbose, "{level}");
+        }
+    }
+
+    #[test]
+    fn directives_of_spans_and_fields_are_refused_with_what_to_write() {
+        for text in [
+            "off,audit[{key}]=off",
+            "off,audit[a_span{key=1}]=off,[{key}]=off",
+            "info,[request]=debug",
+            "[{key}]",
+        ] {
+            let problem = filter(text).unwrap_err();
+            assert_eq!(
+                problem, "names spans or fields; write levels and targets",
+                "{text}"
+            );
         }
     }
 

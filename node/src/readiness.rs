@@ -118,6 +118,11 @@ impl NodeView {
                 } else {
                     0
                 },
+                starved: if is_open {
+                    self.starved(&published.state, name)
+                } else {
+                    0
+                },
             }
         };
         self.parts
@@ -127,20 +132,20 @@ impl NodeView {
             .collect()
     }
 
-    /// How many versions of a slot this node cannot encrypt under for want of a first lease, or of another one.
+    /// How many versions of a slot this node cannot encrypt under for want of a first lease.
     fn unleased(&self, state: &ClusterState, me: RaftId, slot: &SlotName) -> u32 {
-        let of = |key: &VersionKey| {
-            let version = state.versions().get(key);
-            version.is_some_and(|version| version.slot == *slot)
-        };
-        let leases = &self.parts.leases;
-        // Whoever hears no leader is out of service for that, except for those who say that stale is well enough.
-        let starved = if self.is_fresh() {
-            leases.starved(state, Instant::now(), of)
+        self.parts.leases.lacking(state, me, in_slot(state, slot))
+    }
+
+    /// How many versions of a slot it cannot encrypt under for want of another one. Whoever hears no leader is out of
+    /// service for that, except for those who say that stale is well enough.
+    fn starved(&self, state: &ClusterState, slot: &SlotName) -> u32 {
+        if self.is_fresh() {
+            let leases = &self.parts.leases;
+            leases.starved(state, Instant::now(), in_slot(state, slot))
         } else {
             0
-        };
-        leases.lacking(state, me, of).saturating_add(starved)
+        }
     }
 
     /// The applied index that tokens must be in step with before they are served from; `None` while the
@@ -182,5 +187,13 @@ impl NodeView {
             wrong_replication_key: sync.wrong_replication_key.as_deref(),
         };
         judge::checks(&self.parts.rules, &picture, query)
+    }
+}
+
+/// Whether a version is in this slot.
+fn in_slot(state: &ClusterState, slot: &SlotName) -> impl Fn(&VersionKey) -> bool {
+    move |key| {
+        let version = state.versions().get(key);
+        version.is_some_and(|version| version.slot == *slot)
     }
 }

@@ -57,6 +57,30 @@ impl Slot {
         })
     }
 
+    /// Gives an adopted key back to version 1: destroys session copies and every object of its id, and returns how many
+    /// those were; but only once the check record has proven that version 1's own object is in this token. Without that
+    /// `None`: the copy may be the only key there is, and it is kept, out of use.
+    pub fn release_adopted_kek(
+        &self,
+        kek: &AdoptKek,
+        check_record: &[u8],
+    ) -> Result<Option<usize>, HsmError> {
+        let shared = &self.0.shared;
+        shared.control("release_adopted_kek", |token| {
+            health::is_there(shared)?;
+            health::require_login(shared, token)?;
+            shared.want(kek.key_uid, None);
+            shared.drop_copies(token, kek.key_uid);
+            if !adopt::has_original(token, kek, check_record)? {
+                return Ok(None);
+            }
+            kek::destroy_copies(token, kek.key_uid)?;
+            let destroyed = kek::destroy(token, kek.key_uid)?;
+            shared.end_quarantine(kek.key_uid);
+            Ok(Some(destroyed))
+        })
+    }
+
     /// Destroys an adopted key: session copies, every object of its id, and version 1's own object, if the check
     /// record proves that the object of that label is this key. Otherwise as [`Slot::destroy_kek`].
     pub fn destroy_adopted_kek(

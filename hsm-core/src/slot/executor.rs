@@ -36,6 +36,9 @@ fn serve(worker: &mut Worker<'_>) {
     let turn = turn(shared.deadline);
     let mut since = Instant::now();
     while shared.queue.fill(desk) {
+        for late in desk.take_late(shared.deadline) {
+            late.refuse(OpError::Deadline);
+        }
         let mut idle = true;
         while let Some(job) = desk.next_single() {
             idle = false;

@@ -22,7 +22,7 @@ pub fn batch_time(one: Duration, items: usize) -> Duration {
 
 /// How many times the time that it gets a batch may take in all, turns of others included: a caller waits as much
 /// longer than a call may take. With it, two batches and the single jobs beside them share a thread to the end.
-const SHARED_BY: u32 = 3;
+pub const SHARED_BY: u32 = 3;
 
 /// The longest from a batch's arrival to its answer, where one job gets `one`: whoever submits it has to wait so long.
 #[must_use]
@@ -59,7 +59,12 @@ impl Items {
     /// Whether the next item is not to be begun any more: in a turn that has lasted for `turn`, of a batch that came
     /// `waited` ago. The turns of others cost it none of its own time, but nobody waits for it for ever.
     pub(crate) fn is_over(&self, turn: Duration, waited: Duration, deadline: Duration) -> bool {
-        self.spent + turn > batch_time(deadline, self.of) || waited > batch_wait(deadline, self.of)
+        self.spent + turn > batch_time(deadline, self.of) || self.is_late(waited, deadline)
+    }
+
+    /// Whether one more call might end after its caller has gone, who would never see what was done before.
+    fn is_late(&self, waited: Duration, deadline: Duration) -> bool {
+        waited.saturating_add(deadline) > batch_wait(deadline, self.of)
     }
 }
 
@@ -148,6 +153,11 @@ impl Job {
         matches!(&self.load, Load::Batch(items) if !items.spent.is_zero())
     }
 
+    /// Whether it is a batch that comes to its end between two turns.
+    pub(crate) fn is_late(&self, deadline: Duration) -> bool {
+        matches!(&self.load, Load::Batch(items) if items.is_late(self.queued.elapsed(), deadline))
+    }
+
     pub(crate) fn is_batch(&self) -> bool {
         matches!(self.load, Load::Batch(_))
     }
@@ -182,14 +192,14 @@ mod tests {
             of: 1000,
             spent: seconds(spent),
         };
-        // It gets 22 s, and may take 66.
+        // It gets 22 s, and may take 66: the last call begins early enough to end by then.
         for (spent, turn, waited, over) in [
             (0, 0, 0, false),
             (12, 10, 60, false),
             (12, 11, 23, true),
             (23, 0, 23, true),
-            (1, 0, 66, false),
-            (1, 0, 67, true),
+            (1, 0, 64, false),
+            (1, 0, 65, true),
         ] {
             let is_over = items(spent).is_over(seconds(turn), seconds(waited), one);
             assert_eq!(is_over, over, "{spent} + {turn} s of {waited} s");

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use job::{OnBatchDone, OnDone, batch_time, batch_wait};
+pub use job::{OnBatchDone, OnDone, SHARED_BY, batch_time, batch_wait};
 pub use reseal::Reseal;
 pub use state::{SlotState, TOKEN_REPLACED};
 pub use work::{

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::job::{Done, Job};
 use super::watchdog::CallClock;
@@ -88,6 +89,18 @@ impl Desk {
     /// The batch whose turn it is.
     pub(crate) fn next_batch(&self) -> Option<Job> {
         lock(&self.taken).batches.pop_front()
+    }
+
+    /// Batches that come to their end before their turn: a ring of many goes round too slowly for that.
+    pub(crate) fn take_late(&self, deadline: Duration) -> VecDeque<Job> {
+        let mut taken = lock(&self.taken);
+        if !taken.batches.iter().any(|batch| batch.is_late(deadline)) {
+            return VecDeque::new();
+        }
+        let batches = std::mem::take(&mut taken.batches);
+        let (late, left) = batches.into_iter().partition(|batch| batch.is_late(deadline));
+        taken.batches = left;
+        late
     }
 
     /// A batch that has given way waits for its next turn, behind the others.

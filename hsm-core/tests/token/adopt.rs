@@ -360,6 +360,38 @@ pub(crate) fn destroy(sandbox: &Sandbox) {
     assert_eq!(slot.destroy_adopted_kek(&kek(), &record).unwrap(), gone(0, 0));
 }
 
+pub(crate) fn release(sandbox: &Sandbox) {
+    let slot = sandbox.new_slot("slot-a");
+    let session = beside(&slot);
+    let original = v1_key(&session, LABEL, &KEY, &[]);
+    let record = slot.v1_check_record(&kek(), None).unwrap();
+    works(&slot, &kek(), &record);
+    session.destroy_object(original).unwrap();
+    // The copy is the only key there is, and another key under the label is none.
+    for other in [false, true] {
+        if other {
+            v1_key(&session, LABEL, &OTHER, &[]);
+        }
+        slot.load_kek(kek().key_uid, KekUse::DecryptOnly).unwrap();
+        assert_eq!(
+            slot.release_adopted_kek(&kek(), &record).unwrap(),
+            None,
+            "{other}"
+        );
+        assert_eq!(of_id(&session, kek().key_uid).len(), 1, "{other}");
+        assert_eq!(
+            open(&slot, &kek(), sealed(&KEY, b"x")).unwrap_err(),
+            OpError::KeyNotLoaded,
+            "kept, and out of use"
+        );
+    }
+    v1_key(&session, LABEL, &KEY, &[]);
+    assert_eq!(slot.release_adopted_kek(&kek(), &record).unwrap(), Some(1));
+    assert!(of_id(&session, kek().key_uid).is_empty());
+    assert_eq!(labelled(&session, LABEL).len(), 2, "version 1's own stay");
+    assert_eq!(slot.release_adopted_kek(&kek(), &record).unwrap(), Some(0));
+}
+
 pub(crate) fn make_one(sandbox: &Sandbox) {
     let slot = sandbox.new_slot("slot-a");
     v1_key(&beside(&slot), LABEL, &KEY, &[]);

@@ -12,7 +12,7 @@ use hsm_core::names::KeyUid;
 use hsm_core::test_support::import_test_key;
 use hsm_core::{
     Ciphertext, DataKeyJob, DataKeySize, DecryptJob, DecryptV1Job, KekUse, OpError, Output, RewrapJob, Slot,
-    SlotState, Work,
+    SlotState, Work, batch_wait,
 };
 
 use crate::harness::{Sandbox, eventually};
@@ -340,19 +340,40 @@ pub(crate) fn gives_way(sandbox: &Sandbox) {
 }
 
 pub(crate) fn turns_of_others(sandbox: &Sandbox) {
-    // Alone the short batch would be done in three fifths of its time, beside two others it takes almost twice that
-    // time.
+    // Alone the short batch would be done in half of its time, beside two others it takes more than
+    // all of it.
     let slot = slow_slot(sandbox, 0, DEADLINE / 20);
     let kek = Kek::new(&slot);
     let others = [0, 1].map(|_| start_batch(&slot, encryptions(&kek, 99)));
     let began = Instant::now();
-    let short = run_batch(&slot, encryptions(&kek, 12));
+    let short = run_batch(&slot, encryptions(&kek, 10));
     let took = began.elapsed();
     let done = short.iter().take_while(|outcome| outcome.is_ok()).count();
-    assert_eq!(done, 12, "of 12 items done after {took:?}");
+    assert_eq!(done, 10, "of 10 items done after {took:?}");
     assert!(took > DEADLINE, "{took:?}: it did not have to share the thread");
     for other in others {
         other.recv_timeout(PATIENCE).expect("an answer");
+    }
+}
+
+pub(crate) fn many_beside_each_other(sandbox: &Sandbox) {
+    // Each would get its own deadline's time after one and a third of what its caller waits.
+    let slot = slow_slot(sandbox, 0, DEADLINE / 40);
+    let kek = Kek::new(&slot);
+    let began = Instant::now();
+    let batches = [(); 4].map(|()| start_batch(&slot, encryptions(&kek, 99)));
+    for (n, batch) in batches.into_iter().enumerate() {
+        let outcomes = batch.recv_timeout(PATIENCE).expect("an answer");
+        let took = began.elapsed();
+        assert!(
+            took < batch_wait(DEADLINE, 99),
+            "{n}: its caller is gone after {took:?}"
+        );
+        let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+        assert!((1..99).contains(&done), "{n}: {done} items done");
+        for outcome in &outcomes[done..] {
+            assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline), "{n}");
+        }
     }
 }
 

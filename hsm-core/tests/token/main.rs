@@ -43,6 +43,7 @@ scenarios! {
     a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
     a_long_batch_gives_way_to_single_jobs_and_other_batches: batches::gives_way;
     the_turns_of_other_batches_cost_a_batch_none_of_its_time: batches::turns_of_others;
+    many_batches_beside_each_other_end_before_their_callers_give_up: batches::many_beside_each_other;
     a_hang_between_two_turns_of_a_batch_leaves_its_answers: batches::hang_between_turns;
     an_item_that_hangs_costs_those_before_it_nothing: batches::hanging_item;
     a_ciphertext_of_either_format_is_rewrapped: batches::rewrap;
@@ -65,6 +66,7 @@ scenarios! {
     a_copy_of_an_adopted_key_is_proven_without_being_made: adopt::proven_only;
     keys_of_version_1_with_one_id_are_each_known_by_their_label: adopt::same_id;
     a_destroyed_adopted_key_takes_its_original_with_it_and_no_other_key: adopt::destroy;
+    an_adopted_key_is_given_back_only_if_its_original_is_there: adopt::release;
     a_kill_at_any_moment_of_an_adoption_costs_nothing: adopt::make_one, adopt::kill;
 
     objects_have_exactly_the_attributes_they_should: objects::attributes;

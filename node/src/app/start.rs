@@ -157,6 +157,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         };
         let founds = config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none();
         if let Some(keys) = v1_keys {
+            keys.begin()?;
             // Whoever connects meanwhile waits: to version 1's clients a refusal is final.
             if founds {
                 found_alone(&consensus, &seed).await?;

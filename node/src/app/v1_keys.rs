@@ -3,9 +3,11 @@
 //! The file is read once and never written; a start that is cut off is gone on with by the next.
 
 mod compare;
+mod course;
 mod list;
 mod marker;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,12 +15,13 @@ use hsm_core::{AdoptKek, Slot};
 use raft_store::command::{AdoptVersion, CreateContext, Op, Origin};
 use raft_store::names::{ContextName, ContextUid, KeyUid, RaftId, SlotName};
 use raft_store::state::ClusterState;
-use raft_store::state::context::{KeyVersion, RotationPolicy};
+use raft_store::state::context::{KeyVersion, RotationPolicy, VersionState};
 use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use self::compare::{absent, check, check_again, labels, unadopted, unlisted};
+use self::course::{Before, Course, course};
 use self::list::{Wanted, WantedKey, digest_of, read, wanted};
 use self::marker::Marker;
 use super::StartFailure;
@@ -67,37 +70,6 @@ pub(super) fn check_list(config: &Config) -> Result<(), StartFailure> {
     }
 }
 
-/// What a start does about keys of version 1.
-#[derive(Debug, PartialEq, Eq)]
-enum Course<T> {
-    /// Nothing: they are adopted.
-    Done,
-    /// As before, if nobody has given a label twice meanwhile; and a word about the other list.
-    Changed(Option<T>),
-    /// It ends, to be tried again: half of the keys may be adopted, and nobody would go on with the rest.
-    Wait,
-    /// There is no list, and the token cannot be looked into.
-    Unseen,
-    /// There is no list; the token may have keys.
-    Unlisted(T),
-    /// The list and the token are compared, and what is left is adopted.
-    Compare(String, T),
-}
-
-/// `noted`: the digest of the list that was read to its end. `token`: if it is open.
-fn course<T>(noted: Option<String>, founded: bool, list: Option<String>, token: Option<T>) -> Course<T> {
-    // Where there is no cluster nothing was adopted, whatever is left in the folder.
-    let done = noted.filter(|_| founded);
-    match (done, list, token) {
-        (Some(digest), Some(list), token) if digest != digest_of(&list) => Course::Changed(token),
-        (Some(_), _, _) => Course::Done,
-        (None, Some(_), None) => Course::Wait,
-        (None, None, None) => Course::Unseen,
-        (None, None, Some(token)) => Course::Unlisted(token),
-        (None, Some(list), Some(token)) => Course::Compare(list, token),
-    }
-}
-
 /// Where version 1 looks for its list.
 fn place_of_list(hsm: &Hsm) -> &Path {
     hsm.metadata_file.as_deref().unwrap_or(Path::new(DEFAULT_LIST))
@@ -131,12 +103,21 @@ impl V1Keys {
         let path = place_of_list(hsm);
         let marker = Marker::of(&config.data_dir);
         let token = slots.get(place.name.as_str()).and_then(|entry| entry.handle());
-        let founded = state.meta().is_some();
-        match course(marker.read(), founded, read(path)?, token) {
+        let before = Before {
+            noted: marker.read(),
+            founded: state.meta().is_some(),
+            begun: marker.is_begun(),
+        };
+        let list = if before.reads(hsm.metadata_file.is_some()) {
+            read(path)?
+        } else {
+            None
+        };
+        match course(&before, list, token) {
             Course::Done => Ok(None),
             Course::Changed(token) => {
-                if let Some(token) = token {
-                    check_again(path, &labels(&token)?, state)?;
+                if let Some(labels) = token.and_then(|token| seen(&token)) {
+                    check_again(path, &labels, state)?;
                 }
                 tracing::warn!(
                     path = %path.display(),
@@ -154,10 +135,15 @@ impl V1Keys {
                 Ok(None)
             }
             Course::Unlisted(token) => {
-                let left = unadopted(&labels(&token)?, state);
+                let labelled = if before.is_open() {
+                    labels(&token)?
+                } else {
+                    seen(&token).unwrap_or_default()
+                };
+                let left = unadopted(&labelled, state);
                 match &hsm.metadata_file {
                     Some(path) => absent(path, &left).map(|()| None),
-                    None => unlisted(&left, founded).map(|()| None),
+                    None => unlisted(&left, before.founded).map(|()| None),
                 }
             }
             Course::Compare(text, token) => {
@@ -171,6 +157,17 @@ impl V1Keys {
                 }))
             }
         }
+    }
+
+    /// Notes that they are being adopted: to be called before anything is changed, and before there is a cluster.
+    ///
+    /// # Errors
+    /// When the data folder does not take it; a start that is cut off would not be gone on with.
+    pub(super) fn begin(&self) -> Result<(), StartFailure> {
+        self.marker.begin().map_err(|error| {
+            let path = self.marker.path().display();
+            StartFailure::Adopting(format!("beside {path} it cannot be noted that they are: {error}"))
+        })
     }
 
     /// Adopts them, and waits until this node has proven each. Goes on where an earlier start was cut off.
@@ -326,6 +323,17 @@ impl V1Keys {
     }
 }
 
+/// The token's labels, as far as it can be looked into: a node that has run before starts without its token too.
+fn seen(token: &Slot) -> Option<BTreeSet<String>> {
+    match labels(token) {
+        Ok(labels) => Some(labels),
+        Err(error) => {
+            tracing::warn!(%error, "keys of version 1 are not looked for");
+            None
+        }
+    }
+}
+
 fn failed(context: &ContextName, what: &str, why: &str) -> StartFailure {
     StartFailure::Adopting(format!("{context}: {what}: {why}"))
 }
@@ -369,42 +377,28 @@ fn adopted_of<'s>(
     versions.filter(|(_, version)| version.origin.is_adopted())
 }
 
-/// The version of a label, whatever has become of it: one that was adopted before, or one that was made here, whose
+/// The version of a label, unless it was given back: one that was adopted before, or one that was made here, whose
 /// list somebody has put in the place of version 1's.
 fn known<'s>(state: &'s ClusterState, context: &ContextName, label: &str) -> Option<&'s KeyVersion> {
     let mut versions = state.versions_of(context).map(|(_, version)| version);
-    versions.find(|version| version.label == label)
+    versions.find(|version| version.label == label && version.state != VersionState::Abandoned)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::rotation::testing::World;
 
     #[test]
-    fn a_start_without_its_token_waits_until_every_key_is_adopted() {
-        let list = || Some("rotation: {}".to_owned());
-        let noted = || Some(digest_of("rotation: {}"));
-        let (open, closed) = (Some(()), None::<()>);
-        // The first start, and one after a start that was cut off.
-        for founded in [false, true] {
-            assert_eq!(course(None, founded, list(), closed), Course::Wait);
-            let compared = Course::Compare("rotation: {}".to_owned(), ());
-            assert_eq!(course(None, founded, list(), open), compared);
-            assert_eq!(course(None, founded, None, closed), Course::Unseen);
-            assert_eq!(course(None, founded, None, open), Course::Unlisted(()));
-        }
-        for token in [open, closed] {
-            assert_eq!(course(noted(), true, list(), token), Course::Done);
-            assert_eq!(course(noted(), true, None, token), Course::Done);
-            assert_eq!(
-                course(Some("00".to_owned()), true, list(), token),
-                Course::Changed(token)
-            );
-        }
-        // The note of a cluster that is no more.
-        assert_eq!(course(noted(), false, list(), closed), Course::Wait);
-        let error = StartFailure::Adopting(String::new());
-        assert_eq!(error.exit_code(), 70);
+    fn a_version_that_was_given_back_does_not_stand_for_its_label() {
+        let mut world = World::new(1);
+        world.context("a", "s");
+        world.prepare("a");
+        let name = ContextName::new("a").unwrap();
+        let label = world.state.version(&name, 1).unwrap().label.clone();
+        assert!(known(&world.state, &name, &label).is_some());
+        world.abandon("a", 1);
+        assert!(known(&world.state, &name, &label).is_none());
     }
 }

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::asking::{Asking, Ending, Onward, Operation, Step, Task};
 use super::data_plane::AboveKnown;
-use super::job::{answered, slot_error};
+use super::job::{Patience, answered, slot_error};
 use super::json::{self, NotJson, Text};
 use super::opening::above_known;
 use super::problem::ApiError;
@@ -72,6 +72,7 @@ pub(super) async fn answers<O: Operation<N>, const N: usize>(
     context: &str,
     part: &Arc<Share>,
 ) -> Vec<Zeroizing<Vec<u8>>> {
+    let patience = Patience::new(asking.state.token_timeout(), list.len());
     let mut items = Vec::with_capacity(list.len());
     let mut groups = Vec::new();
     for (place, item) in list.iter().enumerate() {
@@ -90,10 +91,10 @@ pub(super) async fn answers<O: Operation<N>, const N: usize>(
     let running = start_all(groups);
     ask(asking, &mut items).await;
     for job in running {
-        finish(asking, O::OP, job, &mut items).await;
+        finish(asking, O::OP, job, &patience, &mut items).await;
     }
-    for job in start_all(go_on(&mut items)) {
-        finish(asking, O::OP, job, &mut items).await;
+    for job in start_all(go_on(&patience, &mut items)) {
+        finish(asking, O::OP, job, &patience, &mut items).await;
     }
     let answer = |item| answer::<O, N>(asking, close(asking, O::OP, item));
     items.into_iter().map(answer).collect()
@@ -157,15 +158,16 @@ fn put(groups: &mut Vec<Group>, slot: KeySlot, work: Work, place: usize) {
 
 /// What is left to be done once the first slots have answered. Who was not opened is encrypted nowhere. The plaintexts
 /// are no longer than their ciphertexts, which the request has paid for.
-fn go_on(items: &mut [Item]) -> Vec<Group> {
-    let mut groups = Vec::new();
+fn go_on(patience: &Patience, items: &mut [Item]) -> Vec<Group> {
+    let (mut groups, enough) = (Vec::new(), patience.is_enough());
     for (place, item) in items.iter_mut().enumerate() {
         let Item::Open(open) = item else { continue };
         let Some(onward) = open.onward.take() else {
             continue;
         };
         let opened = open.outcome.take().unwrap_or_else(|| Err(no_outcome()));
-        match opened.and_then(|opened| onward.with(opened)) {
+        let further = |opened| enough.clone().and_then(|()| onward.with(opened));
+        match opened.and_then(further) {
             Ok((slot, work)) => put(&mut groups, slot, work, place),
             Err(error) => {
                 open.ending.not_encrypted();
@@ -199,12 +201,14 @@ fn start(group: Group, part: &Arc<Share>) -> Running {
     }
 }
 
-/// Waits for a job. It runs on while others are waited for.
-async fn finish(asking: &Asking<'_>, op: Op, job: Running, items: &mut [Item]) {
-    let patience = batch_time(asking.state.token_timeout(), job.places.len());
+/// Waits for a job, for no longer than the slot goes on with it, nor than the whole request waits. It runs on while others
+/// are waited for.
+async fn finish(asking: &Asking<'_>, op: Op, job: Running, patience: &Patience, items: &mut [Item]) {
+    let its_own = batch_time(asking.state.token_timeout(), job.places.len());
     let ended = match job.answer {
         Ok(answer) => {
-            let ended = answered(answer, patience.saturating_sub(job.began.elapsed())).await;
+            let left = its_own.saturating_sub(job.began.elapsed()).min(patience.left());
+            let ended = answered(answer, left).await;
             // What nobody waited for any longer is the slowest of all.
             let took = ended
                 .as_ref()

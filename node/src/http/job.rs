@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hsm_api::ErrorCode;
 use hsm_core::error::CallError;
 use hsm_core::return_codes::{Verdict, classify};
-use hsm_core::{HsmError, OpError, Output, SlotState, Work};
+use hsm_core::{HsmError, OpError, Output, SHARED_BY, SlotState, Work, batch_time};
 use tokio::sync::oneshot;
 
 use super::asking::{Asking, Onward, Step, Task};
@@ -18,6 +18,44 @@ use super::shares::Share;
 use crate::keyring::KeySlot;
 use crate::metrics;
 use crate::policy::Op;
+
+/// The time that one request has for all that it asks of tokens: a rewrap from one slot to another waits no longer than
+/// any other request.
+pub(super) struct Patience {
+    began: Instant,
+    whole: Duration,
+    /// What one call may take.
+    call: Duration,
+}
+
+impl Patience {
+    /// It begins now. `one` is the time of a request without a batch.
+    pub(super) fn new(one: Duration, items: usize) -> Self {
+        Self {
+            began: Instant::now(),
+            whole: batch_time(one, items),
+            call: one / SHARED_BY,
+        }
+    }
+
+    pub(super) fn left(&self) -> Duration {
+        self.whole.saturating_sub(self.began.elapsed())
+    }
+
+    /// Whether another slot is still to be asked: what it begins would otherwise be done for nobody, and cost an
+    /// invocation.
+    pub(super) fn is_enough(&self) -> Result<(), ApiError> {
+        let left = self.left();
+        if left >= self.call {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorCode::TokenTimeout).operator(format!(
+            "the first slot left {} ms of {} for the second, which was not asked",
+            left.as_millis(),
+            self.whole.as_millis()
+        )))
+    }
+}
 
 /// Does what a request of its own has come to.
 pub(super) async fn run(
@@ -43,9 +81,10 @@ pub(super) async fn run(
         onward,
         ending,
     } = task;
+    let patience = Patience::new(asking.state.token_timeout(), 1);
     let outcome = match onward {
-        None => ask(asking, op, &slot, work, part).await,
-        Some(onward) => ask_both(asking, op, (&slot, work), onward, part).await,
+        None => ask(&patience, op, &slot, work, part).await,
+        Some(onward) => ask_both(&patience, op, (&slot, work), onward, part).await,
     };
     let outcome = outcome.unwrap_or_else(|not_taken| {
         ending.not_encrypted();
@@ -58,7 +97,7 @@ pub(super) async fn run(
 type Answer = Result<Result<Output, ApiError>, ApiError>;
 
 /// Asks a slot.
-async fn ask(asking: &Asking<'_>, op: Op, slot: &KeySlot, work: Work, part: &Arc<Share>) -> Answer {
+async fn ask(patience: &Patience, op: Op, slot: &KeySlot, work: Work, part: &Arc<Share>) -> Answer {
     let (done, answer) = oneshot::channel();
     let (held, began) = (Arc::clone(part), Instant::now());
     let submitted = slot.ops.run(
@@ -70,7 +109,7 @@ async fn ask(asking: &Asking<'_>, op: Op, slot: &KeySlot, work: Work, part: &Arc
         }),
     );
     submitted.map_err(slot_error)?;
-    let outcome = answered(answer, asking.state.token_timeout()).await;
+    let outcome = answered(answer, patience.left()).await;
     metrics::slot_job(Arc::clone(&slot.name), op.as_str(), began.elapsed());
     Ok(outcome)
 }
@@ -78,15 +117,16 @@ async fn ask(asking: &Asking<'_>, op: Op, slot: &KeySlot, work: Work, part: &Arc
 /// Asks the slot of the old key, and with what it gives the slot of the new one. The plaintext is no longer than the
 /// ciphertext, which the request has paid for.
 async fn ask_both(
-    asking: &Asking<'_>,
+    patience: &Patience,
     op: Op,
     (slot, work): (&KeySlot, Work),
     onward: Onward,
     part: &Arc<Share>,
 ) -> Answer {
-    let opened = ask(asking, op, slot, work, part).await?;
+    let opened = ask(patience, op, slot, work, part).await?;
     let (slot, work) = onward.with(opened?)?;
-    ask(asking, op, &slot, work, part).await
+    patience.is_enough()?;
+    ask(patience, op, &slot, work, part).await
 }
 
 /// Refuses early, with the slot's own reason.

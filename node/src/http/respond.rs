@@ -46,6 +46,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
 
     let lent = Lent::of(&mut request);
     let mut index = state.data().index();
+    let mut expelled = false;
     let (mut response, mut footprint, place) = match guard(&state, &caller, &request, &mut counted) {
         Ok(Passed { share, place, wanted }) => {
             let answered = async {
@@ -57,7 +58,10 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
                     index = reached;
                     response
                 }
-                Err(error) => error.into_response(),
+                Err(error) => {
+                    expelled = error.code() == ErrorCode::CertificateRevoked;
+                    error.into_response()
+                }
             };
             (response, Some(share), place)
         }
@@ -76,7 +80,9 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         error = footprint::pay(&mut response, share).err();
     }
     if let Some(error) = error {
-        if let Some(lent) = lent {
+        // Of whoever was thrown out in the middle of his request nothing is read any more: he could go on for long.
+        let cut = expelled && lent.is_some();
+        if let Some(lent) = lent.filter(|_| !expelled) {
             lent.discard().await;
         }
         count(&error, endpoint);
@@ -84,6 +90,10 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         caller.audit(&error, (&id, &trace), endpoint, peer);
         let allow = response.headers_mut().remove(header::ALLOW);
         response = error.render(&id);
+        if cut {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         if let Some(allow) = allow {
             response.headers_mut().insert(header::ALLOW, allow);
         }

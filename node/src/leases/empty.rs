@@ -8,8 +8,9 @@ use raft_store::names::KeyUid;
 
 use super::Meter;
 
-/// How long a meter is empty before that counts: a claim is met within milliseconds, and is made again after less.
-pub(super) const LONG: Duration = Duration::from_secs(2);
+/// How long a meter is empty before that counts: a claim is met within milliseconds, and is made again after less. Longer
+/// than a node is fresh by default: a leader that is lost is no reason of its own.
+pub(super) const LONG: Duration = Duration::from_secs(6);
 
 /// See the module. Nothing is known of a meter that was never given anything: such a version lacks its first lease.
 #[derive(Debug, Default)]
@@ -76,18 +77,18 @@ mod tests {
         meter.raise(1);
         assert!(!at(60_000, &meter));
         assert!(meter.take());
-        assert!(!at(60_000, &meter) && !at(62_000, &meter));
-        assert!(at(62_001, &meter));
+        assert!(!at(60_000, &meter) && !at(66_000, &meter));
+        assert!(at(66_001, &meter));
         // Filled and used up again between two looks.
         meter.raise(2);
         assert!(meter.take());
-        assert!(!at(62_002, &meter) && !at(64_002, &meter));
-        assert!(at(64_003, &meter));
+        assert!(!at(66_002, &meter) && !at(72_002, &meter));
+        assert!(at(72_003, &meter));
         // One that no token was called for.
         meter.give_back();
-        assert!(!at(64_004, &meter));
+        assert!(!at(72_004, &meter));
         assert!(meter.take());
-        assert!(!at(64_005, &meter));
+        assert!(!at(72_005, &meter));
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn a_node_that_used_up_what_it_had_and_gets_no_more_is_starved_until_it_does_or_
     let begin = Instant::now();
     let mut at = 0;
     let mut starved = |leases: &Leases, world: &World| {
-        at += 3;
+        at += 7;
         leases.starved(&world.state, begin + Duration::from_secs(at), |_| true)
     };
     let (meter, key) = (meter(&leases, &world, "small", 1), key("small", 1));

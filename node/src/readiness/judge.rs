@@ -42,9 +42,11 @@ pub struct Local {
     pub missing_keys: u32,
     /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
-    /// Versions under which it would have to encrypt and has no invocation, although the cluster has some to give: it
-    /// was given none yet, or none again for a while.
+    /// Versions under which it would have to encrypt and was given no invocation yet, although the cluster has some to
+    /// give.
     pub leases: u32,
+    /// Versions of which it has used up what it had, and was given no more for a while.
+    pub starved: u32,
 }
 
 impl Local {
@@ -74,7 +76,7 @@ impl Local {
         if self.complete {
             return format!(
                 "{} key versions wait for invocations of the leader, their first or new ones",
-                self.leases
+                self.leases.saturating_add(self.starved)
             );
         }
         format!("{} keys are being imported", self.missing_keys)
@@ -232,13 +234,15 @@ fn steering(rules: &Rules, view: &View) -> Check {
 }
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
-/// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no invocations
-/// for. Of a key that is lost nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any
-/// more may be taken out of one node's configuration after the other's. One that this node has to have and does not is
-/// named in any case; where nobody serves it, it keeps a node only from being ready that is alone, because then nobody
-/// else is asked.
+/// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no first lease
+/// for. Invocations that are used up count only where another fresh member serves the slot. Of a key that is lost nobody
+/// claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of one
+/// node's configuration after the other's. One that this node has to have and does not is named in any case; where nobody
+/// serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
-    let mut served = served_by_members(picture);
+    let mut served = served_by(picture, |_| true);
+    // Where nobody else does better, whoever is sent away from here is served nowhere.
+    let elsewhere = served_by(picture, |id| picture.own != Some(id));
     let needed = picture.state.slots_needed_by(picture.own);
     served.retain(|name| needed.contains(*name) || picture.slots.contains_key(*name));
     let names: BTreeSet<&str> = match &query.slot {
@@ -264,7 +268,9 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
                 }
             }
             None => Check::new(code, false, "not configured on this node (hsm.slots)"),
-            Some(local) if local.serves() => Check::new(code, true, "serving"),
+            Some(local) if local.serves() && (local.starved == 0 || !elsewhere.contains(name)) => {
+                Check::new(code, true, "serving")
+            }
             Some(local) => {
                 let waits = local.complete && local.leases > 0;
                 let open_points = !local.synced || local.destructions > 0 || waits;
@@ -306,8 +312,8 @@ fn invocations(state: &ClusterState) -> Option<Check> {
     (few + none > 0).then(|| Check::new("invocations", true, detail))
 }
 
-/// Slots that members report as served, leaving out members that the leader has not heard from lately.
-fn served_by_members<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
+/// Slots that these members report as served, leaving out members that the leader has not heard from lately.
+fn served_by<'a>(picture: &Picture<'a>, of: impl Fn(RaftId) -> bool) -> BTreeSet<&'a str> {
     let fresh = |id: RaftId| picture.own == Some(id) || !picture.view.silent.contains(&id);
     let member = |id: &RaftId| {
         picture
@@ -320,7 +326,7 @@ fn served_by_members<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
         .state
         .reports()
         .iter()
-        .filter(|(id, _)| member(id) && fresh(**id));
+        .filter(|(id, _)| of(**id) && member(id) && fresh(**id));
     let slots = reports.flat_map(|(_, report)| report.slots.iter());
     slots
         .filter(|(_, slot)| slot.serving)

@@ -38,6 +38,7 @@ pub(super) fn serving() -> Local {
         missing_keys: 0,
         destructions: 0,
         leases: 0,
+        starved: 0,
     }
 }
 

@@ -257,6 +257,33 @@ fn a_slot_with_every_key_waits_for_invocations_whether_others_serve_it_or_not() 
 }
 
 #[test]
+fn invocations_that_are_used_up_count_only_where_another_fresh_member_serves() {
+    let mut node = Node::new();
+    node.slot(
+        "s",
+        Local {
+            starved: 1,
+            ..serving()
+        },
+    );
+    assert!(node.not_ready().is_empty(), "nobody does better");
+    node.report(1, "s", true);
+    assert!(node.not_ready().is_empty(), "its own word is nobody else's");
+    let other = node.other();
+    node.report(other, "s", true);
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let checks = node.ask(&ReadyQuery::default());
+    let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
+    assert!(
+        slot.detail.contains("1 key versions wait for invocations"),
+        "{}",
+        slot.detail
+    );
+    node.view.silent.insert(other);
+    assert!(node.not_ready().is_empty(), "nobody has heard of it lately");
+}
+
+#[test]
 fn a_key_that_is_used_up_makes_nobody_unready_and_is_not_named() {
     let mut node = Node::new();
     let version = node.world.prepare("c");

@@ -141,9 +141,11 @@ impl Clocks {
             || !matches!(self.trusted(cluster, Instant::now()), Err(Doubt::Unheard { .. }))
     }
 
-    /// Waits until a version can be stamped, for 5 s at most: what nobody contradicts later stands then.
-    pub async fn before_stamp(&self, cluster: &dyn Cluster) {
-        let deadline = tokio::time::Instant::now() + HEARD_WITHIN;
+    /// Waits until a version can be stamped, for 5 s at most, and no longer than `deadline`: what nobody contradicts later
+    /// stands then.
+    pub async fn before_stamp(&self, cluster: &dyn Cluster, deadline: Option<tokio::time::Instant>) {
+        let patience = tokio::time::Instant::now() + HEARD_WITHIN;
+        let deadline = deadline.map_or(patience, |deadline| deadline.min(patience));
         let _ = wait_leading(cluster, deadline, |_| self.can_stamp(cluster).then_some(())).await;
     }
 
@@ -262,14 +264,22 @@ mod tests {
             cluster.with(|world| world.report_clock(others[1], now));
         };
         let begun = Instant::now();
-        tokio::join!(clocks.before_stamp(&*cluster), report);
+        tokio::join!(clocks.before_stamp(&*cluster, None), report);
         assert!(begun.elapsed() < HEARD_WITHIN && clocks.can_stamp(&*cluster));
+        // Nobody waits for longer than the caller does.
+        let (unheard, deaf) = (
+            FakeCluster::new(World::new(3)),
+            Clocks::new(Box::new(move || now)),
+        );
+        deaf.before_stamp(&*unheard, Some(tokio::time::Instant::now()))
+            .await;
+        assert!(begun.elapsed() < HEARD_WITHIN && !deaf.can_stamp(&*unheard));
         // Of a clock that the last reports bear out nothing has to be heard.
         let early = Clocks::new(Box::new(|| 60_000));
         assert!(early.can_stamp(&*FakeCluster::new(World::new(3))));
         assert!(clocks.can_stamp(&*FakeCluster::new(World::new(1))));
         *cluster.leadership.lock().unwrap() = None;
-        clocks.before_stamp(&*cluster).await;
+        clocks.before_stamp(&*cluster, None).await;
     }
 
     #[tokio::test]

@@ -172,6 +172,8 @@ pub fn names(state: &ClusterState, nodes: &BTreeSet<RaftId>) -> String {
 pub struct Sightings {
     leading: Option<(u64, Instant)>,
     pending: BTreeMap<VersionKey, Instant>,
+    /// Pending versions before whose stamp the voters' clocks were waited for, in this term.
+    waited: (u64, BTreeSet<VersionKey>),
 }
 
 impl Sightings {
@@ -184,6 +186,16 @@ impl Sightings {
         let before = std::mem::take(&mut self.pending);
         let seen = |key: &VersionKey| before.get(key).copied().unwrap_or(now);
         self.pending = state.pending().map(|(key, _)| (key.clone(), seen(key))).collect();
+    }
+
+    /// Whether a version is pending for which nobody has waited in this term; from now on somebody has.
+    pub fn is_news(&mut self, term: u64, state: &ClusterState) -> bool {
+        if self.waited.0 != term {
+            self.waited = (term, BTreeSet::new());
+        }
+        let known = std::mem::take(&mut self.waited.1);
+        self.waited.1 = state.pending().map(|(key, _)| key.clone()).collect();
+        !self.waited.1.is_subset(&known)
     }
 
     /// This node does not lead.

@@ -249,3 +249,22 @@ fn a_long_list_of_nodes_is_cut() {
         "n1, raft id 2, raft id 3, raft id 4, raft id 5, 3 more"
     );
 }
+
+#[test]
+fn the_clocks_are_waited_for_once_for_each_pending_version_of_a_term() {
+    let (mut world, mut sightings) = (World::new(1), Sightings::default());
+    assert!(!sightings.is_news(1, &world.state));
+    world.prepare("c");
+    let mut twice = |term, world: &World| [(); 2].map(|()| sightings.is_news(term, &world.state));
+    assert_eq!(twice(1, &world), [true, false]);
+    world.context("d", "s");
+    world.prepare("d");
+    assert_eq!(twice(1, &world), [true, false]);
+    world.activate("c", 1);
+    assert_eq!(twice(1, &world), [false, false]);
+    assert_eq!(
+        twice(2, &world),
+        [true, false],
+        "another term has heard nobody yet"
+    );
+}

@@ -57,8 +57,9 @@ async fn look(cluster: &dyn Cluster, clocks: &Clocks, sightings: &mut Sightings,
         sightings.forget();
         return Next::Change { within: IDLE_LOOK };
     };
-    if cluster.published().state.pending().next().is_some() {
-        clocks.before_stamp(cluster).await;
+    // Once for each: a voter that never says its clock must not hold up every later look.
+    if sightings.is_news(leadership.term, &cluster.published().state) {
+        clocks.before_stamp(cluster, None).await;
     }
     let published = cluster.published();
     let now = Instant::now();

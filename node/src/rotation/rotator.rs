@@ -155,7 +155,7 @@ impl Rotator {
         let lane = self.lane(context);
         let _turn = timeout_at(deadline, lane.lock()).await.map_err(late)?;
         self.membership_settled(deadline).await?;
-        self.clocks.before_stamp(&*self.cluster).await;
+        self.clocks.before_stamp(&*self.cluster, Some(deadline)).await;
         // What was planned before the wait may be done by now.
         let published = self.cluster.published();
         let Step::Prepare(draft) = plan(&published.state, context, wish, asked)? else {

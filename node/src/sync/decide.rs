@@ -261,8 +261,9 @@ fn leftovers(
         .collect();
     for (uid, kek) in &held.keks {
         match states.get(uid) {
-            // With its original, by a step of its own.
-            Some(VersionState::Destroying | VersionState::Destroyed) if adopted.contains(uid) => {}
+            // By steps of their own, which look for the original.
+            Some(VersionState::Abandoned | VersionState::Destroying | VersionState::Destroyed)
+                if adopted.contains(uid) => {}
             Some(VersionState::Abandoned | VersionState::Destroying | VersionState::Destroyed) => {
                 plan.actions.push(Action::Remove(*uid));
                 plan.destructions += 1;
@@ -278,11 +279,29 @@ fn leftovers(
 /// check record says which of them it is, so they are looked for once, and again if the copy comes back.
 fn adopted_leftovers(held: &Held, versions: &[(VersionKey, &KeyVersion)], plan: &mut Plan) {
     for (key, version) in versions {
+        if version.state == VersionState::Abandoned && version.origin.is_adopted() {
+            released(held, key, version, plan);
+            continue;
+        }
         let over = matches!(version.state, VersionState::Destroying | VersionState::Destroyed);
         if over && version.origin.is_adopted() && is_left(held, version) {
             plan.actions.push(Action::RemoveAdopted(key.clone()));
             plan.destructions += 1;
         }
+    }
+}
+
+/// A copy whose original is gone may be the only key there is, so nobody's readiness waits for its end.
+fn released(held: &Held, key: &VersionKey, version: &KeyVersion, plan: &mut Plan) {
+    let uid = version.key_uid;
+    if !held.keks.contains_key(&uid) {
+        return;
+    }
+    if held.kept.get(&uid) == Some(&held.labelled.contains(&version.label)) {
+        let label = version.label.clone();
+        plan.problems.push(Problem::CopyKept { uid, label });
+    } else {
+        plan.actions.push(Action::RemoveCopy(key.clone()));
     }
 }
 

@@ -46,6 +46,9 @@ pub struct Held {
     pub labelled: BTreeSet<String>,
     /// Keys that this process has removed, or has looked for by their id and not found, since the slot was opened.
     pub gone: BTreeSet<KeyUid>,
+    /// Copies of released keys whose originals are not in the token, and whether it had a key of their label then: with
+    /// that unchanged, nothing is looked for again before the slot is opened anew.
+    pub kept: BTreeMap<KeyUid, bool>,
 }
 
 /// How a token step changed the token.
@@ -65,6 +68,8 @@ pub enum Effect {
     Unloaded(KeyUid),
     /// These keys are not in the token, nor are copies of them.
     Gone(Vec<KeyUid>),
+    /// The copy of a released key is kept, unloaded: the original of this label is not in the token.
+    Kept(KeyUid, String),
     /// A key turned out to be unusable.
     Unusable(KeyUid, String),
     /// An adopted key is not in the token any more, and whether keys of version 1's label are, which were not it.
@@ -110,6 +115,7 @@ impl Held {
         // What is found is not gone, whoever brought it back.
         let gone = before.map(|before| before.gone.clone()).unwrap_or_default();
         let gone = gone.into_iter().filter(|uid| !keks.contains_key(uid)).collect();
+        let kept = before.map(|before| before.kept.clone()).unwrap_or_default();
         let foreign = inventory.foreign.into_iter().map(|object| {
             let class = object
                 .class
@@ -126,6 +132,7 @@ impl Held {
             foreign: foreign.collect(),
             labelled: inventory.labelled,
             gone,
+            kept,
         })
     }
 
@@ -175,6 +182,12 @@ impl Held {
                     self.labelled.remove(&label);
                     self.foreign.retain(|object| object.label != label);
                 }
+            }
+            Effect::Kept(uid, label) => {
+                if let Some(kek) = self.keks.get_mut(&uid) {
+                    kek.loaded = None;
+                }
+                self.kept.insert(uid, self.labelled.contains(&label));
             }
             Effect::Unusable(uid, why) => {
                 if let Some(kek) = self.keks.get_mut(&uid) {

@@ -41,6 +41,8 @@ pub enum Action {
     Unload(KeyUid),
     /// Destroy the object of a version that was abandoned or destroyed.
     Remove(KeyUid),
+    /// Destroy the copy of an adopted version that was given back to version 1, if version 1's own key is there.
+    RemoveCopy(VersionKey),
     /// Destroy an adopted version that was destroyed: its copy, and the key of version 1.
     RemoveAdopted(VersionKey),
     /// Tell the cluster that these versions, which are being destroyed, are not in this token.
@@ -74,6 +76,7 @@ impl Action {
             Action::Grant(..) => "grant_transport_key",
             Action::Unload(_) => "unload_key",
             Action::Remove(_) => "remove_key",
+            Action::RemoveCopy(_) => "remove_adopted_copy",
             Action::RemoveAdopted(_) => "remove_adopted_key",
             Action::AckDestroyed(_) => "acknowledge_destruction",
         }
@@ -87,6 +90,7 @@ impl Action {
             Action::Prove(key)
             | Action::Import { key, .. }
             | Action::Adopt { key, .. }
+            | Action::RemoveCopy(key)
             | Action::RemoveAdopted(key) => format!("{} v{}", key.context, key.version),
             Action::Load(uid, _) | Action::Retire(uid) | Action::Unload(uid) | Action::Remove(uid) => {
                 uid.to_string()
@@ -162,6 +166,17 @@ pub enum Problem {
         label: String,
         /// Why.
         why: String,
+    },
+    /// An adopted key was given back to version 1, whose own key is not there.
+    #[error(
+        "key {uid} of version 1 was released, and the original is not in this token; its copy is kept, out of use: bring \
+         the key {label:?} back into the token and restart the node, or keep a copy of the token's folder"
+    )]
+    CopyKept {
+        /// Its id.
+        uid: KeyUid,
+        /// The original's label.
+        label: String,
     },
     /// An object the state does not know.
     #[error("the token holds {what}, which the cluster does not know; it is left alone")]

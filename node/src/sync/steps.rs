@@ -10,7 +10,7 @@ use hsm_core::replication::{ClusterKey, SealError, SealedKeyContext};
 use hsm_core::{AdoptKek, HsmError, ImportKek, Slot};
 use raft_store::command::{AckDestroyed, LeaseInvocations, Op};
 use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
-use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey};
+use raft_store::state::context::{KeyMaterial, KeyVersion, VersionKey, VersionState};
 use raft_store::state::slot::TransportGeneration;
 use raft_store::state::{ClusterMeta, ClusterState};
 use zeroize::Zeroizing;
@@ -135,6 +135,10 @@ impl Workbench {
                 self.remove(*uid)?;
                 done(Effect::Gone(vec![*uid]))
             }
+            Action::RemoveCopy(key) => {
+                fail::fail_point!("sync::before_remove");
+                done(self.remove_copy(key)?)
+            }
             Action::RemoveAdopted(key) => {
                 fail::fail_point!("sync::before_remove");
                 done(self.remove_adopted(key)?)
@@ -173,6 +177,26 @@ impl Workbench {
             tracing::info!(target: "audit", epoch, slot, key = %uid, objects, "key of an ended version destroyed");
         }
         Ok(())
+    }
+
+    /// As [`Self::remove`], of a key that was given back to version 1, which has to have it.
+    fn remove_copy(&self, key: &VersionKey) -> Result<Effect, StepError> {
+        let (version, kek, record) = self.adopted(key)?;
+        if version.state != VersionState::Abandoned {
+            return Err(StepError::Gone("the release of the key version"));
+        }
+        let (uid, label) = (version.key_uid, version.label.clone());
+        let Some(copies) = self.slot.release_adopted_kek(&kek, record)? else {
+            return Ok(Effect::Kept(uid, label));
+        };
+        if copies > 0 {
+            let (slot, epoch) = (self.name.as_str(), crate::logging::epoch());
+            tracing::info!(
+                target: "audit", epoch, slot, key = %uid, label, copies,
+                "copy of a released key destroyed; version 1's own stays"
+            );
+        }
+        Ok(Effect::Gone(vec![uid]))
     }
 
     /// As [`Self::remove`], and the key of version 1 that the version was made of.

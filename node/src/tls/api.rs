@@ -297,9 +297,19 @@ impl ApiTls {
         let mut names: Vec<String> = authorities.iter().map(|ca| ca.issuer_dn.clone()).collect();
         names.push(principal.issuer_dn.clone());
 
-        // Trusted for its own sake is only what stands directly above what was sent.
+        // Trusted for its own sake is only what stands directly above what was sent, and a name alone proves nothing: a
+        // client chooses what it sends along, and with that which CAs are named.
+        let verifies = |anchor: &&Anchor| {
+            anchor
+                .verifier
+                .verify_client_cert(leaf, intermediates, now)
+                .is_ok()
+        };
         let trusted = self
-            .signers(&names, leaf, intermediates, now)
+            .anchors
+            .iter()
+            .filter(|anchor| names.contains(&anchor.name))
+            .filter(verifies)
             .map(|anchor| anchor.ends);
         let anchors_end = trusted.max().unwrap_or(i64::MAX);
         // What came along and has ended was not needed: TLS has found another way.

@@ -502,6 +502,36 @@ async fn nobody_is_let_in_below_a_configured_ca_that_has_ended() {
     assert_eq!(tls.principal(&chain).unwrap_err(), IdentityError::CaEnded);
 }
 
+/// A client decides what it sends along, and must not gain the time of a CA that its certificate does not hang on.
+#[test]
+fn what_a_client_sends_along_brings_no_ended_ca_back() {
+    use crate::identity::IdentityError;
+
+    let folder = Folder::new("Clients");
+    let load = |ended: &TestCa| {
+        let both = [&folder.ca.pem, &ended.pem].map(String::as_str);
+        std::fs::write(folder.path("ca.crt"), both.concat()).unwrap();
+        load_api(&folder.api(), None, false).unwrap()
+    };
+    // The root is named by the ended intermediate that comes along.
+    let between = folder.ca.intermediate_until("Between", 1990);
+    let leaf = between.client("trading-1", "Trading");
+    let chain = ders(&[&leaf.der, &between.der]);
+    assert_eq!(
+        load(&between).principal(&chain).unwrap_err(),
+        IdentityError::CaEnded
+    );
+    // A certificate that has nothing to do with the client's names the valid CA.
+    let [ended, _] = TestCa::ending_and_renewed("Ended", 1990);
+    let leaf = ended.client("trading-1", "Trading");
+    let junk = TestCa::new("Clients");
+    let chain = ders(&[&leaf.der, &junk.der]);
+    assert_eq!(
+        load(&ended).principal(&chain).unwrap_err(),
+        IdentityError::CaEnded
+    );
+}
+
 #[test]
 fn a_caller_ends_with_the_first_of_the_certificates_that_it_hangs_on() {
     let folder = Folder::new("Clients");

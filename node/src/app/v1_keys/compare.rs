@@ -184,6 +184,10 @@ fn compare(
             }
             let taken = state.version(&name, *number).map(|version| version.label.clone());
             let problem = match taken {
+                Some(same) if same == *label => Some(format!(
+                    "it was released here as version {number} of {name}, and that number is not given again: take it out of \
+                     the list, and adopt it under another with: hsmctl key adopt"
+                )),
                 Some(other) => Some(format!("version {number} of {name} is {other} already")),
                 None if state.label_taken(label) => Some("its label is another version's already".to_owned()),
                 None => match examine(key) {

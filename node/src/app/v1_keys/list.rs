@@ -130,7 +130,7 @@ fn binding(
 ) -> Result<BindingMode, String> {
     let written = hsm.bindings.get(name).copied().map(to_state_binding);
     let known = state.contexts().get(name).map(|known| known.binding);
-    let is_new = |key: &WantedKey| !state.versions_of(name).any(|(_, known)| known.label == key.label);
+    let is_new = |key: &WantedKey| super::known(state, name, &key.label).is_none();
     match (known, written) {
         (Some(known), Some(written)) if known != written && versions.iter().any(is_new) => Err(format!(
             "rotation.{name}: the context exists and binds its ciphertexts otherwise than hsm.keys.{name}.mode says, so \

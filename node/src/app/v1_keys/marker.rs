@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "v1-metadata";
+const BEGUN: &str = "v1-metadata-begun";
 const MAGIC: &str = "hsm v1 metadata adopted v1";
 
 /// The file `v1-metadata` in the data folder:
@@ -52,22 +53,48 @@ impl Marker {
         lines.next().filter(|_| known).map(str::to_owned)
     }
 
-    /// Written beside, synced, renamed, folder synced.
+    fn begun(&self) -> PathBuf {
+        self.path.with_file_name(BEGUN)
+    }
+
+    /// Whether a start has begun to adopt, and none has come to the end of it.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun().exists()
+    }
+
+    /// To be written before the first entry: an empty file says it.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        put(&self.begun(), b"")
+    }
+
+    /// That the list was read to its end. Nothing is begun any more then.
     pub(super) fn write(&self) -> io::Result<()> {
-        let partial = self.path.with_extension("partial");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&partial)?;
-        file.write_all(format!("{MAGIC}\n{}\n{}\n", self.digest, self.of).as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &self.path)?;
-        match self.path.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
+        put(
+            &self.path,
+            format!("{MAGIC}\n{}\n{}\n", self.digest, self.of).as_bytes(),
+        )?;
+        match std::fs::remove_file(self.begun()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
+    }
+}
+
+/// Written beside, synced, renamed, folder synced.
+fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
     }
 }
 
@@ -85,5 +112,19 @@ mod tests {
         assert_eq!(Marker::of(dir.path()).read().as_deref(), Some("ab"));
         std::fs::write(dir.path().join(NAME), "something else\nab\n").unwrap();
         assert_eq!(Marker::of(dir.path()).read(), None);
+    }
+
+    #[test]
+    fn what_was_begun_is_remembered_until_it_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker::of(dir.path());
+        assert!(!marker.is_begun());
+        marker.begin().unwrap();
+        assert!(Marker::of(dir.path()).is_begun());
+        assert_eq!(marker.read(), None, "begun is not done");
+        let marker = marker.with("ab".to_owned(), Path::new("m.yaml"));
+        marker.write().unwrap();
+        assert!(!marker.is_begun());
+        marker.write().unwrap();
     }
 }

@@ -50,6 +50,8 @@ pub(super) enum Trouble {
     QueueFull,
     Hangs,
     Gone,
+    /// Every job takes so long.
+    Slow(Duration),
 }
 
 #[derive(Default)]
@@ -228,6 +230,19 @@ impl FakeToken {
         self.batches.lock().unwrap().clone()
     }
 
+    fn when_due(&self, job: impl FnOnce() + Send + 'static) {
+        let trouble = *self.trouble.lock().unwrap();
+        match trouble {
+            Some(Trouble::Slow(time)) => {
+                std::thread::spawn(move || {
+                    std::thread::sleep(time);
+                    job();
+                });
+            }
+            _ => job(),
+        }
+    }
+
     /// The callback, if the job is to be done now.
     fn take<T: Send + 'static>(&self, done: T) -> Result<Option<T>, OpError> {
         match *self.trouble.lock().unwrap() {
@@ -254,7 +269,7 @@ impl TokenOps for FakeToken {
 
     fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
         if let Some(done) = self.take(done)? {
-            done(perform(work));
+            self.when_due(move || done(perform(work)));
         }
         Ok(())
     }
@@ -262,7 +277,7 @@ impl TokenOps for FakeToken {
     fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
         self.batches.lock().unwrap().push(works.len());
         if let Some(done) = self.take(done)? {
-            done(works.into_iter().map(perform).collect());
+            self.when_due(move || done(works.into_iter().map(perform).collect()));
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! A context whose versions are in two slots: version 1 of `moved-key` in that of `exchange-key`, version 2, which
 //! encrypts, in that of `order-key`.
 
+use std::time::Duration;
+
 use hsm_core::envelope::{Header, Purpose};
 
 use super::fake::{Trouble, sealed_under, v1_ciphertext};
@@ -188,4 +190,25 @@ async fn an_invocation_is_used_once_the_second_slot_was_asked() {
     ask(&node, &trading(), "/rewrap", batch).await;
     assert_eq!(node.meter.left(), 4);
     node.orders.give_up();
+}
+
+/// A request has the time of one, whatever number of slots it goes through.
+#[tokio::test]
+async fn a_second_slot_is_not_asked_when_the_first_has_left_no_time_for_it() {
+    let node = FakeNode::with_invocations(10);
+    let old = item(&old(Purpose::Data));
+    // Of 100 ms; a call may take a third.
+    node.token.trouble(Some(Trouble::Slow(Duration::from_millis(80))));
+    assert_eq!(code(&node, "/rewrap", old.clone()).await, Some("token_timeout"));
+    let batch = json!({"batch": [old, old]});
+    let answer = ask(&node, &trading(), "/rewrap", batch.clone()).await.json();
+    for place in [0, 1] {
+        assert_eq!(answer["batch"][place]["code"], "token_timeout", "{answer:#}");
+    }
+    assert!(node.orders.batches().is_empty());
+    assert_eq!(node.meter.left(), 10, "nothing was encrypted");
+    // With enough of it left, it is.
+    node.token.trouble(None);
+    let answer = ask(&node, &trading(), "/rewrap", batch).await.json();
+    assert_eq!(answer["batch"][1]["key_version"], 2, "{answer:#}");
 }

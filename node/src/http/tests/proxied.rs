@@ -1,7 +1,7 @@
 //! Requests that come through a trusted proxy, and connections that a balancer passes on: over real sockets and TLS.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -244,6 +244,41 @@ async fn a_revoked_client_costs_the_others_nothing_and_a_revoked_proxy_is_cut() 
     assert_eq!(
         code(&mut stream, &other).await,
         Some(ErrorCode::CertificateRevoked)
+    );
+}
+
+/// Of HTTP/1 the connection goes with it: what it still sends is nobody's request.
+#[tokio::test]
+async fn a_client_that_is_revoked_while_it_sends_is_answered_without_its_rest() {
+    let running = start().await;
+    let mut stream = running.connect(&running.proxy).await;
+    let shown = shows(&running.client()).join("\r\n");
+    let head = format!(
+        "POST {ENCRYPT} HTTP/1.1\r\nhost: localhost\r\n{shown}\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut piece = [0; 4096];
+    let read = timeout(SOON, stream.read(&mut piece)).await.unwrap().unwrap();
+    let word = String::from_utf8_lossy(&piece[..read]).into_owned();
+    assert!(word.starts_with("HTTP/1.1 100"), "{word}");
+    stream.write_all(b"{").await.unwrap();
+    running.revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    let revoked = Instant::now();
+    let mut answer = Vec::new();
+    let ended = stream.read_to_end(&mut answer);
+    // Some close without a word of TLS.
+    let _ = timeout(SOON, ended).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    assert!(
+        answer.starts_with("http/1.1 403") && answer.contains("certificate_revoked"),
+        "{answer}"
+    );
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    // A second, and what a busy machine needs; what is read away is waited for for five.
+    assert!(
+        revoked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        revoked.elapsed()
     );
 }
 

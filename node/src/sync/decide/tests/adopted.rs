@@ -163,12 +163,46 @@ fn a_released_version_loses_its_copies_and_no_original() {
         held.apply(Effect::Proven(uid, LABEL.to_owned()));
         held.apply(Effect::Loaded(uid, false));
         let planned = plan(&cluster, node, &held);
-        assert_eq!(planned.actions, [Action::Remove(uid)]);
+        assert_eq!(
+            (&planned.actions[..], planned.destructions),
+            (&[Action::RemoveCopy(key("a", 1))][..], 0)
+        );
         held.apply(Effect::Gone(vec![uid]));
         let planned = plan(&cluster, node, &held);
         assert!(planned.actions.is_empty() && held.labelled.contains(LABEL));
         assert_eq!(planned.missing, 0);
         // Nobody's key any more, so it is reported.
         assert!(planned.problems.iter().any(is_unknown));
+    }
+}
+
+#[test]
+fn a_released_copy_without_its_original_is_kept_and_said_until_the_original_is_back() {
+    let (mut cluster, uid, _) = adopted();
+    cluster.ack(ME, "a", 1);
+    cluster.release("a", 1);
+    for other in [false, true] {
+        // Another key under that label is no original either.
+        let mut held = token(ME, &[1]);
+        if other {
+            held = with_original(held);
+        }
+        held.apply(Effect::Proven(uid, LABEL.to_owned()));
+        held.apply(Effect::Loaded(uid, false));
+        held.apply(Effect::Kept(uid, LABEL.to_owned()));
+        assert_eq!(held.keks[&uid].loaded, None);
+        let planned = plan(&cluster, ME, &held);
+        assert!(planned.actions.is_empty(), "{:?}", planned.actions);
+        assert_eq!(
+            (planned.missing, planned.destructions),
+            (0, 0),
+            "the node is ready"
+        );
+        let said = |problem: &Problem| problem.to_string().contains("its copy is kept");
+        assert!(planned.problems.iter().any(said), "{:?}", planned.problems);
+        if !other {
+            let planned = plan(&cluster, ME, &with_original(held));
+            assert_eq!(planned.actions, [Action::RemoveCopy(key("a", 1))]);
+        }
     }
 }
