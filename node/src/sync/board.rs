@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_slot_that_the_configuration_lacks_is_told_once() {
         let lacking = |names: &[&str]| SyncStatus {
-            unconfigured: names.iter().map(|name| SlotName::new(*name).unwrap()).collect(),
+            unconfigured: names.iter().map(|name| SlotName::new(name).unwrap()).collect(),
             ..SyncStatus::default()
         };
         let told = |before: &[&str], now: &[&str]| {
