@@ -159,7 +159,9 @@ fn put(groups: &mut Vec<Group>, slot: KeySlot, work: Work, place: usize) {
 /// What is left to be done once the first slots have answered. Who was not opened is encrypted nowhere. The plaintexts
 /// are no longer than their ciphertexts, which the request has paid for.
 fn go_on(patience: &Patience, items: &mut [Item]) -> Vec<Group> {
-    let (mut groups, enough) = (Vec::new(), patience.is_enough());
+    let is_left = |item: &&Item| matches!(item, Item::Open(open) if open.onward.is_some());
+    let enough = patience.is_enough(items.iter().filter(is_left).count());
+    let mut groups = Vec::new();
     for (place, item) in items.iter_mut().enumerate() {
         let Item::Open(open) = item else { continue };
         let Some(onward) = open.onward.take() else {

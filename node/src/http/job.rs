@@ -42,11 +42,11 @@ impl Patience {
         self.whole.saturating_sub(self.began.elapsed())
     }
 
-    /// Whether another slot is still to be asked: what it begins would otherwise be done for nobody, and cost an
-    /// invocation.
-    pub(super) fn is_enough(&self) -> Result<(), ApiError> {
+    /// Whether another slot is still to be asked for so many items: what it begins would otherwise be done for nobody,
+    /// and cost invocations.
+    pub(super) fn is_enough(&self, items: usize) -> Result<(), ApiError> {
         let left = self.left();
-        if left >= self.call {
+        if left >= batch_time(self.call, items) {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::TokenTimeout).operator(format!(
@@ -125,7 +125,7 @@ async fn ask_both(
 ) -> Answer {
     let opened = ask(patience, op, slot, work, part).await?;
     let (slot, work) = onward.with(opened?)?;
-    patience.is_enough()?;
+    patience.is_enough(1)?;
     ask(patience, op, &slot, work, part).await
 }
 

@@ -7,6 +7,7 @@ use hsm_api::v1::version_of_label;
 use hsm_core::{HsmError, Slot};
 use raft_store::command::MAX_ADOPTED;
 use raft_store::state::ClusterState;
+use raft_store::state::context::VersionState;
 
 use super::list::{Wanted, WantedKey};
 use super::{DEFAULT_LIST, known};
@@ -67,8 +68,16 @@ pub(super) fn labels(token: &Slot) -> Result<BTreeSet<String>, StartFailure> {
 pub(super) fn unadopted(labelled: &BTreeSet<String>, state: &ClusterState) -> Vec<String> {
     let left = labelled
         .iter()
-        .filter(|label| is_v1s(label) && !state.label_taken(label));
+        .filter(|label| is_v1s(label) && !state.label_taken(label) && !was_released(state, label));
     left.cloned().collect()
+}
+
+/// Whether a version of this label was given back to version 1.
+fn was_released(state: &ClusterState, label: &str) -> bool {
+    let mut versions = state.versions().values();
+    versions.any(|version| {
+        version.label == label && version.state == VersionState::Abandoned && version.origin.is_adopted()
+    })
 }
 
 /// `kek-<context>-v<N>`.
@@ -182,12 +191,17 @@ fn compare(
                 }
                 return true;
             }
+            if was_released(state, label) {
+                // Somebody has decided so, and may decide otherwise once the node runs.
+                tracing::warn!(
+                    target: "audit", epoch = crate::logging::epoch(), context = %name, version = *number,
+                    label = label.as_str(),
+                    "a key that version 1 lists was released here, and is not adopted again: hsmctl key adopt does that"
+                );
+                return false;
+            }
             let taken = state.version(&name, *number).map(|version| version.label.clone());
             let problem = match taken {
-                Some(same) if same == *label => Some(format!(
-                    "it was released here as version {number} of {name}, and that number is not given again: take it out of \
-                     the list, and adopt it under another with: hsmctl key adopt"
-                )),
                 Some(other) => Some(format!("version {number} of {name} is {other} already")),
                 None if state.label_taken(label) => Some("its label is another version's already".to_owned()),
                 None => match examine(key) {

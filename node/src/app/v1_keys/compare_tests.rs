@@ -1,4 +1,4 @@
-use raft_store::command::{AdoptVersion, Op};
+use raft_store::command::{AdoptVersion, Op, ReleaseVersion};
 use raft_store::names::KeyUid;
 use raft_store::state::context::BindingMode;
 
@@ -123,8 +123,8 @@ fn a_label_that_both_have_given_needs_the_operator() {
     assert!(error.to_string().contains("m.yaml has changed"), "{error}");
 }
 
-#[test]
-fn a_start_that_was_cut_off_finds_what_it_did() {
+/// Version 1 of `old` was adopted.
+fn begun() -> World {
     let mut world = World::new(1);
     world.context("old", "s");
     world.ok(Op::AdoptVersion(AdoptVersion {
@@ -138,6 +138,28 @@ fn a_start_that_was_cut_off_finds_what_it_did() {
         floor: 3,
         created_at: None,
     }));
+    world
+}
+
+#[test]
+fn a_key_that_was_released_since_keeps_no_node_from_starting_and_is_not_adopted_again() {
+    let mut world = begun();
+    world.ok(Op::ReleaseVersion(ReleaseVersion {
+        context: name("old"),
+        version: 1,
+        expected: VersionState::DecryptOnly,
+    }));
+    let (wanted, wrong) = compared(&world, &ALL);
+    assert_eq!(wrong, [""; 0]);
+    assert_eq!(numbers(&wanted), [2, 3]);
+    // Nor is it one that the list lacks.
+    let there = labelled(&ALL);
+    assert!(!unadopted(&there, &world.state).contains(&"kek-old-v1".to_owned()));
+}
+
+#[test]
+fn a_start_that_was_cut_off_finds_what_it_did() {
+    let world = begun();
     let (wanted, wrong) = compared(&world, &ALL);
     assert_eq!(wrong, [""; 0]);
     assert_eq!(numbers(&wanted), [1, 2, 3]);
