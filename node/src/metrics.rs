@@ -1,13 +1,14 @@
 //! Every metric of the node, by name: helper functions, so that no call site invents a name or a
 //! label. Labels have few values, fixed by configuration or by this file; nothing a caller sends
-//! ever becomes one.
+//! ever becomes one, but for the name in his certificate, if the configuration says so.
 
+mod by_client;
 mod unnamed;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Unit, counter, gauge, histogram};
+use metrics::{SharedString, Unit, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use self::unnamed::without_names;
@@ -95,16 +96,20 @@ pub struct Metrics {
     handle: PrometheusHandle,
 }
 
-/// Sets up the recorder of this process. [`Metrics::upkeep`] has to be called every few seconds.
+/// Sets up the recorder of this process. [`Metrics::upkeep`] has to be called every few seconds. With `by_client`
+/// requests and rate limit hits have the label `client_cn`.
 ///
 /// # Errors
 /// When another recorder is installed already.
-pub fn install() -> Result<Metrics, MetricsError> {
+pub fn install(by_client: bool) -> Result<Metrics, MetricsError> {
     let recorder = builder()?.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|error| MetricsError(error.to_string()))?;
     describe();
     begin();
+    if by_client {
+        by_client::begin();
+    }
     Ok(Metrics { handle })
 }
 
@@ -326,10 +331,22 @@ fn status_text(status: u16) -> &'static str {
     }
 }
 
-/// A request was answered. `endpoint` is a route, never a path as it came.
-pub fn request(endpoint: &'static str, status: u16, duration: Duration) {
-    counter!(REQUESTS, "endpoint" => endpoint, "status" => status_text(status)).increment(1);
+/// A request was answered. `endpoint` is a route, never a path as it came; `common_name` is that of the client's
+/// certificate, if it is known who he is.
+pub fn request(endpoint: &'static str, common_name: Option<&str>, status: u16, duration: Duration) {
+    request_of(endpoint, common_name.and_then(by_client::label), status);
     histogram!(REQUEST_DURATION, "endpoint" => endpoint).record(duration.as_secs_f64());
+}
+
+fn request_of(endpoint: &'static str, client: Option<SharedString>, status: u16) {
+    let status = status_text(status);
+    let counter = match client {
+        None => counter!(REQUESTS, "endpoint" => endpoint, "status" => status),
+        Some(client) => {
+            counter!(REQUESTS, "endpoint" => endpoint, "client_cn" => client, "status" => status)
+        }
+    };
+    counter.increment(1);
 }
 
 /// The access policy refused a request.
@@ -342,9 +359,17 @@ pub fn revocation_failure() {
     counter!(REVOCATION_FAILURES).increment(1);
 }
 
-/// A principal exceeded its rate.
-pub fn rate_limit_hit() {
-    counter!(RATE_LIMIT_HITS).increment(1);
+/// The principal with this common name exceeded its rate.
+pub fn rate_limit_hit(common_name: &str) {
+    rate_limit_hit_of(by_client::label(common_name));
+}
+
+fn rate_limit_hit_of(client: Option<SharedString>) {
+    let counter = match client {
+        None => counter!(RATE_LIMIT_HITS),
+        Some(client) => counter!(RATE_LIMIT_HITS, "client_cn" => client),
+    };
+    counter.increment(1);
 }
 
 /// An answer of status 500 in `operation` (`encrypt`, `decrypt`, `rewrap`, `datakey`, `admin`).

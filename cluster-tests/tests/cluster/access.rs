@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Identity, Node, Playground, until};
-use hsm_api::admin::{AclQuestion, RevocationMatch, RevokeRequest, UnrevokeRequest};
+use hsm_api::admin::{
+    AclMapping, AclQuestion, RevocationMatch, RevokeRequest, SetAclRequest, UnrevokeRequest,
+};
 use hsm_api::client::Method;
 use hsm_api::data::EncryptRequest;
 use hsm_api::{Client, ErrorCode, paths};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
@@ -23,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::common::{CONTEXT, formed_with, open, seal};
+use crate::roles::each_role_may_what_it_is_for;
 
 /// From the answer to a change until every node that is reached goes by it.
 const IN_FORCE: Duration = Duration::from_secs(1);
@@ -37,6 +40,11 @@ struct Open(TlsStream<TcpStream>);
 
 impl Open {
     async fn connect(cluster: &Playground, node: &Node, who: &Identity) -> Result<Self> {
+        Self::connect_with(Self::config(cluster, who)?, node).await
+    }
+
+    /// What keeps sessions that can be resumed, as clients do.
+    fn config(cluster: &Playground, who: &Identity) -> Result<Arc<ClientConfig>> {
         let mut roots = RootCertStore::empty();
         let ca = std::fs::read(cluster.pki().dir().join("ca.crt"))?;
         roots.add(CertificateDer::from_pem_slice(&ca)?)?;
@@ -48,11 +56,13 @@ impl Open {
                 vec![CertificateDer::from(who.der()?)],
                 PrivateKeyDer::from_pem_slice(who.key.as_bytes())?,
             )?;
+        Ok(Arc::new(config))
+    }
+
+    async fn connect_with(config: Arc<ClientConfig>, node: &Node) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", node.api_port)).await?;
         let name = ServerName::try_from("localhost")?;
-        Ok(Self(
-            TlsConnector::from(Arc::new(config)).connect(name, stream).await?,
-        ))
+        Ok(Self(TlsConnector::from(config).connect(name, stream).await?))
     }
 
     /// The status of one encryption; nothing if the connection has ended.
@@ -84,6 +94,14 @@ impl Open {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Until an encryption is answered with this status; nothing if the connection has ended before.
+    async fn until_answered(mut self, status: u16) -> Option<Self> {
+        while self.encrypt().await? != status {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Some(self)
     }
 
     /// Until the node has closed it, without being asked anything.
@@ -161,7 +179,7 @@ async fn acl(cluster: &Playground) -> Result<Value> {
 }
 
 /// Puts changed rules in force, and waits until every node goes by them.
-async fn change_acl(cluster: &Playground, change: impl FnOnce(&mut Value)) -> Result<()> {
+pub(crate) async fn change_acl(cluster: &Playground, change: impl FnOnce(&mut Value)) -> Result<()> {
     let mut document = acl(cluster).await?;
     change(&mut document);
     let file = write(cluster, "acl.json", document.to_string())?;
@@ -299,7 +317,81 @@ async fn a_revocation_is_effective_on_every_node_within_a_second() -> Result<()>
     let (half, slowest) = (took[ROUNDS / 2], took[ROUNDS - 1]);
     println!("refused everywhere after the answer: half within {half:?}, all {ROUNDS} within {slowest:?}");
     ensure!(slowest < IN_FORCE, "{took:?}");
+    a_change_of_rules_is_too(&cluster).await?;
+    no_handshake_is_spared(&cluster).await?;
     cluster.passed();
+    Ok(())
+}
+
+/// On connections that stay open: what is taken is refused, and what is given back is done.
+async fn a_change_of_rules_is_too(cluster: &Playground) -> Result<()> {
+    const ROUNDS: usize = 6;
+    let who = cluster.pki().issue("swings", Some("Swing"))?;
+    change_acl(cluster, |acl| acl["mappings"]["Swing"] = json!([CONTEXT])).await?;
+    everywhere(cluster, &who, None).await?;
+    let mut open = open_everywhere(cluster, &who).await?;
+    let mut rules = cluster.client_on("admin", 1)?.acl().await?.into_body();
+    let mut took = Vec::new();
+    for round in 0..ROUNDS {
+        let (status, contexts) = match round % 2 {
+            0 => (403, Vec::new()),
+            _ => (200, vec![CONTEXT.to_owned()]),
+        };
+        let operations = None;
+        let mapping = AclMapping { contexts, operations };
+        rules.mappings.insert("Swing".to_owned(), mapping);
+        let mut busy = tokio::task::JoinSet::new();
+        for open in open.drain(..) {
+            busy.spawn(timeout(SETTLED, open.until_answered(status)));
+        }
+        // Through the leader and through followers.
+        let through = cluster.node(u32::try_from(round % 3)? + 1);
+        let admin = cluster.client_on("admin", through.number)?;
+        let request = SetAclRequest {
+            acl: rules.clone(),
+            dry_run: false,
+        };
+        rules.digest = Some(admin.set_acl(&request, None).await?.into_body().digest);
+        let returned = Instant::now();
+        while let Some(answered) = busy.join_next().await {
+            let still = answered?.with_context(|| format!("round {round}: no {status}"))?;
+            open.push(still.with_context(|| format!("round {round}: the connection has ended"))?);
+        }
+        took.push(returned.elapsed());
+    }
+    took.sort();
+    println!("rules everywhere after the answer: {took:?}");
+    ensure!(took.iter().all(|took| *took < IN_FORCE), "{took:?}");
+    Ok(())
+}
+
+/// A resumed session would go by a certificate that was looked at before: no node gives a ticket for one, and who comes
+/// again shows his certificate again.
+async fn no_handshake_is_spared(cluster: &Playground) -> Result<()> {
+    let who = cluster.pki().identity("trading-1")?;
+    for node in cluster.nodes() {
+        let config = Open::config(cluster, &who)?;
+        for attempt in 1..=2 {
+            let mut open = Open::connect_with(Arc::clone(&config), &node).await?;
+            // What a server has to say after the handshake has come with the answer.
+            ensure!(
+                open.encrypt().await == Some(200),
+                "{} does not encrypt",
+                node.id()
+            );
+            let (_, session) = open.0.get_ref();
+            let (tickets, kind) = (session.tls13_tickets_received(), session.handshake_kind());
+            let full = matches!(
+                kind,
+                Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
+            );
+            ensure!(
+                tickets == 0 && full,
+                "{}, connection {attempt}: {tickets} tickets, {kind:?}",
+                node.id()
+            );
+        }
+    }
     Ok(())
 }
 
@@ -552,6 +644,7 @@ async fn what_acl_test_says_is_what_the_data_plane_does() -> Result<()> {
         "{:?} {said:?}",
         yes.code
     );
+    each_role_may_what_it_is_for(&cluster).await?;
     cluster.passed();
     Ok(())
 }

@@ -3,10 +3,14 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Playground, binary};
+use cluster_tests::{Playground, binary, until};
 use serde_json::Value;
+
+/// From a node's start to its first report.
+const COUNTED_WITHIN: Duration = Duration::from_secs(30);
 
 fn json(text: &[u8]) -> Result<Value> {
     serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())
@@ -50,6 +54,25 @@ async fn every_answer_and_every_failure_comes_as_yaml_too() -> Result<()> {
         failed.code == Some(4) && failed.stderr.lines().any(|line| line == "code: not_found"),
         "{failed:?}"
     );
+    // A wait below the nodes' minimum, a day unless they are configured otherwise, is refused, and nothing is done.
+    let version = "exchange-key/v1";
+    let hasty = [
+        "key",
+        "destroy",
+        version,
+        "--wait",
+        "1h",
+        "--override",
+        "--confirm",
+        version,
+    ];
+    let refused = cluster.hsmctl(&hasty).await?;
+    ensure!(
+        refused.code == Some(2) && refused.stderr.contains("invalid_argument"),
+        "{refused:?}"
+    );
+    let shown = cluster.hsmctl(&["key", "show", version, "-o", "json"]).await?;
+    assert_eq!(json(&shown.ok()?)?["state"], "decrypt_only");
     // A plaintext comes in a buffer that is wiped: JSON, which is YAML too.
     let encrypt = ["encrypt", "--context", "exchange-key", "-o", "yaml"];
     let sealed = String::from_utf8(cluster.hsmctl_as("trading-1", &encrypt, b"hello").await?.ok()?)?;
@@ -300,6 +323,43 @@ async fn version_1s_verbs_and_configuration_work_under_its_name() -> Result<()> 
         proven.len() == 3 && proven.iter().all(|key| key["proven"] == true),
         "{checked}"
     );
+    // What changes something, too; version 1's label is that of its key.
+    let rotated = run(&["rotate", "order-key"])?;
+    ensure!(
+        rotated.status.success() && String::from_utf8_lossy(&rotated.stdout).contains("kek-order-key-v2"),
+        "{rotated:?}"
+    );
+    let cleaned = run(&["cleanup-old-versions", "-force", "-o", "json"])?;
+    ensure!(cleaned.status.success(), "{}", said(&cleaned));
+    let cleaned = json(&cleaned.stdout)?;
+    let listed = cleaned["versions"].as_array().context("no list")?;
+    // It was retired a moment ago: version 1 would have deleted it some day by its age alone.
+    ensure!(
+        cleaned["dry_run"] == false
+            && listed
+                .iter()
+                .any(|held| held["key_id"] == "kek-order-key-v1" && held["disabled"] == false),
+        "{cleaned}"
+    );
+    let state = async || -> Result<Value> {
+        let shown = ["key", "show", "order-key/v1", "-o", "json"];
+        Ok(json(&cluster.hsmctl(&shown).await?.ok()?)?["state"].clone())
+    };
+    assert_eq!(state().await?, "decrypt_only");
+    let delete = ["delete-kek", "-label", "kek-order-key-v1", "-confirm"];
+    // A node that has just started has to have told first that it counts uses.
+    let deleted = until("it is deleted", COUNTED_WITHIN, async || {
+        run(&delete).ok().filter(|deleted| deleted.status.success())
+    })
+    .await
+    .with_context(|| format!("{:?}", run(&delete)))?;
+    ensure!(
+        said(&deleted).contains("undo-destroy order-key/v1"),
+        "{deleted:?}"
+    );
+    assert_eq!(state().await?, "destroy_scheduled");
+    let again = run(&delete)?;
+    ensure!(again.status.code() == Some(1), "{again:?}");
     let wrong = run(&["rotate", "no-such"])?;
     ensure!(
         wrong.status.code() == Some(1) && said(&wrong).contains("hsm-admin: "),

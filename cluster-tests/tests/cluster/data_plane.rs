@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use cluster_tests::Playground;
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Playground, until};
+use hsm_api::admin::CreateKekRequest;
 use hsm_api::client::{Method, Retry};
-use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Base64, ErrorCode, headers, paths};
+use hsm_api::data::{DataKeyRequest, DecryptRequest, EncryptRequest, RewrapRequest};
+use hsm_api::{Base64, Client, ErrorCode, headers, paths};
 
-use crate::common::{CONTEXT, open, open_everywhere, seal, seal_under};
+use crate::common::{CONTEXT, Sealed, formed_with, open, open_everywhere, seal, seal_under};
+
+/// A context that the playground has no key of.
+const UNBOUND: &str = "order-key";
+/// From a start until a node is ready, and until it has compared its configuration with the state.
+const STARTED: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_version_and_size_decrypts_on_every_node() -> Result<()> {
@@ -48,7 +54,18 @@ async fn every_version_and_size_decrypts_on_every_node() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ciphertext_opens_only_for_whom_and_with_what_it_was_made() -> Result<()> {
-    let cluster = Playground::start(1).await?;
+    let cluster = formed_with(Playground::builder().nodes(1), |config| {
+        // Both units may use everything: what else is refused is refused for what it is bound to.
+        config
+            .replacen(&mode_of(UNBOUND, "shared"), &mode_of(UNBOUND, "none"), 1)
+            .replacen(
+                "Trading: [exchange-key, order-key]",
+                "Trading: [exchange-key, order-key, 2fa]",
+                1,
+            )
+            .replacen("\"2FA\": [2fa]", "\"2FA\": [2fa, exchange-key, order-key]", 1)
+    })
+    .await?;
     let trading_1 = cluster.client("trading-1")?;
     let refused = |outcome: Result<_, hsm_api::ClientError>| match outcome {
         Ok(_) => None,
@@ -69,6 +86,19 @@ async fn a_ciphertext_opens_only_for_whom_and_with_what_it_was_made() -> Result<
         .decrypt(&DecryptRequest::new("2fa", own.ciphertext.clone()))
         .await;
     assert_eq!(refused(outcome), Some(ErrorCode::AuthenticationFailed));
+
+    let two_factor_1 = cluster.client("2fa-1")?;
+    for (client, context, sealed) in [(&two_factor_1, CONTEXT, &shared), (&trading_1, "2fa", &own)] {
+        let outcome = client
+            .decrypt(&DecryptRequest::new(context, sealed.ciphertext.clone()))
+            .await;
+        assert_eq!(
+            refused(outcome),
+            Some(ErrorCode::AuthenticationFailed),
+            "{context}"
+        );
+    }
+    binds_to_nobody(&cluster, &trading_1, &two_factor_1).await?;
 
     // Associated data is needed again, and exactly.
     let request = EncryptRequest::new(CONTEXT, b"with aad").with_aad(b"order 42");
@@ -92,7 +122,78 @@ async fn a_ciphertext_opens_only_for_whom_and_with_what_it_was_made() -> Result<
     let outcome = trading_1.decrypt(&with_key_id("kek-exchange-key-v9")).await;
     assert_eq!(refused(outcome), Some(ErrorCode::KeyIdMismatch));
 
+    a_binding_is_for_good(&cluster, &shared).await?;
     cluster.passed();
+    Ok(())
+}
+
+/// A context's line in the playground's configuration.
+fn mode_of(context: &str, mode: &str) -> String {
+    format!("\"{context}\": {{type: aes, mode: {mode}}}")
+}
+
+/// With the mode `none`, whoever may use the context opens what anybody of it has sealed.
+async fn binds_to_nobody(cluster: &Playground, one: &Client, other: &Client) -> Result<()> {
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(STARTED));
+    admin.create_kek(&CreateKekRequest::new(UNBOUND), None).await?;
+    let sealed = seal_under(one, UNBOUND, b"for everybody", 1).await?;
+    open(other, UNBOUND, &sealed).await?;
+    let request = RewrapRequest::new(UNBOUND, sealed.ciphertext.clone());
+    let rewrapped = Sealed {
+        ciphertext: other.rewrap(&request).await?.into_body().ciphertext,
+        ..sealed
+    };
+    open(one, UNBOUND, &rewrapped).await?;
+    let made = one.datakey(&DataKeyRequest::new(UNBOUND)).await?.into_body();
+    let plaintext = made.plaintext.context("a data key without its plaintext")?;
+    let request = DecryptRequest::new(UNBOUND, made.ciphertext).as_data_key();
+    let opened = other.decrypt(&request).await?;
+    ensure!(
+        opened.plaintext.as_slice() == plaintext.as_slice(),
+        "the data key is another one"
+    );
+    Ok(())
+}
+
+/// What a configuration says later of a context that exists is reported, and changes nothing.
+async fn a_binding_is_for_good(cluster: &Playground, before: &Sealed) -> Result<()> {
+    let node = cluster.node(1);
+    let differs = async || {
+        let metrics = node.metrics().await.ok()?;
+        metrics.with_label("hsm_config_differs", "section", "bindings")
+    };
+    ensure!(differs().await == Some(0.0), "a binding differs already");
+    node.kill().await?;
+    let config = node.config()?;
+    let (made, later) = (mode_of(CONTEXT, "shared"), mode_of(CONTEXT, "private"));
+    let changed = config.replacen(&made, &later, 1);
+    ensure!(
+        changed != config,
+        "the playground's configuration has changed:\n{config}"
+    );
+    node.set_config(&changed)?;
+    cluster.start_node(1).await?;
+    node.wait_ready(STARTED).await?;
+    until("hsm_config_differs of bindings", STARTED, async || {
+        (differs().await? == 1.0).then_some(())
+    })
+    .await?;
+    let (first, second) = (cluster.client("trading-1")?, cluster.client("trading-2")?);
+    let after = seal(&first, CONTEXT, b"after").await?;
+    // A private one would open for its own name alone.
+    for sealed in [before, &after] {
+        open(&second, CONTEXT, sealed).await?;
+    }
+    let two_factor = cluster.client("2fa-1")?;
+    for sealed in [before, &after] {
+        let request = DecryptRequest::new(CONTEXT, sealed.ciphertext.clone());
+        let code = two_factor
+            .decrypt(&request)
+            .await
+            .err()
+            .and_then(|error| error.code());
+        ensure!(code == Some(ErrorCode::AuthenticationFailed), "{code:?}");
+    }
     Ok(())
 }
 
@@ -165,6 +266,19 @@ async fn an_answer_says_who_made_it_and_from_which_state() -> Result<()> {
         .request(Method::POST, paths::ENCRYPT, &curl, body.to_vec())
         .await?;
     assert_eq!(answer.status, 200, "{}", answer.text());
+    // And what a node serves as its description is the one that is checked in.
+    let described = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let answer = client
+        .request(Method::GET, paths::OPENAPI, &[], Vec::new())
+        .await?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    ensure!(
+        answer.body.as_slice() == std::fs::read(&described)?,
+        "{} is something else than {}",
+        paths::OPENAPI,
+        described.display()
+    );
     cluster.passed();
     Ok(())
 }

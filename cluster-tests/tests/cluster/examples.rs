@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{Playground, until};
+use cluster_tests::{Identity, Playground, until};
 use hsm_api::Client;
 use hsm_api::admin::CreateKekRequest;
 use hsm_api::client::{HealthClient, Retry};
@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
-use crate::common::{CONTEXT, open, seal_under};
+use crate::common::{CONTEXT, Sealed, open, seal_under};
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Until a node listens, and until it is ready.
@@ -123,15 +123,21 @@ impl Site {
     }
 
     pub(crate) fn command(&self) -> Result<Command> {
+        fs::write(self.folder.join("config.yaml"), &self.config)?;
+        let mut command = self.hsm_node()?;
+        command.args(["--config", "config.yaml"]);
+        Ok(command)
+    }
+
+    /// With nothing on its command line.
+    fn hsm_node(&self) -> Result<Command> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .mode(0o600)
             .open(self.folder.join("log"))?;
-        fs::write(self.folder.join("config.yaml"), &self.config)?;
         let mut command = Command::new(cluster_tests::binary("hsm-node")?);
         command
-            .args(["--config", "config.yaml"])
             .current_dir(&self.folder)
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (*name, value.as_str())))
@@ -157,7 +163,11 @@ impl Site {
 
     /// Starts the node; returns once it listens.
     pub(crate) async fn start(&self) -> Result<Child> {
-        let mut node = self.command()?.stdout(Stdio::null()).spawn()?;
+        self.started(self.command()?).await
+    }
+
+    async fn started(&self, mut command: Command) -> Result<Child> {
+        let mut node = command.stdout(Stdio::null()).spawn()?;
         let health = HealthClient::new(&self.health());
         let listens = until("/livez", STARTED, async || {
             if let Some(status) = node.try_wait().ok()? {
@@ -193,11 +203,17 @@ impl Site {
 
     /// A client that sends each request once, on connections of its own.
     pub(crate) fn client(&self, profile: &str) -> Result<Client> {
-        let pki = self.lender.pki();
-        pki.client(
-            Some(&pki.identity(profile)?),
-            &[format!("https://{}", self.api())],
-        )
+        self.client_of(&self.lender.pki().identity(profile)?)
+    }
+
+    /// The same, with a further certificate.
+    pub(crate) fn client_named(&self, common: &str, unit: Option<&str>) -> Result<Client> {
+        self.client_of(&self.lender.pki().issue(common, unit)?)
+    }
+
+    fn client_of(&self, identity: &Identity) -> Result<Client> {
+        let endpoint = format!("https://{}", self.api());
+        self.lender.pki().client(Some(identity), &[endpoint])
     }
 
     /// The first keys of these contexts.
@@ -336,6 +352,62 @@ async fn serves_as_version_1_did(site: &Site) -> Result<()> {
     ] {
         ensure!(log.contains(warned), "no word of {warned:?}");
     }
+    serves_by_variables(site, &sealed).await
+}
+
+/// The same node, told by version 1's variables. What its file says of the same things it could not start with.
+async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
+    let at = |name: &str| site.folder.join(name);
+    // Under names that only the variables have.
+    std::os::unix::fs::symlink(MODULE, at("module.so"))?;
+    for (name, of_the_example) in [
+        ("a.crt", "ca.crt"),
+        ("s.crt", "server.crt"),
+        ("s.key", "server.key"),
+    ] {
+        fs::rename(at("pki").join(of_the_example), at(name))?;
+    }
+    let config = format!(
+        "dev: true\nserver:\n  listen: 127.0.0.1:1\n  health_listen: {}\n  \
+         tls: {{ca_path: absent, cert_path: absent, key_path: absent}}\n\
+         hsm:\n  pkcs11_lib: /absent\n  slot_id: absent\n  keys: {{exchange-key: {{mode: shared}}, 2fa: {{}}}}\n\
+         logging: {{level: error, format: json}}\n",
+        site.health()
+    );
+    fs::write(at("by-variables.yaml"), config)?;
+    fs::remove_file(at("config.yaml"))?;
+    let port = site.lender.node(1).api_port.to_string();
+    let before = site.log().len();
+    let mut command = site.hsm_node()?;
+    command.envs([
+        ("CONFIG_PATH", "by-variables.yaml"),
+        ("HSM_SERVER_PORT", port.as_str()),
+        ("HSM_SERVER_CERT", "s.crt"),
+        ("HSM_SERVER_KEY", "s.key"),
+        ("HSM_SERVER_CA", "a.crt"),
+        ("HSM_PKCS11_LIB", "./module.so"),
+        ("HSM_SLOT_ID", "hsm-token"),
+        ("HSM_PIN", "1234"),
+        ("HSM_LOG_LEVEL", "info,hsm_node=debug"),
+        ("HSM_LOG_FORMAT", "text"),
+    ]);
+    let node = site.started(command).await?;
+    site.wait_ready().await?;
+    let trading = site.client("trading-1")?;
+    open(&trading, CONTEXT, sealed).await?;
+    seal_under(&trading, CONTEXT, b"by variables", 1).await?;
+    drop(trading);
+    site.stop(node).await?;
+    let log = site.log();
+    let lines: Vec<&str> = log.get(before..).unwrap_or_default().lines().collect();
+    let first = lines.first().context("it has logged nothing")?;
+    ensure!(!first.starts_with('{'), "that is JSON: {first}");
+    ensure!(
+        lines
+            .iter()
+            .any(|line| line.contains("DEBUG") && line.contains("hsm_node")),
+        "nothing of level debug"
+    );
     Ok(())
 }
 

@@ -25,6 +25,7 @@ mod invocations;
 #[cfg(feature = "failpoints")]
 mod joiner;
 mod joining;
+mod key_commands;
 mod key_life;
 mod load_balancers;
 mod metrics;
@@ -38,6 +39,7 @@ mod prompt;
 mod proxies;
 mod restart;
 mod returning;
+mod roles;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;

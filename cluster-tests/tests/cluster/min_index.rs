@@ -9,6 +9,7 @@ use hsm_api::admin::{AclMapping, JoinTokenRequest, SetAclRequest};
 use hsm_api::client::{Meta, Method, RawResponse};
 use hsm_api::data::{DataKeyRequest, EncryptRequest, RewrapRequest};
 use hsm_api::{Client, ErrorCode, StateIndex, headers, paths};
+use tokio::task::JoinSet;
 
 use crate::common::{CONTEXT, open, seal};
 
@@ -175,6 +176,100 @@ async fn refusals_have_their_codes(cluster: &Playground) -> Result<()> {
     Ok(())
 }
 
+/// Requests that may wait on a node at a time, from clients whom the rules know and from others.
+const PLACES: [usize; 2] = [224, 32];
+/// Clients of each kind. One gets a quarter of the places: it takes more than four of them.
+const CLIENTS: usize = 5;
+
+/// All ask at the same moment for what is not there yet.
+fn crowd(clients: &[(usize, Client)], ahead: &str) -> JoinSet<Result<(usize, RawResponse, Duration)>> {
+    let mut asked = JoinSet::new();
+    for (kind, client) in clients {
+        // Together for more than there are places.
+        for _ in 0..PLACES[*kind].div_ceil(CLIENTS - 1) + 4 {
+            let (kind, client, ahead) = (*kind, client.clone(), ahead.to_owned());
+            asked.spawn(async move {
+                let (answer, took) = ask(&client, &ahead).await?;
+                anyhow::Ok((kind, answer, took))
+            });
+        }
+    }
+    asked
+}
+
+/// More come than may wait: all places are taken, and the rest is told at once. Nobody else is held up.
+async fn only_so_many_wait(cluster: &Playground) -> Result<()> {
+    let other = cluster.client_on("trading-1", 2)?;
+    let sealed = other.encrypt(&EncryptRequest::new(CONTEXT, b"now")).await?;
+    let StateIndex { epoch, index } = index_of(&sealed.meta)?;
+    let now = StateIndex { epoch, index }.to_string();
+    let ahead = StateIndex {
+        epoch,
+        index: index + 5000,
+    };
+    let mut clients = Vec::new();
+    for (kind, unit) in ["Trading", "Nobody"].into_iter().enumerate() {
+        for number in 1..=CLIENTS {
+            let identity = cluster
+                .pki()
+                .issue(&format!("waiter-{unit}-{number}"), Some(unit))?;
+            let client = cluster
+                .pki()
+                .client(Some(&identity), &[cluster.node(2).endpoint()])?;
+            // The node knows it, or does not.
+            let (answer, _) = ask(&client, &now).await?;
+            ensure!(answer.status == [200, 403][kind], "{unit}: {}", answer.text());
+            clients.push((kind, client));
+        }
+    }
+    let ahead = ahead.to_string();
+    // Once for the connections: what they cost would keep the last from coming while the first wait.
+    crowd(&clients, &ahead).join_all().await;
+    let mut asked = crowd(&clients, &ahead);
+    let (mut waited, mut refused) = ([0; 2], [Vec::new(), Vec::new()]);
+    let mut held_up = None;
+    while let Some(answered) = asked.join_next().await {
+        let (kind, answer, took) = answered??;
+        let code = answer.problem().and_then(|problem| problem.error_code());
+        ensure!(
+            (answer.status, code) == (412, Some(ErrorCode::MinIndexNotReached)),
+            "{}",
+            answer.text()
+        );
+        if !answer.text().contains("too many") {
+            ensure!(took >= WAIT, "{} after {took:?}", answer.text());
+            waited[kind] += 1;
+            continue;
+        }
+        refused[kind].push(took);
+        if held_up.is_none() {
+            let began = Instant::now();
+            other.encrypt(&EncryptRequest::new(CONTEXT, b"at once")).await?;
+            held_up = Some(began.elapsed());
+        }
+    }
+    ensure!(
+        held_up.is_some_and(|took| took < AT_ONCE),
+        "another's encryption took {held_up:?}"
+    );
+    for (kind, refused) in refused.iter_mut().enumerate() {
+        // A place that is given back before the last has come is taken again.
+        ensure!(
+            waited[kind] >= PLACES[kind] && !refused.is_empty(),
+            "{waited:?} waited: {} places",
+            PLACES[kind]
+        );
+        refused.sort_unstable();
+        // Most of them: they have all been sent at the same moment.
+        let took = refused[refused.len() / 2];
+        ensure!(took < AT_ONCE, "refused after {took:?}");
+    }
+    // The places are free again.
+    let (answer, took) = ask(&clients[0].1, &ahead).await?;
+    ensure!(took >= WAIT, "{} after {took:?}", answer.text());
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_names_the_index_of_a_change_reads_it_on_every_node() -> Result<()> {
     let cluster = Playground::start(3).await?;
@@ -182,6 +277,7 @@ async fn whoever_names_the_index_of_a_change_reads_it_on_every_node() -> Result<
     access_is_read(&cluster).await?;
     any_change_is_reached(&cluster).await?;
     refusals_have_their_codes(&cluster).await?;
+    only_so_many_wait(&cluster).await?;
     // As scripts do.
     let rotated = cluster.hsmctl(&["rotate", CONTEXT, "-o", "json"]).await?.ok()?;
     let rotated: serde_json::Value = serde_json::from_slice(&rotated)?;

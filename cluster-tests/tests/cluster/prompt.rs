@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::admin::{JoinTokenRequest, SlotState, SlotStatus};
+use hsm_api::admin::{JoinTokenRequest, KeyState, SlotState, SlotStatus};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
+
+use crate::common::{CONTEXT, context_on};
 
 /// From a start to the question.
 const ASKED_WITHIN: Duration = Duration::from_secs(30);
@@ -298,6 +300,80 @@ async fn a_join_waits_for_a_yes_to_the_keys_it_shows() -> Result<()> {
         assert_eq!(ended, Some(code), "{answer}: {}", typing.screen());
         let joined = cluster.status(2).await.context("no status")?.raft_id != 0;
         assert_eq!(joined, answer == "yes", "{}", typing.screen());
+    }
+    cluster.passed();
+    Ok(())
+}
+
+/// hsmctl on a terminal, as the administrator.
+async fn administrator(cluster: &Playground, args: &[&str]) -> Result<Typing> {
+    let endpoint = cluster.node(1).endpoint();
+    let args = [args, &["--endpoint", &endpoint]].concat();
+    let mut command = Command::new("script");
+    command
+        .env("HSMCTL_PKI", cluster.dir().join("pki"))
+        .env("TERM", "xterm")
+        .env_remove("HSMCTL_NO_INPUT");
+    Typing::start(&mut command, &cluster_tests::binary("hsmctl")?, &args).await
+}
+
+async fn state_of_the_first(cluster: &Playground) -> Result<KeyState> {
+    let info = context_on(cluster, 1, CONTEXT).await?;
+    let first = info.versions.iter().find(|held| held.version == 1);
+    Ok(first.context("no version 1")?.state)
+}
+
+/// A rotation that takes some seconds: whoever looks is told what is waited for, a log is not.
+#[cfg(feature = "failpoints")]
+async fn a_long_wait_is_shown_to_people_only(cluster: &Playground) -> Result<()> {
+    const TAKES: Duration = Duration::from_secs(3);
+    let waiting = format!("rotate {CONTEXT}: waiting for");
+    let slow = async || {
+        let action = format!("1*sleep({})", TAKES.as_millis());
+        cluster_tests::failpoints::arm(&cluster.node(1), "rotation::before_prepare_commit", &action).await
+    };
+    slow().await?;
+    let mut typing = administrator(cluster, &["rotate", CONTEXT]).await?;
+    typing.shows(&waiting, ASKED_WITHIN).await?;
+    let code = typing.ended(DONE_WITHIN).await?;
+    assert_eq!(code, Some(0), "{}", typing.screen());
+
+    slow().await?;
+    let began = std::time::Instant::now();
+    let piped = cluster.hsmctl(&["rotate", CONTEXT]).await?;
+    ensure!(began.elapsed() >= TAKES, "it took {:?}", began.elapsed());
+    ensure!(piped.code == Some(0), "{piped:?}");
+    ensure!(
+        !piped.stderr.contains(&waiting) && !piped.stderr.contains(['\r', '\u{1b}']),
+        "{piped:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_destroyed_is_named_by_whoever_destroys_it() -> Result<()> {
+    let cluster = Playground::start(1).await?;
+    cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    #[cfg(feature = "failpoints")]
+    a_long_wait_is_shown_to_people_only(&cluster).await?;
+    let version = format!("{CONTEXT}/v1");
+    for (typed, code, state) in [
+        ("yes", 1, KeyState::DecryptOnly),
+        ("exchange-key/v2", 1, KeyState::DecryptOnly),
+        (&*version, 0, KeyState::DestroyScheduled),
+    ] {
+        let mut typing = administrator(&cluster, &["key", "destroy", &version, "--override"]).await?;
+        let question = format!("Type {version} to go on");
+        typing.shows(&question, ASKED_WITHIN).await?;
+        let before = state_of_the_first(&cluster).await?;
+        ensure!(before == KeyState::DecryptOnly, "{before} before it is answered");
+        typing.types(typed).await?;
+        let ended = typing.ended(DONE_WITHIN).await?;
+        assert_eq!(ended, Some(code), "{typed}: {}", typing.screen());
+        let after = state_of_the_first(&cluster).await?;
+        ensure!(after == state, "{typed}: {after}: {}", typing.screen());
+        let refused = typing.screen().contains("not confirmed: nothing was changed");
+        ensure!(refused == (code != 0), "{typed}: {}", typing.screen());
     }
     cluster.passed();
     Ok(())

@@ -8,7 +8,7 @@ use cluster_tests::http1::{Connection, Message};
 use cluster_tests::proxy::client_cert;
 use cluster_tests::{Identity, Node, Pki, Playground, Proxy, until};
 use hsm_api::admin::{RevocationMatch, RevokeRequest};
-use hsm_api::paths;
+use hsm_api::{headers, paths};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -286,6 +286,23 @@ async fn revoke(cluster: &Playground, who: &Identity) -> Result<()> {
     Ok(())
 }
 
+/// How many requests are left, and the seconds until there are more; of a rate of one in a second.
+fn tells_the_rate(answer: &Message, [left, reset]: [&str; 2]) -> Result<()> {
+    let (limit, policy) = (BURST.to_string(), format!("1;w=1;burst={BURST}"));
+    for (name, expected) in [
+        (headers::RATELIMIT_LIMIT, limit.as_str()),
+        (headers::RATELIMIT_REMAINING, left),
+        (headers::RATELIMIT_RESET, reset),
+        (headers::RATELIMIT_POLICY, policy.as_str()),
+    ] {
+        ensure!(
+            answer.header(name) == Some(expected),
+            "{name} is not {expected}: {answer:?}"
+        );
+    }
+    Ok(())
+}
+
 /// On the node whose rate is small: one client spends his own, and not the one of others on the connection.
 async fn rates_are_the_clients(cluster: &Playground, edge: &Identity) -> Result<()> {
     let pki = cluster.pki();
@@ -300,10 +317,21 @@ async fn rates_are_the_clients(cluster: &Playground, edge: &Identity) -> Result<
             break answer;
         }
         served += 1;
+        if served == 1 {
+            let left = (BURST - 1).to_string();
+            tells_the_rate(&answer, [left.as_str(), "1"])?;
+            ensure!(answer.header(headers::RETRY_AFTER).is_none(), "{answer:?}");
+        }
         ensure!(served < 20 * BURST, "its rate is not limited");
     };
     ensure!(served >= BURST, "only {served} requests");
-    ensure!(refused.code().as_deref() == Some("rate_limited"), "{refused:?}");
+    ensure!(
+        refused.status()? == 429 && refused.code().as_deref() == Some("rate_limited"),
+        "{refused:?}"
+    );
+    // There is one more each second.
+    ensure!(refused.header(headers::RETRY_AFTER) == Some("1"), "{refused:?}");
+    tells_the_rate(&refused, ["0", "1"])?;
     expect(&mut quiet, &[], None).await?;
     ensure!(proxy.opened() == 1, "{} connections to the node", proxy.opened());
     Ok(())

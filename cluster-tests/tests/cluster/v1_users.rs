@@ -10,9 +10,10 @@ use aes_gcm::{Aes256Gcm, KeyInit};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cluster_tests::metrics::{Metrics, Sample};
 use cluster_tests::{Playground, until};
 use hsm_api::admin::{CreateKekRequest, DestroyKeyRequest, KeyOrigin, KeyState, KeyVersionInfo};
-use hsm_api::client::{Method, RawResponse, Retry};
+use hsm_api::client::{HealthClient, Method, RawResponse, Retry};
 use hsm_api::data::{DecryptRequest, RewrapRequest};
 use hsm_api::{Client, ErrorCode, paths};
 use serde_json::{Value, json};
@@ -27,6 +28,8 @@ const REFUSED: Duration = Duration::from_secs(30);
 /// From a committed change until every node goes by it.
 const SEEN: Duration = Duration::from_secs(10);
 const READY: Duration = Duration::from_secs(60);
+/// Requests of one client at once, where they are few.
+const BURST: usize = 20;
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 const FIRST: [u8; 32] = [0x11; 32];
@@ -201,6 +204,7 @@ async fn speaks_version_1(site: &Site) -> Result<()> {
     ] {
         ensure!(metrics.contains(name), "no metric {name}");
     }
+    counts_clients(site, &metrics).await?;
     // What is old is brought under today's key.
     let rewrap = RewrapRequest::new(CONTEXT, ciphertext.as_slice()).with_key_id("kek-exchange-key-v1");
     let moved = trading.rewrap(&rewrap).await?.into_body();
@@ -213,6 +217,149 @@ async fn speaks_version_1(site: &Site) -> Result<()> {
         .decrypt(&DecryptRequest::new(CONTEXT, moved.ciphertext))
         .await?;
     ensure!(opened.plaintext.as_slice() == b"old", "something else came out");
+    Ok(())
+}
+
+/// Everything that it refuses, with its statuses and texts.
+async fn refuses_as_version_1(site: &Site) -> Result<()> {
+    let denied = "access denied: insufficient permissions";
+    let unknown = "access denied: unknown organizational unit";
+    let encrypt = json!({ "context": CONTEXT, "plaintext": "" }).to_string();
+    for (ou, text) in [
+        (None, "certificate has no OU"),
+        (Some("Elsewhere"), unknown),
+        // Its mapping is empty.
+        (Some("Database"), denied),
+        (Some("2FA"), denied),
+    ] {
+        let client = site.client_named("anyone", ou)?;
+        refused(&client, (Method::POST, paths::ENCRYPT), &encrypt, (403, text)).await?;
+    }
+    // The list of revoked certificates is in force a moment after the node is ready.
+    until("the refusal of who is in revoked_file", SEEN, async || {
+        let gone = site.client_named("gone", Some("Trading")).ok()?;
+        let revoked = (403, "certificate revoked");
+        refused(&gone, (Method::POST, paths::ENCRYPT), &encrypt, revoked)
+            .await
+            .ok()
+    })
+    .await?;
+
+    let trading = site.client("trading-1")?;
+    let unencoded = json!({ "context": CONTEXT, "plaintext": "%%%" }).to_string();
+    let unknown_context = json!({ "context": "no-such-key", "plaintext": "" }).to_string();
+    for (body, status, text) in [
+        ("", 400, "invalid JSON"),
+        ("{\"context\":", 400, "invalid JSON"),
+        ("[]", 400, "invalid JSON"),
+        (unencoded.as_str(), 400, "invalid base64 plaintext"),
+        (unknown_context.as_str(), 403, denied),
+    ] {
+        refused(&trading, (Method::POST, paths::ENCRYPT), body, (status, text)).await?;
+    }
+    let decrypt = |ciphertext: &str, key_id: &str| {
+        json!({ "context": CONTEXT, "ciphertext": ciphertext, "key_id": key_id }).to_string()
+    };
+    let mut altered = sealed(&FIRST, CONTEXT, "Trading", b"old");
+    altered[20] ^= 1;
+    let others = sealed(&FIRST, CONTEXT, "Elsewhere", b"old");
+    let first = "kek-exchange-key-v1";
+    for (body, text) in [
+        ("{".to_owned(), "invalid JSON"),
+        (decrypt("%%%", first), "invalid base64 ciphertext"),
+        (decrypt("", first), "decryption failed"),
+        (decrypt("AAAA", first), "decryption failed"),
+        (decrypt(&STANDARD.encode(&altered), first), "decryption failed"),
+        (decrypt(&STANDARD.encode(&others), first), "decryption failed"),
+        (
+            decrypt(&STANDARD.encode(&others), "kek-exchange-key-v9"),
+            "decryption failed",
+        ),
+    ] {
+        refused(&trading, (Method::POST, paths::DECRYPT), &body, (400, text)).await?;
+    }
+    for path in [paths::ENCRYPT, paths::DECRYPT] {
+        for method in [Method::GET, Method::PUT, Method::DELETE] {
+            refused(&trading, (method, path), "", (405, "only POST allowed")).await?;
+        }
+    }
+    Ok(())
+}
+
+/// One request, and how it is refused: the status, and the text that version 1's clients read.
+async fn refused(
+    client: &Client,
+    (method, path): (Method, &str),
+    body: &str,
+    (status, text): (u16, &str),
+) -> Result<()> {
+    let what = format!("{method} {path} {body}");
+    let answer = client.request(method, path, &[JSON], body).await?;
+    let said: Value = serde_json::from_str(&answer.text()).with_context(|| what.clone())?;
+    ensure!(
+        answer.status == status && said["error"] == text,
+        "{what}: {} {said}",
+        answer.status
+    );
+    Ok(())
+}
+
+/// The label of version 1 that is asked for: the API names who has encrypted, the health listener only adds it up.
+async fn counts_clients(site: &Site, metrics: &str) -> Result<()> {
+    let encryptions = |text: &str| -> Result<Vec<Sample>> {
+        let metrics = Metrics::parse(text)?;
+        let of_label = |sample: &&Sample, label: &str, value: &str| {
+            sample.labels.get(label).is_some_and(|found| found == value)
+        };
+        let all = metrics.all("hsm_requests_total").filter(|sample| {
+            of_label(sample, "endpoint", paths::ENCRYPT) && of_label(sample, "status", "200")
+        });
+        Ok(all.cloned().collect())
+    };
+    let named = encryptions(metrics)?;
+    let own = named.iter().find(|sample| {
+        sample
+            .labels
+            .get("client_cn")
+            .is_some_and(|name| name == "trading-1")
+    });
+    ensure!(own.is_some_and(|own| own.value >= 1.0), "{named:?}");
+    let open = HealthClient::new(&site.health()).get(paths::METRICS).await?;
+    ensure!(!open.text().contains("client_cn"), "{}", open.text());
+    let summed = encryptions(&open.text())?;
+    let all: f64 = named.iter().map(|sample| sample.value).sum();
+    ensure!(
+        summed.len() == 1 && summed[0].value >= all,
+        "{summed:?} of {named:?}"
+    );
+    Ok(())
+}
+
+/// Beyond its burst a client is told when to come again, and another one does not notice.
+async fn is_limited_as_by_version_1(site: &Site) -> Result<()> {
+    let busy = site.client_named("busy", Some("Trading"))?;
+    let body = json!({ "context": CONTEXT, "plaintext": "" });
+    let mut served = 0;
+    let limited = loop {
+        let text = body.to_string();
+        let answer = busy.request(Method::POST, paths::ENCRYPT, &[JSON], text).await?;
+        if answer.status != 200 {
+            break answer;
+        }
+        served += 1;
+        ensure!(served < 20 * BURST, "its rate is not limited");
+    };
+    ensure!(served >= BURST, "only {served} requests of {BURST}");
+    let said: Value = serde_json::from_str(&limited.text())?;
+    let again = limited.header("retry-after");
+    ensure!(
+        limited.status == 429 && said["error"] == "rate limit exceeded" && again == Some("1"),
+        "{} {said}, Retry-After: {again:?}",
+        limited.status
+    );
+    let quiet = site.client_named("quiet", Some("Trading"))?;
+    let (status, answer) = v1_post(&quiet, paths::ENCRYPT, &body).await?;
+    ensure!(status == 200, "{answer}");
     Ok(())
 }
 
@@ -232,6 +379,10 @@ async fn moves_over(site: &mut Site) -> Result<()> {
     }
     let list = site.folder.join("metadata.yaml");
     refuses_to_lose_a_key(site, &list).await?;
+    fs::write(
+        site.folder.join("pki/revoked.yaml"),
+        "revoked:\n  - cn: gone\n    serial: \"1a\"\n    reason: left\n    date: \"2024-05-01\"\n",
+    )?;
 
     let written = metadata(&[1, 2]);
     fs::write(&list, &written)?;
@@ -241,6 +392,7 @@ async fn moves_over(site: &mut Site) -> Result<()> {
     site.wait_ready().await?;
     reads_what_version_1_encrypted(site).await?;
     speaks_version_1(site).await?;
+    refuses_as_version_1(site).await?;
     let admin = site.client("admin")?;
     let keks = admin.list_keks().await?.into_body();
     for info in &keks.contexts {
@@ -268,10 +420,18 @@ async fn moves_over(site: &mut Site) -> Result<()> {
     ensure!(days == [90, 45], "rotation intervals: {days:?}");
 
     node.kill().await?;
+    // For this start only, as few requests as a test can make.
+    let config = site.config.clone();
+    let rate = "requests_per_second: 50000\n  burst: 5000\n";
+    let few = format!("requests_per_second: 1\n  burst: {BURST}\n");
+    site.config = config.replacen(rate, &few, 1);
+    ensure!(site.config != config, "the example has another rate:\n{config}");
     let node = site.start().await?;
     site.wait_ready().await?;
     reads_what_version_1_encrypted(site).await?;
+    is_limited_as_by_version_1(site).await?;
     site.stop(node).await?;
+    site.config = config;
     ensure!(fs::read_to_string(&list)? == written, "the list was written to");
     // Version 1 still finds its keys where it left them, and each once.
     let labels = token.labels()?;
@@ -337,7 +497,9 @@ async fn gets_slots_of_its_own(site: &mut Site) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn version_1s_users_move_over_with_their_token_and_their_keys() -> Result<()> {
-    let mut site = version_1s_site().await?;
+    let mut site = version_1s_site()
+        .await?
+        .with("\nhsm:\n", "\nmetrics: {client_cn: true}\nhsm:\n")?;
     let moved = moves_over(&mut site).await;
     moved.with_context(|| site.log())?;
     site.passed();

@@ -19,6 +19,10 @@ use crate::victim::Program;
 const UNUSED: &str = "order-key";
 /// In a node's folder: what its wall clock shows besides the time.
 const WALL: &str = "wall";
+/// `hsm.cleanup_after_days`, which is not the default.
+const UNUSED_FOR: u32 = 45;
+/// Until the nodes have told what they counted.
+const TOLD: Duration = Duration::from_secs(30);
 /// From a step until the leader has looked at what is due.
 const NOTICED: Duration = Duration::from_secs(20);
 /// Two rotations by age, one after the other.
@@ -150,11 +154,12 @@ async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing(
     let _shared_memory = SharedMemory;
     let program = program()?;
     let builder = Playground::builder().env("HSM_NODE_BIN", program.path());
+    let kept = format!("hsm:\n  max_versions: 1\n  cleanup_after_days: {UNUSED_FOR}\n");
     let cluster = formed_with(builder, |config| {
         let sections =
             "rotation: {check_interval_seconds: 1}\nkeys: {destroy: {min_wait_seconds: 1}}\nlogging:";
         config
-            .replacen("hsm:\n", "hsm:\n  max_versions: 1\n", 1)
+            .replacen("hsm:\n", &kept, 1)
             .replacen("logging:", sections, 1)
     })
     .await?;
@@ -241,6 +246,27 @@ async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing(
         .map(|one| one.version)
         .collect();
     ensure!(disabled == [1], "{cleaned:?}");
+    // The one that the rotation has just retired stays, however long ago it was made, and whatever version 1 did.
+    let retired = cleaned.versions.iter().find(|one| one.version == 2);
+    let retired = retired.with_context(|| format!("{cleaned:?}"))?;
+    ensure!(
+        retired.kept_because == format!("retired within the last {UNUSED_FOR} d") && retired.deleted_by_v1,
+        "{retired:?}"
+    );
+    // Retired as long ago as the first, and used since: it stays as soon as its use is told.
+    works(&cluster, &sealed).await?;
+    let looked = CleanupRequest {
+        context: Some(CONTEXT.to_owned()),
+        dry_run: true,
+    };
+    let wanted = format!("used within the last {UNUSED_FOR} d");
+    until("the use that keeps the first version", TOLD, async || {
+        let looked = on_leader.clean_up_keys(&looked, None).await.ok()?.into_body();
+        let mut versions = looked.versions.iter();
+        let first = versions.find(|one| one.version == sealed.version)?;
+        (!first.disabled && first.kept_because == wanted).then_some(())
+    })
+    .await?;
     // A destruction goes by no wall clock, however many there are.
     waits(
         &version_on(&cluster, leader.number, long.version).await?,

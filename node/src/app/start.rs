@@ -40,7 +40,7 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Starts the node and serves until a signal.
 pub(super) fn run(config: Config) -> Result<(), StartFailure> {
-    let recorder = metrics::install()?;
+    let recorder = metrics::install(config.client_metrics)?;
     // Before the store is opened. Both end the process only from then on.
     install_log_hook(|why| die(&why))?;
     install_panic_hook(|why| die(&why));

@@ -68,6 +68,8 @@ pub(crate) struct File {
     pub(crate) rate_limit: RateLimitSection,
     #[serde(deserialize_with = "or_default")]
     pub(crate) logging: LoggingSection,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) metrics: MetricsSection,
 }
 
 /// `server`: the API listener and the health listener.
@@ -390,6 +392,14 @@ pub(crate) struct LoggingSection {
     pub(crate) audit_to_stdout: Ignored,
     pub(crate) access_to_stdout: Ignored,
     pub(crate) audit_mirror_to_error_on_debug: Ignored,
+}
+
+/// `metrics`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MetricsSection {
+    /// v1's label: count requests and rate limit hits by the client's common name. Default false.
+    pub(crate) client_cn: bool,
 }
 
 impl File {

@@ -74,6 +74,8 @@ pub struct Config {
     pub rate_limit: RateLimit,
     /// The log.
     pub logging: Logging,
+    /// Count requests by the common names of their clients.
+    pub client_metrics: bool,
     /// Keys that were given and have no effect, with the reason; to be logged once.
     pub ignored: Vec<String>,
     /// Settings that are allowed and unwise; to be logged once.
@@ -214,6 +216,7 @@ impl Config {
             rotation: file.rotation.resolve(file.dev)?,
             rate_limit: file.rate_limit.resolve()?,
             logging: file.logging.resolve(env)?,
+            client_metrics: file.metrics.client_cn,
             ignored,
             warnings,
         })

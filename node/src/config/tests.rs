@@ -142,8 +142,12 @@ fn broken_yaml_names_the_file() {
 
 #[test]
 fn an_empty_section_means_its_defaults() {
-    let config = parse(&format!("{CLUSTER}rate_limit:\nstaleness:\nlogging: ~\n")).unwrap();
+    let config = parse(&format!(
+        "{CLUSTER}rate_limit:\nstaleness:\nlogging: ~\nmetrics:\n"
+    ))
+    .unwrap();
     assert_eq!(config.rate_limit.burst.get(), 5000);
+    assert!(!config.client_metrics);
 }
 
 /// Wrappers pass variables on whether they are set or not.

@@ -125,7 +125,7 @@ impl RateLimiter {
         if allowance.0.take(self.rate, now, cost, need) {
             return Ok(());
         }
-        crate::metrics::rate_limit_hit();
+        crate::metrics::rate_limit_hit(&principal.cn);
         let wait = seconds(allowance.0.wait(self.rate, now, whole));
         Err(ApiError::new(ErrorCode::RateLimited)
             .retry_after(u32::try_from(wait).unwrap_or(u32::MAX).max(1))

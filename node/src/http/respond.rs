@@ -105,7 +105,8 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     if let Some(counted) = counted {
         state.tell_limit(&counted, &mut response);
     }
-    metrics::request(endpoint, response.status().as_u16(), began.elapsed());
+    let client = caller.principal().ok().map(|client| client.cn.as_str());
+    metrics::request(endpoint, client, response.status().as_u16(), began.elapsed());
     tracing::debug!(
         request_id = id.as_str(),
         trace_id = trace.as_str(),

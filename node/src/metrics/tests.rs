@@ -52,7 +52,8 @@ fn each_section_of_the_configuration_differs_by_itself() {
 #[test]
 fn v1s_names_and_labels_stand() {
     let text = rendered(|| {
-        request("/encrypt", 200, Duration::from_micros(300));
+        request("/encrypt", Some("trading-1"), 200, Duration::from_micros(300));
+        rate_limit_hit("trading-1");
         encryption("exchange-key".into(), true);
         decryption("exchange-key".into(), false);
         rewrapping("exchange-key".into(), true);
@@ -61,6 +62,7 @@ fn v1s_names_and_labels_stand() {
     });
     for line in [
         "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 1",
+        "hsm_rate_limit_hits_total 1",
         "hsm_encrypt_operations_total{context=\"exchange-key\",status=\"success\"} 1",
         "hsm_decrypt_operations_total{context=\"exchange-key\",status=\"error\"} 1",
         "hsm_rewrap_operations_total{context=\"exchange-key\",status=\"success\"} 1",
@@ -74,9 +76,51 @@ fn v1s_names_and_labels_stand() {
 }
 
 #[test]
+fn with_names_of_clients_what_is_shown_without_them_is_the_sum() {
+    let text = rendered(|| {
+        for (client, status) in [
+            ("trading-1", 200),
+            ("trading-1", 200),
+            ("2fa \"1\"", 200),
+            ("other", 403),
+        ] {
+            request_of("/encrypt", Some(client.to_owned().into()), status);
+        }
+        // Nobody knows whose it was.
+        request_of("/encrypt", None, 401);
+        for (client, hits) in [("trading-1", 2), ("2fa \"1\"", 3)] {
+            for _ in 0..hits {
+                rate_limit_hit_of(Some(client.to_owned().into()));
+            }
+        }
+    });
+    for line in [
+        "hsm_requests_total{endpoint=\"/encrypt\",client_cn=\"trading-1\",status=\"200\"} 2",
+        "hsm_requests_total{endpoint=\"/encrypt\",client_cn=\"2fa \\\"1\\\"\",status=\"200\"} 1",
+        "hsm_requests_total{endpoint=\"/encrypt\",client_cn=\"other\",status=\"403\"} 1",
+        "hsm_requests_total{endpoint=\"/encrypt\",status=\"401\"} 1",
+        "hsm_rate_limit_hits_total{client_cn=\"trading-1\"} 2",
+        "hsm_rate_limit_hits_total{client_cn=\"2fa \\\"1\\\"\"} 3",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let open = without_names(&text);
+    assert!(!open.contains("client_cn"), "{open}");
+    for line in [
+        "hsm_requests_total{endpoint=\"/encrypt\",status=\"200\"} 3",
+        "hsm_requests_total{endpoint=\"/encrypt\",status=\"403\"} 1",
+        "hsm_requests_total{endpoint=\"/encrypt\",status=\"401\"} 1",
+        "hsm_rate_limit_hits_total 5",
+    ] {
+        let found = open.lines().filter(|found| *found == line).count();
+        assert_eq!(found, 1, "{line} in\n{open}");
+    }
+}
+
+#[test]
 fn without_a_certificate_only_contexts_are_missing() {
     let text = rendered(|| {
-        request("/encrypt", 200, Duration::from_micros(300));
+        request("/encrypt", None, 200, Duration::from_micros(300));
         encryption("exchange-key".into(), true);
         encryption("2fa".into(), true);
         token_call("a".into(), "encrypt", true, Duration::from_micros(20));

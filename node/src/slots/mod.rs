@@ -48,7 +48,7 @@ pub struct SlotManager {
 
 impl SlotManager {
     /// Opens every slot, v1's single one or many, all at once. Blocks for as long as the slowest token takes, up to
-    /// [`OPEN_WITHIN`] after the last answer of another one of its module.
+    /// 15 s after the last answer of another one of its module.
     ///
     /// # Errors
     /// For a slot this store never saw ready, whatever keeps it from opening; always, two slots that

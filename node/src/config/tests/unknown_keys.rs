@@ -3,7 +3,7 @@
 use super::refusal;
 
 /// Every section of `file.rs`, with the place where a key may stand marked `KEY`.
-const SECTIONS: [(&str, &str); 24] = [
+const SECTIONS: [(&str, &str); 25] = [
     ("", "KEY"),
     ("server", "server: {KEY}"),
     ("server.tls", "server: {tls: {KEY}}"),
@@ -28,6 +28,7 @@ const SECTIONS: [(&str, &str); 24] = [
     ("rotation", "rotation: {KEY}"),
     ("rate_limit", "rate_limit: {KEY}"),
     ("logging", "logging: {KEY}"),
+    ("metrics", "metrics: {KEY}"),
 ];
 
 #[test]
