@@ -74,11 +74,14 @@ async fn watch(node: Node, all: Vec<Theirs>) -> Result<BTreeMap<ErrorCode, u32>>
             ensure!(!opens, "{} refused although others open: {error}", what());
             *refused.entry(documented(&error).with_context(what)?).or_insert(0) += 1;
             let encrypted = client.encrypt(&EncryptRequest::new(*context, b"x")).await;
-            if let Err(error) = encrypted {
-                documented(&error).with_context(|| format!("encrypt for {context}"))?;
-            } else {
-                // It became a member between the two.
-                opens = true;
+            match encrypted {
+                // It became a member between the two, and decrypts. It encrypts, and is ready, once it was given
+                // invocations.
+                Ok(_) => opens = true,
+                Err(error) if error.code() == Some(ErrorCode::InvocationsExhausted) => opens = true,
+                Err(error) => {
+                    documented(&error).with_context(|| format!("encrypt for {context}"))?;
+                }
             }
         }
         if begun.elapsed() > JOINED_WITHIN {

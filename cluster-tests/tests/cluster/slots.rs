@@ -328,7 +328,8 @@ async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one
     );
     node.set_config(&changed)?;
     cluster.start_node(1).await?;
-    node.wait_ready(NOTICED).await?;
+    // Others serve the slot that it does not: out of the balancer, but for its other slot.
+    slot_is(&node, "2fa", 200).await?;
     let pid = node.pid().context("the node does not run")?;
     refuses(&trading, &sealed, &[ErrorCode::SlotLocked]).await?;
     slot_is(&node, "exchange", 503).await?;
