@@ -1,4 +1,4 @@
-//! What the issue of the three-node cluster promises, shown on real processes, tokens and connections. One
+//! What the service promises, shown on real processes, tokens and connections. One
 //! binary, so that the harness is linked once; each test makes a cluster of its own.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,7 +43,6 @@ mod roles;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
-#[cfg(feature = "failpoints")]
 mod slots;
 mod snapshots;
 mod startup;

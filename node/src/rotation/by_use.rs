@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
-use raft_store::command::Origin;
-use raft_store::names::{ContextName, RaftId};
+use raft_store::names::ContextName;
 use raft_store::state::ClusterState;
 use raft_store::state::context::{VersionKey, VersionState};
-use sha2::{Digest, Sha256};
 use tokio::task::{Id, JoinError, JoinSet};
 
-use super::plan::{Asked, Wish};
+use super::plan::Wish;
 use super::progress::Made;
-use super::schedule::is_passing;
+use super::schedule::{asked, is_passing};
 use super::{Cluster, Rotator};
 use crate::admin::call::CallError;
 
+const OPERATION: &str = "rotate-by-use";
 /// How long one rotation may take; what is prepared by then is finished by the rotation driver.
 const ROTATE_WITHIN: Duration = Duration::from_secs(30);
 /// Between looks while nothing is applied: somebody may begin to lead.
@@ -146,7 +145,10 @@ impl ByUse {
             let deadline = tokio::time::Instant::now() + ROTATE_WITHIN;
             let known = state.contexts().get(&context);
             let highest = known.map_or(active, |known| known.highest_version);
-            let (wish, asked) = (Wish::Replace { active }, asked(&context, (active, highest), me));
+            let (wish, asked) = (
+                Wish::Replace { active },
+                asked(OPERATION, &context, (active, highest), me),
+            );
             let (rotator, name) = (Arc::clone(&self.rotator), context.clone());
             let task = self
                 .running
@@ -250,19 +252,6 @@ impl ByUse {
                 "many of the invocations of a key version are given out; it is rotated before nine tenths are"
             );
         }
-    }
-}
-
-/// The request that replaces one version, the same on every leader. No certificate has this principal: theirs is the
-/// hash of another text. With every number that was given up it is another one: one request has only so many attempts.
-fn asked(context: &ContextName, (active, highest): (u32, u32), me: RaftId) -> Asked {
-    let operation = format!("rotate-by-use {context}");
-    Asked {
-        principal: Sha256::digest(b"hsm/schedule/v1").into(),
-        body_hash: Sha256::digest(operation.as_bytes()).into(),
-        operation,
-        key: format!("v{active}.{highest}"),
-        origin: Origin::Node(me),
     }
 }
 

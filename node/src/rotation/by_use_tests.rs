@@ -193,7 +193,7 @@ async fn what_is_due_is_rotated_once_whoever_leads() {
     let now = Instant::now();
     // As if neither saw what the other has done.
     let name = context("small");
-    let asked = [1, 1].map(|active| asked(&name, (active, 1), 1));
+    let asked = [1, 1].map(|active| asked(OPERATION, &name, (active, 1), 1));
     assert_eq!(asked[0].id(0), asked[1].id(0));
     let wish = Wish::Replace { active: 1 };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -324,7 +324,7 @@ async fn a_refusal_that_is_remembered_is_not_the_answer_for_ever_and_two_leaders
     let mut world = world();
     give(&mut world, 1, 1799);
     let name = context("small");
-    let asked = asked(&name, (1, 1), 1);
+    let asked = asked(OPERATION, &name, (1, 1), 1);
     let Op::PrepareVersion(op) = prepare("small", 1, 2) else {
         panic!("another operation")
     };

@@ -19,6 +19,7 @@ use super::{Cluster, Rotator};
 use crate::admin::call::CallError;
 use crate::{config, metrics};
 
+const OPERATION: &str = "rotate-by-age";
 /// How long one rotation may take; what is prepared by then is finished by the rotation driver.
 const ROTATE_WITHIN: Duration = Duration::from_secs(30);
 /// After a context's first failure; it doubles with each further one.
@@ -142,7 +143,10 @@ impl Schedule {
                 .contexts()
                 .get(&context)
                 .map_or(active, |known| known.highest_version);
-            let (wish, asked) = (Wish::Replace { active }, asked(&context, (active, highest), me));
+            let (wish, asked) = (
+                Wish::Replace { active },
+                asked(OPERATION, &context, (active, highest), me),
+            );
             match self.rotator.make(&context, &wish, &asked, deadline).await {
                 Ok(made) => {
                     let (epoch, version) = (crate::logging::epoch(), made.version);
@@ -200,8 +204,14 @@ pub(super) fn is_passing(error: &CallError) -> bool {
 /// The request that replaces one version, the same on every leader. No certificate has this principal: theirs is the
 /// hash of another text.
 /// With every number that was given up it is another one: one request has only so many attempts.
-fn asked(context: &ContextName, (active, highest): (u32, u32), me: RaftId) -> Asked {
-    let operation = format!("rotate-by-age {context}");
+/// `operation` says why it is replaced.
+pub(super) fn asked(
+    operation: &str,
+    context: &ContextName,
+    (active, highest): (u32, u32),
+    me: RaftId,
+) -> Asked {
+    let operation = format!("{operation} {context}");
     Asked {
         principal: Sha256::digest(b"hsm/schedule/v1").into(),
         body_hash: Sha256::digest(operation.as_bytes()).into(),

@@ -132,9 +132,12 @@ async fn two_leaders_that_find_the_same_version_due_replace_it_once() {
     let bench = bench(world(1), 90);
     let (mut old, mut new) = (bench.schedule(), bench.schedule());
     let now = Instant::now();
-    let asked = [1, 1].map(|active| asked(&context("c"), (active, 1), 1));
+    let asked = [1, 1].map(|active| asked(OPERATION, &context("c"), (active, 1), 1));
     assert_eq!(asked[0].id(0), asked[1].id(0));
-    assert_ne!(asked[0].id(0), super::asked(&context("c"), (2, 2), 1).id(0));
+    assert_ne!(
+        asked[0].id(0),
+        super::asked(OPERATION, &context("c"), (2, 2), 1).id(0)
+    );
     // As if neither saw what the other has done.
     let wish = Wish::Replace { active: 1 };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -150,7 +153,10 @@ async fn two_leaders_that_find_the_same_version_due_replace_it_once() {
         let version = world.prepare("c");
         world.activate("c", version);
     });
-    let (wish, asked) = (Wish::Replace { active: 2 }, super::asked(&name, (2, 2), 1));
+    let (wish, asked) = (
+        Wish::Replace { active: 2 },
+        super::asked(OPERATION, &name, (2, 2), 1),
+    );
     let late = old
         .rotator
         .make(&name, &wish, &asked, deadline)
