@@ -5,7 +5,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{ports, until};
+use cluster_tests::lanes::lanes;
+use cluster_tests::{ports, scenario, until};
 use hsm_api::client::HealthClient;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -105,7 +106,14 @@ impl Drop for Run {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
+fn chaos_judges_and_leaves_nothing_behind() -> Result<()> {
+    lanes([
+        vec![scenario!(a_short_run_of_chaos_finds_nothing)],
+        vec![scenario!(a_signal_ends_chaos_and_its_nodes)],
+    ])
+}
+
 async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
     let mut run = Run::start(7, "0.25")?;
     let status = run.ended(PATIENCE).await?;
@@ -117,7 +125,6 @@ async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
     run.check_gone().await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let mut run = Run::start(11, "30")?;

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::lanes::lanes;
 use cluster_tests::load::Report;
-use cluster_tests::{Load, Node, Playground};
+use cluster_tests::{Load, Node, Playground, scenario};
 use hsm_api::admin::{JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
@@ -156,22 +157,30 @@ async fn kill_leaders(cluster: &Playground, kills: usize) -> Result<Killed> {
     })
 }
 
-/// Two clusters at a time: most of a kill is waiting for an election.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
+fn without_its_leader_a_cluster_waits_a_little_for_changes_and_for_nothing_else() -> Result<()> {
+    lanes([
+        vec![scenario!(leaders_die_and_only_changes_wait_a_little)],
+        vec![scenario!(a_leader_that_hangs_is_replaced_and_steps_down)],
+    ])
+}
+
 async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
     let kills = kills()?;
-    // A killed leader's cluster mostly waits for its election: three of them do so at once.
+    // A killed leader's cluster mostly waits for its election: four of them do so at once.
     let clusters = [
+        Playground::start(3).await?,
         Playground::start(3).await?,
         Playground::start(3).await?,
         Playground::start(3).await?,
     ];
     let killed = tokio::try_join!(
-        kill_leaders(&clusters[0], kills.div_ceil(3)),
-        kill_leaders(&clusters[1], (kills + 1) / 3),
-        kill_leaders(&clusters[2], kills / 3)
+        kill_leaders(&clusters[0], kills.div_ceil(4)),
+        kill_leaders(&clusters[1], (kills + 2) / 4),
+        kill_leaders(&clusters[2], (kills + 1) / 4),
+        kill_leaders(&clusters[3], kills / 4)
     )?;
-    let killed: [Killed; 3] = killed.into();
+    let killed: [Killed; 4] = killed.into();
     let mut times: Vec<Duration> = killed.iter().flat_map(|one| one.times.clone()).collect();
     let lost: Vec<String> = killed.iter().flat_map(|one| one.lost.clone()).collect();
     let sum = |of: fn(&Report) -> u64| killed.iter().map(|one| of(&one.report)).sum::<u64>();
@@ -204,7 +213,6 @@ async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
 }
 
 /// A stopped leader is worse than a dead one: it holds its connections, and comes back with its old term.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_hangs_is_replaced_and_steps_down() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let before = cluster.leader().await?;

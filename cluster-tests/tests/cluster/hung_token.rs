@@ -16,7 +16,7 @@ use nix::libc;
 use crate::common::{CONTEXT, Sealed, open, seal};
 use crate::pkcs11::token_folder;
 
-/// A known-answer test every three seconds meets the hang, and is given up after thirty.
+/// A known-answer test every three seconds meets the hang, and is given up after six.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(60);
 /// How long the slot is watched after that.
 const WATCHED: Duration = Duration::from_secs(10);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cluster_tests::{Node, Playground, until};
+use cluster_tests::lanes::lanes;
+use cluster_tests::{Node, Playground, scenario, until};
 use hsm_api::admin::{DestroyKeyRequest, KeyState, KeyVersionInfo};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError, ErrorCode};
@@ -112,7 +113,21 @@ pub(crate) fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
     Token::of(cluster, node, "exchange").keks()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
+fn what_becomes_of_a_version_becomes_of_it_on_every_node() -> Result<()> {
+    lanes([
+        vec![scenario!(versions_are_rotated_by_age_and_never_twice)],
+        vec![
+            scenario!(a_disabled_version_decrypts_nowhere_until_it_is_enabled),
+            scenario!(a_destroyed_version_is_gone_from_every_token_and_its_number_with_it),
+            scenario!(a_destruction_that_waits_can_be_undone_and_stays_undone),
+            scenario!(a_node_that_was_away_destroys_its_copy_before_it_is_ready),
+            scenario!(a_version_in_recent_use_is_destroyed_by_an_override_only),
+            scenario!(a_wait_goes_on_under_the_next_leader),
+        ],
+    ])
+}
+
 async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
@@ -164,7 +179,6 @@ async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()>
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destroyed_version_is_gone_from_every_token_and_its_number_with_it() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
@@ -206,7 +220,6 @@ async fn a_destroyed_version_is_gone_from_every_token_and_its_number_with_it() -
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destruction_that_waits_can_be_undone_and_stays_undone() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
@@ -233,7 +246,6 @@ async fn a_destruction_that_waits_can_be_undone_and_stays_undone() -> Result<()>
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let leader = cluster.leader().await?;
@@ -267,7 +279,6 @@ async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() -> Result<(
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_in_recent_use_is_destroyed_by_an_override_only() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     // By two nodes, so that their counts have to be added up.
@@ -303,7 +314,6 @@ async fn a_version_in_recent_use_is_destroyed_by_an_override_only() -> Result<()
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_goes_on_under_the_next_leader() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let leader = cluster.leader().await?;
@@ -380,7 +390,6 @@ async fn watch(
 }
 
 /// By age one version comes after the other, whoever leads.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn versions_are_rotated_by_age_and_never_twice() -> Result<()> {
     let cluster = formed_with(Playground::builder(), |config| {
         let section = "rotation: {interval_days: 40, day_ms: 100, check_interval_seconds: 1}\nlogging:";

@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Node, Playground, until};
+use cluster_tests::lanes::lanes;
+use cluster_tests::{Node, Playground, scenario, until};
 use hsm_api::admin::{ListKeksResponse, MemberRole, NodeRole};
 use hsm_api::client::Retry;
 use hsm_api::data::EncryptRequest;
@@ -166,7 +167,21 @@ async fn wait_agreed(cluster: &Playground) -> Result<()> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// All of them together take as long as the first alone.
+#[test]
+fn cut_links_cost_what_they_have_to_and_nothing_else() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            an_isolated_leader_changes_nothing_and_serves_within_its_bounds
+        )],
+        vec![
+            scenario!(a_healed_node_is_ready_only_with_what_it_missed),
+            scenario!(a_node_restarted_in_isolation_is_never_ready),
+            scenario!(a_minority_of_five_is_stale_in_time_and_still_answers),
+        ],
+    ])
+}
+
 async fn an_isolated_leader_changes_nothing_and_serves_within_its_bounds() -> Result<()> {
     let cluster = formed_with(Playground::builder().relayed(), |config| {
         format!(
@@ -284,7 +299,6 @@ async fn an_isolated_leader_changes_nothing_and_serves_within_its_bounds() -> Re
 }
 
 /// The moment of the first 200 is what a balancer goes by: whatever was encrypted elsewhere opens here at once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
     let cluster = Playground::builder().relayed().start().await?;
     let mut missed = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
@@ -347,7 +361,6 @@ async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()> {
     let cluster = Playground::builder().relayed().start().await?;
     let leader = cluster.leader().await?;
@@ -389,7 +402,6 @@ async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_of_five_is_stale_in_time_and_still_answers() -> Result<()> {
     let cluster = Playground::builder().nodes(5).relayed().start().await?;
     let leader = cluster.leader().await?;

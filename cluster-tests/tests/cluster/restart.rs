@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Playground, until};
+use cluster_tests::lanes::lanes;
+use cluster_tests::{Playground, scenario, until};
 use hsm_api::ClientError;
 use hsm_api::admin::{ContextInfo, CreateKekRequest, KeyState};
 use hsm_api::data::EncryptRequest;
@@ -120,7 +121,19 @@ async fn made_of(cluster: &Playground, context: &str) -> usize {
     info.map_or(0, |info| made(&info))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
+fn whoever_is_restarted_has_everything_that_was_acknowledged() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            a_whole_cluster_killed_at_once_loses_nothing_acknowledged
+        )],
+        vec![
+            scenario!(a_node_that_was_away_serves_only_with_every_key),
+            scenario!(a_polite_stop_finishes_what_it_has_begun),
+        ],
+    ])
+}
+
 async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let mut all: Vec<Sealed> = Vec::new();
@@ -226,7 +239,6 @@ async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() -> Result<(
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_away_serves_only_with_every_key() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
@@ -254,7 +266,6 @@ async fn a_node_that_was_away_serves_only_with_every_key() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_polite_stop_finishes_what_it_has_begun() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;

@@ -20,17 +20,20 @@ use crate::common::{CONTEXT, Sealed, formed_with, open, seal};
 use crate::pkcs11::token_folder;
 
 /// From the beginning of a trouble to the slot's first refusal, and from its end to its service: a deadline of 2 s for a
-/// call, a test every 3 s, and 30 s until one that hangs is given up.
+/// call, a test every 3 s, and 6 s until one that hangs is given up.
 const NOTICED: Duration = Duration::from_secs(60);
 /// Callers of the healthy slot at a time.
 const CALLERS: usize = 4;
-/// Windows in which the healthy slot is measured; what counts is the median of their rates.
-const WINDOWS: usize = 5;
-/// One of them.
-const WINDOW: Duration = Duration::from_millis(400);
-/// The part of its rate just before that the healthy slot keeps. A slot that waits for the other one's calls, which are
-/// given up after seconds, keeps next to nothing, and one that takes turns with it half. The rest is what two cores need
-/// for the test itself and for the sick slot's tests of itself; the median leaves out a window that something else takes.
+/// Pairs of windows: in one the healthy slot of the sick node is measured, in the other the same slot of a twin with no
+/// trouble. What counts is the median of their ratios: whatever else the machine does, it does to both.
+const PAIRS: usize = 5;
+/// One of their windows.
+const WINDOW: Duration = Duration::from_millis(300);
+/// Measured so often until it is enough: what the machine does passes, what the sick slot does to its neighbour stays.
+const ROUNDS: usize = 3;
+/// The part of its twin's rate that the healthy slot keeps. A slot that waits for the other one's calls, which are
+/// given up after seconds, keeps next to nothing, and one that takes turns with it half. The rest is what the sick slot's
+/// tests of itself cost.
 const KEPT: f64 = 0.7;
 
 /// A way for a slot to be sick.
@@ -88,34 +91,29 @@ const TROUBLES: [Trouble; 5] = [
 const NO_TROUBLE: [&str; 2] = ["C_Encrypt delay 0 nobody", "C_Decrypt delay 0 nobody"];
 
 /// Round trips of the healthy slot in a second, none of which may fail: of several callers at once, each with a
-/// connection of its own, the median of some windows.
+/// connection of its own.
 async fn rate(callers: &[Client]) -> Result<f64> {
-    let mut rates = Vec::with_capacity(WINDOWS);
-    for _ in 0..WINDOWS {
-        let begun = Instant::now();
-        let running: Vec<JoinHandle<Result<u32>>> = callers
-            .iter()
-            .cloned()
-            .map(|client| {
-                tokio::spawn(async move {
-                    let mut trips = 0_u32;
-                    while begun.elapsed() < WINDOW {
-                        let sealed = seal(&client, "2fa", b"meanwhile").await?;
-                        open(&client, "2fa", &sealed).await?;
-                        trips += 1;
-                    }
-                    anyhow::Ok(trips)
-                })
+    let begun = Instant::now();
+    let running: Vec<JoinHandle<Result<u32>>> = callers
+        .iter()
+        .cloned()
+        .map(|client| {
+            tokio::spawn(async move {
+                let mut trips = 0_u32;
+                while begun.elapsed() < WINDOW {
+                    let sealed = seal(&client, "2fa", b"meanwhile").await?;
+                    open(&client, "2fa", &sealed).await?;
+                    trips += 1;
+                }
+                anyhow::Ok(trips)
             })
-            .collect();
-        let mut trips = 0;
-        for caller in running {
-            trips += caller.await??;
-        }
-        rates.push(f64::from(trips) / begun.elapsed().as_secs_f64());
+        })
+        .collect();
+    let mut trips = 0;
+    for caller in running {
+        trips += caller.await??;
     }
-    rates.sort_unstable_by(f64::total_cmp);
-    Ok(rates[WINDOWS / 2])
+    Ok(f64::from(trips) / begun.elapsed().as_secs_f64())
 }
 
 /// The healthy slot's callers on one node.
@@ -208,23 +206,22 @@ async fn slot_is(node: &Node, slot: &str, status: u16) -> Result<()> {
 async fn a_sick_slot_takes_nothing_from_its_neighbour_and_recovers_by_itself() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("hsm-slots-").tempdir()?;
     let shim = Shim::build(folder.path(), "shim", Path::new(SOFTHSM))?;
-    let cluster = formed_with(Playground::builder().nodes(1), |config| {
-        config.replace(SOFTHSM, &shim.library().display().to_string())
-    })
-    .await?;
+    let cluster = alone(&shim).await?;
+    // Another one in front of the same module, that nobody tells anything.
+    let twin = alone(&Shim::build(folder.path(), "twin", Path::new(SOFTHSM))?).await?;
     let node = cluster.node(1);
-    let (trading, owners) = (cluster.client("trading-1")?, owners(&cluster, 1)?);
+    let (trading, owners, twins) = (
+        cluster.client("trading-1")?,
+        owners(&cluster, 1)?,
+        owners(&twin, 1)?,
+    );
     let sealed = seal(&trading, CONTEXT, b"before").await?;
-    shim.obey(&NO_TROUBLE)?;
     for Trouble { name, rules, codes } in TROUBLES {
-        // Just before: what else this machine does changes.
-        let well = rate(&owners).await?;
-        println!("{name}: the other slot: {well:.0} round trips a second before");
         shim.obey(rules)?;
         refuses(&trading, &sealed, codes)
             .await
             .with_context(|| name.to_owned())?;
-        neighbour_serves(&owners, well, name).await?;
+        neighbour_serves(&owners, &twins, name).await?;
         shown_sick(&cluster, &node, &["failed"])
             .await
             .with_context(|| name.to_owned())?;
@@ -243,7 +240,18 @@ async fn a_sick_slot_takes_nothing_from_its_neighbour_and_recovers_by_itself() -
             .with_context(|| name.to_owned())?;
     }
     cluster.passed();
+    twin.passed();
     Ok(())
+}
+
+/// A node alone, whose tokens are behind the shim.
+async fn alone(shim: &Shim) -> Result<Playground> {
+    // The shim looks at the token of each call, in trouble or not.
+    shim.obey(&NO_TROUBLE)?;
+    formed_with(Playground::builder().nodes(1), |config| {
+        config.replace(SOFTHSM, &shim.library().display().to_string())
+    })
+    .await
 }
 
 /// Until the slot that was sick is shown as ready.
@@ -261,15 +269,24 @@ fn write_pin(path: &Path, pin: &str) -> Result<()> {
     Ok(())
 }
 
-/// The neighbour keeps its part of its rate.
-async fn neighbour_serves(owners: &[Client], well: f64, trouble: &str) -> Result<()> {
-    let now = rate(owners).await.with_context(|| trouble.to_owned())?;
-    println!("{trouble}: the other slot: {now:.0} round trips a second");
-    ensure!(
-        now >= KEPT * well,
-        "{trouble}: {now:.0} of {well:.0} round trips a second"
-    );
-    Ok(())
+/// The neighbour of the sick slot is as quick as its twin.
+async fn neighbour_serves(owners: &[Client], twins: &[Client], trouble: &str) -> Result<()> {
+    let mut kept = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut ratios = Vec::with_capacity(PAIRS);
+        for _ in 0..PAIRS {
+            let (own, twin) = (rate(owners).await?, rate(twins).await?);
+            ratios.push(own / twin);
+        }
+        ratios.sort_unstable_by(f64::total_cmp);
+        let median = ratios[PAIRS / 2];
+        println!("{trouble}: the other slot keeps {median:.2} of its rate");
+        if median >= KEPT {
+            return Ok(());
+        }
+        kept.push(median);
+    }
+    anyhow::bail!("{trouble}: the other slot keeps only {kept:.2?} of its twin's rate")
 }
 
 /// Drained, as a restart is.
@@ -309,7 +326,11 @@ async fn until_closed(mut connection: Connection) -> Result<u64> {
 async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let node = cluster.node(1);
-    let (trading, owners) = (cluster.client_on("trading-1", 1)?, owners(&cluster, 1)?);
+    let (trading, owners, twins) = (
+        cluster.client_on("trading-1", 1)?,
+        owners(&cluster, 1)?,
+        owners(&cluster, 2)?,
+    );
     let sealed = seal(&trading, CONTEXT, b"before").await?;
 
     // A slot that was ready once, and whose PIN is wrong now: as long as a right one, and tried once.
@@ -333,7 +354,7 @@ async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one
     let pid = node.pid().context("the node does not run")?;
     refuses(&trading, &sealed, &[ErrorCode::SlotLocked]).await?;
     slot_is(&node, "exchange", 503).await?;
-    let locked = rate(&owners).await?;
+    neighbour_serves(&owners, &twins, "a wrong PIN").await?;
     shown_sick(&cluster, &node, &["locked"]).await?;
     let line = shown(&cluster, &node, "exchange").await?;
     let reason = line["reason"].as_str().unwrap_or_default();
@@ -345,11 +366,6 @@ async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one
     .await?;
     ensure!(node.pid() == Some(pid), "it was restarted");
     shown_well(&cluster, &node).await?;
-    let well = rate(&owners).await?;
-    ensure!(
-        locked >= KEPT * well,
-        "a wrong PIN: {locked:.0} of {well:.0} round trips a second"
-    );
 
     // A token that is taken away. It comes back with the module's next start only.
     let folder = token_folder(&node.dir.join("tokens"), "slot-exchange")?;
@@ -358,12 +374,12 @@ async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one
     let codes = [ErrorCode::SlotFailed, ErrorCode::TokenBusy];
     refuses(&trading, &sealed, &codes).await?;
     slot_is(&node, "exchange", 503).await?;
-    neighbour_serves(&owners, well, "a removed token").await?;
+    neighbour_serves(&owners, &twins, "a removed token").await?;
     shown_sick(&cluster, &node, &["failed", "absent"]).await?;
 
     // It is put back, and the node restarted: nobody who uses the other slot notices, here or elsewhere.
     std::fs::rename(&away, &folder)?;
-    neighbour_serves(&owners, well, "a token that was put back").await?;
+    neighbour_serves(&owners, &twins, "a token that was put back").await?;
     let (told, stopped) = watch::channel(false);
     let mut elsewhere = Vec::new();
     for other in cluster.others(1) {

@@ -68,9 +68,10 @@ pub(crate) async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> R
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
-    // Two clusters at a time: most of it is waiting for elections.
-    let (early, late) = POINTS.split_at(POINTS.len() / 2);
-    tokio::try_join!(killed_at(early), killed_at(late)).map(drop)
+    // Three clusters at a time: most of it is waiting for elections.
+    let (early, rest) = POINTS.split_at(2);
+    let (middle, late) = rest.split_at(2);
+    tokio::try_join!(killed_at(early), killed_at(middle), killed_at(late)).map(drop)
 }
 
 async fn killed_at(points: &[&str]) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::failover::first_change;
 use crate::hung_token::hold;
 use crate::pkcs11::token_folder;
 
-/// A known-answer test meets the hang after seconds, and is given up after thirty more.
+/// A known-answer test meets the hang after seconds, and is given up after six more.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(60);
 /// `server.drain` of the playground: `notice_ms` and `timeout_ms`.
 const DRAIN: Duration = Duration::from_millis(500 + 3000);

@@ -17,13 +17,21 @@ struct Desk {
     /// Unusable but open: session copies may belong to them.
     retired: Retired<Session>,
     running: &'static str,
+    /// What that may take.
+    limit: Duration,
+}
+
+/// An operation that takes longer than it may.
+pub(crate) struct Overdue {
+    pub(crate) operation: &'static str,
+    pub(crate) running: Duration,
 }
 
 pub(crate) struct Control {
     slot: String,
     desk: Mutex<Desk>,
     freed: Condvar,
-    pub(crate) clock: CallClock,
+    clock: CallClock,
 }
 
 /// The control session, for the length of one operation.
@@ -40,21 +48,30 @@ impl Control {
                 session: Some(session),
                 retired: Retired::default(),
                 running: "",
+                limit: Duration::MAX,
             }),
             freed: Condvar::new(),
             clock: CallClock::default(),
         }
     }
 
-    /// Waits for the operations before this one, but no longer than `patience`.
-    pub(crate) fn enter(&self, operation: &'static str, patience: Duration) -> Result<Turn<'_>, HsmError> {
+    /// Waits for the operations before this one, but no longer than `patience`. From then on the operation may take
+    /// `limit` before the slot is said to hang.
+    pub(crate) fn enter(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        limit: Duration,
+    ) -> Result<Turn<'_>, HsmError> {
         let began = Instant::now();
         let mut desk = lock(&self.desk);
         loop {
             if let Some(session) = desk.session.take() {
                 desk.running = operation;
-                drop(desk);
+                desk.limit = limit;
+                // Under the lock, so that nobody measures this operation by another one's limit.
                 self.clock.begin();
+                drop(desk);
                 return Ok(Turn {
                     control: self,
                     session: Some(session),
@@ -77,9 +94,14 @@ impl Control {
         }
     }
 
-    /// Name of the operation that is running, for messages.
-    pub(crate) fn running(&self) -> &'static str {
-        lock(&self.desk).running
+    /// The operation that is running, if it takes longer than it may.
+    pub(crate) fn overdue(&self) -> Option<Overdue> {
+        let desk = lock(&self.desk);
+        let running = self.clock.running().filter(|running| *running > desk.limit)?;
+        Some(Overdue {
+            operation: desk.running,
+            running,
+        })
     }
 
     /// The session, if no operation has it: the slot is being closed.
@@ -110,8 +132,8 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.control.clock.end();
         let mut desk = lock(&self.control.desk);
+        self.control.clock.end();
         desk.session = self.session.take();
         desk.running = "";
         drop(desk);

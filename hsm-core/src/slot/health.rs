@@ -32,7 +32,7 @@ pub(crate) fn known_answer_test(
     // Neither a wrong record nor a quarantined key says anything about the slot.
     let record = CheckRecord::parse(key_uid, version, context, check_record)?;
     shared.usable(key_uid)?;
-    shared.control("known_answer_test", |token| {
+    shared.probe("known_answer_test", |token| {
         let outcome = test(shared, token, key_uid, &record);
         match &outcome {
             Ok(()) => shared.state.proven(),
@@ -69,7 +69,7 @@ fn test(
 
 /// The test of a slot that has no key yet.
 pub(crate) fn check_session(shared: &Shared) -> Result<(), HsmError> {
-    shared.control("check_session", |token| {
+    shared.probe("check_session", |token| {
         let outcome = is_there(shared).and_then(|()| ensure_login(shared, token, false));
         match &outcome {
             Ok(()) => shared.state.proven(),

@@ -64,7 +64,8 @@ pub struct SlotOptions {
     pub queue: usize,
     /// How long a job may wait, and then its call may take, before it is answered `Deadline`.
     pub deadline: Duration,
-    /// How long a control operation may take. Making an RSA key takes seconds.
+    /// How long a control operation may take: making an RSA key takes seconds. A test of the token has three times
+    /// `deadline` instead.
     pub control_deadline: Duration,
     /// For metrics.
     pub on_call: Option<OnCall>,
@@ -451,7 +452,7 @@ impl Drop for Inner {
         shared.state.fail(state::CLOSED, "the slot has been closed");
         let ended = shared.stop(CLOSE_PATIENCE);
         watchdog::refuse_waiting(shared);
-        let cleared = shared.control_within(CLOSE_PATIENCE, "close", |token| {
+        let cleared = shared.control_within(CLOSE_PATIENCE, shared.control_deadline, "close", |token| {
             shared.drop_all_copies(token);
             Ok(())
         });

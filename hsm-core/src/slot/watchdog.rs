@@ -76,15 +76,10 @@ fn look(shared: &Shared) {
             done.answer(Err(OpError::Deadline));
         }
     }
-    if let Some(running) = shared
-        .control
-        .clock
-        .running()
-        .filter(|running| *running > shared.control_deadline)
-    {
+    if let Some(late) = shared.control.overdue() {
         overdue = Some(format!(
-            "{} has been running for {running:.1?}",
-            shared.control.running()
+            "{} has been running for {:.1?}",
+            late.operation, late.running
         ));
     }
     match overdue {
