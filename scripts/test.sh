@@ -13,9 +13,10 @@ cd "$(dirname "$0")/.." || exit 1
 # What `make verify` runs is the part that builds no binaries; see Makefile.
 all_steps=(setup scripts fmt clippy deny doc build release-guard demo dev nextest)
 
-# A run from scratch gains nothing from incremental compilation and pays for it in time and disk.
+# A run from scratch gains nothing from incremental compilation, and from lines in backtraces only once something has
+# failed; it pays for both in time and disk.
 if [ -n "${CI:-}" ]; then
-  export CARGO_INCREMENTAL=0
+  export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
 fi
 
 nextest_log=""
@@ -43,8 +44,9 @@ step_deny() { cargo deny --locked check bans licenses sources; }
 
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features failpoints; }
 
-# The process tests start these binaries; nextest by itself would not build those of other packages.
-step_build() { cargo build --locked --workspace --bins --features failpoints; }
+# The process tests start these binaries; nextest by itself would not build those of other packages. With the tests in one
+# go, because features that only tests ask for would have all of our crates built a second time.
+step_build() { cargo build --locked --workspace --bins --tests --features failpoints; }
 
 # Of the binaries just built hsm-node contains failpoints: packaging has to refuse it. hsmctl never does: a guard that
 # refuses everything would guard nothing.
