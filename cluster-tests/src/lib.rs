@@ -10,6 +10,7 @@ pub mod failpoints;
 mod guard;
 pub mod haproxy;
 pub mod http1;
+pub mod http2;
 pub mod lanes;
 pub mod load;
 pub mod metrics;

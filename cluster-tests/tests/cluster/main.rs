@@ -43,13 +43,17 @@ mod roles;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
+mod site;
 mod slots;
 mod snapshots;
 mod startup;
 mod stopping;
 mod token_kills;
 mod tokens;
+mod v1_adoption;
 mod v1_ciphertexts;
+mod v1_migration;
+mod v1_service;
 mod v1_users;
 mod victim;
 mod wall_clock;

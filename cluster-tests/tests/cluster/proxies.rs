@@ -184,6 +184,12 @@ async fn what_is_not_shown_well_is_refused(cluster: &Playground, edge: &Identity
             .await
             .with_context(|| format!("after {lines:?}"))?;
     }
+    // The one way to version 1's own words: of a connection of one's own, TLS refuses who shows no certificate.
+    let nobody = encrypt(&mut connection, &[], CONTEXT).await?;
+    ensure!(
+        nobody.status()? == 401 && nobody.json()?["error"] == "no client certificate",
+        "{nobody:?}"
+    );
     for reason in ["missing", "malformed", "refused"] {
         counted(&node, "hsm_client_cert_refusals_total", reason).await?;
     }

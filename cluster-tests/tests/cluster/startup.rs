@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::ErrorCode;
 use hsm_api::admin::{SlotState, SlotStatus};
+use hsm_api::client::Method;
+use hsm_api::{Client, ErrorCode, paths};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
@@ -286,6 +288,25 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
     Ok(())
 }
 
+/// Version 1's `/health`: 503 as soon as one key cannot be used, and which one that is; the names for clients alone.
+async fn says_that_one_key_is_gone(node: &Node, client: &Client) -> Result<()> {
+    let keys = json!({ "kek-2fa-v1": "unavailable", "kek-exchange-key-v1": "available" });
+    let answer = client
+        .request(Method::GET, paths::HEALTH, &[], Vec::new())
+        .await?;
+    let open = node.health().get(paths::HEALTH).await?;
+    for (answer, keys) in [(answer, keys), (open, json!({}))] {
+        let expected = json!({ "status": "degraded", "hsm_available": false, "kek_status": keys });
+        let said: Value = serde_json::from_str(&answer.text())?;
+        ensure!(
+            (answer.status, &said) == (503, &expected),
+            "{} {said:#}",
+            answer.status
+        );
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     let cluster = Playground::start(1).await?;
@@ -313,6 +334,7 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     );
     assert_eq!(node.health().get("/readyz?slot=exchange").await?.status, 200);
     assert_eq!(node.health().get("/readyz?slot=2fa").await?.status, 503);
+    says_that_one_key_is_gone(&node, &trading).await?;
     let status = cluster.status(1).await.context("no status")?;
     let slot = status
         .slots
@@ -330,6 +352,7 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     cluster.start_node(1).await?;
     node.wait_ready(Duration::from_secs(30)).await?;
     seal(&cluster.client("2fa-1")?, "2fa", b"again").await?;
+    assert_eq!(node.health().get(paths::HEALTH).await?.status, 200);
     cluster.passed();
     Ok(())
 }

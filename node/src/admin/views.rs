@@ -249,6 +249,7 @@ pub fn members(
     let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
     let nodes = published.state.nodes().iter();
     let present = nodes.filter(|(_, node)| !matches!(node.status, NodeStatus::Removed { .. }));
+    let reached = published.membership.membership();
     let one = |id: RaftId, node: &Node| {
         let leads = view.leader == Some(id);
         // The leader has its own log whole, and hears itself.
@@ -272,7 +273,11 @@ pub fn members(
                 MemberState::Heard
             }),
             api_address: node.api_address.clone(),
-            cluster_address: node.cluster_address.clone(),
+            // What it was registered with may be of a time when it was alone.
+            cluster_address: reached
+                .get_node(&id)
+                .map_or(&node.cluster_address, |known| &known.cluster_address)
+                .clone(),
             is_leader: leads,
             matched_index,
             lag: matched_index.map(|matched| view.last_log.saturating_sub(matched)),

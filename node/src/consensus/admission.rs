@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::ProposeError;
 use super::handshake::{self, Standing};
+use super::membership::member_of;
 use super::shared::Shared;
 use super::wire::{Hello, Request, Response, TurnedAway, Vouched};
 
@@ -351,10 +352,9 @@ impl Shared {
                 continue;
             }
             let (shared, member) = (Arc::clone(self), *member);
-            let address = self.options.peer_address(&raft_store::MemberNode {
-                name: node.name.to_string(),
-                cluster_address: node.cluster_address.clone(),
-            });
+            let known = published.membership.membership().get_node(&member).cloned();
+            let known = known.unwrap_or_else(|| member_of(node));
+            let address = self.options.peer_address(&known);
             asked.spawn(async move { shared.call(member, &address, &Request::Vouch(id), ASK).await });
         }
         let mut registered = None;

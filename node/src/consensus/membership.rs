@@ -30,7 +30,7 @@ const HEARTBEATS: u32 = 5;
 enum Step {
     /// A registered node is unknown to Raft.
     AddLearner(RaftId, MemberNode),
-    /// A learner was registered again, under another address than Raft reaches it at.
+    /// A learner was registered again, or this node alone is started, under another address than Raft reaches it at.
     Correct(RaftId, MemberNode),
     /// A learner has proven every key: make it a member, which rotations wait for.
     Admit(RaftId),
@@ -51,6 +51,19 @@ struct Membership {
     matched: BTreeMap<RaftId, u64>,
     /// Who has answered this leader lately. A node that is dead already would only make the majority larger.
     heard: BTreeSet<RaftId>,
+    /// This node, and where its configuration says that it is reached; nothing without a listener.
+    own: Option<(RaftId, MemberNode)>,
+}
+
+impl Membership {
+    /// A node that is alone, where its configuration has it: nobody has to reach it yet, and whoever joins is told so from the
+    /// start. One that version 1's configuration founded has no address before.
+    fn moved(&self) -> Option<Step> {
+        let (id, here) = self.own.as_ref()?;
+        let alone = self.voters.iter().eq([id]) && self.learners.is_empty();
+        let known = self.nodes.get(id)?;
+        (alone && known != here).then(|| Step::Correct(*id, here.clone()))
+    }
 }
 
 /// Whether a node has acknowledged every version that it would have to serve, pending ones too.
@@ -71,8 +84,8 @@ fn is_below_members(state: &ClusterState, id: RaftId) -> bool {
     })
 }
 
-/// How a node is reached, as the state has it.
-fn member_of(node: &Node) -> MemberNode {
+/// How a node is reached, as it was registered.
+pub(super) fn member_of(node: &Node) -> MemberNode {
     MemberNode {
         name: node.name.to_string(),
         cluster_address: node.cluster_address.clone(),
@@ -82,6 +95,9 @@ fn member_of(node: &Node) -> MemberNode {
 fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
     if raft.joint {
         return Some(Step::FinishJoint);
+    }
+    if let Some(step) = raft.moved() {
+        return Some(step);
     }
     for (id, node) in state.nodes().iter() {
         let known = raft.voters.contains(id) || raft.learners.contains(id);
@@ -202,13 +218,20 @@ fn next_step(shared: &Shared) -> Option<Step> {
             .collect()
     });
     let joint = config.membership().get_joint_config().len() > 1;
+    let options = &shared.options;
+    let here = MemberNode {
+        name: options.node_name.to_string(),
+        cluster_address: options.advertise.clone(),
+    };
+    let own = shared.raft.get().map(|running| (running.id, here));
     let membership = Membership {
         voters,
         learners,
         nodes: config.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         joint,
         matched: matched.unwrap_or_default(),
-        heard: shared.heard_within(shared.options.timing.heartbeat * HEARTBEATS, Instant::now()),
+        heard: shared.heard_within(options.timing.heartbeat * HEARTBEATS, Instant::now()),
+        own: own.filter(|(_, here)| !here.cluster_address.is_empty()),
     };
     decide(&shared.published.load().state, &membership)
 }
@@ -275,6 +298,7 @@ mod tests {
             joint: false,
             matched: all.iter().map(|id| (*id, world.index)).collect(),
             heard: heard.iter().copied().collect(),
+            own: None,
         };
         decide(&world.state, &raft)
     }
@@ -372,12 +396,54 @@ mod tests {
             joint: false,
             matched: BTreeMap::new(),
             heard: BTreeSet::new(),
+            own: None,
         };
         let Some(Step::Correct(id, right)) = decide(&world.state, &raft(learner)) else {
             panic!()
         };
         assert_eq!((id, right.cluster_address.as_str()), (learner, "c"));
         assert_eq!(decide(&world.state, &raft(1)), None, "a member's address stands");
+    }
+
+    #[test]
+    fn a_node_is_reached_where_its_configuration_says_for_as_long_as_it_is_alone() {
+        let mut world = World::new(1);
+        let at = |address: &str| MemberNode {
+            name: "n1".into(),
+            cluster_address: address.into(),
+        };
+        let raft = |known: &str, learners: &[RaftId]| Membership {
+            voters: BTreeSet::from([1]),
+            learners: learners.iter().copied().collect(),
+            nodes: BTreeMap::from([(1, at(known))]),
+            joint: false,
+            matched: BTreeMap::new(),
+            heard: BTreeSet::new(),
+            own: Some((1, at("here"))),
+        };
+        assert_eq!(decide(&world.state, &raft("here", &[])), None);
+        for known in ["", "elsewhere"] {
+            let moved = Some(Step::Correct(1, at("here")));
+            assert_eq!(decide(&world.state, &raft(known, &[])), moved, "{known:?}");
+            let joint = Membership {
+                joint: true,
+                ..raft(known, &[])
+            };
+            assert_eq!(decide(&world.state, &joint), Some(Step::FinishJoint));
+        }
+        // Before anybody is let in.
+        let learner = world.join();
+        assert_eq!(
+            decide(&world.state, &raft("", &[])),
+            Some(Step::Correct(1, at("here")))
+        );
+        // Somebody else knows it under that address by now, and would lose it in between.
+        assert_eq!(decide(&world.state, &raft("elsewhere", &[learner])), None);
+        let larger = Membership {
+            voters: BTreeSet::from([1, learner]),
+            ..raft("elsewhere", &[])
+        };
+        assert_eq!(decide(&world.state, &larger), None);
     }
 
     #[test]
@@ -392,6 +458,7 @@ mod tests {
             joint: true,
             matched: BTreeMap::new(),
             heard: BTreeSet::from([learner]),
+            own: None,
         };
         assert_eq!(decide(&world.state, &raft), Some(Step::FinishJoint));
     }

@@ -1,0 +1,205 @@
+//! HTTP/2 by hand (RFC 9113), on one TLS connection: for what no client library does, such as opening more streams than it
+//! was told it may.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::client::{Identity, Pki};
+use crate::http1::client_config;
+
+/// Whatever a node does with a connection it has done by then.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// RFC 9113 section 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A frame is no longer unless both sides have agreed (RFC 9113 section 4.2).
+const MAX_PAYLOAD: usize = 16_384;
+
+// RFC 9113 section 6: types of frames, flags, and the one setting that is looked at.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+
+/// `RST_STREAM`'s code for a stream that nothing was done for, so that it may be asked for again (RFC 9113 section 7).
+pub const REFUSED_STREAM: u32 = 7;
+
+struct Frame {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+/// What becomes of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An answer with this status; nothing if the table of RFC 7541 appendix A does not have it.
+    Status(Option<u16>),
+    /// `RST_STREAM`, with its code.
+    Reset(u32),
+}
+
+/// One connection to a node's API.
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    max_streams: Option<u32>,
+}
+
+impl Connection {
+    /// Connects, and reads the settings that the node begins with.
+    pub async fn open(pki: &Pki, port: u16, who: &Identity) -> Result<Self> {
+        let mut config = client_config(pki, who)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let opened = async {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+            let name = ServerName::try_from("localhost")?;
+            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+            ensure!(
+                stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice()),
+                "the node does not speak HTTP/2"
+            );
+            let mut connection = Self {
+                stream,
+                max_streams: None,
+            };
+            connection.stream.write_all(PREFACE).await?;
+            connection.send(SETTINGS, 0, 0, &[]).await?;
+            let first = connection.receive().await?;
+            ensure!(
+                first.kind == SETTINGS && first.flags & ACK == 0,
+                "it begins with a frame of type {}",
+                first.kind
+            );
+            connection.max_streams = max_streams(&first.payload);
+            connection.send(SETTINGS, ACK, 0, &[]).await?;
+            anyhow::Ok(connection)
+        };
+        timeout(PATIENCE, opened).await.context("no connection")?
+    }
+
+    /// How many streams the node says a client may have open; nothing if it does not say.
+    #[must_use]
+    pub fn max_streams(&self) -> Option<u32> {
+        self.max_streams
+    }
+
+    /// Begins a POST of JSON on a stream of its own, whose body is to come. Streams of a client have odd numbers, each higher
+    /// than those before.
+    pub async fn begin(&mut self, stream: u32, path: &str) -> Result<()> {
+        // RFC 7541 appendix A: POST, https; then names of the table with values that are not kept.
+        let mut block = vec![0x83, 0x87];
+        literal(&mut block, &[0x04], path)?;
+        literal(&mut block, &[0x01], "localhost")?;
+        literal(&mut block, &[0x0f, 0x10], "application/json")?;
+        self.send(HEADERS, END_HEADERS, stream, &block).await
+    }
+
+    /// The whole body of a stream.
+    pub async fn finish(&mut self, stream: u32, body: &[u8]) -> Result<()> {
+        self.send(DATA, END_STREAM, stream, body).await
+    }
+
+    /// What becomes of a stream, once it is over. What comes of others meanwhile is passed over.
+    pub async fn answer(&mut self, stream: u32) -> Result<Answer> {
+        let answered = async {
+            let mut said = None;
+            loop {
+                let frame = self.receive().await?;
+                match frame.kind {
+                    PING if frame.flags & ACK == 0 => self.send(PING, ACK, 0, &frame.payload).await?,
+                    GOAWAY => bail!("GOAWAY: {:?}", frame.payload),
+                    RST_STREAM if frame.stream == stream => {
+                        let code = <[u8; 4]>::try_from(frame.payload.as_slice())?;
+                        return anyhow::Ok(Answer::Reset(u32::from_be_bytes(code)));
+                    }
+                    HEADERS if frame.stream == stream && said.is_none() => {
+                        said = Some(status(&frame.payload))
+                    }
+                    _ => {}
+                }
+                let ends = matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0;
+                if ends && frame.stream == stream {
+                    return anyhow::Ok(Answer::Status(said.context("DATA before HEADERS")?));
+                }
+            }
+        };
+        timeout(PATIENCE, answered)
+            .await
+            .with_context(|| format!("no end of stream {stream}"))?
+    }
+
+    async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<()> {
+        ensure!(payload.len() <= MAX_PAYLOAD, "a frame of {} bytes", payload.len());
+        let length = u32::try_from(payload.len())?.to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.extend_from_slice(payload);
+        self.stream.write_all(&frame).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    async fn receive(&mut self) -> Result<Frame> {
+        let mut head = [0_u8; 9];
+        self.stream.read_exact(&mut head).await?;
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let length = u32::from_be_bytes([0, a, b, c]);
+        let mut payload = vec![0; usize::try_from(length)?];
+        ensure!(payload.len() <= MAX_PAYLOAD, "a frame of {length} bytes");
+        self.stream.read_exact(&mut payload).await?;
+        Ok(Frame {
+            kind,
+            flags,
+            // The highest bit is reserved.
+            stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+            payload,
+        })
+    }
+}
+
+/// RFC 9113 section 6.5.1: two bytes of a setting's number, four of its value.
+fn max_streams(settings: &[u8]) -> Option<u32> {
+    settings.chunks_exact(6).find_map(|entry| match *entry {
+        [a, b, v, w, x, y] if u16::from_be_bytes([a, b]) == MAX_CONCURRENT_STREAMS => {
+            Some(u32::from_be_bytes([v, w, x, y]))
+        }
+        _ => None,
+    })
+}
+
+/// RFC 7541 section 6.2.2, without Huffman's code: a name by its number, and a value.
+fn literal(block: &mut Vec<u8>, name: &[u8], value: &str) -> Result<()> {
+    let length = u8::try_from(value.len()).ok().filter(|length| *length < 127);
+    block.extend_from_slice(name);
+    block.push(length.context("too long for a test")?);
+    block.extend_from_slice(value.as_bytes());
+    Ok(())
+}
+
+/// RFC 7541 appendix A: the statuses that are one byte, with which an answer begins.
+fn status(block: &[u8]) -> Option<u16> {
+    match block.first()? {
+        0x88 => Some(200),
+        0x89 => Some(204),
+        0x8a => Some(206),
+        0x8b => Some(304),
+        0x8c => Some(400),
+        0x8d => Some(404),
+        0x8e => Some(500),
+        _ => None,
+    }
+}
