@@ -1,7 +1,11 @@
-//! The node's own log: structured lines on standard error. Nothing secret may reach it: secrets
-//! live in types that cannot be printed. Records of the `log` crate are not taken here, because
+//! The node's own log: structured lines on standard error, or where the configuration says. Nothing secret may reach it:
+//! secrets live in types that cannot be printed. Records of the `log` crate are not taken here, because
 //! the storage listens to them itself.
 
+mod backups;
+mod file;
+mod place;
+mod streams;
 mod writer;
 
 use std::io::IsTerminal;
@@ -14,14 +18,21 @@ use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::{EnvFilter, Registry, fmt, registry};
 
-use self::writer::LogWriter;
-use crate::config::{LogFormat, Logging};
+use self::streams::Streams;
+use crate::config::{ConfigError, LogFormat, Logging};
 
 /// How long the end of the process waits for a log that nobody reads.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// One for the process, as the log itself.
-static WRITER: OnceLock<LogWriter> = OnceLock::new();
+static STREAMS: OnceLock<Streams> = OnceLock::new();
+
+/// The target of lines of the audit.
+const AUDIT: &str = "audit";
+/// The target of lines of requests.
+const ACCESS: &str = "access";
+/// Lines from here and below are what the log says of itself.
+const MODULE: &str = module_path!();
 
 /// The epoch that audit lines name; zero before there is a cluster.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -50,6 +61,9 @@ pub enum LoggingError {
     /// Something else in this process has set up a log.
     #[error("the log is already set up in this process")]
     AlreadySet,
+    /// A file that it cannot write to.
+    #[error(transparent)]
+    Path(#[from] ConfigError),
     /// There is no thread for it.
     #[error("the operating system refuses a thread for the log: {0}")]
     Thread(#[from] std::io::Error),
@@ -60,6 +74,10 @@ pub enum LoggingError {
 /// it is reported by `consensus`.
 const QUIET: &str = "h2=info,hyper=info,hyper_util=info,rustls=info,tokio_rustls=info,tower=info,\
                      sled=info,openraft=off";
+
+/// Lines of requests are written where they have a place, and nowhere else, whatever the level. The last of directives
+/// for one target rules.
+const NO_ACCESS: &str = "access=off";
 
 /// Words that stand alone; `warning` is what some loggers call it.
 const LEVELS: [(&str, &str); 7] = [
@@ -88,11 +106,11 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
         .find(|(name, _)| *name == lower)
         .map(|(_, level)| *level);
     let directives = match known {
-        Some(level @ ("off" | "error")) => level.to_owned(),
-        Some(level) => format!("{level},{QUIET}"),
+        Some(level @ ("off" | "error")) => format!("{level},{NO_ACCESS}"),
+        Some(level) => format!("{level},{QUIET},{NO_ACCESS}"),
         // A single word would be taken for the name of a module and silence everything else.
         None if !lower.contains(['=', ',']) => return Err("is no level".to_owned()),
-        None => text.trim().to_owned(),
+        None => format!("{},{NO_ACCESS}", text.trim()),
     };
     EnvFilter::builder()
         .parse(directives)
@@ -100,23 +118,32 @@ pub fn filter(text: &str) -> Result<EnvFilter, String> {
 }
 
 /// What is written: the audit whatever else is. Who used a privilege is on record at `error` and `off` too, and no
-/// filter of an operator's own takes it out. A directive would not do: a more specific one goes before it.
-fn written(filter: EnvFilter) -> impl Filter<Registry> + Send + Sync + 'static {
-    let audit = filter_fn(|line: &Metadata<'_>| line.target() == "audit" && *line.level() <= Level::INFO);
-    FilterExt::<Registry>::or(filter, audit.with_max_level_hint(Level::INFO))
+/// filter of an operator's own takes it out. A directive would not do: a more specific one goes before it. Nor does a
+/// level take lines of requests out, where there is a place for them.
+fn written(filter: EnvFilter, has_access: bool) -> impl Filter<Registry> + Send + Sync + 'static {
+    let always = filter_fn(move |line: &Metadata<'_>| {
+        let is_asked_for = match line.target() {
+            AUDIT => true,
+            ACCESS => has_access,
+            _ => false,
+        };
+        is_asked_for && *line.level() <= Level::INFO
+    });
+    FilterExt::<Registry>::or(filter, always.with_max_level_hint(Level::INFO))
 }
 
 /// Sets up the log of this process. Before it ends, [`last_words`] has to be called.
 ///
 /// # Errors
-/// A filter that is none, a log that is set up already, or no thread.
+/// A filter that is none, a file that cannot be written to, a log that is set up already, or no thread.
 pub fn init(logging: &Logging) -> Result<(), LoggingError> {
     let filter = filter(&logging.level).map_err(|problem| LoggingError::Filter {
         value: logging.level.clone(),
         problem,
     })?;
-    let writer = LogWriter::start(std::io::stderr())?;
-    let lines = fmt::layer::<Registry>().with_writer(writer.clone());
+    let streams = Streams::open(logging)?;
+    let written = written(filter, streams.has_access());
+    let lines = fmt::layer::<Registry>().with_writer(streams.clone());
     let installed = match logging.format {
         LogFormat::Json => {
             let lines = lines
@@ -124,58 +151,62 @@ pub fn init(logging: &Logging) -> Result<(), LoggingError> {
                 .flatten_event(true)
                 .with_current_span(true)
                 .with_span_list(false);
-            install(registry().with(lines.with_filter(written(filter))))
+            install(registry().with(lines.with_filter(written)))
         }
         LogFormat::Text => {
-            let lines = lines.with_ansi(std::io::stderr().is_terminal());
-            install(registry().with(lines.with_filter(written(filter))))
+            let has_colours = streams.are_stderr_alone() && std::io::stderr().is_terminal();
+            install(registry().with(lines.with_ansi(has_colours).with_filter(written)))
         }
     };
     installed?;
     // The subscriber could be set only once, so this is the first.
-    let _ = WRITER.set(writer);
+    let _ = STREAMS.set(streams);
     Ok(())
 }
 
-/// The last thing before the process ends: says `words` in plain text, whatever the level, and waits a moment
-/// until the log is written.
+/// Looks whether the files of the log could be opened, and makes nothing.
+///
+/// # Errors
+/// The first that could not be.
+pub fn check(logging: &Logging) -> Result<(), LoggingError> {
+    Ok(streams::check(logging)?)
+}
+
+/// The last thing before the process ends: says `words` in plain text on standard error, whatever the level, and waits
+/// a moment until the log is written.
 pub fn last_words(words: Option<&str>) {
-    match (WRITER.get(), words) {
-        (Some(writer), words) => writer.finish(words, LAST_WORDS),
+    match (STREAMS.get(), words) {
+        (Some(streams), words) => streams.finish(words, LAST_WORDS),
         (None, Some(words)) => eprintln!("{words}"),
         (None, None) => {}
     }
 }
 
-/// Lines lost since the start because standard error did not take them in time.
+/// Lines lost since the start because a place of the log did not take them, in time or at all. One that was to go to
+/// two places and has reached one counts.
 pub fn lines_lost() -> u64 {
-    WRITER.get().map_or(0, LogWriter::dropped)
+    let places = STREAMS.get().map(Streams::all).unwrap_or_default();
+    places.iter().map(writer::LogWriter::dropped).sum()
 }
 
 /// Audit lines among them.
 pub fn audit_lines_lost() -> u64 {
-    WRITER.get().map_or(0, LogWriter::audit_dropped)
+    let places = STREAMS.get().map(Streams::all).unwrap_or_default();
+    places.iter().map(writer::LogWriter::audit_dropped).sum()
 }
 
-/// Says so if lines were lost since it was last said. To be called every few seconds.
+/// Says so if lines were lost since it was last said, on standard error too. To be called every few seconds.
 pub fn say_lost() {
-    static SAID: AtomicU64 = AtomicU64::new(0);
-    static SAID_OF_AUDIT: AtomicU64 = AtomicU64::new(0);
-    let audit_lost = audit_lines_lost();
-    if SAID_OF_AUDIT.swap(audit_lost, Ordering::Relaxed) < audit_lost {
-        tracing::error!(
-            target: "audit", epoch = epoch(),
-            audit_lost,
-            "audit lines lost since the start: standard error does not take them in time"
-        );
-    }
-    let lost = lines_lost();
-    // A count since the start: if this line is lost too, the next one says all of it.
-    if SAID.swap(lost, Ordering::Relaxed) < lost {
-        tracing::warn!(
-            lost,
-            "log lines lost since the start: standard error does not take them in time"
-        );
+    for place in STREAMS.get().map(Streams::all).unwrap_or_default() {
+        // Counts since the start: if a line of these is lost too, the next one says all of it.
+        if let Some(audit_lost) = place.more_audit_dropped() {
+            let (place, why) = (place.name(), place.why_dropped());
+            tracing::error!(target: "audit", epoch = epoch(), audit_lost, place, why, "audit lines lost since the start");
+        }
+        if let Some(lost) = place.more_dropped() {
+            let (place, why) = (place.name(), place.why_dropped());
+            tracing::warn!(lost, place, why, "log lines lost since the start");
+        }
     }
 }
 
@@ -232,7 +263,7 @@ mod tests {
         ] {
             let lines = Lines::default();
             let writer = lines.clone();
-            let written = written(filter(level).unwrap());
+            let written = written(filter(level).unwrap(), false);
             let to_lines = fmt::layer::<Registry>().with_writer(move || writer.clone());
             let subscriber = registry().with(to_lines.with_filter(written));
             tracing::subscriber::with_default(subscriber, || {
@@ -240,6 +271,7 @@ mod tests {
                 tracing::info!(target: "audit", key = 1, "key destroyed");
                 tracing::debug!(target: "audit", "no line of the audit");
                 tracing::info!(target: "noise", "something else");
+                tracing::info!(target: "access", "a request");
             });
             let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
             assert!(text.contains("privilege used"), "{level}: {text}");
@@ -247,6 +279,25 @@ mod tests {
             assert_eq!(text.contains("no line of the audit"), level == "trace", "{level}");
             let is_verbose = matches!(level, "info" | "trace");
             assert_eq!(text.contains("something else"), is_verbose, "{level}");
+            assert!(!text.contains("a request"), "{level}: {text}");
+        }
+    }
+
+    #[test]
+    fn lines_of_requests_are_written_at_every_level_where_they_have_a_place() {
+        for level in ["off", "warn", "trace", "info,access=off"] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let written = written(filter(level).unwrap(), true);
+            let to_lines = fmt::layer::<Registry>().with_writer(move || writer.clone());
+            let subscriber = registry().with(to_lines.with_filter(written));
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::info!(target: "access", "a request");
+                tracing::debug!(target: "access", "no line of a request");
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains("a request"), "{level}: {text}");
+            assert!(!text.contains("no line"), "{level}: {text}");
         }
     }
 

@@ -240,7 +240,7 @@ fn describe() {
     );
     describe_counter!(
         LOG_LINES_LOST,
-        "Log lines that standard error did not take in time."
+        "Log lines that a place of the log did not take, in time or at all."
     );
     describe_counter!(AUDIT_LINES_LOST, "Lines of the audit among them.");
     describe_gauge!(

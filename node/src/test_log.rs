@@ -30,11 +30,21 @@ impl Lines {
         lines
     }
 
-    /// What is logged in this thread comes here for as long as the guard lives.
+    /// What is logged in this thread comes here for as long as the guard lives, but for lines of requests.
     pub(crate) fn collect(&self) -> tracing::subscriber::DefaultGuard {
+        self.collect_of("info,access=off")
+    }
+
+    /// Lines of requests, and nothing else.
+    pub(crate) fn collect_access(&self) -> tracing::subscriber::DefaultGuard {
+        self.collect_of("access=info")
+    }
+
+    fn collect_of(&self, filter: &str) -> tracing::subscriber::DefaultGuard {
         let subscriber = tracing_subscriber::fmt()
             .json()
             .flatten_event(true)
+            .with_env_filter(filter)
             .with_writer(self.writer())
             .finish();
         tracing::subscriber::set_default(subscriber)

@@ -2,8 +2,12 @@
 //! but for addresses, the cluster's name, and the playground's CA, which is marked DEV.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 
 use crate::common::{CONTEXT, Sealed, open, seal_under};
 use crate::site::{MODULE, PATIENT, Site, version_1s_site};
@@ -69,7 +73,7 @@ async fn founds(site: &Site) -> Result<()> {
     site.wait_ready().await?;
     site.create(&[CONTEXT, "2fa"]).await?;
     let trading = site.client("trading-1")?;
-    let sealed = seal_under(&trading, CONTEXT, b"text", 1).await?;
+    let sealed = seal_under(&trading, CONTEXT, b"planted plaintext", 1).await?;
     open(&trading, CONTEXT, &sealed).await?;
     drop(trading);
     site.stop(node).await
@@ -125,7 +129,54 @@ async fn serves_as_version_1_did(site: &Site) -> Result<()> {
     ] {
         ensure!(log.contains(warned), "no word of {warned:?}");
     }
+    logs_as_version_1_did(site, &sealed)?;
     serves_by_variables(site, &sealed).await
+}
+
+/// Each line is in the file of its kind, whole, and none has what nobody may read.
+fn logs_as_version_1_did(site: &Site, sealed: &Sealed) -> Result<()> {
+    let read = |name: &str| -> Result<Vec<Value>> {
+        let path = site.folder.join("logs").join(name);
+        let mode = fs::metadata(&path)
+            .with_context(|| path.display().to_string())?
+            .permissions()
+            .mode();
+        ensure!(mode & 0o777 == 0o600, "{name} has mode {mode:o}");
+        let text = fs::read_to_string(path)?;
+        for secret in [
+            String::from_utf8_lossy(&sealed.plaintext).into_owned(),
+            STANDARD.encode(&sealed.plaintext),
+            STANDARD.encode(sealed.ciphertext.as_slice()),
+        ] {
+            ensure!(!text.contains(&secret), "{name} has {secret:?}: {text}");
+        }
+        let lines = text.lines().map(serde_json::from_str::<Value>);
+        lines
+            .collect::<Result<_, serde_json::Error>>()
+            .with_context(|| format!("{name}: {text}"))
+    };
+    let (error, audit, access) = (read("error.log")?, read("audit.log")?, read("access.log")?);
+    let are = |lines: &[Value], target: &str| lines.iter().all(|line| line["target"] == target);
+    let has = |lines: &[Value], field: &str, value: &str| lines.iter().any(|line| line[field] == value);
+    ensure!(
+        are(&audit, "audit") && has(&audit, "action", "key.create"),
+        "{audit:?}"
+    );
+    ensure!(are(&access, "access"), "{access:?}");
+    ensure!(has(&error, "message", "started"), "{error:?}");
+    let others = ["audit", "access"]
+        .iter()
+        .any(|target| has(&error, "target", target));
+    ensure!(!others, "{error:?}");
+    for path in ["/encrypt", "/decrypt"] {
+        let is_it =
+            |line: &&Value| line["path"] == path && line["status"] == 200 && line["client_cn"] == "trading-1";
+        // Each has succeeded once; before that it may have been tried.
+        ensure!(access.iter().filter(is_it).count() == 1, "{path}: {access:?}");
+    }
+    // Standard error has what is said before there is a log, and after.
+    ensure!(!site.read("log").contains("\"message\":\"started\""));
+    Ok(())
 }
 
 /// The same node, told by version 1's variables. What its file says of the same things it could not start with.
@@ -150,7 +201,7 @@ async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
     fs::write(at("by-variables.yaml"), config)?;
     fs::remove_file(at("config.yaml"))?;
     let port = site.playground().node(1).api_port.to_string();
-    let before = site.log().len();
+    let before = site.read("log").len();
     let mut command = site.hsm_node()?;
     command.envs([
         ("CONFIG_PATH", "by-variables.yaml"),
@@ -171,7 +222,7 @@ async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
     seal_under(&trading, CONTEXT, b"by variables", 1).await?;
     drop(trading);
     site.stop(node).await?;
-    let log = site.log();
+    let log = site.read("log");
     let lines: Vec<&str> = log.get(before..).unwrap_or_default().lines().collect();
     let first = lines.first().context("it has logged nothing")?;
     ensure!(!first.starts_with('{'), "that is JSON: {first}");

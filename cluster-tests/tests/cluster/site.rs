@@ -192,6 +192,7 @@ impl Site {
             String::from_utf8_lossy(&output.stderr)
         );
         ensure!(!self.folder.join("data").exists(), "--check made a data folder");
+        ensure!(!self.folder.join("logs").exists(), "--check made a folder of the log");
         Ok(())
     }
 
@@ -260,8 +261,15 @@ impl Site {
         Ok(())
     }
 
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.join(name)).unwrap_or_default()
+    }
+
+    /// What it has said on standard error and in the files of its log.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        ["log", "logs/error.log", "logs/audit.log"]
+            .map(|name| self.read(name))
+            .concat()
     }
 
     pub(crate) fn passed(self) {

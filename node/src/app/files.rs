@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{StartFailure, descriptors, v1_keys};
 use crate::admin::Seed;
 use crate::config::{Config, PeerListener};
+use crate::logging;
 use crate::secrets::{check_pin, check_replication_key};
 use crate::sync::ClusterSigner;
 use crate::tls::{ApiTls, ClusterTls, load_api, load_cluster};
@@ -51,6 +52,7 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
     }
     // Whether there is a cluster yet only the store knows, which belongs to the node that runs.
     Files::read(config)?.seed.check_missing(false)?;
+    logging::check(&config.logging)?;
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;
     }
@@ -167,6 +169,12 @@ mod tests {
             let error = folder.check("").unwrap_err();
             assert!(error.starts_with(start), "{start}: {error}");
         }
+        let folder = Folder::new();
+        let log = |name: &str| format!("logging: {{audit_path: {}}}", folder.path(name).display());
+        let error = folder.check(&log("absent/audit.log")).unwrap_err();
+        assert!(error.starts_with("config: logging.audit_path: "), "{error}");
+        assert_eq!(folder.check(&log("audit.log")), Ok(()));
+        assert!(!folder.path("audit.log").exists());
         let role = "roles: {admin: [{ou: Admin, issuer: \"CN=Client\"}]}";
         let error = Folder::new().check(role).unwrap_err();
         assert!(

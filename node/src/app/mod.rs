@@ -24,7 +24,12 @@ pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
     // Before the configuration is read: version 1's may hold a PIN.
     secrets::harden_process()?;
     let config = Config::load(path)?;
-    logging::init(&config.logging)?;
+    if check_only {
+        // Files of the log are the running node's.
+        logging::init(&config.logging.on_standard_error())?;
+    } else {
+        logging::init(&config.logging)?;
+    }
     let outcome = run_configured(config, path, check_only);
     log_budget::say_suppressed();
     if let Err(failure) = &outcome {

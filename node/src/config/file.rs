@@ -374,7 +374,7 @@ pub(crate) struct RateLimitSection {
     pub(crate) burst: Option<u32>,
 }
 
-/// `logging`, to standard error; files and their rotation are the supervisor's.
+/// `logging`: to standard error, and to files where paths are given. The keys are version 1's.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct LoggingSection {
@@ -382,16 +382,28 @@ pub(crate) struct LoggingSection {
     pub(crate) level: Option<String>,
     /// `json` (default) or `text`.
     pub(crate) format: Option<String>,
-    pub(crate) error_path: Ignored,
-    pub(crate) audit_path: Ignored,
-    pub(crate) access_path: Ignored,
-    pub(crate) max_size_mb: Ignored,
-    pub(crate) max_backups: Ignored,
-    pub(crate) max_age_days: Ignored,
-    pub(crate) compress: Ignored,
-    pub(crate) audit_to_stdout: Ignored,
-    pub(crate) access_to_stdout: Ignored,
-    pub(crate) audit_mirror_to_error_on_debug: Ignored,
+    /// File of everything that is neither of the audit nor a line of a request. Default: standard error.
+    pub(crate) error_path: Option<PathBuf>,
+    /// File of the audit. Default: standard error.
+    pub(crate) audit_path: Option<PathBuf>,
+    /// File with a line for each request. Default: none is written.
+    pub(crate) access_path: Option<PathBuf>,
+    /// Mebibytes of a file before it is put aside. Default 100.
+    pub(crate) max_size_mb: Option<u64>,
+    /// Files put aside that are kept. Default 10.
+    pub(crate) max_backups: Option<u64>,
+    /// Days for which they are kept. Default 30.
+    pub(crate) max_age_days: Option<u64>,
+    /// Compress them (gzip). Default true.
+    pub(crate) compress: Option<bool>,
+    /// What goes to `error_path` goes to standard output too. Default true beside `error_path`.
+    pub(crate) error_to_stdout: Option<bool>,
+    /// What goes to `audit_path` goes to standard output too. Default true beside `audit_path`.
+    pub(crate) audit_to_stdout: Option<bool>,
+    /// What goes to `access_path` goes to standard output too. Default true beside `access_path`.
+    pub(crate) access_to_stdout: Option<bool>,
+    /// At level `debug` what goes to `audit_path` goes where `error_path` goes too. Default true.
+    pub(crate) audit_mirror_to_error_on_debug: Option<bool>,
 }
 
 /// `metrics`.
@@ -406,9 +418,7 @@ impl File {
     /// Keys that were given and have no effect, with the reason, for one line each in the log.
     pub(crate) fn ignored(&self) -> Vec<String> {
         let http2 = &self.server.http2;
-        let log = &self.logging;
         let bounded = "buffers have a fixed size, so that memory stays bounded";
-        let stderr = "the log goes to standard error; let the supervisor write and rotate files";
         let coordination = self.cluster.as_ref().map(|c| c.coordination.endpoints);
         let keys = [
             (
@@ -436,20 +446,6 @@ impl File {
                 "cluster.coordination.endpoints",
                 coordination.unwrap_or_default(),
                 "Raft is built in",
-            ),
-            ("logging.error_path", log.error_path, stderr),
-            ("logging.audit_path", log.audit_path, stderr),
-            ("logging.access_path", log.access_path, stderr),
-            ("logging.max_size_mb", log.max_size_mb, stderr),
-            ("logging.max_backups", log.max_backups, stderr),
-            ("logging.max_age_days", log.max_age_days, stderr),
-            ("logging.compress", log.compress, stderr),
-            ("logging.audit_to_stdout", log.audit_to_stdout, stderr),
-            ("logging.access_to_stdout", log.access_to_stdout, stderr),
-            (
-                "logging.audit_mirror_to_error_on_debug",
-                log.audit_mirror_to_error_on_debug,
-                stderr,
             ),
         ];
         keys.into_iter()

@@ -11,6 +11,7 @@ mod file;
 pub(crate) mod fuzzing;
 mod hsm;
 mod keys;
+mod logging;
 mod proxies;
 mod server;
 mod suggest;
@@ -35,13 +36,14 @@ pub use self::env::Env;
 pub use self::error::ConfigError;
 pub use self::hsm::{Hsm, PinSource, Slot};
 pub use self::keys::{DAY, Destroy, Rotation};
+pub use self::logging::{LogFormat, LogRotation, LogStream, Logging};
 pub use self::proxies::{Network, Proxies, TrustedProxy};
 pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
 pub(crate) use self::suggest::nearest;
 
 pub use raft_store::names::{ContextName, NodeName, SlotName};
 
-use self::file::{File, LoggingSection, RateLimitSection, StalenessSection};
+use self::file::{File, RateLimitSection, StalenessSection};
 use self::server::{millis, number};
 
 /// Everything the node needs to know to start. Paths are relative to the working directory, as
@@ -100,24 +102,6 @@ pub struct RateLimit {
     pub requests_per_second: NonZeroU32,
     /// At once.
     pub burst: NonZeroU32,
-}
-
-/// The log, on standard error.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Logging {
-    /// A level or an `EnvFilter` directive.
-    pub level: String,
-    /// How a line looks.
-    pub format: LogFormat,
-}
-
-/// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// One JSON object a line.
-    Json,
-    /// For people.
-    Text,
 }
 
 /// The policy of a new context, which may have a limit of invocations of its own.
@@ -182,7 +166,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path, mode: Option<u32>, env: Env<'_>) -> Result<Self, ConfigError> {
         let file = read(text, path)?;
-        let ignored = file.ignored();
+        let mut ignored = file.ignored();
         let mut warnings = Vec::new();
         let server = file.server.resolve(env)?;
         let acl = file.acl.resolve()?;
@@ -202,6 +186,7 @@ impl Config {
         if !file.dev {
             check_wait(&destroy, &cluster, &staleness)?;
         }
+        let logging = file.logging.resolve(env, &mut ignored)?;
         Ok(Self {
             server,
             data_dir: file.data_dir.unwrap_or_else(|| PathBuf::from("data")),
@@ -215,7 +200,7 @@ impl Config {
             destroy,
             rotation: file.rotation.resolve(file.dev)?,
             rate_limit: file.rate_limit.resolve()?,
-            logging: file.logging.resolve(env)?,
+            logging,
             client_metrics: file.metrics.client_cn,
             ignored,
             warnings,
@@ -398,39 +383,6 @@ impl RateLimitSection {
             )?,
             burst: at_least_one("rate_limit.burst", self.burst, 5000)?,
         })
-    }
-}
-
-impl LoggingSection {
-    fn resolve(self, env: Env<'_>) -> Result<Logging, ConfigError> {
-        let given = |variable: &str, text: Option<String>, default: &str| {
-            env::or_file(env, variable, text)
-                .filter(|text| !text.is_empty())
-                .unwrap_or_else(|| default.to_owned())
-        };
-        let level = given("HSM_LOG_LEVEL", self.level, "info");
-        crate::logging::filter(&level).map_err(|problem| {
-            ConfigError::invalid(
-                "logging.level",
-                &level,
-                problem,
-                "write error, warn, info, debug or trace, or a filter such as info,hsm_node=debug",
-            )
-        })?;
-        let format = given("HSM_LOG_FORMAT", self.format, "json");
-        let format = match format.to_ascii_lowercase().as_str() {
-            "json" => LogFormat::Json,
-            "text" | "console" => LogFormat::Text,
-            _ => {
-                return Err(ConfigError::invalid(
-                    "logging.format",
-                    format,
-                    "is not known",
-                    "write json or text",
-                ));
-            }
-        };
-        Ok(Logging { level, format })
     }
 }
 

@@ -81,7 +81,15 @@ fn v1s_file_loads_unchanged() {
     assert_eq!(config.hsm.binding("exchange-key"), Binding::Shared);
     assert_eq!(config.hsm.binding("2fa"), Binding::Private);
     assert!(config.acl.mappings["Database"].is_empty());
-    assert_eq!(config.ignored.len(), 9, "{:?}", config.ignored);
+    assert_eq!(config.ignored.len(), 5, "{:?}", config.ignored);
+    assert!(
+        config
+            .ignored
+            .iter()
+            .all(|line| line.starts_with("server.http2."))
+    );
+    assert_eq!(config.logging.error.path.as_deref(), Some(Path::new("a")));
+    assert!(config.logging.error.to_stdout && config.logging.rotation.compress);
     let metadata = config.hsm.metadata_file.as_deref();
     assert_eq!(metadata, Some(Path::new("metadata.yaml")));
     let beside_slots = CLUSTER.replace("hsm:\n", "hsm:\n  metadata_file: metadata.yaml\n");

@@ -1,6 +1,7 @@
 //! The API listener: from the accepted connection to the answer. Nothing here knows consensus or
 //! PKCS#11; it asks the node through [`DataPlane`] and slots through the key ring.
 
+mod access;
 mod activity;
 mod asking;
 mod batch;

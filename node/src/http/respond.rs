@@ -1,5 +1,5 @@
 //! The outermost layer of every route: request id, guards, identity, the common headers, the
-//! body of errors, metrics, the memory that it takes and the line in the log. Handlers below it only answer the question.
+//! body of errors, metrics, the memory that it takes and the lines in the log. Handlers below it only answer the question.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use hsm_api::{ErrorCode, StateIndex, paths};
 use tracing::Level;
 
+use super::access::{Answered, Asked};
 use super::caller::{Caller, Seen};
 use super::data_plane::Freshness;
 use super::drain::Phase;
@@ -37,6 +38,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     let id = RequestId::of(request.headers());
     let endpoint = endpoint(request.uri().path());
     let version = request.version();
+    let asked = Asked::of(&request, endpoint);
     let mut counted = None;
     let caller = Caller::of(&mut request);
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0);
@@ -79,6 +81,7 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
     {
         error = footprint::pay(&mut response, share).err();
     }
+    let code = error.as_ref().map_or("", |error| error.code().as_str());
     if let Some(error) = error {
         // Of whoever was thrown out in the middle of his request nothing is read any more: he could go on for long.
         let cut = expelled && lent.is_some();
@@ -106,13 +109,25 @@ pub(super) async fn wrap(State(state): State<ApiState>, mut request: Request, ne
         state.tell_limit(&counted, &mut response);
     }
     let client = caller.principal().ok().map(|client| client.cn.as_str());
-    metrics::request(endpoint, client, response.status().as_u16(), began.elapsed());
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    metrics::request(endpoint, client, status, took);
+    if let Some(asked) = asked {
+        asked.record(&Answered {
+            id: &id,
+            trace: &trace,
+            seen: caller.seen(),
+            peer,
+            status,
+            code,
+            took,
+        });
+    }
     tracing::debug!(
         request_id = id.as_str(),
         trace_id = trace.as_str(),
         endpoint,
-        status = response.status().as_u16(),
-        micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        status,
+        micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         "request"
     );
     response

@@ -1,24 +1,21 @@
-//! Standard error, behind a thread of its own. Whoever logs only puts a line into a bounded queue, so that a
-//! reader of the log that stalls costs lines, which are counted, and never stops the thread that logged. Audit
-//! lines have room of their own: they are the last that are lost.
+//! One place that lines go to, behind a thread of its own: standard error, standard output or a file. Whoever logs
+//! only puts a line into a bounded queue, so that a reader of the log that stalls, or a disk, costs lines, which are
+//! counted, and never stops the thread that logged. Audit lines have room of their own: they are the last that are lost.
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use tracing::Metadata;
-use tracing_subscriber::fmt::MakeWriter;
-
-/// Lines that may wait for standard error.
+/// Lines that may wait for one place.
 const QUEUE: usize = 4096;
 /// Audit lines that may wait besides, and the last words: those of eight whole batches of rewraps for others.
 const RESERVED: usize = 8192;
-/// The target of audit lines.
-const AUDIT: &str = "audit";
 /// How often a message that must not be lost is offered to a full queue.
 const RETRY: Duration = Duration::from_millis(5);
+/// Why a line was lost that the operating system has not refused.
+const TOO_SLOW: i32 = 0;
 
 enum Message {
     Line(Vec<u8>),
@@ -28,48 +25,106 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-/// What the log writes to. Clones share queue and count.
+/// What one place has lost since the start.
+#[derive(Default)]
+struct Lost {
+    lines: AtomicU64,
+    /// Those of them that were of the audit.
+    audit: AtomicU64,
+    /// The operating system's reason for the last of them, or [`TOO_SLOW`].
+    reason: AtomicI32,
+    /// What of these two was said.
+    told: AtomicU64,
+    told_audit: AtomicU64,
+}
+
+impl Lost {
+    fn count(&self, is_audit: bool, reason: i32) {
+        self.reason.store(reason, Ordering::Relaxed);
+        self.lines.fetch_add(1, Ordering::Relaxed);
+        if is_audit {
+            self.audit.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A place. Clones share queue and counts.
 #[derive(Clone)]
 pub(super) struct LogWriter {
+    name: Arc<str>,
     queue: SyncSender<Message>,
     /// How many [`Message::Line`] may wait, and do.
     room: usize,
     waiting: Arc<AtomicUsize>,
-    dropped: Arc<AtomicU64>,
-    /// Those of them that were of the audit.
-    audit_dropped: Arc<AtomicU64>,
+    lost: Arc<Lost>,
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `sink`.
-    pub(super) fn start(sink: impl Write + Send + 'static) -> io::Result<Self> {
-        Self::with_room(QUEUE, RESERVED, sink)
+    /// Starts the thread that writes to `sink`, which messages call `name`.
+    pub(super) fn start(name: &str, sink: impl Write + Send + 'static) -> io::Result<Self> {
+        Self::with_room(name, QUEUE, RESERVED, sink)
     }
 
-    fn with_room(room: usize, reserved: usize, sink: impl Write + Send + 'static) -> io::Result<Self> {
+    fn with_room(
+        name: &str,
+        room: usize,
+        reserved: usize,
+        sink: impl Write + Send + 'static,
+    ) -> io::Result<Self> {
         let (queue, messages) = sync_channel(room + reserved);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let left = Arc::clone(&waiting);
+        let lost = Arc::new(Lost::default());
+        let (left, losing) = (Arc::clone(&waiting), Arc::clone(&lost));
         std::thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || write_out(&messages, &left, sink))?;
+            .spawn(move || write_out(&messages, &left, &losing, sink))?;
         Ok(Self {
+            name: name.into(),
             queue,
             room,
             waiting,
-            dropped: Arc::default(),
-            audit_dropped: Arc::default(),
+            lost,
         })
+    }
+
+    /// What messages call it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether both write to one place.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.lost, &other.lost)
     }
 
     /// Lines lost since the start.
     pub(super) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.lost.lines.load(Ordering::Relaxed)
     }
 
     /// Audit lines among them.
     pub(super) fn audit_dropped(&self) -> u64 {
-        self.audit_dropped.load(Ordering::Relaxed)
+        self.lost.audit.load(Ordering::Relaxed)
+    }
+
+    /// [`Self::dropped`], if it is more than it was the last time.
+    pub(super) fn more_dropped(&self) -> Option<u64> {
+        let lost = self.dropped();
+        (self.lost.told.swap(lost, Ordering::Relaxed) < lost).then_some(lost)
+    }
+
+    /// [`Self::audit_dropped`], if it is more than it was the last time.
+    pub(super) fn more_audit_dropped(&self) -> Option<u64> {
+        let lost = self.audit_dropped();
+        (self.lost.told_audit.swap(lost, Ordering::Relaxed) < lost).then_some(lost)
+    }
+
+    /// Why the last line was lost.
+    pub(super) fn why_dropped(&self) -> String {
+        match self.lost.reason.load(Ordering::Relaxed) {
+            TOO_SLOW => "they are not taken in time".to_owned(),
+            reason => io::Error::from_raw_os_error(reason).to_string(),
+        }
     }
 
     /// Says `words` and waits until they and everything before them are written, but not for longer than
@@ -85,7 +140,8 @@ impl LogWriter {
         }
     }
 
-    fn line(&self, line: &[u8], is_audit: bool) {
+    /// Takes one line, or counts it as lost.
+    pub(super) fn line(&self, line: &[u8], is_audit: bool) {
         let taken = is_audit || self.take_room();
         let sent = taken && {
             let line = line.to_vec();
@@ -102,10 +158,7 @@ impl LogWriter {
         if taken && !is_audit {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        self.dropped.fetch_add(1, Ordering::Relaxed);
-        if is_audit {
-            self.audit_dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        self.lost.count(is_audit, TOO_SLOW);
     }
 
     fn take_room(&self) -> bool {
@@ -128,57 +181,24 @@ impl LogWriter {
     }
 }
 
-/// The thread. A log that cannot be written is no reason to stop: there is nowhere to say so.
-fn write_out(messages: &Receiver<Message>, waiting: &AtomicUsize, mut sink: impl Write) {
+/// The thread. A place that cannot be written to is no reason to stop: what it has lost is counted and said.
+fn write_out(messages: &Receiver<Message>, waiting: &AtomicUsize, lost: &Lost, mut sink: impl Write) {
+    let mut write = |line: &[u8], is_audit| {
+        if let Err(error) = sink.write_all(line) {
+            lost.count(is_audit, error.raw_os_error().unwrap_or(nix::libc::EIO));
+        }
+    };
     for message in messages {
         match message {
             Message::Line(line) => {
                 waiting.fetch_sub(1, Ordering::Relaxed);
-                let _ = sink.write_all(&line);
+                write(&line, false);
             }
-            Message::Reserved(line) => {
-                let _ = sink.write_all(&line);
-            }
+            Message::Reserved(line) => write(&line, true),
+            // Each line was handed to the operating system when it was written.
             Message::Flush(done) => {
-                let _ = sink.flush();
                 let _ = done.try_send(());
             }
-        }
-    }
-}
-
-/// Takes one line.
-pub(super) struct LineWriter<'a> {
-    log: &'a LogWriter,
-    is_audit: bool,
-}
-
-/// One call is one line: the subscriber formats a line whole before it writes it.
-impl Write for LineWriter<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.log.line(line, self.is_audit);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for LogWriter {
-    type Writer = LineWriter<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        LineWriter {
-            log: self,
-            is_audit: false,
-        }
-    }
-
-    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Self::Writer {
-        LineWriter {
-            log: self,
-            is_audit: meta.target() == AUDIT,
         }
     }
 }
@@ -220,14 +240,13 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     fn log(writer: &LogWriter, line: &str) {
-        let mut place = writer.make_writer();
-        place.write_all(format!("{line}\n").as_bytes()).unwrap();
+        writer.line(format!("{line}\n").as_bytes(), false);
     }
 
     #[test]
     fn everything_logged_before_the_end_is_written_in_its_order() {
         let reader = Reader::default();
-        let writer = LogWriter::start(reader.clone()).unwrap();
+        let writer = LogWriter::start("reader", reader.clone()).unwrap();
         let lines: Vec<String> = (0..100).map(|n| n.to_string()).collect();
         for line in &lines {
             log(&writer, line);
@@ -240,7 +259,7 @@ mod tests {
     #[test]
     fn a_reader_that_stalls_costs_lines_and_stops_nobody() {
         let reader = Reader::default();
-        let writer = LogWriter::with_room(4, 2, reader.clone()).unwrap();
+        let writer = LogWriter::with_room("reader", 4, 2, reader.clone()).unwrap();
         let stalled = reader.stall();
         log(&writer, "0");
         // In the hands of the thread.
@@ -266,5 +285,51 @@ mod tests {
             assert!(read.iter().any(|read| read == line), "{line}");
         }
         assert_eq!(read.last().unwrap(), "read again");
+    }
+
+    /// Takes nothing for as long as it is full.
+    struct Disk {
+        is_full: Arc<std::sync::atomic::AtomicBool>,
+        reader: Reader,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.is_full.load(Ordering::SeqCst) {
+                return Err(io::Error::from_raw_os_error(nix::libc::ENOSPC));
+            }
+            self.reader.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_that_are_counted_and_said_once_with_the_reason() {
+        let is_full = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let reader = Reader::default();
+        let disk = Disk {
+            is_full: Arc::clone(&is_full),
+            reader: reader.clone(),
+        };
+        let writer = LogWriter::start("audit.log", disk).unwrap();
+        assert_eq!((writer.more_dropped(), writer.more_audit_dropped()), (None, None));
+        log(&writer, "lost");
+        writer.line(b"lost too\n", true);
+        writer.finish(None, LONG);
+        assert_eq!((writer.dropped(), writer.audit_dropped()), (2, 1));
+        assert_eq!(
+            (writer.more_dropped(), writer.more_audit_dropped()),
+            (Some(2), Some(1))
+        );
+        assert!(writer.why_dropped().contains("space"), "{}", writer.why_dropped());
+        assert_eq!((writer.more_dropped(), writer.more_audit_dropped()), (None, None));
+        is_full.store(false, Ordering::SeqCst);
+        log(&writer, "there is room again");
+        writer.finish(None, LONG);
+        assert_eq!(reader.read(), ["there is room again"]);
+        assert_eq!(writer.dropped(), 2);
     }
 }

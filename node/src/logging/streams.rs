@@ -1,0 +1,475 @@
+//! Which lines go where: the audit, requests, and the rest, each to standard error, standard output or a file. What
+//! the log says of itself, such as of lines that it has lost, goes to standard error in any case.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use tracing::Metadata;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::backups;
+use super::file::LogFile;
+use super::place;
+use super::writer::LogWriter;
+use super::{ACCESS, AUDIT, LoggingError};
+use crate::config::{ConfigError, LogRotation, LogStream, Logging};
+
+const ERROR_PATH: &str = "logging.error_path";
+const AUDIT_PATH: &str = "logging.audit_path";
+const ACCESS_PATH: &str = "logging.access_path";
+
+/// What the log writes to. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Streams(Arc<Inner>);
+
+struct Inner {
+    stderr: LogWriter,
+    /// Every place, in the order in which the end of the process waits for them: who reads a pipe may stall.
+    all: Vec<LogWriter>,
+    rest: Vec<LogWriter>,
+    audit: Vec<LogWriter>,
+    access: Vec<LogWriter>,
+    /// As `rest` and `audit`, of what the log says of itself.
+    own: Vec<LogWriter>,
+    own_audit: Vec<LogWriter>,
+}
+
+/// Looks whether the files could be opened, and makes nothing.
+pub(super) fn check(logging: &Logging) -> Result<(), ConfigError> {
+    for (key, stream) in [
+        (ERROR_PATH, &logging.error),
+        (AUDIT_PATH, &logging.audit),
+        (ACCESS_PATH, &logging.access),
+    ] {
+        if let Some(path) = &stream.path {
+            place::find(key, path)?;
+        }
+    }
+    Ok(())
+}
+
+impl Streams {
+    /// Opens everything.
+    pub(super) fn open(logging: &Logging) -> Result<Self, LoggingError> {
+        // Before the first of them is made.
+        check(logging)?;
+        let mut places = Places::new(logging.rotation)?;
+        let rest = places.or_stderr(ERROR_PATH, &logging.error)?;
+        let mut audit = places.or_stderr(AUDIT_PATH, &logging.audit)?;
+        let access = places.of(ACCESS_PATH, &logging.access)?;
+        if logging.mirror_audit {
+            add(&mut audit, &rest);
+        }
+        let (stderr, all) = places.finish()?;
+        let with_stderr = |writers: &[LogWriter]| {
+            let mut writers = writers.to_vec();
+            add(&mut writers, std::slice::from_ref(&stderr));
+            writers
+        };
+        Ok(Self(Arc::new(Inner {
+            own: with_stderr(&rest),
+            own_audit: with_stderr(&audit),
+            stderr,
+            all,
+            rest,
+            audit,
+            access,
+        })))
+    }
+
+    /// Every place.
+    pub(super) fn all(&self) -> &[LogWriter] {
+        &self.0.all
+    }
+
+    /// Whether nothing leaves standard error.
+    pub(super) fn are_stderr_alone(&self) -> bool {
+        self.0.all.len() == 1
+    }
+
+    /// Whether lines of requests are written.
+    pub(super) fn has_access(&self) -> bool {
+        !self.0.access.is_empty()
+    }
+
+    /// Says `words` on standard error, and waits until everything is written, but not for longer than `patience`.
+    pub(super) fn finish(&self, words: Option<&str>, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        for writer in &self.0.all {
+            let words = words.filter(|_| writer.is(&self.0.stderr));
+            writer.finish(words, deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn writers(&self, target: &str, module: Option<&str>) -> &[LogWriter] {
+        let is_own = module.is_some_and(|module| module.starts_with(super::MODULE));
+        let inner = &*self.0;
+        match (target, is_own) {
+            (AUDIT, false) => &inner.audit,
+            (AUDIT, true) => &inner.own_audit,
+            (ACCESS, _) => &inner.access,
+            (_, false) => &inner.rest,
+            (_, true) => &inner.own,
+        }
+    }
+}
+
+/// Adds those that are not there yet: no line is written twice to one place.
+fn add(to: &mut Vec<LogWriter>, writers: &[LogWriter]) {
+    for writer in writers {
+        if !to.iter().any(|there| there.is(writer)) {
+            to.push(writer.clone());
+        }
+    }
+}
+
+/// What has been opened so far, each once.
+struct Places {
+    rotation: LogRotation,
+    stderr: LogWriter,
+    stdout: Option<LogWriter>,
+    files: Vec<(PathBuf, LogWriter)>,
+    /// Tells the thread that keeps backups that there is a new one.
+    due: SyncSender<()>,
+    is_due: Receiver<()>,
+}
+
+impl Places {
+    fn new(rotation: LogRotation) -> io::Result<Self> {
+        // One is enough: whoever is told looks at all of them.
+        let (due, is_due) = sync_channel(1);
+        Ok(Self {
+            rotation,
+            stderr: LogWriter::start("standard error", io::stderr())?,
+            stdout: None,
+            files: Vec::new(),
+            due,
+            is_due,
+        })
+    }
+
+    fn of(&mut self, key: &'static str, stream: &LogStream) -> Result<Vec<LogWriter>, LoggingError> {
+        let mut writers = Vec::new();
+        if let Some(path) = &stream.path {
+            writers.push(self.file(key, path)?);
+        }
+        if stream.to_stdout {
+            writers.push(self.stdout()?);
+        }
+        Ok(writers)
+    }
+
+    fn or_stderr(&mut self, key: &'static str, stream: &LogStream) -> Result<Vec<LogWriter>, LoggingError> {
+        let mut writers = self.of(key, stream)?;
+        if writers.is_empty() {
+            writers.push(self.stderr.clone());
+        }
+        Ok(writers)
+    }
+
+    fn stdout(&mut self) -> io::Result<LogWriter> {
+        if let Some(stdout) = &self.stdout {
+            return Ok(stdout.clone());
+        }
+        let stdout = LogWriter::start("standard output", Unbuffered(io::stdout()))?;
+        Ok(self.stdout.insert(stdout).clone())
+    }
+
+    /// Two keys may name one file, which then has the lines of both.
+    fn file(&mut self, key: &'static str, path: &Path) -> Result<LogWriter, LoggingError> {
+        let found = place::find(key, path)?;
+        if let Some((_, writer)) = self.files.iter().find(|(open, _)| *open == found) {
+            return Ok(writer.clone());
+        }
+        let opened = LogFile::open(key, found.clone(), self.rotation, self.due.clone())?;
+        let writer = LogWriter::start(&path.display().to_string(), opened)?;
+        self.files.push((found, writer.clone()));
+        Ok(writer)
+    }
+
+    /// Standard error, and all of them.
+    fn finish(self) -> io::Result<(LogWriter, Vec<LogWriter>)> {
+        let (paths, mut all): (Vec<_>, Vec<_>) = self.files.into_iter().unzip();
+        if !paths.is_empty() {
+            backups::keep(paths, self.rotation, self.is_due)?;
+        }
+        all.push(self.stderr.clone());
+        all.extend(self.stdout);
+        Ok((self.stderr, all))
+    }
+}
+
+/// Standard output keeps back what is no whole line, and what fills no buffer: a line is written when it is written.
+struct Unbuffered(io::Stdout);
+
+impl Write for Unbuffered {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut stdout = self.0.lock();
+        stdout.write_all(bytes)?;
+        stdout.flush()?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Takes one line.
+pub(super) struct LineWriter<'a> {
+    places: &'a [LogWriter],
+    is_audit: bool,
+}
+
+/// One call is one line: the subscriber formats a line whole before it writes it.
+impl Write for LineWriter<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        for place in self.places {
+            place.line(line, self.is_audit);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Streams {
+    type Writer = LineWriter<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        LineWriter {
+            places: &self.0.rest,
+            is_audit: false,
+        }
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Self::Writer {
+        LineWriter {
+            places: self.writers(meta.target(), meta.module_path()),
+            is_audit: meta.target() == AUDIT,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::config::LogFormat;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn logging() -> Logging {
+        Logging {
+            level: "info".to_owned(),
+            format: LogFormat::Json,
+            error: LogStream::default(),
+            audit: LogStream::default(),
+            access: LogStream::default(),
+            mirror_audit: false,
+            rotation: LogRotation {
+                max_bytes: 1 << 20,
+                max_backups: 10,
+                max_age: Duration::from_secs(86_400),
+                compress: true,
+            },
+        }
+    }
+
+    fn to(folder: &Path, name: &str) -> LogStream {
+        LogStream {
+            path: Some(folder.join(name)),
+            to_stdout: false,
+        }
+    }
+
+    fn names(writers: &[LogWriter]) -> Vec<&str> {
+        writers.iter().map(LogWriter::name).collect()
+    }
+
+    fn log(streams: &Streams, target: &str, line: &str) {
+        let mut writer = LineWriter {
+            places: streams.writers(target, Some("hsm_node::http")),
+            is_audit: target == AUDIT,
+        };
+        writer.write_all(line.as_bytes()).unwrap();
+    }
+
+    fn read(folder: &Path, name: &str) -> String {
+        std::fs::read_to_string(folder.join(name)).unwrap()
+    }
+
+    #[test]
+    fn without_a_path_there_is_standard_error_alone_and_no_line_of_a_request() {
+        let streams = Streams::open(&logging()).unwrap();
+        assert!(streams.are_stderr_alone() && !streams.has_access());
+        for target in ["hsm_node::app", AUDIT] {
+            assert_eq!(names(streams.writers(target, None)), ["standard error"]);
+        }
+    }
+
+    #[test]
+    fn each_kind_of_line_goes_to_its_own_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let logging = Logging {
+            error: to(folder, "error.log"),
+            audit: to(folder, "audit.log"),
+            access: to(folder, "access.log"),
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        log(&streams, "hsm_node::app", "started\n");
+        log(&streams, AUDIT, "key destroyed\n");
+        log(&streams, ACCESS, "request\n");
+        streams.finish(None, LONG);
+        assert_eq!(read(folder, "error.log"), "started\n");
+        assert_eq!(read(folder, "audit.log"), "key destroyed\n");
+        assert_eq!(read(folder, "access.log"), "request\n");
+    }
+
+    #[test]
+    fn what_the_log_says_of_itself_is_on_standard_error_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let logging = Logging {
+            error: to(folder.path(), "error.log"),
+            audit: to(folder.path(), "audit.log"),
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        for target in [crate::logging::MODULE, AUDIT] {
+            let own = streams.writers(target, Some("hsm_node::logging::backups"));
+            assert_eq!(own.len(), 2);
+            assert!(names(own).contains(&"standard error"));
+        }
+        assert_eq!(streams.writers(AUDIT, Some("hsm_node::admin::audit")).len(), 1);
+    }
+
+    #[test]
+    fn two_keys_may_name_one_file_and_no_line_is_in_it_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let logging = Logging {
+            error: to(folder, "node.log"),
+            audit: to(&folder.join("."), "node.log"),
+            mirror_audit: true,
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        log(&streams, "hsm_node::app", "started\n");
+        log(&streams, AUDIT, "key destroyed\n");
+        streams.finish(None, LONG);
+        assert_eq!(read(folder, "node.log"), "started\nkey destroyed\n");
+    }
+
+    #[test]
+    fn a_mirrored_audit_is_in_both_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let logging = Logging {
+            error: to(folder, "error.log"),
+            audit: to(folder, "audit.log"),
+            mirror_audit: true,
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        log(&streams, AUDIT, "key destroyed\n");
+        streams.finish(None, LONG);
+        for name in ["error.log", "audit.log"] {
+            assert_eq!(read(folder, name), "key destroyed\n");
+        }
+    }
+
+    #[test]
+    fn standard_output_is_beside_a_file_or_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let logging = Logging {
+            error: LogStream {
+                to_stdout: true,
+                ..to(folder.path(), "error.log")
+            },
+            access: LogStream {
+                path: None,
+                to_stdout: true,
+            },
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        assert_eq!(streams.writers("hsm_node::app", None).len(), 2);
+        assert_eq!(names(streams.writers(ACCESS, None)), ["standard output"]);
+        assert_eq!(names(streams.writers(AUDIT, None)), ["standard error"]);
+    }
+
+    #[test]
+    fn a_look_makes_nothing_and_a_refused_path_leaves_the_others_unmade() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut logging = Logging {
+            error: to(folder.path(), "error.log"),
+            ..logging()
+        };
+        check(&logging).unwrap();
+        logging.audit = to(&folder.path().join("absent"), "audit.log");
+        let error = Streams::open(&logging).err().unwrap().to_string();
+        assert!(error.starts_with("config: logging.audit_path: "), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn lines_of_many_threads_stay_whole() {
+        const THREADS: usize = 8;
+        const LINES: usize = 200;
+        let folder = tempfile::tempdir().unwrap();
+        let logging = Logging {
+            access: to(folder.path(), "access.log"),
+            rotation: LogRotation {
+                max_bytes: 64 << 10,
+                max_backups: 1000,
+                compress: false,
+                ..logging().rotation
+            },
+            ..logging()
+        };
+        let streams = Streams::open(&logging).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let streams = &streams;
+                scope.spawn(move || {
+                    let filling = char::from(b'a' + u8::try_from(thread).unwrap())
+                        .to_string()
+                        .repeat(200);
+                    for number in 0..LINES {
+                        log(streams, ACCESS, &format!("{thread} {number} {filling}\n"));
+                    }
+                });
+            }
+        });
+        streams.finish(None, LONG);
+        assert_eq!(streams.all().iter().map(LogWriter::dropped).sum::<u64>(), 0);
+        let mut next = [0; THREADS];
+        let mut files: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(files.len() > 2, "{files:?}");
+        // Backups by their times; `access.log` comes after every `access-…`.
+        files.sort();
+        for file in files {
+            for line in std::fs::read_to_string(file).unwrap().lines() {
+                let parts: Vec<&str> = line.split(' ').collect();
+                let [thread, number, filling] = parts[..] else {
+                    panic!("{line}")
+                };
+                let thread: usize = thread.parse().unwrap();
+                assert_eq!(number.parse::<usize>().unwrap(), next[thread], "{line}");
+                assert_eq!(filling.len(), 200, "{line}");
+                next[thread] += 1;
+            }
+        }
+        assert_eq!(next, [LINES; THREADS]);
+    }
+}
