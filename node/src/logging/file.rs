@@ -220,7 +220,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, sync_channel};
 
     use super::*;
-    use crate::logging::place::find;
+    use crate::logging::place::{Absent, find};
 
     const KEY: &str = "logging.audit_path";
 
@@ -251,7 +251,7 @@ mod tests {
                 max_age: Duration::from_secs(86_400),
                 compress: false,
             };
-            let found = find(KEY, &self.path(name)).unwrap();
+            let found = find(KEY, &self.path(name), Absent::Look).unwrap();
             let opened = LogFile::open(KEY, found, rotation, self.due.clone());
             opened.map_err(|error| error.to_string())
         }

@@ -1,8 +1,8 @@
 //! The place of a file of the log, as its key names it: looked at before it is opened, by the start and by `--check`.
 
-use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
@@ -12,13 +12,24 @@ use crate::config::ConfigError;
 
 /// Of a file that is made. One that takes the place of another has that one's.
 const MODE: u32 = 0o600;
+/// Of a folder that is made, as version 1 made it.
+const FOLDER_MODE: u32 = 0o750;
 
-/// Where the file is that `key` names: with its folder's real path, whatever the working directory is later. Makes
-/// nothing.
+/// What becomes of a folder that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absent {
+    /// It is made.
+    Make,
+    /// Nothing is made: `--check` looks whether it could be.
+    Look,
+}
+
+/// Where the file is that `key` names: with its folder's real path, whatever the working directory is later. Makes no
+/// file.
 ///
 /// # Errors
 /// What forbids to write there, or to rename it when it is full.
-pub(super) fn find(key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
+pub(super) fn find(key: &str, path: &Path, absent: Absent) -> Result<PathBuf, ConfigError> {
     let refused = |problem: String, remedy: &str| ConfigError::invalid(key, path.display(), problem, remedy);
     let Some(name) = path.file_name() else {
         return Err(refused("names no file".to_owned(), "write the path of a file"));
@@ -27,14 +38,28 @@ pub(super) fn find(key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let folder = folder.canonicalize().map_err(|error| {
+    let no_folder = |done: &str, error: io::Error| {
         let shown = folder.display();
         refused(
-            format!("its folder {shown} cannot be found: {error}"),
+            format!("its folder {shown} cannot be {done}: {error}"),
             "make the folder (mkdir -m 0750) and give it to the user that the node runs as",
         )
-    })?;
-    access(&folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
+    };
+    let folder = match folder.canonicalize() {
+        Ok(folder) => folder,
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(no_folder("found", error)),
+        Err(_) if absent == Absent::Make => {
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(FOLDER_MODE);
+            let made = builder.create(folder).and_then(|()| folder.canonicalize());
+            made.map_err(|error| no_folder("made", error))?
+        }
+        Err(_) => {
+            may_write(nearest(folder)).map_err(|error| no_folder("made", error))?;
+            return Ok(folder.join(name));
+        }
+    };
+    may_write(&folder).map_err(|error| {
         refused(
             format!("no file can be made in its folder: {error}"),
             "let the node's user write to the folder: a file that is full is renamed in it",
@@ -67,6 +92,16 @@ pub(super) fn find(key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
     }
 }
 
+/// The innermost folder on the way to this one that is there.
+fn nearest(folder: &Path) -> &Path {
+    let mut there = folder.ancestors().filter(|ancestor| ancestor.exists());
+    there.next().unwrap_or(Path::new("."))
+}
+
+fn may_write(folder: &Path) -> io::Result<()> {
+    Ok(access(folder, AccessFlags::W_OK | AccessFlags::X_OK)?)
+}
+
 /// Reading shows how the last line ends. Opening must not hang, nor follow what has taken the file's place.
 pub(super) fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -88,7 +123,7 @@ mod tests {
     const KEY: &str = "logging.audit_path";
 
     fn find_in(folder: &tempfile::TempDir, name: &str) -> Result<PathBuf, String> {
-        find(KEY, &folder.path().join(name)).map_err(|error| error.to_string())
+        find(KEY, &folder.path().join(name), Absent::Look).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -99,7 +134,7 @@ mod tests {
         symlink(folder.path().join("file"), folder.path().join("link")).unwrap();
         nix::unistd::mkfifo(&folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for (name, problem, remedy) in [
-            ("absent/a.log", "cannot be found", "mkdir -m 0750"),
+            ("file/in/a.log", "cannot be found", "mkdir -m 0750"),
             ("file/a.log", "in its folder: ", "let the node's user"),
             ("folder", "is no regular file", "write the path of a file"),
             ("pipe", "is no regular file", "_to_stdout: true"),
@@ -116,6 +151,21 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(folder.path().join("file")).unwrap(), "x");
         assert!(find_in(&folder, "a.log").is_ok() && !folder.path().join("a.log").exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_made_by_the_start_and_not_by_a_check() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("var/log/a.log");
+        assert_eq!(find(KEY, &path, Absent::Look).unwrap(), path);
+        assert!(!folder.path().join("var").exists());
+        let found = find(KEY, &path, Absent::Make).unwrap();
+        assert_eq!(found.file_name(), path.file_name());
+        let mode = fs::metadata(found.parent().unwrap())
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777 & !FOLDER_MODE, 0, "{mode:o}");
     }
 
     #[test]

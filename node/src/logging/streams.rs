@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::backups;
 use super::file::LogFile;
-use super::place;
+use super::place::{self, Absent};
 use super::writer::LogWriter;
 use super::{ACCESS, AUDIT, LoggingError};
 use crate::config::{ConfigError, LogRotation, LogStream, Logging};
@@ -45,7 +45,7 @@ pub(super) fn check(logging: &Logging) -> Result<(), ConfigError> {
         (ACCESS_PATH, &logging.access),
     ] {
         if let Some(path) = &stream.path {
-            place::find(key, path)?;
+            place::find(key, path, Absent::Look)?;
         }
     }
     Ok(())
@@ -180,7 +180,7 @@ impl Places {
 
     /// Two keys may name one file, which then has the lines of both.
     fn file(&mut self, key: &'static str, path: &Path) -> Result<LogWriter, LoggingError> {
-        let found = place::find(key, path)?;
+        let found = place::find(key, path, Absent::Make)?;
         if let Some((_, writer)) = self.files.iter().find(|(open, _)| *open == found) {
             return Ok(writer.clone());
         }
