@@ -2,6 +2,7 @@
 //! has nobody for, and clients that never repeat a request unless they are told to.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -12,10 +13,12 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
     SerialNumber,
 };
-use rustls_pki_types::CertificateDer;
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A certificate and its key, as PEM.
@@ -60,6 +63,8 @@ pub struct Pki {
 
 /// The client CA's name.
 const CLIENT_CA: &str = "DEV hsm-service client CA";
+/// The cluster CA's name.
+const CLUSTER_CA: &str = "DEV hsm-service cluster CA";
 /// One attempt of a request; a test that waits longer is a test of something else.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
@@ -79,6 +84,17 @@ fn name(common: &str, unit: Option<&str>) -> Result<CertificateParams> {
 fn client_params(common: &str, unit: Option<&str>) -> Result<CertificateParams> {
     let mut params = name(common, unit)?;
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+fn cluster_params(node_id: &str) -> Result<CertificateParams> {
+    let mut params = name(node_id, None)?;
+    let uri = format!("hsm://playground/{node_id}");
+    params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     Ok(params)
 }
 
@@ -187,15 +203,24 @@ impl Pki {
     /// A new cluster certificate, with a new key, for the node of this name.
     pub fn issue_cluster(&self, node_id: &str) -> Result<Identity> {
         let key = KeyPair::from_pem(&self.read("cluster-ca.key")?)?;
-        let issuer = Issuer::new(name("DEV hsm-service cluster CA", None)?, key);
-        let mut params = name(node_id, None)?;
-        let uri = format!("hsm://playground/{node_id}");
-        params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into()?)];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        sign(&params, &issuer)
+        sign(
+            &cluster_params(node_id)?,
+            &Issuer::new(name(CLUSTER_CA, None)?, key),
+        )
+    }
+
+    /// A cluster CA that no member knows, under the playground's CA's name, and a certificate of it for this node.
+    pub fn foreign_cluster(node_id: &str) -> Result<(Identity, Identity)> {
+        let key = KeyPair::generate()?;
+        let mut params = name(CLUSTER_CA, None)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let ca = Identity {
+            cert: params.self_signed(&key)?.pem(),
+            key: key.serialize_pem(),
+        };
+        let own = sign(&cluster_params(node_id)?, &Issuer::new(params, key))?;
+        Ok((ca, own))
     }
 
     /// Where a node's cluster certificate lies.
@@ -248,6 +273,41 @@ fn crl(key: KeyPair, revoked: &[&Identity]) -> Result<String> {
         key_identifier_method: KeyIdMethod::Sha256,
     };
     Ok(list.signed_by(&Issuer::new(name(CLIENT_CA, None)?, key))?.pem()?)
+}
+
+/// Shakes hands with a node that has to refuse this certificate, `None`: that there is none; gives the alert that
+/// comes back. A client of the API may find the connection broken before it has read why.
+pub async fn alert_for(pki: &Pki, identity: Option<&Identity>, port: u16) -> Result<AlertDescription> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pki.read("ca.crt")?.as_bytes())?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots);
+    let config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder.with_client_auth_cert(
+            vec![CertificateDer::from(identity.der()?)],
+            PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?,
+        )?,
+    };
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let connecting = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost")?, stream);
+    let answered = tokio::time::timeout(ATTEMPT, async {
+        // In TLS 1.3 a client is done before the node has looked at its certificate.
+        connecting.await?.read_u8().await
+    });
+    let error = match answered.await.context("no answer to a handshake")? {
+        Ok(byte) => bail!("it was let in, and heard {byte}"),
+        Err(error) => error,
+    };
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
+        Some(rustls::Error::AlertReceived(alert)) => Ok(*alert),
+        _ => bail!("no alert: {error}"),
+    }
 }
 
 /// Offers TLS 1.2 as the newest version, and gives level and description of the alert that comes back.

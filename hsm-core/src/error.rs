@@ -209,7 +209,7 @@ pub enum SlotError {
     },
     /// The token said no just now.
     #[error(
-        "slot {slot}: token {serial} refused the PIN ({code}); it will not be tried again until it changes"
+        "slot {slot}: token {serial} refused the PIN ({code}), and it is not tried again; set the right one"
     )]
     PinRefused {
         /// Configured name of the slot.

@@ -2,11 +2,12 @@
 //! stays healthy.
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::client::alert_for_tls12;
+use cluster_tests::client::{alert_for, alert_for_tls12};
 use cluster_tests::{Pki, Playground};
 use hsm_api::client::{Method, RawResponse};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Client, ClientError, ErrorCode, Problem, paths};
+use hsm_api::{Client, ErrorCode, Problem, paths};
+use rustls::AlertDescription;
 
 use crate::common::{CONTEXT, open, seal};
 
@@ -205,27 +206,37 @@ async fn who_may_not_learns_no_more_than_that() -> Result<()> {
         assert_eq!(code, Some(ErrorCode::RoleRequired), "{profile}");
     }
 
-    // TLS itself.
-    let no_certificate = cluster.pki().client(None, &endpoints)?;
-    let foreign_ca = cluster
-        .pki()
-        .client(Some(&Pki::foreign("trading-1", Some("Trading"))?), &endpoints)?;
-    let node_as_client = cluster.pki().issue_cluster("hsm-node-1")?;
-    let node_as_client = cluster.pki().client(Some(&node_as_client), &endpoints)?;
-    for (what, client) in [
-        ("no certificate", no_certificate),
-        ("foreign CA", foreign_ca),
-        ("cluster CA", node_as_client),
+    // TLS itself: no HTTP answer, but an alert that says why (RFC 8446 section 6.2).
+    let (pki, port) = (cluster.pki(), cluster.node(1).api_port);
+    let (who, unit) = ("trading-1", Some("Trading"));
+    for (what, identity, alert) in [
+        ("no certificate", None, AlertDescription::CertificateRequired),
+        (
+            "a foreign CA",
+            Some(pki.issue_cluster("hsm-node-1")?),
+            AlertDescription::UnknownCA,
+        ),
+        (
+            "a foreign CA of the CA's name",
+            Some(Pki::foreign(who, unit)?),
+            AlertDescription::DecryptError,
+        ),
+        (
+            "one that has ended",
+            Some(pki.issue_expired(who, unit)?),
+            AlertDescription::CertificateExpired,
+        ),
+        (
+            "one that is not for clients",
+            Some(pki.issue_for_servers(who, unit)?),
+            AlertDescription::UnsupportedCertificate,
+        ),
     ] {
-        let outcome = client.encrypt(&EncryptRequest::new(CONTEXT, b"x")).await;
-        let refused = matches!(
-            outcome,
-            Err(ClientError::Tls { .. } | ClientError::Transport { .. })
-        );
-        ensure!(refused, "{what}: {outcome:?}");
+        let said = alert_for(&pki, identity.as_ref(), port).await;
+        assert_eq!(said.context(what)?, alert, "{what}");
     }
     // 2: fatal, 70: protocol_version.
-    assert_eq!(alert_for_tls12(cluster.node(1).api_port).await?, (2, 70));
+    assert_eq!(alert_for_tls12(port).await?, (2, 70));
 
     still_healthy(&cluster, &trading).await?;
     cluster.passed();

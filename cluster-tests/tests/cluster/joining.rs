@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Load, Node, Playground, until};
+use cluster_tests::{Identity, Load, Node, Pki, Playground, until};
 use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
 use hsm_api::{ClientError, ErrorCode, SecretText};
 use nix::sys::wait::WaitStatus;
+use sha2::{Digest, Sha256};
 
 use crate::common::{CONTEXT, open, open_everywhere, seal, seal_under};
 
@@ -182,6 +183,18 @@ async fn a_join_that_must_fail_says_why_and_harms_nobody() -> Result<()> {
     check_refused(outcome, &[Conflict, InvalidArgument], "hsm-node-1")?;
     check_unharmed(&cluster).await?;
 
+    // A certificate of another CA: its operator has the members' digest, or the own one.
+    let (ca, own) = Pki::foreign_cluster("hsm-node-4")?;
+    let foreign = foreign_files(&cluster, &config, &ca, &own)?;
+    restart(&cluster, &fourth, &foreign).await?;
+    let outcome = join(&cluster, &fourth, |_| ()).await?;
+    check_refused(outcome, &[InvalidArgument], "cluster.tls.ca_path")?;
+    let digest = hex::encode(Sha256::digest(ca.der()?));
+    let outcome = join(&cluster, &fourth, |request| request.cluster_ca_sha256 = digest).await?;
+    let named = "install the cluster's CA here (cluster.tls.ca_path)";
+    check_refused(outcome, &[InvalidArgument], named)?;
+    check_unharmed(&cluster).await?;
+
     // Another replication key.
     let secret = cluster.dir().join("secrets/replication.key");
     let right = std::fs::read(&secret)?;
@@ -246,6 +259,24 @@ async fn a_join_under_a_wrong_address_is_put_right_by_joining_again() -> Result<
     );
     cluster.passed();
     Ok(())
+}
+
+/// A fourth node's configuration with files of another cluster CA.
+fn foreign_files(cluster: &Playground, config: &str, ca: &Identity, own: &Identity) -> Result<String> {
+    let (cert, key) = cluster.pki().cluster_files("hsm-node-4");
+    let mut changed = config.to_owned();
+    for (path, name, pem) in [
+        (cluster.pki().dir().join("cluster-ca.crt"), "ca.crt", &ca.cert),
+        (cert, "own.crt", &own.cert),
+        (key, "own.key", &own.key),
+    ] {
+        let path = path.display().to_string();
+        ensure!(changed.contains(&path), "{path} is not in\n{changed}");
+        let file = cluster.scratch().join(format!("foreign-{name}"));
+        std::fs::write(&file, pem)?;
+        changed = changed.replace(&path, &file.display().to_string());
+    }
+    Ok(changed)
 }
 
 async fn restart(cluster: &Playground, node: &Node, config: &str) -> Result<()> {

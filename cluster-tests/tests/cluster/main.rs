@@ -10,6 +10,7 @@ mod chaos;
 mod cli;
 mod common;
 mod copied_token;
+mod damage;
 mod data_plane;
 mod durability;
 mod examples;

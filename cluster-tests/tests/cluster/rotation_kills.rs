@@ -10,8 +10,8 @@ use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 
 use crate::common::{
-    CONTEXT, Sealed, check_settled, context_on, in_state, made, open_everywhere, seal, settled_everywhere,
-    settled_on,
+    CONTEXT, Sealed, check_settled, context_on, in_state, made, open_everywhere, seal, seal_under,
+    settled_everywhere, settled_on,
 };
 
 /// From the request to the point.
@@ -72,12 +72,21 @@ impl<'a> Doomed<'a> {
         Ok((killed, next))
     }
 
-    /// It comes back; then all nodes agree, everything acknowledged opens on all of them, and nobody has noticed
-    /// anything.
-    async fn comes_back(&self, acknowledged: &[Sealed]) -> Result<()> {
+    /// It comes back; then all nodes agree, everything acknowledged before the kill, without it and since opens on all
+    /// of them, and nobody has noticed anything.
+    async fn comes_back(&self, acknowledged: &mut Vec<Sealed>) -> Result<()> {
+        for node in &self.others {
+            let client = self.cluster.client_on("trading-1", node.number)?;
+            acknowledged.push(seal(&client, CONTEXT, self.point.as_bytes()).await?);
+        }
         self.cluster.start_node(self.leader.node).await?;
         self.cluster.wait_ready(&self.cluster.nodes()).await?;
-        settled_everywhere(self.cluster, CONTEXT).await?;
+        let active = check_settled(&settled_everywhere(self.cluster, CONTEXT).await?)?;
+        for node in self.cluster.nodes() {
+            let client = self.cluster.client_on("trading-1", node.number)?;
+            let sealed = seal_under(&client, CONTEXT, self.point.as_bytes(), active).await;
+            acknowledged.push(sealed.with_context(|| node.id())?);
+        }
         open_everywhere(self.cluster, "trading-1", CONTEXT, acknowledged).await?;
         self.load.resume(self.leader.node).await;
         let so_far = self.load.so_far();
@@ -87,14 +96,10 @@ impl<'a> Doomed<'a> {
 }
 
 /// One ciphertext of every node.
-async fn seal_everywhere(
-    cluster: &Playground,
-    plaintext: &str,
-    acknowledged: &mut Vec<Sealed>,
-) -> Result<()> {
+async fn seal_everywhere(cluster: &Playground, acknowledged: &mut Vec<Sealed>) -> Result<()> {
     for node in cluster.nodes() {
         let client = cluster.client_on("trading-1", node.number)?;
-        acknowledged.push(seal(&client, CONTEXT, plaintext.as_bytes()).await?);
+        acknowledged.push(seal(&client, CONTEXT, b"before all kills").await?);
     }
     Ok(())
 }
@@ -113,15 +118,15 @@ async fn nobody_noticed(load: Load) -> Result<()> {
 
 /// A round at every point, a third of them on a cluster of their own each: most of a round is an election.
 async fn at_every_point(
-    round: impl AsyncFn(&Playground, &Load, &'static str, &[Sealed]) -> Result<()>,
+    round: impl AsyncFn(&Playground, &Load, &'static str, &mut Vec<Sealed>) -> Result<()>,
 ) -> Result<()> {
     let rounds = async |points: &'static [&'static str]| -> Result<()> {
         let cluster = Playground::start(3).await?;
         let load = Load::start(&cluster)?;
         let mut acknowledged = Vec::new();
+        seal_everywhere(&cluster, &mut acknowledged).await?;
         for point in points {
-            seal_everywhere(&cluster, point, &mut acknowledged).await?;
-            round(&cluster, &load, point, &acknowledged)
+            round(&cluster, &load, point, &mut acknowledged)
                 .await
                 .with_context(|| (*point).to_owned())?;
         }
@@ -145,7 +150,7 @@ async fn sent_once_and_repeated(
     cluster: &Playground,
     load: &Load,
     point: &'static str,
-    acknowledged: &[Sealed],
+    acknowledged: &mut Vec<Sealed>,
 ) -> Result<()> {
     let doomed = Doomed::at(cluster, load, point).await?;
     let client = cluster.client_on("admin", doomed.others[0].number)?;
@@ -196,7 +201,7 @@ async fn sent_once_to_the_leader(
     cluster: &Playground,
     load: &Load,
     point: &'static str,
-    acknowledged: &[Sealed],
+    acknowledged: &mut Vec<Sealed>,
 ) -> Result<()> {
     // Before it was proposed nobody knows of it; from then on it has a number, for good.
     let prepared = ROTATION

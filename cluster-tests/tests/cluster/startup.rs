@@ -30,19 +30,19 @@ const EXIT_PIN: i32 = 77;
 
 /// How a start ended.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    said: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) said: String,
 }
 
 /// hsm-node, started by hand with one configuration and the playground's secrets.
-struct Start {
+pub(crate) struct Start {
     config: String,
     env: BTreeMap<String, String>,
 }
 
 impl Start {
-    fn of(cluster: &Playground, node: &Node) -> Result<Self> {
+    pub(crate) fn of(cluster: &Playground, node: &Node) -> Result<Self> {
         let secret = |file: &str| -> Result<String> {
             let path = cluster.dir().join("secrets").join(file);
             let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -64,7 +64,7 @@ impl Start {
     }
 
     /// With something replaced that has to be there.
-    fn with(mut self, from: &str, to: &str) -> Result<Self> {
+    pub(crate) fn with(mut self, from: &str, to: &str) -> Result<Self> {
         ensure!(
             self.config.contains(from),
             "the playground's configuration has no {from:?}:\n{}",
@@ -88,7 +88,7 @@ impl Start {
         self
     }
 
-    fn spawn(&self, scratch: &Path) -> Result<Started> {
+    pub(crate) fn spawn(&self, scratch: &Path) -> Result<Started> {
         let config = scratch.join("startup.yaml");
         std::fs::write(&config, &self.config)?;
         let mut child = tokio::process::Command::new(cluster_tests::binary("hsm-node")?)
@@ -126,14 +126,31 @@ impl Start {
 }
 
 /// A process of it.
-struct Started {
+pub(crate) struct Started {
     child: tokio::process::Child,
     said: JoinHandle<String>,
 }
 
 impl Started {
+    /// Until it is ready; false if it has ended by itself instead.
+    pub(crate) async fn gets_ready(&mut self, node: &Node) -> Result<bool> {
+        let what = "readiness, or the end of the process";
+        let probe = async || match self.child.try_wait() {
+            Ok(None) => node.is_ready().await.then_some(Ok(true)),
+            Ok(Some(_)) => Some(Ok(false)),
+            Err(error) => Some(Err(error)),
+        };
+        until(what, STARTED_WITHIN, probe).await?.context(what)
+    }
+
+    /// Kills it; what it has said.
+    pub(crate) async fn kill(mut self) -> Result<String> {
+        self.child.kill().await?;
+        Ok(self.said.await?)
+    }
+
     /// How it ends by itself; it is killed if it does not in time.
-    async fn ended(mut self, limit: Duration) -> Result<Ended> {
+    pub(crate) async fn ended(mut self, limit: Duration) -> Result<Ended> {
         let code = match tokio::time::timeout(limit, self.child.wait()).await {
             Ok(status) => status?.code(),
             Err(_) => {
@@ -174,22 +191,64 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
         .await?;
     let twice = start()?.with("contexts: [2fa]", "contexts: [2fa, order-key]")?;
     twice
-        .refused(scratch, &["order-key", "hsm.slots.exchange", "hsm.slots.2fa"])
+        .refused(
+            scratch,
+            &[
+                "hsm.slots.2fa.contexts",
+                "order-key",
+                "hsm.slots.exchange",
+                "name it in one slot only",
+            ],
+        )
         .await?;
     let both = start()?.with("  slots:\n", "  slot_id: hsm-token\n  slots:\n")?;
-    both.refused(scratch, &["hsm.slot_id", "hsm-token", "hsm.slots"])
-        .await?;
+    both.refused(
+        scratch,
+        &[
+            "hsm.slot_id",
+            "hsm-token",
+            "keep hsm.slots and remove hsm.slot_id",
+        ],
+    )
+    .await?;
     let misspelt = start()?.with("drain:", "drian:")?;
     misspelt
         .refused(scratch, &["server.drian", "did you mean drain?"])
         .await?;
     let unreadable = start()?.with("server.crt", "absent.crt")?;
     unreadable
-        .refused(scratch, &["server.tls.cert_path", "absent.crt", "readable"])
+        .refused(
+            scratch,
+            &["server.tls.cert_path", "absent.crt", "give a readable PEM file"],
+        )
+        .await?;
+    // What nobody can read, root included.
+    let folder = scratch.join("folder.crt");
+    std::fs::create_dir(&folder)?;
+    let own = cluster
+        .pki()
+        .dir()
+        .join("nodes")
+        .join(node.id())
+        .join("server.crt");
+    let unreadable = start()?.with(&own.display().to_string(), &folder.display().to_string())?;
+    unreadable
+        .refused(
+            scratch,
+            &["server.tls.cert_path", "folder.crt", "give a readable PEM file"],
+        )
         .await?;
     let no_pem = start()?.with("server.crt", "../../../env")?;
     no_pem
-        .refused(scratch, &["server.tls.cert_path", "/env", "no certificate"])
+        .refused(
+            scratch,
+            &[
+                "server.tls.cert_path",
+                "/env",
+                "no certificate",
+                "give a PEM file with one",
+            ],
+        )
         .await?;
     let other_key = start()?.with("/server.key", "/cluster.key")?;
     other_key
@@ -200,16 +259,29 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
                 "cluster.key",
                 "server.tls.cert_path",
                 "server.crt",
+                "give the key that the certificate was issued for",
             ],
         )
         .await?;
     let production = start()?.with("dev: true", "dev: false")?;
     production.refused(scratch, &["DEV", "dev: true"]).await?;
     let one_ca = start()?.with("cluster-ca.crt", "ca.crt")?;
-    one_ca.refused(scratch, &["cluster.tls."]).await?;
+    one_ca
+        .refused(
+            scratch,
+            &[
+                "server.tls.ca_path",
+                "cluster.tls.ca_path",
+                "give the cluster a CA of its own",
+            ],
+        )
+        .await?;
     let external = start()?.with("type: raft", "type: etcd")?;
     external
-        .refused(scratch, &["cluster.coordination.type", "etcd", "built in"])
+        .refused(
+            scratch,
+            &["cluster.coordination.type", "etcd", "write `type: raft`"],
+        )
         .await?;
 
     for (port, key) in [
@@ -218,7 +290,10 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
         (node.cluster_port, "cluster.listen"),
     ] {
         let taken = TcpListener::bind(("127.0.0.1", port))?;
-        start()?.refused(scratch, &[key, &port.to_string()]).await?;
+        let remedy = "is in use by another process; stop that one or choose another port";
+        start()?
+            .refused(scratch, &[key, &port.to_string(), remedy])
+            .await?;
         drop(taken);
     }
 
@@ -246,21 +321,48 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
 
     let unknown = fresh("label")?.with("label: slot-2fa", "label: slot-of-nobody")?;
     unknown
-        .refused(scratch, &["hsm.slots.2fa.label", "slot-of-nobody", "slot-2fa"])
+        .refused(
+            scratch,
+            &[
+                "hsm.slots.2fa.label",
+                "slot-of-nobody",
+                "slot-2fa",
+                "make the token with: hsmctl slot init",
+            ],
+        )
         .await?;
     let absent = fresh("module")?.with("libsofthsm2.so", "libabsent.so")?;
-    absent.refused(scratch, &["pkcs11_lib", "libabsent.so"]).await?;
+    absent
+        .refused(
+            scratch,
+            &[
+                ".pkcs11_lib",
+                "libabsent.so",
+                "install the module, or set pkcs11_lib to its full path",
+            ],
+        )
+        .await?;
 
     // A wrong PIN is tried once, whatever a supervisor does.
     let wrong_pin = "7K2QX9D4MZ8RBH3TWF6VPN5CJYGE";
     let wrong = fresh("pin")?.with_env("HSM_PIN_2FA", Some(wrong_pin));
     let first = wrong
-        .refused(scratch, &["hsm.slots.2fa.pin_env", "HSM_PIN_2FA"])
+        .refused(
+            scratch,
+            &["hsm.slots.2fa.pin_env", "HSM_PIN_2FA", "set the right one"],
+        )
         .await?;
     assert_eq!(first.code, Some(EXIT_PIN), "{}", first.said);
     for _ in 0..5 {
         let again = wrong
-            .refused(scratch, &["hsm.slots.2fa.pin_env", "not tried again"])
+            .refused(
+                scratch,
+                &[
+                    "hsm.slots.2fa.pin_env",
+                    "HSM_PIN_2FA",
+                    "not tried again; set the right one",
+                ],
+            )
             .await?;
         assert_eq!(again.code, Some(EXIT_PIN), "{}", again.said);
         ensure!(!again.said.contains(wrong_pin), "the PIN is in the log");
@@ -268,7 +370,15 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
     // A short one is not tried at all.
     let short = fresh("short")?.with_env("HSM_PIN_2FA", Some("1234"));
     short
-        .refused(scratch, &["2fa", "128 random bits", "insecure_pin"])
+        .refused(
+            scratch,
+            &[
+                "hsm.slots.2fa.pin_env",
+                "HSM_PIN_2FA",
+                "128 random bits",
+                "make one with hsmctl slot init",
+            ],
+        )
         .await?;
     // With the right one the token is as it was: both slots are open, and the node runs until it is stopped. It
     // belongs to no cluster, so that is as ready as it gets.
@@ -315,39 +425,54 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     let sealed = seal(&trading, CONTEXT, b"before").await?;
     let config = node.config()?;
 
-    // Its token is gone: another label has the same effect, and loses nothing.
-    cluster.dev("down", &[]).await?;
-    node.set_config(&config.replace("label: slot-2fa", "label: slot-of-nobody"))?;
-    cluster.start_node(1).await?;
-    // A slot that nobody serves makes nobody unready.
-    node.wait_ready(Duration::from_secs(30)).await?;
-    open(&trading, CONTEXT, &sealed).await?;
-    seal(&trading, CONTEXT, b"meanwhile").await?;
-    let outcome = cluster
-        .client("2fa-1")?
-        .encrypt(&hsm_api::data::EncryptRequest::new("2fa", b"x"))
-        .await;
-    let code = outcome.err().and_then(|error| error.code());
-    ensure!(
-        matches!(code, Some(ErrorCode::SlotFailed | ErrorCode::SlotLocked)),
-        "the failed slot answers {code:?}"
-    );
-    assert_eq!(node.health().get("/readyz?slot=exchange").await?.status, 200);
-    assert_eq!(node.health().get("/readyz?slot=2fa").await?.status, 503);
-    says_that_one_key_is_gone(&node, &trading).await?;
-    let status = cluster.status(1).await.context("no status")?;
-    let slot = status
-        .slots
-        .iter()
-        .find(|slot| slot.slot == "2fa")
-        .context("no slot 2fa in status")?;
-    ensure!(
-        slot.state != SlotState::Ready && slot.reason.is_some(),
-        "{slot:?}"
-    );
+    // Its token is gone: another label has the same effect, and loses nothing. Or its module is.
+    let module = "label: slot-2fa, pkcs11_lib: /absent/libabsent.so";
+    for (instead, state, named) in [
+        (
+            "label: slot-of-nobody",
+            SlotState::Absent,
+            ["hsm.slots.2fa.label", "hsmctl slot init"],
+        ),
+        (
+            module,
+            SlotState::Failed,
+            ["hsm.slots.2fa.pkcs11_lib", "install the module"],
+        ),
+    ] {
+        let changed = config.replace("label: slot-2fa", instead);
+        ensure!(changed != config, "{config}");
+        node.kill().await?;
+        node.set_config(&changed)?;
+        cluster.start_node(1).await?;
+        // A slot that nobody serves makes nobody unready.
+        node.wait_ready(STARTED_WITHIN).await?;
+        open(&trading, CONTEXT, &sealed).await?;
+        seal(&trading, CONTEXT, b"meanwhile").await?;
+        let outcome = cluster
+            .client("2fa-1")?
+            .encrypt(&hsm_api::data::EncryptRequest::new("2fa", b"x"))
+            .await;
+        let code = outcome.err().and_then(|error| error.code());
+        assert_eq!(code, Some(ErrorCode::SlotFailed), "{instead}");
+        assert_eq!(node.health().get("/readyz?slot=exchange").await?.status, 200);
+        assert_eq!(node.health().get("/readyz?slot=2fa").await?.status, 503);
+        says_that_one_key_is_gone(&node, &trading).await?;
+        let status = cluster.status(1).await.context("no status")?;
+        let slot = status
+            .slots
+            .iter()
+            .find(|slot| slot.slot == "2fa")
+            .context("no slot 2fa in status")?;
+        let reason = slot.reason.as_deref().unwrap_or_default();
+        ensure!(slot.state == state && reason.contains(named[1]), "{slot:?}");
+        // It started, and all the same the log has what a refusal would have said.
+        let log = node.log();
+        let loudly = |line: &str| line.contains("\"ERROR\"") && named.iter().all(|word| line.contains(word));
+        ensure!(log.lines().any(loudly), "{named:?} are not in its log");
+    }
 
     // Put right, it serves again.
-    cluster.dev("down", &[]).await?;
+    node.kill().await?;
     node.set_config(&config)?;
     cluster.start_node(1).await?;
     node.wait_ready(Duration::from_secs(30)).await?;

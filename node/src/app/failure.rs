@@ -77,7 +77,7 @@ impl StartFailure {
     pub fn exit_code(&self) -> u8 {
         match self {
             StartFailure::Slot(error) if error.about_pin => PIN,
-            StartFailure::Consensus(StartError::Listen { .. }) => CONFIG,
+            StartFailure::Consensus(StartError::Listen(_)) => CONFIG,
             StartFailure::Consensus(_)
             | StartFailure::Thread(_)
             | StartFailure::LogHook(_)

@@ -111,7 +111,8 @@ impl NoAnswer {
                 format!("{address} speaks TLS but not the cluster protocol; {OTHER_ADDRESS}")
             }
             Error::InvalidCertificate(_) => format!(
-                "{address} shows a certificate that is no cluster certificate of this cluster ({tls}); {OTHER_ADDRESS}"
+                "{address} shows a certificate that is no cluster certificate of this cluster ({tls}); {OTHER_ADDRESS}, \
+                 or, if it is that one, install the cluster's CA here (cluster.tls.ca_path)"
             ),
             Error::InvalidMessage(_) => format!("{address} does not speak TLS ({tls}); {OTHER_ADDRESS}"),
             Error::AlertReceived(_) => format!(
@@ -336,6 +337,10 @@ mod tests {
             (
                 Error::InvalidCertificate(CertificateError::UnknownIssuer),
                 "no cluster certificate of this cluster",
+            ),
+            (
+                Error::InvalidCertificate(CertificateError::BadSignature),
+                "install the cluster's CA here (cluster.tls.ca_path)",
             ),
             (
                 Error::InvalidMessage(InvalidMessage::InvalidContentType),

@@ -19,7 +19,7 @@ async fn an_address_that_is_taken_is_found_before_anything_is_made() {
     let prepared = tokio::task::spawn_blocking(move || prepare(options))
         .await
         .unwrap();
-    assert!(matches!(prepared.err().unwrap(), StartError::Listen { .. }));
+    assert!(matches!(prepared.err().unwrap(), StartError::Listen(_)));
     assert!(!data.exists());
 }
 

@@ -26,6 +26,7 @@ use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
 use super::{Consensus, membership, refusals, register, server};
 use crate::clock;
+use crate::http::ListenError;
 use crate::identity::peer_identity;
 use crate::tls::ClusterTls;
 
@@ -97,14 +98,8 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] OpenError),
     /// The cluster listener cannot be bound.
-    #[error("cluster.listen: {address}: {source}; is another node using this port?")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// The thread cannot be started.
     #[error("consensus thread: {0}")]
     Thread(String),
@@ -208,10 +203,11 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
+    const KEY: &str = "cluster.listen";
     let listener = match options.listen {
         Some(address) => {
             let bound = bind(address);
-            Some(bound.map_err(|source| StartError::Listen { address, source })?)
+            Some(bound.map_err(|reason| ListenError::of(KEY, address, reason))?)
         }
         None => None,
     };

@@ -40,14 +40,7 @@ pub struct HealthServer {
 /// [`ListenError`], with the key.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     const KEY: &str = "server.health_listen";
-    TcpListener::bind(address).map_err(|reason| match reason.kind() {
-        std::io::ErrorKind::AddrInUse => ListenError::InUse { key: KEY, address },
-        _ => ListenError::Refused {
-            key: KEY,
-            address,
-            reason,
-        },
-    })
+    TcpListener::bind(address).map_err(|reason| ListenError::of(KEY, address, reason))
 }
 
 /// Starts the thread.

@@ -47,6 +47,16 @@ pub enum ListenError {
     },
 }
 
+impl ListenError {
+    /// What became of binding an address that `key` has set.
+    pub fn of(key: &'static str, address: SocketAddr, reason: std::io::Error) -> Self {
+        match reason.kind() {
+            std::io::ErrorKind::AddrInUse => Self::InUse { key, address },
+            _ => Self::Refused { key, address, reason },
+        }
+    }
+}
+
 /// Binds an address that `key` has set.
 ///
 /// # Errors
@@ -54,10 +64,7 @@ pub enum ListenError {
 pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address)
         .await
-        .map_err(|reason| match reason.kind() {
-            std::io::ErrorKind::AddrInUse => ListenError::InUse { key, address },
-            _ => ListenError::Refused { key, address, reason },
-        })
+        .map_err(|reason| ListenError::of(key, address, reason))
 }
 
 /// What the accept loop needs.

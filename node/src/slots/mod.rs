@@ -200,9 +200,12 @@ fn judge(entry: &SlotEntry, failure: &OpenFailure, legacy: bool) -> Result<(), S
     let marker = entry.marker();
     match marker.read() {
         Ok(Some(_)) => {
+            let (key, value) = failure.blame(entry.config(), legacy);
             tracing::error!(
                 slot = entry.name().as_str(),
                 state = entry.state().name(),
+                key,
+                value,
                 reason = %failure,
                 "slot does not open; the node starts without it and goes on trying"
             );

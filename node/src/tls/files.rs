@@ -42,9 +42,13 @@ pub(super) fn certificates(key: &'static str, path: &Path) -> Result<Vec<Certifi
     let pem = read(key, path)?;
     let ders = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| content(key, path, format!("is not PEM: {error}")))?;
+        .map_err(|error| content(key, path, format!("is not PEM: {error}; give a PEM file")))?;
     if ders.is_empty() {
-        return Err(content(key, path, "holds no certificate (BEGIN CERTIFICATE)"));
+        return Err(content(
+            key,
+            path,
+            "holds no certificate (BEGIN CERTIFICATE); give a PEM file with one",
+        ));
     }
     Ok(ders)
 }
@@ -67,7 +71,7 @@ pub(super) fn private_key(key: &'static str, path: &Path) -> Result<PrivateKeyDe
         content(
             key,
             path,
-            "holds no unencrypted private key (PKCS#8, SEC1 or PKCS#1)",
+            "holds no unencrypted private key (PKCS#8, SEC1 or PKCS#1); give a PEM file with one",
         )
     })
 }

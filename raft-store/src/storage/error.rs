@@ -136,7 +136,10 @@ pub enum OpenError {
         what: String,
     },
     /// The directory belongs to another node.
-    #[error("data_dir {dir}: it belongs to node_id {found:?}, the configuration says {expected:?}")]
+    #[error(
+        "data_dir {dir}: it belongs to node_id {found:?}, the configuration says {expected:?}; correct cluster.node_id, \
+         or give this node a data_dir of its own"
+    )]
     OtherNode {
         /// The data directory.
         dir: PathBuf,
