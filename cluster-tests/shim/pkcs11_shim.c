@@ -8,6 +8,7 @@
  *     FUNCTION fail CODE [LABEL]       returns CODE (hexadecimal) without calling the real module
  *     FUNCTION delay MILLISECONDS [LABEL]
  *     FUNCTION hang - [LABEL]          until the rule is gone
+ *     FUNCTION log - [LABEL]           a line more in "<this library>.calls": process, FUNCTION, first argument
  *     C_GenerateKey value HEX [LABEL]  the AES key that it makes has these 32 bytes
  *
  * With LABEL a rule is for the token of that label alone. Loaded twice, from two files, it is two modules.
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef unsigned long word; /* CK_ULONG, and wide enough for every argument */
 typedef word (*function)(word, word, word, word, word, word, word, word);
@@ -55,7 +57,7 @@ enum { CKR_OK = 0, CKR_GENERAL_ERROR = 5, CKA_VALUE = 0x11, CKA_VALUE_LEN = 0x16
 
 static struct function_list *real;
 static struct function_list ours;
-static char rules[4096];
+static char rules[4096], calls[4096];
 
 static int label_is(char kind, word first, const char *label) {
   word session[8] = {0}; /* CK_SESSION_INFO begins with the slot */
@@ -85,6 +87,14 @@ static int rule_for(const char *name, char kind, word first, char verb[16], char
   }
   fclose(file);
   return found;
+}
+
+/* A line this short is written whole, whichever thread or process writes beside it. */
+static void note(const char *name, word first) {
+  FILE *file = fopen(calls, "ae");
+  if (file == NULL) return;
+  fprintf(file, "%ld %s %lu\n", (long)getpid(), name, first);
+  fclose(file);
 }
 
 static void pause_ms(long milliseconds) {
@@ -120,6 +130,7 @@ static word pass(int index, const char *name, char kind, word a, word b, word c,
     }
     if (strcmp(verb, "fail") == 0) return strtoul(argument, NULL, 16);
     if (strcmp(verb, "delay") == 0) pause_ms(strtol(argument, NULL, 10));
+    if (strcmp(verb, "log") == 0) note(name, a);
     if (strcmp(verb, "value") == 0) return key_of(argument, a, (const struct attribute *)c, d, e);
     break;
   }
@@ -137,6 +148,7 @@ static word load(void) {
   Dl_info self;
   if (dladdr((void *)load, &self) == 0) return CKR_GENERAL_ERROR;
   snprintf(rules, sizeof rules, "%s.rules", self.dli_fname);
+  snprintf(calls, sizeof calls, "%s.calls", self.dli_fname);
   FILE *file = fopen(rules, "re");
   while (file != NULL && fgets(line, sizeof line, file) != NULL) {
     if (sscanf(line, "module %4095s", path) == 1) break;

@@ -5,13 +5,20 @@ use hsm_api::paths;
 
 use crate::node::Node;
 
+/// The leader has committed a version. From here on it has a number for good, and whoever leads next has to do something
+/// about it.
+pub const PREPARED: &str = "rotation::after_prepare_commit";
+
+/// A node is about to import a key into its token.
+pub const IMPORTS: &str = "rotation::before_import";
+
 /// The steps of a rotation, in the order in which a leader passes them.
 pub const ROTATION: [&str; 10] = [
     "rotation::before_wrap",
     "rotation::after_wrap",
     "rotation::before_prepare_commit",
-    "rotation::after_prepare_commit",
-    "rotation::before_import",
+    PREPARED,
+    IMPORTS,
     "rotation::after_import",
     "rotation::before_ack",
     "rotation::after_ack",

@@ -1,10 +1,12 @@
 //! A PKCS#11 module between a node and SoftHSM that can be told to misbehave: `shim/pkcs11_shim.c`, which says what
 //! rules there are.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The module that Debian's package installs.
 pub const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -55,5 +57,26 @@ impl Shim {
         let new = path.with_extension("new");
         std::fs::write(&new, text).with_context(|| new.display().to_string())?;
         std::fs::rename(&new, &path).with_context(|| path.display().to_string())
+    }
+
+    /// How often a process has made the calls that rules `log`, by their first argument: of most, that is the handle
+    /// of a session.
+    pub fn logged(&self, process: i32) -> Result<BTreeMap<u64, usize>> {
+        let path = self.library.with_extension("so.calls");
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            text => text.with_context(|| path.display().to_string())?,
+        };
+        let mut calls: BTreeMap<u64, usize> = BTreeMap::new();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [by, _, first] = words[..] else {
+                bail!("{}: {line:?}", path.display());
+            };
+            if by.parse::<i32>()? == process {
+                *calls.entry(first.parse::<u64>()?).or_default() += 1;
+            }
+        }
+        Ok(calls)
     }
 }

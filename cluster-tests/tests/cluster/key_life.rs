@@ -1,18 +1,19 @@
 //! The life of a key version after its retirement: disabled and enabled, destroyed after a wait on every node, spared
-//! in time; and versions that come by age.
+//! in time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::lanes::lanes;
 use cluster_tests::{Node, Playground, scenario, until};
 use hsm_api::admin::{DestroyKeyRequest, KeyState, KeyVersionInfo};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError, ErrorCode};
 
+#[cfg(feature = "failpoints")]
+use crate::by_age::versions_are_rotated_by_age_and_never_twice;
 use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, open_everywhere, seal, settled_on};
 use crate::pkcs11::Token;
 
@@ -116,6 +117,7 @@ pub(crate) fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
 #[test]
 fn what_becomes_of_a_version_becomes_of_it_on_every_node() -> Result<()> {
     lanes([
+        #[cfg(feature = "failpoints")]
         vec![scenario!(versions_are_rotated_by_age_and_never_twice)],
         vec![
             scenario!(a_disabled_version_decrypts_nowhere_until_it_is_enabled),
@@ -361,62 +363,6 @@ async fn a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns() -
         cluster.start_node(node.number).await?;
         node.wait_ready(READY).await?;
     }
-    cluster.passed();
-    Ok(())
-}
-
-/// Forty days of a tenth of a second.
-const AGE: Duration = Duration::from_secs(4);
-
-/// Notes when each version was first seen active on a node, until this one is.
-async fn watch(
-    cluster: &Playground,
-    number: u32,
-    wanted: u32,
-    seen: &mut BTreeMap<u32, Instant>,
-) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(90);
-    while Instant::now() < deadline {
-        let info = context_on(cluster, number, CONTEXT).await.ok();
-        if let Some(active) = info.and_then(|info| info.active_version) {
-            seen.entry(active).or_insert_with(Instant::now);
-            if active >= wanted {
-                return Ok(());
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    bail!("version {wanted} did not come by age: {seen:?}")
-}
-
-/// By age one version comes after the other, whoever leads.
-async fn versions_are_rotated_by_age_and_never_twice() -> Result<()> {
-    let cluster = formed_with(Playground::builder(), |config| {
-        let section = "rotation: {interval_days: 40, day_ms: 100, check_interval_seconds: 1}\nlogging:";
-        config.replacen("logging:", section, 1)
-    })
-    .await?;
-    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"by whichever").await?;
-    let leader = cluster.leader().await?;
-    let mut seen_by = cluster.others(leader.node)[0].number;
-    let mut seen = BTreeMap::new();
-    watch(&cluster, seen_by, sealed.version + 3, &mut seen).await?;
-    let leader = cluster.leader().await?;
-    if leader.node == seen_by {
-        // The lead has passed to it; another one sees the rest.
-        seen_by = cluster.others(leader.node)[0].number;
-    }
-    cluster.node(leader.node).kill().await?;
-    watch(&cluster, seen_by, sealed.version + 6, &mut seen).await?;
-    // The first one may have been looked at late in its life, and a follower hears of each a moment later.
-    let (numbers, times): (Vec<u32>, Vec<Instant>) = seen.into_iter().unzip();
-    for (number, pair) in numbers.iter().zip(times.windows(2)).skip(1) {
-        let lived = pair[1].duration_since(pair[0]);
-        let enough = lived + Duration::from_secs(1) >= AGE;
-        ensure!(enough, "version {number} was replaced after {lived:?}");
-    }
-    let client = cluster.client_on("trading-1", seen_by)?;
-    open(&client, CONTEXT, &sealed).await?;
     cluster.passed();
     Ok(())
 }

@@ -5,6 +5,8 @@
 mod access;
 mod bad_input;
 mod batches;
+#[cfg(feature = "failpoints")]
+mod by_age;
 mod canary;
 mod chaos;
 mod cli;
@@ -39,11 +41,13 @@ mod playground;
 mod prompt;
 mod proxies;
 mod restart;
+mod restarted_alone;
 mod returning;
 mod roles;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
+mod sessions;
 mod site;
 mod slots;
 mod snapshots;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::failpoints::{ROTATION, kill_at};
+use cluster_tests::failpoints::{PREPARED, ROTATION, kill_at};
 use cluster_tests::{Leader, Load, Node, Playground, until};
 use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
@@ -20,8 +20,6 @@ const REACHED: Duration = Duration::from_secs(15);
 const SETTLED: Duration = Duration::from_secs(15);
 /// The follower that was asked, its client's one attempt included.
 const ANSWERED: Duration = Duration::from_secs(15);
-/// From here on the version is committed, and a new leader has to do something about it.
-const PREPARED: &str = "rotation::after_prepare_commit";
 /// The last point: the leader may answer before it dies.
 const ACTIVATED: &str = "rotation::after_activate_commit";
 

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::shim::SOFTHSM;
 use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::{SlotState, SlotStatus};
 use hsm_api::client::Method;
@@ -201,6 +202,18 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
             ],
         )
         .await?;
+    let one_token = start()?.with("label: slot-2fa", "label: slot-exchange")?;
+    one_token
+        .refused(
+            scratch,
+            &[
+                "hsm.slots.exchange.label",
+                "slot-exchange",
+                "is the token of hsm.slots.2fa too",
+                "give each slot a token of its own",
+            ],
+        )
+        .await?;
     let both = start()?.with("  slots:\n", "  slot_id: hsm-token\n  slots:\n")?;
     both.refused(
         scratch,
@@ -339,6 +352,23 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
                 ".pkcs11_lib",
                 "libabsent.so",
                 "install the module, or set pkcs11_lib to its full path",
+            ],
+        )
+        .await?;
+
+    // One token under two slots, through two files of one module: the configuration cannot show it, the token does.
+    let copy = scratch.join("another-softhsm2.so");
+    std::fs::copy(SOFTHSM, &copy)?;
+    let through_copy = format!("label: slot-exchange, pkcs11_lib: {copy:?}, pin_env: HSM_PIN_EXCHANGE");
+    let twice = fresh("twice")?.with("label: slot-2fa, pin_env: HSM_PIN_2FA", &through_copy)?;
+    twice
+        .refused(
+            scratch,
+            &[
+                "hsm.slots.exchange.label",
+                "is token",
+                "which hsm.slots.2fa has already",
+                "give each slot a token of its own",
             ],
         )
         .await?;

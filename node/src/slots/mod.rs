@@ -63,15 +63,7 @@ impl SlotManager {
         let entry = |config: &SlotConfig| Arc::new(SlotEntry::new(config.clone(), dir.clone()));
         let entries: Vec<Arc<SlotEntry>> = hsm.slots.iter().map(entry).collect();
         let outcomes = open_all(&entries, OPEN_WITHIN, SlotEntry::open);
-        let mut earlier = Vec::with_capacity(entries.len());
-        for (entry, outcome) in entries.iter().zip(outcomes) {
-            let serial = serial(entry, &outcome);
-            refuse_same_token(&earlier, entry, serial.as_deref(), hsm.legacy)?;
-            if let Err(failure) = outcome {
-                judge(entry, &failure, hsm.legacy)?;
-            }
-            earlier.push((Arc::clone(entry), serial));
-        }
+        admit(&entries, outcomes, hsm.legacy)?;
         let named = |entry: Arc<SlotEntry>| (entry.name().clone(), entry);
         let entries = entries.into_iter().map(named).collect();
         Ok(Arc::new(Self { entries }))
@@ -195,6 +187,27 @@ fn fingerprint(entry: &SlotEntry) -> Result<[u8; 32], String> {
     }
 }
 
+/// Judges the slots together, and then each by itself: of two that are one token the one that came second says only
+/// that its token is in use, and which one that is depends on how quick they were.
+fn admit(
+    entries: &[Arc<SlotEntry>],
+    outcomes: Vec<Result<(), OpenFailure>>,
+    legacy: bool,
+) -> Result<(), SlotStartError> {
+    let mut earlier = Vec::with_capacity(entries.len());
+    for (entry, outcome) in entries.iter().zip(&outcomes) {
+        let serial = serial(entry, outcome);
+        refuse_same_token(&earlier, entry, serial.as_deref(), legacy)?;
+        earlier.push((Arc::clone(entry), serial));
+    }
+    for (entry, outcome) in entries.iter().zip(outcomes) {
+        if let Err(failure) = outcome {
+            judge(entry, &failure, legacy)?;
+        }
+    }
+    Ok(())
+}
+
 /// A slot that was ready here may fail alone; one that never was keeps the node from starting.
 fn judge(entry: &SlotEntry, failure: &OpenFailure, legacy: bool) -> Result<(), SlotStartError> {
     let marker = entry.marker();
@@ -267,6 +280,8 @@ fn refuse_same_token(
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::sync::{Barrier, Mutex};
+
+    use hsm_core::{HsmError, SlotError};
 
     use super::*;
 
@@ -364,6 +379,30 @@ mod tests {
         let entry = slots.get("a").unwrap();
         assert_eq!(entry.state().name(), "failed");
         assert!(slots.fingerprints().iter().all(|(_, print)| print.is_err()));
+    }
+
+    #[test]
+    fn a_token_of_two_slots_is_named_with_both_whichever_of_them_has_it() {
+        let entries = entries(&["a", "b", "c"]);
+        let owned = |serial: &str| {
+            let error = HsmError::Owned {
+                serial: serial.to_owned(),
+                holder: "this process".to_owned(),
+                lock: "/tokens/1.hsm-owner".to_owned(),
+            };
+            let slot = "of no interest".to_owned();
+            Err(OpenFailure::Slot(SlotError::Hsm { slot, error }))
+        };
+        // None of them was ready before: each by itself would keep the node from starting.
+        let refused = admit(&entries, vec![owned("1"), Ok(()), owned("1")], false);
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "config: hsm.slots.c.label: slot-c: is token 1, which hsm.slots.a has already; give each slot a token of \
+             its own"
+        );
+        let refused = admit(&entries, vec![owned("1"), Ok(()), owned("2")], false).unwrap_err();
+        assert!(refused.problem.contains("owned by this process"), "{refused}");
+        assert_eq!(refused.key, "hsm.slots.a.label");
     }
 
     #[test]
