@@ -343,6 +343,9 @@ pub enum OpError {
     /// Not answered in time.
     #[error("the token did not answer in time")]
     Deadline,
+    /// Its time was over before the token was called for it: nothing was done.
+    #[error("the time was over before the token was asked")]
+    NotBegun,
     /// The token's fault.
     #[error(transparent)]
     Token(#[from] HsmError),

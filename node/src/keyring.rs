@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use hsm_core::envelope::Binding;
 use hsm_core::names::KeyUid;
@@ -18,16 +19,17 @@ use crate::leases::Meter;
 pub trait TokenOps: Send + Sync {
     /// Whether it serves.
     fn state(&self) -> SlotState;
-    /// Queues one thing to do.
+    /// Queues one thing to do. Whoever asks waits no longer than `until`: what could not be done by then is not begun.
     ///
     /// # Errors
     /// When the job is not taken; `done` is then not called.
-    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError>;
-    /// Queues many things to do, in their order and on one session; others have turns between them.
+    fn run(&self, work: Work, until: Instant, done: OnDone) -> Result<(), OpError>;
+    /// Queues many things to do, in their order and on one session; others have turns between them. `until` as in
+    /// [`TokenOps::run`], for each of them.
     ///
     /// # Errors
     /// As [`TokenOps::run`]. What is wrong with one of them is its own answer.
-    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError>;
+    fn run_batch(&self, works: Vec<Work>, until: Instant, done: OnBatchDone) -> Result<(), OpError>;
 }
 
 impl TokenOps for Slot {
@@ -35,12 +37,12 @@ impl TokenOps for Slot {
         Slot::state(self)
     }
 
-    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
-        Slot::run(self, work, done)
+    fn run(&self, work: Work, until: Instant, done: OnDone) -> Result<(), OpError> {
+        Slot::run(self, work, Some(until), done)
     }
 
-    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
-        Slot::run_batch(self, works, done)
+    fn run_batch(&self, works: Vec<Work>, until: Instant, done: OnBatchDone) -> Result<(), OpError> {
+        Slot::run_batch(self, works, Some(until), done)
     }
 }
 
@@ -52,11 +54,11 @@ impl TokenOps for ClosedSlot {
         self.0.clone()
     }
 
-    fn run(&self, _work: Work, _done: OnDone) -> Result<(), OpError> {
+    fn run(&self, _work: Work, _until: Instant, _done: OnDone) -> Result<(), OpError> {
         Err(OpError::SlotNotReady(self.state()))
     }
 
-    fn run_batch(&self, _works: Vec<Work>, _done: OnBatchDone) -> Result<(), OpError> {
+    fn run_batch(&self, _works: Vec<Work>, _until: Instant, _done: OnBatchDone) -> Result<(), OpError> {
         Err(OpError::SlotNotReady(self.state()))
     }
 }

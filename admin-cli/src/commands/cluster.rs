@@ -198,8 +198,19 @@ async fn members(session: &Session) -> Result<()> {
             "SLOTS",
             "JOINED",
         ];
-        output::table(header, answer.members.iter().map(member_row))
+        let table = output::table(header, answer.members.iter().map(member_row));
+        table + &held_back(&answer.members)
     })
+}
+
+/// What keeps learners from being let in, below the table: a line for each reason.
+fn held_back(members: &[Member]) -> String {
+    let of = |member: &Member| {
+        let name = member.node_id.clone();
+        let reasons = member.held_back.clone().into_iter();
+        reasons.map(move |reason| format!("\n{name} is held back: {reason}"))
+    };
+    members.iter().flat_map(of).collect()
 }
 
 fn member_row(member: &Member) -> [String; 11] {
@@ -270,6 +281,22 @@ mod tests {
             ..of_five(&[])
         };
         assert_eq!(tolerance(&older), "2");
+    }
+
+    #[test]
+    fn what_keeps_a_learner_from_being_let_in_stands_below_the_table() {
+        let member = |name: &str, reasons: &[&str]| -> Member {
+            serde_json::from_value(serde_json::json!({
+                "node_id": name, "raft_id": 4, "role": "learner", "api_address": "a:1", "cluster_address": "a:2",
+                "is_leader": false, "joined_at": "2030-01-01T00:00:00Z", "slots": [], "held_back": reasons
+            }))
+            .unwrap()
+        };
+        assert_eq!(held_back(&[member("n1", &[])]), "");
+        assert_eq!(
+            held_back(&[member("n1", &[]), member("n2", &["a: x", "b: y"])]),
+            "\nn2 is held back: a: x\nn2 is held back: b: y"
+        );
     }
 
     #[test]

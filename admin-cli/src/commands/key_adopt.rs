@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use hsm_api::Client;
 use hsm_api::admin::{
-    ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion, BindingMode,
+    ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion, BindingMode, SkippedKey,
 };
 use hsm_api::v1::{Metadata, V1Context, V1Version};
 
@@ -69,6 +69,10 @@ pub(crate) struct Adopt {
     /// Although the token has further keys of the context that nobody has adopted; they can be adopted later.
     #[arg(long)]
     only: bool,
+    /// Leave out the keys of the file that are not in the token, and name each; without it one of them refuses all of its
+    /// context. What was encrypted under them cannot be decrypted. See --dry-run first.
+    #[arg(long, requires = "metadata_file")]
+    skip_missing: bool,
     /// Adopt every version that this file of version 1 lists (its metadata.yaml); it is only read.
     #[arg(long, value_name = "FILE")]
     metadata_file: Option<PathBuf>,
@@ -98,6 +102,11 @@ pub(super) async fn adopt(session: &Session, args: Adopt) -> Result<()> {
                 }
                 return Err(error);
             }
+        }
+    }
+    for answer in &answers {
+        if let Some(text) = left_out(answer) {
+            note(&text);
         }
     }
     if session.format() == Format::Table && answers.iter().any(is_unproven) {
@@ -130,6 +139,7 @@ fn requests(args: &Adopt) -> Result<Vec<AdoptKeysRequest>> {
         slot: args.slot.clone(),
         binding: args.mode.map(BindingMode::from),
         only: args.only,
+        skip_missing: args.skip_missing,
         dry_run: args.dry_run,
     };
     let Some(path) = &args.metadata_file else {
@@ -206,6 +216,28 @@ fn is_unproven(answer: &AdoptKeysResponse) -> bool {
     !answer.dry_run && answer.versions.iter().any(|version| !version.proven)
 }
 
+/// Names every key that the token lacks: nobody shall find that out by a ciphertext that does not open.
+fn left_out(answer: &AdoptKeysResponse) -> Option<String> {
+    if answer.skipped.is_empty() {
+        return None;
+    }
+    let name = |key: &SkippedKey| match key.version {
+        Some(version) => format!("{} (v{version})", key.key_id),
+        None => key.key_id.clone(),
+    };
+    let names: Vec<String> = answer.skipped.iter().map(name).collect();
+    let skipped = if answer.dry_run {
+        "would be skipped"
+    } else {
+        "skipped"
+    };
+    Some(format!(
+        "{}: {skipped}, not in the token: {}; what was encrypted under them cannot be decrypted here",
+        answer.context,
+        names.join(", ")
+    ))
+}
+
 fn text(answer: &AdoptKeysResponse) -> String {
     let outcome = |version: &AdoptedVersion| match (version.new, answer.dry_run) {
         (false, _) => "adopted before",
@@ -226,10 +258,28 @@ fn text(answer: &AdoptKeysResponse) -> String {
     let header = [
         "CONTEXT", "SLOT", "MODE", "VERSION", "KEY ID", "OUTCOME", "PROVEN",
     ];
-    let mut text = output::table(header, answer.versions.iter().map(row));
+    let skipped = |key: &SkippedKey| {
+        [
+            answer.context.clone(),
+            answer.slot.clone(),
+            answer.binding.to_string(),
+            or_dash(key.version),
+            key.key_id.clone(),
+            "skipped: not in the token".to_owned(),
+            "no".to_owned(),
+        ]
+    };
+    let rows = answer
+        .versions
+        .iter()
+        .map(row)
+        .chain(answer.skipped.iter().map(skipped));
+    let mut text = output::table(header, rows);
     let active = or_dash(answer.active_version.map(|version| format!("v{version}")));
     match (answer.dry_run, answer.active_version) {
-        (true, None) => text.push_str("\nthen a fresh version would be made, which encrypts\n"),
+        (true, None) if !answer.versions.is_empty() => {
+            text.push_str("\nthen a fresh version would be made, which encrypts\n")
+        }
         _ => text.push_str(&format!("\nencrypts: {active}\n")),
     }
     if answer.dry_run {
@@ -263,6 +313,7 @@ rotation:
             id: None,
             mode: None,
             only: false,
+            skip_missing: false,
             metadata_file: None,
             idempotency_key: None,
             dry_run: true,
@@ -345,8 +396,59 @@ rotation:
                 new: true,
                 proven: !dry_run,
             }],
+            skipped: Vec::new(),
             active_version,
         }
+    }
+
+    #[test]
+    fn every_key_that_is_left_out_is_named() {
+        assert_eq!(left_out(&answer(false, Some(2))), None);
+        let skipped = |dry_run| AdoptKeysResponse {
+            skipped: vec![
+                SkippedKey {
+                    key_id: "gone".to_owned(),
+                    version: Some(7),
+                },
+                SkippedKey {
+                    key_id: "lost".to_owned(),
+                    version: None,
+                },
+            ],
+            ..answer(dry_run, None)
+        };
+        let said = left_out(&skipped(false)).unwrap();
+        assert!(
+            said.starts_with("c: skipped, not in the token: gone (v7), lost;"),
+            "{said}"
+        );
+        assert!(left_out(&skipped(true)).unwrap().contains("would be skipped"));
+        let seen = text(&skipped(true));
+        assert_eq!(seen.matches("skipped: not in the token").count(), 2, "{seen}");
+        assert!(seen.contains("gone") && seen.contains("lost"), "{seen}");
+        // Where nothing of a context is there, nothing is made.
+        let none = AdoptKeysResponse {
+            versions: Vec::new(),
+            ..skipped(true)
+        };
+        assert!(!text(&none).contains("a fresh version"));
+    }
+
+    #[test]
+    fn what_is_missing_is_skipped_only_where_that_is_said() {
+        assert!(!requests(&args()).unwrap()[0].skip_missing);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metadata.yaml");
+        std::fs::write(&path, FILE).unwrap();
+        let skipping = Adopt {
+            context: None,
+            label: None,
+            metadata_file: Some(path),
+            skip_missing: true,
+            ..args()
+        };
+        let requests = requests(&skipping).unwrap();
+        assert!(requests.iter().all(|request| request.skip_missing));
     }
 
     #[test]

@@ -260,6 +260,9 @@ pub struct Member {
     pub last_seen_ms: Option<u64>,
     /// Its slots, as it last reported them; all silent if it is.
     pub slots: Vec<MemberSlot>,
+    /// Of a learner, what keeps it from being let in, with what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_back: Vec<String>,
     /// When it joined.
     pub joined_at: String,
 }

@@ -319,6 +319,9 @@ pub struct AdoptKeysRequest {
     /// Although the token has further keys of the context that nobody has adopted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only: bool,
+    /// Leave out those of the keys that are not in the token; without it one that is not there refuses them all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skip_missing: bool,
     /// Look into the token, say what would be done, and do nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
@@ -355,6 +358,9 @@ pub struct AdoptKeysResponse {
     pub dry_run: bool,
     /// The keys, in the order of the request.
     pub versions: Vec<AdoptedVersion>,
+    /// Those that were asked for, are not in the token, and were left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedKey>,
     /// The version that encrypts; absent only before there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_version: Option<u32>,
@@ -371,6 +377,17 @@ pub struct AdoptedVersion {
     pub new: bool,
     /// Whether the node that was asked holds it and has proven it by now. It decrypts from then on.
     pub proven: bool,
+}
+
+/// A key that was to be adopted and is not in the token. What was encrypted under it cannot be decrypted there; its number
+/// is given to no other key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedKey {
+    /// Its label.
+    pub key_id: String,
+    /// The number that it was to have, if that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
 }
 
 /// `POST /admin/v1/keys/{context}/rotate`.

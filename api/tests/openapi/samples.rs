@@ -260,6 +260,10 @@ fn cluster() -> Vec<Sample> {
         lag: told.then_some(0),
         last_seen_ms: told.then_some(50),
         slots: vec![member_slot.clone()],
+        held_back: told
+            .then(|| text("slot exchange: no member has granted it the transport key"))
+            .into_iter()
+            .collect(),
         joined_at: time(),
     };
     let status = |told: bool| ClusterStatus {
@@ -415,7 +419,12 @@ fn keys() -> Vec<Sample> {
         slot: Some(text("default")),
         binding: Some(BindingMode::Shared),
         only: true,
+        skip_missing: true,
         dry_run: true,
+    };
+    let skipped_key = |version| SkippedKey {
+        key_id: text("kek-exchange-key-v0"),
+        version,
     };
     let adopted_version = AdoptedVersion {
         version: 1,
@@ -429,6 +438,7 @@ fn keys() -> Vec<Sample> {
         binding: BindingMode::Shared,
         dry_run: false,
         versions: vec![adopted_version.clone()],
+        skipped: active.map(|_| skipped_key(Some(1))).into_iter().collect(),
         active_version: active,
     };
     let rotated = RotateResponse {
@@ -464,6 +474,7 @@ fn keys() -> Vec<Sample> {
         request("AdoptKey", &adopt_key, &[]),
         answer("AdoptKeysResponse", &adopted(Some(2)), &adopted(None)),
         answer("AdoptedVersion", &adopted_version, &adopted_version),
+        answer("SkippedKey", &skipped_key(Some(1)), &skipped_key(None)),
         request("CreateKekRequest", &create, &[]),
         answer("CreateKekResponse", &created, &created),
         answer("ListKeksResponse", &contexts, &contexts),

@@ -250,7 +250,7 @@ async fn adopts_one_by_one(cluster: &Playground, endpoint: &str) -> Result<()> {
         &list,
         format!(
             "rotation: {{later: {{current: {second}, versions: [{{label: {first}, version: 1}}, {{label: {second}, \
-             version: 2}}]}}}}\n"
+             version: 2}}, {{label: gone, version: 9}}]}}}}\n"
         ),
     )?;
     let list = list.to_str().context("folder is not UTF-8")?;
@@ -266,7 +266,22 @@ async fn adopts_one_by_one(cluster: &Playground, endpoint: &str) -> Result<()> {
         "-o",
         "json",
     ];
-    let made = answers(cluster, &by_list).await?;
+    // A listed key that is lost is left out if that is said, and named wherever it is.
+    refuses(
+        cluster,
+        &by_list,
+        "(version 9); nothing was adopted of this context",
+    )
+    .await?;
+    let skipping = [&by_list[..], &["--skip-missing"]].concat();
+    let gone = json!([{"key_id": "gone", "version": 9}]);
+    let recorded = || cluster.node(1).log().contains("later/v9 skipped, not in the token: gone");
+    let seen = answers(cluster, &[&skipping[..], &["--dry-run"]].concat()).await?;
+    ensure!(seen[0]["skipped"] == gone, "{seen:#}");
+    ensure!(!recorded(), "a dry run was recorded");
+    let made = answers(cluster, &skipping).await?;
+    ensure!(made[0]["skipped"] == gone, "{made:#}");
+    until("the audit names it", SEEN, async || recorded().then_some(())).await?;
     let new: Vec<_> = made[0]["versions"]
         .as_array()
         .context("no versions")?

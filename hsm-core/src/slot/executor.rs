@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::job::{Items, Job, Load, turn};
+use super::job::{Items, Job, Load, Term, turn};
 use super::perform::Worker;
 use super::sessions::Sessions;
 use super::shared::Shared;
@@ -37,7 +37,7 @@ fn serve(worker: &mut Worker<'_>) {
     let mut since = Instant::now();
     while shared.queue.fill(desk) {
         for late in desk.take_late(shared.deadline) {
-            late.refuse(OpError::Deadline);
+            late.refuse(OpError::NotBegun);
         }
         let mut idle = true;
         while let Some(job) = desk.next_single() {
@@ -56,8 +56,9 @@ fn serve(worker: &mut Worker<'_>) {
 /// Begins a job, or goes on with a batch.
 fn go_on(worker: &mut Worker<'_>, job: Job) {
     let shared = worker.shared;
-    if !job.is_begun() && job.queued.elapsed() > shared.deadline {
-        job.refuse(OpError::Deadline);
+    let waited_too_long = !job.is_begun() && job.term.waited() > shared.deadline;
+    if waited_too_long || job.term.is_too_short(shared.deadline) {
+        job.refuse(OpError::NotBegun);
     } else if !shared.state.is_ready() {
         job.refuse(OpError::SlotNotReady(shared.state.get()));
     } else {
@@ -67,17 +68,17 @@ fn go_on(worker: &mut Worker<'_>, job: Job) {
 
 /// Does a job, or a batch's turn of it, and answers it when it is done, unless the watchdog has done so meanwhile.
 fn one_turn(worker: &mut Worker<'_>, job: Job) {
-    let Job { load, done, queued } = job;
+    let Job { load, done, term } = job;
     let desk = worker.desk;
     desk.begin(done);
     let outcome = match load {
         Load::One(work) => worker.item(&work),
-        Load::Batch(items) => match batch(worker, items, queued) {
+        Load::Batch(items) => match batch(worker, items, term) {
             End::Over(error) => Err(error),
             End::GaveWay(items) => {
                 if let Some(done) = desk.end() {
                     let load = Load::Batch(items);
-                    desk.put_back(Job { load, done, queued });
+                    desk.put_back(Job { load, done, term });
                 }
                 return;
             }
@@ -97,11 +98,12 @@ enum End {
 }
 
 /// Does items in their order until the turn is over, or one is not to be begun any more.
-fn batch(worker: &mut Worker<'_>, mut items: Items, queued: Instant) -> End {
+fn batch(worker: &mut Worker<'_>, mut items: Items, term: Term) -> End {
     let (shared, began) = (worker.shared, Instant::now());
     let turn = turn(shared.deadline);
     while let Some(work) = items.works.next() {
-        if items.is_over(began.elapsed(), queued.elapsed(), shared.deadline) {
+        let is_over = items.is_over(began.elapsed(), term.waited(), shared.deadline);
+        if is_over || term.is_too_short(shared.deadline) {
             break;
         }
         if !shared.state.is_ready() {
@@ -121,5 +123,5 @@ fn batch(worker: &mut Worker<'_>, mut items: Items, queued: Instant) -> End {
             return End::GaveWay(items);
         }
     }
-    End::Over(OpError::Deadline)
+    End::Over(OpError::NotBegun)
 }

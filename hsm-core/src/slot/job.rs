@@ -108,22 +108,48 @@ impl Done {
     }
 }
 
-pub(crate) struct Job {
-    pub(crate) load: Load,
-    pub(crate) done: Done,
-    pub(crate) queued: Instant,
+/// When a job came, and when its caller goes, where that is known.
+#[derive(Clone, Copy)]
+pub(crate) struct Term {
+    queued: Instant,
+    until: Option<Instant>,
 }
 
-impl Job {
-    pub(crate) fn one(work: Work, done: OnDone) -> Self {
+impl Term {
+    fn new(until: Option<Instant>) -> Self {
         Self {
-            load: Load::One(work),
-            done: Done::One(done),
             queued: Instant::now(),
+            until,
         }
     }
 
-    pub(crate) fn batch(works: Vec<Work>, done: OnBatchDone) -> Self {
+    pub(crate) fn waited(&self) -> Duration {
+        self.queued.elapsed()
+    }
+
+    /// Whether a call that takes so long, and begins now, would end after the caller has gone.
+    pub(crate) fn is_too_short(&self, call: Duration) -> bool {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        self.until.is_some_and(|until| left(until) < call)
+    }
+}
+
+pub(crate) struct Job {
+    pub(crate) load: Load,
+    pub(crate) done: Done,
+    pub(crate) term: Term,
+}
+
+impl Job {
+    pub(crate) fn one(work: Work, until: Option<Instant>, done: OnDone) -> Self {
+        Self {
+            load: Load::One(work),
+            done: Done::One(done),
+            term: Term::new(until),
+        }
+    }
+
+    pub(crate) fn batch(works: Vec<Work>, until: Option<Instant>, done: OnBatchDone) -> Self {
         let batch = Batch {
             answers: Vec::with_capacity(works.len()),
             items: works.len(),
@@ -136,7 +162,7 @@ impl Job {
                 spent: Duration::ZERO,
             }),
             done: Done::Batch(batch),
-            queued: Instant::now(),
+            term: Term::new(until),
         }
     }
 
@@ -155,7 +181,9 @@ impl Job {
 
     /// Whether it is a batch that comes to its end between two turns.
     pub(crate) fn is_late(&self, deadline: Duration) -> bool {
-        matches!(&self.load, Load::Batch(items) if items.is_late(self.queued.elapsed(), deadline))
+        let is_over =
+            |items: &Items| items.is_late(self.term.waited(), deadline) || self.term.is_too_short(deadline);
+        matches!(&self.load, Load::Batch(items) if is_over(items))
     }
 
     pub(crate) fn is_batch(&self) -> bool {
@@ -208,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_late_when_one_more_call_might_end_after_its_caller_has_gone() {
+        let call = Duration::from_secs(60);
+        let job = |until| Job::batch(Vec::new(), until, Box::new(|_| ()));
+        let now = Instant::now();
+        assert!(!job(None).is_late(call));
+        assert!(!job(Some(now + 2 * call)).is_late(call));
+        assert!(job(Some(now + call / 2)).is_late(call));
+        assert!(
+            job(Some(now)).is_late(Duration::from_millis(1)),
+            "its caller is gone"
+        );
+    }
+
+    #[test]
     fn a_turn_is_short_beside_any_deadline() {
         for (deadline, turn_of_it) in [(2000, 25), (100, 25), (40, 10)] {
             let deadline = Duration::from_millis(deadline);
@@ -237,7 +279,7 @@ mod tests {
     fn a_batch_that_is_refused_has_an_answer_for_every_item() {
         let (send, receive) = channel();
         let done: OnBatchDone = Box::new(move |outcomes| send.send(outcomes.len()).unwrap());
-        let mut job = Job::batch(Vec::new(), done);
+        let mut job = Job::batch(Vec::new(), None, done);
         if let Done::Batch(batch) = &mut job.done {
             batch.items = 5;
         }

@@ -19,7 +19,7 @@ mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use job::{OnBatchDone, OnDone, SHARED_BY, batch_time, batch_wait};
 pub use reseal::Reseal;
@@ -370,27 +370,33 @@ impl Slot {
     }
 
     // Data operations. They return at once; `done` is called on one of the slot's threads, or
-    // not at all if an error is returned here.
+    // not at all if an error is returned here. `until` is when whoever asks waits no longer, if that may be before the
+    // slot's own bounds: no call is begun that might end after it.
 
     /// Does one thing.
-    pub fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+    pub fn run(&self, work: Work, until: Option<Instant>, done: OnDone) -> Result<(), OpError> {
         work.check()?;
         self.check_ready()?;
         let shared = &self.0.shared;
         if work.keys().any(|key| shared.loaded_use(key).is_none()) {
             return Err(OpError::KeyNotLoaded);
         }
-        shared.queue.push(Job::one(work, done), &shared.desks)
+        shared.queue.push(Job::one(work, until, done), &shared.desks)
     }
 
     /// Does many things on one thread with its session, in their order. While other jobs wait the batch gives way
     /// to them every few calls. Each item takes a place in the queue, until the batch is done; its own turns have
     /// [`batch_time`] of the slot's deadline, all of it [`batch_wait`], and every call in it the deadline of a call. What is wrong with one
-    /// item is that item's answer and no other's.
-    pub fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+    /// item is that item's answer and no other's; of those that there is no time for it is [`OpError::NotBegun`].
+    pub fn run_batch(
+        &self,
+        works: Vec<Work>,
+        until: Option<Instant>,
+        done: OnBatchDone,
+    ) -> Result<(), OpError> {
         self.check_ready()?;
         let shared = &self.0.shared;
-        shared.queue.push(Job::batch(works, done), &shared.desks)
+        shared.queue.push(Job::batch(works, until, done), &shared.desks)
     }
 
     /// Encrypts into an envelope.
@@ -400,7 +406,7 @@ impl Slot {
         done: impl FnOnce(Result<Vec<u8>, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
         let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::envelope));
-        self.run(Work::Encrypt(job), Box::new(done))
+        self.run(Work::Encrypt(job), None, Box::new(done))
     }
 
     /// Opens an envelope.
@@ -410,7 +416,7 @@ impl Slot {
         done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
         let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::plaintext));
-        self.run(Work::DecryptV2(job), Box::new(done))
+        self.run(Work::DecryptV2(job), None, Box::new(done))
     }
 
     /// Opens a v1 ciphertext.
@@ -420,7 +426,7 @@ impl Slot {
         done: impl FnOnce(Result<Plaintext, OpError>) + Send + 'static,
     ) -> Result<(), OpError> {
         let done = move |outcome: Result<Output, OpError>| done(outcome.and_then(Output::plaintext));
-        self.run(Work::DecryptV1(job), Box::new(done))
+        self.run(Work::DecryptV1(job), None, Box::new(done))
     }
 
     fn check_ready(&self) -> Result<(), OpError> {

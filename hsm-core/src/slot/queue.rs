@@ -233,7 +233,7 @@ mod tests {
         let done = Box::new(move |outcome: Result<Output, OpError>| {
             let _ = answers.send(outcome.err().unwrap());
         });
-        Job::one(work(), done)
+        Job::one(work(), None, done)
     }
 
     #[test]
@@ -263,7 +263,7 @@ mod tests {
         let (answers, _) = channel();
         let queue = Queue::new(5, 1);
         queue.push(job(&answers), &[]).unwrap();
-        let batch = Job::batch(vec![work(), work(), work()], Box::new(|_| {}));
+        let batch = Job::batch(vec![work(), work(), work()], None, Box::new(|_| {}));
         queue.push(batch, &[]).unwrap();
         queue.push(job(&answers), &[]).unwrap();
         let desk = Desk::default();
@@ -275,7 +275,7 @@ mod tests {
     fn desk_with(items: usize) -> Desk {
         let desk = Desk::default();
         let works = (0..items).map(|_| work()).collect();
-        desk.put_back(Job::batch(works, Box::new(|_| ())));
+        desk.put_back(Job::batch(works, None, Box::new(|_| ())));
         desk
     }
 
@@ -301,7 +301,7 @@ mod tests {
     fn batches_have_their_turns_in_a_ring() {
         let (desk, queue) = (desk_with(3), Queue::new(64, 1));
         queue
-            .push(Job::batch(vec![work(), work()], Box::new(|_| ())), &[])
+            .push(Job::batch(vec![work(), work()], None, Box::new(|_| ())), &[])
             .unwrap();
         assert!(queue.fill(&desk));
         let mut turns = Vec::new();
@@ -319,7 +319,7 @@ mod tests {
         let (answers, _) = channel();
         let queue = Queue::new(10, 1);
         let desks = [desk_with(4), desk_with(3)];
-        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), Box::new(|_| ()));
+        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), None, Box::new(|_| ()));
         assert_eq!(queue.push(batch(4), &desks).unwrap_err(), OpError::QueueFull);
         queue.push(batch(3), &desks).unwrap();
         for _ in 0..7 {
@@ -340,7 +340,7 @@ mod tests {
             let errors: Vec<bool> = outcomes.iter().map(Result::is_err).collect();
             answers.send(errors).unwrap();
         });
-        let batch = Job::batch(vec![work(), work()], done);
+        let batch = Job::batch(vec![work(), work()], None, done);
         desk.begin(batch.done);
         assert!(desk.next_call());
         assert!(desk.item_ends(Ok(Output::Envelope(Vec::new()))));
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn a_batch_fills_the_queue_with_its_items() {
         let queue = Queue::new(10, 1);
-        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), Box::new(|_| ()));
+        let batch = |items| Job::batch((0..items).map(|_| work()).collect(), None, Box::new(|_| ()));
         // Behind nobody even one that is larger than the queue.
         queue.push(batch(1000), &[]).unwrap();
         assert_eq!(queue.push(batch(1), &[]).unwrap_err(), OpError::QueueFull);

@@ -28,15 +28,27 @@ fn run_batch(slot: &Slot, works: Vec<Work>) -> Outcomes {
 }
 
 fn start_batch(slot: &Slot, works: Vec<Work>) -> Receiver<Outcomes> {
+    start_batch_until(slot, works, None)
+}
+
+fn start_batch_until(slot: &Slot, works: Vec<Work>, until: Option<Instant>) -> Receiver<Outcomes> {
     let (send, receive) = channel();
-    slot.run_batch(works, Box::new(move |outcomes| send.send(outcomes).unwrap()))
-        .unwrap();
+    slot.run_batch(
+        works,
+        until,
+        Box::new(move |outcomes| send.send(outcomes).unwrap()),
+    )
+    .unwrap();
     receive
 }
 
 fn run(slot: &Slot, work: Work) -> Result<Output, OpError> {
+    run_until(slot, work, None)
+}
+
+fn run_until(slot: &Slot, work: Work, until: Option<Instant>) -> Result<Output, OpError> {
     let (send, receive) = channel();
-    slot.run(work, Box::new(move |outcome| send.send(outcome).unwrap()))?;
+    slot.run(work, until, Box::new(move |outcome| send.send(outcome).unwrap()))?;
     receive.recv_timeout(PATIENCE).expect("an answer")
 }
 
@@ -295,8 +307,50 @@ pub(crate) fn time_is_over(sandbox: &Sandbox) {
     let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
     assert!((1..99).contains(&done), "{done} of 99 in the time of 20");
     for outcome in &outcomes[done..] {
-        assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline));
+        assert_eq!(outcome.as_ref().err(), Some(&OpError::NotBegun));
     }
+}
+
+pub(crate) fn caller_goes(sandbox: &Sandbox) {
+    let encryptions_made = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&encryptions_made);
+    let slot = slot_that_takes(sandbox, move |name| {
+        let is_encryption = name == "encrypt";
+        counter.fetch_add(usize::from(is_encryption), Ordering::Relaxed);
+        is_encryption.then_some(DEADLINE / 20)
+    });
+    let kek = Kek::new(&slot);
+    let made = || encryptions_made.swap(0, Ordering::Relaxed);
+    let batch = |until: Instant| {
+        let answer = start_batch_until(&slot, encryptions(&kek, 99), Some(until));
+        answer.recv_timeout(PATIENCE).expect("an answer")
+    };
+    made();
+
+    // One call might end after it.
+    let soon = Instant::now() + DEADLINE / 2;
+    let outcomes = batch(soon);
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| outcome.as_ref().err() == Some(&OpError::NotBegun))
+    );
+    let single = run_until(&slot, Work::Encrypt(kek.encrypt_job(b"text")), Some(soon));
+    assert_eq!(single.err(), Some(OpError::NotBegun));
+    assert_eq!(made(), 0);
+
+    // There is time to begin ten, and for the last of them a whole deadline.
+    let outcomes = batch(Instant::now() + DEADLINE + DEADLINE / 2);
+    let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+    assert!(done <= 11, "{done} items done");
+    assert_eq!(made(), done);
+    for outcome in &outcomes[done..] {
+        assert_eq!(outcome.as_ref().err(), Some(&OpError::NotBegun));
+    }
+    assert_eq!(slot.state(), SlotState::Ready);
+    let far = Instant::now() + PATIENCE;
+    let single = run_until(&slot, Work::Encrypt(kek.encrypt_job(b"text")), Some(far));
+    assert!(single.is_ok());
 }
 
 pub(crate) fn gives_way(sandbox: &Sandbox) {
@@ -323,7 +377,7 @@ pub(crate) fn gives_way(sandbox: &Sandbox) {
         if n < done {
             assert_eq!(kek.decrypt(&slot, &envelope(outcome)).unwrap(), texts[n], "{n}");
         } else {
-            assert_eq!(outcome.err(), Some(OpError::Deadline), "{n}");
+            assert_eq!(outcome.err(), Some(OpError::NotBegun), "{n}");
         }
     }
 
@@ -372,7 +426,7 @@ pub(crate) fn many_beside_each_other(sandbox: &Sandbox) {
         let done = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
         assert!((1..99).contains(&done), "{n}: {done} items done");
         for outcome in &outcomes[done..] {
-            assert_eq!(outcome.as_ref().err(), Some(&OpError::Deadline), "{n}");
+            assert_eq!(outcome.as_ref().err(), Some(&OpError::NotBegun), "{n}");
         }
     }
 }

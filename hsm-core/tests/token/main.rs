@@ -41,6 +41,7 @@ scenarios! {
 
     a_batch_is_answered_in_order_and_a_bad_item_costs_no_other_anything: batches::order_and_neighbours;
     a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
+    no_call_is_begun_that_might_end_after_its_caller_has_gone: batches::caller_goes;
     a_long_batch_gives_way_to_single_jobs_and_other_batches: batches::gives_way;
     the_turns_of_other_batches_cost_a_batch_none_of_its_time: batches::turns_of_others;
     many_batches_beside_each_other_end_before_their_callers_give_up: batches::many_beside_each_other;

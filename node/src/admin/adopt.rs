@@ -166,6 +166,7 @@ impl AdminService {
             binding: views::binding(order.binding),
             dry_run: false,
             versions,
+            skipped: Vec::new(),
             active_version,
         })
     }

@@ -34,6 +34,7 @@ fn order(context: &str, key: &str, keys: Vec<FoundKey>) -> AdminCall {
         slot: Some("s".to_owned()),
         binding: None,
         only: false,
+        skip_missing: false,
         dry_run: false,
     };
     let body = AdminBody::AdoptKeys(AdoptOrder {

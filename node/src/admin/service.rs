@@ -17,7 +17,8 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::access;
+use super::access::turns::Turns;
+use super::access::{self, AccessBody};
 use super::arrival::principal_hash;
 use super::audit::{Place, Subject, record};
 use super::authorise::{authorise, rules};
@@ -30,6 +31,7 @@ use super::views::rfc3339;
 use crate::clock;
 use crate::config::{Destroy, policy_of};
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
+use crate::identity::Principal;
 use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, is_begun, no_transport, unknown_context};
 use crate::rotation::progress::Made;
@@ -66,6 +68,8 @@ pub struct ServiceParts {
 pub struct AdminService {
     pub(super) parts: ServiceParts,
     calls: Semaphore,
+    /// Of changes of who may do what.
+    pub(super) turns: Turns,
     execute_within: Duration,
 }
 
@@ -103,6 +107,7 @@ impl AdminService {
         Self {
             parts,
             calls: Semaphore::new(MAX_CALLS),
+            turns: Turns::default(),
             execute_within: EXECUTE_WITHIN,
         }
     }
@@ -189,7 +194,8 @@ impl AdminService {
                 json(&cleanup.run(context.as_ref(), *dry_run, &asked).await?)
             }
             AdminBody::Access(body) => {
-                access::execute(cluster, &self.parts.seed, &call.principal(), &asked, body).await
+                self.change_access(&call.principal(), &asked, body, deadline)
+                    .await
             }
             AdminBody::ReleaseKey { context, version } => {
                 self.change_key(context, *version, Change::Release, &asked).await
@@ -198,6 +204,23 @@ impl AdminService {
                 json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
             }
         }
+    }
+
+    /// Who may do what, in its turn: those before may have taken the caller's role, certificate or CA away.
+    async fn change_access(
+        &self,
+        caller: &Principal,
+        asked: &Asked,
+        body: &AccessBody,
+        deadline: Instant,
+    ) -> Result<Value, CallError> {
+        let (cluster, seed) = (&*self.parts.cluster, &self.parts.seed);
+        let mut turn = self.turns.take(cluster, asked, deadline).await?;
+        authorise(&rules(&cluster.published().state, seed), caller, body.act())?;
+        turn.begin(cluster, asked);
+        let outcome = access::execute(cluster, seed, caller, asked, body).await;
+        turn.end(cluster, &outcome);
+        outcome
     }
 
     /// The context first, then its first version in the new slot. One that is not made leaves the context moved: what

@@ -19,7 +19,7 @@ use raft_store::state::slot::TransportState;
 use raft_store::storage::Published;
 use sha2::{Digest, Sha256};
 
-use crate::consensus::{Role, View};
+use crate::consensus::{Role, View, held_back_by};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -283,6 +283,10 @@ pub fn members(
             lag: matched_index.map(|matched| view.last_log.saturating_sub(matched)),
             last_seen_ms: itself.map(|_| 0).or(silent_ms),
             slots: member_slots(&published.state, id, is_silent),
+            held_back: held_back_by(&published.state, id)
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             joined_at: rfc3339(node.registered_at),
         }
     };

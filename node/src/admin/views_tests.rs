@@ -246,6 +246,14 @@ fn a_leader_knows_how_far_its_peers_are_and_a_follower_does_not() {
     let following = view(Role::Follower, 1, BTreeMap::new());
     let known = members(&world.published(), &following, Some(two), &BTreeSet::new()).members;
     assert!(known[0].is_leader);
+    // What keeps a learner from being let in every node knows.
+    let held_back: Vec<usize> = known.iter().map(|member| member.held_back.len()).collect();
+    assert_eq!(held_back, [0, 0, 1]);
+    assert!(
+        known[2].held_back[0].starts_with("slot s: "),
+        "{:?}",
+        known[2].held_back
+    );
     assert!(
         known
             .iter()

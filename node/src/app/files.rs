@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use raft_store::storage::Control;
+
 use super::{StartFailure, descriptors, v1_keys};
 use crate::admin::Seed;
 use crate::config::{Config, PeerListener};
@@ -50,14 +52,21 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
     if let Err(error) = descriptors::room(&config.server.limits) {
         tracing::warn!("with this process's limit of file descriptors the node would not start: {error}");
     }
-    // Whether there is a cluster yet only the store knows, which belongs to the node that runs.
-    Files::read(config)?.seed.check_missing(false)?;
+    // The store belongs to the node, which may be running.
+    let founded = Control::peek(&config.data_dir).map(|control| control.is_some_and(|it| it.is_founded()));
+    let founded = founded.map_err(|error| {
+        let dir = config.data_dir.display();
+        tracing::warn!("data_dir: {dir}: {error}; what a start would do there is not checked");
+    });
+    Files::read(config)?
+        .seed
+        .check_missing(founded.unwrap_or(false))?;
     logging::check(&config.logging)?;
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;
     }
     check_replication_key(&config.cluster.replication.key, &config.data_dir)?;
-    v1_keys::check_list(config)
+    founded.map_or(Ok(()), |founded| v1_keys::check_list(config, founded))
 }
 
 fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, StartFailure> {
@@ -76,6 +85,9 @@ fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, 
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
+
+    use raft_store::names::{ClusterId, Incarnation};
+    use raft_store::storage::{Opened, Store, StoreOptions};
 
     use super::*;
     use crate::identity::test_certs::TestCa;
@@ -218,6 +230,54 @@ mod tests {
         assert!(error.contains("hsm.keys.other.mode"), "{error}");
         folder.write("metadata.yaml", "rotation: [");
         assert!(check_as_v1(&folder).is_err());
+    }
+
+    /// Opens the folder's store as a node that has founded its cluster, and keeps it open.
+    fn found(folder: &Folder) -> Opened {
+        let opened = Store::open(StoreOptions {
+            dir: folder.path("data"),
+            node_name: "n".to_owned(),
+            incarnation: Incarnation([1; 16]),
+            cache_bytes: 16 << 20,
+            on_barrier: None,
+            on_fatal: Box::new(|why| eprintln!("fatal: {why}")),
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(check_as_v1(folder), Ok(()), "a new folder");
+        opened.control.join_cluster(ClusterId([2; 16]), 1, 1).unwrap();
+        opened
+    }
+
+    #[test]
+    fn a_list_that_the_next_start_does_not_read_is_not_checked() {
+        let folder = Folder::new();
+        let list = |text: &str| folder.write("metadata.yaml", text);
+        let other = "rotation: {other: {current: a, versions: [{label: a, version: 1}]}}\n";
+        // The note of a cluster that is no more.
+        std::fs::create_dir(folder.path("data")).unwrap();
+        folder.write(
+            "data/v1-metadata",
+            "hsm v1 metadata adopted v1\n00\nmetadata.yaml\n",
+        );
+        list(other);
+        assert!(check_as_v1(&folder).unwrap_err().contains("hsm.keys.other.mode"));
+        list("rotation: {}");
+
+        let _node = found(&folder);
+        list("rotation: [");
+        assert_eq!(
+            check_as_v1(&folder),
+            Ok(()),
+            "it was adopted, and is not read again"
+        );
+        std::fs::remove_file(folder.path("data/v1-metadata")).unwrap();
+        assert!(check_as_v1(&folder).is_err(), "it is named, and will be read");
+        // To whom its contexts are bound the state says by now.
+        list(other);
+        assert_eq!(check_as_v1(&folder), Ok(()));
+        // One that was there before, and is owed since there is a cluster.
+        std::fs::remove_file(folder.path("revoked.yaml")).unwrap();
+        assert!(check_as_v1(&folder).unwrap_err().contains("revoked.yaml"));
     }
 
     #[test]

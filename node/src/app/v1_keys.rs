@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use self::compare::{absent, check, check_again, labels, unadopted, unlisted};
 use self::course::{Before, Course, course};
-use self::list::{Wanted, WantedKey, digest_of, read, wanted};
+use self::list::{Wanted, WantedKey, digest_of, parse, read, wanted};
 use self::marker::Marker;
 use super::StartFailure;
 use crate::clock;
@@ -48,25 +48,74 @@ pub(super) struct V1Keys {
     marker: Marker,
 }
 
-/// Reads the list as a first start would, without the token.
+/// Reads the list if the next start would, as far as that goes without the token and the state. `founded`: the node
+/// belongs to a cluster.
 ///
 /// # Errors
-/// When it cannot be what version 1 wrote, and when it cannot be seen to whom a context was bound.
-pub(super) fn check_list(config: &Config) -> Result<(), StartFailure> {
+/// When it cannot be what version 1 wrote, and, before there is a cluster, when it cannot be seen to whom a context was
+/// bound.
+pub(super) fn check_list(config: &Config, founded: bool) -> Result<(), StartFailure> {
     let hsm = &config.hsm;
-    let first = Marker::of(&config.data_dir).read().is_none();
-    if !hsm.legacy || config.cluster.mode != Mode::Standalone || !first {
+    if !hsm.legacy || is_cluster(config) {
         return Ok(());
     }
     let path = place_of_list(hsm);
-    match read(path)? {
-        Some(text) => wanted(path, &text, hsm, &ClusterState::default()).map(|_| ()),
-        None if hsm.metadata_file.is_some() => {
+    let before = Before::of(&Marker::of(&config.data_dir), founded);
+    let list = before.list(hsm)?;
+    // A start without its token comes to the same, or waits for it.
+    match course(&before, list, Some(())) {
+        Course::Changed(_) => {
+            has_changed(path);
+            Ok(())
+        }
+        // To whom its contexts are bound the state says by now.
+        Course::Compare(text, ()) if founded => parse(path, &text).map(|_| ()),
+        Course::Compare(text, ()) => wanted(path, &text, hsm, &ClusterState::default()).map(|_| ()),
+        Course::Unlisted(()) if hsm.metadata_file.is_some() => {
             let path = path.display();
             tracing::warn!("configuration: hsm.metadata_file: {path} is not there");
             Ok(())
         }
-        None => Ok(()),
+        Course::Done | Course::Wait | Course::Unseen | Course::Unlisted(()) => Ok(()),
+    }
+}
+
+/// Whether the node is one of a cluster, where no start reads a list.
+fn is_cluster(config: &Config) -> bool {
+    let is_cluster = config.cluster.mode != Mode::Standalone;
+    if is_cluster && config.hsm.metadata_file.is_some() {
+        tracing::warn!(
+            "configuration: hsm.metadata_file: read by a standalone node only; in a cluster: \
+             hsmctl key adopt --metadata-file"
+        );
+    }
+    is_cluster
+}
+
+fn has_changed(path: &Path) {
+    tracing::warn!(
+        path = %path.display(),
+        "configuration: hsm.metadata_file has changed since its keys were adopted, and is not read again; \
+         adopt what is new with: hsmctl key adopt --metadata-file"
+    );
+}
+
+impl Before {
+    fn of(marker: &Marker, founded: bool) -> Self {
+        Self {
+            noted: marker.read(),
+            founded,
+            begun: marker.is_begun(),
+        }
+    }
+
+    /// The list, if it is read and there is one.
+    fn list(&self, hsm: &Hsm) -> Result<Option<String>, StartFailure> {
+        if self.reads(hsm.metadata_file.is_some()) {
+            read(place_of_list(hsm))
+        } else {
+            Ok(None)
+        }
     }
 }
 
@@ -91,39 +140,21 @@ impl V1Keys {
         let (true, Some(place)) = (hsm.legacy, hsm.slots.first()) else {
             return Ok(None);
         };
-        if config.cluster.mode != Mode::Standalone {
-            if hsm.metadata_file.is_some() {
-                tracing::warn!(
-                    "configuration: hsm.metadata_file: read by a standalone node only; in a cluster: \
-                     hsmctl key adopt --metadata-file"
-                );
-            }
+        if is_cluster(config) {
             return Ok(None);
         }
         let path = place_of_list(hsm);
         let marker = Marker::of(&config.data_dir);
         let token = slots.get(place.name.as_str()).and_then(|entry| entry.handle());
-        let before = Before {
-            noted: marker.read(),
-            founded: state.meta().is_some(),
-            begun: marker.is_begun(),
-        };
-        let list = if before.reads(hsm.metadata_file.is_some()) {
-            read(path)?
-        } else {
-            None
-        };
+        let before = Before::of(&marker, state.meta().is_some());
+        let list = before.list(hsm)?;
         match course(&before, list, token) {
             Course::Done => Ok(None),
             Course::Changed(token) => {
                 if let Some(labels) = token.and_then(|token| seen(&token)) {
                     check_again(path, &labels, state)?;
                 }
-                tracing::warn!(
-                    path = %path.display(),
-                    "configuration: hsm.metadata_file has changed since its keys were adopted, and is not read again; \
-                     adopt what is new with: hsmctl key adopt --metadata-file"
-                );
+                has_changed(path);
                 Ok(None)
             }
             Course::Wait => Err(StartFailure::Adopting(format!(

@@ -12,6 +12,7 @@ use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
 use raft_store::state::node::{Node, NodeStatus};
 
+use super::held_back::Told;
 use super::propose::{LAST_ANSWER, answer_of};
 use super::shared::Shared;
 use crate::clock;
@@ -74,7 +75,7 @@ fn acknowledged_all(state: &ClusterState, id: RaftId) -> bool {
 
 /// Whether a node understands less than every member. As a member it would keep all of them from changes that they
 /// understand, and could be the one thing that keeps them from the change that would take it out again.
-fn is_below_members(state: &ClusterState, id: RaftId) -> bool {
+pub(super) fn is_below_members(state: &ClusterState, id: RaftId) -> bool {
     let report = state.reports().get(&id);
     report.is_some_and(|report| {
         state
@@ -147,10 +148,10 @@ enum Next {
 /// Runs the driver until the runtime ends.
 pub(super) async fn drive(shared: Arc<Shared>) {
     let mut applied = shared.applied.clone();
-    let mut told = BTreeSet::new();
+    let (mut told, mut held_back) = (BTreeSet::new(), Told::default());
     loop {
         applied.borrow_and_update();
-        match look(&shared, &mut told).await {
+        match look(&shared, &mut told, &mut held_back).await {
             Next::Soon => tokio::time::sleep(JOINING_LOOK).await,
             Next::Pause => tokio::time::sleep(PERIOD).await,
             Next::Change { within } => {
@@ -162,11 +163,12 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     }
 }
 
-async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>) -> Next {
+async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut Told) -> Next {
     if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
         return Next::Pause;
     }
     tell_below_members(&shared.published.load().state, told);
+    held_back.tell(&shared.published.load().state, Instant::now());
     let Some(step) = next_step(shared) else {
         let within = if is_anybody_on_the_way(shared) {
             JOINING_LOOK

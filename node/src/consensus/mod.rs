@@ -25,6 +25,7 @@ mod gate;
 mod greetings;
 mod handover;
 mod handshake;
+mod held_back;
 mod join;
 mod levels;
 #[cfg(test)]
@@ -45,6 +46,7 @@ mod wire;
 
 pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
+pub use held_back::{HeldBack, held_back_by};
 pub use join::{JoinRequest, Joined, join_token_text};
 pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, start};
 

@@ -187,7 +187,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// No token was called to encrypt: the slot has not taken the job, or what is to be encrypted was not opened.
+    /// No token was called to encrypt: the slot has not taken the job, or had no time to begin it, or what is to be
+    /// encrypted was not opened.
     pub(super) fn not_encrypted(&self) {
         if let Some(active) = &self.under {
             active.meter.give_back();

@@ -86,7 +86,7 @@ pub(super) async fn answers<O: Operation<N>, const N: usize>(
     }
     let start_all = |groups: Vec<Group>| -> Vec<Running> {
         let groups = groups.into_iter();
-        groups.map(|group| start(group, part)).collect()
+        groups.map(|group| start(group, &patience, part)).collect()
     };
     let running = start_all(groups);
     ask(asking, &mut items).await;
@@ -184,11 +184,12 @@ fn no_outcome() -> ApiError {
     ApiError::internal("no outcome of an item")
 }
 
-fn start(group: Group, part: &Arc<Share>) -> Running {
+fn start(group: Group, patience: &Patience, part: &Arc<Share>) -> Running {
     let (done, answer) = oneshot::channel();
     let (held, began) = (Arc::clone(part), Instant::now());
     let submitted = group.slot.ops.run_batch(
         group.works,
+        patience.until(),
         Box::new(move |outcomes| {
             let _ = done.send(Ok((outcomes, began.elapsed())));
             // A job whose caller has gone is in memory until here.
@@ -220,12 +221,7 @@ async fn finish(asking: &Asking<'_>, op: Op, job: Running, patience: &Patience, 
         }
         Err(error) => {
             for place in &job.places {
-                // Of what was to be encrypted elsewhere, that is still to be said.
-                if let Some(Item::Open(open)) = items.get(*place)
-                    && open.onward.is_none()
-                {
-                    open.ending.not_encrypted();
-                }
+                not_encrypted(items, *place);
             }
             Err(slot_error(error))
         }
@@ -233,6 +229,9 @@ async fn finish(asking: &Asking<'_>, op: Op, job: Running, patience: &Patience, 
     match ended {
         Ok((outcomes, _)) => {
             for (place, outcome) in job.places.into_iter().zip(outcomes) {
+                if matches!(outcome, Err(OpError::NotBegun)) {
+                    not_encrypted(items, place);
+                }
                 end(items, place, outcome.map_err(slot_error));
             }
         }
@@ -241,6 +240,15 @@ async fn finish(asking: &Asking<'_>, op: Op, job: Running, patience: &Patience, 
                 end(items, place, Err(error.clone()));
             }
         }
+    }
+}
+
+/// No slot has begun with an item. Of what was to be encrypted elsewhere, that is still to be said.
+fn not_encrypted(items: &[Item], place: usize) {
+    if let Some(Item::Open(open)) = items.get(place)
+        && open.onward.is_none()
+    {
+        open.ending.not_encrypted();
     }
 }
 

@@ -42,6 +42,11 @@ impl Patience {
         self.whole.saturating_sub(self.began.elapsed())
     }
 
+    /// When nobody waits any more: the same for every slot that is asked.
+    pub(super) fn until(&self) -> Instant {
+        self.began + self.whole
+    }
+
     /// Whether another slot is still to be asked for so many items: what it begins would otherwise be done for nobody,
     /// and cost invocations.
     pub(super) fn is_enough(&self, items: usize) -> Result<(), ApiError> {
@@ -93,7 +98,8 @@ pub(super) async fn run(
     ending.close(asking, op, outcome)
 }
 
-/// What a slot answers within a bound; the outer error says that nothing was encrypted.
+/// What a slot answers within a bound; the outer error says that nothing was encrypted: it did not take the job, or had no
+/// time to begin it.
 type Answer = Result<Result<Output, ApiError>, ApiError>;
 
 /// Asks a slot.
@@ -102,8 +108,9 @@ async fn ask(patience: &Patience, op: Op, slot: &KeySlot, work: Work, part: &Arc
     let (held, began) = (Arc::clone(part), Instant::now());
     let submitted = slot.ops.run(
         work,
+        patience.until(),
         Box::new(move |outcome| {
-            let _ = done.send(outcome);
+            let _ = done.send(Ok(outcome));
             // A job whose caller has gone is in memory until here.
             drop(held);
         }),
@@ -111,7 +118,11 @@ async fn ask(patience: &Patience, op: Op, slot: &KeySlot, work: Work, part: &Arc
     submitted.map_err(slot_error)?;
     let outcome = answered(answer, patience.left()).await;
     metrics::slot_job(Arc::clone(&slot.name), op.as_str(), began.elapsed());
-    Ok(outcome)
+    match outcome {
+        Ok(Err(error @ OpError::NotBegun)) => Err(slot_error(error)),
+        Ok(outcome) => Ok(outcome.map_err(slot_error)),
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 /// Asks the slot of the old key, and with what it gives the slot of the new one. The plaintext is no longer than the
@@ -164,6 +175,7 @@ pub(super) fn slot_error(error: OpError) -> ApiError {
         OpError::AuthenticationFailed => ApiError::new(ErrorCode::AuthenticationFailed),
         OpError::TooShort => ApiError::new(ErrorCode::CiphertextTooShort),
         OpError::Deadline => ApiError::new(ErrorCode::TokenTimeout),
+        error @ OpError::NotBegun => ApiError::new(ErrorCode::TokenTimeout).operator(error.to_string()),
         OpError::Token(HsmError::Call(error)) if may_pass(&error) => {
             ApiError::new(ErrorCode::TokenBusy).operator(error.to_string())
         }
@@ -209,6 +221,7 @@ mod tests {
             (OpError::AuthenticationFailed, ErrorCode::AuthenticationFailed),
             (OpError::TooShort, ErrorCode::CiphertextTooShort),
             (OpError::Deadline, ErrorCode::TokenTimeout),
+            (OpError::NotBegun, ErrorCode::TokenTimeout),
         ] {
             assert_eq!(slot_error(error).code(), code);
         }

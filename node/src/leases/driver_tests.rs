@@ -104,11 +104,11 @@ impl TokenOps for Open {
         SlotState::Ready
     }
 
-    fn run(&self, _work: Work, _done: OnDone) -> Result<(), OpError> {
+    fn run(&self, _work: Work, _until: Instant, _done: OnDone) -> Result<(), OpError> {
         Err(OpError::QueueFull)
     }
 
-    fn run_batch(&self, _works: Vec<Work>, _done: OnBatchDone) -> Result<(), OpError> {
+    fn run_batch(&self, _works: Vec<Work>, _until: Instant, _done: OnBatchDone) -> Result<(), OpError> {
         Err(OpError::QueueFull)
     }
 }

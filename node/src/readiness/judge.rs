@@ -11,7 +11,7 @@ use raft_store::state::context::VersionKey;
 use raft_store::state::node::NodeStatus;
 
 use crate::config::{Mode, Staleness};
-use crate::consensus::{Gate, ProposeError, Role, View};
+use crate::consensus::{Gate, HeldBack, ProposeError, Role, View, held_back_by};
 use crate::health::{Check, ReadyQuery};
 
 /// What the configuration says about readiness.
@@ -124,7 +124,7 @@ pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -
         gate(rules, view, query),
         fresh(rules, picture, query),
         check("voter", picture.voters.contains(&own), "this node votes", || {
-            "this node does not vote yet: it has to prove every key first".to_owned()
+            not_let_in(picture.state, own)
         }),
         check("disk", !picture.below_reserve, "above the reserve", || {
             "the data directory's file system is below its reserve: free some space".to_owned()
@@ -144,6 +144,19 @@ pub(super) fn checks(rules: &Rules, picture: &Picture<'_>, query: &ReadyQuery) -
 
 fn check(code: &'static str, ok: bool, good: &str, bad: impl FnOnce() -> String) -> Check {
     Check::new(code, ok, if ok { good.to_owned() } else { bad() })
+}
+
+/// What keeps a node that is joining from voting. Of what it has yet to remove `destructions` says how much; no context is
+/// named here.
+fn not_let_in(state: &ClusterState, own: RaftId) -> String {
+    let mut why = "this node does not vote yet: it has to prove every key first".to_owned();
+    for reason in held_back_by(state, own) {
+        if !matches!(reason, HeldBack::OwesDestruction { .. }) {
+            why.push_str("; ");
+            why.push_str(&reason.to_string());
+        }
+    }
+    why
 }
 
 /// The start gate: whoever starts, or heard of no quorum for too long, must catch up with one first.
@@ -235,16 +248,16 @@ fn steering(rules: &Rules, view: &View) -> Check {
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
 /// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no first lease
-/// for. Invocations that are used up count only where another fresh member serves the slot. Of a key that is lost nobody
-/// claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of one
-/// node's configuration after the other's. One that this node has to have and does not is named in any case; where nobody
-/// serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
+/// for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
+/// nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of
+/// one node's configuration after the other's. One that this node has to have and does not is named in any case; where
+/// nobody serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
-    let mut served = served_by(picture, |_| true);
-    // Where nobody else does better, whoever is sent away from here is served nowhere.
-    let elsewhere = served_by(picture, |id| picture.own != Some(id));
+    let mut served = served(picture);
     let needed = picture.state.slots_needed_by(picture.own);
     served.retain(|name| needed.contains(*name) || picture.slots.contains_key(*name));
+    let leader_has_all = query.slot.is_some() || served.iter().all(|name| leader_serves(picture, name));
+    let by_leader = |name: &str| leader_has_all && leader_serves(picture, name);
     let names: BTreeSet<&str> = match &query.slot {
         Some(name) => BTreeSet::from([name.as_str()]),
         None => served
@@ -268,8 +281,10 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
                 }
             }
             None => Check::new(code, false, "not configured on this node (hsm.slots)"),
-            Some(local) if local.serves() && (local.starved == 0 || !elsewhere.contains(name)) => {
-                Check::new(code, true, "serving")
+            Some(local) if local.serves() && local.starved == 0 => Check::new(code, true, "serving"),
+            Some(local) if local.serves() && !by_leader(name) => {
+                let detail = format!("serving, and nobody is known to do better: {}", local.why());
+                Check::new(code, true, detail)
             }
             Some(local) => {
                 let waits = local.complete && local.leases > 0;
@@ -312,8 +327,18 @@ fn invocations(state: &ClusterState) -> Option<Check> {
     (few + none > 0).then(|| Check::new("invocations", true, detail))
 }
 
-/// Slots that these members report as served, leaving out members that the leader has not heard from lately.
-fn served_by<'a>(picture: &Picture<'a>, of: impl Fn(RaftId) -> bool) -> BTreeSet<&'a str> {
+/// Whether another node leads, and reports that it serves this slot. Only then a node that gets no invocations sends its
+/// requests elsewhere. The leader itself never does: where it gets none either, nobody gets any, and if all of them went,
+/// nobody would decrypt. Its word is the only one to be relied on here: a node whose claims do not come through cannot
+/// take back what it reported either.
+fn leader_serves(picture: &Picture<'_>, slot: &str) -> bool {
+    let leader = picture.view.leader.filter(|id| picture.own != Some(*id));
+    let report = leader.and_then(|id| picture.state.reports().get(&id));
+    report.is_some_and(|report| report.slots.get(slot).is_some_and(|slot| slot.serving))
+}
+
+/// Slots that members report as served, leaving out members that the leader has not heard from lately.
+fn served<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
     let fresh = |id: RaftId| picture.own == Some(id) || !picture.view.silent.contains(&id);
     let member = |id: &RaftId| {
         picture
@@ -326,7 +351,7 @@ fn served_by<'a>(picture: &Picture<'a>, of: impl Fn(RaftId) -> bool) -> BTreeSet
         .state
         .reports()
         .iter()
-        .filter(|(id, _)| of(**id) && member(id) && fresh(**id));
+        .filter(|(id, _)| member(id) && fresh(**id));
     let slots = reports.flat_map(|(_, report)| report.slots.iter());
     slots
         .filter(|(_, slot)| slot.serving)

@@ -53,6 +53,7 @@ pub(super) fn locked() -> Local {
 
 /// Node 1 of three, a follower that lacks nothing.
 pub(super) struct Node {
+    pub(super) own: RaftId,
     pub(super) world: World,
     pub(super) rules: Rules,
     pub(super) view: View,
@@ -66,6 +67,7 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn new() -> Self {
         Self {
+            own: 1,
             world: World::new(3),
             rules: rules(),
             view: View {
@@ -99,7 +101,7 @@ impl Node {
             state: &self.world.state,
             voters: &self.world.voters,
             view: &self.view,
-            own: Some(1),
+            own: Some(self.own),
             slots: &self.slots,
             uptime: self.uptime,
             draining: self.draining,

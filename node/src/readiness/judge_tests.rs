@@ -257,7 +257,77 @@ fn a_slot_with_every_key_waits_for_invocations_whether_others_serve_it_or_not() 
 }
 
 #[test]
-fn invocations_that_are_used_up_count_only_where_another_fresh_member_serves() {
+fn invocations_that_are_used_up_count_only_where_the_leader_serves() {
+    let mut node = Node::new();
+    let starved = || Local {
+        starved: 1,
+        ..serving()
+    };
+    node.slot("s", starved());
+    let said = |node: &Node| {
+        let checks = node.ask(&ReadyQuery::default());
+        let slot = checks.into_iter().find(|check| check.code == "slot:s").unwrap();
+        assert!(
+            slot.detail.contains("1 key versions wait for invocations"),
+            "{}",
+            slot.detail
+        );
+        slot.ok
+    };
+    let leader = node.other();
+    node.view.leader = Some(leader);
+    assert!(said(&node), "nobody does better");
+    node.report(1, "s", true);
+    assert!(said(&node), "its own word is nobody else's");
+    let voters = node.world.voters.clone();
+    let third = *voters.iter().find(|id| **id != 1 && **id != leader).unwrap();
+    node.report(third, "s", true);
+    assert!(
+        said(&node),
+        "nobody knows whether another follower gets any either"
+    );
+    node.report(leader, "s", true);
+    assert!(!said(&node));
+    node.report(leader, "s", false);
+    assert!(said(&node));
+
+    // A leader that is out of the balancer for another of its slots helps nobody, unless only this one is asked for.
+    node.report(leader, "s", true);
+    node.report(third, "t", true);
+    node.slot("t", serving());
+    assert!(said(&node));
+    let this = ReadyQuery {
+        slot: Some("s".to_owned()),
+        stale_ok: false,
+    };
+    assert_eq!(node.failing(&this), ["slot:s"]);
+}
+
+#[test]
+fn a_node_that_is_joining_says_what_keeps_it_from_voting() {
+    let mut node = Node::new();
+    node.own = node.world.join();
+    let said = |node: &Node| {
+        let checks = node.ask(&ReadyQuery::default());
+        let voter = checks.into_iter().find(|check| check.code == "voter").unwrap();
+        assert!(!voter.ok);
+        voter.detail
+    };
+    let why = said(&node);
+    assert!(
+        why.contains("slot s: it has registered no key of its own"),
+        "{why}"
+    );
+    node.world.slot_keys(node.own);
+    let why = said(&node);
+    assert!(
+        why.contains("slot s: no member has granted it the transport key"),
+        "{why}"
+    );
+}
+
+#[test]
+fn however_many_get_no_invocations_somebody_decrypts() {
     let mut node = Node::new();
     node.slot(
         "s",
@@ -266,21 +336,22 @@ fn invocations_that_are_used_up_count_only_where_another_fresh_member_serves() {
             ..serving()
         },
     );
-    assert!(node.not_ready().is_empty(), "nobody does better");
-    node.report(1, "s", true);
-    assert!(node.not_ready().is_empty(), "its own word is nobody else's");
-    let other = node.other();
-    node.report(other, "s", true);
-    assert_eq!(node.not_ready(), ["slot:s"]);
-    let checks = node.ask(&ReadyQuery::default());
-    let slot = checks.iter().find(|check| check.code == "slot:s").unwrap();
-    assert!(
-        slot.detail.contains("1 key versions wait for invocations"),
-        "{}",
-        slot.detail
-    );
-    node.view.silent.insert(other);
-    assert!(node.not_ready().is_empty(), "nobody has heard of it lately");
+    let voters = node.world.voters.clone();
+    for id in &voters {
+        node.report(*id, "s", true);
+    }
+    let mut ready_under = |leader| {
+        node.view.leader = leader;
+        let ready = voters.iter().filter(|id| {
+            node.own = **id;
+            node.not_ready().is_empty()
+        });
+        ready.count()
+    };
+    for leader in &voters {
+        assert_eq!(ready_under(Some(*leader)), 1, "the leader");
+    }
+    assert_eq!(ready_under(None), voters.len());
 }
 
 #[test]

@@ -210,7 +210,8 @@ impl ByUse {
     }
 
     fn fail(&mut self, context: ContextName, active: u32, error: &CallError, now: Instant) {
-        if is_passing(error) {
+        let published = self.cluster.published();
+        if is_passing(error, &published.state, (&context, active)) {
             tracing::debug!(%context, %error, "rotation by use was not finished here");
             return;
         }

@@ -14,6 +14,7 @@ use super::super::driver::drive;
 use super::super::keys::{KeyMaker, KeyOrder, NewKey};
 use super::super::testing::{FakeCluster, FakeKeys, World, cluster_keys, context, prepare, slot, still};
 use super::*;
+use crate::consensus::ProposeError;
 use crate::test_log::Lines;
 
 const LIMIT: u64 = 2000;
@@ -269,6 +270,51 @@ async fn the_pause_grows_with_each_failure_and_is_short_once_nobody_can_be_given
     });
     by_use.check(now).await;
     assert!(by_use.failed.is_empty());
+}
+
+/// Nothing was appended: no number is used up, and the same request makes one version once it is understood.
+#[tokio::test]
+async fn what_a_member_does_not_understand_is_said_and_waited_for_and_neither_skips_nor_doubles_a_version() {
+    let mut world = world();
+    give(&mut world, 1, 1799);
+    let bench = bench(world);
+    let refused = ProposeError::NotUnderstood {
+        operation: "prepare_version".to_owned(),
+        level: 9,
+        node: "n1".to_owned(),
+        understands: 4,
+    };
+    bench
+        .cluster
+        .failures
+        .lock()
+        .unwrap()
+        .push((refused.clone(), false));
+    let mut by_use = bench.by_use();
+    let (name, now) = (context("small"), Instant::now());
+    by_use.check(now).await;
+    assert_eq!((bench.active(), by_use.failed.len()), (Some(1), 1));
+    // Not at every look: each attempt costs the token a key.
+    by_use.check(now + FIRST_PAUSE / 2).await;
+    assert_eq!(bench.keys.made.load(Ordering::SeqCst), 1);
+    by_use.check(now + FIRST_PAUSE).await;
+    let published = bench.cluster.published();
+    let versions: Vec<u32> = published
+        .state
+        .versions_of(&name)
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!((bench.active(), versions), (Some(2), vec![1, 2]));
+    by_use.check(now + FIRST_PAUSE).await;
+    // Whoever was quicker is no failure, and one that stays is an error in the log.
+    let conflict = CallError::from(refused);
+    let said = Lines::of(|| by_use.fail(name.clone(), 1, &conflict, now)).all();
+    assert!(by_use.failed.is_empty() && said.is_empty(), "{said:?}");
+    let said = Lines::of(|| by_use.fail(name.clone(), 2, &conflict, now)).all();
+    assert!(
+        said[0]["level"] == "ERROR" && said[0]["error"].as_str().unwrap().contains("upgrade that node"),
+        "{said:?}"
+    );
 }
 
 /// A token that makes no key for one context until it is let.

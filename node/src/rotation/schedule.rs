@@ -156,13 +156,14 @@ impl Schedule {
                     );
                     self.rotated.insert(context, now);
                 }
-                Err(error) => self.fail(context, &error, now),
+                Err(error) => self.fail(context, active, &error, now),
             }
         }
     }
 
-    fn fail(&mut self, context: ContextName, error: &CallError, now: Instant) {
-        if is_passing(error) {
+    fn fail(&mut self, context: ContextName, active: u32, error: &CallError, now: Instant) {
+        let published = self.cluster.published();
+        if is_passing(error, &published.state, (&context, active)) {
             tracing::debug!(%context, %error, "rotation by age was not finished here");
             return;
         }
@@ -189,16 +190,28 @@ impl Schedule {
     }
 }
 
-/// Whether another leader, or the next look, goes on by itself.
-pub(super) fn is_passing(error: &CallError) -> bool {
-    matches!(
-        error.code,
-        ErrorCode::NotLeader
-            | ErrorCode::NoQuorum
-            | ErrorCode::NodeDraining
-            | ErrorCode::OutcomeUnknown
-            | ErrorCode::Conflict
-    )
+/// Whether another leader, or the next look, goes on by itself. A conflict passes if somebody else has replaced the
+/// version, or is about to; any other one stays, such as a member whose release does not understand what is proposed, and
+/// nobody would hear of it.
+pub(super) fn is_passing(
+    error: &CallError,
+    state: &ClusterState,
+    (context, active): (&ContextName, u32),
+) -> bool {
+    match error.code {
+        ErrorCode::NotLeader | ErrorCode::NoQuorum | ErrorCode::NodeDraining | ErrorCode::OutcomeUnknown => {
+            true
+        }
+        ErrorCode::Conflict => {
+            let now = state
+                .contexts()
+                .get(context)
+                .and_then(|known| known.active_version);
+            let mut versions = state.versions_of(context);
+            now != Some(active) || versions.any(|(_, version)| version.state == VersionState::Pending)
+        }
+        _ => false,
+    }
 }
 
 /// The request that replaces one version, the same on every leader. No certificate has this principal: theirs is the

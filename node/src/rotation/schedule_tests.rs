@@ -162,11 +162,15 @@ async fn two_leaders_that_find_the_same_version_due_replace_it_once() {
         .make(&name, &wish, &asked, deadline)
         .await
         .unwrap_err();
-    assert!(is_passing(&late), "{late}");
+    let published = bench.cluster.published();
+    assert!(is_passing(&late, &published.state, (&name, 2)), "{late}");
     assert_eq!(bench.highest(), 3);
-    new.fail(name.clone(), &late, now);
-    old.fail(name, &late, now);
+    new.fail(name.clone(), 2, &late, now);
+    old.fail(name.clone(), 2, &late, now);
     assert!(old.failed.is_empty() && new.failed.is_empty());
+    // The same of the version that is active now would stay.
+    new.fail(name, 3, &late, now);
+    assert_eq!(new.failed.len(), 1);
 }
 
 #[tokio::test]

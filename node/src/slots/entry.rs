@@ -262,7 +262,7 @@ impl TokenOps for SlotEntry {
         SlotEntry::state(self)
     }
 
-    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+    fn run(&self, work: Work, until: Instant, done: OnDone) -> Result<(), OpError> {
         let (uses, used) = (Arc::clone(&self.uses), Used::by(&work));
         let counted: OnDone = Box::new(move |outcome| {
             if outcome.is_ok() {
@@ -270,10 +270,10 @@ impl TokenOps for SlotEntry {
             }
             done(outcome);
         });
-        self.open_slot()?.run(work, counted)
+        self.open_slot()?.run(work, Some(until), counted)
     }
 
-    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+    fn run_batch(&self, works: Vec<Work>, until: Instant, done: OnBatchDone) -> Result<(), OpError> {
         let uses = Arc::clone(&self.uses);
         let used: Vec<Used> = works.iter().map(Used::by).collect();
         let counted: OnBatchDone = Box::new(move |outcomes| {
@@ -281,7 +281,7 @@ impl TokenOps for SlotEntry {
             done_ones.for_each(|(_, used)| uses.count(used));
             done(outcomes);
         });
-        self.open_slot()?.run_batch(works, counted)
+        self.open_slot()?.run_batch(works, Some(until), counted)
     }
 }
 

@@ -1,3 +1,5 @@
+mod recovery;
+
 use std::path::{Path, PathBuf};
 
 use rustls::{ClientConfig, RootCertStore, ServerConfig};

@@ -29,6 +29,9 @@ const VERSION: u8 = b'1';
 const HEAD: usize = 20;
 const SLOT: u64 = 4096;
 const MAX_BODY: usize = SLOT as usize - HEAD - 4;
+/// Further looks at a file that its node may be writing: it writes one slot after the other, and whoever reads meanwhile
+/// may meet each of them half-way.
+const PEEKS: usize = 5;
 
 /// Why a node may not run again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +100,33 @@ impl Control {
             poison: None,
         }
     }
+
+    /// What the directory of a node says, without its lock: for whoever looks at it while the node may be running.
+    /// `None`: it is new. Changes nothing.
+    ///
+    /// # Errors
+    /// It cannot be read, or neither slot is what was written.
+    pub fn peek(dir: &Path) -> Result<Option<Self>, StoreFailure> {
+        let path = dir.join("control");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreFailure::io(format!("open {}", path.display()))(error)),
+        };
+        let mut found = newest(&file, &path);
+        for _ in 0..PEEKS {
+            if !matches!(found, Err(StoreFailure::Damaged(_))) {
+                break;
+            }
+            found = newest(&file, &path);
+        }
+        found.map(|(_, control)| Some(control))
+    }
+
+    /// Whether the node has founded or joined a cluster.
+    pub fn is_founded(&self) -> bool {
+        self.cluster_id != ClusterId::default()
+    }
 }
 
 /// The open file.
@@ -141,16 +171,7 @@ impl ControlFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreFailure::io(format!("open {}", path.display()))(error)),
         };
-        // A slot that a newer release wrote is refused even beside one that can be read: that one is older, and
-        // what was promised since would be forgotten.
-        let slots = [read_slot(&file, 0)?, read_slot(&file, SLOT)?];
-        let newest = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq);
-        let Some((sequence, control)) = newest else {
-            return Err(StoreFailure::Damaged(format!(
-                "{}: neither slot is valid",
-                path.display()
-            )));
-        };
+        let (sequence, control) = newest(&file, path)?;
         Ok(Some((
             Self {
                 file,
@@ -192,6 +213,15 @@ pub(super) fn slot(sequence: u64, control: &Control) -> Result<Vec<u8>, StoreFai
     slot.extend_from_slice(&body);
     slot.extend_from_slice(&crc32c::crc32c(&slot).to_be_bytes());
     Ok(slot)
+}
+
+/// The valid slot that was written last, and its sequence.
+fn newest(file: &File, path: &Path) -> Result<(u64, Control), StoreFailure> {
+    // A slot that a newer release wrote is refused even beside one that can be read: that one is older, and
+    // what was promised since would be forgotten.
+    let slots = [read_slot(file, 0)?, read_slot(file, SLOT)?];
+    let newest = slots.into_iter().flatten().max_by_key(|(seq, _)| *seq);
+    newest.ok_or_else(|| StoreFailure::Damaged(format!("{}: neither slot is valid", path.display())))
 }
 
 /// The slot at an offset.

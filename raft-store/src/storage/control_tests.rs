@@ -192,3 +192,21 @@ fn what_a_kill_left_of_a_file_that_was_being_made_is_written_over() {
     assert_eq!(ControlFile::open(&path).unwrap().unwrap().1, example());
     assert!(!dir.path().join("control.new").exists());
 }
+
+#[test]
+fn a_directory_is_looked_at_beside_the_node_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(Control::peek(dir.path()).unwrap(), None);
+    let path = dir.path().join("control");
+    let new = Control::fresh("hsm-node-1".into(), Incarnation([7; 16]));
+    let mut file = ControlFile::create(&path, &new).unwrap();
+    let seen = Control::peek(dir.path()).unwrap().unwrap();
+    assert!(seen == new && !seen.is_founded());
+    file.write(&example()).unwrap();
+    let seen = Control::peek(dir.path()).unwrap().unwrap();
+    assert!(seen == example() && seen.is_founded());
+    // Whoever only looks makes nothing, and mends nothing.
+    std::fs::write(&path, b"HSMCTRL1").unwrap();
+    assert!(matches!(Control::peek(dir.path()), Err(StoreFailure::Damaged(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"HSMCTRL1");
+}

@@ -5,6 +5,7 @@
 pub mod document;
 pub mod question;
 pub mod revocations;
+pub mod turns;
 
 use hsm_api::ErrorCode;
 use hsm_api::admin::SetAclResponse;

@@ -1,6 +1,8 @@
 //! Adoption, where it has to be asked for: on the node whose token holds the keys. It looks into the token, makes the
 //! check records, and hands the rest to the leader.
 
+mod look;
+
 use std::collections::BTreeSet;
 
 use axum::extract::State;
@@ -8,19 +10,22 @@ use axum::response::Response;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{
     ADOPT_MAX_KEYS, AdoptKey, AdoptKeysRequest, AdoptKeysResponse, AdoptedVersion, BindingMode as ApiBinding,
+    SkippedKey,
 };
 use hsm_api::v1::version_of_label;
-use hsm_core::{AdoptKek, HsmError, Slot, SlotState};
+use hsm_core::{AdoptKek, Slot, SlotState};
 use raft_store::command::MAX_ADOPTED;
 use raft_store::names::{ContextName, KeyUid, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::context::BindingMode;
+use serde::Serialize;
 use serde_json::Value;
 
+use self::look::{labels, look, missing, not_there};
 use super::caller::Caller;
 use super::unread::Unread;
 use super::{AdminState, Placements, context_name, founded};
-use crate::admin::adopt::{AdoptOrder, FoundKey, adopted, check_alive, check_free, other_binding};
+use crate::admin::adopt::{AdoptOrder, adopted, check_alive, check_free, other_binding};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError, Executed};
 use crate::admin::views;
@@ -170,15 +175,6 @@ fn further(context: &ContextName, left: &[String]) -> CallError {
     )
 }
 
-/// Every label in the token that is not a key of ours. Blocks on it, so on a thread of its own.
-async fn labels(token: Slot) -> Result<BTreeSet<String>, CallError> {
-    let objects = tokio::task::spawn_blocking(move || token.objects()).await;
-    let objects = objects.map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))?;
-    objects
-        .map(|objects| objects.labelled)
-        .map_err(|error| CallError::new(ErrorCode::SlotFailed, format!("the token: {error}")))
-}
-
 async fn carry_out(
     state: AdminState,
     caller: Caller,
@@ -192,30 +188,44 @@ async fn carry_out(
     let slot = slot_of(&state, &published.state, &context, request.slot.as_deref())?;
     let token = open_token(&state, &slot)?;
     let binding = binding_of(&state.placements, &published.state, &context, request.binding)?;
-    let (floor, left) = survey(
-        &published.state,
-        &context,
-        &request.keys,
-        &labels(token.clone()).await?,
-    );
+    let labelled = labels(token.clone()).await?;
+    let (floor, left) = survey(&published.state, &context, &request.keys, &labelled);
     if !left.is_empty() && !request.only {
         return Err(further(&context, &left));
     }
-    let keys = numbered(&published.state, &context, &request.keys, floor)?;
-    if request.dry_run {
+    let skipped = missing(
+        token.clone(),
+        &published.state,
+        &context,
+        &request.keys,
+        &labelled,
+    )
+    .await?;
+    if !skipped.is_empty() && !request.skip_missing {
+        return Err(not_there(&slot, &context, &skipped));
+    }
+    let there = without(&request.keys, &skipped);
+    let floor = reserved(floor, &skipped);
+    let keys = numbered(&published.state, &context, &there, floor)?;
+    // With nothing left to adopt the context is not made either.
+    if request.dry_run || keys.is_empty() {
         let seen = keys.iter().map(Numbered::foreseen).collect();
         let found = look(token, keys, |token, key| {
             let id = key.id.as_deref();
             token.examine_v1_key(&key.kek.label, id).map(|()| Vec::new())
         });
         found.await?;
+        if !request.dry_run {
+            record_skipped(&state, &caller, &context, &skipped);
+        }
         return Ok(Executed {
             answer: value(&AdoptKeysResponse {
                 context: context.to_string(),
                 slot: slot.to_string(),
                 binding: views::binding(binding),
-                dry_run: true,
+                dry_run: request.dry_run,
                 versions: seen,
+                skipped,
                 active_version: published
                     .state
                     .contexts()
@@ -231,13 +241,51 @@ async fn carry_out(
     let found = found.await?;
     let body = AdminBody::AdoptKeys(AdoptOrder {
         binding,
-        context,
+        context: context.clone(),
         slot,
         floor,
         keys: found,
     });
     let call = state.call(&caller, body, &request)?;
-    state.consensus.admin_call(call).await
+    let mut executed = state.consensus.admin_call(call).await?;
+    record_skipped(&state, &caller, &context, &skipped);
+    with_skipped(&mut executed.answer, &skipped)?;
+    Ok(executed)
+}
+
+/// The keys that the token has.
+fn without(keys: &[AdoptKey], skipped: &[SkippedKey]) -> Vec<AdoptKey> {
+    let is_there = |key: &&AdoptKey| !skipped.iter().any(|skipped| skipped.key_id == key.label);
+    keys.iter().filter(is_there).cloned().collect()
+}
+
+/// A number that version 1 gave is given to no other key, whether its key is there or not.
+fn reserved(floor: u32, skipped: &[SkippedKey]) -> u32 {
+    let numbers = skipped.iter().filter_map(|key| key.version);
+    numbers.fold(floor, u32::max)
+}
+
+/// One line of the audit for each: many labels do not fit into one.
+fn record_skipped(state: &AdminState, caller: &Caller, context: &ContextName, skipped: &[SkippedKey]) {
+    for key in skipped {
+        state.record(caller, Act::KeyAdopt, &skip(context, key), None);
+    }
+}
+
+fn skip(context: &ContextName, key: &SkippedKey) -> String {
+    let number = key
+        .version
+        .map(|version| format!("/v{version}"))
+        .unwrap_or_default();
+    format!("{context}{number} skipped, not in the token: {}", key.key_id)
+}
+
+/// The leader does not know of keys that were left out here.
+fn with_skipped(answer: &mut Value, skipped: &[SkippedKey]) -> Result<(), CallError> {
+    if let Some(members) = answer.as_object_mut().filter(|_| !skipped.is_empty()) {
+        members.insert("skipped".to_owned(), value(&skipped)?);
+    }
+    Ok(())
 }
 
 /// The slot whose token is meant.
@@ -312,6 +360,12 @@ impl Numbered {
     }
 }
 
+/// The number that a key is to have: the one that was asked for, or the one in its label.
+fn said(context: &ContextName, key: &AdoptKey) -> Option<u32> {
+    let by_label = version_of_label(context.as_str(), &key.label);
+    key.version.or(by_label.filter(|number| *number <= MAX_ADOPTED))
+}
+
 /// Gives each key its number: the one that was asked for, the one in its label, or the next one, above `floor`: those up
 /// to there are in labels of version 1's.
 fn numbered(
@@ -324,13 +378,9 @@ fn numbered(
         .contexts()
         .get(context)
         .map_or(0, |known| known.highest_version);
-    let said = |key: &AdoptKey| {
-        let by_label = version_of_label(context.as_str(), &key.label);
-        key.version.or(by_label.filter(|number| *number <= MAX_ADOPTED))
-    };
     let mut next = keys
         .iter()
-        .filter_map(said)
+        .filter_map(|key| said(context, key))
         .max()
         .unwrap_or(0)
         .max(highest)
@@ -342,7 +392,7 @@ fn numbered(
         if let Some((number, version)) = known {
             check_alive(context, number, version)?;
         }
-        let version = match (known, said(key)) {
+        let version = match (known, said(context, key)) {
             (Some((number, _)), _) | (None, Some(number)) => number,
             (None, None) => {
                 next = next.saturating_add(1);
@@ -376,49 +426,7 @@ fn numbered(
     Ok(numbered)
 }
 
-/// Finds each new key in the token. Blocks on it, so on a thread of its own.
-async fn look(
-    token: Slot,
-    keys: Vec<Numbered>,
-    find: impl Fn(&Slot, &Numbered) -> Result<Vec<u8>, HsmError> + Send + 'static,
-) -> Result<Vec<FoundKey>, CallError> {
-    let found = tokio::task::spawn_blocking(move || {
-        let one = |key: Numbered| -> Result<FoundKey, CallError> {
-            let check_record = if key.is_new {
-                find(&token, &key).map_err(|error| refusal(&key.kek.label, &error))?
-            } else {
-                Vec::new()
-            };
-            Ok(FoundKey {
-                label: key.kek.label,
-                version: key.kek.version,
-                key_uid: key.key_uid,
-                check_record,
-                created_at: key.created_at,
-            })
-        };
-        keys.into_iter()
-            .map(one)
-            .collect::<Result<Vec<FoundKey>, CallError>>()
-    });
-    found
-        .await
-        .unwrap_or_else(|error| Err(CallError::new(ErrorCode::Internal, error.to_string())))
-}
-
-/// What the token's refusal means to an administrator.
-fn refusal(label: &str, error: &HsmError) -> CallError {
-    let code = match error {
-        HsmError::NotFound { .. } => ErrorCode::NotFound,
-        HsmError::Argument { .. } => ErrorCode::InvalidArgument,
-        HsmError::NotSupported { .. } => ErrorCode::Conflict,
-        HsmError::Busy { .. } => ErrorCode::TokenTimeout,
-        _ => ErrorCode::SlotFailed,
-    };
-    CallError::new(code, format!("key {label:?}: {error}"))
-}
-
-fn value(answer: &AdoptKeysResponse) -> Result<Value, CallError> {
+fn value(answer: &impl Serialize) -> Result<Value, CallError> {
     serde_json::to_value(answer).map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))
 }
 

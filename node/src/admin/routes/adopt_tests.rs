@@ -17,6 +17,7 @@ fn request(keys: Vec<AdoptKey>) -> AdoptKeysRequest {
         slot: None,
         binding: None,
         only: false,
+        skip_missing: false,
         dry_run: false,
     }
 }
@@ -165,4 +166,36 @@ fn a_new_context_is_bound_as_is_said_or_written_and_never_as_guessed() {
     };
     let written = binding_of(&Placements::of(&hsm), &world.state, &context("new"), None);
     assert_eq!(written.unwrap(), BindingMode::Private);
+}
+
+#[test]
+fn a_key_that_is_left_out_is_in_the_answer_and_its_number_is_given_to_no_other() {
+    let left_out = |label: &str, version| SkippedKey {
+        key_id: label.to_owned(),
+        version,
+    };
+    let skipped = [left_out("gone", Some(9)), left_out("unnumbered", None)];
+    let keys = [key("gone", Some(9)), key("there", None), key("unnumbered", None)];
+    let there = without(&keys, &skipped);
+    assert_eq!(there, [key("there", None)]);
+    assert_eq!((reserved(3, &skipped), reserved(12, &skipped)), (9, 12));
+    let numbered = numbered(&World::new(1).state, &context("c"), &there, reserved(3, &skipped));
+    assert_eq!(numbered.unwrap()[0].kek.version, 10);
+
+    let mut answer = serde_json::json!({"context": "c", "versions": []});
+    with_skipped(&mut answer, &[]).unwrap();
+    assert!(answer.get("skipped").is_none());
+    with_skipped(&mut answer, &skipped).unwrap();
+    assert_eq!(
+        answer["skipped"],
+        serde_json::json!([{"key_id": "gone", "version": 9}, {"key_id": "unnumbered"}])
+    );
+    assert_eq!(
+        skip(&context("c"), &skipped[0]),
+        "c/v9 skipped, not in the token: gone"
+    );
+    assert_eq!(
+        skip(&context("c"), &skipped[1]),
+        "c skipped, not in the token: unnumbered"
+    );
 }

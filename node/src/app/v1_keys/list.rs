@@ -66,22 +66,29 @@ pub(super) fn digest_of(text: &str) -> String {
 }
 
 /// The contexts of the file that have keys.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<V1Context>, StartFailure> {
+    let metadata: Option<Metadata> = serde_saphyr::from_str_with_options(text, yaml_options())
+        .map_err(|error| refused(path, &format!("is not version 1's list of keys: {error}")))?;
+    let contexts = metadata.unwrap_or_default().contexts();
+    let mut contexts = contexts.map_err(|error| refused(path, &error.to_string()))?;
+    contexts.retain(|context| !context.versions.is_empty());
+    Ok(contexts)
+}
+
+fn refused(path: &Path, why: &str) -> StartFailure {
+    StartFailure::V1Keys(format!("{}: {why}", path.display()))
+}
+
+/// As [`parse`], with whom each is bound to.
 pub(super) fn wanted(
     path: &Path,
     text: &str,
     hsm: &Hsm,
     state: &ClusterState,
 ) -> Result<Vec<Wanted>, StartFailure> {
-    let refuse = |why: String| StartFailure::V1Keys(format!("{}: {why}", path.display()));
-    let metadata: Option<Metadata> = serde_saphyr::from_str_with_options(text, yaml_options())
-        .map_err(|error| refuse(format!("is not version 1's list of keys: {error}")))?;
-    let contexts = metadata.unwrap_or_default().contexts();
-    let contexts = contexts.map_err(|error| refuse(error.to_string()))?;
-    let with_keys = contexts
-        .into_iter()
-        .filter(|context| !context.versions.is_empty());
-    with_keys
-        .map(|context| one(context, hsm, state).map_err(refuse))
+    let contexts = parse(path, text)?.into_iter();
+    contexts
+        .map(|context| one(context, hsm, state).map_err(|why| refused(path, &why)))
         .collect()
 }
 

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::{Extension, Router};
 use hsm_api::data::{HealthResponse, HealthStatus, KekStatus};
@@ -52,6 +52,8 @@ pub(super) enum Trouble {
     Gone,
     /// Every job takes so long.
     Slow(Duration),
+    /// There is time for so many items of a batch, and for no single job.
+    OutOfTime(usize),
 }
 
 #[derive(Default)]
@@ -61,6 +63,8 @@ pub(super) struct FakeToken {
     hanging: Mutex<Vec<Box<dyn std::any::Any + Send>>>,
     /// How many items each batch had.
     batches: Mutex<Vec<usize>>,
+    /// How long the caller of the last batch waits.
+    until: Mutex<Option<Instant>>,
 }
 
 fn tag(aad: &[u8], plaintext: &[u8]) -> [u8; TAG_LEN] {
@@ -179,6 +183,14 @@ fn perform(work: Work) -> Result<Output, OpError> {
     }
 }
 
+fn perform_if(in_time: bool, work: Work) -> Result<Output, OpError> {
+    if in_time {
+        perform(work)
+    } else {
+        Err(OpError::NotBegun)
+    }
+}
+
 /// Of `Trading`, with the associated data `a`.
 pub(super) fn sealed_under(
     context: &str,
@@ -230,6 +242,20 @@ impl FakeToken {
         self.batches.lock().unwrap().clone()
     }
 
+    /// How long the caller of the last batch waits.
+    pub(super) fn until(&self) -> Option<Instant> {
+        *self.until.lock().unwrap()
+    }
+
+    /// How many items there is time for.
+    fn has_time_for(&self, single: bool) -> usize {
+        match *self.trouble.lock().unwrap() {
+            Some(Trouble::OutOfTime(_)) if single => 0,
+            Some(Trouble::OutOfTime(items)) => items,
+            _ => usize::MAX,
+        }
+    }
+
     fn when_due(&self, job: impl FnOnce() + Send + 'static) {
         let trouble = *self.trouble.lock().unwrap();
         match trouble {
@@ -267,17 +293,22 @@ impl TokenOps for FakeToken {
         }
     }
 
-    fn run(&self, work: Work, done: OnDone) -> Result<(), OpError> {
+    fn run(&self, work: Work, _until: Instant, done: OnDone) -> Result<(), OpError> {
+        let in_time = self.has_time_for(true) > 0;
         if let Some(done) = self.take(done)? {
-            self.when_due(move || done(perform(work)));
+            self.when_due(move || done(perform_if(in_time, work)));
         }
         Ok(())
     }
 
-    fn run_batch(&self, works: Vec<Work>, done: OnBatchDone) -> Result<(), OpError> {
+    fn run_batch(&self, works: Vec<Work>, until: Instant, done: OnBatchDone) -> Result<(), OpError> {
         self.batches.lock().unwrap().push(works.len());
+        *self.until.lock().unwrap() = Some(until);
+        let in_time = self.has_time_for(false);
         if let Some(done) = self.take(done)? {
-            self.when_due(move || done(works.into_iter().map(perform).collect()));
+            let works = works.into_iter().enumerate();
+            let outcomes = works.map(move |(place, work)| perform_if(place < in_time, work));
+            self.when_due(move || done(outcomes.collect()));
         }
         Ok(())
     }

@@ -212,3 +212,41 @@ async fn a_second_slot_is_not_asked_when_the_first_has_left_no_time_for_it() {
     let answer = ask(&node, &trading(), "/rewrap", batch).await.json();
     assert_eq!(answer["batch"][1]["key_version"], 2, "{answer:#}");
 }
+
+/// The slots of a request share its time, whenever each of them is asked.
+#[tokio::test]
+async fn what_a_slot_has_no_time_to_begin_is_a_timeout_and_costs_no_invocation() {
+    let node = FakeNode::with_invocations(10);
+    let old = item(&old(Purpose::Data));
+    let batch = json!({"batch": [old, old, old]});
+    // One in the second slot; or two in the first, and both of them then in the second.
+    for (slot, items, expected) in [
+        (&node.orders, 1, ["ok", "token_timeout", "token_timeout"]),
+        (&node.token, 2, ["ok", "ok", "token_timeout"]),
+    ] {
+        let left = node.meter.left();
+        slot.trouble(Some(Trouble::OutOfTime(items)));
+        let answer = ask(&node, &trading(), "/rewrap", batch.clone()).await.json();
+        let codes = [0, 1, 2].map(|place| answer["batch"][place]["code"].as_str().unwrap_or("ok"));
+        assert_eq!(codes, expected);
+        assert_eq!(left - node.meter.left(), items as u64);
+        assert!(node.token.until().is_some());
+        assert_eq!(
+            node.token.until(),
+            node.orders.until(),
+            "both end with the request"
+        );
+        slot.trouble(None);
+    }
+    for (path, body, slot) in [
+        ("/rewrap", old.clone(), &node.token),
+        ("/rewrap", old, &node.orders),
+        ("/encrypt", encrypt(), &node.orders),
+    ] {
+        let left = node.meter.left();
+        slot.trouble(Some(Trouble::OutOfTime(0)));
+        assert_eq!(code(&node, path, body).await, Some("token_timeout"), "{path}");
+        assert_eq!(node.meter.left(), left, "{path}");
+        slot.trouble(None);
+    }
+}
