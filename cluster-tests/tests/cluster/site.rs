@@ -192,7 +192,10 @@ impl Site {
             String::from_utf8_lossy(&output.stderr)
         );
         ensure!(!self.folder.join("data").exists(), "--check made a data folder");
-        ensure!(!self.folder.join("logs").exists(), "--check made a folder of the log");
+        ensure!(
+            !self.folder.join("logs").exists(),
+            "--check made a folder of the log"
+        );
         Ok(())
     }
 

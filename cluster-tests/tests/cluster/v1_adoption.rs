@@ -275,7 +275,12 @@ async fn adopts_one_by_one(cluster: &Playground, endpoint: &str) -> Result<()> {
     .await?;
     let skipping = [&by_list[..], &["--skip-missing"]].concat();
     let gone = json!([{"key_id": "gone", "version": 9}]);
-    let recorded = || cluster.node(1).log().contains("later/v9 skipped, not in the token: gone");
+    let recorded = || {
+        cluster
+            .node(1)
+            .log()
+            .contains("later/v9 skipped, not in the token: gone")
+    };
     let seen = answers(cluster, &[&skipping[..], &["--dry-run"]].concat()).await?;
     ensure!(seen[0]["skipped"] == gone, "{seen:#}");
     ensure!(!recorded(), "a dry run was recorded");
