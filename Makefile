@@ -9,7 +9,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what is missing: softhsm2 opensc strace haproxy libfaketime curl (Debian, sudo where not root), cargo-nextest, cargo-deny
+setup: ## install what is missing: softhsm2 opensc strace haproxy nginx libfaketime curl (Debian, sudo where not root), cargo-nextest, cargo-deny
 	@scripts/setup.sh
 
 .PHONY: setup-packages

@@ -13,9 +13,9 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
-# strace: injects kills into system calls and counts fdatasync. haproxy: runs the examples for it before real nodes.
-# libfaketime: gives one node another wall clock.
-packages=(softhsm2 opensc strace haproxy libfaketime)
+# strace: injects kills into system calls and counts fdatasync. haproxy, nginx with two modules: run the examples for them
+# before real nodes. libfaketime: gives one node another wall clock.
+packages=(softhsm2 opensc strace haproxy nginx libnginx-mod-http-js libnginx-mod-stream libfaketime)
 # What a node needs beside itself.
 runtime=(softhsm2)
 
@@ -30,7 +30,7 @@ installed() {
 install_packages() {
   local missing=() package
   if ! have dpkg-query; then
-    for tool in softhsm2-util pkcs11-tool strace haproxy cc curl; do
+    for tool in softhsm2-util pkcs11-tool strace haproxy nginx cc curl; do
       have "$tool" || missing+=("$tool")
     done
     [ ${#missing[@]} -eq 0 ] || die "not a Debian system, and these commands are missing: ${missing[*]}; install them, then start again"
@@ -58,11 +58,25 @@ install_runtime() {
   apt_install "${missing[@]}"
 }
 
+# Starts no service of theirs, and leaves nginx's disabled: tests run their own, and Debian's would take port 80.
 apt_install() {
   [ $# -gt 0 ] || return 0
   echo "installing Debian packages: $*"
   as_root apt-get update -q
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
+  # shellcheck disable=SC2016 # It is root's shell that expands it.
+  as_root env DEBIAN_FRONTEND=noninteractive sh -euc '
+    # What Debian asks before it starts a service; there may be one already.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+      trap "rm -f $policy" EXIT
+      printf "#!/bin/sh\nexit 101\n" >"$policy"
+      chmod 755 "$policy"
+    fi
+    apt-get install -q -y --no-install-recommends "$@"
+    for package; do
+      [ "$package" != nginx ] || update-rc.d nginx disable
+    done
+  ' sh "$@"
 }
 
 install_tools() {

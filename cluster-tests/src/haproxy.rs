@@ -1,22 +1,18 @@
 //! A real HAProxy before a playground, run from one of `config-examples/` as it stands but for addresses, ports and
 //! the paths of its socket and certificates. It ends with its owner, however that ends.
 
-use std::fs::File;
 use std::net::Ipv4Addr;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::leashed::Leashed;
 use crate::playground::Playground;
 use crate::wait::until;
 
-/// From the first node's first port to the balancer's; neither nodes nor relays have it.
-const PORT_OFFSET: u16 = 9;
 /// What the examples have in the place of a test's own.
 const SOCKET: &str = "/run/haproxy/admin.sock";
 const BIND: &str = "bind :8443";
@@ -27,18 +23,14 @@ const LEFT: [&str; 5] = [":8443", "port 8444", SOCKET, FILES, ".internal"];
 const EXAMPLE_NODES: u32 = 3;
 /// Sends a PROXY header, and so has to come from an address that nobody else comes from.
 const SENDS_HEADER: &str = "send-proxy-v2";
-/// Ended by the end of the pipe that the shell reads. Debian's place is on the path of root only.
-const SCRIPT: &str = "PATH=\"$PATH:/usr/sbin\"; haproxy -db -f \"$1\" & pid=$!; cat >/dev/null; kill -9 $pid; \
-                      wait $pid";
 
 /// Where connections of an example that sends PROXY headers come from.
 pub const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// See the module.
 pub struct Haproxy {
-    shell: Child,
+    program: Leashed,
     socket: PathBuf,
-    log: PathBuf,
     port: u16,
 }
 
@@ -47,23 +39,20 @@ impl Haproxy {
     pub async fn start(playground: &Playground, example: &str) -> Result<Self> {
         let folder = playground.scratch();
         let (config, log) = (folder.join(example), folder.join(format!("{example}.log")));
-        let socket = folder.join("haproxy.sock");
-        let port = playground.node(1).api_port + PORT_OFFSET;
+        let port = playground.balancer_port()?;
+        let socket = folder.join(format!("haproxy-{port}.sock"));
         std::fs::write(&config, substituted(playground, example, &socket, port)?)?;
-        let shell = std::process::Command::new("sh")
-            .args(["-c", SCRIPT, "sh"])
-            .arg(&config)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log)?)
-            // A signal to the test's group must not reach it.
-            .process_group(0)
-            .spawn()
-            .context("start a shell for haproxy")?;
+        let program = Leashed::start(
+            "haproxy",
+            |command| {
+                command.args(["-db", "-f"]).arg(&config);
+            },
+            "KILL",
+            &log,
+        )?;
         let haproxy = Self {
-            shell,
+            program,
             socket,
-            log,
             port,
         };
         let looked = until(
@@ -102,8 +91,7 @@ impl Haproxy {
     /// What it has said.
     #[must_use]
     pub fn said(&self) -> String {
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-        format!("haproxy said:\n{said}")
+        self.program.said()
     }
 
     /// All servers of all backends, as its statistics have them.
@@ -133,13 +121,6 @@ impl Haproxy {
             Ok(()) => Ok(()),
             Err(error) => Err(error.context(self.said())),
         }
-    }
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        drop(self.shell.stdin.take());
-        let _ = self.shell.wait();
     }
 }
 

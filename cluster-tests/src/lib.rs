@@ -1,19 +1,22 @@
 //! The harness of the cluster tests: real nodes as processes, made by `hsmctl dev` in a folder and on ports of
-//! their own, clients that never retry behind a test's back, proxies, relays for partitions, a balancer, load,
+//! their own, clients that never retry behind a test's back, proxies, relays for partitions, balancers, load,
 //! failpoints and metrics. It waits for conditions with deadlines, and leaves no process behind, however a test ends.
 
 #![warn(missing_docs)]
 
 pub mod client;
 pub mod crowd;
+pub mod edge;
 pub mod failpoints;
 mod guard;
 pub mod haproxy;
 pub mod http1;
 pub mod http2;
 pub mod lanes;
+mod leashed;
 pub mod load;
 pub mod metrics;
+pub mod nginx;
 pub mod node;
 pub mod playground;
 pub mod ports;
@@ -25,9 +28,11 @@ pub mod vitals;
 pub mod wait;
 
 pub use client::{Identity, Pki};
+pub use edge::Edge;
 pub use haproxy::Haproxy;
 pub use load::Load;
 pub use metrics::Metrics;
+pub use nginx::Nginx;
 pub use node::Node;
 pub use playground::{Leader, Playground};
 pub use proxy::Proxy;

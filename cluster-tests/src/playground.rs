@@ -16,13 +16,15 @@ use tokio::io::AsyncWriteExt;
 use crate::client::Pki;
 use crate::guard::Guard;
 use crate::node::Node;
-use crate::ports::free_base_port;
+use crate::ports::{free_base_port, is_free};
 use crate::relay::{Place, Relays};
 use crate::token_pool;
 use crate::wait::until;
 
 /// From a node's cluster port to its relay's.
 const RELAY_OFFSET: u16 = 5;
+/// From a node's first port to that of a balancer before all of them.
+const BALANCER_OFFSET: u16 = 9;
 /// More nodes than any test has.
 const MAX_NODES: u32 = 16;
 /// Forming a cluster of five on a slow machine.
@@ -227,6 +229,15 @@ impl Playground {
         self.relays
             .as_ref()
             .context("this playground was started without relays")
+    }
+
+    /// A port for a balancer, one for each node.
+    pub(crate) fn balancer_port(&self) -> Result<u16> {
+        let nodes = self.nodes();
+        let mut ports = nodes.iter().map(|node| node.api_port + BALANCER_OFFSET);
+        ports
+            .find(|port| is_free(*port))
+            .context("as many balancers as nodes run already")
     }
 
     /// A client of all nodes that sends each request once.
