@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Asks a playground of its own for whatever docs/openapi.json describes, and for what it does not allow, as an application
-# and as the administrator. Fails if a node answers 5xx other than a 503, or something that the document does not have.
+# Asks a playground of its own for whatever docs/openapi.json describes, and for what it does not allow, as an application,
+# as the administrator, and without a certificate where none is needed. Fails if a node answers 5xx other than a 503, or something that the document does not have.
 #
 # It takes three minutes at most, besides the time to install schemathesis from PyPI, which it does once. Every run asks for
 # other things: it is no part of `make test`.
@@ -30,7 +30,7 @@ done
 case $whole_limit in
   '' | *[!0-9]*) die "HSM_FUZZ_SECONDS=$whole_limit: write a number of seconds, 90 or more" ;;
 esac
-[ "$whole_limit" -ge 90 ] || die "HSM_FUZZ_SECONDS=$whole_limit: a playground and three runs take 90 or more"
+[ "$whole_limit" -ge 90 ] || die "HSM_FUZZ_SECONDS=$whole_limit: a playground and four runs take 90 or more"
 have curl || die "curl is missing: run 'make setup' first"
 
 # Leaves the folder of schemathesis in `venv`.
@@ -99,6 +99,7 @@ wrong() {
 }
 
 endpoint() { printf 'https://127.0.0.1:%d\n' $((base + 10 * ($1 - 1))); }
+health_endpoint() { printf 'http://127.0.0.1:%d\n' $((base + 10 * ($1 - 1) + 1)); }
 
 # ciphertext_of PATH BODY: what node 1 seals for the application.
 ciphertext_of() {
@@ -148,19 +149,16 @@ values = ["1.0", "1.1"]
 TOML
 }
 
-# fuzz CLIENT NODE SECONDS [OPTION...]: asks NODE with the certificate of CLIENT. What changes the membership is left out.
-fuzz() {
-  local client=$1 node=$2 seconds=$3 status=0
+# ask WHO URL SECONDS OPTION...: one run of schemathesis, against one listener of one node.
+ask() {
+  local who=$1 url=$2 seconds=$3 status=0
   shift 3
-  printf '==> as %s, asking node %s, for %s s\n' "$client" "$node" "$seconds"
+  printf '==> %s, asking %s, for %s s\n' "$who" "$url" "$seconds"
   # From the scratch folder: hypothesis keeps a database where it runs.
   (
     cd "$scratch"
     exec timeout --kill-after=5 $((seconds + 10)) "$venv/bin/st" --config-file schemathesis.toml --no-color run "$document" \
-      --url "$(endpoint "$node")" --tls-verify "$dir/pki/ca.crt" \
-      --request-cert "$dir/pki/clients/$client.crt" --request-cert-key "$dir/pki/clients/$client.key" \
-      --exclude-operation-id cluster_init --exclude-operation-id join \
-      --checks "$checks" --seed "$seed" --max-time "$seconds" --workers 2 --request-timeout 30 \
+      --url "$url" --checks "$checks" --seed "$seed" --max-time "$seconds" --workers 2 --request-timeout 30 \
       --generation-database none --warnings off "$@"
   ) &
   asking=$!
@@ -169,8 +167,24 @@ fuzz() {
   case $status in
     0) ;;
     124 | 137) wrong "schemathesis did not end in time" ;;
-    *) wrong "as $client: schemathesis found something (exit status $status)" ;;
+    *) wrong "$who: schemathesis found something (exit status $status)" ;;
   esac
+}
+
+# fuzz CLIENT NODE SECONDS [OPTION...]: asks NODE's API with the certificate of CLIENT. What changes the membership is left
+# out, and so is what another listener answers: --url goes before the servers that a path has of its own.
+fuzz() {
+  local client=$1 node=$2 seconds=$3
+  shift 3
+  ask "as $client" "$(endpoint "$node")" "$seconds" --tls-verify "$dir/pki/ca.crt" \
+    --request-cert "$dir/pki/clients/$client.crt" --request-cert-key "$dir/pki/clients/$client.key" \
+    --exclude-operation-id cluster_init --exclude-operation-id join \
+    --exclude-operation-id livez --exclude-operation-id readyz "$@"
+}
+
+# probe NODE SECONDS: asks NODE's health listener, without a certificate, for what it alone answers.
+probe() {
+  ask "without a certificate" "$(health_endpoint "$1")" "$2" --include-operation-id livez --include-operation-id readyz
 }
 
 all_ready() {
@@ -186,7 +200,9 @@ hsmctl dev up --dir "$dir" --nodes "$nodes" --base-port "$base" >"$scratch/up.lo
 
 configure
 # The administrator last: he may change what the application may do. Each run may take 10 s more than it is told.
-rest=$((whole_limit - (SECONDS - began) - 40))
+probing=10
+rest=$((whole_limit - (SECONDS - began) - 50 - probing))
+probe 1 "$probing"
 fuzz trading-1 1 $((rest / 4))
 fuzz trading-1 3 $((rest / 4)) --include-tag data
 fuzz admin 2 $((rest - rest / 4 * 2))

@@ -1,6 +1,7 @@
 //! The command line: global options and the tree of commands. It only describes; nothing is carried out here.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
@@ -8,12 +9,15 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, 
 
 use crate::commands::{
     acl, cleanup, cluster, completions, create_kek, data, export_metadata, key, key_destroy, list_kek,
-    manual, revoke, rotate, slot, update_checksums,
+    manual, profile, revoke, rotate, slot, update_checksums,
 };
 use crate::dev::DevCommand;
 use crate::exit;
 use crate::names::Name;
 use crate::output::Format;
+
+/// What a command can be given to end in.
+pub(crate) const TIMEOUT_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
 /// Administers hsm-service.
 #[derive(Debug, Parser)]
@@ -37,10 +41,15 @@ pub(crate) struct Global {
         global = true
     )]
     pub(crate) endpoints: Vec<String>,
-    /// Whose certificate to use: PKI/clients/PROFILE.crt and .key [default: admin].
+    /// Nodes, CA and certificate by one name: a profile of the profiles' file; with --pki PKI/clients/NAME.crt and .key
+    /// [default: the file's default; with --pki admin].
     #[arg(long, env = "HSMCTL_PROFILE", value_name = "NAME", global = true)]
     pub(crate) profile: Option<String>,
-    /// Folder with ca.crt and clients/.
+    /// The profiles' file, instead of the variable HSMCTL_PROFILES [default: hsmctl/profiles.yaml in
+    /// $XDG_CONFIG_HOME or ~/.config].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) profiles: Option<PathBuf>,
+    /// Folder with ca.crt and clients/, whose names are profiles then; the profiles' file is not read.
     #[arg(long, env = "HSMCTL_PKI", value_name = "DIR", global = true)]
     pub(crate) pki: Option<PathBuf>,
     /// CA of the nodes' certificates [default: PKI/ca.crt].
@@ -52,22 +61,15 @@ pub(crate) struct Global {
     /// Its private key.
     #[arg(long, env = "HSMCTL_KEY", value_name = "FILE", global = true)]
     pub(crate) key: Option<PathBuf>,
-    /// How results are printed.
-    #[arg(
-        short,
-        long,
-        env = "HSMCTL_OUTPUT",
-        value_enum,
-        default_value_t,
-        global = true
-    )]
-    pub(crate) output: Format,
+    /// How results are printed [default: table].
+    #[arg(short, long, env = "HSMCTL_OUTPUT", value_enum, global = true)]
+    pub(crate) output: Option<Format>,
     /// Seconds after which a command gives up; each has a default of its own.
     #[arg(
         long,
         env = "HSMCTL_TIMEOUT",
         value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        value_parser = clap::value_parser!(u64).range(TIMEOUT_SECONDS),
         global = true
     )]
     pub(crate) timeout: Option<u64>,
@@ -136,6 +138,9 @@ pub(crate) enum Command {
     /// Prepare tokens, on the machine that has them; open slots of a node.
     #[command(subcommand)]
     Slot(slot::SlotCommand),
+    /// Look at the profiles: which there are, and what counts.
+    #[command(subcommand)]
+    Profile(profile::ProfileCommand),
     /// Run a complete cluster on this machine, to play with and for tests.
     #[command(subcommand)]
     Dev(DevCommand),
@@ -146,11 +151,15 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether it talks to nodes that were named.
+    /// Whether it is about nodes that were named, and so about the profile that names them.
     pub(crate) fn asks_nodes(&self) -> bool {
         !matches!(
             self,
-            Self::Slot(slot::SlotCommand::Init(_)) | Self::Dev(_) | Self::Completions(_) | Self::Man(_)
+            Self::Slot(slot::SlotCommand::Init(_))
+                | Self::Profile(profile::ProfileCommand::List)
+                | Self::Dev(_)
+                | Self::Completions(_)
+                | Self::Man(_)
         )
     }
 }
@@ -294,7 +303,7 @@ mod tests {
     /// Whoever adds a command that changes something adds `--dry-run`; one that does not is named here.
     #[test]
     fn every_command_that_changes_something_can_be_tried_first() {
-        const NOTHING_TO_TRY: [&str; 23] = [
+        const NOTHING_TO_TRY: [&str; 25] = [
             "acl get",
             "acl test",
             "cluster members",
@@ -308,6 +317,8 @@ mod tests {
             "key usage",
             "list-kek",
             "man",
+            "profile list",
+            "profile show",
             "revocations",
             "rotation-status",
             "slot status",

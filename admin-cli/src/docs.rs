@@ -1,11 +1,14 @@
 //! `docs/cli.md`, written from the command line's own description, so that the two cannot say different things. Only
 //! tests write and compare it; the program has no use for it.
 
+use std::path::Path;
+
 use clap::{Arg, ArgAction, Command};
 
 use crate::cli;
 use crate::exit;
 use crate::names::Name;
+use crate::profile;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
 /// Set, the document is written; else it is compared.
@@ -28,11 +31,44 @@ wants exactly one.
 | what | option | variable |
 |---|---|---|
 | nodes | `--endpoint URL`, repeated or separated by commas | `HSMCTL_ENDPOINTS` |
-| CA | `--ca FILE`, else `ca.crt` in the folder `--pki` | `HSMCTL_CA`, `HSMCTL_PKI` |
-| certificate and key | `--cert FILE --key FILE`, else a profile's | `HSMCTL_CERT`, `HSMCTL_KEY` |
-| profile | `--profile NAME`: `clients/NAME.crt` and `.key` in the folder `--pki`; `admin` unless said | `HSMCTL_PROFILE` |
+| CA | `--ca FILE` | `HSMCTL_CA` |
+| certificate and key | `--cert FILE --key FILE` | `HSMCTL_CERT`, `HSMCTL_KEY` |
+| all of these by one name | `--profile NAME` | `HSMCTL_PROFILE` |
+| the profiles' file | `--profiles FILE` | `HSMCTL_PROFILES` |
+| a folder of certificates instead of it | `--pki DIR` | `HSMCTL_PKI` |
 
-An option goes before its variable, a file that is named before a profile's.
+**A profile** has a name in the profiles' file, which is `hsmctl/profiles.yaml` in `$XDG_CONFIG_HOME`, else in `~/.config`:
+
+";
+
+/// Read by a test, as the program would.
+const EXAMPLE: &str = "\
+default: prod                          # where no profile is named; may be left out
+profiles:
+  prod:
+    endpoints: [https://hsm-1.example:8443, https://hsm-2.example:8443]
+    ca: prod/ca.crt
+    cert: prod/operator.crt
+    key: prod/operator.key
+  test:
+    endpoints: [https://hsm-test.example:8443]
+    ca: test/ca.crt
+    cert: test/operator.crt
+    key: ~/secret/test-operator.key
+    output: yaml                       # as --output
+    timeout: 120                       # as --timeout, in seconds
+";
+
+const AFTER_EXAMPLE: &str = "\
+Every key of a profile may be left out. Paths are relative to the file's folder; `~/` is the home folder. The file names files and never
+holds a key itself, so others may read it; a certificate or a key in it is refused, and so is what is misspelt.
+
+An option goes before its variable, a variable before the profile, the profile before a command's own default, each value by itself;
+certificate and key are one value. `hsmctl profile show` says what counts, `hsmctl profile list` what the file has.
+
+**With `--pki`** the file is not read, and a profile is a certificate of that folder: `clients/NAME.crt` and `.key`, `admin` unless one is
+named, and `ca.crt` is the CA unless another is. So it is in a playground, whose `DIR/env` sets `HSMCTL_PKI`: to use the file again,
+`unset HSMCTL_PKI HSMCTL_CA HSMCTL_ENDPOINTS`.
 
 ## What it prints
 
@@ -74,7 +110,7 @@ Called as `hsm-admin` it is the same program under its own name; called as `crea
 fn document() -> String {
     let mut whole = cli::described(Name::Hsmctl).disable_help_subcommand(true);
     whole.build();
-    let mut out = HEAD.to_owned();
+    let mut out = format!("{HEAD}```yaml\n{EXAMPLE}```\n\n{AFTER_EXAMPLE}");
     out.push_str(&exit_codes());
     out.push_str(V1);
     out.push_str("## Options of every command\n\n");
@@ -265,6 +301,7 @@ mod tests {
             "### hsmctl create-kek\n",
             "### hsmctl cluster join\n",
             "### hsmctl dev up\n",
+            "### hsmctl profile show\n",
             "`-o, --output <OUTPUT>`: How results are printed",
             "`table`, `json`, `yaml`",
             "- `<CONTEXT>`: The context whose key gets a new version",
@@ -276,6 +313,18 @@ mod tests {
         for hidden in ["exec-node", "relay-offset", "### hsmctl cluster\n"] {
             assert!(!document.contains(hidden), "{hidden}");
         }
+    }
+
+    #[test]
+    fn the_example_of_profiles_is_one() {
+        let folder = Path::new("/etc/hsm");
+        let profiles = profile::parse_file(EXAMPLE, folder, Some(Path::new("/home/op"))).unwrap();
+        assert_eq!(profiles.default.as_deref(), Some("prod"));
+        let test = profiles.named("test").unwrap();
+        let (cert, key) = test.identity.clone().unwrap();
+        assert_eq!(cert, folder.join("test/operator.crt"));
+        assert_eq!(key, Path::new("/home/op/secret/test-operator.key"));
+        assert_eq!(test.timeout, Some(120));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::cli::{self, Global};
 use crate::files::secret_line;
 use crate::names::{self, Invocation};
-use crate::profile::Profile;
+use crate::profile::{self, Profile};
 use crate::v1_config;
 
 /// A command line, one argument a line: translated once it is what it is, and the PIN of version 1's `create-kek` has no
@@ -58,6 +58,37 @@ pub fn profile(data: &[u8]) -> bool {
     }
     assert!(name.is_empty() || profile.cert == Path::new("/pki/clients").join(format!("{name}.crt")));
     true
+}
+
+/// The profiles' file: paths are whole and addresses are some; a refusal is a line without what may be a key.
+pub fn profiles(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return false;
+    };
+    match profile::parse_file(text, Path::new("/etc/hsm"), Some(Path::new("/home/op"))) {
+        Ok(found) => {
+            assert!(found.default.is_none_or(|name| found.all.contains_key(&name)));
+            for entry in found.all.into_values() {
+                for endpoint in &entry.endpoints {
+                    hsm_api::client::check_endpoint(endpoint).unwrap();
+                }
+                let (cert, key) = entry.identity.unzip();
+                for path in [entry.ca, cert, key].into_iter().flatten() {
+                    assert!(path.is_absolute());
+                }
+                assert!(
+                    entry
+                        .timeout
+                        .is_none_or(|seconds| cli::TIMEOUT_SECONDS.contains(&seconds))
+                );
+            }
+            true
+        }
+        Err(why) => {
+            assert!(!why.contains('\n') && !why.contains("-----BEGIN"), "{why}");
+            false
+        }
+    }
 }
 
 /// A file with a secret: one newline less and nothing else changed.

@@ -28,9 +28,11 @@ pub fn run() -> ExitCode {
     }
     let name = invocation.name;
     let status = match cli::parse(name, &invocation.args) {
-        Ok(cli) => {
-            let format = cli.global.output;
-            exit::report(commands::run(name, cli), name, format)
+        Ok(mut cli) => {
+            let prepared = commands::prepare(name, &mut cli);
+            // A profile may say it.
+            let format = cli.global.output.unwrap_or_default();
+            exit::report(prepared.and_then(|()| commands::run(name, cli)), name, format)
         }
         Err(error) => exit::report_parser(&error, cli::format_asked_for(&invocation.args)),
     };

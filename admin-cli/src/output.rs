@@ -1,6 +1,7 @@
 //! What the program says: results to standard output as a table, JSON or YAML, everything else to standard
 //! error, so that a pipe gets the result and nothing but the result.
 
+use std::fmt;
 use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
@@ -20,6 +21,16 @@ pub(crate) enum Format {
     Json,
     /// For programs, and for people who like it better.
     Yaml,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Table => "table",
+            Self::Json => "json",
+            Self::Yaml => "yaml",
+        })
+    }
 }
 
 /// A line to standard error. Nothing depends on its arrival.

@@ -1,6 +1,9 @@
 //! Who speaks to which nodes: endpoints, CA, and a client certificate, chosen by name or by file. Reads the
 //! private key, and hands it to nobody but the client.
 
+mod choose;
+mod file;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +14,11 @@ use zeroize::Zeroizing;
 use crate::cli::Global;
 use crate::exit::usage;
 
-/// Whose certificate is used unless something else is said.
+pub(crate) use choose::{apply, file_of};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use file::parse as parse_file;
+
+/// Whose certificate of the folder is used unless something else is said.
 const DEFAULT_PROFILE: &str = "admin";
 
 /// Everything a client needs, as paths.
@@ -34,8 +41,8 @@ impl Profile {
             .collect();
         if endpoints.is_empty() {
             return Err(usage(
-                "no node is named; give --endpoint https://host:8443 or set HSMCTL_ENDPOINTS (in a playground: \
-                 . DIR/env)",
+                "no node is named; give --endpoint https://host:8443 or a --profile that has endpoints, or set \
+                 HSMCTL_ENDPOINTS (in a playground: . DIR/env)",
             ));
         }
         let ca = match (given(&global.ca), given(&global.pki)) {
@@ -43,7 +50,8 @@ impl Profile {
             (None, Some(pki)) => pki.join("ca.crt"),
             (None, None) => {
                 return Err(usage(
-                    "no CA is named for the nodes' certificates; give --ca FILE or set HSMCTL_CA",
+                    "no CA is named for the nodes' certificates; give --ca FILE or a --profile that has one, or set \
+                     HSMCTL_CA",
                 ));
             }
         };
@@ -105,17 +113,16 @@ fn identity(global: &Global) -> Result<(PathBuf, PathBuf)> {
         .as_deref()
         .filter(|name| !name.is_empty())
         .unwrap_or(DEFAULT_PROFILE);
-    // The name becomes part of a path.
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if name.starts_with('.') || !name.chars().all(plain) {
+    // It becomes part of a path.
+    if !file::is_name(name) {
         return Err(usage(format!(
             "profile {name:?}: not a name; use letters, digits and . - _, and do not begin with a dot"
         )));
     }
     let Some(pki) = given(&global.pki) else {
         return Err(usage(format!(
-            "no certificate for profile {name}: set HSMCTL_PKI to the folder that has clients/{name}.crt, or give \
-             --cert and --key"
+            "no certificate for profile {name}: give it cert and key in the profiles' file, set HSMCTL_PKI to the \
+             folder that has clients/{name}.crt, or give --cert and --key"
         )));
     };
     let clients = pki.join("clients");

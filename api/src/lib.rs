@@ -13,6 +13,7 @@ pub mod data;
 pub mod headers;
 pub mod paths;
 pub mod problem;
+pub mod suggest;
 pub mod v1;
 
 #[cfg(feature = "client")]

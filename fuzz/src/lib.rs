@@ -66,6 +66,7 @@ pub const TARGETS: &[Target] = &[
     // hsmctl
     target("cli_arguments", admin_cli::fuzzing::arguments),
     target("cli_profile", admin_cli::fuzzing::profile),
+    target("cli_profiles", admin_cli::fuzzing::profiles),
     target("cli_secret_file", admin_cli::fuzzing::secret_file),
     target("cli_v1_config", admin_cli::fuzzing::v1_config),
 ];

@@ -22,6 +22,7 @@ pub(crate) mod list_kek;
 pub(crate) mod manual;
 mod pin_file;
 mod preview;
+pub(crate) mod profile;
 pub(crate) mod revoke;
 pub(crate) mod rotate;
 mod rotation_status;
@@ -40,7 +41,7 @@ use crate::cli::{Cli, Command, Global};
 use crate::exit::{client_error, usage, with_hint};
 use crate::names::Name;
 use crate::output::{self, Format, or_dash};
-use crate::profile::Profile;
+use crate::profile::{self as profiles, Profile};
 use crate::progress::patiently;
 use crate::terminal::Questions;
 use crate::v1_config;
@@ -65,7 +66,7 @@ impl Session {
     }
 
     pub(crate) fn format(&self) -> Format {
-        self.global.output
+        self.global.output.unwrap_or_default()
     }
 
     /// Whether somebody may be asked.
@@ -126,19 +127,26 @@ fn is_about_tls(error: &ClientError) -> bool {
     }
 }
 
+/// Fills in what neither an option nor a variable says: from version 1's configuration, which an option names, then from
+/// a profile.
+pub(crate) fn prepare(name: Name, cli: &mut Cli) -> Result<()> {
+    if !cli.command.asks_nodes() {
+        v1_config::pass_over(&cli.global);
+        return Ok(());
+    }
+    v1_config::apply(&mut cli.global, name)?;
+    profiles::apply(&mut cli.global)
+}
+
 /// Carries a command out.
 pub(crate) fn run(name: Name, cli: Cli) -> Result<()> {
-    let Cli { mut global, command } = cli;
-    if command.asks_nodes() {
-        v1_config::apply(&mut global, name)?;
-    } else {
-        v1_config::pass_over(&global);
-    }
+    let Cli { global, command } = cli;
     let session = Session::new(global);
     match command {
         // Needs no network, and must not have a thread beside it while it handles PINs.
         Command::Slot(slot::SlotCommand::Init(args)) => slot_init::init(&session, &args),
         Command::Dev(command) => crate::dev::run(&session, command),
+        Command::Profile(command) => profile::run(&session, &command),
         Command::Completions(args) => completions::print(name, &args),
         Command::Man(args) => manual::print(name, &args),
         command => on_runtime(remote(&session, command))?.map_err(|error| session.explain(error)),
@@ -178,6 +186,7 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
         // Handled before there is a runtime.
         Command::Slot(slot::SlotCommand::Init(_))
         | Command::Dev(_)
+        | Command::Profile(_)
         | Command::Completions(_)
         | Command::Man(_) => Ok(()),
     }

@@ -74,6 +74,14 @@ impl fmt::Debug for Client {
     }
 }
 
+/// Whether a client can be made for this address: `https://host:port`, `host:port` or `host`. Nobody is asked.
+///
+/// # Errors
+/// [`BuildError::Endpoint`], which names it.
+pub fn check_endpoint(endpoint: &str) -> Result<(), BuildError> {
+    Endpoint::parse(endpoint).map(drop)
+}
+
 impl Client {
     /// Begins a client.
     pub fn builder() -> ClientBuilder {

@@ -34,10 +34,24 @@ fn names<'n>(of: impl IntoIterator<Item = &'n str>) -> Names {
 }
 
 /// An operation: its path, its method, what is said of it.
-fn operations(document: &Document) -> Vec<(&str, &str, &Value)> {
+type Described<'d> = (&'d str, &'d str, &'d Value);
+
+/// All operations of the API's listener.
+fn operations(document: &Document) -> Vec<Described<'_>> {
+    operations_of(document, |item| item.get("servers").is_none())
+}
+
+/// What the health listener alone answers: paths with servers of their own.
+fn probes(document: &Document) -> Vec<Described<'_>> {
+    operations_of(document, |item| item.get("servers").is_some())
+}
+
+fn operations_of(document: &Document, wanted: impl Fn(&Value) -> bool) -> Vec<Described<'_>> {
     let mut all = Vec::new();
-    for (path, item) in object(&document.root()["paths"]) {
-        for (method, operation) in object(item) {
+    let paths = object(&document.root()["paths"]).iter();
+    for (path, item) in paths.filter(|(_, item)| wanted(item)) {
+        let operations = object(item).iter().filter(|(key, _)| *key != "servers");
+        for (method, operation) in operations {
             all.push((path.as_str(), method.as_str(), operation));
         }
     }
@@ -301,7 +315,7 @@ fn every_operation_says_how_it_can_fail() {
     let mut ids = BTreeSet::new();
     let tags = array(&document.root()["tags"]).iter();
     let tags: Names = names(tags.map(|tag| tag["name"].as_str().unwrap()));
-    for (path, method, operation) in operations(&document) {
+    for (path, method, operation) in probes(&document).into_iter().chain(operations(&document)) {
         let at = format!("{method} {path}");
         assert!(
             ids.insert(operation["operationId"].as_str().unwrap()),
@@ -312,7 +326,9 @@ fn every_operation_says_how_it_can_fail() {
             words(&operation["tags"]).iter().all(|tag| tags.contains(tag)),
             "{at}"
         );
-
+    }
+    for (path, method, operation) in operations(&document) {
+        let at = format!("{method} {path}");
         let in_path = path
             .split('/')
             .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
@@ -346,6 +362,59 @@ fn every_operation_says_how_it_can_fail() {
             let own = &content["schema"]["allOf"][1]["properties"]["status"]["const"];
             assert_eq!(&own.to_string(), status, "{at}");
         }
+    }
+}
+
+/// Plain HTTP and text, without a certificate and without the headers of the API's answers.
+#[test]
+fn probes_are_described_as_what_they_are() {
+    let document = Document::read();
+    let described = probes(&document);
+    let which: Vec<_> = described
+        .iter()
+        .map(|(path, method, _)| (*path, *method))
+        .collect();
+    assert_eq!(which, [(paths::LIVEZ, "get"), (paths::READYZ, "get")]);
+    for (path, _, operation) in described {
+        assert!(array(&operation["security"]).is_empty(), "{path}");
+        let queries = match path {
+            paths::READYZ => names(["verbose", "stale", "slot"]),
+            _ => Names::new(),
+        };
+        assert_eq!(
+            called(&parameters(&document, operation, "query")),
+            queries,
+            "{path}"
+        );
+        let responses = object(&operation["responses"]);
+        let statuses: Vec<&str> = responses.keys().map(String::as_str).collect();
+        let expected: &[&str] = match path {
+            paths::READYZ => &["200", "403", "503"],
+            _ => &["200", "403"],
+        };
+        assert_eq!(statuses, expected, "{path}");
+        for (status, response) in responses {
+            let headers: Vec<&String> = object(&response["headers"]).keys().collect();
+            assert_eq!(headers, ["Cache-Control"], "{path} {status}");
+            let media: Vec<&String> = object(&response["content"]).keys().collect();
+            let expected = match status.as_str() {
+                "403" => "application/problem+json",
+                _ => "text/plain",
+            };
+            assert_eq!(media, [expected], "{path} {status}");
+        }
+        let foreign =
+            &responses["403"]["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"];
+        assert_eq!(
+            foreign["code"]["const"],
+            ErrorCode::ForeignOrigin.as_str(),
+            "{path}"
+        );
+        assert_eq!(
+            foreign["status"]["const"],
+            ErrorCode::ForeignOrigin.status(),
+            "{path}"
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use cluster_tests::client::{alert_for, alert_for_tls12};
 use cluster_tests::{Pki, Playground};
 use hsm_api::client::{Method, RawResponse};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Client, ErrorCode, Problem, paths};
+use hsm_api::{Client, ClientError, ErrorCode, Problem, StateIndex, headers, paths};
 use rustls::AlertDescription;
 
 use crate::common::{CONTEXT, open, seal};
@@ -52,6 +52,9 @@ fn check(answer: &RawResponse, code: ErrorCode) -> Result<()> {
         answer.header("content-type")
     );
     ensure!(!problem.request_id.is_empty(), "{code}: no request id");
+    let index = answer.header(headers::X_HSM_INDEX);
+    let index = index.with_context(|| format!("{code}: no index"))?;
+    index.parse::<StateIndex>()?;
     Ok(())
 }
 

@@ -296,6 +296,27 @@ async fn an_answer_says_who_made_it_and_from_which_state() -> Result<()> {
         paths::OPENAPI,
         described.display()
     );
+    // Every path of it that only reads says from which state it answers, to an application and to the administrator,
+    // whether it may or not.
+    let document: serde_json::Value = serde_json::from_slice(answer.body.as_slice())?;
+    let mut seen = 0;
+    for (path, item) in document["paths"].as_object().context("no paths")? {
+        let of_the_api = item.get("servers").is_none();
+        if !of_the_api || item.get("get").is_none() || path.contains('{') {
+            continue;
+        }
+        for who in ["trading-1", "admin"] {
+            let asked = cluster.client(who)?;
+            let answer = asked
+                .request(Method::GET, path, &[(headers::X_HSM_REQUEST, "1")], Vec::new())
+                .await?;
+            let index = answer.header(headers::X_HSM_INDEX);
+            let index = index.with_context(|| format!("{who} {path}: {}", answer.status))?;
+            index.parse::<hsm_api::StateIndex>()?;
+            seen += 1;
+        }
+    }
+    ensure!(seen > 20, "only {seen} answers were looked at");
     cluster.passed();
     Ok(())
 }

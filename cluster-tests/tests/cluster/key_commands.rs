@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::playground::Output;
-use cluster_tests::until;
+use cluster_tests::{Playground, until};
 use hsm_api::ErrorCode;
 use serde_json::Value;
 
-use crate::common::{CONTEXT, open_everywhere};
+use crate::common::{CONTEXT, formed_with, open_everywhere, seal, settled_on};
 use crate::key_life::{FIRST, GONE, opened_everywhere, refused_everywhere, retired};
 
 /// As an operator types it.
@@ -88,6 +88,14 @@ async fn hsmctl_asks_for_the_name_of_what_it_destroys() -> Result<()> {
     })
     .await?;
 
+    // That it was used is known by now.
+    let unforced = ["key", "destroy", version, "--wait", "2d", "--confirm", version];
+    let refused = hsmctl(&unforced).await?;
+    ensure!(
+        refused.code == Some(4) && refused.stderr.contains("override"),
+        "{refused:?}"
+    );
+
     // Under version 1's name every failure is 1; without an answer nothing is deleted.
     let unasked = hsmctl(&["delete-kek", "--label", FIRST]).await?;
     ensure!(unasked.code == Some(2), "{unasked:?}");
@@ -100,6 +108,39 @@ async fn hsmctl_asks_for_the_name_of_what_it_destroys() -> Result<()> {
         first["key_id"] == FIRST && first["disabled"] == false,
         "{cleanup}"
     );
+    cluster.passed();
+    Ok(())
+}
+
+/// Other values than the defaults, of which the test above shows that they are seven days each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_long_a_destruction_waits_and_what_is_recent_is_configured() -> Result<()> {
+    let cluster = formed_with(Playground::builder().nodes(1), |config| {
+        let keys = "keys: {destroy: {default_wait_hours: 48, recent_use_days: 0}}";
+        config.replacen("logging:", &format!("{keys}\nlogging:"), 1)
+    })
+    .await?;
+    let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"a moment ago").await?;
+    cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    settled_on(&cluster, 1, CONTEXT, 2).await?;
+    opened_everywhere(&cluster, &sealed).await?;
+    let version = "exchange-key/v1";
+    let json = async |args: &[&str]| -> Result<Value> {
+        let args = [args, &["--no-input", "-o", "json"]].concat();
+        Ok(serde_json::from_slice(&cluster.hsmctl(&args).await?.ok()?)?)
+    };
+    // Only what the state knows of could be in the way.
+    until("the use is known", GONE, async || {
+        let usage = json(&["key", "usage", CONTEXT]).await.ok()?;
+        let versions = usage["versions"].as_array()?;
+        let first = versions.iter().find(|used| used["version"] == 1)?;
+        (first["encryptions"] == 1 && first["last_used"].is_string()).then_some(())
+    })
+    .await?;
+    json(&["key", "destroy", version, "--confirm", version]).await?;
+    let shown = json(&["key", "show", version]).await?;
+    ensure!(shown["state"] == "destroy_scheduled", "{shown}");
+    ensure!(shown["destruction"]["wait_seconds"] == 172_800, "{shown}");
     cluster.passed();
     Ok(())
 }

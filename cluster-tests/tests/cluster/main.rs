@@ -39,6 +39,7 @@ mod overload;
 mod partitions;
 mod pkcs11;
 mod playground;
+mod profiles;
 mod prompt;
 mod proxies;
 mod restart;

@@ -14,13 +14,13 @@ mod keys;
 mod logging;
 mod proxies;
 mod server;
-mod suggest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hsm_api::suggest;
 use raft_store::state::context::RotationPolicy;
 use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
@@ -39,7 +39,7 @@ pub use self::keys::{DAY, Destroy, Rotation};
 pub use self::logging::{LogFormat, LogRotation, LogStream, Logging};
 pub use self::proxies::{Network, Proxies, TrustedProxy};
 pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
-pub(crate) use self::suggest::nearest;
+pub(crate) use hsm_api::suggest::nearest;
 
 pub use raft_store::names::{ContextName, NodeName, SlotName};
 

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 use hsm_api::data::HealthResponse;
 
+#[cfg(test)]
+pub(crate) use self::routes::registered;
 pub use self::server::{HealthServer, bind, start};
 
 /// What probes ask. Called on the health thread; may take a lock, must not wait for a peer.

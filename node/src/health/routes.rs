@@ -1,5 +1,6 @@
 //! The health listener's few routes, as a function from request to answer. Nobody shows a certificate
-//! here, so no answer names a key or a context; on the API, v1's two documents do.
+//! here, so no answer names a key or a context; on the API, v1's two documents do. None has the headers of the API's
+//! answers: what watches a node asks for no state of the cluster.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +14,36 @@ use super::{HealthSource, ReadyQuery};
 use crate::http::{ApiError, METRICS_TYPE, RequestId, guards, v1_health};
 use crate::metrics::without_names;
 
+/// What answers a `GET` or `HEAD` of one path.
+type Handler = fn(&dyn HealthSource, &Uri) -> Response;
+
+/// Everything that is answered. What were answered elsewhere would be in no list, and so not be missed in
+/// `docs/openapi.json`; so it is with failpoints, which only builds for tests have.
+const ROUTES: &[(&str, Handler)] = &[
+    (paths::LIVEZ, livez),
+    (paths::READYZ, readyz),
+    (paths::METRICS, metrics),
+    (paths::HEALTH, health),
+];
+
+/// For the test that compares them with the description of the API.
+#[cfg(test)]
+pub(crate) fn registered() -> Vec<(Method, &'static str)> {
+    ROUTES.iter().map(|(path, _)| (Method::GET, *path)).collect()
+}
+
 /// Answers one request, which ends its connection. Bodies are not read: no route needs one.
 pub(super) fn answer(source: &dyn HealthSource, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response {
     let mut response = match route(source, method, uri, headers) {
         Ok(response) => response,
-        Err(error) => error.render(&RequestId::of(headers)),
+        Err(error) => {
+            let mut response = error.render(&RequestId::of(headers));
+            if error.code() == ErrorCode::MethodNotAllowed {
+                let allowed = HeaderValue::from_static("GET,HEAD");
+                response.headers_mut().insert(header::ALLOW, allowed);
+            }
+            response
+        }
     };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -32,29 +58,36 @@ fn route(
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
     guards::same_origin(headers, uri)?;
-    let reads = matches!(*method, Method::GET | Method::HEAD);
-    match uri.path() {
-        #[cfg(feature = "failpoints")]
-        paths::FAILPOINTS if *method == Method::POST => failpoint(uri),
-        paths::LIVEZ | paths::READYZ | paths::METRICS | paths::HEALTH if !reads => {
-            Err(ApiError::new(ErrorCode::MethodNotAllowed).v1_text("only GET allowed"))
-        }
-        paths::LIVEZ => Ok(text(StatusCode::OK, "ok\n")),
-        paths::READYZ => Ok(readyz(source, uri.query().unwrap_or_default())),
-        paths::METRICS => {
-            let unnamed = without_names(&source.render_metrics());
-            let mut response = text(StatusCode::OK, unnamed);
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
-            Ok(response)
-        }
-        paths::HEALTH => Ok(v1_health(&HealthResponse {
-            kek_status: BTreeMap::new(),
-            ..source.v1_health()
-        })),
-        _ => Err(ApiError::new(ErrorCode::NotFound)),
+    #[cfg(feature = "failpoints")]
+    if uri.path() == paths::FAILPOINTS && *method == Method::POST {
+        return failpoint(uri);
     }
+    let Some((_, handler)) = ROUTES.iter().find(|(path, _)| *path == uri.path()) else {
+        return Err(ApiError::new(ErrorCode::NotFound));
+    };
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(ApiError::new(ErrorCode::MethodNotAllowed).v1_text("only GET allowed"));
+    }
+    Ok(handler(source, uri))
+}
+
+fn livez(_: &dyn HealthSource, _: &Uri) -> Response {
+    text(StatusCode::OK, "ok\n")
+}
+
+fn metrics(source: &dyn HealthSource, _: &Uri) -> Response {
+    let unnamed = without_names(&source.render_metrics());
+    let mut response = text(StatusCode::OK, unnamed);
+    let media = HeaderValue::from_static(METRICS_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, media);
+    response
+}
+
+fn health(source: &dyn HealthSource, _: &Uri) -> Response {
+    v1_health(&HealthResponse {
+        kek_status: BTreeMap::new(),
+        ..source.v1_health()
+    })
 }
 
 fn text(status: StatusCode, body: impl Into<Body>) -> Response {
@@ -75,7 +108,8 @@ fn value<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     })
 }
 
-fn readyz(source: &dyn HealthSource, query: &str) -> Response {
+fn readyz(source: &dyn HealthSource, uri: &Uri) -> Response {
+    let query = uri.query().unwrap_or_default();
     let asked = ReadyQuery {
         slot: value(query, "slot").map(str::to_owned),
         stale_ok: value(query, "stale") == Some("ok"),

@@ -96,9 +96,28 @@ fn metrics_and_v1s_health_are_here_too_and_name_nothing() {
 fn anything_else_is_refused() {
     assert!(get("/encrypt").starts_with("HTTP/1.1 404 "));
     let post = "POST /readyz HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-    assert!(ask(post).starts_with("HTTP/1.1 405 "));
+    let wrong = ask(post);
+    assert!(
+        wrong.starts_with("HTTP/1.1 405 ") && wrong.contains("\r\nallow: GET,HEAD\r\n"),
+        "{wrong}"
+    );
     let foreign = "GET /metrics HTTP/1.1\r\nhost: x\r\norigin: https://evil\r\nconnection: close\r\n\r\n";
     assert!(ask(foreign).starts_with("HTTP/1.1 403 "));
+}
+
+/// As docs/openapi.json has it of this listener.
+#[test]
+fn no_answer_has_the_headers_of_the_apis() {
+    let refused = "GET /nowhere HTTP/1.1\r\nhost: x\r\n\r\n".to_owned();
+    let answered = registered()
+        .into_iter()
+        .map(|(method, path)| format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n"));
+    for request in answered.chain([refused]) {
+        let answer = ask(&request);
+        let (head, _) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("\r\ncache-control: no-store"), "{answer}");
+        assert!(!head.contains("\r\nx-hsm-"), "{answer}");
+    }
 }
 
 /// HTTP/1.1 would keep it for further questions.

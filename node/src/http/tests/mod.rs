@@ -3,6 +3,7 @@
 mod batches;
 pub(super) mod fake;
 mod http2;
+mod index;
 mod invocations;
 mod limits;
 mod listener;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use axum::http::Method;
+
 use super::*;
 use crate::http::openapi::DOCUMENT;
 use crate::http::service::routes;
@@ -10,22 +12,30 @@ fn document() -> Value {
     serde_json::from_str(DOCUMENT).unwrap()
 }
 
+/// What a path has besides operations.
+const ABOUT_A_PATH: [&str; 2] = ["servers", "parameters"];
+
 /// Operations, as `GET /path`.
 fn described() -> BTreeSet<String> {
     let document = document();
     let paths = document["paths"].as_object().unwrap();
     let operations = |(path, item): (&String, &Value)| {
         let methods = item.as_object().unwrap().keys();
+        let methods = methods.filter(|key| !ABOUT_A_PATH.contains(&key.as_str()));
         let operations = methods.map(|method| format!("{} {path}", method.to_uppercase()));
         operations.collect::<Vec<_>>()
     };
     paths.iter().flat_map(operations).collect()
 }
 
-fn registered() -> BTreeSet<String> {
+/// Of the API's listener.
+fn of_the_api() -> Vec<(Method, &'static str)> {
     let admin = crate::admin::routes::registered();
-    let own = routes();
-    let all = own.list().iter().cloned().chain(admin);
+    routes().list().iter().cloned().chain(admin).collect()
+}
+
+fn registered() -> BTreeSet<String> {
+    let all = of_the_api().into_iter().chain(crate::health::registered());
     all.map(|(method, path)| format!("{method} {path}")).collect()
 }
 
@@ -38,6 +48,24 @@ fn every_route_is_described_and_nothing_else_is() {
         missing.is_empty() && more.is_empty(),
         "docs/openapi.json lacks {missing:?}, and has {more:?}, which is no route"
     );
+}
+
+#[test]
+fn what_only_the_health_listener_answers_says_where_that_is() {
+    let document = document();
+    let of_the_api: BTreeSet<&str> = of_the_api().into_iter().map(|(_, path)| path).collect();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let own = item["servers"].as_array();
+        let elsewhere = !of_the_api.contains(path.as_str());
+        assert_eq!(own.is_some(), elsewhere, "servers of {path}");
+        for server in own.into_iter().flatten() {
+            assert_eq!(server["url"], "http://{host}:{port}", "{path}");
+            assert_eq!(server["variables"]["port"]["default"], "8444", "{path}");
+        }
+        // Nobody shows a certificate there.
+        let of_all = item["get"]["security"].as_array();
+        assert_eq!(of_all.is_some_and(Vec::is_empty), elsewhere, "security of {path}");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
-//! "Did you mean": the nearest of a list of known words. Only for messages; nothing is ever
-//! accepted because it is similar.
+//! "Did you mean": the nearest of a list of known words, for the files that people write. Only for messages; nothing is
+//! ever accepted because it is similar.
 
 /// The known word nearest to `typed`, if near enough to be a slip of the fingers: at most a
 /// third of the word wrong, and never more than three edits.
-pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let typed: Vec<char> = simplified(typed).take(MAX_COMPARED).collect();
     known
         .into_iter()
