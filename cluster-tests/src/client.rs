@@ -110,6 +110,50 @@ fn sign_for(params: &CertificateParams, key: &KeyPair, issuer: &Issuer<'_, KeyPa
     })
 }
 
+/// A CA beside the playground's own, such as one for administrators alone.
+pub struct Ca {
+    common: String,
+    key: String,
+    /// Its certificate, PEM.
+    pub cert: String,
+}
+
+impl Ca {
+    /// Makes one.
+    pub fn new(common: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = name(common, None)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Ok(Self {
+            common: common.to_owned(),
+            cert: params.self_signed(&key)?.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Its name as nodes and openssl write it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("CN={},O=DEV", self.common)
+    }
+
+    /// A client of it.
+    pub fn issue(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
+        self.sign(common, unit, &KeyPair::generate()?)
+    }
+
+    /// A further certificate for somebody's key.
+    pub fn issue_for(&self, holder: &Identity, common: &str, unit: Option<&str>) -> Result<Identity> {
+        self.sign(common, unit, &KeyPair::from_pem(&holder.key)?)
+    }
+
+    fn sign(&self, common: &str, unit: Option<&str>, key: &KeyPair) -> Result<Identity> {
+        let issuer = Issuer::new(name(&self.common, None)?, KeyPair::from_pem(&self.key)?);
+        sign_for(&client_params(common, unit)?, key, &issuer)
+    }
+}
+
 impl Pki {
     pub(crate) fn new(dir: PathBuf) -> Self {
         Self { dir }
@@ -137,6 +181,11 @@ impl Pki {
     /// A further client of the playground's CA.
     pub fn issue(&self, common: &str, unit: Option<&str>) -> Result<Identity> {
         self.sign(&client_params(common, unit)?)
+    }
+
+    /// A further certificate of the playground's CA, for somebody's key.
+    pub fn issue_for(&self, holder: &Identity, common: &str, unit: Option<&str>) -> Result<Identity> {
+        self.sign_for(&client_params(common, unit)?, &KeyPair::from_pem(&holder.key)?)
     }
 
     /// A client with an RSA key and many names: its certificate has more than 1.5 KB, as some CAs issue them.

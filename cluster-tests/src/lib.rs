@@ -27,7 +27,7 @@ mod token_pool;
 pub mod vitals;
 pub mod wait;
 
-pub use client::{Identity, Pki};
+pub use client::{Ca, Identity, Pki};
 pub use edge::Edge;
 pub use haproxy::Haproxy;
 pub use load::Load;

@@ -192,8 +192,7 @@ pub(super) async fn unrevoke(session: &Session, args: &Unrevoke) -> Result<()> {
     let done = &answer.body;
     if done.removed > 0 {
         note(
-            "a node whose acl.revoked_file still names it adds it again as soon as that node begins to lead: take it \
-             out there too",
+            "a node whose acl.revoked_file still names it adds it again within half a minute: take it out there first",
         );
     }
     output::print_change(session.format(), &answer, || {

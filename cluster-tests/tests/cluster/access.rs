@@ -706,25 +706,46 @@ fn der_of(crl: &str) -> Result<Vec<u8>> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let file = folder.path().join("revoked.yaml");
-    std::fs::write(&file, "revoked:\n  - {cn: trading-2, reason: lost}\n")?;
-    let line = format!("acl:\n  revoked_file: {}\n", file.display());
+    let file = |node: &str| folder.path().join(format!("{node}.yaml"));
     let cluster = formed_with(Playground::builder(), |config| {
-        config.replacen("acl:\n", &line, 1)
+        let node = config
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("node_id: "));
+        let own = file(node.unwrap_or_default());
+        let lines = format!(
+            "acl:\n  revoked_file: {}\n  revoked_check_interval_ms: 100\n",
+            own.display()
+        );
+        // It has to be there at the first start.
+        std::fs::write(&own, "revoked:\n  - {cn: trading-2, reason: lost}\n").unwrap();
+        config.replacen("acl:\n", &lines, 1)
     })
     .await?;
     let revoked = Some(ErrorCode::CertificateRevoked);
     let second = cluster.pki().identity("trading-2")?;
     everywhere(&cluster, &second, revoked).await?;
+    let lost = what_is_written_into_one_nodes_file_is_revoked_on_all(&cluster, file).await?;
 
-    std::fs::remove_file(&file)?;
     for node in cluster.nodes() {
+        let own = file(&node.id());
+        if own.exists() {
+            std::fs::remove_file(&own)?;
+        }
         node.kill().await?;
-        let without = node.config()?.replacen(&line, "acl:\n", 1);
-        node.set_config(&without)?;
     }
+    // With what it has said before in the state, a file that is gone keeps no node down.
     cluster.up().await?;
-    everywhere(&cluster, &second, revoked).await?;
+    for node in cluster.nodes() {
+        let log = node.log();
+        ensure!(
+            log.contains("is not there; what it has said before stays revoked"),
+            "{} does not say that its file is gone",
+            node.id()
+        );
+    }
+    for who in [&second, &lost] {
+        everywhere(&cluster, who, revoked).await?;
+    }
 
     // Only a command takes it back, for good.
     let admin = cluster.client("admin")?;
@@ -745,4 +766,43 @@ async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
     everywhere(&cluster, &second, None).await?;
     cluster.passed();
     Ok(())
+}
+
+/// On connections that are open too, from a node that does not lead, and for good. Gives back who was revoked.
+async fn what_is_written_into_one_nodes_file_is_revoked_on_all(
+    cluster: &Playground,
+    file: impl Fn(&str) -> PathBuf,
+) -> Result<Identity> {
+    let leader = cluster.leader().await?;
+    let others = cluster.others(leader.node);
+    let node = others.first().context("nobody follows")?;
+    let own = file(&node.id());
+    let lost = cluster.pki().issue("lost-1", Some("Trading"))?;
+    let open = open_everywhere(cluster, &lost).await?;
+    // What cannot be used keeps nothing else out.
+    let text = "revoked:\n  - {cn: trading-2, reason: lost}\n  - {serial: zebra}\n  - {cn: lost-1}\n";
+    std::fs::write(&own, text)?;
+    for open in open {
+        open.until_closed().await?;
+    }
+    everywhere(cluster, &lost, Some(ErrorCode::CertificateRevoked)).await?;
+
+    let said = |part: &str| node.log().lines().filter(|line| line.contains(part)).count();
+    until("the line that is wrong", SETTLED, async || {
+        (said("line 3: revokes nothing") > 0).then_some(())
+    })
+    .await?;
+    let name = own.file_name().and_then(|name| name.to_str()).context("a name")?;
+    std::fs::remove_file(&own)?;
+    until("the file that is gone", SETTLED, async || {
+        (said(&format!("{name} is not there any more")) > 0).then_some(())
+    })
+    .await?;
+    ensure!(said("line 3: revokes nothing") == 1, "it is said again and again");
+    ensure!(
+        said("revocations of this node's configuration added") > 0,
+        "no line of the audit"
+    );
+    everywhere(cluster, &lost, Some(ErrorCode::CertificateRevoked)).await?;
+    Ok(lost)
 }

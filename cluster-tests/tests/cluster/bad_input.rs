@@ -1,14 +1,18 @@
 //! Bad input: each kind gets its documented status and stable code, v1's clients their text, and the node
 //! stays healthy.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use cluster_tests::client::{alert_for, alert_for_tls12};
-use cluster_tests::{Pki, Playground};
+use cluster_tests::{Node, Pki, Playground, until};
 use hsm_api::client::{Method, RawResponse};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Client, ClientError, ErrorCode, Problem, StateIndex, headers, paths};
 use rustls::AlertDescription;
+use serde_json::{Value, json};
 
+use crate::access::change_acl;
 use crate::common::{CONTEXT, open, seal};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -159,15 +163,93 @@ async fn every_kind_of_bad_input_has_its_answer() -> Result<()> {
     Ok(())
 }
 
+/// Until lines of the log are written, and what was left out of them is said, every 5 s.
+const SAID: Duration = Duration::from_secs(30);
+/// Requests of one client that are refused for the same reason.
+const FLOOD: u64 = 300;
+
+/// What the audit says of the refused requests of one client, by its CN.
+fn refusals(node: &Node, cn: &str) -> Vec<Value> {
+    let name = format!("CN={cn} ");
+    let log = node.log();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of_client = |line: &Value| {
+        line["target"] == "audit"
+            && line["outcome"] == "refused"
+            && line["principal"]
+                .as_str()
+                .is_some_and(|who| who.starts_with(&name))
+    };
+    lines.filter(of_client).collect()
+}
+
+/// The audit has one line of this kind, and it says why.
+async fn audited(
+    node: &Node,
+    cn: &str,
+    (action, resource): (&str, &str),
+    code: ErrorCode,
+    why: &str,
+) -> Result<()> {
+    let of_kind = || {
+        let mut lines = refusals(node, cn);
+        lines.retain(|line| {
+            line["action"] == action && line["resource"] == resource && line["code"] == code.as_str()
+        });
+        lines
+    };
+    let what = format!("an audit line of {cn}: {action} {resource:?} {code}");
+    let lines = until(&what, SAID, async || {
+        Some(of_kind()).filter(|lines| !lines.is_empty())
+    })
+    .await?;
+    ensure!(lines.len() == 1, "{what}: {lines:#?}");
+    let line = &lines[0];
+    ensure!(
+        line["reason"].as_str().is_some_and(|reason| reason.contains(why)),
+        "{what}: not because of {why:?}: {line}"
+    );
+    for field in ["request_id", "trace_id", "source", "issuer", "fingerprint"] {
+        let text = line[field].as_str().unwrap_or_default();
+        ensure!(!text.is_empty(), "{what}: no {field}: {line}");
+    }
+    Ok(())
+}
+
+/// The first one is written and the others are counted, however many there are.
+async fn a_flood_is_counted(node: &Node, cn: &str) -> Result<()> {
+    let what = format!("{FLOOD} refusals of {cn} in the audit");
+    let lines = until(&what, SAID, async || {
+        let lines = refusals(node, cn);
+        let said = |line: &Value| line["left_out"].as_u64().unwrap_or(1);
+        (lines.iter().map(said).sum::<u64>() == FLOOD).then_some(lines.len())
+    })
+    .await?;
+    // A line and a count, of each 5 s.
+    ensure!(lines <= 20, "{FLOOD} refusals made {lines} lines");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_learns_no_more_than_that() -> Result<()> {
     let cluster = Playground::start(1).await?;
     let trading = cluster.client("trading-1")?;
-    let endpoints = [cluster.node(1).endpoint()];
+    let node = cluster.node(1);
+    let endpoints = [node.endpoint()];
     let encrypt = async |client: &Client, context: &str| {
         let body = format!(r#"{{"context":"{context}","plaintext":"aGVsbG8="}}"#);
         post(client, paths::ENCRYPT, &[JSON], &body).await
     };
+
+    // Somebody who does not stop.
+    let insistent = cluster.pki().issue("insistent", Some("Trading"))?;
+    let insistent = cluster.pki().client(Some(&insistent), &endpoints)?;
+    for _ in 0..FLOOD {
+        let answer = encrypt(&insistent, "2fa").await?;
+        ensure!(answer.status == 403, "{}", answer.status);
+    }
 
     // A foreign context and one that does not exist: the same answer but for the request's id.
     let foreign = encrypt(&trading, "2fa").await?;
@@ -198,6 +280,66 @@ async fn who_may_not_learns_no_more_than_that() -> Result<()> {
         &encrypt(&without_unit, CONTEXT).await?,
         ErrorCode::NoOrganizationalUnit,
     )?;
+
+    // An operation that is not allowed, and a certificate that is not any more.
+    change_acl(&cluster, |acl| {
+        acl["mappings"]["Writers"] = json!({"contexts": [CONTEXT], "operations": ["encrypt"]});
+    })
+    .await?;
+    let writer = cluster.pki().issue("writer", Some("Writers"))?;
+    let writer = cluster.pki().client(Some(&writer), &endpoints)?;
+    let sealed = seal(&writer, CONTEXT, b"written").await?;
+    let body = json!({"context": CONTEXT, "ciphertext": sealed.ciphertext.to_string()});
+    let answer = post(&writer, paths::DECRYPT, &[JSON], &body.to_string()).await?;
+    check(&answer, ErrorCode::AccessDenied)?;
+    let revoke = ["revoke", "--cn", "gone", "--reason", "lost"];
+    cluster.hsmctl(&revoke).await?.ok()?;
+    let gone = cluster.pki().issue("gone", Some("Trading"))?;
+    let gone = cluster.pki().client(Some(&gone), &endpoints)?;
+    check(&encrypt(&gone, CONTEXT).await?, ErrorCode::CertificateRevoked)?;
+
+    // The audit has the reason that the callers were not told.
+    let encrypts = "data.encrypt";
+    for (cn, asked, code, why) in [
+        (
+            "trading-1",
+            (encrypts, "2fa"),
+            ErrorCode::AccessDenied,
+            "may not encrypt under context \"2fa\"",
+        ),
+        (
+            "trading-1",
+            (encrypts, ""),
+            ErrorCode::AccessDenied,
+            "knows no such context",
+        ),
+        (
+            "nobody",
+            (encrypts, ""),
+            ErrorCode::UnknownOrganizationalUnit,
+            "\"Nobody\" is in no mapping",
+        ),
+        (
+            "plain",
+            (encrypts, ""),
+            ErrorCode::NoOrganizationalUnit,
+            "has no organizational unit",
+        ),
+        (
+            "writer",
+            ("data.decrypt", CONTEXT),
+            ErrorCode::AccessDenied,
+            "may not decrypt under",
+        ),
+        (
+            "gone",
+            (encrypts, ""),
+            ErrorCode::CertificateRevoked,
+            "is revoked",
+        ),
+    ] {
+        audited(&node, cn, asked, code, why).await?;
+    }
 
     // Roles: an auditor reads, and changes nothing; an officer does neither yet.
     let auditor = cluster.client("auditor")?;
@@ -241,6 +383,7 @@ async fn who_may_not_learns_no_more_than_that() -> Result<()> {
     // 2: fatal, 70: protocol_version.
     assert_eq!(alert_for_tls12(port).await?, (2, 70));
 
+    a_flood_is_counted(&node, "insistent").await?;
     still_healthy(&cluster, &trading).await?;
     cluster.passed();
     Ok(())

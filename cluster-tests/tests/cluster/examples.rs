@@ -7,10 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use cluster_tests::until;
+use hsm_api::ErrorCode;
+use hsm_api::data::EncryptRequest;
 use serde_json::Value;
 
 use crate::common::{CONTEXT, Sealed, open, seal_under};
-use crate::site::{MODULE, PATIENT, Site, version_1s_site};
+use crate::site::{MODULE, PATIENT, STARTED, Site, version_1s_site};
 
 /// Encrypts, rotates, is killed, comes back with everything, and ends when it is told to.
 async fn serves_alone(site: &Site) -> Result<()> {
@@ -73,7 +76,7 @@ async fn founds(site: &Site) -> Result<()> {
     site.wait_ready().await?;
     site.create(&[CONTEXT, "2fa"]).await?;
     let trading = site.client("trading-1")?;
-    let sealed = seal_under(&trading, CONTEXT, b"planted plaintext", 1).await?;
+    let sealed = seal_under(&trading, CONTEXT, b"text", 1).await?;
     open(&trading, CONTEXT, &sealed).await?;
     drop(trading);
     site.stop(node).await
@@ -117,19 +120,22 @@ async fn serves_as_version_1_did(site: &Site) -> Result<()> {
     site.wait_ready().await?;
     site.create(&[CONTEXT, "2fa"]).await?;
     let trading = site.client("trading-1")?;
-    let sealed = seal_under(&trading, CONTEXT, b"text", 1).await?;
+    let sealed = seal_under(&trading, CONTEXT, b"planted plaintext", 1).await?;
     open(&trading, CONTEXT, &sealed).await?;
     drop(trading);
     site.stop(node).await?;
+    logs_as_version_1_did(site, &sealed)?;
+    starts_again_without_a_list(site, &sealed).await?;
     let log = site.log();
     for warned in [
+        "revoked.yaml is not there; nobody is revoked",
+        "revoked.yaml is not there; what it has said before stays revoked",
         "its PIN may be short, as in v1",
         "metadata_file",
         "initial_window_size",
     ] {
         ensure!(log.contains(warned), "no word of {warned:?}");
     }
-    logs_as_version_1_did(site, &sealed)?;
     serves_by_variables(site, &sealed).await
 }
 
@@ -179,6 +185,33 @@ fn logs_as_version_1_did(site: &Site, sealed: &Sealed) -> Result<()> {
     Ok(())
 }
 
+/// Version 1 had no list of revocations until somebody was revoked, and looked for one all the time.
+async fn starts_again_without_a_list(site: &Site, sealed: &Sealed) -> Result<()> {
+    let list = site.folder.join("pki/revoked.yaml");
+    ensure!(!list.exists(), "there is a list");
+    let node = site.start().await?;
+    site.wait_ready().await?;
+    open(&site.client("trading-1")?, CONTEXT, sealed).await?;
+    seal_under(&site.client_named("gone", Some("Trading"))?, CONTEXT, b"mine", 1).await?;
+    fs::write(
+        &list,
+        "revoked:\n  - cn: gone\n    reason: lost\n    date: 2025-01-01\n",
+    )?;
+    is_refused(site, "gone").await?;
+    fs::remove_file(&list)?;
+    site.stop(node).await
+}
+
+/// Until a client is refused as revoked.
+async fn is_refused(site: &Site, cn: &str) -> Result<()> {
+    until("the refusal of who is in the list", STARTED, async || {
+        let client = site.client_named(cn, Some("Trading")).ok()?;
+        let refused = client.encrypt(&EncryptRequest::new(CONTEXT, b"x")).await.err()?;
+        (refused.code() == Some(ErrorCode::CertificateRevoked)).then_some(())
+    })
+    .await
+}
+
 /// The same node, told by version 1's variables. What its file says of the same things it could not start with.
 async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
     let at = |name: &str| site.folder.join(name);
@@ -220,6 +253,8 @@ async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
     let trading = site.client("trading-1")?;
     open(&trading, CONTEXT, sealed).await?;
     seal_under(&trading, CONTEXT, b"by variables", 1).await?;
+    // The list is gone, and this configuration names none.
+    is_refused(site, "gone").await?;
     drop(trading);
     site.stop(node).await?;
     let log = site.read("log");
@@ -238,6 +273,10 @@ async fn serves_by_variables(site: &Site, sealed: &Sealed) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn version_1s_example_warns_and_serves() -> Result<()> {
     let site = version_1s_site().await?;
+    // As a site is where nobody was revoked yet, and looked at more often than every 30 s.
+    fs::remove_file(site.folder.join("pki/revoked.yaml"))?;
+    let list = "revoked_file: pki/revoked.yaml";
+    let site = site.with(list, &format!("revoked_check_interval_ms: 100\n  {list}"))?;
     serves_as_version_1_did(&site).await.with_context(|| site.log())?;
     site.passed();
     Ok(())

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::Playground;
-use hsm_api::admin::{JoinTokenRequest, RevocationsPage};
+use cluster_tests::{Ca, Identity, Playground};
+use hsm_api::admin::{JoinTokenRequest, RevocationsPage, SetAclRequest};
 use hsm_api::client::{Answer, Method, Retry};
 use hsm_api::data::HealthResponse;
 use hsm_api::{Client, ClientError, ErrorCode, paths};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::access::change_acl;
-use crate::common::{CONTEXT, seal};
+use crate::common::{CONTEXT, formed_with, seal};
 
 /// What is refused for the moment, while a rotation before is being finished, is done by then.
 const DONE: Duration = Duration::from_secs(10);
@@ -128,5 +129,127 @@ pub(crate) async fn each_role_may_what_it_is_for(cluster: &Playground) -> Result
             "{cn} of {ou}: {roles:?} {found:?}"
         );
     }
+    Ok(())
+}
+
+/// What one node lets a certificate do, and the roles that it says it has.
+async fn roles_of(cluster: &Playground, who: &Identity) -> Result<(Vec<String>, May)> {
+    let endpoints = [cluster.node(1).endpoint()];
+    let client = cluster.pki().client(Some(who), &endpoints)?;
+    let client = client.with_retry(Retry::Until(DONE));
+    let roles = client.whoami().await?.into_body().roles;
+    Ok((roles, may(&client).await?))
+}
+
+/// With a CA for administrators (`admin_client_ca_path`) a role is bound to it, or to whichever CA it names: what others
+/// write into certificates is theirs to say. One that is bound to a key goes with the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_ca_mints_no_administrator_where_administrators_have_a_ca_of_their_own() -> Result<()>
+{
+    let folder = tempfile::tempdir()?;
+    let admins = Ca::new("DEV administrators CA")?;
+    let file = folder.path().join("admins.crt");
+    std::fs::write(&file, &admins.cert)?;
+    let robot = admins.issue("robot", Some("Machines"))?;
+    let key = hex::encode(Sha256::digest(robot.spki()?));
+    // Whoever forms the playground has a certificate of its own CA: that role says so.
+    let cluster = formed_with(Playground::builder().nodes(1), |config| {
+        let tls = format!("  tls:\n    admin_client_ca_path: {}\n", file.display());
+        let roles = format!(
+            "  admin: [{{ou: Admin}}, {{ou: Admin, cn: admin, issuer: 'CN=DEV hsm-service client CA,O=DEV'}}]\n  \
+             operator: [{{spki_sha256: '{key}'}}]\n"
+        );
+        config
+            .replacen("  tls:\n", &tls, 1)
+            .replacen("  admin: [{ou: Admin}]\n", &roles, 1)
+    })
+    .await?;
+    let pki = cluster.pki();
+    seal(&cluster.client("trading-1")?, CONTEXT, b"counted").await?;
+    let administers = May {
+        list: true,
+        operate: true,
+        administer: true,
+        audit: true,
+        names: true,
+    };
+    let operates = May {
+        administer: false,
+        audit: false,
+        ..administers
+    };
+    // Everybody reads names until somebody has the role for that.
+    let nothing = May {
+        list: false,
+        operate: false,
+        ..operates
+    };
+    let root = admins.issue("root", Some("Admin"))?;
+    for (what, who, roles, expected) in [
+        ("of their CA", root.clone(), &["admin"][..], &administers),
+        (
+            "of the application CA, by its name",
+            pki.identity("admin")?,
+            &["admin"],
+            &administers,
+        ),
+        (
+            "of the application CA",
+            pki.issue("root", Some("Admin"))?,
+            &[],
+            &nothing,
+        ),
+        (
+            "of their CA, in another unit",
+            admins.issue("root", Some("Trading"))?,
+            &[],
+            &nothing,
+        ),
+        ("the key", robot.clone(), &["operator"], &operates),
+        (
+            "the key, under other names",
+            admins.issue_for(&robot, "renewed", Some("Elsewhere"))?,
+            &["operator"],
+            &operates,
+        ),
+        (
+            "its names, with another key",
+            admins.issue("robot", Some("Machines"))?,
+            &[],
+            &nothing,
+        ),
+        (
+            "the key, of the application CA",
+            pki.issue_for(&robot, "robot", Some("Machines"))?,
+            &[],
+            &nothing,
+        ),
+    ] {
+        let (held, found) = roles_of(&cluster, &who).await.context(what)?;
+        ensure!(
+            held == roles && found == *expected,
+            "{what}: {held:?} {found:?} instead of {roles:?} {expected:?}"
+        );
+    }
+
+    // Once an administrator of that CA is there, the one of the playground is taken out, whom no other one follows.
+    let client = pki.client(Some(&root), &[cluster.node(1).endpoint()])?;
+    let mut rules = client.acl().await?.into_body();
+    let entries = rules.roles.get_mut("admin").context("no administrators")?;
+    let own = admins.name();
+    entries.retain(|entry| entry.issuer.as_ref() == Some(&own));
+    ensure!(entries.len() == 1, "{entries:?}");
+    let request = SetAclRequest {
+        acl: rules,
+        dry_run: false,
+    };
+    client.set_acl(&request, None).await?;
+    for who in [pki.identity("admin")?, pki.issue("admin", Some("Admin"))?] {
+        let (held, found) = roles_of(&cluster, &who).await?;
+        ensure!(held.is_empty() && found == nothing, "{held:?} {found:?}");
+    }
+    let (held, found) = roles_of(&cluster, &root).await?;
+    ensure!(held == ["admin"] && found == administers, "{held:?} {found:?}");
+    cluster.passed();
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::v1_service;
 
 pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Until a node listens, and until it is ready.
-const STARTED: Duration = Duration::from_secs(30);
+pub(crate) const STARTED: Duration = Duration::from_secs(30);
 /// The examples' own drain is 1 s and 10 s.
 const STOPPED: Duration = Duration::from_secs(30);
 /// For changes: a node that has just started makes its slots' transport keys first.

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::http1::Connection;
 use cluster_tests::shim::{SOFTHSM, Shim};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Client, ClientError, ErrorCode, paths};
+use hsm_api::client::{Method, RawResponse};
+use hsm_api::{Client, ErrorCode, Problem, paths};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -121,35 +121,58 @@ fn owners(cluster: &Playground, number: u32) -> Result<Vec<Client>> {
     (0..CALLERS).map(|_| cluster.client_on("2fa-1", number)).collect()
 }
 
-/// A refusal says which it is, in its code and in words.
-fn says(error: &ClientError, codes: &[ErrorCode]) -> Result<()> {
-    let refusal = error.refusal().with_context(|| error.to_string())?;
-    let known = refusal.code.is_some_and(|code| codes.contains(&code));
-    ensure!(known, "{error}; expected one of {codes:?}");
-    let named = ["slot", "token"].iter().any(|what| refusal.detail.contains(what));
-    ensure!(named, "it does not say what is wrong: {error}");
+/// A refusal says which it is, in its code and in words; and to version 1's clients what theirs said of whatever the
+/// token could not do.
+fn says(answer: &RawResponse, codes: &[ErrorCode], text: &str) -> Result<()> {
+    let body = answer.text();
+    let problem: Problem = serde_json::from_str(&body).with_context(|| body.clone())?;
+    let code = problem.error_code().filter(|code| codes.contains(code));
+    let code = code.with_context(|| format!("{body}; expected one of {codes:?}"))?;
+    // Not version 1's 500: a balancer tries the next node.
+    ensure!(
+        (answer.status, problem.status) == (503, 503),
+        "{}: {body}",
+        answer.status
+    );
+    ensure!(problem.error == text, "{text:?} is expected: {body}");
+    ensure!(
+        answer.header("content-type") == Some("application/problem+json"),
+        "{:?}",
+        answer.header("content-type")
+    );
+    let passes = matches!(code, ErrorCode::TokenBusy | ErrorCode::TokenTimeout);
+    ensure!(
+        answer.header("retry-after") == passes.then_some("1") && problem.retryable == passes,
+        "{:?}: {body}",
+        answer.header("retry-after")
+    );
+    let named = ["slot", "token"].iter().any(|what| problem.detail.contains(what));
+    ensure!(named, "it does not say what is wrong: {body}");
     Ok(())
 }
 
 /// Each operation ends with 503, sooner or later: until the trouble is noticed, copies of keys may work.
 async fn refuses(client: &Client, sealed: &Sealed, codes: &[ErrorCode]) -> Result<()> {
-    let refused = |error: Option<ClientError>| match error {
-        // Not the test's own time-out: the node answers.
-        Some(error) if error.status() == Some(503) => Some(Ok(error)),
-        Some(error) => Some(Err(error)),
-        None => None,
-    };
-    let encrypted = until("a refused encryption", NOTICED, async || {
-        refused(client.encrypt(&EncryptRequest::new(CONTEXT, b"x")).await.err())
-    });
-    let said = encrypted.await??;
-    println!("  it says: {said}");
-    says(&said, codes)?;
-    let decrypted = until("a refused decryption", NOTICED, async || {
-        let request = DecryptRequest::new(CONTEXT, sealed.ciphertext.clone());
-        refused(client.decrypt(&request).await.err())
-    });
-    says(&decrypted.await??, codes)
+    let headers = [("content-type", "application/json")];
+    let encrypt = json!({"context": CONTEXT, "plaintext": "eA=="});
+    let decrypt = json!({"context": CONTEXT, "ciphertext": sealed.ciphertext.to_string()});
+    for (path, body, text) in [
+        (paths::ENCRYPT, encrypt, "encryption failed"),
+        (paths::DECRYPT, decrypt, "decryption failed"),
+    ] {
+        let refused = until(&format!("a refusal by {path}"), NOTICED, async || {
+            let asked = client.request(Method::POST, path, &headers, body.to_string());
+            match asked.await {
+                Ok(answer) if answer.status == 200 => None,
+                // Not the test's own time-out: the node answers.
+                ended => Some(ended),
+            }
+        });
+        let answer = refused.await??;
+        println!("  {path} says: {} {}", answer.status, answer.text());
+        says(&answer, codes, text)?;
+    }
+    Ok(())
 }
 
 /// What `hsmctl slot status` says of a node's slot.

@@ -391,9 +391,9 @@ mod tests {
 
     #[test]
     fn a_revoked_certificate_may_not_even_ask_who_it_is() {
-        let revocations = vec![(RevocationKey::CommonName("someone".to_owned()), String::new())];
+        let revoked = (RevocationKey::CommonName("someone".to_owned()), String::new());
         let policy = Seed {
-            revocations,
+            revocations: [revoked].into_iter().collect(),
             ..Seed::default()
         }
         .policy();

@@ -12,7 +12,7 @@ use raft_store::state::access::{Acl, RoleEntry};
 pub use self::contexts::{Configured, ContextDifferences};
 use super::seed::Seed;
 use super::seeding::missing;
-use crate::consensus::{self, Consensus, Gate};
+use crate::consensus::{Consensus, Gate};
 use crate::policy::{ROLES, Role, role_name};
 
 /// Between looks; changes of the state are seen at once.
@@ -43,7 +43,7 @@ impl Differences {
         Self {
             mappings: mappings(&seed.acl, acl),
             roles: roles(&seed.acl.roles, &acl.roles),
-            revocations: missing(&seed.revocations, state).len(),
+            revocations: missing(&seed.revocations.load(), state).len(),
             contexts: ContextDifferences::between(&seed.contexts, state),
         }
     }
@@ -114,7 +114,7 @@ impl fmt::Display for Differences {
         }
         if self.revocations > 0 {
             parts.push(format!(
-                "{} in acl.revoked_file that take effect when this node leads",
+                "{} in acl.revoked_file that are still to be added",
                 self.revocations
             ));
         }
@@ -131,7 +131,7 @@ pub async fn report(consensus: Consensus, seed: Seed) {
     loop {
         applied.borrow_and_update();
         let view = consensus.view();
-        if let Some(now) = look(view.start_gate, view.role, &seed, &consensus.published().state)
+        if let Some(now) = look(view.start_gate, &seed, &consensus.published().state)
             && now != told
         {
             tell(&now);
@@ -144,16 +144,15 @@ pub async fn report(consensus: Consensus, seed: Seed) {
 }
 
 /// `None` while the state may be an old one.
-fn look(gate: Gate, role: consensus::Role, seed: &Seed, state: &ClusterState) -> Option<Differences> {
+fn look(gate: Gate, seed: &Seed, state: &ClusterState) -> Option<Differences> {
     if !matches!(gate, Gate::Open { .. }) {
         return None;
     }
-    let mut differences = Differences::between(seed, state);
-    if role == consensus::Role::Leader {
-        // On their way, or a warning of their own says why not.
-        differences.revocations = 0;
-    }
-    Some(differences)
+    Some(Differences {
+        // On their way, or a line of their own says why not.
+        revocations: 0,
+        ..Differences::between(seed, state)
+    })
 }
 
 fn tell(differences: &Differences) {
@@ -269,23 +268,30 @@ mod tests {
             revocations: vec![key("a"), key("b")],
         }));
         let mut seed = founders(&world);
-        seed.revocations = vec![key("a")];
+        seed.revocations = [key("a")].into_iter().collect();
         assert!(Differences::between(&seed, &world.state).is_empty());
-        seed.revocations.push(key("c"));
+        seed.revocations = [key("a"), key("c")].into_iter().collect();
         assert_eq!(Differences::between(&seed, &world.state).revocations, 1);
     }
 
     #[test]
-    fn nothing_is_said_of_an_old_state_nor_by_a_leader_of_what_it_adds() {
+    fn nothing_is_said_of_an_old_state_nor_of_revocations_on_their_way() {
         let world = World::new(1);
         let mut seed = founders(&world);
-        seed.revocations = vec![(RevocationKey::CommonName("a".to_owned()), String::new())];
-        let look = |gate, role| look(gate, role, &seed, &world.state);
-        let open = Gate::Open { since: 1 };
-        assert_eq!(look(Gate::NoLeaderSeen, consensus::Role::Follower), None);
-        let told = look(open, consensus::Role::Follower).unwrap();
-        assert_eq!(told.revocations, 1);
-        assert!(look(open, consensus::Role::Leader).unwrap().is_empty());
+        let revoked = (RevocationKey::CommonName("a".to_owned()), String::new());
+        seed.revocations = [revoked].into_iter().collect();
+        assert_eq!(look(Gate::NoLeaderSeen, &seed, &world.state), None);
+        assert!(
+            look(Gate::Open { since: 1 }, &seed, &world.state)
+                .unwrap()
+                .is_empty()
+        );
+        seed.acl = acl(&[("Trading", &["c"])]);
+        assert!(
+            !look(Gate::Open { since: 1 }, &seed, &world.state)
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
@@ -302,7 +308,7 @@ mod tests {
         assert_eq!(
             differences.to_string(),
             "acl.mappings of \"Trading\", \"A\\nB\"; roles admin, auditor; 3 in acl.revoked_file that \
-             take effect when this node leads; rotation or retention of 2fa"
+             are still to be added; rotation or retention of 2fa"
         );
         let many = Differences {
             mappings: (0..SHOWN + 5).map(|i| i.to_string()).collect(),

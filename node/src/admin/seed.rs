@@ -1,16 +1,17 @@
 //! What a node's configuration brings into a new cluster. It rules until there is a state; later
 //! differences are not applied from here, except that revocations are still added
-//! ([`super::seeding`]).
+//! ([`super::revoked_file`]).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use raft_store::state::access::{Acl, RevocationKey};
 use raft_store::state::frozen::AclV1;
 
 use super::call::CallError;
 use super::differences::Configured;
+use super::revoked_file::{Listed, RevokedFile};
 use super::{Placements, seeding};
-use crate::config::{Config, ConfigError, RevokedEntry, RoleSeed, check_issuers, read_revoked};
+use crate::config::{Config, ConfigError, RevokedEntry, RoleSeed, check_issuers};
 use crate::consensus::{Consensus, FoundSeed, Founded};
 use crate::identity::dn;
 use crate::policy::{Policy, seed_roles};
@@ -21,32 +22,30 @@ use crate::tls::ClientIssuers;
 pub struct Seed {
     /// First access control.
     pub acl: Acl,
-    /// First revocations with their reasons.
-    pub revocations: Vec<(RevocationKey, String)>,
+    /// First revocations with their reasons; those of the file as it is now.
+    pub revocations: Listed,
     /// The CAs that this node accepts clients' certificates from; on this node no other's have a role.
     pub issuers: Vec<String>,
     /// What new contexts are made of. Only compared with those that there are.
     pub contexts: Configured,
-    /// A list of revocations of version 1 that is not there.
-    pub missing: Option<PathBuf>,
+    /// `acl.revoked_file`, as it was read.
+    pub file: Option<RevokedFile>,
+    /// It is version 1's file, which need not have a list of revocations.
+    pub of_version_1: bool,
 }
 
 impl Seed {
     /// Reads the seed. `issuers` are the CAs that client certificates are accepted from.
     ///
     /// # Errors
-    /// When a role's issuer is none of them; when `acl.revoked_file` cannot be read, because a list that
-    /// vanished must not start as an empty one; when an entry of it revokes nothing, or not what its author
-    /// meant. Version 1 starts without the file until somebody is revoked: beside `hsm.slot_id` a file that is not there
-    /// is an error only where [`Self::check_missing`] says so.
+    /// When a role's issuer is none of them; when `acl.revoked_file` cannot be read; when an entry of it revokes
+    /// nothing, or not what its author meant. Whether one that is not there is an error [`Self::check_missing`] says.
     pub fn of(config: &Config, issuers: &ClientIssuers) -> Result<Self, ConfigError> {
         check_issuers(&config.roles, &issuers.all)?;
         let role_issuer = role_issuer(&config.roles, &issuers.of_roles);
-        let file = config.acl.revoked_file.as_ref();
-        let missing = file.filter(|path| config.hsm.legacy && matches!(path.try_exists(), Ok(false)));
-        let revocations = match file.filter(|_| missing.is_none()) {
-            Some(path) => revocations(path, read_revoked(path)?, &issuers.all)?,
-            None => Vec::new(),
+        let file = match &config.acl.revoked_file {
+            Some(path) => Some(RevokedFile::open(path, config.acl.revoked_check, &issuers.all)?),
+            None => None,
         };
         Ok(Self {
             acl: Acl {
@@ -54,40 +53,53 @@ impl Seed {
                 roles: seed_roles(&config.roles, role_issuer),
                 ..Acl::default()
             },
-            revocations,
+            revocations: file.as_ref().map(RevokedFile::listed).unwrap_or_default(),
             issuers: issuers.all.clone(),
             contexts: Configured {
                 placements: Placements::of(&config.hsm),
                 rotation: Some(config.rotation_policy()),
             },
-            missing: missing.cloned(),
+            file,
+            of_version_1: config.hsm.legacy,
         })
     }
 
-    /// Whether it may be that nobody is revoked because the list is not there: before there is a cluster, as in
-    /// version 1; never after that.
+    /// Whether the node may start although its list of revocations is not there. Where there is a cluster it may: the
+    /// state keeps whatever any file has said, and a file that is lost must not cost a voter. Before that only version 1's
+    /// users have none until somebody is revoked; anybody else has misspelt its name, and would found a cluster
+    /// in which nobody is revoked.
     ///
     /// # Errors
-    /// The list has vanished.
+    /// The list, which has to be there.
     pub fn check_missing(&self, founded: bool) -> Result<(), ConfigError> {
-        let Some(path) = &self.missing else {
+        let Some(path) = self.file.as_ref().and_then(RevokedFile::missing) else {
             return Ok(());
         };
+        let shown = path.display();
         if founded {
-            return Err(ConfigError::Unreadable {
-                path: path.clone(),
-                reason: std::io::ErrorKind::NotFound.into(),
-            });
+            tracing::warn!(
+                "configuration: acl.revoked_file: {shown} is not there; what it has said before stays revoked, and the                  node goes on looking for it"
+            );
+        } else if self.of_version_1 {
+            tracing::warn!(
+                "configuration: acl.revoked_file: {shown} is not there; nobody is revoked, and the node goes on looking                  for it"
+            );
+        } else {
+            return Err(ConfigError::invalid(
+                "acl.revoked_file",
+                shown,
+                "is not there, and nothing else says yet who is revoked",
+                "correct the name, or write such a file (`revoked: []` where nobody is)",
+            ));
         }
-        let path = path.display();
-        tracing::warn!("configuration: acl.revoked_file: {path} is not there; nobody is revoked");
         Ok(())
     }
 
     /// The policy before there is a cluster.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        Policy::new(&self.acl, self.revocations.iter().map(|(key, _)| key.clone()))
+        let revocations = self.revocations.load();
+        Policy::new(&self.acl, revocations.iter().map(|(key, _)| key.clone()))
     }
 
     /// Founds a cluster with what the configuration brings in; the revocations that do not fit into
@@ -98,19 +110,20 @@ impl Seed {
     /// As [`Consensus::found`], and what refuses the further revocations.
     pub async fn found(&self, consensus: &Consensus) -> Result<Founded, CallError> {
         let founded = consensus.found(self.founding()).await?;
-        seeding::add_missing(consensus, &self.revocations).await?;
+        seeding::add_missing(consensus, &self.revocations.load()).await?;
         Ok(founded)
     }
 
     /// What goes into the founding command.
     fn founding(&self) -> FoundSeed {
-        let first = seeding::fitting(&self.revocations);
+        let revocations = self.revocations.load();
+        let first = seeding::fitting(&revocations);
         FoundSeed {
             acl: AclV1 {
                 mappings: self.acl.mappings.clone(),
                 roles: self.acl.roles.clone(),
             },
-            revocations: self.revocations.iter().take(first).cloned().collect(),
+            revocations: revocations.iter().take(first).cloned().collect(),
         }
     }
 }
@@ -131,32 +144,50 @@ fn role_issuer<'a>(roles: &[RoleSeed], of_file: &'a [String]) -> &'a str {
     first
 }
 
+/// What the entries of the file at `path` revoke.
+///
+/// # Errors
+/// The first entry that cannot be used.
 pub(super) fn revocations(
     path: &Path,
     entries: Vec<RevokedEntry>,
     client_issuer_dns: &[String],
 ) -> Result<Vec<(RevocationKey, String)>, ConfigError> {
     let mut revocations = Vec::new();
-    for (index, entry) in entries.into_iter().enumerate() {
-        let place = format!("{}, entry {}", path.display(), index + 1);
-        let reason = reason(&entry);
-        for key in keys(entry, &place, client_issuer_dns)? {
-            let size = match &key {
-                RevocationKey::CommonName(cn) => cn.len(),
-                RevocationKey::Serial { issuer, serial } => issuer.len() + serial.len(),
-                RevocationKey::Fingerprint(fingerprint) => fingerprint.len(),
-            };
-            // What the cluster would refuse must not be found out by its leader, with others beside it.
-            if size > MAX_NAME {
-                return Err(ConfigError::invalid(
-                    "acl.revoked_file",
-                    &place,
-                    format!("names a certificate with {size} bytes, and at most {MAX_NAME} are kept"),
-                    "revoke it by serial and issuer, or by another name of at most that length",
-                ));
-            }
-            revocations.push((key, reason.clone()));
+    for entry in entries {
+        revocations.extend(revoked_by(path, entry, client_issuer_dns)?);
+    }
+    Ok(revocations)
+}
+
+/// What one entry of the file at `path` revokes.
+///
+/// # Errors
+/// Why it cannot be used, with its line and what to write.
+pub(super) fn revoked_by(
+    path: &Path,
+    entry: RevokedEntry,
+    client_issuer_dns: &[String],
+) -> Result<Vec<(RevocationKey, String)>, ConfigError> {
+    let place = format!("{}, line {}", path.display(), entry.line);
+    let reason = reason(&entry);
+    let mut revocations = Vec::new();
+    for key in keys(entry, &place, client_issuer_dns)? {
+        let size = match &key {
+            RevocationKey::CommonName(cn) => cn.len(),
+            RevocationKey::Serial { issuer, serial } => issuer.len() + serial.len(),
+            RevocationKey::Fingerprint(fingerprint) => fingerprint.len(),
+        };
+        // What the cluster would refuse must not be found out by its leader, with others beside it.
+        if size > MAX_NAME {
+            return Err(ConfigError::invalid(
+                "acl.revoked_file",
+                &place,
+                format!("names a certificate with {size} bytes, and at most {MAX_NAME} are kept"),
+                "revoke it by serial and issuer, or by another name of at most that length",
+            ));
         }
+        revocations.push((key, reason.clone()));
     }
     Ok(revocations)
 }
@@ -266,6 +297,8 @@ pub(super) fn serial(written: &str) -> Option<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::identity::Principal;
     use crate::identity::test_certs::TestCa;
@@ -277,6 +310,7 @@ mod tests {
             issuer: issuer.map(str::to_owned),
             reason: None,
             date: None,
+            line: 2,
         }
     }
 
@@ -285,7 +319,7 @@ mod tests {
     }
 
     fn revoked(entry: RevokedEntry) -> Vec<RevocationKey> {
-        keys(entry, "r.yaml, entry 1", &known()).unwrap()
+        keys(entry, "r.yaml, line 1", &known()).unwrap()
     }
 
     fn by_cn(cn: &str) -> RevocationKey {
@@ -331,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_revokes_nothing_is_refused_with_file_and_number() {
+    fn an_entry_that_revokes_nothing_is_refused_with_file_and_line() {
         let path = Path::new("pki/revoked.yaml");
         for (bad, problem) in [
             (
@@ -362,7 +396,7 @@ mod tests {
             let entries = vec![entry("fine", None, None), bad];
             let error = revocations(path, entries, &known()).unwrap_err().to_string();
             assert!(
-                error.starts_with("config: acl.revoked_file: pki/revoked.yaml, entry 2: "),
+                error.starts_with("config: acl.revoked_file: pki/revoked.yaml, line 2: "),
                 "{error}"
             );
             assert!(error.contains(problem), "{error}");
@@ -380,8 +414,9 @@ mod tests {
             let (caller, other) = (&principals[caller], &principals[other]);
             let rule = |text: String| {
                 std::fs::write(&path, text).unwrap();
+                let file = RevokedFile::open(&path, Duration::ZERO, &issuers).unwrap();
                 let seed = Seed {
-                    revocations: revocations(&path, read_revoked(&path).unwrap(), &issuers).unwrap(),
+                    revocations: file.listed(),
                     ..Seed::default()
                 };
                 seed.policy()

@@ -85,12 +85,15 @@ fn cluster_tls(config: &Config, peer: &PeerListener) -> Result<Arc<ClusterTls>, 
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::{Path, PathBuf};
+    use std::time::Duration;
 
     use raft_store::names::{ClusterId, Incarnation};
     use raft_store::storage::{Opened, Store, StoreOptions};
 
     use super::*;
+    use crate::admin::revoked_file::RevokedFile;
     use crate::identity::test_certs::TestCa;
+    use crate::test_log::Lines;
 
     /// A standalone node's files, each of which a test may spoil.
     struct Folder(tempfile::TempDir);
@@ -281,18 +284,32 @@ mod tests {
     }
 
     #[test]
-    fn version_1_starts_without_a_list_of_revocations_and_a_cluster_does_not() {
+    fn without_its_list_of_revocations_version_1_starts_every_time_and_others_once_they_have_a_cluster() {
         let folder = Folder::new();
-        std::fs::remove_file(folder.path("revoked.yaml")).unwrap();
+        let path = folder.path("revoked.yaml");
+        std::fs::remove_file(&path).unwrap();
         assert_eq!(check_as_v1(&folder), Ok(()));
-        let missing = Seed {
-            missing: Some(folder.path("revoked.yaml")),
+        let seed = |of_version_1| Seed {
+            file: Some(RevokedFile::open(&path, Duration::ZERO, &[]).unwrap()),
+            of_version_1,
             ..Seed::default()
         };
-        missing.check_missing(false).unwrap();
-        let error = missing.check_missing(true).unwrap_err().to_string();
-        assert!(error.contains("revoked.yaml"), "{error}");
-        Seed::default().check_missing(true).unwrap();
+        let warned = |seed: &Seed, founded| {
+            let lines = Lines::of(|| seed.check_missing(founded).unwrap());
+            assert_eq!(lines.count("message", "revoked.yaml is not there"), 1);
+            lines.text()
+        };
+        assert!(warned(&seed(true), false).contains("nobody is revoked"));
+        for of_version_1 in [true, false] {
+            assert!(warned(&seed(of_version_1), true).contains("stays revoked"));
+        }
+        let error = seed(false).check_missing(false).unwrap_err().to_string();
+        let shown = path.display();
+        assert!(
+            error.starts_with(&format!("config: acl.revoked_file: {shown}: is not there")),
+            "{error}"
+        );
+        Seed::default().check_missing(false).unwrap();
         // One that is there is read.
         folder.write("revoked.yaml", "revoked: [{reason: none}]\n");
         assert!(check_as_v1(&folder).is_err());

@@ -13,7 +13,7 @@ use std::path::Path;
 pub use failure::StartFailure;
 
 use crate::config::Config;
-use crate::{log_budget, logging, secrets};
+use crate::{http, log_budget, logging, secrets};
 
 /// Runs a node until it is told to stop. `check_only`: looks at the configuration and at the files it names,
 /// and ends. [`logging::last_words`] has to be called before the process ends.
@@ -32,6 +32,7 @@ pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
     }
     let outcome = run_configured(config, path, check_only);
     log_budget::say_suppressed();
+    http::say_refusals_left_out();
     if let Err(failure) = &outcome {
         tracing::error!(%failure, exit_code = failure.exit_code(), "the node does not start");
     }

@@ -12,7 +12,7 @@ use super::files::Files;
 use super::v1_keys::V1Keys;
 use super::{StartFailure, descriptors, die, stop};
 use crate::admin::{
-    self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, seeding,
+    self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, revoked_file,
 };
 use crate::config::{Config, Mode, ReplicationKeySource};
 use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
@@ -259,7 +259,8 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What this node does whenever it leads: rotations, destructions, calls of administrators, and its own revocations.
+/// What this node does whenever it leads: rotations, destructions, calls of administrators. And what it has others revoke
+/// at all times: what stands in its own file.
 fn lead(
     config: &Config,
     consensus: &Consensus,
@@ -310,8 +311,9 @@ fn lead(
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
     });
     consensus.serve_leader_calls(Arc::new(service));
-    let revocations = seed.revocations.clone();
-    tokio::spawn(seeding::drive(Arc::clone(&cluster), revocations));
+    if let Some(file) = &seed.file {
+        tokio::spawn(revoked_file::drive(Arc::clone(&cluster), file.clone()));
+    }
     tokio::spawn(destruction::drive(Arc::clone(&cluster)));
     tokio::spawn(rotation::drive(cluster, clocks, limits));
     rotator

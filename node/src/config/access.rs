@@ -2,23 +2,29 @@
 //! policy rules, and a difference is reported, never applied.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use raft_store::names::ContextName;
 use serde::Deserialize;
+use serde_saphyr::Spanned;
 
 use super::error::ConfigError;
 use super::file::{AclSection, RoleEntry};
+use super::server::millis;
 use super::suggest::nearest;
 use crate::policy::{ROLES, Role, role_name};
 
 /// Organizational units and their contexts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Acl {
     /// OU → contexts it may use.
     pub mappings: BTreeMap<String, BTreeSet<ContextName>>,
     /// v1's list of revoked common names.
     pub revoked_file: Option<PathBuf>,
+    /// Between looks at it.
+    pub revoked_check: Duration,
 }
 
 /// One entry under `roles`, not yet bound to an issuer: that needs the CA's file.
@@ -56,6 +62,9 @@ pub struct RevokedEntry {
     /// When, as people wrote it.
     #[serde(default)]
     pub date: Option<String>,
+    /// Where it begins in its file, from 1.
+    #[serde(skip)]
+    pub line: u64,
 }
 
 impl AclSection {
@@ -73,6 +82,12 @@ impl AclSection {
         Ok(Acl {
             mappings,
             revoked_file: self.revoked_file,
+            revoked_check: millis(
+                "acl.revoked_check_interval_ms",
+                self.revoked_check_interval_ms,
+                30_000,
+                100..=3_600_000,
+            )?,
         })
     }
 }
@@ -185,26 +200,35 @@ pub(super) fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError
     Ok(bytes)
 }
 
-/// Reads v1's `revoked.yaml`. Its entries are only ever added to the cluster's revocations.
+/// Bytes of a list of revocations: more than the 50,000 that a cluster keeps.
+const MAX_LIST: u64 = 16 << 20;
+
+/// Reads the text of v1's `revoked.yaml`.
 ///
 /// # Errors
-/// [`ConfigError::Unreadable`] also if the file does not exist: a list of revocations that
-/// vanished must not start as an empty one.
-pub fn read_revoked(path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|reason| ConfigError::Unreadable {
-        path: path.to_owned(),
-        reason,
-    })?;
-    parse_revoked(&text, path)
+/// The operating system's, [`std::io::ErrorKind::NotFound`] among them, and what is no text or too long.
+pub fn read_revoked(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?
+        .take(MAX_LIST + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 <= MAX_LIST {
+        return Ok(text);
+    }
+    let what = format!("it is larger than {} MiB", MAX_LIST >> 20);
+    Err(std::io::Error::other(what))
 }
 
-/// Reads the text of such a file at `path`.
-pub(crate) fn parse_revoked(text: &str, path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
+/// Reads the text of such a list at `path`. Its entries are only ever added to the cluster's revocations.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn parse_revoked(text: &str, path: &Path) -> Result<Vec<RevokedEntry>, ConfigError> {
     // A misspelt key must not read as an empty list.
     #[derive(Default, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Revoked {
-        revoked: Option<Vec<RevokedEntry>>,
+        revoked: Option<Vec<Spanned<RevokedEntry>>>,
     }
     let parsed: Revoked =
         serde_saphyr::from_str_with_options(text, super::yaml_options()).map_err(|error| {
@@ -213,7 +237,12 @@ pub(crate) fn parse_revoked(text: &str, path: &Path) -> Result<Vec<RevokedEntry>
                 problem: error.to_string(),
             }
         })?;
-    Ok(parsed.revoked.unwrap_or_default())
+    let entries = parsed.revoked.unwrap_or_default().into_iter();
+    let placed = entries.map(|entry| RevokedEntry {
+        line: entry.referenced.line(),
+        ..entry.value
+    });
+    Ok(placed.collect())
 }
 
 #[cfg(test)]
@@ -304,15 +333,58 @@ mod tests {
              date: 2025-01-01\n    by: someone\n",
         )
         .unwrap();
-        let entries = read_revoked(&path).unwrap();
+        let entries = parse_revoked(&read_revoked(&path).unwrap(), &path).unwrap();
         assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].cn, "old-client");
+        assert_eq!((entries[0].cn.as_str(), entries[0].line), ("old-client", 2));
         assert_eq!(entries[0].date.as_deref(), Some("2025-01-01"));
     }
 
     #[test]
-    fn a_vanished_revocation_file_is_an_error() {
-        let error = read_revoked(Path::new("/nonexistent/revoked.yaml")).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/revoked.yaml"), "{error}");
+    fn each_entry_knows_its_line_however_it_is_written() {
+        let text = "# lost\nrevoked:\n  - cn: a\n    reason: x\n\n  - {cn: b}\n  -\n    serial: \"0a\"\n";
+        let entries = parse_revoked(text, Path::new("r.yaml")).unwrap();
+        let lines: Vec<u64> = entries.iter().map(|entry| entry.line).collect();
+        assert_eq!(lines, [3, 6, 8]);
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused_with_its_line() {
+        for text in ["revoked: [", "revoked:\n  - cn: a\nrevokd: []\n"] {
+            let error = parse_revoked(text, Path::new("pki/revoked.yaml"))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.starts_with("config: pki/revoked.yaml: ") && error.contains("line "),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_vanished_list_is_told_from_one_that_is_too_long() {
+        let missing = read_revoked(Path::new("/nonexistent/revoked.yaml")).unwrap_err();
+        assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
+        let long = tempfile::NamedTempFile::new().unwrap();
+        long.as_file().set_len(MAX_LIST + 1).unwrap();
+        let error = read_revoked(long.path()).unwrap_err();
+        assert_eq!(error.to_string(), "it is larger than 16 MiB");
+    }
+
+    #[test]
+    fn the_list_is_looked_at_every_half_minute_unless_it_is_said_otherwise() {
+        let interval = |given: Option<u64>| {
+            let section = AclSection {
+                revoked_check_interval_ms: given,
+                ..AclSection::default()
+            };
+            section.resolve().map(|acl| acl.revoked_check.as_millis())
+        };
+        assert_eq!(interval(None).unwrap(), 30_000);
+        assert_eq!(interval(Some(100)).unwrap(), 100);
+        let error = interval(Some(0)).unwrap_err().to_string();
+        assert!(
+            error.starts_with("config: acl.revoked_check_interval_ms: 0: "),
+            "{error}"
+        );
     }
 }

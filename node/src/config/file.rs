@@ -222,6 +222,8 @@ pub(crate) struct AclSection {
     pub(crate) mappings: Option<BTreeMap<String, Option<Vec<String>>>>,
     /// v1's list of revoked common names; entries are only ever added to the cluster's.
     pub(crate) revoked_file: Option<PathBuf>,
+    /// Between looks at `revoked_file` while the node runs. Default 30000, as in v1.
+    pub(crate) revoked_check_interval_ms: Option<u64>,
 }
 
 /// One entry of `roles.<role>`.

@@ -25,9 +25,7 @@ use raft_store::state::context::RotationPolicy;
 use raft_store::state::lease::MAX_INVOCATIONS;
 use zeroize::Zeroizing;
 
-#[cfg(feature = "fuzzing")]
-pub(crate) use self::access::parse_revoked;
-pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, read_revoked};
+pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, parse_revoked, read_revoked};
 pub use self::cluster::{
     Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PeerListener, PeerTlsFiles, Raft, Replication,
     ReplicationKeySource,

@@ -165,6 +165,11 @@ async fn a_node_that_is_no_member_yet_acts_in_nobodys_name() {
     assert!(matches!(answer, Response::ReadIndex(Ok(_))));
     let answer = world.ask(&hello, Request::Vouch(1)).await.unwrap();
     assert!(matches!(answer, Response::Vouch(Some(known)) if known.name == "n1"));
+    // Whom its files revoke counts once it is a member.
+    let revoke = Op::AddRevocations(AddRevocations { revocations: vec![] });
+    let refused = world.own(&hello, revoke).await;
+    assert!(matches!(refused, Refusal::Forbidden(_)), "{refused}");
+    world.assert_audited(id, "add_revocations", "may not be sent by a node");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

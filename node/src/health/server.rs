@@ -13,8 +13,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::{HealthSource, routes};
-use crate::http::ListenError;
 use crate::http::brief::{BriefPlace, BriefPlaces};
+use crate::http::{ListenError, say_refusals_left_out};
 use crate::metrics::{self, Metrics};
 use crate::{log_budget, logging};
 
@@ -156,6 +156,7 @@ fn keep_up(recorder: Option<&Metrics>) {
     metrics::log_lines_lost(logging::lines_lost(), logging::audit_lines_lost());
     logging::say_lost();
     log_budget::say_suppressed();
+    say_refusals_left_out();
     if let Some(recorder) = recorder {
         recorder.upkeep();
     }

@@ -19,7 +19,7 @@ use crate::config::ContextName;
 use crate::identity::Principal;
 use crate::keyring::{ActiveKey, ContextKeys, KeyRing, KeySlot};
 use crate::metrics;
-use crate::policy::{Op, Policy};
+use crate::policy::{Denial, Op, Policy};
 
 /// An operation of the data plane: what it reads of a request, or of an item of a batch, and what it makes of it.
 pub(super) trait Operation<const N: usize> {
@@ -60,8 +60,19 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// The answer is the same for a foreign context and for one that nobody has. The audit is told which it was.
     pub(super) fn authorise(&self, context: &str, op: Op) -> Result<(), ApiError> {
-        Ok(self.policy.authorise(self.principal, context, op)?)
+        let Err(denial) = self.policy.authorise(self.principal, context, op) else {
+            return Ok(());
+        };
+        let is_about_it = matches!(denial, Denial::Context { .. });
+        let reason = denial.to_string();
+        let error = ApiError::from(denial);
+        Err(match self.ring.context(context) {
+            _ if !is_about_it => error,
+            Some((name, _)) => error.about(name.as_str()),
+            None => error.operator(format!("{reason}: this node knows no such context")),
+        })
     }
 
     /// The keys of a context that the caller may use.

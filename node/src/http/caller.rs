@@ -9,6 +9,7 @@ use hsm_api::{ErrorCode, paths};
 use tracing::Level;
 
 use super::problem::ApiError;
+use super::refusals;
 use super::request_id::RequestId;
 use super::respond::TurnedAway;
 use super::shares::Share;
@@ -98,7 +99,8 @@ impl Caller {
         }
     }
 
-    /// Writes the audit's line of a request that its way did not allow. Of those each caller has only so many.
+    /// Tells the audit of a request that was refused for who sent it, or whose way did not allow it. Of these each caller
+    /// has only so many lines.
     pub(super) fn audit(
         &self,
         error: &ApiError,
@@ -106,11 +108,9 @@ impl Caller {
         endpoint: &'static str,
         peer: Option<SocketAddr>,
     ) {
-        let action = match error.code() {
-            ErrorCode::ClientCertNotTrusted => "client_cert.claim",
-            // That of a rewrap for others has a line of its own.
-            ErrorCode::AdminThroughProxy if endpoint.starts_with("/admin/v1") => "proxy.admin",
-            _ => return,
+        let Some(action) = forbidden_way(error, endpoint) else {
+            refusals::record(error, (id, trace), endpoint, self.seen(), peer);
+            return;
         };
         let Ok(who) = &self.principal else { return };
         if !tracing::enabled!(target: "audit", Level::WARN) || !log_budget::audit(who) {
@@ -133,6 +133,15 @@ impl Caller {
             code = error.code().as_str(),
             "request refused"
         );
+    }
+}
+
+/// What the audit calls what its way did not allow. A rewrap for others has a line of its own.
+fn forbidden_way(error: &ApiError, endpoint: &'static str) -> Option<&'static str> {
+    match error.code() {
+        ErrorCode::ClientCertNotTrusted => Some("client_cert.claim"),
+        ErrorCode::AdminThroughProxy if endpoint.starts_with("/admin/v1") => Some("proxy.admin"),
+        _ => None,
     }
 }
 

@@ -21,6 +21,9 @@ pub struct ApiError {
     operator: Option<String>,
     v1_text: Option<&'static str>,
     retry_after: Option<u32>,
+    /// What was asked for, for the audit.
+    resource: Option<Box<str>>,
+    has_its_line: bool,
 }
 
 impl fmt::Display for ApiError {
@@ -45,6 +48,8 @@ impl ApiError {
             operator: None,
             v1_text: None,
             retry_after: code.retry_after(),
+            resource: None,
+            has_its_line: false,
         }
     }
 
@@ -72,6 +77,20 @@ impl ApiError {
     #[must_use]
     pub fn v1_text(mut self, text: &'static str) -> Self {
         self.v1_text = Some(text);
+        self
+    }
+
+    /// Names what was asked for, to the audit. Nothing that a caller can make up.
+    #[must_use]
+    pub fn about(mut self, resource: &str) -> Self {
+        self.resource = Some(resource.into());
+        self
+    }
+
+    /// It is in the audit already, with more than its request says.
+    #[must_use]
+    pub fn with_its_line(mut self) -> Self {
+        self.has_its_line = true;
         self
     }
 
@@ -104,6 +123,18 @@ impl ApiError {
     #[must_use]
     pub fn operator_detail(&self) -> Option<&str> {
         self.operator.as_deref()
+    }
+
+    /// What was asked for, if that is known to be there.
+    #[must_use]
+    pub fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
+    }
+
+    /// Whether somebody else has told the audit of it.
+    #[must_use]
+    pub fn has_its_line(&self) -> bool {
+        self.has_its_line
     }
 
     /// The HTTP status.

@@ -27,7 +27,7 @@ use super::service::ApiState;
 use super::shares::Share;
 use super::trace_id::TraceId;
 use super::trusted::Via;
-use super::{PeerAddr, footprint, guards, min_index};
+use super::{PeerAddr, footprint, guards, min_index, refusals};
 use crate::identity::Principal;
 use crate::policy::Op;
 use crate::{log_budget, metrics};
@@ -256,6 +256,7 @@ pub(super) fn item_refused(
             via: request.get::<Via>(),
         };
         log(error, (id, trace), endpoint, seen, peer);
+        refusals::record(error, (id, trace), endpoint, seen, peer);
     }
 }
 
@@ -354,13 +355,21 @@ fn log(
     }
 }
 
-/// An error of the data plane: v1 has a text of its own for faults of each route.
+/// An error of the data plane: v1 has one text for each route and whatever its token or its keys could not do. It was a
+/// 500 there; here its status says whether another attempt is worth it, and its code what is wrong.
 pub(super) fn data_error(error: ApiError, op: Op, v1_failed: &'static str) -> ApiError {
-    if error.code() != ErrorCode::Internal {
-        return error;
+    match error.code() {
+        ErrorCode::Internal => {
+            metrics::error(op.as_str());
+            error.v1_text(v1_failed)
+        }
+        ErrorCode::SlotLocked
+        | ErrorCode::SlotFailed
+        | ErrorCode::TokenBusy
+        | ErrorCode::TokenTimeout
+        | ErrorCode::ContextHasNoKey => error.v1_text(v1_failed),
+        _ => error,
     }
-    metrics::error(op.as_str());
-    error.v1_text(v1_failed)
 }
 
 /// Bytes of an answer with what their request holds of the memory for bodies: a connection keeps them after

@@ -53,7 +53,10 @@ impl Operation<6> for Rewrap {
         let named = Box::new(Named::new(context, names.principal(), names.rebind()));
         let given = allowed(asking, context, &names).and_then(|()| given());
         let planned = given.and_then(|given| plan(asking, context, given, &names, Some(named.clone())));
-        planned.inspect_err(|error| named.record(asking, Some(error)))
+        planned.map_err(|error| {
+            named.record(asking, Some(&error));
+            error.with_its_line()
+        })
     }
 }
 

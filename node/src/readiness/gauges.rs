@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
+use raft_store::state::access::RevocationKey;
 use raft_store::state::context::VersionKey;
 use raft_store::storage::{Published, StoreFigures};
 
 use super::rules::same;
 use crate::admin::differences::Differences;
+use crate::admin::revoked_file::Listed;
 use crate::admin::seed::Seed;
 use crate::consensus::View;
 use crate::leases::Leases;
@@ -84,28 +86,39 @@ pub(super) fn store(figures: &StoreFigures) {
     metrics::store_bytes(figures.sled_bytes, figures.live_bytes);
 }
 
-/// Which rules the configuration was last compared with: they seldom change, and metrics are asked for by
-/// everybody at any time.
+/// Which rules the configuration was last compared with, and what stood in its file of revocations: they seldom change,
+/// and metrics are asked for by everybody at any time.
 #[derive(Default)]
-pub(super) struct Compared(Mutex<Option<Arc<Published>>>);
+pub(super) struct Compared(Mutex<Option<Last>>);
+
+struct Last {
+    published: Arc<Published>,
+    listed: Arc<Vec<(RevocationKey, String)>>,
+}
 
 impl Compared {
     pub(super) fn configuration(&self, seed: &Seed, published: &Arc<Published>) {
-        if !self.has_changed(published) {
+        if !self.has_changed(published, &seed.revocations) {
             return;
         }
         let differences = Differences::between(seed, &published.state);
         metrics::config_differs(differences.sections());
     }
 
-    /// Whether the rules are others than when this was last asked.
-    fn has_changed(&self, published: &Arc<Published>) -> bool {
+    /// Whether the rules, or the file's, are others than when this was last asked.
+    fn has_changed(&self, published: &Arc<Published>, listed: &Listed) -> bool {
+        let listed = listed.load();
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = !last.as_ref().is_some_and(|last| {
-            let contexts = last.state.contexts().is_clone_of(published.state.contexts());
-            contexts && same(last, published)
+            let contexts = last.published.state.contexts();
+            contexts.is_clone_of(published.state.contexts())
+                && same(&last.published, published)
+                && Arc::ptr_eq(&last.listed, &listed)
         });
-        *last = Some(Arc::clone(published));
+        *last = Some(Last {
+            published: Arc::clone(published),
+            listed,
+        });
         changed
     }
 }
@@ -133,7 +146,6 @@ mod tests {
     use std::cell::Cell;
 
     use raft_store::command::{AddRevocations, Op};
-    use raft_store::state::access::RevocationKey;
 
     use super::*;
     use crate::rotation::testing::World;
@@ -151,7 +163,11 @@ mod tests {
     fn the_configuration_is_compared_again_only_with_other_rules() {
         let compared = Compared::default();
         let mut world = World::new(1);
-        let has_changed = |world: &World| compared.has_changed(&Arc::new(world.published()));
+        let listed = std::cell::RefCell::new(Listed::default());
+        let has_changed = |world: &World| {
+            let published = Arc::new(world.published());
+            compared.has_changed(&published, &listed.borrow())
+        };
         assert!(has_changed(&world));
         let version = world.prepare("c");
         assert!(has_changed(&world));
@@ -162,6 +178,10 @@ mod tests {
         world.ok(Op::AddRevocations(AddRevocations {
             revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
         }));
+        assert!(has_changed(&world));
+        assert!(!has_changed(&world));
+        let revoked = (RevocationKey::CommonName("other".to_owned()), String::new());
+        *listed.borrow_mut() = [revoked].into_iter().collect();
         assert!(has_changed(&world));
         assert!(!has_changed(&world));
     }

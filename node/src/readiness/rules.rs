@@ -184,7 +184,9 @@ mod tests {
     #[test]
     fn before_there_is_a_cluster_the_seed_rules() {
         let cache = PolicyCache::new(Seed {
-            revocations: vec![(RevocationKey::CommonName("gone".to_owned()), String::new())],
+            revocations: [(RevocationKey::CommonName("gone".to_owned()), String::new())]
+                .into_iter()
+                .collect(),
             ..seed()
         });
         let none = Arc::new(Published::default());

@@ -57,6 +57,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// Proposes for the leader's own drivers.
     async fn propose_as_leader(&self, op: Op) -> Result<Done, ProposeError>;
 
+    /// Proposes as this node, wherever the leader is.
+    async fn propose_as_node(&self, op: Op) -> Result<Done, ProposeError>;
+
     /// The commit index, confirmed by a quorum.
     async fn read_index(&self) -> Result<u64, ProposeError>;
 }
@@ -101,6 +104,10 @@ impl Cluster for Consensus {
 
     async fn propose_as_leader(&self, op: Op) -> Result<Done, ProposeError> {
         Consensus::propose_as_leader(self, op).await
+    }
+
+    async fn propose_as_node(&self, op: Op) -> Result<Done, ProposeError> {
+        Consensus::propose_as_node(self, op).await
     }
 
     async fn read_index(&self) -> Result<u64, ProposeError> {

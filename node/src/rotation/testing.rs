@@ -5,7 +5,7 @@
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub(crate) struct FakeCluster {
     /// Who acknowledges a version as soon as it is prepared.
     pub(crate) acking: Mutex<BTreeSet<RaftId>>,
     pub(crate) leadership: Mutex<Option<Leadership>>,
+    /// Without a leadership of its own: another node leads, and can be reached.
+    pub(crate) led_elsewhere: AtomicBool,
     /// Errors for the next proposals, and whether they are applied all the same.
     pub(crate) failures: Mutex<Vec<(ProposeError, bool)>>,
     /// Proposals that succeed before the first of them.
@@ -73,6 +75,7 @@ impl FakeCluster {
                 silent_for: BTreeMap::new(),
                 quorum_age: Some(Duration::ZERO),
             })),
+            led_elsewhere: AtomicBool::new(false),
             failures: Mutex::new(Vec::new()),
             let_through: Mutex::new(0),
             world: Mutex::new(world),
@@ -100,6 +103,38 @@ impl FakeCluster {
             return None;
         }
         self.failures.lock().unwrap().pop()
+    }
+
+    /// Whether anybody leads.
+    fn is_led(&self) -> bool {
+        self.leadership().is_some() || self.led_elsewhere.load(Ordering::SeqCst)
+    }
+
+    /// What the leader does with a proposal, whoever that is.
+    fn lead(&self, id: RequestId, body_hash: [u8; 32], origin: Origin, op: Op) -> Result<Done, ProposeError> {
+        let failure = self.next_failure();
+        if let Some((error, false)) = failure {
+            return Err(error);
+        }
+        let acking = self.acking.lock().unwrap().clone();
+        let outcome = self.with(|world| {
+            let outcome = world.send(id, body_hash, origin, op);
+            let pending: Vec<_> = world.state.pending().map(|(key, _)| key.clone()).collect();
+            for key in pending {
+                for node in &acking {
+                    world.ack(*node, key.context.as_str(), key.version);
+                }
+            }
+            outcome
+        });
+        if let Some((error, true)) = failure {
+            return Err(error);
+        }
+        match outcome {
+            Outcome::Done(done) => Ok(done),
+            Outcome::Refused(refusal) => Err(ProposeError::Refused(refusal)),
+            Outcome::Nothing => panic!("no outcome"),
+        }
     }
 
     pub(crate) fn count(&self, wanted: impl Fn(&Op) -> bool) -> usize {
@@ -135,29 +170,7 @@ impl Cluster for FakeCluster {
         if self.leadership().is_none() {
             return Err(ProposeError::NotLeader { leader: None });
         }
-        let failure = self.next_failure();
-        if let Some((error, false)) = failure {
-            return Err(error);
-        }
-        let acking = self.acking.lock().unwrap().clone();
-        let outcome = self.with(|world| {
-            let outcome = world.send(id, body_hash, origin, op);
-            let pending: Vec<_> = world.state.pending().map(|(key, _)| key.clone()).collect();
-            for key in pending {
-                for node in &acking {
-                    world.ack(*node, key.context.as_str(), key.version);
-                }
-            }
-            outcome
-        });
-        if let Some((error, true)) = failure {
-            return Err(error);
-        }
-        match outcome {
-            Outcome::Done(done) => Ok(done),
-            Outcome::Refused(refusal) => Err(ProposeError::Refused(refusal)),
-            Outcome::Nothing => panic!("no outcome"),
-        }
+        self.lead(id, body_hash, origin, op)
     }
 
     async fn propose_as_leader(&self, op: Op) -> Result<Done, ProposeError> {
@@ -166,8 +179,16 @@ impl Cluster for FakeCluster {
             .await
     }
 
+    async fn propose_as_node(&self, op: Op) -> Result<Done, ProposeError> {
+        if !self.is_led() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        let nonce = crate::clock::random_id();
+        self.lead(RequestId::Node { node: 1, nonce }, [0; 32], Origin::Node(1), op)
+    }
+
     async fn read_index(&self) -> Result<u64, ProposeError> {
-        if self.leadership().is_none() {
+        if !self.is_led() {
             return Err(ProposeError::NotLeader { leader: None });
         }
         Ok(self.with(|world| world.index))

@@ -266,6 +266,7 @@ impl Op {
                 | Op::GrantTransportKey(_)
                 | Op::RejectGrant(_)
                 | Op::LeaseInvocations(_)
+                | Op::AddRevocations(_)
         )
     }
 

@@ -35,7 +35,8 @@ use usage::{Uncounted, VersionUse};
 /// - 1: the first one.
 /// - 2: the life of a key version after `decrypt_only`.
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
-/// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, and adopts keys of version 1.
+/// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
+///   revocations from members that do not lead.
 pub const FEATURE_LEVEL: u32 = 4;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;

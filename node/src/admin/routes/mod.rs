@@ -263,7 +263,8 @@ impl From<CallError> for ApiError {
     fn from(error: CallError) -> Self {
         match error.code {
             ErrorCode::Internal => ApiError::internal(error.detail),
-            code => ApiError::new(code).detail(error.detail),
+            // Where it was refused it was recorded.
+            code => ApiError::new(code).detail(error.detail).with_its_line(),
         }
     }
 }

@@ -247,3 +247,40 @@ fn neither_comes_from_a_node_in_its_own_name() {
         assert!(!op.forwardable_from_node(), "{}", op.name());
     }
 }
+
+/// What stands in its own files a member may add, and nobody takes that for another's word.
+#[test]
+fn a_member_adds_revocations_in_its_own_name_and_who_only_registered_adds_none() {
+    let mut world = World::new();
+    let joiner = world.join("n2", 2);
+    let revoke = |cn: &str| {
+        Op::AddRevocations(AddRevocations {
+            revocations: vec![(RevocationKey::CommonName(cn.into()), "lost".to_owned())],
+        })
+    };
+    assert!(revoke("a").forwardable_from_node());
+    let refusal = world.refused_as(joiner, revoke("admin"));
+    let operation = "add_revocations".to_owned();
+    assert_eq!(refusal, Refusal::from(Forbidden::Operation { operation }));
+    assert_eq!(
+        world.refused_as(77, revoke("admin")),
+        Refusal::from(Missing::Node(77))
+    );
+    assert!(world.state.revocations().is_empty());
+
+    let member = Node {
+        status: NodeStatus::Member,
+        ..Node::clone(world.state.nodes.get(&joiner).unwrap())
+    };
+    world.state.nodes.put(joiner, member).unwrap();
+    // The leader is another node.
+    assert_ne!(world.leader, joiner);
+    world.ok_as(joiner, revoke("a"));
+    assert_eq!(world.state.revocations().len(), 1);
+    world.remove(joiner);
+    let refusal = world.refused_as(joiner, revoke("b"));
+    assert!(
+        matches!(refusal, Refusal::Forbidden(Forbidden::Removed { .. })),
+        "{refusal}"
+    );
+}

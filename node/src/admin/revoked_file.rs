@@ -1,0 +1,348 @@
+//! `acl.revoked_file` while the node runs. Version 1 looked at it every 30 s, and whoever writes a name into it means it
+//! now: any node has the cluster add what stands in its own file. Only ever added: an entry that is taken out, or a
+//! file that is deleted, takes nothing back. What cannot be used is said once and passed over: nothing in the
+//! file stops a node that runs.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hsm_api::ErrorCode;
+use raft_store::state::access::RevocationKey;
+use raft_store::state::node::NodeStatus;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::access::{MAX_KEPT, revocations};
+use super::call::CallError;
+use super::seed;
+use super::seeding::{add_missing, missing};
+use crate::config::{ConfigError, parse_revoked, read_revoked};
+use crate::rotation::cluster::Cluster;
+
+/// Before what was not added is tried again, and between looks for a cluster to add it to.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long this node's state may take to hold everything that was committed before.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// Entries that cannot be used and are named one by one.
+const NAMED: usize = 20;
+
+/// A revocation and its reason.
+pub type Entry = (RevocationKey, String);
+
+/// What stands in the file, as it was read last. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Listed(Arc<ArcSwap<Vec<Entry>>>);
+
+impl Listed {
+    /// As of now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Vec<Entry>> {
+        self.0.load_full()
+    }
+
+    fn set(&self, entries: Vec<Entry>) {
+        self.0.store(Arc::new(entries));
+    }
+}
+
+impl FromIterator<Entry> for Listed {
+    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+        let listed = Self::default();
+        listed.set(entries.into_iter().collect());
+        listed
+    }
+}
+
+/// What was found at the last look: nothing is done or said twice for the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    /// SHA-256 of the text.
+    Text([u8; 32]),
+    Missing,
+    /// The operating system's reason.
+    Unreadable(String),
+}
+
+impl Seen {
+    fn of(read: &std::io::Result<String>) -> Self {
+        match read {
+            Ok(text) => Self::Text(Sha256::digest(text).into()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::Missing,
+            Err(error) => Self::Unreadable(error.to_string()),
+        }
+    }
+}
+
+/// The file. See the module.
+#[derive(Clone, Debug)]
+pub struct RevokedFile {
+    path: PathBuf,
+    /// Between looks.
+    every: Duration,
+    /// The CAs that a serial number without an issuer may be of.
+    issuers: Vec<String>,
+    listed: Listed,
+    seen: Seen,
+}
+
+impl RevokedFile {
+    /// Reads the file for the start of the node, which is the time to say what is wrong with it. One that is not there
+    /// lists nothing.
+    ///
+    /// # Errors
+    /// What cannot be read, and the first entry that cannot be used.
+    pub fn open(path: &Path, every: Duration, issuers: &[String]) -> Result<Self, ConfigError> {
+        let read = read_revoked(path);
+        let seen = Seen::of(&read);
+        let entries = match read {
+            Ok(text) => seed::revocations(path, parse_revoked(&text, path)?, issuers)?,
+            Err(_) if seen == Seen::Missing => Vec::new(),
+            Err(error) => return Err(unreadable(path, &error)),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            every,
+            issuers: issuers.to_vec(),
+            listed: entries.into_iter().collect(),
+            seen,
+        })
+    }
+
+    /// What stands in it.
+    #[must_use]
+    pub fn listed(&self) -> Listed {
+        self.listed.clone()
+    }
+
+    /// Its path, if it was not there at the last look.
+    #[must_use]
+    pub fn missing(&self) -> Option<&Path> {
+        (self.seen == Seen::Missing).then_some(self.path.as_path())
+    }
+
+    /// Looks at it again; false: it is as it was. Before there is a cluster a list that is gone still counts: nothing
+    /// else has it.
+    async fn look(&mut self, is_founded: bool) -> bool {
+        let path = self.path.clone();
+        let Ok(read) = tokio::task::spawn_blocking(move || read_revoked(&path)).await else {
+            return false;
+        };
+        let seen = Seen::of(&read);
+        if seen == self.seen {
+            return false;
+        }
+        self.seen = seen;
+        match read {
+            Ok(text) => self.take(&text),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::warn!(
+                    "configuration: acl.revoked_file: {} is not there any more; what it has said stays revoked",
+                    self.path.display()
+                );
+                if is_founded {
+                    self.listed.set(Vec::new());
+                }
+            }
+            Err(error) => tracing::warn!("{}", left_as_it_was(&unreadable(&self.path, &error))),
+        }
+        true
+    }
+
+    /// Takes what can be used of a new text.
+    fn take(&self, text: &str) {
+        let entries = match parse_revoked(text, &self.path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!("{}", left_as_it_was(&error));
+                return;
+            }
+        };
+        let mut listed = Vec::new();
+        let mut useless = 0;
+        for entry in entries {
+            match seed::revoked_by(&self.path, entry, &self.issuers) {
+                Ok(revoked) => listed.extend(revoked),
+                Err(error) => {
+                    useless += 1;
+                    if useless <= NAMED {
+                        tracing::warn!("{error}; until then it revokes nobody");
+                    }
+                }
+            }
+        }
+        tracing::info!(
+            entries = listed.len(),
+            useless,
+            "configuration: acl.revoked_file: {} was read again",
+            self.path.display()
+        );
+        self.listed.set(listed);
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
+    ConfigError::invalid(
+        "acl.revoked_file",
+        path.display(),
+        format!("cannot be read: {error}"),
+        "give a file that this user may read",
+    )
+}
+
+fn left_as_it_was(error: &ConfigError) -> String {
+    format!("{error}; the list is left as it was read before")
+}
+
+/// What stands in the file, or stood there, and is to be added still. An entry that was there at a look is added even
+/// if it is gone by the time that there is a leader.
+#[derive(Default)]
+struct Pending {
+    entries: BTreeMap<RevocationKey, String>,
+    /// Refused as they are; asking again would be an entry of the log each time.
+    refused: bool,
+    /// That they were not added is said; it is said once until they are, or the file has changed.
+    told: bool,
+}
+
+impl Pending {
+    /// The file has changed.
+    fn anew(&mut self) {
+        (self.refused, self.told) = (false, false);
+    }
+
+    fn take(&mut self, lacking: Vec<Entry>) {
+        for (key, reason) in lacking {
+            if self.entries.len() >= MAX_KEPT {
+                return;
+            }
+            self.entries.entry(key).or_insert(reason);
+        }
+    }
+
+    /// Has the cluster add them. False: it is to be tried again soon.
+    async fn add(&mut self, cluster: &dyn Cluster) -> bool {
+        let wanted: Vec<Entry> = self.entries.iter().map(|(k, r)| (k.clone(), r.clone())).collect();
+        match add(cluster, &wanted).await {
+            Ok(added) => {
+                *self = Self::default();
+                if let Some((first, _)) = added.first() {
+                    tracing::info!(
+                        target: "audit", epoch = crate::logging::epoch(),
+                        added = added.len(),
+                        first = revocations::text(first),
+                        "revocations of this node's configuration added"
+                    );
+                }
+                true
+            }
+            Err(error) => {
+                let CallError { code, detail } = &error;
+                self.refused = matches!(code, ErrorCode::InvalidArgument | ErrorCode::AccessDenied);
+                // These end by themselves, or another leader takes over.
+                let waits = matches!(
+                    code,
+                    ErrorCode::NotLeader
+                        | ErrorCode::NoQuorum
+                        | ErrorCode::NodeDraining
+                        | ErrorCode::OutcomeUnknown
+                );
+                if !std::mem::replace(&mut self.told, true) {
+                    if waits {
+                        tracing::info!(detail, "revocations of this node's configuration wait");
+                    } else {
+                        tracing::error!(
+                            target: "audit", epoch = crate::logging::epoch(),
+                            detail,
+                            again = !self.refused,
+                            "revocations of this node's configuration not added"
+                        );
+                    }
+                }
+                self.refused
+            }
+        }
+    }
+}
+
+/// Adds what the state lacks of `wanted`, and returns that.
+async fn add(cluster: &dyn Cluster, wanted: &[Entry]) -> Result<Vec<Entry>, CallError> {
+    // What only seems to be missing would become entries of the log.
+    catch_up(cluster).await?;
+    let lacking = missing(wanted, &cluster.published().state);
+    add_missing(cluster, &lacking).await?;
+    Ok(lacking)
+}
+
+/// Makes sure that this node's state holds everything committed before.
+async fn catch_up(cluster: &dyn Cluster) -> Result<(), CallError> {
+    let index = cluster.read_index().await?;
+    let mut applied = cluster.applied();
+    let reached = applied.wait_for(|applied| *applied >= index);
+    let reached = tokio::time::timeout(CATCH_UP, reached).await;
+    if reached.is_ok_and(|reached| reached.is_ok()) {
+        return Ok(());
+    }
+    let detail = format!("this node has not applied index {index} in time");
+    Err(CallError::new(ErrorCode::NotReady, detail))
+}
+
+/// Whether the cluster takes this node's word. It does not of one that has only registered.
+fn is_member(cluster: &dyn Cluster) -> bool {
+    let published = cluster.published();
+    let node = cluster.raft_id().and_then(|id| published.state.nodes().get(&id));
+    node.is_some_and(|node| node.status == NodeStatus::Member)
+}
+
+/// Looks at the file and adds what is new in it, until the consensus of this node ends.
+pub async fn drive(cluster: Arc<dyn Cluster>, mut file: RevokedFile) {
+    let mut ended = cluster.applied();
+    let mut pending = Pending::default();
+    // It was read a moment ago.
+    let mut due = Instant::now() + file.every;
+    loop {
+        let now = Instant::now();
+        if now >= due {
+            due = now + file.every;
+            let is_founded = cluster.published().state.meta().is_some();
+            if file.look(is_founded).await {
+                pending.anew();
+            }
+        }
+        let done = pass(&*cluster, &file.listed.load(), &mut pending).await;
+        let pause = if done {
+            due
+        } else {
+            due.min(Instant::now() + AGAIN)
+        };
+        if tokio::time::timeout_at(pause, end(&mut ended)).await.is_ok() {
+            return;
+        }
+    }
+}
+
+/// One attempt. False: it is to be tried again soon.
+async fn pass(cluster: &dyn Cluster, listed: &[Entry], pending: &mut Pending) -> bool {
+    if listed.is_empty() && pending.entries.is_empty() || pending.refused {
+        return true;
+    }
+    // A founder leads before there is a cluster to add to; its own command brings the first ones.
+    if !is_member(cluster) {
+        return false;
+    }
+    pending.take(missing(listed, &cluster.published().state));
+    pending.entries.is_empty() || pending.add(cluster).await
+}
+
+async fn end(applied: &mut watch::Receiver<u64>) {
+    while applied.changed().await.is_ok() {}
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+#[path = "revoked_file_tests.rs"]
+mod tests;
