@@ -62,11 +62,47 @@ step_release-guard() {
   scripts/release.sh check "$built/hsmctl"
 }
 
-step_demo() { scripts/demo.sh; }
+# Prints the processes that name folder $1 in their arguments, as nodes do with that of their configuration.
+processes_in() {
+  local file
+  for file in /proc/[0-9]*/cmdline; do
+    case $(tr '\0' ' ' 2>/dev/null <"$file") in
+      *"$1"*) printf '%s\n' "${file%/cmdline}" ;;
+    esac
+  done
+}
 
-# `make dev` without its build, and the first commands of the README.
+# It says that it cleans up after itself.
+step_demo() {
+  local folder left
+  folder=$(mktemp -d "${TMPDIR:-/tmp}/hsm-demo-step.XXXXXX")
+  # shellcheck disable=SC2064
+  trap "rm -rf '$folder'" EXIT
+  TMPDIR=$folder scripts/demo.sh
+  left=$(find "$folder" -mindepth 1)
+  [ -z "$left" ] || die "scripts/demo.sh has left $left"
+  left=$(processes_in "$folder")
+  [ -z "$left" ] || die "scripts/demo.sh has left processes: $left"
+}
+
+# Prints the commands of the README's tour as they stand there, but for the cluster's folder, the ports and the binaries:
+# those of this run. readme_tour BIN FOLDER PORT
+readme_tour() {
+  awk '/^## / { tour = ($0 == "## Five minutes with a cluster") } /^```/ { code = !code; next } tour && code' README.md |
+    sed -e '/^make dev$/d' -e "s|\$PWD/target/debug|$1|" -e "s|\.dev/|$2/|g" -e "s|--dir \.dev |--dir $2 |" \
+      -e "s|\b8443\b|$3|g" -e "s|\b8453\b|$(($3 + 10))|g" -e "s|\b8454\b|$(($3 + 11))|g" -e "s|\b8463\b|$(($3 + 20))|g"
+}
+
+# must_say COUNT TEXT FILE: so often, in as many lines.
+must_say() {
+  local count
+  count=$(grep -cF -- "$2" "$3" || true)
+  [ "$count" -eq "$1" ] || die "the README's tour says $2 in $count lines, not in $1"
+}
+
+# `make dev` without its build, and the README's tour.
 step_dev() {
-  local folder bin sealed opened
+  local folder bin tour said
   folder=$(mktemp -d "${TMPDIR:-/tmp}/hsm-dev.XXXXXX")
   export HSM_DEV_DIR=$folder/dev HSM_DEV_PORT
   HSM_DEV_PORT=$(free_base_port 3)
@@ -75,26 +111,23 @@ step_dev() {
   trap "scripts/dev.sh clean >/dev/null 2>&1 && rm -rf '$folder'" EXIT
   scripts/dev.sh up
   bin=$(cd "$(bin_dir)" && pwd)
-  PATH=$bin:$PATH
-  set -a
-  # shellcheck source=/dev/null
-  . "$HSM_DEV_DIR/env"
-  set +a
-  hsmctl cluster status
-  hsmctl cluster members
-  hsmctl list-kek
-  sealed=$(printf 'hello' |
-    HSMCTL_PROFILE=trading-1 hsmctl encrypt --context exchange-key --endpoint "https://127.0.0.1:$HSM_DEV_PORT")
-  opened=$(printf '%s' "$sealed" |
-    HSMCTL_PROFILE=trading-1 hsmctl decrypt --context exchange-key --endpoint "https://127.0.0.1:$((HSM_DEV_PORT + 20))")
-  [ "$opened" = hello ] || die "node 3 decrypted to '$opened'"
-  hsmctl rotate exchange-key
-  hsmctl rotation-status
-  hsmctl dev kill --node 1
-  hsmctl dev start --node 1
-  hsmctl dev status
+  tour=$folder/tour said=$folder/said
+  readme_tour "$bin" "$HSM_DEV_DIR" "$HSM_DEV_PORT" >"$tour"
+  ! grep -nE '(^|[[:space:]])\.dev\b|\b84[0-9]{2}\b' "$tour" || die "the README's tour has another folder or port than readme_tour knows"
+  bash -euo pipefail "$tour" >"$said" || {
+    cat "$said" "$tour"
+    die "the README's tour failed"
+  }
+  cat "$said"
+  grep -qx hello "$said" || die "what hsmctl encrypted on node 1 did not come out on node 3"
+  # By curl: what was encrypted, on node 3, on node 2 after the rotation, and there with node 1 dead.
+  must_say 3 '"plaintext":"aGVsbG8="' "$said"
+  must_say 2 '"ciphertext":"' "$said"
+  must_say 2 '"code":"access_denied"' "$said"
+  "$bin/hsmctl" dev status --dir "$HSM_DEV_DIR"
   scripts/dev.sh clean
   [ ! -e "$HSM_DEV_DIR" ] || die "$HSM_DEV_DIR is still there after 'scripts/dev.sh clean'"
+  [ -z "$(processes_in "$HSM_DEV_DIR")" ] || die "nodes still run after 'scripts/dev.sh clean'"
 }
 
 step_nextest() {

@@ -206,6 +206,30 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_of_somebody_else_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = dir.path().join("play");
+        std::fs::create_dir(&given).unwrap();
+        std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Only root can give a folder away; for anybody else the root folder is somebody else's.
+        let foreign = if geteuid().is_root() {
+            std::os::unix::fs::chown(&given, Some(65_534), None).unwrap();
+            given.as_path()
+        } else {
+            Path::new("/")
+        };
+        let before = mode(foreign);
+        let error = private_dir(foreign).unwrap_err().to_string();
+        let owner = std::fs::metadata(foreign).unwrap().uid();
+        assert!(
+            error.contains(&format!("belongs to user {owner} and this is user"))
+                && error.contains("use a folder of your own"),
+            "{error}"
+        );
+        assert_eq!(mode(foreign), before);
+    }
+
+    #[test]
     fn reading_is_whole_and_bounded() {
         let long = vec![7_u8; 200_000];
         assert_eq!(

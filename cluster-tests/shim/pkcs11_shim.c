@@ -10,6 +10,8 @@
  *     FUNCTION hang - [LABEL]          until the rule is gone
  *     FUNCTION log - [LABEL]           a line more in "<this library>.calls": process, FUNCTION, first argument
  *     C_GenerateKey value HEX [LABEL]  the AES key that it makes has these 32 bytes
+ *     FUNCTION shows TYPE=BYTE [LABEL] C_GetAttributeValue says of what it makes that the flag TYPE is BYTE (hexadecimal),
+ *                                      for as long as the object is there; FUNCTION is one that makes a key
  *
  * With LABEL a rule is for the token of that label alone. Loaded twice, from two files, it is two modules.
  */
@@ -36,7 +38,7 @@ struct attribute {
   word length;
 };
 
-enum { CKR_OK = 0, CKR_GENERAL_ERROR = 5, CKA_VALUE = 0x11, CKA_VALUE_LEN = 0x161, KEY_BYTES = 32 };
+enum { CKR_OK = 0, CKR_GENERAL_ERROR = 5, CKA_VALUE = 0x11, CKA_VALUE_LEN = 0x161, KEY_BYTES = 32, MOST_MADE = 4096 };
 
 /* PKCS#11 2.40, CK_FUNCTION_LIST: the order is the standard's. What the first argument is stands behind each name. */
 #define SESSION 's'
@@ -120,6 +122,60 @@ static word key_of(const char *hex, word session, const struct attribute *templa
   return real->call[20](session, (word)given, number, key, 0, 0, 0, 0);
 }
 
+/* Objects that are shown with another flag than they have. No handle is used twice: SoftHSM only counts up. */
+static struct {
+  word object, type;
+  unsigned char value;
+} made[MOST_MADE];
+static int made_number;
+static pthread_mutex_t made_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Where a function writes the handle of the key that it makes; of a key pair, the private one's. */
+static const word *place_of_key(int index, word e, word h) {
+  switch (index) {
+    case 21: /* C_CopyObject */
+    case 58: /* C_GenerateKey */
+      return (const word *)e;
+    case 59: /* C_GenerateKeyPair */
+    case 61: /* C_UnwrapKey */
+      return (const word *)h;
+    default:
+      return NULL;
+  }
+}
+
+static word make_to_show(const char *rule, int index, word a, word b, word c, word d, word e, word f, word g, word h) {
+  word type;
+  unsigned int value;
+  const word *key = place_of_key(index, e, h);
+  if (key == NULL || sscanf(rule, "%lx=%2x", &type, &value) != 2) return CKR_GENERAL_ERROR;
+  word result = real->call[index](a, b, c, d, e, f, g, h);
+  if (result != CKR_OK) return result;
+  pthread_mutex_lock(&made_lock);
+  if (made_number < MOST_MADE) {
+    made[made_number].object = *key;
+    made[made_number].type = type;
+    made[made_number++].value = (unsigned char)value;
+  } else {
+    result = CKR_GENERAL_ERROR;
+  }
+  pthread_mutex_unlock(&made_lock);
+  return result;
+}
+
+/* After C_GetAttributeValue(session, object, template, count). */
+static void show(word object, const struct attribute *template, word count) {
+  pthread_mutex_lock(&made_lock);
+  for (int at = 0; at < made_number; at++) {
+    if (made[at].object != object) continue;
+    for (word each = 0; each < count; each++) {
+      if (template[each].type != made[at].type || template[each].value == NULL || template[each].length != 1) continue;
+      *(unsigned char *)template[each].value = made[at].value;
+    }
+  }
+  pthread_mutex_unlock(&made_lock);
+}
+
 static word pass(int index, const char *name, char kind, word a, word b, word c, word d, word e, word f, word g,
                  word h) {
   char verb[16], argument[128];
@@ -132,9 +188,12 @@ static word pass(int index, const char *name, char kind, word a, word b, word c,
     if (strcmp(verb, "delay") == 0) pause_ms(strtol(argument, NULL, 10));
     if (strcmp(verb, "log") == 0) note(name, a);
     if (strcmp(verb, "value") == 0) return key_of(argument, a, (const struct attribute *)c, d, e);
+    if (strcmp(verb, "shows") == 0) return make_to_show(argument, index, a, b, c, d, e, f, g, h);
     break;
   }
-  return real->call[index](a, b, c, d, e, f, g, h);
+  word result = real->call[index](a, b, c, d, e, f, g, h);
+  if (index == 24) show(b, (const struct attribute *)c, d);
+  return result;
 }
 
 #define DEFINE(index, name, kind)                                                                                    \

@@ -1,6 +1,8 @@
 //! Points at which tests stop or kill this process, or make it lie to the others. Compiled only with the feature
 //! `failpoints`, which release packaging refuses.
 
+use hsm_core::names::TransportId as TokenKeyId;
+use hsm_core::{HsmError, Slot};
 use raft_store::command::{AckVersions, GrantTransportKey, Op};
 use raft_store::names::{ContextName, KeyUid, RaftId, SlotName, TransportId};
 use raft_store::state::ClusterState;
@@ -59,6 +61,16 @@ pub(crate) fn unopenable(mut grant: Grant) -> Grant {
         *byte ^= 1;
     }
     grant
+}
+
+/// `sync::grant_planted`: the key that a holder grants is one that it has just made, well wrapped and well sealed.
+pub(crate) fn planted(slot: &Slot, id: TokenKeyId) -> Result<TokenKeyId, HsmError> {
+    if !is_armed("sync::grant_planted") {
+        return Ok(id);
+    }
+    let planted = TokenKeyId::random()?;
+    slot.create_transport_key(planted)?;
+    Ok(planted)
 }
 
 /// `sync::grant_junk`: what a node proposes in place of its own key, a grant of a key that it does not hold.

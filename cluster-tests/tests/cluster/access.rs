@@ -24,6 +24,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::audit::every_change_is_audited_where_it_was_asked_for_and_on_the_leader;
+#[cfg(feature = "failpoints")]
+use crate::audit::what_a_follower_lets_through_the_leader_refuses;
 use crate::common::{CONTEXT, formed_with, open, seal};
 use crate::roles::each_role_may_what_it_is_for;
 
@@ -275,13 +278,9 @@ async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be
         cluster.hsmctl(&unrevoke).await?.ok().context(kind)?;
         everywhere(&cluster, &victim, None).await?;
     }
-    // On the node that was asked and on the leader, who did what.
-    let audited = cluster.nodes().iter().any(|node| {
-        let log = node.log();
-        log.lines()
-            .any(|line| line.contains(r#""action":"revocations.add""#) && line.contains("cn victim-cn"))
-    });
-    ensure!(audited, "no line of the audit");
+    every_change_is_audited_where_it_was_asked_for_and_on_the_leader(&cluster).await?;
+    #[cfg(feature = "failpoints")]
+    what_a_follower_lets_through_the_leader_refuses(&cluster).await?;
     cluster.passed();
     Ok(())
 }

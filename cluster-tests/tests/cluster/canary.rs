@@ -2,10 +2,16 @@
 //! tokens, configuration, process arguments. A process's environment is not looked at: the playground hands
 //! secrets over in it.
 
+use std::collections::BTreeSet;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cluster_tests::{Playground, until};
@@ -29,19 +35,77 @@ impl Canary {
         }
     }
 
-    /// As it is, and as it travels.
-    fn of_text(what: &str, text: &str) -> Vec<Self> {
+    /// As it is, as it travels, and as it would be printed by whoever forgot what it is.
+    fn of(what: &str, secret: impl AsRef<[u8]>) -> Vec<Self> {
+        let bytes = secret.as_ref();
+        let debug = format!("{bytes:?}");
         vec![
-            Self::new(what, text),
-            Self::new(format!("{what} in base64"), STANDARD.encode(text)),
+            Self::new(what, bytes),
+            Self::new(format!("{what} in base64"), STANDARD.encode(bytes)),
+            Self::new(format!("{what} in hex"), hex::encode(bytes)),
+            Self::new(
+                format!("{what} as a list of bytes"),
+                debug.trim_matches(['[', ']']),
+            ),
         ]
     }
 
+    /// From one first byte to the next, as `skip_until` finds them: this is built without optimisation.
     fn is_in(&self, haystack: &[u8]) -> bool {
-        haystack
-            .windows(self.bytes.len())
-            .any(|window| window == self.bytes)
+        let Some((first, rest)) = self.bytes.split_first() else {
+            return true;
+        };
+        let mut left = haystack;
+        while left.skip_until(*first).is_ok_and(|skipped| skipped > 0) {
+            if !rest.is_empty() && left.starts_with(rest) {
+                return true;
+            }
+        }
+        false
     }
+}
+
+/// The arguments of every process of this machine, looked at again and again: programs come and go.
+struct Arguments {
+    stop: Arc<AtomicBool>,
+    looking: JoinHandle<BTreeSet<Vec<u8>>>,
+}
+
+impl Arguments {
+    fn watch() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let looking = std::thread::spawn(move || {
+            let mut seen = BTreeSet::new();
+            while !stopped.load(Ordering::Relaxed) {
+                for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+                    // One that has ended meanwhile, and what is no process, has none.
+                    let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                    seen.insert(arguments);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            seen
+        });
+        Self { stop, looking }
+    }
+
+    fn seen(self) -> Result<BTreeSet<Vec<u8>>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.looking
+            .join()
+            .map_err(|_| anyhow!("the watch of /proc panicked"))
+    }
+}
+
+/// The secrets that `hsmctl dev` has made for its tokens.
+fn pins(playground: &Path) -> Result<Vec<Canary>> {
+    let mut canaries = Vec::new();
+    for file in ["exchange.pin", "2fa.pin", "exchange.so-pin", "2fa.so-pin"] {
+        let secret = std::fs::read_to_string(playground.join("secrets").join(file))?;
+        canaries.extend(Canary::of(file, secret.trim()));
+    }
+    Ok(canaries)
 }
 
 fn files_below(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
@@ -115,22 +179,41 @@ fn check_no_core_dump(pid: i32) -> Result<()> {
 async fn no_secret_is_left_anywhere() -> Result<()> {
     let builder = Playground::builder().env("HSM_LOG_LEVEL", "debug");
     // Snapshots soon, and logs that are cut behind them.
-    let cluster = formed_with(builder, |config| {
+    let forming = formed_with(builder, |config| {
         let raft = "cluster:\n  raft: {snapshot_every: 20, keep_logs: 20}\n  enabled: true\n";
         config.replace("cluster:\n  enabled: true\n", raft)
-    })
-    .await?;
-    let mut canaries = Vec::new();
-    for file in ["exchange.pin", "2fa.pin", "exchange.so-pin", "2fa.so-pin"] {
-        let secret = std::fs::read_to_string(cluster.dir().join("secrets").join(file))?;
-        canaries.extend(Canary::of_text(file, secret.trim()));
-    }
+    });
+    let arguments = Arguments::watch();
+    // Beside it a playground that makes its tokens itself, as those of tests do not.
+    let scratch = tempfile::Builder::new().prefix("hsm-canary-").tempdir()?;
+    let own = scratch.path().join("own");
+    let making = tokio::process::Command::new(cluster_tests::binary("hsmctl")?)
+        .args(["dev", "up", "--prepare-only", "--nodes", "1", "--dir"])
+        .arg(&own)
+        .env_remove("HSM_PKCS11_LIB")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let (cluster, made) = tokio::join!(forming, making);
+    let (cluster, made) = (cluster?, made?);
+    ensure!(made.status.success(), "hsmctl dev up --prepare-only: {made:?}");
+    let arguments = arguments.seen()?;
+    let mut canaries = pins(cluster.dir())?;
     let key = std::fs::read_to_string(cluster.dir().join("secrets/replication.key"))?;
-    canaries.push(Canary::new(
-        "the replication key's bytes",
-        hex::decode(key.trim())?,
-    ));
-    canaries.extend(Canary::of_text("the replication key", key.trim()));
+    let key_bytes = hex::decode(key.trim())?;
+    canaries.extend(Canary::of("the replication key's bytes", key_bytes));
+    canaries.extend(Canary::of("the replication key", key.trim()));
+    let of_own = pins(&own)?;
+    for line in &arguments {
+        let whence = String::from_utf8_lossy(line).replace('\0', " ");
+        look_for(&canaries, line, &whence)?;
+        look_for(&of_own, line, &whence)?;
+    }
+    for program in ["slot\0init", "dev\0up", "hsm-node\0--config"] {
+        let known = Canary::new(program, program);
+        let found = arguments.iter().any(|line| known.is_in(line));
+        ensure!(found, "the watch has not seen {program:?}");
+    }
 
     // Plaintexts in requests that succeed, that are refused, and that are broken.
     let planted = |number: u32| format!("PLANTED-{number}-PLAINTEXT-canary-{}", "x".repeat(40));
@@ -139,14 +222,14 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
     for number in 0..6 {
         let client = cluster.client_on("trading-1", number % 3 + 1)?;
         acknowledged.push(seal(&client, CONTEXT, planted(number).as_bytes()).await?);
-        canaries.extend(Canary::of_text("a plaintext", &planted(number)));
+        canaries.extend(Canary::of("a plaintext", planted(number)));
         if number % 2 == 0 {
             cluster.client("admin")?.rotate(CONTEXT, None).await?;
         }
     }
     open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
     let refused = planted(100);
-    canaries.extend(Canary::of_text("a refused plaintext", &refused));
+    canaries.extend(Canary::of("a refused plaintext", &refused));
     for body in [
         format!(
             r#"{{"context":"2fa","plaintext":"{}"}}"#,
@@ -177,7 +260,7 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
     let token: serde_json::Value = serde_json::from_slice(&token)?;
     let token = token["token"].as_str().context("no token")?;
     let secret = token.rsplit('.').next().context("no secret part")?;
-    canaries.extend(Canary::of_text("a join token", token));
+    canaries.extend(Canary::of("a join token", token));
     canaries.push(Canary::new("a join token's secret", secret));
 
     let planted_until = force_snapshots(&cluster).await?;

@@ -1,7 +1,10 @@
 //! What is acknowledged is on the disk: the system calls of real nodes, in their order. sled's file has to be
-//! synced, then the control file has to be written and synced, and only then may anybody be told.
+//! synced, then the control file has to be written and synced, and only then may anybody be told. A key's object and
+//! the token's folder have to be synced before the node says that it holds the key.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "failpoints")]
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::JoinTokenRequest;
+
+#[cfg(feature = "failpoints")]
+use crate::common::CONTEXT;
+#[cfg(feature = "failpoints")]
+use crate::pkcs11::token_folder;
 
 /// Acknowledged changes, one after the other, so that nothing can be grouped.
 const CHANGES: usize = 20;
@@ -20,7 +28,7 @@ fn traced(folder: &Path) -> Result<PathBuf> {
     let node = cluster_tests::binary("hsm-node")?;
     let script = folder.join("traced-node");
     let text = format!(
-        "#!/bin/sh\nexec strace -D --seccomp-bpf -f -y -qq -s 0 -e trace=fdatasync,pwrite64 -e signal=none \
+        "#!/bin/sh\nexec strace -D --seccomp-bpf -f -y -qq -s 0 -e trace=fdatasync,fsync,pwrite64 -e signal=none \
          -o \"${{2%/*}}/strace\" '{}' \"$@\"\n",
         node.display()
     );
@@ -38,10 +46,8 @@ enum Call {
 }
 
 impl Call {
-    /// From `fdatasync(21</…/data/sled/db>`, and what may follow.
-    fn parse(text: &str) -> Option<Self> {
-        let (name, arguments) = text.split_once('(')?;
-        let (path, _) = arguments.split_once('<')?.1.split_once('>')?;
+    fn parse(call: &str) -> Option<Self> {
+        let (name, path) = name_and_path(call)?;
         match name {
             "fdatasync" if path.ends_with("/data/sled/db") => Some(Self::SledSynced),
             "fdatasync" if path.ends_with("/data/control") => Some(Self::ControlSynced),
@@ -49,6 +55,48 @@ impl Call {
             _ => None,
         }
     }
+}
+
+/// Of `fdatasync(21</…/data/sled/db>`, and what may follow.
+fn name_and_path(call: &str) -> Option<(&str, &str)> {
+    let (name, arguments) = call.split_once('(')?;
+    let (path, _) = arguments.split_once('<')?.1.split_once('>')?;
+    Some((name, path))
+}
+
+/// Each call that succeeded, as it was begun, with the thread that made it, in the order in which they returned.
+fn succeeded(text: &str) -> Vec<(&str, &str)> {
+    let mut calls = Vec::new();
+    // Calls that another thread's came in between: `… <unfinished ...>`, later `<... name resumed>…`.
+    let mut begun: BTreeMap<&str, &str> = BTreeMap::new();
+    for line in text.lines() {
+        let Some((thread, text)) = line.split_once(' ') else {
+            continue;
+        };
+        let text = text.trim_start();
+        let call = if text.starts_with("<... ") {
+            begun.remove(thread)
+        } else {
+            Some(text)
+        };
+        let Some(call) = call else {
+            continue;
+        };
+        if text.ends_with("<unfinished ...>") {
+            begun.insert(thread, call);
+        } else if let Some((_, returned)) = text.rsplit_once("= ")
+            // A failure has words behind its number.
+            && returned.parse::<i64>().is_ok_and(|value| value >= 0)
+        {
+            calls.push((thread, call));
+        }
+    }
+    calls
+}
+
+fn traced_of(node: &Node) -> Result<String> {
+    let path = node.dir.join("strace");
+    std::fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
 /// Calls with the thread that made them, in the order in which they returned. strace lets a thread go on only
@@ -59,38 +107,18 @@ struct Trace {
 
 impl Trace {
     fn of(node: &Node) -> Result<Self> {
-        let path = node.dir.join("strace");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let trace = Self::parse(&text);
-        ensure!(!trace.calls.is_empty(), "{}: nothing was traced", path.display());
+        let trace = Self::parse(&traced_of(node)?);
+        ensure!(!trace.calls.is_empty(), "{}: nothing was traced", node.id());
         Ok(trace)
     }
 
     fn parse(text: &str) -> Self {
-        let mut calls = Vec::new();
-        // Calls that another thread's came in between: `… <unfinished ...>`, later `<... name resumed>…`.
-        let mut begun: BTreeMap<&str, Option<Call>> = BTreeMap::new();
-        for line in text.lines() {
-            let Some((thread, text)) = line.split_once(' ') else {
-                continue;
-            };
-            let text = text.trim_start();
-            let call = if text.starts_with("<... ") {
-                begun.remove(thread).flatten()
-            } else {
-                Call::parse(text)
-            };
-            if text.ends_with("<unfinished ...>") {
-                begun.insert(thread, call);
-            } else if let Some(call) = call
-                && let Some((_, returned)) = text.rsplit_once("= ")
-                // A failure has words behind its number.
-                && returned.parse::<i64>().is_ok_and(|value| value >= 0)
-            {
-                calls.push((thread.to_owned(), call));
-            }
+        let calls = succeeded(text)
+            .into_iter()
+            .filter_map(|(thread, call)| Some((thread.to_owned(), Call::parse(call)?)));
+        Self {
+            calls: calls.collect(),
         }
-        Self { calls }
     }
 
     /// How often since `mark` a thread has kept the rule as a whole: sled's sync, control's write, control's
@@ -120,6 +148,27 @@ impl Trace {
         }
         Ok(kept)
     }
+}
+
+/// Whether a trace has the fsync of a file, and after it that of the folder that names it.
+fn is_on_disk(trace: &str, file: &Path) -> Result<()> {
+    let calls = succeeded(trace)
+        .into_iter()
+        .filter_map(|(_, call)| name_and_path(call));
+    let mut synced = calls
+        .filter(|(name, _)| *name == "fsync")
+        .map(|(_, path)| Path::new(path));
+    ensure!(
+        synced.any(|path| path == file),
+        "{} was not synced",
+        file.display()
+    );
+    ensure!(
+        synced.any(|path| Some(path) == file.parent()),
+        "{}: the folder was not synced after it",
+        file.display()
+    );
+    Ok(())
 }
 
 /// How much each node's trace holds now.
@@ -186,6 +235,8 @@ async fn every_acknowledged_change_was_synced_on_a_majority() -> Result<()> {
         "{CHANGES} changes; synced on each node: {:?}",
         kept(&nodes, &begun)?
     );
+    #[cfg(feature = "failpoints")]
+    a_key_is_on_disk_before_it_is_acknowledged(&cluster).await?;
 
     // A vote, too: both survivors of a dead leader have voted for the next one, and had it on disk before.
     let leader = cluster.leader().await?;
@@ -223,6 +274,52 @@ async fn every_acknowledged_change_was_synced_on_a_majority() -> Result<()> {
     Ok(())
 }
 
+/// Each node has its object synced when the rotation is answered; one that dies before it acknowledges has by then.
+#[cfg(feature = "failpoints")]
+async fn a_key_is_on_disk_before_it_is_acknowledged(cluster: &Playground) -> Result<()> {
+    use cluster_tests::failpoints::kill_at;
+    use hsm_api::client::Retry;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+    let objects = |node: &Node| -> Result<BTreeSet<PathBuf>> {
+        let folder = token_folder(&node.dir.join("tokens"), "slot-exchange")?.canonicalize()?;
+        let mut found = BTreeSet::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ext| ext == "object") {
+                found.insert(path);
+            }
+        }
+        Ok(found)
+    };
+    let nodes = cluster.nodes();
+    let before: Vec<BTreeSet<PathBuf>> = nodes.iter().map(objects).collect::<Result<_>>()?;
+    let check = |node: &Node| -> Result<()> {
+        let now = objects(node)?;
+        let new: Vec<&PathBuf> = now.difference(&before[node.number as usize - 1]).collect();
+        ensure!(new.len() == 1, "{}: new objects: {new:?}", node.id());
+        is_on_disk(&traced_of(node)?, new[0]).with_context(|| node.id())
+    };
+
+    let leader = cluster.leader().await?;
+    let victim = cluster.others(leader.node)[0].clone();
+    kill_at(&victim, "rotation::before_ack").await?;
+    let admin = cluster
+        .client_on("admin", leader.node)?
+        .with_retry(Retry::Until(LIMIT));
+    let rotation = tokio::spawn(async move { admin.rotate(CONTEXT, None).await });
+    victim.wait_gone(LIMIT).await?;
+    check(&victim)?;
+    // Its trace begins anew.
+    cluster.start_node(victim.number).await?;
+    let rotated = rotation.await??.into_body();
+    ensure!(rotated.version == 2, "{rotated:?}");
+    for node in cluster.others(victim.number) {
+        check(&node)?;
+    }
+    cluster.wait_ready(&nodes).await
+}
+
 #[test]
 fn a_trace_is_read_by_thread_and_a_missing_sync_is_seen() -> Result<()> {
     fn parse(lines: &[&str]) -> Trace {
@@ -253,6 +350,21 @@ fn a_trace_is_read_by_thread_and_a_missing_sync_is_seen() -> Result<()> {
         vec![sled, write, sync, write],
     ] {
         assert!(parse(&broken).kept_since(0).is_err(), "{broken:?}");
+    }
+    // Syncs of a key's object: the folder's comes after it, and has returned.
+    let object = Path::new("/t/u/x.object");
+    let file = "9 fsync(12</t/u/x.object> <unfinished ...>";
+    let resumed = "9 <... fsync resumed>) = 0";
+    let folder = "9 fsync(12</t/u>) = 0";
+    let on_disk = |lines: &[&str]| is_on_disk(&lines.join("\n"), object);
+    on_disk(&[file, sled, resumed, folder])?;
+    for late in [
+        vec![folder, file, resumed],
+        vec![file, folder],
+        vec![folder],
+        vec![file, resumed, "9 fsync(12</t/u>) = -1 EIO (Input/output error)"],
+    ] {
+        assert!(on_disk(&late).is_err(), "{late:?}");
     }
     // A sync that has not returned says nothing.
     let open = [sled, write, "7 fdatasync(19</p/data/control>"];

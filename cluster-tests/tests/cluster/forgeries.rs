@@ -11,6 +11,7 @@ use hsm_api::client::Retry;
 use serde_json::Value;
 
 use crate::common::{CONTEXT, context_on, made, open, seal_under};
+use crate::victim::objects;
 
 /// From a lie to the line about it.
 const AUDITED_WITHIN: Duration = Duration::from_secs(30);
@@ -129,24 +130,78 @@ async fn a_forged_grant_is_refused() -> Result<()> {
     is_refused_until_it_stops("sync::grant_junk", "grant_transport_key", reason).await
 }
 
-/// The leader is the first to grant, and what it sends opens with nothing. Whose the first one was nobody has noted,
-/// so it sends another; then it is noted, and another holder's turn.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_grant_that_opens_with_nothing_is_rejected_and_another_holder_grants() -> Result<()> {
-    let mut cluster = Playground::start(3).await?;
-    let leader = cluster.leader().await?.node;
-    arm(&cluster.node(leader), "sync::grant_unopenable", "return").await?;
-    let node = cluster.add_node(false).await?;
-    joins(&cluster, &node).await?;
-    node.wait_ready(JOINED_WITHIN).await?;
+/// Lines of the audit in one node's log that are about this.
+fn audit_of(node: &Node, message: &str) -> Vec<Value> {
     let log = node.log();
     let lines = log
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let rejected = lines.filter(|line| says(line, "message", "another holder has to grant"));
-    let mut slots: Vec<String> = rejected.map(|line| line["slot"].to_string()).collect();
+    lines
+        .filter(|line| line["target"] == "audit" && says(line, "message", message))
+        .collect()
+}
+
+/// The slots of those lines that are about grants to a node, in order.
+fn granted_to(nodes: &[Node], raft_id: u64) -> Vec<String> {
+    let lines = nodes
+        .iter()
+        .flat_map(|node| audit_of(node, "granting a transport key"));
+    let to_it = lines.filter(|line| line["node"] == raft_id);
+    let mut slots: Vec<String> = to_it.map(|line| line["slot"].to_string()).collect();
     slots.sort();
-    assert_eq!(slots, ["\"2fa\"", "\"2fa\"", "\"exchange\"", "\"exchange\""]);
+    slots
+}
+
+/// The leader is the first to grant, and what it sends opens with nothing. Whose the first one was nobody has noted,
+/// so it sends another, which opens, and is another key than the cluster's; then it is noted, and another holder's turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grant_of_nothing_or_of_another_key_is_rejected_and_another_holder_grants() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let leader = cluster.leader().await?.node;
+    // It grants for each of two slots.
+    arm(&cluster.node(leader), "sync::grant_unopenable", "2*return").await?;
+    arm(&cluster.node(leader), "sync::grant_planted", "2*off->return").await?;
+    let node = cluster.add_node(false).await?;
+    joins(&cluster, &node).await?;
+    node.wait_ready(JOINED_WITHIN).await?;
+    let both = ["\"2fa\"", "\"exchange\""];
+    let raft_id = async |number: u32| -> Result<u64> {
+        let status = cluster.status(number).await;
+        Ok(status
+            .with_context(|| format!("no status of node {number}"))?
+            .raft_id)
+    };
+    let (own, granter) = (raft_id(node.number).await?, raft_id(leader).await?);
+
+    // Once of a granter that nobody has noted, then of the leader.
+    let rejected = audit_of(&node, "another holder has to grant");
+    for by in [Value::Null, Value::from(granter)] {
+        let lines = rejected.iter().filter(|line| line["granted_by"] == by);
+        let mut slots: Vec<String> = lines.map(|line| line["slot"].to_string()).collect();
+        slots.sort();
+        assert_eq!(slots, both, "granted by {by}: {rejected:?}");
+    }
+    assert_eq!(rejected.len(), 4, "{rejected:?}");
+    let refused = audit_of(&node, "token sync refuses");
+    let another = |line: &&Value| says(line, "reason", "its check differs from the committed one");
+    ensure!(refused.iter().any(|line| another(&line)), "{refused:?}");
+    ensure!(refused.iter().any(|line| !another(&line)), "{refused:?}");
+
+    // Who granted is in the audit of those who did.
+    let of_leader = granted_to(&[cluster.node(leader)], own);
+    for slot in both {
+        let times = of_leader.iter().filter(|granted| *granted == slot).count();
+        ensure!(times >= 2, "the leader granted {of_leader:?}");
+    }
+    let mut of_others = granted_to(&cluster.others(leader), own);
+    of_others.dedup();
+    assert_eq!(of_others, both);
+
+    // Nothing of what was refused is left in its tokens.
+    let holder = MEMBERS.into_iter().find(|number| *number != leader);
+    let holder = cluster.node(holder.context("no other holder")?);
+    let held = |node: &Node| objects(&node.dir.join("tokens"));
+    assert_eq!(held(&node)?, held(&holder)?);
     let sealed = seal_under(&cluster.client_on("trading-1", 1)?, CONTEXT, b"granted", 1).await?;
     open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &sealed).await?;
     cluster.passed();

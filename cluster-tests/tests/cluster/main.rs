@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod access;
+mod audit;
 mod bad_input;
 mod batches;
 #[cfg(feature = "failpoints")]

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cluster_tests::{Playground, until};
+use cluster_tests::{Identity, Playground, until};
 use serde_json::Value;
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 
@@ -23,6 +24,37 @@ fn mode(path: &Path) -> Result<u32> {
 
 fn json(text: &[u8]) -> Result<Value> {
     serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// The last CN and OU of a certificate's subject.
+fn subject(identity: &Identity) -> Result<(String, String)> {
+    let der = identity.der()?;
+    let (_, certificate) =
+        X509Certificate::from_der(&der).map_err(|error| anyhow!("certificate: {error}"))?;
+    let name = certificate.subject();
+    let last = |part: Option<&AttributeTypeAndValue<'_>>| -> Result<String> {
+        let value = part.context("it is not there")?.as_str();
+        Ok(value.map_err(|error| anyhow!("{error}"))?.to_owned())
+    };
+    Ok((
+        last(name.iter_common_name().last()).context("CN")?,
+        last(name.iter_organizational_unit().last()).context("OU")?,
+    ))
+}
+
+/// What a shell prints that has read the playground's `env`, as a strict one, which was somebody else before.
+fn sourced(cluster: &Playground, script: &str) -> Result<String> {
+    let output = std::process::Command::new("sh")
+        .args(["-euc", &format!(". \"$1\"; {script}"), "sh"])
+        .arg(cluster.dir().join("env"))
+        .env("HSMCTL_PROFILE", "nobody")
+        .env("HSMCTL_ENDPOINTS", "https://127.0.0.1:9")
+        .stdin(Stdio::null())
+        .output()
+        .context("sh")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{script}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,20 +74,40 @@ async fn the_commands_of_the_readme_work() -> Result<()> {
     ] {
         assert_eq!(mode(&cluster.dir().join(file))?, 0o600, "{file}");
     }
-    for name in [
-        "trading-1",
-        "trading-2",
-        "2fa-1",
-        "auditor",
-        "officer-1",
-        "officer-2",
-        "officer-3",
-        "nobody",
+    for (name, unit) in [
+        ("trading-1", "Trading"),
+        ("trading-2", "Trading"),
+        ("2fa-1", "2FA"),
+        ("admin", "Admin"),
+        ("auditor", "Auditor"),
+        ("officer-1", "Officer"),
+        ("officer-2", "Officer"),
+        ("officer-3", "Officer"),
+        ("nobody", "Nobody"),
     ] {
+        let key = cluster.dir().join(format!("pki/clients/{name}.key"));
+        assert_eq!(mode(&key)?, 0o600, "{name}");
+        let who = subject(&cluster.pki().identity(name)?)?;
+        assert_eq!(who, (name.to_owned(), unit.to_owned()));
+    }
+
+    // With `env` a plain hsmctl is the administrator, whoever it was before; and the nodes' secrets are there.
+    let hsmctl = cluster_tests::binary("hsmctl")?;
+    let whoami = sourced(&cluster, &format!("exec '{}' whoami -o json", hsmctl.display()))?;
+    let whoami = json(whoami.as_bytes())?;
+    assert_eq!((&whoami["cn"], &whoami["ou"]), (&"admin".into(), &"Admin".into()));
+    for (variable, file) in [
+        ("HSM_PIN_EXCHANGE", "exchange.pin"),
+        ("HSM_PIN_2FA", "2fa.pin"),
+        ("TOKEN_REPLICATION_KEY", "replication.key"),
+    ] {
+        let secret = std::fs::read_to_string(cluster.dir().join("secrets").join(file))?;
+        let exported = sourced(&cluster, &format!("exec printenv {variable}"))?;
         ensure!(
-            cluster.dir().join(format!("pki/clients/{name}.crt")).is_file(),
-            "no certificate of {name}"
+            exported.trim() == secret.trim(),
+            "{variable} is not what is in {file}"
         );
+        ensure!(secret.trim().len() >= 28, "{file} has {} bytes", secret.len());
     }
 
     // Encrypt, pipe, decrypt.

@@ -10,11 +10,13 @@ use aes_gcm::{Aes256Gcm, KeyInit};
 use anyhow::{Context, Result, anyhow, ensure};
 use cluster_tests::shim::{SOFTHSM, Shim};
 use cluster_tests::{Node, Playground, until};
+use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, RewrapRequest};
 use hsm_api::{Client, ErrorCode};
 
-use crate::common::{CONTEXT, Sealed, formed_with, open, seal};
+use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal};
 use crate::pkcs11::{Token, Vector};
+use crate::victim::objects;
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -246,8 +248,17 @@ async fn slot_answers(node: &Node, slot: &str, status: u16) -> Result<()> {
     .await
 }
 
-/// Slot `exchange` reaches its token through a shim, which can be told which bytes a new key has; slot `2fa` through
-/// a second module of its own.
+/// A rotation whose key has these bytes, because the slot's shim makes it of them.
+async fn rotate_to(cluster: &Playground, shim: &Shim, context: &str, key: [u8; 32]) -> Result<()> {
+    shim.obey(&[&format!("C_GenerateKey value {}", hex::encode(key))])?;
+    let rotated = cluster.client("admin")?.rotate(context, None).await?.into_body();
+    shim.obey(&[])?;
+    ensure!(rotated.version == 2, "{rotated:?}");
+    Ok(())
+}
+
+/// Both slots reach their tokens through shims, which can be told which bytes a new key has; slot `2fa` has a second
+/// module of its own behind its shim.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_modules_serve_their_slots_and_vectors_of_another_implementation_open() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("hsm-modules-").tempdir()?;
@@ -255,45 +266,79 @@ async fn two_modules_serve_their_slots_and_vectors_of_another_implementation_ope
     // Another file is another library to the loader, with a state of its own.
     let second = folder.path().join("second.so");
     std::fs::copy(SOFTHSM, &second)?;
+    let second_shim = Shim::build(folder.path(), "second-shim", &second)?;
     let cluster = formed_with(Playground::builder().nodes(3), |config| {
         let with = |config: String, label: &str, library: &Path| {
             let label = format!("label: {label},");
             config.replace(&label, &format!("{label} pkcs11_lib: {library:?},"))
         };
         let config = with(config.to_owned(), "slot-exchange", shim.library());
-        with(config, "slot-2fa", &second)
+        with(config, "slot-2fa", second_shim.library())
     })
     .await?;
     for node in cluster.nodes() {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", node.pid().context("no process")?))?;
-        for library in [shim.library(), Path::new("libsofthsm2.so"), &second] {
+        let modules = [Path::new("libsofthsm2.so"), &second];
+        for library in [shim.library(), second_shim.library()].into_iter().chain(modules) {
             let name = library.to_str().context("no text")?;
             ensure!(maps.contains(name), "{} has not loaded {name}", node.id());
         }
     }
 
-    let key: [u8; 32] = std::array::from_fn(|at| 0xa0 ^ at as u8);
-    shim.obey(&[&format!("C_GenerateKey value {}", hex::encode(key))])?;
-    let rotated = cluster.client("admin")?.rotate(CONTEXT, None).await?.into_body();
-    shim.obey(&[])?;
-    let key_id = "kek-exchange-key-v2";
-    ensure!(rotated.version == 2, "{rotated:?}");
+    let (key, own_key): ([u8; 32], [u8; 32]) = (
+        std::array::from_fn(|at| 0xa0 ^ at as u8),
+        std::array::from_fn(|at| 0x50 ^ at as u8),
+    );
+    rotate_to(&cluster, &shim, CONTEXT, key).await?;
+    rotate_to(&cluster, &second_shim, "2fa", own_key).await?;
+    let (key_id, own_id) = ("kek-exchange-key-v2", "kek-2fa-v2");
     let (shared, named) = (make_apart(&key, SHARED)?, make_apart(&key, SHARED_BY_NAME)?);
+    let (private, of_unit) = (
+        make_apart(&own_key, PRIVATE)?,
+        make_apart(&own_key, PRIVATE_BY_UNIT)?,
+    );
+    let colleague = cluster.pki().issue("2fa-2", Some("2FA"))?;
     for node in cluster.nodes() {
+        // Shared: for everyone of the unit.
         for profile in ["trading-1", "trading-2"] {
             let client = cluster.client_on(profile, node.number)?;
             opens(&client, CONTEXT, key_id, &shared)
                 .await
                 .with_context(|| node.id())?;
         }
+        // Private: for one name.
+        let owner = cluster.client_on("2fa-1", node.number)?;
+        opens(&owner, "2fa", own_id, &private)
+            .await
+            .with_context(|| node.id())?;
         let trading = cluster.client_on("trading-1", node.number)?;
-        let found = code(&trading, &ask(CONTEXT, &named[3].ciphertext, key_id)).await;
-        ensure!(
-            found == Some(ErrorCode::AuthenticationFailed),
-            "{}: bound to a name: {found:?}",
-            node.id()
-        );
+        let other = cluster.pki().client(Some(&colleague), &[node.endpoint()])?;
+        for (what, client, request) in [
+            (
+                "bound to a name",
+                &trading,
+                ask(CONTEXT, &named[3].ciphertext, key_id),
+            ),
+            (
+                "bound to a unit",
+                &owner,
+                ask("2fa", &of_unit[3].ciphertext, own_id),
+            ),
+            (
+                "a colleague's",
+                &other,
+                ask("2fa", &private[3].ciphertext, own_id),
+            ),
+        ] {
+            let found = code(client, &request).await;
+            ensure!(
+                found == Some(ErrorCode::AuthenticationFailed),
+                "{}: {what}: {found:?}",
+                node.id()
+            );
+        }
     }
+    a_key_that_is_not_as_ordered_is_kept_nowhere(&cluster, &shim).await?;
 
     // One module's device fails: its slot alone stops, on every node, and comes back with it.
     let exchange = seal(&cluster.client("trading-1")?, CONTEXT, b"exchange").await?;
@@ -314,6 +359,70 @@ async fn two_modules_serve_their_slots_and_vectors_of_another_implementation_ope
         other_module_serves(&cluster, &node, &own).await?;
     }
     cluster.passed();
+    Ok(())
+}
+
+/// A module that shows a key as another than was ordered: what the leader generates goes to nobody; what nodes import
+/// they do not acknowledge and do not keep, and the rotation goes on once the module does as it is told.
+async fn a_key_that_is_not_as_ordered_is_kept_nowhere(cluster: &Playground, shim: &Shim) -> Result<()> {
+    let held = || -> Result<Vec<usize>> {
+        let nodes = cluster.nodes();
+        nodes
+            .iter()
+            .map(|node| objects(&node.dir.join("tokens")))
+            .collect()
+    };
+    let before = held()?;
+    let admin = cluster.client("admin")?;
+
+    // CKA_SENSITIVE is false.
+    shim.obey(&["C_GenerateKey shows 103=00"])?;
+    let refused = admin.rotate(CONTEXT, None).await;
+    shim.obey(&[])?;
+    let refused = refused.err().context("a readable key was made a version")?;
+    let detail = refused.refusal().map_or("", |refusal| refusal.detail.as_str());
+    ensure!(
+        refused.code() == Some(ErrorCode::SlotFailed) && detail.contains("CKA_SENSITIVE is false"),
+        "{refused}"
+    );
+    ensure!(held()? == before, "{:?} objects instead of {before:?}", held()?);
+
+    // CKA_EXTRACTABLE is true, of the object that is in the token already.
+    shim.obey(&["C_CopyObject shows 162=01"])?;
+    let patient = admin.with_retry(Retry::Until(READY));
+    let rotation = tokio::spawn(async move { patient.rotate(CONTEXT, None).await });
+    for node in cluster.nodes() {
+        let what = format!("a refused import on {}", node.id());
+        until(&what, READY, async || {
+            let log = node.log();
+            let refused =
+                |line: &str| line.contains("CKA_EXTRACTABLE is true") && line.contains("step failed");
+            log.lines().any(refused).then_some(())
+        })
+        .await?;
+    }
+    // Each try makes it and takes it back.
+    until("tokens without it", READY, async || {
+        (held().ok()? == before).then_some(())
+    })
+    .await?;
+    for node in cluster.nodes() {
+        let info = context_on(cluster, node.number, CONTEXT).await?;
+        ensure!(info.active_version == Some(2), "{}: {info:?}", node.id());
+    }
+    ensure!(
+        !rotation.is_finished(),
+        "it has ended without a node that holds it"
+    );
+    shim.obey(&[])?;
+    let rotated = rotation.await??.into_body();
+    ensure!(rotated.version > 2, "{rotated:?}");
+    let more: Vec<usize> = before.iter().map(|count| count + 1).collect();
+    until("one object more in each token", READY, async || {
+        (held().ok()? == more).then_some(())
+    })
+    .await
+    .with_context(|| format!("{:?} instead of {more:?}", held()))?;
     Ok(())
 }
 

@@ -11,6 +11,8 @@ use hsm_core::secrets::Pin;
 use hsm_core::{InitToken, Module, Slot, SlotError, SlotOptions, TokenInfo, generate_pin, init_token};
 
 pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+/// A module between a slot and SoftHSM, in the sandbox of a test that has built one.
+pub(crate) const SHIM: &str = "shim.so";
 const DIR: &str = "HSM_CORE_TEST_DIR";
 const PHASE: &str = "HSM_CORE_TEST_PHASE";
 const HELPER: &str = "HSM_CORE_TEST_HELPER";
@@ -141,7 +143,13 @@ impl Sandbox {
     }
 
     pub(crate) fn module(&self) -> Arc<Module> {
-        Module::load(Path::new(MODULE)).unwrap()
+        let shim = self.path(SHIM);
+        let path = if shim.exists() {
+            shim.as_path()
+        } else {
+            Path::new(MODULE)
+        };
+        Module::load(path).unwrap()
     }
 
     /// The user PIN of a token, the same in every phase.

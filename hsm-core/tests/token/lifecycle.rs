@@ -12,13 +12,13 @@ use hsm_core::{HsmError, KekUse, OpError, Slot, SlotState};
 use crate::harness::{Sandbox, eventually};
 use crate::keys::Kek;
 
-fn works(slot: &Slot, kek: &Kek) {
+pub(crate) fn works(slot: &Slot, kek: &Kek) {
     kek.test(slot).unwrap();
     let ciphertext = kek.encrypt(slot, b"text").unwrap();
     assert_eq!(kek.decrypt(slot, &ciphertext).unwrap(), b"text");
 }
 
-fn held(slot: &Slot, kek: &Kek) -> usize {
+pub(crate) fn held(slot: &Slot, kek: &Kek) -> usize {
     let keks = slot.inventory().unwrap();
     keks.iter()
         .filter(|key| key.key_uid == kek.uid && key.problem.is_none())

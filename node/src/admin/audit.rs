@@ -1,8 +1,10 @@
 //! The audit line of an administrator's call: who asked from where for what, under which request id,
-//! and how it ended. One line where the call arrived and, for changes, one on the leader that decided;
-//! the request id joins them. Holds no secret and no control character. Every change that was allowed has its
-//! line; of reads and refusals, which anybody can repeat at will, each principal has only so many.
+//! and how it ended. One line where the call arrived and, for changes, one on the leader that decided, with
+//! the node that answers for who asked; the request id joins them. Holds no secret and no control character. Every
+//! change that was allowed has its line; of reads and refusals, which anybody can repeat at will, each principal has
+//! only so many.
 
+use raft_store::names::RaftId;
 use tracing::Level;
 
 use super::authorise::Act;
@@ -18,8 +20,11 @@ const MAX: usize = 300;
 pub enum Place {
     /// The node the client spoke to.
     Entry,
-    /// The leader.
-    Leader,
+    /// The leader, which has the caller's name from the node that he spoke to.
+    Leader {
+        /// That node.
+        via: RaftId,
+    },
 }
 
 /// A call to be recorded.
@@ -94,9 +99,9 @@ pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
     let principal = plain(&subject.principal.to_string());
     let fingerprint = subject.principal.fingerprint_hex();
     let issuer = plain(&subject.principal.issuer_dn);
-    let place = match subject.place {
-        Place::Entry => "entry",
-        Place::Leader => "leader",
+    let (place, via_node) = match subject.place {
+        Place::Entry => ("entry", None),
+        Place::Leader { via } => ("leader", Some(via)),
     };
     let (source, request_id) = (plain(subject.source), plain(subject.request_id));
     let trace_id = plain(subject.trace_id);
@@ -106,14 +111,14 @@ pub fn record(subject: &Subject<'_>, error: Option<&CallError>) {
         tracing::info!(
             target: "audit",
             epoch, principal, issuer, fingerprint, source, request_id, trace_id,
-            action, resource = target, place, outcome,
+            action, resource = target, place, via_node, outcome,
             "admin call"
         );
     } else {
         tracing::warn!(
             target: "audit",
             epoch, principal, issuer, fingerprint, source, request_id, trace_id,
-            action, resource = target, place, outcome,
+            action, resource = target, place, via_node, outcome,
             code, reason,
             "admin call"
         );
@@ -144,7 +149,7 @@ mod tests {
 
     fn subject(principal: &Principal, act: Act) -> Subject<'_> {
         Subject {
-            place: Place::Leader,
+            place: Place::Leader { via: 2 },
             principal,
             source: "10.0.0.1:5",
             request_id: "r-1",
@@ -176,7 +181,18 @@ mod tests {
             assert_eq!(json[field], value, "{field} in {line}");
         }
         assert!(json["principal"].as_str().unwrap().contains("OU=Admin"));
+        assert_eq!(json["via_node"], 2, "who answers for the name");
         assert_eq!(line.lines().count(), 1);
+        let principal = caller("root");
+        let place = Place::Entry;
+        let entry = Subject {
+            place,
+            ..subject(&principal, Act::Rotate)
+        };
+        let line = Lines::of(|| record(&entry, None)).text();
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["place"], "entry");
+        assert!(json["via_node"].is_null(), "{line}");
     }
 
     #[test]

@@ -86,7 +86,9 @@ impl LeaderCalls for AdminService {
             let principal = call.principal();
             let target = call.body.target();
             let subject = Subject {
-                place: Place::Leader,
+                place: Place::Leader {
+                    via: call.origin.via_node,
+                },
                 principal: &principal,
                 source: &call.source,
                 request_id: &call.request_id,

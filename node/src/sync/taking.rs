@@ -60,11 +60,12 @@ impl Worker {
             return None;
         }
         let op = bench.rejection(*id)?;
+        let granted_by = bench.granter(*id);
         let outcome = match self.propose(op).await {
             Ok(()) => {
                 let slot = self.entry.name().as_str();
                 tracing::warn!(
-                    target: "audit", epoch = crate::logging::epoch(), slot, transport = %id,
+                    target: "audit", epoch = crate::logging::epoch(), slot, transport = %id, granted_by,
                     "a grant that cannot be opened is rejected; another holder has to grant the transport key"
                 );
                 "the grant is rejected".to_owned()

@@ -95,10 +95,13 @@ impl Workbench {
         let context = self.grant_context(id, node, spki, epoch)?;
         // Of a key that is being made there is no generation yet.
         let generation = self.generation(id).ok();
+        let key = to_token_transport(id);
+        #[cfg(feature = "failpoints")]
+        let key = failpoints::planted(&self.slot, key)?;
         let wrapped = if generation.is_some_and(|generation| generation.rejected.contains_key(&node)) {
-            self.slot.grant_transport_key_anew(to_token_transport(id), spki)?
+            self.slot.grant_transport_key_anew(key, spki)?
         } else {
-            self.slot.grant_transport_key(to_token_transport(id), spki)?
+            self.slot.grant_transport_key(key, spki)?
         };
         let blob = self.key()?.seal_grant(&context, &wrapped)?;
         Ok(Grant { epoch, blob })
@@ -143,6 +146,11 @@ impl Workbench {
             .accept_transport_key(to_token_transport(id), &blob, &expected)?;
         tracing::info!(target: "audit", epoch = crate::logging::epoch(), slot = self.name.as_str(), transport = %id, "transport key accepted");
         done(Effect::Transport(id, generation.check.clone()))
+    }
+
+    /// Who made this node's grant: noted of every one but the first.
+    pub(in crate::sync) fn granter(&self, id: TransportId) -> Option<RaftId> {
+        self.generation(id).ok()?.rejected.get(&self.me)?.latest
     }
 
     /// What is said of this node's grant once it has failed too often: another holder shall make another one. `None`
