@@ -4,11 +4,11 @@
 
 mod backups;
 mod file;
+mod line;
 mod place;
 mod streams;
 mod writer;
 
-use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -153,10 +153,8 @@ pub fn init(logging: &Logging) -> Result<(), LoggingError> {
                 .with_span_list(false);
             install(registry().with(lines.with_filter(written)))
         }
-        LogFormat::Text => {
-            let has_colours = streams.are_stderr_alone() && std::io::stderr().is_terminal();
-            install(registry().with(lines.with_ansi(has_colours).with_filter(written)))
-        }
+        // Without colours: a sequence in a field could not be told from one of the subscriber's own.
+        LogFormat::Text => install(registry().with(lines.with_ansi(false).with_filter(written))),
     };
     installed?;
     // The subscriber could be set only once, so this is the first.

@@ -186,10 +186,11 @@ mod tests {
         }
         let folder = Folder::new();
         let log = |name: &str| format!("logging: {{audit_path: {}}}", folder.path(name).display());
-        let error = folder.check(&log("absent/audit.log")).unwrap_err();
+        let error = folder.check(&log("server.crt/audit.log")).unwrap_err();
         assert!(error.starts_with("config: logging.audit_path: "), "{error}");
-        assert_eq!(folder.check(&log("audit.log")), Ok(()));
-        assert!(!folder.path("audit.log").exists());
+        // A start makes the folder and the file, a look makes neither.
+        assert_eq!(folder.check(&log("logs/audit.log")), Ok(()));
+        assert!(!folder.path("logs").exists());
         let role = "roles: {admin: [{ou: Admin, issuer: \"CN=Client\"}]}";
         let error = Folder::new().check(role).unwrap_err();
         assert!(

@@ -63,33 +63,6 @@ pub enum LogFormat {
     Text,
 }
 
-/// The names of a stream's two settings, in the file and in the environment.
-struct Names {
-    path: &'static str,
-    path_variable: &'static str,
-    to_stdout: &'static str,
-    to_stdout_variable: &'static str,
-}
-
-const ERROR: Names = Names {
-    path: "logging.error_path",
-    path_variable: "HSM_LOG_ERROR_PATH",
-    to_stdout: "logging.error_to_stdout",
-    to_stdout_variable: "HSM_LOG_ERROR_TO_STDOUT",
-};
-const AUDIT: Names = Names {
-    path: "logging.audit_path",
-    path_variable: "HSM_LOG_AUDIT_PATH",
-    to_stdout: "logging.audit_to_stdout",
-    to_stdout_variable: "HSM_LOG_AUDIT_TO_STDOUT",
-};
-const ACCESS: Names = Names {
-    path: "logging.access_path",
-    path_variable: "HSM_LOG_ACCESS_PATH",
-    to_stdout: "logging.access_to_stdout",
-    to_stdout_variable: "HSM_LOG_ACCESS_TO_STDOUT",
-};
-
 impl Logging {
     /// The same on standard error, whatever files there are: a look at the configuration makes none.
     #[must_use]
@@ -126,9 +99,9 @@ impl LoggingSection {
             )
         })?;
         let format = format(&given(env, "HSM_LOG_FORMAT", self.format, "json"))?;
-        let error = stream(env, &ERROR, self.error_path, self.error_to_stdout, ignored)?;
-        let audit = stream(env, &AUDIT, self.audit_path, self.audit_to_stdout, ignored)?;
-        let access = stream(env, &ACCESS, self.access_path, self.access_to_stdout, ignored)?;
+        let error = stream(env, "error", self.error_path, self.error_to_stdout, ignored)?;
+        let audit = stream(env, "audit", self.audit_path, self.audit_to_stdout, ignored)?;
+        let access = stream(env, "access", self.access_path, self.access_to_stdout, ignored)?;
         if [&error, &audit, &access]
             .iter()
             .all(|stream| stream.path.is_none())
@@ -141,40 +114,16 @@ impl LoggingSection {
         let mirror = flag(
             env,
             "logging.audit_mirror_to_error_on_debug",
-            "HSM_LOG_AUDIT_MIRROR_TO_ERROR_ON_DEBUG",
             self.audit_mirror_to_error_on_debug,
         )?;
         let is_debug = matches!(level.trim().to_ascii_lowercase().as_str(), "debug" | "trace");
+        let count = |key, file, default, most| count(env, key, file, default, most);
         let rotation = LogRotation {
-            max_bytes: MEBIBYTE
-                * count(
-                    env,
-                    "logging.max_size_mb",
-                    "HSM_LOG_MAX_SIZE_MB",
-                    self.max_size_mb,
-                    100,
-                    10_240,
-                )?,
-            max_backups: usize::try_from(count(
-                env,
-                "logging.max_backups",
-                "HSM_LOG_MAX_BACKUPS",
-                self.max_backups,
-                10,
-                1000,
-            )?)
-            .unwrap_or(usize::MAX),
-            max_age: Duration::from_secs(
-                DAY * count(
-                    env,
-                    "logging.max_age_days",
-                    "HSM_LOG_MAX_AGE_DAYS",
-                    self.max_age_days,
-                    30,
-                    3650,
-                )?,
-            ),
-            compress: flag(env, "logging.compress", "HSM_LOG_COMPRESS", self.compress)?.unwrap_or(true),
+            max_bytes: MEBIBYTE * count("logging.max_size_mb", self.max_size_mb, 100, 10_240)?,
+            max_backups: usize::try_from(count("logging.max_backups", self.max_backups, 10, 1000)?)
+                .unwrap_or(usize::MAX),
+            max_age: Duration::from_secs(DAY * count("logging.max_age_days", self.max_age_days, 30, 3650)?),
+            compress: flag(env, "logging.compress", self.compress)?.unwrap_or(true),
         };
         Ok(Logging {
             level,
@@ -210,18 +159,19 @@ fn format(text: &str) -> Result<LogFormat, ConfigError> {
 /// Beside a file lines go to standard output too, unless it is said that they do not.
 fn stream(
     env: Env<'_>,
-    names: &Names,
+    kind: &str,
     path: Option<PathBuf>,
     to_stdout: Option<bool>,
     ignored: &mut Vec<String>,
 ) -> Result<LogStream, ConfigError> {
-    let path = env::or_file(env, names.path_variable, path).filter(|path| !path.as_os_str().is_empty());
-    let to_stdout = flag(env, names.to_stdout, names.to_stdout_variable, to_stdout)?;
+    let (path_key, key) = (
+        format!("logging.{kind}_path"),
+        format!("logging.{kind}_to_stdout"),
+    );
+    let path = env::or_file(env, &variable(&path_key), path).filter(|path| !path.as_os_str().is_empty());
+    let to_stdout = flag(env, &key, to_stdout)?;
     if path.is_none() && to_stdout == Some(false) {
-        ignored.push(format!(
-            "{}: false is what it is without {}",
-            names.to_stdout, names.path
-        ));
+        ignored.push(format!("{key}: false is what it is without {path_key}"));
     }
     Ok(LogStream {
         to_stdout: to_stdout.unwrap_or(path.is_some()),
@@ -229,15 +179,20 @@ fn stream(
     })
 }
 
+/// Version 1's name for a key in the environment, such as `HSM_LOG_AUDIT_PATH`.
+fn variable(key: &str) -> String {
+    key.replace("logging.", "HSM_LOG_").to_ascii_uppercase()
+}
+
 /// A variable's value is told like one of the file.
-fn of_variable<T: FromStr>(
+fn or_file<T: FromStr>(
     env: Env<'_>,
     key: &str,
-    variable: &str,
     file: Option<T>,
     remedy: &str,
 ) -> Result<Option<T>, ConfigError> {
-    let Some(text) = env(variable).filter(|text| !text.is_empty()) else {
+    let variable = variable(key);
+    let Some(text) = env(&variable).filter(|text| !text.is_empty()) else {
         return Ok(file);
     };
     let text = text.trim();
@@ -260,21 +215,14 @@ impl FromStr for Flag {
     }
 }
 
-fn flag(env: Env<'_>, key: &str, variable: &str, file: Option<bool>) -> Result<Option<bool>, ConfigError> {
-    let given = of_variable(env, key, variable, file.map(Flag), "write true or false")?;
+fn flag(env: Env<'_>, key: &str, file: Option<bool>) -> Result<Option<bool>, ConfigError> {
+    let given = or_file(env, key, file.map(Flag), "write true or false")?;
     Ok(given.map(|flag| flag.0))
 }
 
 /// 0 is the default, as in version 1.
-fn count(
-    env: Env<'_>,
-    key: &str,
-    variable: &str,
-    file: Option<u64>,
-    default: u64,
-    most: u64,
-) -> Result<u64, ConfigError> {
-    let value = of_variable(env, key, variable, file, "write a number")?.filter(|value| *value != 0);
+fn count(env: Env<'_>, key: &str, file: Option<u64>, default: u64, most: u64) -> Result<u64, ConfigError> {
+    let value = or_file(env, key, file, "write a number")?.filter(|value| *value != 0);
     number(key, value, default, 1..=most)
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -17,13 +17,12 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use nix::libc::O_NOFOLLOW;
 
+use super::place;
 use crate::clock::unix_millis;
 use crate::config::LogRotation;
 
 /// Between two looks for what has become too old, where no file is full meanwhile.
 const LOOK: Duration = Duration::from_secs(3600);
-/// Names that are tried for one backup: one for each millisecond from now on.
-const NAMES: i64 = 1000;
 /// When it was put aside, in UTC: `audit-2026-01-31T23-59-59.999.log`.
 const STAMP: &str = "%Y-%m-%dT%H-%M-%S.%3f";
 const COMPRESSED: &str = ".gz";
@@ -42,8 +41,7 @@ struct Family {
     after: String,
 }
 
-/// In the order in which they are seen to: what is partial is in the way of what is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Partial,
     Plain,
@@ -108,24 +106,12 @@ impl Family {
     }
 }
 
-/// A name for `path` once it is full. No backup has it, nor had it before it was compressed.
-pub(super) fn free_name(path: &Path, now: Millis) -> io::Result<PathBuf> {
+/// A name for `path` once it is full. It is later than that of every backup, whatever the clock says: the newest by
+/// name are those that are kept.
+pub(super) fn next_name(path: &Path, now: Millis) -> io::Result<PathBuf> {
     let family = Family::of(path);
-    for at in now..now.saturating_add(NAMES) {
-        let name = family.name(at)?;
-        if is_free(&name)? && is_free(&with(&name, COMPRESSED))? {
-            return Ok(name);
-        }
-    }
-    Err(ErrorKind::AlreadyExists.into())
-}
-
-fn is_free(path: &Path) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(error),
-    }
+    let newest = family.find()?.into_keys().next_back();
+    family.name(newest.map_or(now, |newest| now.max(newest.saturating_add(1))))
 }
 
 fn with(path: &Path, end: &str) -> PathBuf {
@@ -140,11 +126,9 @@ pub(super) fn keep(paths: Vec<PathBuf>, rotation: LogRotation, is_due: Receiver<
     keeper.spawn(move || {
         let clock = Clock::start();
         loop {
-            for path in &paths {
-                if let Err(error) = tidy(path, rotation, clock.now()) {
-                    let path = path.display();
-                    tracing::warn!(%path, %error, "backups of a file of the log cannot be compressed or removed");
-                }
+            for (path, error) in tidy(&paths, rotation, clock.now()) {
+                let path = path.display();
+                tracing::warn!(%path, %error, "a backup of a file of the log cannot be compressed or removed");
             }
             if is_due.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
                 return;
@@ -174,32 +158,53 @@ impl Clock {
     }
 }
 
-/// Removes and compresses what is to be. Goes on after a failure, and returns the first.
-fn tidy(path: &Path, rotation: LogRotation, now: Millis) -> io::Result<()> {
-    let max_age = i64::try_from(rotation.max_age.as_millis()).unwrap_or(i64::MAX);
-    let mut outcome = Ok(());
-    let mut tried = |done: io::Result<()>| {
-        if outcome.is_ok() {
-            outcome = done;
+/// Removes what is to be removed, compresses one, and looks again at all of them: meanwhile others may have become too
+/// many. What fails is left until the next time, and returned.
+fn tidy(paths: &[PathBuf], rotation: LogRotation, now: Millis) -> BTreeMap<PathBuf, io::Error> {
+    let mut failed = BTreeMap::new();
+    loop {
+        let mut plain = Vec::new();
+        for path in paths {
+            if let Err(error) = prune(path, rotation, now, &mut plain, &mut failed) {
+                failed.insert(path.clone(), error);
+            }
         }
-    };
-    let found = Family::of(path).find()?;
-    for (number, (at, mut files)) in found.into_iter().rev().enumerate() {
-        files.sort_by_key(|(_, form)| *form);
+        let next = plain.into_iter().find(|file| !failed.contains_key(file));
+        let Some(file) = next.filter(|_| rotation.compress) else {
+            return failed;
+        };
+        if let Err(error) = compress(&file) {
+            failed.insert(file, error);
+        }
+    }
+}
+
+/// Adds to `plain` what stays and is not compressed, the newest first.
+fn prune(
+    path: &Path,
+    rotation: LogRotation,
+    now: Millis,
+    plain: &mut Vec<PathBuf>,
+    failed: &mut BTreeMap<PathBuf, io::Error>,
+) -> io::Result<()> {
+    let max_age = i64::try_from(rotation.max_age.as_millis()).unwrap_or(i64::MAX);
+    for (number, (at, files)) in Family::of(path).find()?.into_iter().rev().enumerate() {
         let is_over = number >= rotation.max_backups || now.saturating_sub(at) > max_age;
         // It was given its name only when it was whole and on the disk.
         let is_compressed = files.iter().any(|(_, form)| *form == Form::Compressed);
         for (file, form) in files {
             match form {
-                Form::Partial => tried(remove(&file)),
-                _ if is_over => tried(remove(&file)),
-                Form::Plain if is_compressed => tried(remove(&file)),
-                Form::Plain if rotation.compress => tried(compress(&file)),
-                Form::Plain | Form::Compressed => {}
+                Form::Compressed if !is_over => {}
+                Form::Plain if !is_over && !is_compressed => plain.push(file),
+                _ => {
+                    if let Err(error) = remove(&file) {
+                        failed.insert(file, error);
+                    }
+                }
             }
         }
     }
-    outcome
+    Ok(())
 }
 
 fn remove(file: &Path) -> io::Result<()> {
@@ -234,8 +239,7 @@ fn compress_to(file: &Path, partial: &Path) -> io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(partial)?;
-    let _ = fchown(&sink, None, Some(there.gid()));
-    sink.set_permissions(there.permissions())?;
+    place::give_rights(&sink, &there)?;
     let mut encoder = GzEncoder::new(sink, Compression::default());
     io::copy(&mut plain, &mut encoder)?;
     encoder.finish()?.sync_all()
@@ -282,20 +286,38 @@ mod tests {
         text
     }
 
+    fn tidy_one(path: &Path, rotation: LogRotation, now: Millis) {
+        let failed = tidy(&[path.to_owned()], rotation, now);
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+
     #[test]
     fn names_are_those_of_version_1() {
         let folder = tempfile::tempdir().unwrap();
+        for (name, backup) in [
+            ("audit.log", "audit-2026-01-31T23-59-59.999.log"),
+            ("audit", "audit-2026-01-31T23-59-59.999"),
+        ] {
+            let next = next_name(&folder.path().join(name), AT).unwrap();
+            assert_eq!(next, folder.path().join(backup));
+        }
+    }
+
+    #[test]
+    fn what_was_put_aside_later_has_the_later_name_though_the_clock_was_set_back() {
+        let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
-        let name = free_name(&path, AT).unwrap();
-        assert_eq!(name, folder.path().join("audit-2026-01-31T23-59-59.999.log"));
+        let name = next_name(&path, AT).unwrap();
         fs::write(&name, "").unwrap();
-        let next = free_name(&path, AT).unwrap();
+        for now in [AT, AT - DAY] {
+            let next = next_name(&path, now).unwrap();
+            assert_eq!(next, folder.path().join("audit-2026-02-01T00-00-00.000.log"));
+        }
+        fs::rename(&name, with(&name, COMPRESSED)).unwrap();
+        let next = next_name(&path, AT).unwrap();
         assert_eq!(next, folder.path().join("audit-2026-02-01T00-00-00.000.log"));
-        fs::write(with(&next, COMPRESSED), "").unwrap();
-        let third = free_name(&path, AT).unwrap();
-        assert_eq!(third, folder.path().join("audit-2026-02-01T00-00-00.001.log"));
-        let bare = free_name(&folder.path().join("audit"), AT).unwrap();
-        assert_eq!(bare, folder.path().join("audit-2026-01-31T23-59-59.999"));
+        let later = next_name(&path, AT + 2).unwrap();
+        assert_eq!(later, folder.path().join("audit-2026-02-01T00-00-00.001.log"));
     }
 
     #[test]
@@ -341,7 +363,7 @@ mod tests {
         for other in others {
             fs::write(folder.path().join(other), "").unwrap();
         }
-        tidy(&path, rotation(2, false), AT + 10).unwrap();
+        tidy_one(&path, rotation(2, false), AT + 10);
         for number in 0..5 {
             let kept = family.name(AT + number).unwrap().exists();
             assert_eq!(kept, number >= 3, "{number}");
@@ -362,7 +384,7 @@ mod tests {
         fs::write(&old, "").unwrap();
         fs::write(with(&older, COMPRESSED), "").unwrap();
         fs::write(&young, "").unwrap();
-        tidy(&path, rotation(10, false), AT).unwrap();
+        tidy_one(&path, rotation(10, false), AT);
         assert_eq!(names(folder.path()).len(), 1);
         assert!(young.exists());
     }
@@ -375,7 +397,7 @@ mod tests {
         let text: String = (0..1000).map(|n| format!("{{\"line\":{n}}}\n")).collect();
         fs::write(&plain, &text).unwrap();
         fs::set_permissions(&plain, fs::Permissions::from_mode(0o640)).unwrap();
-        tidy(&path, rotation(10, true), AT).unwrap();
+        tidy_one(&path, rotation(10, true), AT);
         let compressed = with(&plain, COMPRESSED);
         assert_eq!(unpacked(&compressed), text);
         let there = fs::metadata(&compressed).unwrap();
@@ -383,7 +405,7 @@ mod tests {
         assert!(there.len() < text.len() as u64 / 2);
         assert_eq!(names(folder.path()), ["a-2026-01-31T23-59-59.999.log.gz"]);
         // Once is enough.
-        tidy(&path, rotation(10, true), AT).unwrap();
+        tidy_one(&path, rotation(10, true), AT);
         assert_eq!(unpacked(&compressed), text);
     }
 
@@ -397,17 +419,34 @@ mod tests {
         fs::write(with(&half, PARTIAL), "\u{1f}").unwrap();
         fs::write(&both, "both\n").unwrap();
         compress_to(&both, &with(&both, COMPRESSED)).unwrap();
-        tidy(&path, rotation(10, true), AT).unwrap();
+        tidy_one(&path, rotation(10, true), AT);
         assert_eq!(unpacked(&with(&half, COMPRESSED)), "half\n");
         assert_eq!(unpacked(&with(&both, COMPRESSED)), "both\n");
         assert_eq!(names(folder.path()).len(), 2);
     }
 
     #[test]
+    fn what_cannot_be_compressed_is_said_and_stops_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a.log"), folder.path().join("absent/b.log"));
+        let family = Family::of(&path);
+        let (old, bad) = (family.name(AT).unwrap(), family.name(AT + 1).unwrap());
+        fs::write(&old, "old\n").unwrap();
+        fs::write(&bad, "bad\n").unwrap();
+        // In the way, and nothing that is this family's to remove.
+        fs::create_dir(with(&bad, PARTIAL)).unwrap();
+        let failed = tidy(&[other.clone(), path], rotation(10, true), AT);
+        let failed: Vec<_> = failed.into_keys().collect();
+        assert_eq!(failed, [bad.clone(), other]);
+        assert_eq!(unpacked(&with(&old, COMPRESSED)), "old\n");
+        assert_eq!(fs::read_to_string(&bad).unwrap(), "bad\n");
+    }
+
+    #[test]
     fn the_thread_compresses_what_it_is_told_of_and_what_it_finds_at_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.log");
-        let first = free_name(&path, unix_millis()).unwrap();
+        let first = next_name(&path, unix_millis()).unwrap();
         fs::write(&first, "first\n").unwrap();
         let (due, is_due) = sync_channel(1);
         keep(vec![path.clone()], rotation(10, true), is_due).unwrap();
@@ -419,7 +458,7 @@ mod tests {
             }
         };
         gone(&first);
-        let second = free_name(&path, unix_millis()).unwrap();
+        let second = next_name(&path, unix_millis()).unwrap();
         fs::write(&second, "second\n").unwrap();
         due.send(()).unwrap();
         gone(&second);

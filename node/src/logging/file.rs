@@ -4,13 +4,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use super::backups;
-use super::place::options;
+use super::place::{give_rights, options};
 use crate::clock::unix_millis;
 use crate::config::{ConfigError, LogRotation};
 
@@ -134,13 +134,12 @@ impl LogFile {
 
     fn put_aside(&mut self) -> io::Result<()> {
         let full = self.file.metadata()?;
-        let backup = backups::free_name(&self.path, unix_millis())?;
+        let backup = backups::next_name(&self.path, unix_millis())?;
         fs::rename(&self.path, &backup)?;
-        let made = options().create_new(true).open(&self.path);
+        // Or opens what logrotate has made meanwhile.
+        let made = options().create(true).open(&self.path);
         let taken = made.and_then(|file| {
-            // Who reads the log by its group goes on reading it.
-            let _ = fchown(&file, None, Some(full.gid()));
-            file.set_permissions(full.permissions())?;
+            give_rights(&file, &full)?;
             self.take(file)
         });
         if taken.is_err() {
@@ -334,7 +333,7 @@ mod tests {
         let folder = Folder::new();
         let mut file = folder.open("a.log", 1000).unwrap();
         file.file = File::options().write(true).open("/dev/full").unwrap();
-        (file.id, file.looked) = ((0, 0), Some(Instant::now()));
+        (file.id, file.looked) = ((0, 0), Some(Instant::now() + Duration::from_secs(3600)));
         let error = file.write_all(b"lost\n").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC));
         // The next look finds that the path is not what is open.

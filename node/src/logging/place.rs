@@ -1,8 +1,8 @@
 //! The place of a file of the log, as its key names it: looked at before it is opened, by the start and by `--check`.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
@@ -113,10 +113,17 @@ pub(super) fn options() -> OpenOptions {
     options
 }
 
+/// Gives a file the group and the mode of the one whose place it takes: who reads the log by its group goes on reading
+/// it. Where the node may not give it that group, its own group gets nothing.
+pub(super) fn give_rights(file: &File, of: &Metadata) -> io::Result<()> {
+    let mask = fchown(file, None, Some(of.gid())).map_or(0o707, |()| 0o777);
+    file.set_permissions(Permissions::from_mode(of.mode() & mask))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -179,5 +186,17 @@ mod tests {
             assert_eq!(found.is_ok(), nix::unistd::geteuid().is_root(), "{found:?}");
             fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o700)).unwrap();
         }
+    }
+
+    #[test]
+    fn a_groups_right_is_given_to_that_group_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = File::create(folder.path().join("a.log")).unwrap();
+        // Its group is root's, and may read it: whoever is not in it cannot give it a file.
+        let other = fs::metadata("/").unwrap();
+        give_rights(&file, &other).unwrap();
+        let there = file.metadata().unwrap();
+        let mask = if there.gid() == other.gid() { 0o777 } else { 0o707 };
+        assert_eq!(there.mode() & 0o777, other.mode() & mask);
     }
 }

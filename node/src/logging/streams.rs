@@ -1,17 +1,20 @@
 //! Which lines go where: the audit, requests, and the rest, each to standard error, standard output or a file. What
 //! the log says of itself, such as of lines that it has lost, goes to standard error in any case.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::Metadata;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::backups;
 use super::file::LogFile;
+use super::line::LineWriter;
 use super::place::{self, Absent};
 use super::writer::LogWriter;
 use super::{ACCESS, AUDIT, LoggingError};
@@ -27,14 +30,11 @@ pub(super) struct Streams(Arc<Inner>);
 
 struct Inner {
     stderr: LogWriter,
-    /// Every place, in the order in which the end of the process waits for them: who reads a pipe may stall.
+    /// Every place.
     all: Vec<LogWriter>,
     rest: Vec<LogWriter>,
     audit: Vec<LogWriter>,
     access: Vec<LogWriter>,
-    /// As `rest` and `audit`, of what the log says of itself.
-    own: Vec<LogWriter>,
-    own_audit: Vec<LogWriter>,
 }
 
 /// Looks whether the files could be opened, and makes nothing.
@@ -61,17 +61,12 @@ impl Streams {
         let mut audit = places.or_stderr(AUDIT_PATH, &logging.audit)?;
         let access = places.of(ACCESS_PATH, &logging.access)?;
         if logging.mirror_audit {
-            add(&mut audit, &rest);
+            // No line is written twice to one place.
+            audit.retain(|place| !rest.iter().any(|there| there.is(place)));
+            audit.extend_from_slice(&rest);
         }
         let (stderr, all) = places.finish()?;
-        let with_stderr = |writers: &[LogWriter]| {
-            let mut writers = writers.to_vec();
-            add(&mut writers, std::slice::from_ref(&stderr));
-            writers
-        };
         Ok(Self(Arc::new(Inner {
-            own: with_stderr(&rest),
-            own_audit: with_stderr(&audit),
             stderr,
             all,
             rest,
@@ -85,11 +80,6 @@ impl Streams {
         &self.0.all
     }
 
-    /// Whether nothing leaves standard error.
-    pub(super) fn are_stderr_alone(&self) -> bool {
-        self.0.all.len() == 1
-    }
-
     /// Whether lines of requests are written.
     pub(super) fn has_access(&self) -> bool {
         !self.0.access.is_empty()
@@ -97,31 +87,37 @@ impl Streams {
 
     /// Says `words` on standard error, and waits until everything is written, but not for longer than `patience`.
     pub(super) fn finish(&self, words: Option<&str>, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        for writer in &self.0.all {
-            let words = words.filter(|_| writer.is(&self.0.stderr));
-            writer.finish(words, deadline.saturating_duration_since(Instant::now()));
-        }
+        let Inner { stderr, all, .. } = &*self.0;
+        // For all at once: a disk that hangs must not spend the time of the words.
+        std::thread::scope(|scope| {
+            for writer in all.iter().filter(|writer| !writer.is(stderr)) {
+                // Without a thread nobody waits for this one.
+                let waits = std::thread::Builder::new();
+                let _ = waits.spawn_scoped(scope, move || writer.finish(None, patience));
+            }
+            stderr.finish(words, patience);
+        });
     }
 
-    fn writers(&self, target: &str, module: Option<&str>) -> &[LogWriter] {
+    fn line(&self, target: &str, module: Option<&str>) -> LineWriter<'_> {
+        let Inner {
+            stderr,
+            rest,
+            audit,
+            access,
+            ..
+        } = &*self.0;
+        let places = match target {
+            AUDIT => audit,
+            ACCESS => access,
+            _ => rest,
+        };
         let is_own = module.is_some_and(|module| module.starts_with(super::MODULE));
-        let inner = &*self.0;
-        match (target, is_own) {
-            (AUDIT, false) => &inner.audit,
-            (AUDIT, true) => &inner.own_audit,
-            (ACCESS, _) => &inner.access,
-            (_, false) => &inner.rest,
-            (_, true) => &inner.own,
-        }
-    }
-}
-
-/// Adds those that are not there yet: no line is written twice to one place.
-fn add(to: &mut Vec<LogWriter>, writers: &[LogWriter]) {
-    for writer in writers {
-        if !to.iter().any(|there| there.is(writer)) {
-            to.push(writer.clone());
+        let is_missing = || !places.iter().any(|place| place.is(stderr));
+        LineWriter {
+            places,
+            besides: (is_own && is_missing()).then_some(stderr),
+            is_audit: target == AUDIT,
         }
     }
 }
@@ -174,7 +170,9 @@ impl Places {
         if let Some(stdout) = &self.stdout {
             return Ok(stdout.clone());
         }
-        let stdout = LogWriter::start("standard output", Unbuffered(io::stdout()))?;
+        // Not the buffered one, which keeps back what a full disk has not taken, and writes it before the next line.
+        let unbuffered = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let stdout = LogWriter::start("standard output", unbuffered)?;
         Ok(self.stdout.insert(stdout).clone())
     }
 
@@ -202,63 +200,23 @@ impl Places {
     }
 }
 
-/// Standard output keeps back what is no whole line, and what fills no buffer: a line is written when it is written.
-struct Unbuffered(io::Stdout);
-
-impl Write for Unbuffered {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stdout = self.0.lock();
-        stdout.write_all(bytes)?;
-        stdout.flush()?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-/// Takes one line.
-pub(super) struct LineWriter<'a> {
-    places: &'a [LogWriter],
-    is_audit: bool,
-}
-
-/// One call is one line: the subscriber formats a line whole before it writes it.
-impl Write for LineWriter<'_> {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        for place in self.places {
-            place.line(line, self.is_audit);
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl<'a> MakeWriter<'a> for Streams {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        LineWriter {
-            places: &self.0.rest,
-            is_audit: false,
-        }
+        self.line("", None)
     }
 
     fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Self::Writer {
-        LineWriter {
-            places: self.writers(meta.target(), meta.module_path()),
-            is_audit: meta.target() == AUDIT,
-        }
+        self.line(meta.target(), meta.module_path())
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::config::LogFormat;
 
@@ -288,15 +246,17 @@ mod tests {
         }
     }
 
-    fn names(writers: &[LogWriter]) -> Vec<&str> {
-        writers.iter().map(LogWriter::name).collect()
+    fn names<'a>(streams: &'a Streams, target: &str, module: &str) -> Vec<&'a str> {
+        let line = streams.line(target, Some(module));
+        line.places
+            .iter()
+            .chain(line.besides)
+            .map(LogWriter::name)
+            .collect()
     }
 
     fn log(streams: &Streams, target: &str, line: &str) {
-        let mut writer = LineWriter {
-            places: streams.writers(target, Some("hsm_node::http")),
-            is_audit: target == AUDIT,
-        };
+        let mut writer = streams.line(target, Some("hsm_node::http"));
         writer.write_all(line.as_bytes()).unwrap();
     }
 
@@ -307,9 +267,11 @@ mod tests {
     #[test]
     fn without_a_path_there_is_standard_error_alone_and_no_line_of_a_request() {
         let streams = Streams::open(&logging()).unwrap();
-        assert!(streams.are_stderr_alone() && !streams.has_access());
+        assert!(streams.all().len() == 1 && !streams.has_access());
         for target in ["hsm_node::app", AUDIT] {
-            assert_eq!(names(streams.writers(target, None)), ["standard error"]);
+            for module in ["hsm_node::app", "hsm_node::logging"] {
+                assert_eq!(names(&streams, target, module), ["standard error"]);
+            }
         }
     }
 
@@ -343,11 +305,10 @@ mod tests {
         };
         let streams = Streams::open(&logging).unwrap();
         for target in [crate::logging::MODULE, AUDIT] {
-            let own = streams.writers(target, Some("hsm_node::logging::backups"));
-            assert_eq!(own.len(), 2);
-            assert!(names(own).contains(&"standard error"));
+            let own = names(&streams, target, "hsm_node::logging::backups");
+            assert!(own.len() == 2 && own.contains(&"standard error"), "{own:?}");
         }
-        assert_eq!(streams.writers(AUDIT, Some("hsm_node::admin::audit")).len(), 1);
+        assert_eq!(names(&streams, AUDIT, "hsm_node::admin::audit").len(), 1);
     }
 
     #[test]
@@ -400,9 +361,59 @@ mod tests {
             ..logging()
         };
         let streams = Streams::open(&logging).unwrap();
-        assert_eq!(streams.writers("hsm_node::app", None).len(), 2);
-        assert_eq!(names(streams.writers(ACCESS, None)), ["standard output"]);
-        assert_eq!(names(streams.writers(AUDIT, None)), ["standard error"]);
+        let names = |target| names(&streams, target, "hsm_node::app");
+        assert_eq!(names("hsm_node::app").len(), 2);
+        assert_eq!(names(ACCESS), ["standard output"]);
+        assert_eq!(names(AUDIT), ["standard error"]);
+    }
+
+    /// Hangs until its sender is dropped.
+    struct Hung(Receiver<()>);
+
+    impl Write for Hung {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Hands on what it takes.
+    struct Reader(SyncSender<Vec<u8>>);
+
+    impl Write for Reader {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.try_send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_last_words_do_not_wait_for_a_disk_that_hangs() {
+        let (hangs, until) = sync_channel(0);
+        let (to_reader, read) = sync_channel(1);
+        let disk = LogWriter::start("disk", Hung(until)).unwrap();
+        let stderr = LogWriter::start("standard error", Reader(to_reader)).unwrap();
+        let streams = Streams(Arc::new(Inner {
+            all: vec![disk.clone(), stderr.clone()],
+            rest: vec![disk],
+            audit: Vec::new(),
+            access: Vec::new(),
+            stderr,
+        }));
+        log(&streams, "hsm_node::app", "hangs\n");
+        std::thread::scope(|scope| {
+            scope.spawn(|| streams.finish(Some("why"), 3 * LONG));
+            assert_eq!(read.recv_timeout(LONG).unwrap(), b"why\n");
+            drop(hangs);
+        });
     }
 
     #[test]
@@ -413,7 +424,7 @@ mod tests {
             ..logging()
         };
         check(&logging).unwrap();
-        logging.audit = to(&folder.path().join("absent"), "audit.log");
+        logging.audit = to(folder.path(), "..");
         let error = Streams::open(&logging).err().unwrap().to_string();
         assert!(error.starts_with("config: logging.audit_path: "), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
