@@ -343,7 +343,8 @@ pub enum OpError {
     /// Not answered in time.
     #[error("the token did not answer in time")]
     Deadline,
-    /// Its time was over before the token was called for it: nothing was done.
+    /// Its time was over before the token was called for it, or, of a rewrap, called to encrypt: nothing was encrypted, and
+    /// nothing is given.
     #[error("the time was over before the token was asked")]
     NotBegun,
     /// The token's fault.

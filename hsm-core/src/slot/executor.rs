@@ -72,7 +72,7 @@ fn one_turn(worker: &mut Worker<'_>, job: Job) {
     let desk = worker.desk;
     desk.begin(done);
     let outcome = match load {
-        Load::One(work) => worker.item(&work),
+        Load::One(work) => worker.item(&work, term),
         Load::Batch(items) => match batch(worker, items, term) {
             End::Over(error) => Err(error),
             End::GaveWay(items) => {
@@ -110,7 +110,7 @@ fn batch(worker: &mut Worker<'_>, mut items: Items, term: Term) -> End {
             return End::Over(OpError::SlotNotReady(shared.state.get()));
         }
         let outcome = match work.check() {
-            Ok(()) => worker.item(&work),
+            Ok(()) => worker.item(&work, term),
             Err(error) => Err(error),
         };
         // An item of an answered batch is done for nobody.

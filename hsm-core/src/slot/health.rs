@@ -61,6 +61,7 @@ fn test(
     let held = kek::held(token, key_uid)?;
     record.prove(token, held.object)?;
     shared.load_missing(token);
+    shared.control.next_step();
     for copy in shared.copies(key_uid) {
         record.prove(token, copy)?;
     }

@@ -62,10 +62,10 @@ pub struct SlotOptions {
     pub threads: usize,
     /// Jobs that may wait; of a batch every item is one.
     pub queue: usize,
-    /// How long a job may wait, and then its call may take, before it is answered `Deadline`.
+    /// How long a job may wait before it is answered `NotBegun`, and then its call may take before that is `Deadline`.
     pub deadline: Duration,
     /// How long a control operation may take: making an RSA key takes seconds. A test of the token has three times
-    /// `deadline` instead.
+    /// `deadline` instead, and as much again for each key that it has to load anew.
     pub control_deadline: Duration,
     /// For metrics.
     pub on_call: Option<OnCall>,

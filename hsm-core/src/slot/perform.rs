@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use super::job::Term;
 use super::queue::Desk;
 use super::sessions::Sessions;
 use super::shared::Shared;
@@ -38,13 +39,13 @@ struct Seal<'a> {
 }
 
 impl Worker<'_> {
-    /// Does one thing, whose form has been checked.
-    pub(crate) fn item(&mut self, work: &Work) -> Result<Output, OpError> {
+    /// Does one thing, whose form has been checked, and begins nothing of it that might end after its caller has gone.
+    pub(crate) fn item(&mut self, work: &Work, term: Term) -> Result<Output, OpError> {
         match work {
             Work::Encrypt(job) => self.encrypt(job).map(Output::Envelope),
             Work::DecryptV2(job) => self.open_v2(job).map(Output::Plaintext),
             Work::DecryptV1(job) => self.open_v1(job).map(Output::Plaintext),
-            Work::Rewrap(job) => self.rewrap(job).map(Output::Envelope),
+            Work::Rewrap(job) => self.rewrap(job, term).map(Output::Envelope),
             Work::DataKey(job) => self.data_key(job),
         }
     }
@@ -62,7 +63,7 @@ impl Worker<'_> {
         })
     }
 
-    fn rewrap(&mut self, job: &RewrapJob) -> Result<Vec<u8>, OpError> {
+    fn rewrap(&mut self, job: &RewrapJob, term: Term) -> Result<Vec<u8>, OpError> {
         // v1 had no purposes and no associated data of the caller's.
         let (purpose, plaintext, context, aad) = match &job.from {
             Ciphertext::V2(from) => {
@@ -74,7 +75,10 @@ impl Worker<'_> {
                 (Purpose::Data, self.open_v1(from)?, &from.context, aad)
             }
         };
-        // The second call has a deadline of its own.
+        // The second call has a deadline of its own, and a new ciphertext that nobody waits for costs an invocation.
+        if term.is_too_short(self.shared.deadline) {
+            return Err(OpError::NotBegun);
+        }
         if !self.desk.next_call() {
             return Err(OpError::Deadline);
         }

@@ -23,7 +23,7 @@ use crate::softhsm_files::TokenFiles;
 use crate::token::Token;
 use crate::token_lock::TokenLock;
 
-/// Deadlines of a job that a test of the token may take: it has several calls, and may make lost copies again.
+/// Deadlines of a job that a test of the token may take, or one step of it: it has several calls.
 const PROBE_DEADLINES: u32 = 3;
 
 /// The session copies of a key version, one for each thread.
@@ -222,12 +222,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes the copies again that the node wants and the slot has lost. A key that cannot be
-    /// loaded is left out: its jobs are answered with `KeyNotLoaded`.
+    /// Makes the copies again that the node wants and the slot has lost, each key a step of the operation that is running:
+    /// all of thousands take longer than a test may. A key that cannot be loaded is left out: its jobs are answered with
+    /// `KeyNotLoaded`.
     pub(crate) fn load_missing(&self, token: &Token<'_>) {
         let wanted = lock(&self.wanted).clone();
         for (key_uid, kek_use) in wanted {
             if self.loaded_use(key_uid).is_none() && self.usable(key_uid).is_ok() {
+                self.control.next_step();
                 let _ = self.load(token, key_uid, kek_use);
             }
         }

@@ -314,10 +314,13 @@ pub(crate) fn time_is_over(sandbox: &Sandbox) {
 pub(crate) fn caller_goes(sandbox: &Sandbox) {
     let encryptions_made = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&encryptions_made);
-    let slot = slot_that_takes(sandbox, move |name| {
-        let is_encryption = name == "encrypt";
-        counter.fetch_add(usize::from(is_encryption), Ordering::Relaxed);
-        is_encryption.then_some(DEADLINE / 20)
+    let slot = slot_that_takes(sandbox, move |name| match name {
+        "encrypt" => {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Some(DEADLINE / 20)
+        }
+        "decrypt" => Some(DEADLINE / 2),
+        _ => None,
     });
     let kek = Kek::new(&slot);
     let made = || encryptions_made.swap(0, Ordering::Relaxed);
@@ -350,7 +353,24 @@ pub(crate) fn caller_goes(sandbox: &Sandbox) {
     assert_eq!(slot.state(), SlotState::Ready);
     let far = Instant::now() + PATIENCE;
     let single = run_until(&slot, Work::Encrypt(kek.encrypt_job(b"text")), Some(far));
-    assert!(single.is_ok());
+    let sealed = envelope(single);
+    made();
+
+    // The first call of a rewrap leaves less than a whole deadline for the second.
+    let rewrap = |until: Instant| {
+        let job = RewrapJob {
+            from: Ciphertext::V2(opening(&sealed, "trading-1")),
+            key_uid: kek.uid,
+            version: kek.version,
+            binding: Binding::Private,
+            binding_value: "trading-1".into(),
+        };
+        run_until(&slot, Work::Rewrap(job), Some(until))
+    };
+    let late = rewrap(Instant::now() + DEADLINE + DEADLINE / 4);
+    assert_eq!((late.err(), made()), (Some(OpError::NotBegun), 0));
+    let in_time = rewrap(Instant::now() + PATIENCE);
+    assert_eq!((in_time.is_ok(), made()), (true, 1));
 }
 
 pub(crate) fn gives_way(sandbox: &Sandbox) {

@@ -31,7 +31,7 @@ const HEARTBEATS: u32 = 5;
 enum Step {
     /// A registered node is unknown to Raft.
     AddLearner(RaftId, MemberNode),
-    /// A learner was registered again, or this node alone is started, under another address than Raft reaches it at.
+    /// A learner was registered again, or the only voter is started, under another address than Raft reaches it at.
     Correct(RaftId, MemberNode),
     /// A learner has proven every key: make it a member, which rotations wait for.
     Admit(RaftId),
@@ -57,13 +57,14 @@ struct Membership {
 }
 
 impl Membership {
-    /// A node that is alone, where its configuration has it: nobody has to reach it yet, and whoever joins is told so from the
-    /// start. One that version 1's configuration founded has no address before.
+    /// The only voter, where its configuration has it: nobody has to reach it to elect it. One that version 1's
+    /// configuration founded has no address before. Learners hear of it from the leader, who calls them; under a wrong
+    /// address they would never come to prove a key, and nobody could join any more.
     fn moved(&self) -> Option<Step> {
         let (id, here) = self.own.as_ref()?;
-        let alone = self.voters.iter().eq([id]) && self.learners.is_empty();
+        let votes_alone = self.voters.iter().eq([id]);
         let known = self.nodes.get(id)?;
-        (alone && known != here).then(|| Step::Correct(*id, here.clone()))
+        (votes_alone && known != here).then(|| Step::Correct(*id, here.clone()))
     }
 }
 
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_reached_where_its_configuration_says_for_as_long_as_it_is_alone() {
+    fn a_node_is_reached_where_its_configuration_says_for_as_long_as_it_votes_alone() {
         let mut world = World::new(1);
         let at = |address: &str| MemberNode {
             name: "n1".into(),
@@ -433,14 +434,15 @@ mod tests {
             };
             assert_eq!(decide(&world.state, &joint), Some(Step::FinishJoint));
         }
-        // Before anybody is let in.
         let learner = world.join();
-        assert_eq!(
-            decide(&world.state, &raft("", &[])),
-            Some(Step::Correct(1, at("here")))
-        );
-        // Somebody else knows it under that address by now, and would lose it in between.
-        assert_eq!(decide(&world.state, &raft("elsewhere", &[learner])), None);
+        world.prove(learner);
+        for known in ["", "elsewhere"] {
+            for learners in [vec![], vec![learner]] {
+                let moved = Some(Step::Correct(1, at("here")));
+                assert_eq!(decide(&world.state, &raft(known, &learners)), moved, "{known:?}");
+            }
+        }
+        // Its voice counts: it has to reach the leader, or whoever it elects.
         let larger = Membership {
             voters: BTreeSet::from([1, learner]),
             ..raft("elsewhere", &[])

@@ -145,7 +145,7 @@ impl Driver {
         let op = Op::LeaseInvocations(LeaseInvocations { node, boot, claims });
         let failure = self.proposer.propose_as_node(op).await.err();
         self.leases
-            .note_room(matches!(failure, Some(ProposeError::NoSpace)));
+            .note_drought(failure.as_ref().is_some_and(is_everybodys));
         let failure = failure.map(|error| error.to_string());
         if let Some(why) = failure.as_ref().filter(|_| failure != self.trouble) {
             tracing::info!(
@@ -154,6 +154,26 @@ impl Driver {
             );
         }
         self.trouble = failure;
+    }
+}
+
+/// Whether the leader answers its own claims like that as well: then no node is given any, and most likely the leader is
+/// about to leave the balancer itself, or has left it.
+fn is_everybodys(failure: &ProposeError) -> bool {
+    match failure {
+        ProposeError::NoSpace
+        | ProposeError::NoQuorum
+        | ProposeError::Busy
+        | ProposeError::Draining
+        | ProposeError::OlderCopy { .. }
+        | ProposeError::NotUnderstood { .. } => true,
+        // Said of this node, or of this claim, or by nobody.
+        ProposeError::NotLeader { .. }
+        | ProposeError::Unknown
+        | ProposeError::Refused(_)
+        | ProposeError::TooLarge { .. }
+        | ProposeError::Uninitialised
+        | ProposeError::Fatal(_) => false,
     }
 }
 

@@ -265,6 +265,31 @@ async fn a_leader_without_room_starves_nobody() {
     assert_eq!(bench.starved(), 0);
 }
 
+/// A leader that leaves the balancer must not find that those who starve have left it before.
+#[test]
+fn what_the_leader_refuses_everybody_is_told_from_what_this_node_alone_suffers() {
+    let older = ProposeError::OlderCopy { node: 9 };
+    let not_understood = ProposeError::NotUnderstood {
+        operation: "lease_invocations".to_owned(),
+        level: 9,
+        node: "n1".to_owned(),
+        understands: 4,
+    };
+    for failure in [
+        ProposeError::NoSpace,
+        ProposeError::NoQuorum,
+        ProposeError::Draining,
+        ProposeError::Busy,
+        older,
+        not_understood,
+    ] {
+        assert!(is_everybodys(&failure), "{failure}");
+    }
+    for failure in [ProposeError::Unknown, ProposeError::NotLeader { leader: Some(2) }] {
+        assert!(!is_everybodys(&failure), "{failure}");
+    }
+}
+
 #[tokio::test]
 async fn a_slot_that_does_not_serve_claims_nothing() {
     let bench = start(Ground::new(&[]), Arc::new(ClosedSlot(SlotState::Locked)));

@@ -51,8 +51,8 @@ struct Books {
     meters: HashMap<KeyUid, Arc<Meter>>,
     paces: BTreeMap<ContextName, Pace>,
     empty: Empty,
-    /// The leader has no room for claims: no node gets any.
-    no_room: bool,
+    /// The leader gives invocations to no node at the moment.
+    drought: bool,
     /// What was last looked at, so that it is not looked at again.
     seen: Table<VersionKey, VersionLease>,
 }
@@ -238,9 +238,10 @@ impl Leases {
             .collect()
     }
 
-    /// Notes whether the leader refuses claims for want of room on its disk.
-    fn note_room(&self, no_room: bool) {
-        self.books().no_room = no_room;
+    /// Notes whether the leader refuses claims for a reason that is every node's: it has no room on its disk, or is
+    /// stopping.
+    fn note_drought(&self, drought: bool) {
+        self.books().drought = drought;
     }
 
     /// How many versions this node would have to encrypt under, now or in a moment, without having been given a single
@@ -267,12 +268,12 @@ impl Leases {
     }
 
     /// How many active versions this node has used up what it had of, and got no more for a while, although there are
-    /// some left: it cannot reach the leader, or what it says does not come through. None while the leader has no room for
-    /// claims: then no other node does better.
+    /// some left: it cannot reach the leader, or what it says does not come through. None while the leader gives none
+    /// to anybody: then no other node does better.
     #[must_use]
     pub fn starved(&self, state: &ClusterState, now: Instant, of: impl Fn(&VersionKey) -> bool) -> u32 {
         let mut books = self.books();
-        if books.no_room {
+        if books.drought {
             return 0;
         }
         let starved = active(state).filter(|(key, version)| {

@@ -4,6 +4,7 @@
 mod entry;
 mod marker;
 mod open;
+mod pin_file;
 mod uses;
 mod watch;
 

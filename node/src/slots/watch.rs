@@ -1,9 +1,8 @@
 //! The watch over one slot: a known-answer test every few seconds while it is open, another attempt
 //! now and then while it is not. Whatever hangs in the token hangs on a thread of its own.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use hsm_core::{HsmError, SlotState};
 use tokio::sync::watch;
@@ -11,9 +10,9 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::entry::SlotEntry;
-use crate::config::PinSource;
+use super::pin_file::{Look, PinFile};
 
-/// How often the watch looks.
+/// How often the watch looks, at the file of a closed slot's PIN too.
 const TICK: Duration = Duration::from_millis(500);
 /// Between known-answer tests. A lost token is found after at most this long.
 const TEST_EVERY: Duration = Duration::from_secs(3);
@@ -37,31 +36,6 @@ fn summary(state: &SlotState) -> (&'static str, &'static str) {
     }
 }
 
-/// Which file a PIN was read from: another time, size or inode is another PIN.
-#[derive(PartialEq, Eq, Clone, Copy, Debug)]
-struct PinFile {
-    modified: Option<SystemTime>,
-    size: u64,
-    inode: u64,
-}
-
-impl PinFile {
-    /// The slot's PIN file as it is now. `None`: the PIN has another source, or there is no such file, or its file system
-    /// does not answer.
-    async fn of(entry: &SlotEntry) -> Option<Self> {
-        let PinSource::File { path, .. } = &entry.config().pin else {
-            return None;
-        };
-        let found = tokio::time::timeout(TICK, tokio::fs::metadata(path)).await;
-        let found = found.ok()?.ok()?;
-        Some(Self {
-            modified: found.modified().ok(),
-            size: found.size(),
-            inode: found.ino(),
-        })
-    }
-}
-
 /// What a blocking attempt came to.
 enum Attempt {
     Test(Option<Result<(), HsmError>>),
@@ -75,8 +49,7 @@ pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<boo
     let mut told = Told::by_opening(&entry);
     let mut attempt: Option<JoinHandle<Attempt>> = None;
     let mut pause = RETRY_FIRST;
-    let mut pin_file = PinFile::of(&entry).await;
-    let mut seen = pin_file;
+    let mut pin_file = PinFile::of(&entry.config().pin).await;
     let mut due = Instant::now() + if entry.handle().is_some() { TICK } else { pause };
     loop {
         tokio::select! {
@@ -109,17 +82,15 @@ pub(super) async fn run(entry: Arc<SlotEntry>, mut shutdown: watch::Receiver<boo
                     pause
                 };
         }
-        if attempt.is_none() && entry.handle().is_none() {
-            let now = PinFile::of(&entry).await;
-            if now.is_some() && now != pin_file && now == seen {
-                // Whoever puts a PIN right does not wait for the next attempt, and one that is still being written would be
-                // a wrong one: it has to look the same twice.
-                pin_file = now;
-                due = Instant::now();
-            }
-            seen = now;
+        let pin = if attempt.is_none() && entry.handle().is_none() {
+            pin_file.look().await
+        } else {
+            Look::Same
+        };
+        if pin == Look::Changed {
+            due = Instant::now();
         }
-        if attempt.is_none() && Instant::now() >= due {
+        if attempt.is_none() && pin != Look::Changing && Instant::now() >= due {
             let entry = Arc::clone(&entry);
             attempt = Some(tokio::task::spawn_blocking(move || match entry.handle() {
                 Some(_) => Attempt::Test(entry.test()),
@@ -215,28 +186,6 @@ mod tests {
             })
         );
         assert_ne!(summary(&SlotState::Ready), summary(&SlotState::Locked));
-    }
-
-    #[tokio::test]
-    async fn another_pin_file_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pin");
-        let mut config = super::super::open::tests::config("a");
-        config.pin = PinSource::File {
-            key: "hsm.slots.a.pin_file".to_owned(),
-            path: path.clone(),
-        };
-        let entry = SlotEntry::new(config, dir.path().to_path_buf());
-        assert_eq!(PinFile::of(&entry).await, None);
-        std::fs::write(&path, "1234").unwrap();
-        let first = PinFile::of(&entry).await;
-        assert!(first.is_some());
-        assert_eq!(PinFile::of(&entry).await, first);
-        // As editors do.
-        let other = dir.path().join("other");
-        std::fs::write(&other, "4321").unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        assert_ne!(PinFile::of(&entry).await, first);
     }
 
     #[test]
