@@ -8,7 +8,7 @@ use cluster_tests::client::{alert_for, alert_for_tls12};
 use cluster_tests::{Node, Pki, Playground, until};
 use hsm_api::client::{Method, RawResponse};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Client, ClientError, ErrorCode, Problem, StateIndex, headers, paths};
+use hsm_api::{Client, ErrorCode, Problem, StateIndex, headers, paths};
 use rustls::AlertDescription;
 use serde_json::{Value, json};
 

@@ -12,6 +12,9 @@ use serde_json::Value;
 /// Far below the 90 s that founding a cluster is given where nobody says a time.
 const WELL_BEFORE: Duration = Duration::from_secs(60);
 
+/// Names and values of variables.
+type Variables = &'static [(&'static str, &'static str)];
+
 fn json(output: &Output) -> Result<Value> {
     ensure!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
@@ -112,7 +115,7 @@ async fn a_profile_says_which_cluster_is_asked_and_as_whom() -> Result<()> {
     assert_eq!(asked(&whole, &["--ca", ca])?, first);
 
     // How it prints and how long it waits: option, variable, profile.
-    let formats: [(&[(&str, &str)], &[&str], &str); 4] = [
+    let formats: [(Variables, &[&str], &str); 4] = [
         (&[], &[], "{"),
         (&[("HSMCTL_OUTPUT", "yaml")], &[], "cluster_id: "),
         (&[("HSMCTL_OUTPUT", "yaml")], &["-o", "table"], "cluster  "),
@@ -128,7 +131,7 @@ async fn a_profile_says_which_cluster_is_asked_and_as_whom() -> Result<()> {
         );
     }
     let show = ["profile", "show", "--profile", "other"];
-    let times: [(&[(&str, &str)], &[&str], u64); 3] = [
+    let times: [(Variables, &[&str], u64); 3] = [
         (&[], &[], 20),
         (&[("HSMCTL_TIMEOUT", "7")], &[], 7),
         (&[("HSMCTL_TIMEOUT", "7")], &["--timeout", "9"], 9),

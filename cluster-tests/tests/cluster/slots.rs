@@ -160,7 +160,8 @@ async fn refuses(client: &Client, sealed: &Sealed, codes: &[ErrorCode]) -> Resul
         (paths::ENCRYPT, encrypt, "encryption failed"),
         (paths::DECRYPT, decrypt, "decryption failed"),
     ] {
-        let refused = until(&format!("a refusal by {path}"), NOTICED, async || {
+        let what = format!("a refusal by {path}");
+        let refused = until(&what, NOTICED, async || {
             let asked = client.request(Method::POST, path, &headers, body.to_string());
             match asked.await {
                 Ok(answer) if answer.status == 200 => None,
