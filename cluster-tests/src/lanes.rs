@@ -32,7 +32,7 @@ impl Scenario {
     }
 }
 
-/// The [`Scenario`](lanes::Scenario) that a function is, called by its name.
+/// The [`Scenario`](crate::lanes::Scenario) that a function is, called by its name.
 #[macro_export]
 macro_rules! scenario {
     ($run:ident) => {
