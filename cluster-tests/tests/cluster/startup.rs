@@ -195,9 +195,9 @@ async fn what_is_wrong_with_a_configuration_is_named_with_its_remedy() -> Result
         .refused(
             scratch,
             &[
-                "hsm.slots.2fa.contexts",
+                "hsm.slots.exchange.contexts",
                 "order-key",
-                "hsm.slots.exchange",
+                "hsm.slots.2fa",
                 "name it in one slot only",
             ],
         )

@@ -69,14 +69,13 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
                 break;
             }
             kills = nth;
-            let emptied = empty()?;
-            ensure!(
-                emptied == usize::from(leaves_empty),
-                "{what}: {emptied} files are empty"
-            );
+            let emptied = fs::metadata(file)?.len() == 0;
+            ensure!(emptied == leaves_empty, "{what}: empty: {emptied}");
+            // The other thread may have been among its own two calls.
+            let torn = empty()? > 0;
             let said = victim.comes_back().await.with_context(|| what.clone())?;
             ensure!(
-                said.contains("it was restored from its copy") == leaves_empty,
+                said.contains("it was restored from its copy") == torn,
                 "{what}: {said}"
             );
             victim.is_whole(whole, &acknowledged).await.context(what)?;
@@ -101,7 +100,7 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
             .await?,
         "it lives"
     );
-    ensure!(empty()? == 1, "the kill came too late");
+    ensure!(empty()? >= 1, "the kill came too late");
     let said = victim.comes_back().await?;
     ensure!(said.contains("it was restored from its copy"), "{said}");
     victim.is_whole(whole, &acknowledged).await?;
