@@ -5,8 +5,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::lanes::lanes;
-use cluster_tests::{ports, scenario, until};
+use cluster_tests::{ports, until};
 use hsm_api::client::HealthClient;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -105,16 +104,7 @@ impl Drop for Run {
         }
     }
 }
-
-#[test]
-fn chaos_judges_and_leaves_nothing_behind() -> Result<()> {
-    lanes([
-        vec![scenario!(a_short_run_of_chaos_finds_nothing)],
-        vec![scenario!(a_signal_ends_chaos_and_its_nodes)],
-    ])
-}
-
-async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
+pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
     let mut run = Run::start(7, "0.25")?;
     let status = run.ended(PATIENCE).await?;
     let said = run.said();
@@ -125,7 +115,7 @@ async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
     run.check_gone().await
 }
 
-async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
+pub(crate) async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let mut run = Run::start(11, "30")?;
         // Once while the cluster comes up, once among kills.

@@ -87,8 +87,7 @@ async fn check_unharmed(cluster: &Playground, liar: &Node) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_substituted_slot_key_is_granted_nothing() -> Result<()> {
+pub(crate) async fn a_substituted_slot_key_is_granted_nothing() -> Result<()> {
     let mut cluster = Playground::start(3).await?;
     let liar = joins_with(&mut cluster, "sync::register_other_key").await?;
     let name = liar.id();
@@ -124,8 +123,7 @@ async fn is_refused_until_it_stops(point: &str, asked: &str, reason: &str) -> Re
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forged_grant_is_refused() -> Result<()> {
+pub(crate) async fn a_forged_grant_is_refused() -> Result<()> {
     let reason = "only by a node that was granted it";
     is_refused_until_it_stops("sync::grant_junk", "grant_transport_key", reason).await
 }
@@ -154,8 +152,8 @@ fn granted_to(nodes: &[Node], raft_id: u64) -> Vec<String> {
 
 /// The leader is the first to grant, and what it sends opens with nothing. Whose the first one was nobody has noted,
 /// so it sends another, which opens, and is another key than the cluster's; then it is noted, and another holder's turn.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_grant_of_nothing_or_of_another_key_is_rejected_and_another_holder_grants() -> Result<()> {
+pub(crate) async fn a_grant_of_nothing_or_of_another_key_is_rejected_and_another_holder_grants() -> Result<()>
+{
     let mut cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?.node;
     // It grants for each of two slots.
@@ -208,15 +206,13 @@ async fn a_grant_of_nothing_or_of_another_key_is_rejected_and_another_holder_gra
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acknowledgement_for_another_node_is_refused() -> Result<()> {
+pub(crate) async fn an_acknowledgement_for_another_node_is_refused() -> Result<()> {
     let reason = "may say this of itself";
     is_refused_until_it_stops("sync::ack_as_other", "ack_versions", reason).await
 }
 
 /// It takes an administrator's call as only a member may, and hands it on in his name.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused() -> Result<()> {
+pub(crate) async fn a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused() -> Result<()> {
     let mut cluster = Playground::start(3).await?;
     // With a key that nobody believes it stays what it is.
     let liar = joins_with(&mut cluster, "sync::register_other_key").await?;

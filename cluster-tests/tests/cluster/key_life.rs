@@ -6,14 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::lanes::lanes;
-use cluster_tests::{Node, Playground, scenario, until};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::{DestroyKeyRequest, KeyState, KeyVersionInfo};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError, ErrorCode};
 
-#[cfg(feature = "failpoints")]
-use crate::by_age::versions_are_rotated_by_age_and_never_twice;
 use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, open_everywhere, seal, settled_on};
 use crate::pkcs11::Token;
 
@@ -113,24 +110,7 @@ pub(crate) async fn opened_everywhere(cluster: &Playground, sealed: &Sealed) -> 
 pub(crate) fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
     Token::of(cluster, node, "exchange").keks()
 }
-
-#[test]
-fn what_becomes_of_a_version_becomes_of_it_on_every_node() -> Result<()> {
-    lanes([
-        #[cfg(feature = "failpoints")]
-        vec![scenario!(versions_are_rotated_by_age_and_never_twice)],
-        vec![
-            scenario!(a_disabled_version_decrypts_nowhere_until_it_is_enabled),
-            scenario!(a_destroyed_version_is_gone_from_every_token_and_its_number_with_it),
-            scenario!(a_destruction_that_waits_can_be_undone_and_stays_undone),
-            scenario!(a_node_that_was_away_destroys_its_copy_before_it_is_ready),
-            scenario!(a_version_in_recent_use_is_destroyed_by_an_override_only),
-            scenario!(a_wait_goes_on_under_the_next_leader),
-        ],
-    ])
-}
-
-async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()> {
+pub(crate) async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
     let active = code(admin(1)?.disable_key(CONTEXT, 2, None).await);
@@ -181,7 +161,7 @@ async fn a_disabled_version_decrypts_nowhere_until_it_is_enabled() -> Result<()>
     Ok(())
 }
 
-async fn a_destroyed_version_is_gone_from_every_token_and_its_number_with_it() -> Result<()> {
+pub(crate) async fn a_destroyed_version_is_gone_from_every_token_and_its_number_with_it() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
     let scheduled = admin(1)?
@@ -222,7 +202,7 @@ async fn a_destroyed_version_is_gone_from_every_token_and_its_number_with_it() -
     Ok(())
 }
 
-async fn a_destruction_that_waits_can_be_undone_and_stays_undone() -> Result<()> {
+pub(crate) async fn a_destruction_that_waits_can_be_undone_and_stays_undone() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let admin = |number| cluster.client_on("admin", number);
     let short = DestroyKeyRequest {
@@ -248,7 +228,7 @@ async fn a_destruction_that_waits_can_be_undone_and_stays_undone() -> Result<()>
     Ok(())
 }
 
-async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() -> Result<()> {
+pub(crate) async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let leader = cluster.leader().await?;
     let away = cluster.others(leader.node)[0].clone();
@@ -281,7 +261,7 @@ async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() -> Result<(
     Ok(())
 }
 
-async fn a_version_in_recent_use_is_destroyed_by_an_override_only() -> Result<()> {
+pub(crate) async fn a_version_in_recent_use_is_destroyed_by_an_override_only() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     // By two nodes, so that their counts have to be added up.
     for number in [1, 2] {
@@ -316,7 +296,7 @@ async fn a_version_in_recent_use_is_destroyed_by_an_override_only() -> Result<()
     Ok(())
 }
 
-async fn a_wait_goes_on_under_the_next_leader() -> Result<()> {
+pub(crate) async fn a_wait_goes_on_under_the_next_leader() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let leader = cluster.leader().await?;
     let admin = cluster.client_on("admin", leader.node)?;
@@ -342,8 +322,7 @@ async fn a_wait_goes_on_under_the_next_leader() -> Result<()> {
 
 /// A node that dies between the commit and its token's deed does it when it is back.
 #[cfg(feature = "failpoints")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns() -> Result<()> {
+pub(crate) async fn a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns() -> Result<()> {
     let (cluster, _) = retired().await?;
     let leader = cluster.leader().await?;
     for node in [cluster.node(leader.node), cluster.others(leader.node)[0].clone()] {

@@ -65,4 +65,5 @@ mod v1_migration;
 mod v1_service;
 mod v1_users;
 mod victim;
+mod waiting;
 mod wall_clock;

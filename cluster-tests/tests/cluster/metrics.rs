@@ -209,8 +209,7 @@ async fn each_request_is_one_call_of_the_token() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_cluster_appends_nothing() -> Result<()> {
+pub(crate) async fn an_idle_cluster_appends_nothing() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let last_log = async || -> Result<f64> {
         cluster

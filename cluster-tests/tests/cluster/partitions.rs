@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::failpoints::{IMPORTS, arm};
-use cluster_tests::lanes::lanes;
-use cluster_tests::{Node, Playground, scenario, until};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::{ListKeksResponse, MemberRole, NodeRole};
 use hsm_api::client::Retry;
 use hsm_api::data::{Batch, DecryptRequest, EncryptRequest, ItemResult};
@@ -17,7 +16,6 @@ use crate::common::{
     CONTEXT, Sealed, check_settled, context_on, formed_with, open, open_everywhere, seal, seal_under,
     versions,
 };
-use crate::restarted_alone::a_node_restarted_in_isolation_is_never_ready;
 
 /// `staleness.ready_ms`, and what noticing may add on a busy machine.
 const STALE_WITHIN: Duration = Duration::from_millis(5000 + 1500);
@@ -198,23 +196,7 @@ async fn wait_agreed(cluster: &Playground) -> Result<()> {
         Err(error) => Err(error.context(format!("{:#?}", known(cluster).await))),
     }
 }
-
-/// All of them together take as long as the first alone.
-#[test]
-fn cut_links_cost_what_they_have_to_and_nothing_else() -> Result<()> {
-    lanes([
-        vec![scenario!(
-            an_isolated_leader_changes_nothing_and_serves_within_its_bounds
-        )],
-        vec![
-            scenario!(a_healed_node_is_ready_only_with_what_it_missed),
-            scenario!(a_node_restarted_in_isolation_is_never_ready),
-            scenario!(a_minority_of_five_is_stale_in_time_and_still_answers),
-        ],
-    ])
-}
-
-async fn an_isolated_leader_changes_nothing_and_serves_within_its_bounds() -> Result<()> {
+pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bounds() -> Result<()> {
     let cluster = formed_with(Playground::builder().relayed(), |config| {
         with_bounds(config, ENCRYPT_BOUND, DECRYPT_BOUND)
     })
@@ -364,7 +346,7 @@ async fn it_says_what_it_has_not_imported(
 }
 
 /// The moment of the first 200 is what a balancer goes by: whatever was encrypted elsewhere opens here at once.
-async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
+pub(crate) async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
     let cluster = Playground::builder().relayed().start().await?;
     let mut missed = vec![seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?];
     for round in 0..2 {
@@ -433,7 +415,7 @@ async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<()> {
     Ok(())
 }
 
-async fn a_minority_of_five_is_stale_in_time_and_still_answers() -> Result<()> {
+pub(crate) async fn a_minority_of_five_is_stale_in_time_and_still_answers() -> Result<()> {
     let cluster = formed_with(Playground::builder().nodes(5).relayed(), |config| {
         with_bounds(config, SHORT_ENCRYPT_BOUND, SHORT_DECRYPT_BOUND)
     })

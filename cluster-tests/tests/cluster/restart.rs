@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::lanes::lanes;
-use cluster_tests::{Playground, scenario, until};
+use cluster_tests::{Playground, until};
 use hsm_api::ClientError;
 use hsm_api::admin::{ContextInfo, CreateKekRequest, KeyState};
 use hsm_api::data::EncryptRequest;
@@ -120,21 +119,7 @@ async fn made_of(cluster: &Playground, context: &str) -> usize {
     let info = context_on(cluster, 1, context).await;
     info.map_or(0, |info| made(&info))
 }
-
-#[test]
-fn whoever_is_restarted_has_everything_that_was_acknowledged() -> Result<()> {
-    lanes([
-        vec![scenario!(
-            a_whole_cluster_killed_at_once_loses_nothing_acknowledged
-        )],
-        vec![
-            scenario!(a_node_that_was_away_serves_only_with_every_key),
-            scenario!(a_polite_stop_finishes_what_it_has_begun),
-        ],
-    ])
-}
-
-async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() -> Result<()> {
+pub(crate) async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let mut all: Vec<Sealed> = Vec::new();
     for round in 0..ROUNDS {
@@ -239,7 +224,7 @@ async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() -> Result<(
     Ok(())
 }
 
-async fn a_node_that_was_away_serves_only_with_every_key() -> Result<()> {
+pub(crate) async fn a_node_that_was_away_serves_only_with_every_key() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let away = cluster.others(leader.node)[0].clone();
@@ -266,7 +251,7 @@ async fn a_node_that_was_away_serves_only_with_every_key() -> Result<()> {
     Ok(())
 }
 
-async fn a_polite_stop_finishes_what_it_has_begun() -> Result<()> {
+pub(crate) async fn a_polite_stop_finishes_what_it_has_begun() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let node = cluster.others(leader.node)[0].clone();

@@ -17,8 +17,7 @@ use crate::victim::Program;
 /// too early is ready long before.
 const HESITATES: Duration = Duration::from_secs(3);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready() -> Result<()> {
+pub(crate) async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready() -> Result<()> {
     let program = Program::new()?;
     let builder = Playground::builder().env("HSM_NODE_BIN", program.path());
     let cluster = formed_with(builder, |config| {

@@ -66,8 +66,7 @@ pub(crate) async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> R
     .await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
+pub(crate) async fn a_kill_inside_the_installation_of_a_snapshot_is_made_good() -> Result<()> {
     // Three clusters at a time: most of it is waiting for elections.
     let (early, rest) = POINTS.split_at(2);
     let (middle, late) = rest.split_at(2);

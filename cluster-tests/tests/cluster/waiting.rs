@@ -1,0 +1,66 @@
+//! Scenarios that mostly wait, for elections, silences, time-outs and kills: at once, each on a cluster of its own, so that all
+//! of them take little longer than the one that watches an isolated leader for a minute. Each stands in the file of its
+//! question; `HSM_SCENARIOS=restart` runs those alone that have the word in their names.
+
+use anyhow::Result;
+use cluster_tests::lanes::lanes;
+use cluster_tests::scenario;
+
+#[test]
+fn what_mostly_waits() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            crate::partitions::an_isolated_leader_changes_nothing_and_serves_within_its_bounds
+        )],
+        vec![
+            scenario!(crate::partitions::a_healed_node_is_ready_only_with_what_it_missed),
+            scenario!(crate::partitions::a_minority_of_five_is_stale_in_time_and_still_answers),
+            scenario!(crate::restarted_alone::a_node_restarted_in_isolation_is_never_ready),
+        ],
+        vec![
+            scenario!(crate::restart::a_whole_cluster_killed_at_once_loses_nothing_acknowledged),
+            scenario!(crate::restart::a_node_that_was_away_serves_only_with_every_key),
+            scenario!(crate::restart::a_polite_stop_finishes_what_it_has_begun),
+            scenario!(crate::metrics::an_idle_cluster_appends_nothing),
+        ],
+        vec![
+            scenario!(crate::key_life::a_disabled_version_decrypts_nowhere_until_it_is_enabled),
+            scenario!(crate::key_life::a_destroyed_version_is_gone_from_every_token_and_its_number_with_it),
+            scenario!(crate::key_life::a_destruction_that_waits_can_be_undone_and_stays_undone),
+            scenario!(crate::key_life::a_node_that_was_away_destroys_its_copy_before_it_is_ready),
+            scenario!(crate::key_life::a_version_in_recent_use_is_destroyed_by_an_override_only),
+            scenario!(crate::key_life::a_wait_goes_on_under_the_next_leader),
+        ],
+        vec![
+            scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
+            scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
+        ],
+    ])
+}
+
+/// The same, of nodes that are killed or lie at a point of their code.
+#[cfg(feature = "failpoints")]
+#[test]
+fn what_mostly_waits_at_failpoints() -> Result<()> {
+    lanes([
+        vec![
+            scenario!(crate::by_age::versions_are_rotated_by_age_and_never_twice),
+            scenario!(crate::key_life::a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns),
+        ],
+        vec![
+            scenario!(crate::forgeries::a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused),
+            scenario!(
+                crate::forgeries::a_grant_of_nothing_or_of_another_key_is_rejected_and_another_holder_grants
+            ),
+            scenario!(crate::forgeries::a_substituted_slot_key_is_granted_nothing),
+            scenario!(crate::forgeries::a_forged_grant_is_refused),
+            scenario!(crate::forgeries::an_acknowledgement_for_another_node_is_refused),
+        ],
+        vec![
+            scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
+            scenario!(
+                crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
+            ),
+        ],
+    ])
+}
