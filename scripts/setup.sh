@@ -69,6 +69,8 @@ apt_install() {
     policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
       trap "rm -f $policy" EXIT
+      # A shell that a signal ends takes no EXIT trap; left behind, the file would keep every service from starting.
+      trap "exit 130" HUP INT TERM
       printf "#!/bin/sh\nexit 101\n" >"$policy"
       chmod 755 "$policy"
     fi

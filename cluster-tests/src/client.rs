@@ -291,12 +291,23 @@ impl Pki {
         identity: Option<&Identity>,
         endpoints: &[String],
     ) -> Result<Client> {
+        self.client_waiting(ATTEMPT, keeps, identity, endpoints)
+    }
+
+    /// As [`Pki::client_that`], with another time for one answer.
+    pub fn client_waiting(
+        &self,
+        limit: Duration,
+        keeps: bool,
+        identity: Option<&Identity>,
+        endpoints: &[String],
+    ) -> Result<Client> {
         let mut builder = Client::builder()
             .endpoints(endpoints.iter().cloned())
             .ca_pem(self.read("ca.crt")?)
             .retry(Retry::None)
             .keep_alive(keeps)
-            .request_timeout(ATTEMPT);
+            .request_timeout(limit);
         if let Some(identity) = identity {
             builder = builder.identity_pem(&identity.cert, &identity.key);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -165,7 +165,10 @@ impl Connection {
         from: Ipv4Addr,
         preface: &[u8],
     ) -> Result<Self> {
-        let config = client_config(pki, who)?;
+        Self::dial(Arc::new(client_config(pki, who)?), port, from, preface).await
+    }
+
+    async fn dial(config: Arc<ClientConfig>, port: u16, from: Ipv4Addr, preface: &[u8]) -> Result<Self> {
         let opened = async {
             let socket = TcpSocket::new_v4()?;
             socket.bind(SocketAddr::from((from, 0)))?;
@@ -175,10 +178,23 @@ impl Connection {
             stream.set_nodelay(true)?;
             stream.write_all(preface).await?;
             let name = ServerName::try_from("localhost")?;
-            anyhow::Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+            anyhow::Ok(TlsConnector::from(config).connect(name, stream).await?)
         };
         let stream = timeout(PATIENCE, opened).await.context("no handshake")??;
         Ok(Self(Wire::new(stream)))
+    }
+
+    /// Whether a second connection goes by what the first one has proved (RFC 8446 section 2.2).
+    pub async fn is_resumed(pki: &Pki, port: u16, who: &Identity) -> Result<bool> {
+        let config = Arc::new(client_config(pki, who)?);
+        let mut kind = None;
+        for _ in 0..2 {
+            let mut connection = Self::dial(Arc::clone(&config), port, Ipv4Addr::LOCALHOST, &[]).await?;
+            kind = connection.0.stream.get_ref().1.handshake_kind();
+            // A ticket comes before the first answer, if one comes.
+            connection.ask("GET", "/nothing", &[], &Value::Null).await?;
+        }
+        Ok(kind == Some(HandshakeKind::Resumed))
     }
 
     /// Sends one request and waits for its answer.
@@ -204,6 +220,26 @@ impl Connection {
         };
         let answer = timeout(PATIENCE, answered).await.context("no answer")??;
         answer.context("closed without an answer")
+    }
+
+    /// Sends what need not be HTTP; gives all that comes back until the other side closes.
+    pub async fn converse(self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut stream = self.0.stream;
+        let conversed = async {
+            let mut answers = Vec::new();
+            let mut piece = [0_u8; 4096];
+            // Who has closed before all is sent has said why, and an end without a word is an end too.
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.flush().await;
+            while let Ok(length @ 1..) = stream.read(&mut piece).await {
+                answers.extend_from_slice(piece.get(..length).unwrap_or_default());
+                ensure!(answers.len() <= MAX_MESSAGE, "too long for a test");
+            }
+            anyhow::Ok(answers)
+        };
+        timeout(PATIENCE, conversed)
+            .await
+            .context("the connection is still open")?
     }
 
     /// Until the other side has closed it, without being asked anything.

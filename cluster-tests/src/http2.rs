@@ -101,11 +101,23 @@ impl Connection {
     /// Begins a POST of JSON on a stream of its own, whose body is to come. Streams of a client have odd numbers, each higher
     /// than those before.
     pub async fn begin(&mut self, stream: u32, path: &str) -> Result<()> {
+        self.begin_with(stream, path, &[]).await
+    }
+
+    /// As [`Connection::begin`], with further names and values, which need not be such that HTTP/2 allows them.
+    pub async fn begin_with(&mut self, stream: u32, path: &str, further: &[(&str, &str)]) -> Result<()> {
         // RFC 7541 appendix A: POST, https; then names of the table with values that are not kept.
-        let mut block = vec![0x83, 0x87];
-        literal(&mut block, &[0x04], path)?;
-        literal(&mut block, &[0x01], "localhost")?;
-        literal(&mut block, &[0x0f, 0x10], "application/json")?;
+        let mut block = vec![0x83, 0x87, 0x04];
+        string(&mut block, path);
+        block.push(0x01);
+        string(&mut block, "localhost");
+        block.extend_from_slice(&[0x0f, 0x10]);
+        string(&mut block, "application/json");
+        for (name, value) in further {
+            block.push(0x00);
+            string(&mut block, name);
+            string(&mut block, value);
+        }
         self.send(HEADERS, END_HEADERS, stream, &block).await
     }
 
@@ -181,17 +193,30 @@ fn max_streams(settings: &[u8]) -> Option<u32> {
     })
 }
 
-/// RFC 7541 section 6.2.2, without Huffman's code: a name by its number, and a value.
-fn literal(block: &mut Vec<u8>, name: &[u8], value: &str) -> Result<()> {
-    let length = u8::try_from(value.len()).ok().filter(|length| *length < 127);
-    block.extend_from_slice(name);
-    block.push(length.context("too long for a test")?);
-    block.extend_from_slice(value.as_bytes());
-    Ok(())
+/// RFC 7541 section 5.2, without Huffman's code; the length is an integer of section 5.1 with a prefix of 7 bits.
+fn string(block: &mut Vec<u8>, text: &str) {
+    let length = text.len();
+    if length < 127 {
+        block.push(length.to_le_bytes()[0]);
+    } else {
+        block.push(127);
+        let mut rest = length - 127;
+        while rest >= 128 {
+            block.push(rest.to_le_bytes()[0] | 0x80);
+            rest /= 128;
+        }
+        block.push(rest.to_le_bytes()[0]);
+    }
+    block.extend_from_slice(text.as_bytes());
 }
 
 /// RFC 7541 appendix A: the statuses that are one byte, with which an answer begins.
 fn status(block: &[u8]) -> Option<u16> {
+    let block = match block {
+        // A new size of the table may stand before it (section 6.3).
+        [0x20..=0x3e, rest @ ..] => rest,
+        _ => block,
+    };
     match block.first()? {
         0x88 => Some(200),
         0x89 => Some(204),
@@ -201,5 +226,37 @@ fn status(block: &[u8]) -> Option<u16> {
         0x8d => Some(404),
         0x8e => Some(500),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    /// RFC 7541 appendix C.1: 10 fits into its prefix, 1337 does not; there it is one of 5 bits.
+    #[test]
+    fn lengths_are_integers_with_a_prefix() {
+        for (length, head) in [
+            (10, &[10][..]),
+            (126, &[126]),
+            (127, &[127, 0]),
+            (254, &[127, 127]),
+            (255, &[127, 0x80, 1]),
+            (1337, &[127, 0xba, 9]),
+        ] {
+            let mut block = Vec::new();
+            string(&mut block, &"x".repeat(length));
+            assert_eq!(&block[..head.len()], head, "{length}");
+            assert_eq!(block.len(), head.len() + length);
+        }
+    }
+
+    #[test]
+    fn a_status_may_follow_a_new_size_of_the_table() {
+        assert_eq!(status(&[0x88]), Some(200));
+        assert_eq!(status(&[0x20, 0x8c]), Some(400));
+        assert_eq!(status(&[0x08, 0x03, b'4', b'0', b'3']), None);
+        assert_eq!(status(&[]), None);
     }
 }

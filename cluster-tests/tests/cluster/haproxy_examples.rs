@@ -57,12 +57,9 @@ async fn haproxy_ends_tls_for_clients_or_says_where_they_are() -> Result<()> {
     let client = pki.client(Some(&trading), &[haproxy.endpoint()])?;
     let sealed = seal(&client, CONTEXT, b"through the balancer").await?;
     open(&client, CONTEXT, &sealed).await?;
-    let checked = async {
-        tls_ending::a_large_certificate_and_a_large_body(&pki, haproxy.port()).await?;
-        tls_ending::what_a_client_says_of_certificates_is_removed(&pki, haproxy.port()).await?;
-        tls_ending::administrators_are_refused(&pki, haproxy.port()).await
-    };
-    checked.await.with_context(|| haproxy.said())?;
+    tls_ending::check(&pki, haproxy.port())
+        .await
+        .with_context(|| haproxy.said())?;
     drop((client, haproxy));
 
     let haproxy = Haproxy::start(&cluster, "haproxy-pass-through.cfg").await?;

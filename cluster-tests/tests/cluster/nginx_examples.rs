@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::http1::Connection;
-use cluster_tests::{Edge, Nginx, Pki, Playground, until};
+use cluster_tests::{Edge, Nginx, Pki, Playground, http2, until};
 use hsm_api::{Client, paths};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::common::{CONTEXT, open, seal};
@@ -19,6 +19,8 @@ use crate::tls_ending;
 const SOON: Duration = Duration::from_secs(30);
 /// Requests that show that it goes on.
 const SOME: u64 = 40;
+/// Requests of one client at once, as the example has it.
+const AT_ONCE: u32 = 64;
 
 /// Two nodes that trust a proxy's certificate.
 async fn start() -> Result<(Playground, Edge)> {
@@ -32,41 +34,9 @@ async fn start() -> Result<(Playground, Edge)> {
     Ok((cluster, edge))
 }
 
-/// Asks, and is answered with this code, or well.
-async fn expect(
-    connection: &mut Connection,
-    path: &str,
-    body: &Value,
-    code: Option<&str>,
-) -> Result<Option<Value>> {
-    let answer = connection.ask("POST", path, &[], body).await?;
-    let given = answer.code();
-    ensure!(
-        given.as_deref() == code && (code.is_some() || answer.status()? == 200),
-        "{given:?} instead of {code:?}: {answer:?}"
-    );
-    Ok(answer.json().ok())
-}
-
-/// Clients that take turns on connections which they have in common are each who they are.
-async fn identities_do_not_mix(cluster: &Playground, port: u16) -> Result<()> {
-    let pki = cluster.pki();
-    let mut trading = Connection::open(&pki, port, &pki.identity("trading-1")?).await?;
-    let mut owner = Connection::open(&pki, port, &pki.identity("2fa-1")?).await?;
-    let mut other = Connection::open(&pki, port, &pki.issue("2fa-2", Some("2FA"))?).await?;
-    let shared = json!({"context": CONTEXT, "plaintext": "aGVsbG8="});
-    // Its ciphertexts are for one CN.
-    let private = json!({"context": "2fa", "plaintext": "aGVsbG8="});
-    let sealed = expect(&mut owner, paths::ENCRYPT, &private, None).await?;
-    let ciphertext = sealed.context("no answer")?["ciphertext"].clone();
-    let sealed = json!({"context": "2fa", "ciphertext": ciphertext});
-    for _ in 0..5 {
-        expect(&mut trading, paths::ENCRYPT, &shared, None).await?;
-        expect(&mut owner, paths::ENCRYPT, &shared, Some("access_denied")).await?;
-        expect(&mut trading, paths::DECRYPT, &sealed, Some("access_denied")).await?;
-        expect(&mut other, paths::DECRYPT, &sealed, Some("authentication_failed")).await?;
-        expect(&mut owner, paths::DECRYPT, &sealed, None).await?;
-    }
+/// Clients have connections to the nodes in common, and are each who they are.
+async fn identities_do_not_mix(cluster: &Playground, pki: &Pki, port: u16) -> Result<()> {
+    tls_ending::identities_do_not_mix(pki, port).await?;
     // One to each node, as there was never more than one request at a time.
     let nodes = cluster.nodes();
     until("clients with connections in common", SOON, async || {
@@ -77,6 +47,38 @@ async fn identities_do_not_mix(cluster: &Playground, port: u16) -> Result<()> {
         (1.0..=2.0).contains(&connections).then_some(())
     })
     .await
+}
+
+/// What one client has in hand is bounded, on one connection of HTTP/2 too, and others are served meanwhile.
+async fn one_client_does_not_take_all(pki: &Pki, nginx: &Nginx) -> Result<()> {
+    let who = pki.issue("greedy", Some("Trading"))?;
+    let mut greedy = http2::Connection::open(pki, nginx.port(), &who).await?;
+    let stream = |number: u32| 2 * number + 1;
+    for number in 0..=AT_ONCE {
+        greedy.begin(stream(number), paths::ENCRYPT).await?;
+    }
+    let refused = greedy.answer(stream(AT_ONCE)).await?;
+    ensure!(
+        matches!(refused, http2::Answer::Status(status) if status != Some(200)),
+        "{refused:?}"
+    );
+    let said = nginx.errors();
+    ensure!(
+        said.contains("limiting connections"),
+        "it was not refused: {said}"
+    );
+    let trading = pki.client(Some(&pki.identity("trading-1")?), &[nginx.endpoint()])?;
+    seal(&trading, CONTEXT, b"meanwhile").await?;
+    // Of those before it none was refused.
+    greedy
+        .finish(
+            stream(0),
+            br#"{"context": "exchange-key", "plaintext": "aGVsbG8="}"#,
+        )
+        .await?;
+    let served = greedy.answer(stream(0)).await?;
+    ensure!(served == http2::Answer::Status(Some(200)), "{served:?}");
+    Ok(())
 }
 
 /// Encrypts and decrypts until it is told to stop, or until something fails.
@@ -126,10 +128,9 @@ async fn ends_tls(cluster: &Playground, pki: &Pki, nginx: &Nginx) -> Result<()> 
     let client = pki.client(Some(&trading), &[nginx.endpoint()])?;
     let sealed = seal(&client, CONTEXT, b"through nginx").await?;
     open(&client, CONTEXT, &sealed).await?;
-    identities_do_not_mix(cluster, nginx.port()).await?;
-    tls_ending::a_large_certificate_and_a_large_body(pki, nginx.port()).await?;
-    tls_ending::what_a_client_says_of_certificates_is_removed(pki, nginx.port()).await?;
-    tls_ending::administrators_are_refused(pki, nginx.port()).await?;
+    identities_do_not_mix(cluster, pki, nginx.port()).await?;
+    tls_ending::check(pki, nginx.port()).await?;
+    one_client_does_not_take_all(pki, nginx).await?;
     // nginx warns of each body that it writes to a file.
     ensure!(
         !nginx.errors().contains("temporary file"),
