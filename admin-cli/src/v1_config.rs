@@ -3,8 +3,8 @@
 //! from and, under version 1's names, as whom to ask if nobody says so; the token, its PIN and everything else are the
 //! node's, and not looked at.
 //!
-//! What counts, first to last: arguments, the variables `HSMCTL_…`, and under version 1's names the variables
-//! `HSM_SERVER_…`, then the file.
+//! What counts, first to last: arguments, the variables `HSMCTL_…`, a profile that is named and no `--config` beside it,
+//! and under version 1's names the variables `HSM_SERVER_…`, then the file.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -59,13 +59,9 @@ enum Port {
     Text(String),
 }
 
-/// Fills in what version 1's file and variables say and nothing else does, and says so.
-pub(crate) fn apply(global: &mut Global, name: Name) -> Result<()> {
-    apply_in(global, name, &|variable| std::env::var_os(variable))
-}
-
-/// The same in another environment. A variable that is empty says nothing.
-fn apply_in(global: &mut Global, name: Name, env: &dyn Fn(&str) -> Option<OsString>) -> Result<()> {
+/// Fills in what version 1's file and variables say and nothing else does, and says so. A variable that is empty says
+/// nothing.
+pub(crate) fn apply(global: &mut Global, name: Name, env: &dyn Fn(&str) -> Option<OsString>) -> Result<()> {
     let env = |variable: &str| {
         let value = name.is_v1().then(|| env(variable)).flatten();
         value.filter(|value| !value.is_empty())
@@ -234,7 +230,7 @@ mod tests {
 
     /// Called by a name, with these variables and no others.
     fn apply_as(name: Name, global: &mut Global, variables: &[(&str, &str)]) -> Result<()> {
-        apply_in(global, name, &|variable| {
+        apply(global, name, &|variable| {
             let mut known = variables.iter();
             known
                 .find(|(known, _)| *known == variable)

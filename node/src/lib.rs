@@ -7,6 +7,13 @@
 
 #![warn(missing_docs)]
 
+// At a point a process dies, or lets in whoever comes. If another crate's feature could bring them in, `--version` would
+// not say so and releases would not be refused.
+const _: () = assert!(
+    cfg!(feature = "failpoints") == fail::has_failpoints(),
+    "failpoints are compiled in without hsm-node's own feature `failpoints`: build hsm-node with it, or without any"
+);
+
 pub mod admin;
 pub mod app;
 pub mod clock;

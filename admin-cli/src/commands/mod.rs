@@ -32,6 +32,7 @@ mod slot_status;
 mod slot_unlock;
 pub(crate) mod update_checksums;
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -127,15 +128,25 @@ fn is_about_tls(error: &ClientError) -> bool {
     }
 }
 
-/// Fills in what neither an option nor a variable says: from version 1's configuration, which an option names, then from
-/// a profile.
+/// Fills in what neither an option nor a variable says.
 pub(crate) fn prepare(name: Name, cli: &mut Cli) -> Result<()> {
     if !cli.command.asks_nodes() {
         v1_config::pass_over(&cli.global);
         return Ok(());
     }
-    v1_config::apply(&mut cli.global, name)?;
-    profiles::apply(&mut cli.global)
+    fill_in(&mut cli.global, name, &|variable| std::env::var_os(variable))
+}
+
+/// From version 1's configuration, then from a profile. But a profile that is named goes before what only version 1's
+/// variables say: they may be a node's, and it was meant for this command.
+fn fill_in(global: &mut Global, name: Name, env: &dyn Fn(&str) -> Option<OsString>) -> Result<()> {
+    let is_named = global.profile.as_ref().is_some_and(|profile| !profile.is_empty());
+    if is_named && global.config.is_none() {
+        profiles::apply(global, env)?;
+        return v1_config::apply(global, name, env);
+    }
+    v1_config::apply(global, name, env)?;
+    profiles::apply(global, env)
 }
 
 /// Carries a command out.
@@ -215,6 +226,8 @@ fn idempotency_key(given: Option<String>) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
 
     fn tls() -> ClientError {
@@ -249,5 +262,45 @@ mod tests {
         let other = ClientError::Request("x".to_owned());
         let text = format!("{:#}", session.explain(other.into()));
         assert!(!text.contains("/play"), "{text}");
+    }
+
+    /// Where a node runs, version 1's variables are set for it.
+    #[test]
+    fn a_named_profile_goes_before_the_variables_of_version_1_and_not_before_an_option() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".config/hsmctl");
+        std::fs::create_dir_all(&folder).unwrap();
+        let profiles =
+            "profiles: {prod: {endpoints: [https://prod:1], ca: p.crt}, bare: {cert: b.crt, key: b.key}}";
+        std::fs::write(folder.join("profiles.yaml"), profiles).unwrap();
+        let config = home.path().join("config.yaml");
+        std::fs::write(&config, "server: {port: 9443, tls: {ca_path: v.crt}}").unwrap();
+        let variables = [
+            ("HOME", home.path().as_os_str()),
+            ("CONFIG_PATH", config.as_os_str()),
+        ];
+        let filled = |profile: &str, config: Option<&Path>| {
+            let mut global = Global {
+                profile: Some(profile.to_owned()),
+                config: config.map(Path::to_owned),
+                ..Global::default()
+            };
+            let env = |variable: &str| {
+                let found = variables.iter().find(|(known, _)| *known == variable);
+                found.map(|(_, value)| value.to_os_string())
+            };
+            fill_in(&mut global, Name::HsmAdmin, &env).unwrap();
+            (global.endpoints.concat(), global.ca.unwrap(), global.cert)
+        };
+        let (local, own_ca) = ("https://localhost:9443".to_owned(), PathBuf::from("v.crt"));
+        let prod = ("https://prod:1".to_owned(), folder.join("p.crt"), None);
+        assert_eq!(filled("prod", None), prod);
+        assert_eq!(
+            filled("prod", Some(&config)),
+            (local.clone(), own_ca.clone(), None)
+        );
+        // What it leaves out they say.
+        let cert = Some(folder.join("b.crt"));
+        assert_eq!(filled("bare", None), (local, own_ca, cert));
     }
 }

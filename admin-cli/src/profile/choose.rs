@@ -18,16 +18,7 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// Fills in what a profile says and nothing else does. A folder `--pki` has profiles of its own, and then no file is
 /// looked at: whoever has read a playground's `DIR/env` is in the playground.
-pub(crate) fn apply(global: &mut Global) -> Result<()> {
-    apply_in(global, &|variable| std::env::var_os(variable))
-}
-
-/// The profiles' file that counts, and its path; no profiles if the file is not there and was not named.
-pub(crate) fn file_of(global: &Global) -> Result<(Option<PathBuf>, Profiles)> {
-    file_in(global, &|variable| std::env::var_os(variable))
-}
-
-fn apply_in(global: &mut Global, env: Env<'_>) -> Result<()> {
+pub(crate) fn apply(global: &mut Global, env: Env<'_>) -> Result<()> {
     if given(&global.pki).is_some() {
         return match &global.profiles {
             None => Ok(()),
@@ -70,6 +61,11 @@ fn apply_in(global: &mut Global, env: Env<'_>) -> Result<()> {
     global.output = global.output.or(entry.output);
     global.timeout = global.timeout.or(entry.timeout);
     Ok(())
+}
+
+/// The profiles' file that counts, and its path; no profiles if the file is not there and was not named.
+pub(crate) fn file_of(global: &Global) -> Result<(Option<PathBuf>, Profiles)> {
+    file_in(global, &|variable| std::env::var_os(variable))
 }
 
 fn file_in(global: &Global, env: Env<'_>) -> Result<(Option<PathBuf>, Profiles)> {
@@ -132,7 +128,7 @@ profiles:
     }
 
     fn apply_with(global: &mut Global, variables: &[(&str, &Path)]) -> Result<()> {
-        apply_in(global, &|variable| {
+        apply(global, &|variable| {
             let mut known = variables.iter();
             let found = known.find(|(known, _)| *known == variable);
             found.map(|(_, value)| OsString::from(value))

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::access::{MAX_KEPT, revocations};
+use super::audit::plain;
 use super::call::CallError;
 use super::seed;
 use super::seeding::{add_missing, missing};
@@ -26,9 +27,13 @@ use crate::rotation::cluster::Cluster;
 
 /// Before what was not added is tried again, and between looks for a cluster to add it to.
 const AGAIN: Duration = Duration::from_millis(250);
+/// Before a file that has changed is looked at once more, to see whether it stands still.
+const SETTLED: Duration = Duration::from_millis(250);
+/// Before what was refused is asked for again, unless the file changes: there may be room by then, or another leader.
+const REFUSED_AGAIN: Duration = Duration::from_secs(600);
 /// How long this node's state may take to hold everything that was committed before.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// Entries that cannot be used and are named one by one.
+/// Entries that cannot be used, and unknown issuers, that are named one by one.
 const NAMED: usize = 20;
 
 /// A revocation and its reason.
@@ -45,7 +50,7 @@ impl Listed {
         self.0.load_full()
     }
 
-    fn set(&self, entries: Vec<Entry>) {
+    pub(crate) fn set(&self, entries: Vec<Entry>) {
         self.0.store(Arc::new(entries));
     }
 }
@@ -58,7 +63,7 @@ impl FromIterator<Entry> for Listed {
     }
 }
 
-/// What was found at the last look: nothing is done or said twice for the same.
+/// What was found at a look: nothing is done or said twice for the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     /// SHA-256 of the text.
@@ -78,6 +83,16 @@ impl Seen {
     }
 }
 
+/// What a look has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    AsItWas,
+    /// It is another than it was, and may be in the middle of being written.
+    Unsettled,
+    /// What is new in it counts.
+    Changed,
+}
+
 /// The file. See the module.
 #[derive(Clone, Debug)]
 pub struct RevokedFile {
@@ -88,6 +103,8 @@ pub struct RevokedFile {
     issuers: Vec<String>,
     listed: Listed,
     seen: Seen,
+    /// What was found at the last look, if that was not [`Self::seen`].
+    newer: Option<Seen>,
 }
 
 impl RevokedFile {
@@ -104,12 +121,14 @@ impl RevokedFile {
             Err(_) if seen == Seen::Missing => Vec::new(),
             Err(error) => return Err(unreadable(path, &error)),
         };
+        say_foreign(path, &entries, issuers);
         Ok(Self {
             path: path.to_owned(),
             every,
             issuers: issuers.to_vec(),
             listed: entries.into_iter().collect(),
             seen,
+            newer: None,
         })
     }
 
@@ -125,20 +144,22 @@ impl RevokedFile {
         (self.seen == Seen::Missing).then_some(self.path.as_path())
     }
 
-    /// Looks at it again; false: it is as it was. Before there is a cluster a list that is gone still counts: nothing
-    /// else has it.
-    async fn look(&mut self, is_founded: bool) -> bool {
-        let path = self.path.clone();
-        let Ok(read) = tokio::task::spawn_blocking(move || read_revoked(&path)).await else {
-            return false;
+    /// Looks at it again. What is new in it counts once it is found twice: half of a name is another name, and whom it
+    /// revokes stays revoked. Before there is a cluster a list that is gone still counts: nothing else has it.
+    async fn look(&mut self, is_founded: bool) -> Look {
+        let Some((seen, read)) = self.read().await else {
+            return Look::AsItWas;
         };
-        let seen = Seen::of(&read);
+        let found_before = self.newer.take();
         if seen == self.seen {
-            return false;
+            return Look::AsItWas;
         }
-        self.seen = seen;
+        if found_before.as_ref() != Some(&seen) {
+            self.newer = Some(seen);
+            return Look::Unsettled;
+        }
         match read {
-            Ok(text) => self.take(&text),
+            Ok(text) => self.take(text).await,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 tracing::warn!(
                     "configuration: acl.revoked_file: {} is not there any more; what it has said stays revoked",
@@ -150,38 +171,89 @@ impl RevokedFile {
             }
             Err(error) => tracing::warn!("{}", left_as_it_was(&unreadable(&self.path, &error))),
         }
-        true
+        self.seen = seen;
+        Look::Changed
     }
 
-    /// Takes what can be used of a new text.
-    fn take(&self, text: &str) {
-        let entries = match parse_revoked(text, &self.path) {
-            Ok(entries) => entries,
-            Err(error) => {
+    async fn read(&self) -> Option<(Seen, std::io::Result<String>)> {
+        let path = self.path.clone();
+        let read = move || {
+            let read = read_revoked(&path);
+            (Seen::of(&read), read)
+        };
+        tokio::task::spawn_blocking(read).await.ok()
+    }
+
+    /// Takes what can be used of a new text. A long one is taken apart in a thread that nobody's request waits for.
+    async fn take(&self, text: String) {
+        let (path, issuers) = (self.path.clone(), self.issuers.clone());
+        let usable = tokio::task::spawn_blocking(move || Usable::of(&text, &path, &issuers)).await;
+        let Usable {
+            entries,
+            useless,
+            named,
+        } = match usable {
+            Ok(Ok(usable)) => usable,
+            Ok(Err(error)) => {
                 tracing::warn!("{}", left_as_it_was(&error));
                 return;
             }
+            // The process ends, or says why it does.
+            Err(_) => return,
         };
-        let mut listed = Vec::new();
-        let mut useless = 0;
-        for entry in entries {
-            match seed::revoked_by(&self.path, entry, &self.issuers) {
-                Ok(revoked) => listed.extend(revoked),
-                Err(error) => {
-                    useless += 1;
-                    if useless <= NAMED {
-                        tracing::warn!("{error}; until then it revokes nobody");
-                    }
-                }
-            }
+        for error in named {
+            tracing::warn!("{error}; until then it revokes nobody");
         }
+        say_foreign(&self.path, &entries, &self.issuers);
         tracing::info!(
-            entries = listed.len(),
+            entries = entries.len(),
             useless,
             "configuration: acl.revoked_file: {} was read again",
             self.path.display()
         );
-        self.listed.set(listed);
+        self.listed.set(entries);
+    }
+}
+
+/// What can be used of a text, and what cannot.
+struct Usable {
+    entries: Vec<Entry>,
+    useless: usize,
+    /// The first [`NAMED`] of those, each with what to write.
+    named: Vec<ConfigError>,
+}
+
+impl Usable {
+    fn of(text: &str, path: &Path, issuers: &[String]) -> Result<Self, ConfigError> {
+        let (mut entries, mut useless, mut named) = (Vec::new(), 0, Vec::new());
+        for entry in parse_revoked(text, path)? {
+            match seed::revoked_by(path, entry, issuers) {
+                Ok(revoked) => entries.extend(revoked),
+                Err(error) => {
+                    useless += 1;
+                    if useless <= NAMED {
+                        named.push(error);
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            entries,
+            useless,
+            named,
+        })
+    }
+}
+
+/// Says which issuers stand in no file of CAs: what is misspelt revokes nobody.
+fn say_foreign(path: &Path, entries: &[Entry], issuers: &[String]) {
+    for issuer in seed::foreign_issuers(entries, issuers).into_iter().take(NAMED) {
+        tracing::warn!(
+            issuer,
+            "configuration: acl.revoked_file: {}: names an issuer that is none of the configured client CAs; this is \
+             right for an intermediate CA only",
+            path.display()
+        );
     }
 }
 
@@ -203,8 +275,8 @@ fn left_as_it_was(error: &ConfigError) -> String {
 #[derive(Default)]
 struct Pending {
     entries: BTreeMap<RevocationKey, String>,
-    /// Refused as they are; asking again would be an entry of the log each time.
-    refused: bool,
+    /// Refused as they are, and not asked for before then: that may be an entry of the log each time.
+    held_until: Option<Instant>,
     /// That they were not added is said; it is said once until they are, or the file has changed.
     told: bool,
 }
@@ -212,7 +284,11 @@ struct Pending {
 impl Pending {
     /// The file has changed.
     fn anew(&mut self) {
-        (self.refused, self.told) = (false, false);
+        (self.held_until, self.told) = (None, false);
+    }
+
+    fn is_held(&self) -> bool {
+        self.held_until.is_some_and(|until| Instant::now() < until)
     }
 
     fn take(&mut self, lacking: Vec<Entry>) {
@@ -234,7 +310,7 @@ impl Pending {
                     tracing::info!(
                         target: "audit", epoch = crate::logging::epoch(),
                         added = added.len(),
-                        first = revocations::text(first),
+                        first = plain(&revocations::text(first)),
                         "revocations of this node's configuration added"
                     );
                 }
@@ -242,7 +318,9 @@ impl Pending {
             }
             Err(error) => {
                 let CallError { code, detail } = &error;
-                self.refused = matches!(code, ErrorCode::InvalidArgument | ErrorCode::AccessDenied);
+                let refused = matches!(code, ErrorCode::InvalidArgument | ErrorCode::AccessDenied);
+                self.held_until = refused.then(|| Instant::now() + REFUSED_AGAIN);
+                let again = if refused { REFUSED_AGAIN } else { AGAIN };
                 // These end by themselves, or another leader takes over.
                 let waits = matches!(
                     code,
@@ -258,12 +336,12 @@ impl Pending {
                         tracing::error!(
                             target: "audit", epoch = crate::logging::epoch(),
                             detail,
-                            again = !self.refused,
+                            again_s = again.as_secs_f64(),
                             "revocations of this node's configuration not added"
                         );
                     }
                 }
-                self.refused
+                refused
             }
         }
     }
@@ -307,11 +385,16 @@ pub async fn drive(cluster: Arc<dyn Cluster>, mut file: RevokedFile) {
     loop {
         let now = Instant::now();
         if now >= due {
-            due = now + file.every;
             let is_founded = cluster.published().state.meta().is_some();
-            if file.look(is_founded).await {
+            let look = file.look(is_founded).await;
+            if look == Look::Changed {
                 pending.anew();
             }
+            let until_next = match look {
+                Look::Unsettled => SETTLED,
+                Look::AsItWas | Look::Changed => file.every,
+            };
+            due = now + until_next;
         }
         let done = pass(&*cluster, &file.listed.load(), &mut pending).await;
         let pause = if done {
@@ -327,7 +410,7 @@ pub async fn drive(cluster: Arc<dyn Cluster>, mut file: RevokedFile) {
 
 /// One attempt. False: it is to be tried again soon.
 async fn pass(cluster: &dyn Cluster, listed: &[Entry], pending: &mut Pending) -> bool {
-    if listed.is_empty() && pending.entries.is_empty() || pending.refused {
+    if listed.is_empty() && pending.entries.is_empty() || pending.is_held() {
         return true;
     }
     // A founder leads before there is a cluster to add to; its own command brings the first ones.

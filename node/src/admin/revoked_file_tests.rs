@@ -37,9 +37,15 @@ impl Site {
         let lines = Lines::default();
         let logged_here = lines.collect();
         // The reading itself is another thread's, and says nothing.
-        self.file.look(true).await;
+        self.has_changed(true).await;
         drop(logged_here);
         lines
+    }
+
+    /// Whether there is anything new, which is found twice.
+    async fn has_changed(&mut self, is_founded: bool) -> bool {
+        let first = self.file.look(is_founded).await;
+        first == Look::Unsettled && self.file.look(is_founded).await == Look::Changed
     }
 
     fn names(&self) -> Vec<String> {
@@ -78,11 +84,11 @@ fn unrevoke(cluster: &FakeCluster, cn: &str) {
 async fn what_is_appended_is_listed_and_the_same_text_is_not_read_twice() {
     let mut site = Site::new("revoked: [{cn: a}]\n");
     assert_eq!(site.names(), ["cn a"]);
-    assert!(!site.file.look(true).await);
+    assert_eq!(site.file.look(true).await, Look::AsItWas);
     site.write("revoked: [{cn: a}, {cn: b}]\n");
-    assert!(site.file.look(true).await);
+    assert!(site.has_changed(true).await);
     assert_eq!(site.names(), ["cn a", "cn b"]);
-    assert!(!site.file.look(true).await);
+    assert_eq!(site.file.look(true).await, Look::AsItWas);
 }
 
 #[tokio::test]
@@ -136,7 +142,7 @@ async fn a_file_that_is_gone_is_said_once_and_is_read_when_it_is_back() {
     let mut site = Site::new("revoked: [{cn: a}]\n");
     std::fs::remove_file(site.path()).unwrap();
     // The only one who knows.
-    assert!(site.file.look(false).await);
+    assert!(site.has_changed(false).await);
     assert_eq!(
         (site.names(), site.file.missing()),
         (vec!["cn a".to_owned()], Some(&*site.path()))
@@ -234,6 +240,62 @@ async fn what_is_refused_is_not_asked_again_until_the_file_has_changed() {
     pending.anew();
     assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
     assert_eq!(commands(&cluster), 1);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_asked_for_again_after_a_while_and_said_once() {
+    let cluster = FakeCluster::new(World::new(1));
+    let mut pending = Pending::default();
+    let lines = Lines::default();
+    let logged_here = lines.collect();
+    for _ in 0..2 {
+        let refused = ProposeError::TooLarge { bytes: 1 << 20 };
+        cluster.failures.lock().unwrap().push((refused, false));
+        assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
+        assert!(pending.is_held());
+        pending.held_until = Some(Instant::now());
+    }
+    // Somebody has made room.
+    assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
+    drop(logged_here);
+    assert_eq!(revoked(&cluster), ["cn a"]);
+    assert_eq!(lines.count("message", "not added"), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_being_written_is_not_believed_yet() {
+    let mut site = Site::new("revoked: []\n");
+    for half in ["revoked:\n  - cn: ad", "revoked:\n  - cn: admin", ""] {
+        site.write(half);
+        assert_eq!(site.file.look(true).await, Look::Unsettled, "{half:?}");
+        assert!(site.names().is_empty());
+    }
+    // Replaced by one that takes its place.
+    std::fs::remove_file(site.path()).unwrap();
+    assert_eq!(site.file.look(true).await, Look::Unsettled);
+    site.write("revoked:\n  - cn: admin-2\n");
+    assert!(site.has_changed(true).await);
+    assert_eq!(site.names(), ["cn admin-2"]);
+    // Found once, and as it was again.
+    site.write("revoked: []\n");
+    assert_eq!(site.file.look(true).await, Look::Unsettled);
+    site.write("revoked:\n  - cn: admin-2\n");
+    assert_eq!(site.file.look(true).await, Look::AsItWas);
+    site.write("revoked: []\n");
+    assert_eq!(site.file.look(true).await, Look::Unsettled);
+}
+
+#[tokio::test]
+async fn an_unknown_issuer_is_named_once() {
+    let mut site = Site::new("revoked: []\n");
+    let entry = |serial: u32, issuer: &str| format!("  - {{serial: '{serial}', issuer: '{issuer}'}}\n");
+    let known = entry(1, "CN=A");
+    let others: String = (1..100).map(|serial| entry(serial, "CN=Other")).collect();
+    site.write(&format!("revoked:\n{known}{others}"));
+    let said = site.look().await;
+    assert_eq!(site.names().len(), 100);
+    assert_eq!(said.count("message", "none of the configured client CAs"), 1);
+    assert_eq!(said.count("issuer", "CN=Other"), 1);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! differences are not applied from here, except that revocations are still added
 //! ([`super::revoked_file`]).
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use raft_store::state::access::{Acl, RevocationKey};
@@ -78,11 +79,13 @@ impl Seed {
         let shown = path.display();
         if founded {
             tracing::warn!(
-                "configuration: acl.revoked_file: {shown} is not there; what it has said before stays revoked, and the                  node goes on looking for it"
+                "configuration: acl.revoked_file: {shown} is not there; what it has said before stays revoked, and the \
+                 node goes on looking for it"
             );
         } else if self.of_version_1 {
             tracing::warn!(
-                "configuration: acl.revoked_file: {shown} is not there; nobody is revoked, and the node goes on looking                  for it"
+                "configuration: acl.revoked_file: {shown} is not there; nobody is revoked, and the node goes on looking \
+                 for it"
             );
         } else {
             return Err(ConfigError::invalid(
@@ -201,7 +204,9 @@ fn reason(entry: &RevokedEntry) -> String {
         Some(date) => format!("{given} ({date})"),
         None => given.to_owned(),
     };
-    text.trim_start().chars().take(200).collect()
+    // One line, as administrators have to write it: it is shown to people.
+    let line = text.trim().chars().take(200);
+    line.map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What an entry revokes; never nothing. v1 matched by CN alone, and so does an entry with a CN, unless
@@ -239,7 +244,7 @@ fn keys(
         )
     })?;
     let issuers = match issuer {
-        Some(issuer) => vec![named_issuer(&issuer, place, client_issuer_dns)?],
+        Some(issuer) => vec![named_issuer(&issuer, place)?],
         None => client_issuer_dns.to_vec(),
     };
     let by_serial = issuers.into_iter().map(|issuer| RevocationKey::Serial {
@@ -250,7 +255,7 @@ fn keys(
 }
 
 /// An issuer in the form in which identities have it.
-fn named_issuer(written: &str, place: &str, known: &[String]) -> Result<String, ConfigError> {
+fn named_issuer(written: &str, place: &str) -> Result<String, ConfigError> {
     let issuer = dn::normalise(written);
     if !issuer.contains('=') {
         return Err(ConfigError::invalid(
@@ -260,15 +265,22 @@ fn named_issuer(written: &str, place: &str, known: &[String]) -> Result<String, 
             "write it as `openssl x509 -noout -issuer -nameopt RFC2253` prints it after `issuer=`",
         ));
     }
-    // Not an error: clients may bring intermediate CAs that stand in no file.
-    if !known.contains(&issuer) {
-        tracing::warn!(
-            issuer,
-            "configuration: acl.revoked_file: {place}: the issuer is none of the configured client CAs; \
-             this is right for an intermediate CA only"
-        );
-    }
     Ok(issuer)
+}
+
+/// Issuers that are none of the configured CAs, each once. No error: clients may bring intermediate CAs that stand in no
+/// file.
+pub(super) fn foreign_issuers<'a>(
+    revocations: &'a [(RevocationKey, String)],
+    known: &[String],
+) -> BTreeSet<&'a str> {
+    let named = revocations.iter().filter_map(|(key, _)| match key {
+        RevocationKey::Serial { issuer, .. } => Some(issuer.as_str()),
+        RevocationKey::CommonName(_) | RevocationKey::Fingerprint(_) => None,
+    });
+    named
+        .filter(|issuer| !known.iter().any(|it| it == issuer))
+        .collect()
 }
 
 /// A serial number as identities have it: lower-case hex without leading zeros. People write it with or
@@ -449,6 +461,7 @@ mod tests {
         assert_eq!(dated(Some("lost")), "lost (2025-01-01)");
         assert_eq!(dated(None), "(2025-01-01)");
         assert_eq!(dated(Some(&"x".repeat(1000))).len(), 200);
+        assert_eq!(dated(Some("lost\nby \u{1b}[2Jme")), "lost by  [2Jme (2025-01-01)");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -202,16 +203,24 @@ pub(super) fn fingerprint(key: &str, text: &str) -> Result<[u8; 32], ConfigError
 
 /// Bytes of a list of revocations: more than the 50,000 that a cluster keeps.
 const MAX_LIST: u64 = 16 << 20;
+/// Mappings, keys and values in it: 50,000 entries with every field.
+const MAX_NODES: usize = 600_000;
 
 /// Reads the text of v1's `revoked.yaml`.
 ///
 /// # Errors
-/// The operating system's, [`std::io::ErrorKind::NotFound`] among them, and what is no text or too long.
+/// The operating system's, [`std::io::ErrorKind::NotFound`] among them, and what is no file, no text or too long.
 pub fn read_revoked(path: &Path) -> std::io::Result<String> {
+    // Whoever opens a pipe otherwise waits for its other end, for ever.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no regular file"));
+    }
     let mut text = String::new();
-    std::fs::File::open(path)?
-        .take(MAX_LIST + 1)
-        .read_to_string(&mut text)?;
+    file.take(MAX_LIST + 1).read_to_string(&mut text)?;
     if text.len() as u64 <= MAX_LIST {
         return Ok(text);
     }
@@ -230,12 +239,12 @@ pub fn parse_revoked(text: &str, path: &Path) -> Result<Vec<RevokedEntry>, Confi
     struct Revoked {
         revoked: Option<Vec<Spanned<RevokedEntry>>>,
     }
+    let mut options = super::yaml_options();
+    options.budget = serde_saphyr::budget! { max_nodes: MAX_NODES };
     let parsed: Revoked =
-        serde_saphyr::from_str_with_options(text, super::yaml_options()).map_err(|error| {
-            ConfigError::Syntax {
-                path: path.to_owned(),
-                problem: error.to_string(),
-            }
+        serde_saphyr::from_str_with_options(text, options).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            problem: error.to_string(),
         })?;
     let entries = parsed.revoked.unwrap_or_default().into_iter();
     let placed = entries.map(|entry| RevokedEntry {
@@ -368,6 +377,29 @@ mod tests {
         long.as_file().set_len(MAX_LIST + 1).unwrap();
         let error = read_revoked(long.path()).unwrap_err();
         assert_eq!(error.to_string(), "it is larger than 16 MiB");
+    }
+
+    #[test]
+    fn a_pipe_or_a_folder_in_the_place_of_a_list_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for no_file in [&*pipe, folder.path()] {
+            let error = read_revoked(no_file).unwrap_err();
+            assert_eq!(error.to_string(), "it is no regular file");
+        }
+    }
+
+    #[test]
+    fn as_many_entries_as_a_cluster_keeps_are_read_and_what_only_grows_when_it_is_read_is_not() {
+        const KEPT: usize = crate::admin::access::MAX_KEPT;
+        let entry = "- {cn: a, serial: '1', issuer: 'CN=A', reason: lost, date: '2025-01-01'}\n";
+        let parse = |text: &str| parse_revoked(text, Path::new("r.yaml"));
+        let most = format!("revoked:\n{}", entry.repeat(KEPT));
+        assert!((most.len() as u64) < MAX_LIST);
+        assert_eq!(parse(&most).unwrap().len(), KEPT);
+        let bomb = format!("revoked:\n- &a {{cn: a}}\n{}", "- *a\n".repeat(2 * KEPT));
+        assert!(parse(&bomb).is_err());
     }
 
     #[test]

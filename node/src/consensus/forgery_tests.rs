@@ -12,6 +12,7 @@ use raft_store::command::{
     LeaseInvocations, Op, Refusal, RegisterSlotKey,
 };
 use raft_store::names::{Boot, ContextName, ContextUid, Incarnation, RaftId, SlotName, TransportId};
+use raft_store::state::access::RevocationKey;
 use raft_store::state::context::{BindingMode, RotationPolicy};
 use raft_store::state::node::SlotKey;
 use raft_store::state::slot::{Grant, Grantee, TransportMode};
@@ -196,6 +197,43 @@ async fn a_member_speaks_for_itself_only() {
     assert_eq!(reason, TurnedAway::OtherIncarnation { raft_id: id });
     // Nobody answers at its address: it is a member and does not count for the majority.
     assert_eq!(world.voters(), BTreeSet::from([1]));
+}
+
+/// Its word is taken, whomever it names; so the leader says whose word it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_revokes_is_in_the_audit_as_its_own_act_and_once() {
+    let world = World::new("revoker").await;
+    let id = world.admit().await;
+    let key = RevocationKey::CommonName("admin".to_owned());
+    let revoke = |reason: &str| {
+        Op::AddRevocations(AddRevocations {
+            revocations: vec![(key.clone(), reason.to_owned())],
+        })
+    };
+    for reason in ["\u{1b}[2Jlost", "again"] {
+        let nonce = crate::clock::random_id();
+        let own = Request::Own {
+            nonce,
+            op: Box::new(revoke(reason)),
+        };
+        let answer = world.ask(&world.hello(id), own).await.unwrap();
+        assert!(matches!(answer, Response::Own(Ok(_))));
+    }
+    let published = world.node.published();
+    let stored = published.state.revocations().get(&key).unwrap();
+    assert_eq!(stored.reason, "\u{fffd}[2Jlost");
+    let lines = world.audited();
+    let revoked: Vec<_> = lines
+        .iter()
+        .filter(|line| line["action"] == "revocations.add")
+        .collect();
+    assert_eq!(revoked.len(), 1, "{lines:#?}");
+    let line = revoked[0];
+    for (field, value) in [("target", "audit"), ("outcome", "done"), ("resource", "cn admin")] {
+        assert_eq!(line[field], value, "{field}");
+    }
+    assert_eq!(line["raft_id"], id);
+    assert_eq!(line["added"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

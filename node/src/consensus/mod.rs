@@ -37,6 +37,7 @@ mod propose;
 mod refusals;
 mod register;
 mod repeat;
+mod revoking;
 mod server;
 mod shared;
 mod start;

@@ -115,9 +115,10 @@ impl Shared {
         let (id, origin) = (RequestId::Node { node, nonce }, Origin::Node(node));
         let proposed = if op.forwardable_from_node() {
             // What a peer may never do must not make the log grow, however often it tries.
-            match self.forbidden(&id, &origin, &op) {
-                Some(forbidden) => Err(ProposeError::Refused(forbidden.into())),
-                None => self.propose(id, [0; 32], origin, op).await,
+            match (self.forbidden(&id, &origin, &op), op) {
+                (Some(forbidden), _) => Err(ProposeError::Refused(forbidden.into())),
+                (None, Op::AddRevocations(asked)) => self.revoke_for_member(id, node, asked).await,
+                (None, op) => self.propose(id, [0; 32], origin, op).await,
             }
         } else {
             let operation = asked.to_owned();

@@ -340,10 +340,16 @@ impl World {
         }
     }
 
-    /// The audit names the attacker, what it asked for and why it was refused.
-    pub(super) fn assert_audited(&self, raft_id: RaftId, asked: &str, reason: &str) {
+    /// What the audit has of the attacker.
+    pub(super) fn audited(&self) -> Vec<serde_json::Value> {
         let mut lines = audit().all();
         lines.retain(|line| line["peer"] == self.name);
+        lines
+    }
+
+    /// The audit names the attacker, what it asked for and why it was refused.
+    pub(super) fn assert_audited(&self, raft_id: RaftId, asked: &str, reason: &str) {
+        let lines = self.audited();
         let found = lines.iter().any(|line| {
             line["target"] == "audit"
                 && line["outcome"] == "refused"

@@ -8,12 +8,15 @@ use arc_swap::ArcSwapOption;
 use raft_store::storage::Published;
 
 use crate::admin::authorise::rules;
+use crate::admin::revoked_file::Entry;
 use crate::admin::seed::Seed;
 use crate::policy::{Policy, Revocations};
 
 struct Known {
     /// Keeps the rows alive that `policy` was made of, so that their addresses stay theirs.
     published: Arc<Published>,
+    /// What stood in the node's own file of revocations.
+    listed: Arc<Vec<Entry>>,
     policy: Arc<Policy>,
 }
 
@@ -37,9 +40,11 @@ impl PolicyCache {
         let known = self.known.load();
         if let Some(known) = known.as_ref()
             && same(&known.published, &published)
+            && self.is_as_listed(known)
         {
             return Arc::clone(&known.policy);
         }
+        let listed = self.seed.revocations.load();
         let revocations = published.state.revocations();
         let policy = match known
             .as_ref()
@@ -52,9 +57,15 @@ impl PolicyCache {
         // A slower thread may put an older one back; the next request sees that it is.
         self.known.store(Some(Arc::new(Known {
             published,
+            listed,
             policy: Arc::clone(&policy),
         })));
         policy
+    }
+
+    /// Before there is a cluster the node's own file says who is revoked, and it is read again while the node runs.
+    fn is_as_listed(&self, known: &Known) -> bool {
+        known.published.state.acl().is_some() || Arc::ptr_eq(&known.listed, &self.seed.revocations.load())
     }
 }
 
@@ -78,6 +89,7 @@ mod tests {
     use raft_store::state::access::RevocationKey;
 
     use super::*;
+    use crate::admin::revoked_file::Listed;
     use crate::identity::{Identity, Principal};
     use crate::rotation::testing::{ISSUER, World};
 
@@ -183,16 +195,19 @@ mod tests {
 
     #[test]
     fn before_there_is_a_cluster_the_seed_rules() {
+        let by_cn = |cn: &str| (RevocationKey::CommonName(cn.to_owned()), String::new());
+        let listed: Listed = [by_cn("gone")].into_iter().collect();
         let cache = PolicyCache::new(Seed {
-            revocations: [(RevocationKey::CommonName("gone".to_owned()), String::new())]
-                .into_iter()
-                .collect(),
+            revocations: listed.clone(),
             ..seed()
         });
         let none = Arc::new(Published::default());
         let before = cache.of(Arc::clone(&none));
         assert_eq!((before.revocations.len(), before.roles().len()), (1, 0));
-        assert!(Arc::ptr_eq(&before, &cache.of(none)));
+        assert!(Arc::ptr_eq(&before, &cache.of(Arc::clone(&none))));
+        // Its file is read while it waits for a cluster.
+        listed.set(vec![by_cn("gone"), by_cn("lost")]);
+        assert_eq!(cache.of(none).revocations.len(), 2);
         let after = cache.of(Arc::new(World::new(1).published()));
         assert_eq!((after.revocations.len(), after.roles().len()), (0, 3));
     }

@@ -400,6 +400,8 @@ pub enum Bounded {
     Claims,
     /// Invocations under one version.
     Invocations,
+    /// Certificates that are revoked.
+    Revocations,
 }
 
 impl Bounded {

@@ -90,7 +90,8 @@ impl AccessBody {
     }
 }
 
-fn listed<'a>(mut keys: impl Iterator<Item = &'a RevocationKey>) -> String {
+/// Several, for the audit.
+pub(crate) fn listed<'a>(mut keys: impl Iterator<Item = &'a RevocationKey>) -> String {
     let first = keys.next().map(revocations::text).unwrap_or_default();
     match keys.count() {
         0 => first,

@@ -356,6 +356,10 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         says(large(Bounded::UseCount), &["70001 uses", "report", "next"]),
         says(large(Bounded::Claims), &["70001 versions", "invocations", "next"]),
         says(large(Bounded::Invocations), &["70001 invocations", "write less"]),
+        says(
+            large(Bounded::Revocations),
+            &["70001 revoked certificates", "unrevoke"],
+        ),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),
     ]

@@ -327,6 +327,7 @@ impl Bounded {
             Bounded::Uses | Bounded::UseCount => "the rest goes into the next report",
             Bounded::Claims => "the rest goes into the next request",
             Bounded::Invocations => "no key of AES-GCM takes more; write less",
+            Bounded::Revocations => "take those back whose certificates have expired (hsmctl unrevoke)",
             Bounded::Advance => "advance in smaller steps",
         }
     }
@@ -350,6 +351,7 @@ impl fmt::Display for Bounded {
             Bounded::UseCount => f.write_str("uses of one version in a report"),
             Bounded::Claims => f.write_str("versions in one request for invocations"),
             Bounded::Invocations => f.write_str("invocations under one key version"),
+            Bounded::Revocations => f.write_str("revoked certificates"),
         }
     }
 }

@@ -207,11 +207,13 @@ fn invalid() -> Vec<Invalid> {
         context: context(),
         version: 7,
     };
-    let latest = [Bounded::UseCount, Bounded::Claims, Bounded::Invocations].map(|what| Invalid::TooLarge {
-        what,
-        size,
-        most,
-    });
+    let latest = [
+        Bounded::UseCount,
+        Bounded::Claims,
+        Bounded::Invocations,
+        Bounded::Revocations,
+    ]
+    .map(|what| Invalid::TooLarge { what, size, most });
     all.chain([Invalid::NoAdmin, order]).chain(latest).collect()
 }
 
