@@ -20,6 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod consensus;
 pub mod destruction;
+mod durable;
 #[cfg(feature = "failpoints")]
 pub mod failpoints;
 #[cfg(feature = "fuzzing")]
@@ -30,6 +31,7 @@ pub mod http;
 pub mod identity;
 pub mod keyring;
 pub mod leases;
+mod lock;
 pub mod log_budget;
 pub mod logging;
 pub mod metrics;

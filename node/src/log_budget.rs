@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
 
 use crate::identity::Principal;
+use crate::lock::lock;
 
 /// Lines of one source in one [`WINDOW`].
 const LINES: u32 = 50;
@@ -80,10 +81,6 @@ pub fn say_suppressed() {
             "audit lines suppressed"
         );
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Default)]

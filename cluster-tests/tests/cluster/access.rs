@@ -2,148 +2,28 @@
 //! do is lock everybody out.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::{Identity, Node, Playground, until};
-use hsm_api::admin::{
-    AclMapping, AclQuestion, RevocationMatch, RevokeRequest, SetAclRequest, UnrevokeRequest,
-};
+use hsm_api::admin::{AclMapping, AclQuestion, SetAclRequest};
 use hsm_api::client::Method;
 use hsm_api::data::EncryptRequest;
 use hsm_api::{Client, ErrorCode, paths};
-use rustls::{ClientConfig, HandshakeKind, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::audit::every_change_is_audited_where_it_was_asked_for_and_on_the_leader;
-#[cfg(feature = "failpoints")]
-use crate::audit::what_a_follower_lets_through_the_leader_refuses;
-use crate::common::{CONTEXT, formed_with, open, seal};
+use crate::common::{CONTEXT, open, seal};
+use crate::open_connections::open_everywhere;
 use crate::roles::each_role_may_what_it_is_for;
 
 /// From the answer to a change until every node that is reached goes by it.
-const IN_FORCE: Duration = Duration::from_secs(1);
+pub(crate) const IN_FORCE: Duration = Duration::from_secs(1);
 /// The same, where it is only waited for.
-const SETTLED: Duration = Duration::from_secs(10);
+pub(crate) const SETTLED: Duration = Duration::from_secs(10);
 /// The name of every playground's cluster.
 const CLUSTER: &str = "playground";
 const OPERATIONS: [&str; 4] = ["encrypt", "decrypt", "rewrap", "datakey"];
-
-/// One connection that is kept open, asked in plain HTTP/1.1: a client of the API would open another one.
-struct Open(TlsStream<TcpStream>);
-
-impl Open {
-    async fn connect(cluster: &Playground, node: &Node, who: &Identity) -> Result<Self> {
-        Self::connect_with(Self::config(cluster, who)?, node).await
-    }
-
-    /// What keeps sessions that can be resumed, as clients do.
-    fn config(cluster: &Playground, who: &Identity) -> Result<Arc<ClientConfig>> {
-        let mut roots = RootCertStore::empty();
-        let ca = std::fs::read(cluster.pki().dir().join("ca.crt"))?;
-        roots.add(CertificateDer::from_pem_slice(&ca)?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![CertificateDer::from(who.der()?)],
-                PrivateKeyDer::from_pem_slice(who.key.as_bytes())?,
-            )?;
-        Ok(Arc::new(config))
-    }
-
-    async fn connect_with(config: Arc<ClientConfig>, node: &Node) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", node.api_port)).await?;
-        let name = ServerName::try_from("localhost")?;
-        Ok(Self(TlsConnector::from(config).connect(name, stream).await?))
-    }
-
-    /// The status of one encryption; nothing if the connection has ended.
-    async fn encrypt(&mut self) -> Option<u16> {
-        let body = format!(r#"{{"context":"{CONTEXT}","plaintext":"aGVsbG8="}}"#);
-        let request = format!(
-            "POST {} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            paths::ENCRYPT,
-            body.len()
-        );
-        self.0.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = Vec::new();
-        let mut piece = [0_u8; 4096];
-        loop {
-            let read = timeout(Duration::from_secs(5), self.0.read(&mut piece)).await;
-            let length = read.ok()?.ok().filter(|length| *length > 0)?;
-            answer.extend_from_slice(&piece[..length]);
-            if let Some(status) = whole(&answer) {
-                return Some(status);
-            }
-        }
-    }
-
-    /// Until it is refused or closed.
-    async fn until_refused(mut self) {
-        while let Some(status) = self.encrypt().await {
-            if status == 403 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-
-    /// Until an encryption is answered with this status; nothing if the connection has ended before.
-    async fn until_answered(mut self, status: u16) -> Option<Self> {
-        while self.encrypt().await? != status {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Some(self)
-    }
-
-    /// Until the node has closed it, without being asked anything.
-    async fn until_closed(mut self) -> Result<()> {
-        let mut byte = [0_u8; 1];
-        match timeout(Duration::from_secs(10), self.0.read(&mut byte)).await {
-            Err(_) => bail!("the connection is still open"),
-            Ok(Ok(1..)) => bail!("something was sent"),
-            Ok(_) => Ok(()),
-        }
-    }
-}
-
-/// The status of an answer that has arrived whole.
-fn whole(answer: &[u8]) -> Option<u16> {
-    let text = String::from_utf8_lossy(answer);
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))?;
-    let length: usize = length.trim().parse().ok()?;
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    (body.len() >= length).then_some(status)
-}
-
-/// An open connection to every node, each of which has been answered.
-async fn open_everywhere(cluster: &Playground, who: &Identity) -> Result<Vec<Open>> {
-    let mut all = Vec::new();
-    for node in cluster.nodes() {
-        let mut open = Open::connect(cluster, &node, who).await?;
-        ensure!(
-            open.encrypt().await == Some(200),
-            "{} does not encrypt",
-            node.id()
-        );
-        all.push(open);
-    }
-    Ok(all)
-}
 
 /// The code that one node answers an encryption with, on a new connection.
 async fn code_on(cluster: &Playground, node: &Node, who: &Identity) -> Result<Option<ErrorCode>> {
@@ -155,7 +35,11 @@ async fn code_on(cluster: &Playground, node: &Node, who: &Identity) -> Result<Op
 }
 
 /// Until every node answers an encryption with this; a follower hears of a change a moment after its answer.
-async fn everywhere(cluster: &Playground, who: &Identity, wanted: Option<ErrorCode>) -> Result<()> {
+pub(crate) async fn everywhere(
+    cluster: &Playground,
+    who: &Identity,
+    wanted: Option<ErrorCode>,
+) -> Result<()> {
     for node in cluster.nodes() {
         let what = format!("{wanted:?} from {}", node.id());
         until(&what, SETTLED, async || {
@@ -166,13 +50,13 @@ async fn everywhere(cluster: &Playground, who: &Identity, wanted: Option<ErrorCo
     Ok(())
 }
 
-fn write(cluster: &Playground, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
+pub(crate) fn write(cluster: &Playground, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
     let path = cluster.scratch().join(name);
     std::fs::write(&path, content)?;
     Ok(path)
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str().context("folder is not UTF-8")
 }
 
@@ -205,191 +89,6 @@ pub(crate) async fn change_acl(cluster: &Playground, change: impl FnOnce(&mut Va
         })
         .await
         .with_context(|| node.id())?;
-    }
-    Ok(())
-}
-
-fn serial_hex(who: &Identity) -> Result<String> {
-    Ok(hex::encode(who.serial()?))
-}
-
-fn by_serial(cluster: &Playground, who: &Identity) -> Result<RevocationMatch> {
-    Ok(RevocationMatch {
-        serial: Some(serial_hex(who)?),
-        issuer: Some(cluster.pki().client_ca_name()),
-        ..RevocationMatch::default()
-    })
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be_taken_back() -> Result<()> {
-    let cluster = Playground::start(3).await?;
-    let issuer = cluster.pki().client_ca_name();
-    for kind in ["cn", "serial", "fingerprint", "certificate", "crl"] {
-        let cn = format!("victim-{kind}");
-        let victim = cluster.pki().issue(&cn, Some("Trading"))?;
-        let bystander = cluster.pki().issue("bystander", Some("Trading"))?;
-        let file = match kind {
-            "crl" => write(&cluster, "list.pem", cluster.pki().crl(&[&victim])?)?,
-            _ => write(&cluster, "victim.pem", &victim.cert)?,
-        };
-        let file = text(&file)?;
-        let (serial, print) = (serial_hex(&victim)?, hex::encode(Sha256::digest(victim.der()?)));
-        let named = match kind {
-            "cn" => vec!["--cn", &cn],
-            "serial" => vec!["--serial", &serial, "--issuer", &issuer],
-            "fingerprint" => vec!["--fingerprint", &print],
-            "certificate" => vec!["--certificate", file],
-            _ => vec!["--crl", file],
-        };
-        let open = open_everywhere(&cluster, &victim).await?;
-        let others = open_everywhere(&cluster, &bystander).await?;
-        let revoke = [&["revoke", "--reason", "lost"][..], &named].concat();
-        cluster.hsmctl(&revoke).await?.ok().context(kind)?;
-        let returned = Instant::now();
-        for open in open {
-            open.until_closed().await.context(kind)?;
-        }
-        let took = returned.elapsed();
-        ensure!(took < IN_FORCE, "{kind}: closed {took:?} after the answer");
-        everywhere(&cluster, &victim, Some(ErrorCode::CertificateRevoked)).await?;
-        for mut open in others {
-            ensure!(
-                open.encrypt().await == Some(200),
-                "{kind}: somebody else was cut off"
-            );
-        }
-        // Doing it twice is doing it once.
-        cluster.hsmctl(&revoke).await?.ok().context(kind)?;
-        let listed = cluster.hsmctl_as("auditor", &["revocations", "-o", "json"], &[]);
-        let listed: Value = serde_json::from_slice(&listed.await?.ok()?)?;
-        ensure!(
-            listed["revocations"].as_array().map(Vec::len) == Some(1),
-            "{kind}: {listed}"
-        );
-        ensure!(listed["revocations"][0]["reason"] == "lost", "{listed}");
-
-        let named = if kind == "crl" {
-            vec!["--serial", &serial, "--issuer", &issuer]
-        } else {
-            named
-        };
-        let unrevoke = [&["unrevoke"][..], &named].concat();
-        cluster.hsmctl(&unrevoke).await?.ok().context(kind)?;
-        everywhere(&cluster, &victim, None).await?;
-    }
-    every_change_is_audited_where_it_was_asked_for_and_on_the_leader(&cluster).await?;
-    #[cfg(feature = "failpoints")]
-    what_a_follower_lets_through_the_leader_refuses(&cluster).await?;
-    cluster.passed();
-    Ok(())
-}
-
-/// "revoke returned" to "every node refuses the certificate on a connection that was open", the slowest of twenty.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_revocation_is_effective_on_every_node_within_a_second() -> Result<()> {
-    const ROUNDS: usize = 20;
-    let cluster = Playground::start(3).await?;
-    let mut took = Vec::new();
-    for round in 0..ROUNDS {
-        let victim = cluster.pki().issue(&format!("victim-{round}"), Some("Trading"))?;
-        let mut busy = tokio::task::JoinSet::new();
-        for open in open_everywhere(&cluster, &victim).await? {
-            busy.spawn(open.until_refused());
-        }
-        // Through the leader and through followers.
-        let through = cluster.node(u32::try_from(round % 3)? + 1);
-        let admin = cluster.client_on("admin", through.number)?;
-        let request = RevokeRequest {
-            what: Some(by_serial(&cluster, &victim)?),
-            certificate: None,
-            reason: "measured".to_owned(),
-        };
-        admin.revoke(&request).await?;
-        let returned = Instant::now();
-        while let Some(refused) = busy.join_next().await {
-            refused?;
-        }
-        took.push(returned.elapsed());
-    }
-    took.sort();
-    let (half, slowest) = (took[ROUNDS / 2], took[ROUNDS - 1]);
-    println!("refused everywhere after the answer: half within {half:?}, all {ROUNDS} within {slowest:?}");
-    ensure!(slowest < IN_FORCE, "{took:?}");
-    a_change_of_rules_is_too(&cluster).await?;
-    no_handshake_is_spared(&cluster).await?;
-    cluster.passed();
-    Ok(())
-}
-
-/// On connections that stay open: what is taken is refused, and what is given back is done.
-async fn a_change_of_rules_is_too(cluster: &Playground) -> Result<()> {
-    const ROUNDS: usize = 6;
-    let who = cluster.pki().issue("swings", Some("Swing"))?;
-    change_acl(cluster, |acl| acl["mappings"]["Swing"] = json!([CONTEXT])).await?;
-    everywhere(cluster, &who, None).await?;
-    let mut open = open_everywhere(cluster, &who).await?;
-    let mut rules = cluster.client_on("admin", 1)?.acl().await?.into_body();
-    let mut took = Vec::new();
-    for round in 0..ROUNDS {
-        let (status, contexts) = match round % 2 {
-            0 => (403, Vec::new()),
-            _ => (200, vec![CONTEXT.to_owned()]),
-        };
-        let operations = None;
-        let mapping = AclMapping { contexts, operations };
-        rules.mappings.insert("Swing".to_owned(), mapping);
-        let mut busy = tokio::task::JoinSet::new();
-        for open in open.drain(..) {
-            busy.spawn(timeout(SETTLED, open.until_answered(status)));
-        }
-        // Through the leader and through followers.
-        let through = cluster.node(u32::try_from(round % 3)? + 1);
-        let admin = cluster.client_on("admin", through.number)?;
-        let request = SetAclRequest {
-            acl: rules.clone(),
-            dry_run: false,
-        };
-        rules.digest = Some(admin.set_acl(&request, None).await?.into_body().digest);
-        let returned = Instant::now();
-        while let Some(answered) = busy.join_next().await {
-            let still = answered?.with_context(|| format!("round {round}: no {status}"))?;
-            open.push(still.with_context(|| format!("round {round}: the connection has ended"))?);
-        }
-        took.push(returned.elapsed());
-    }
-    took.sort();
-    println!("rules everywhere after the answer: {took:?}");
-    ensure!(took.iter().all(|took| *took < IN_FORCE), "{took:?}");
-    Ok(())
-}
-
-/// A resumed session would go by a certificate that was looked at before: no node gives a ticket for one, and who comes
-/// again shows his certificate again.
-async fn no_handshake_is_spared(cluster: &Playground) -> Result<()> {
-    let who = cluster.pki().identity("trading-1")?;
-    for node in cluster.nodes() {
-        let config = Open::config(cluster, &who)?;
-        for attempt in 1..=2 {
-            let mut open = Open::connect_with(Arc::clone(&config), &node).await?;
-            // What a server has to say after the handshake has come with the answer.
-            ensure!(
-                open.encrypt().await == Some(200),
-                "{} does not encrypt",
-                node.id()
-            );
-            let (_, session) = open.0.get_ref();
-            let (tickets, kind) = (session.tls13_tickets_received(), session.handshake_kind());
-            let full = matches!(
-                kind,
-                Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
-            );
-            ensure!(
-                tickets == 0 && full,
-                "{}, connection {attempt}: {tickets} tickets, {kind:?}",
-                node.id()
-            );
-        }
     }
     Ok(())
 }
@@ -648,160 +347,44 @@ async fn what_acl_test_says_is_what_the_data_plane_does() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revocation_list_counts_only_with_the_cas_signature() -> Result<()> {
-    let cluster = Playground::start(3).await?;
-    let victims = ["one", "two"].map(|cn| cluster.pki().issue(cn, Some("Trading")));
-    let victims = victims.into_iter().collect::<Result<Vec<_>>>()?;
-    let all: Vec<&Identity> = victims.iter().collect();
-    let good = cluster.pki().crl(&all)?;
-    let foreign = cluster_tests::Pki::foreign_crl(&all)?;
-    let revoke = async |name: &str, content: &[u8]| {
-        let file = write(&cluster, name, content)?;
-        let args = [
-            "revoke",
-            "--crl",
-            text(&file)?,
-            "--reason",
-            "monthly",
-            "-o",
-            "json",
-        ];
-        cluster.hsmctl(&args).await
-    };
-    let mut altered = der_of(&good)?;
-    let middle = altered.len() / 2;
-    altered[middle] ^= 1;
-    for (name, content, says) in [
-        ("foreign.pem", foreign.as_bytes(), "signature"),
-        ("altered.der", &altered, "crl: "),
-        ("nothing.pem", b"nothing", "crl: "),
-    ] {
-        let refused = revoke(name, content).await?;
-        ensure!(
-            refused.code == Some(2) && refused.stderr.contains(says),
-            "{name}: {refused:?}"
-        );
-    }
-    for victim in &victims {
-        everywhere(&cluster, victim, None).await?;
-    }
-    let done: Value = serde_json::from_slice(&revoke("good.pem", good.as_bytes()).await?.ok()?)?;
-    ensure!(done["added"] == 2 && done["lists"][0]["entries"] == 2, "{done}");
-    for victim in &victims {
-        everywhere(&cluster, victim, Some(ErrorCode::CertificateRevoked)).await?;
-    }
-    let again: Value = serde_json::from_slice(&revoke("good.der", &der_of(&good)?).await?.ok()?)?;
-    ensure!(again["added"] == 0, "{again}");
-    cluster.passed();
-    Ok(())
-}
-
-fn der_of(crl: &str) -> Result<Vec<u8>> {
-    use rustls_pki_types::CertificateRevocationListDer;
-    Ok(CertificateRevocationListDer::from_pem_slice(crl.as_bytes())?.to_vec())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let file = |node: &str| folder.path().join(format!("{node}.yaml"));
-    let cluster = formed_with(Playground::builder(), |config| {
-        let node = config
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("node_id: "));
-        let own = file(node.unwrap_or_default());
-        let lines = format!(
-            "acl:\n  revoked_file: {}\n  revoked_check_interval_ms: 100\n",
-            own.display()
-        );
-        // It has to be there at the first start.
-        std::fs::write(&own, "revoked:\n  - {cn: trading-2, reason: lost}\n").unwrap();
-        config.replacen("acl:\n", &lines, 1)
-    })
-    .await?;
-    let revoked = Some(ErrorCode::CertificateRevoked);
-    let second = cluster.pki().identity("trading-2")?;
-    everywhere(&cluster, &second, revoked).await?;
-    let lost = what_is_written_into_one_nodes_file_is_revoked_on_all(&cluster, file).await?;
-
-    for node in cluster.nodes() {
-        let own = file(&node.id());
-        if own.exists() {
-            std::fs::remove_file(&own)?;
+/// On connections that stay open: what is taken is refused, and what is given back is done.
+pub(crate) async fn a_change_of_rules_is_too(cluster: &Playground) -> Result<()> {
+    const ROUNDS: usize = 6;
+    let who = cluster.pki().issue("swings", Some("Swing"))?;
+    change_acl(cluster, |acl| acl["mappings"]["Swing"] = json!([CONTEXT])).await?;
+    everywhere(cluster, &who, None).await?;
+    let mut open = open_everywhere(cluster, &who).await?;
+    let mut rules = cluster.client_on("admin", 1)?.acl().await?.into_body();
+    let mut took = Vec::new();
+    for round in 0..ROUNDS {
+        let (status, contexts) = match round % 2 {
+            0 => (403, Vec::new()),
+            _ => (200, vec![CONTEXT.to_owned()]),
+        };
+        let operations = None;
+        let mapping = AclMapping { contexts, operations };
+        rules.mappings.insert("Swing".to_owned(), mapping);
+        let mut busy = tokio::task::JoinSet::new();
+        for open in open.drain(..) {
+            busy.spawn(timeout(SETTLED, open.until_answered(status)));
         }
-        node.kill().await?;
+        // Through the leader and through followers.
+        let through = cluster.node(u32::try_from(round % 3)? + 1);
+        let admin = cluster.client_on("admin", through.number)?;
+        let request = SetAclRequest {
+            acl: rules.clone(),
+            dry_run: false,
+        };
+        rules.digest = Some(admin.set_acl(&request, None).await?.into_body().digest);
+        let returned = Instant::now();
+        while let Some(answered) = busy.join_next().await {
+            let still = answered?.with_context(|| format!("round {round}: no {status}"))?;
+            open.push(still.with_context(|| format!("round {round}: the connection has ended"))?);
+        }
+        took.push(returned.elapsed());
     }
-    // With what it has said before in the state, a file that is gone keeps no node down.
-    cluster.up().await?;
-    for node in cluster.nodes() {
-        let log = node.log();
-        ensure!(
-            log.contains("is not there; what it has said before stays revoked"),
-            "{} does not say that its file is gone",
-            node.id()
-        );
-    }
-    for who in [&second, &lost] {
-        everywhere(&cluster, who, revoked).await?;
-    }
-
-    // Only a command takes it back, for good.
-    let admin = cluster.client("admin")?;
-    let request = UnrevokeRequest {
-        what: Some(RevocationMatch {
-            cn: Some("trading-2".to_owned()),
-            ..RevocationMatch::default()
-        }),
-        certificate: None,
-    };
-    let done = admin.unrevoke(&request).await?.into_body();
-    ensure!(done.removed == 1, "{done:?}");
-    everywhere(&cluster, &second, None).await?;
-    for node in cluster.nodes() {
-        node.kill().await?;
-    }
-    cluster.up().await?;
-    everywhere(&cluster, &second, None).await?;
-    cluster.passed();
+    took.sort();
+    println!("rules everywhere after the answer: {took:?}");
+    ensure!(took.iter().all(|took| *took < IN_FORCE), "{took:?}");
     Ok(())
-}
-
-/// On connections that are open too, from a node that does not lead, and for good. Gives back who was revoked.
-async fn what_is_written_into_one_nodes_file_is_revoked_on_all(
-    cluster: &Playground,
-    file: impl Fn(&str) -> PathBuf,
-) -> Result<Identity> {
-    let leader = cluster.leader().await?;
-    let others = cluster.others(leader.node);
-    let node = others.first().context("nobody follows")?;
-    let own = file(&node.id());
-    let lost = cluster.pki().issue("lost-1", Some("Trading"))?;
-    let open = open_everywhere(cluster, &lost).await?;
-    // What cannot be used keeps nothing else out.
-    let text = "revoked:\n  - {cn: trading-2, reason: lost}\n  - {serial: zebra}\n  - {cn: lost-1}\n";
-    std::fs::write(&own, text)?;
-    for open in open {
-        open.until_closed().await?;
-    }
-    everywhere(cluster, &lost, Some(ErrorCode::CertificateRevoked)).await?;
-
-    let said = |part: &str| node.log().lines().filter(|line| line.contains(part)).count();
-    until("the line that is wrong", SETTLED, async || {
-        (said("line 3: revokes nothing") > 0).then_some(())
-    })
-    .await?;
-    let name = own.file_name().and_then(|name| name.to_str()).context("a name")?;
-    std::fs::remove_file(&own)?;
-    until("the file that is gone", SETTLED, async || {
-        (said(&format!("{name} is not there any more")) > 0).then_some(())
-    })
-    .await?;
-    ensure!(said("line 3: revokes nothing") == 1, "it is said again and again");
-    ensure!(
-        said("revocations of this node's configuration added") > 0,
-        "no line of the audit"
-    );
-    everywhere(cluster, &lost, Some(ErrorCode::CertificateRevoked)).await?;
-    Ok(lost)
 }

@@ -9,12 +9,10 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Playground, binary, until};
 use serde_json::Value;
 
+use crate::common::{json, softhsm_conf};
+
 /// From a node's start to its first report.
 const COUNTED_WITHIN: Duration = Duration::from_secs(30);
-
-fn json(text: &[u8]) -> Result<Value> {
-    serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())
-}
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -423,11 +421,7 @@ fn a_machine_is_set_up_once_however_often_the_script_runs() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("hsm-init-").tempdir()?;
     let at = |name: &str| folder.path().join(name);
     std::fs::create_dir(at("tokens"))?;
-    let conf = format!(
-        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
-        at("tokens").display()
-    );
-    std::fs::write(at("softhsm2.conf"), conf)?;
+    softhsm_conf(&at("softhsm2.conf"), &at("tokens"))?;
     let looked = init_hsm(folder.path(), &["--dry-run", "slot-a"])?;
     ensure!(looked.status.success(), "{}", said(&looked));
     ensure!(!at("pins").exists(), "a dry run made a folder");

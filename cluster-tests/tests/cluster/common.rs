@@ -1,5 +1,7 @@
-//! What several tests need: sealing and opening, and looking at key versions.
+//! What several tests need: sealing and opening, looking at key versions, and at what commands write.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +11,7 @@ use hsm_api::admin::{ContextInfo, KeyState};
 use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Base64, Client};
+use serde_json::Value;
 
 /// The context most tests use.
 pub(crate) const CONTEXT: &str = "exchange-key";
@@ -28,6 +31,30 @@ pub(crate) async fn formed_with(builder: Builder, change: impl Fn(&str) -> Strin
     }
     cluster.up().await?;
     Ok(cluster)
+}
+
+/// What a command has written, as JSON.
+pub(crate) fn json(text: &[u8]) -> Result<Value> {
+    serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// The permission bits of a file.
+pub(crate) fn mode(path: &Path) -> Result<u32> {
+    Ok(std::fs::metadata(path)
+        .with_context(|| path.display().to_string())?
+        .permissions()
+        .mode()
+        & 0o777)
+}
+
+/// Tells SoftHSM, in its configuration file, where the tokens are.
+pub(crate) fn softhsm_conf(conf: &Path, tokens: &Path) -> Result<()> {
+    let text = format!(
+        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
+        tokens.display()
+    );
+    std::fs::write(conf, text)?;
+    Ok(())
 }
 
 /// An acknowledged encryption.

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Node, Playground};
 use hsm_api::admin::{ClusterStatus, ContextInfo, CreateKekRequest};
 
+use crate::by_hand::Start;
 use crate::common::{CONTEXT, Sealed, context_on, open_everywhere, seal, seal_under, versions};
-use crate::startup::Start;
 
 /// What is damaged follows from it; what stands there differs from run to run, as keys and ids do.
 const SEED: u64 = 0x5eed_0010;

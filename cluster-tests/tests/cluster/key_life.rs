@@ -106,6 +106,17 @@ pub(crate) async fn opened_everywhere(cluster: &Playground, sealed: &Sealed) -> 
     Ok(())
 }
 
+/// Until every node but this one, which is away, has destroyed the first version, as the leader says.
+pub(crate) async fn owed_only_by(cluster: &Playground, away: &Node, leader: u32) -> Result<()> {
+    let owed = format!("a destruction that only {} owes", away.id());
+    until(&owed, GONE, async || {
+        let held = version_on(cluster, leader, 1).await.ok()?;
+        let owing = held.destruction?.owing;
+        (held.state == KeyState::Destroying && owing == [away.id()]).then_some(())
+    })
+    .await
+}
+
 /// The KEKs in the token of a node that does not run.
 pub(crate) fn keks(cluster: &Playground, node: &Node) -> Result<Vec<String>> {
     Token::of(cluster, node, "exchange").keks()
@@ -235,13 +246,7 @@ pub(crate) async fn a_node_that_was_away_destroys_its_copy_before_it_is_ready() 
     away.kill().await?;
     let admin = cluster.client_on("admin", leader.node)?;
     admin.destroy_key(CONTEXT, 1, &after(1), None).await?;
-    let owed = format!("a destruction that only {} owes", away.id());
-    until(&owed, GONE, async || {
-        let held = version_on(&cluster, leader.node, 1).await.ok()?;
-        let owing = held.destruction?.owing;
-        (held.state == KeyState::Destroying && owing == [away.id()]).then_some(())
-    })
-    .await?;
+    owed_only_by(&cluster, &away, leader.node).await?;
     ensure!(keks(&cluster, &away)?.iter().any(|label| label == FIRST));
     for node in cluster.others(away.number) {
         ensure!(node.is_ready().await, "{}: {}", node.id(), node.checks().await);

@@ -8,6 +8,7 @@ mod bad_input;
 mod batches;
 #[cfg(feature = "failpoints")]
 mod by_age;
+mod by_hand;
 mod canary;
 mod chaos;
 mod cli;
@@ -20,6 +21,7 @@ mod examples;
 mod failover;
 #[cfg(feature = "failpoints")]
 mod forgeries;
+mod forming;
 mod handover;
 #[cfg(feature = "failpoints")]
 mod hanging_up;
@@ -36,6 +38,7 @@ mod metrics;
 mod min_index;
 mod moves;
 mod nginx_examples;
+mod open_connections;
 mod overload;
 mod partitions;
 mod pkcs11;
@@ -46,6 +49,7 @@ mod proxies;
 mod restart;
 mod restarted_alone;
 mod returning;
+mod revocations;
 mod roles;
 mod rotation;
 #[cfg(feature = "failpoints")]

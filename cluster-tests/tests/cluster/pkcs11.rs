@@ -16,6 +16,8 @@ use cryptoki::session::{Session, UserType};
 use cryptoki::types::{AuthPin, Ulong};
 use serde_json::{Value, json};
 
+use crate::common::softhsm_conf;
+
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Names the folder through which a visit and its test speak.
 const FOLDER: &str = "CLUSTER_TEST_VISIT";
@@ -83,11 +85,7 @@ impl Token {
     /// The same token in a copy of the folder that it lies in.
     pub(crate) fn copied_to(mut self, tokens: &Path) -> Result<Self> {
         self.conf = tokens.with_extension("conf");
-        let text = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
-            tokens.display()
-        );
-        std::fs::write(&self.conf, text)?;
+        softhsm_conf(&self.conf, tokens)?;
         Ok(self)
     }
 

@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster_tests::{Playground, until};
+use cluster_tests::Playground;
 use hsm_api::ErrorCode;
 use hsm_api::admin::KeyState;
 
 use crate::common::{CONTEXT, formed_with, seal, settled_on};
-use crate::key_life::{FIRST, GONE, READY, after, becomes, keks, refused_everywhere, version_on};
+use crate::key_life::{FIRST, GONE, READY, after, becomes, keks, owed_only_by, refused_everywhere};
 use crate::snapshots::{index, leave_behind, with_short_logs};
 use crate::victim::Program;
 
@@ -38,13 +38,7 @@ pub(crate) async fn a_node_that_returns_by_a_snapshot_destroys_its_copy_before_i
 
     let admin = cluster.client_on("admin", leader.node)?;
     admin.destroy_key(CONTEXT, 1, &after(1), None).await?;
-    let owed = format!("a destruction that only {} owes", away.id());
-    until(&owed, GONE, async || {
-        let held = version_on(&cluster, leader.node, 1).await.ok()?;
-        let owing = held.destruction?.owing;
-        (held.state == KeyState::Destroying && owing == [away.id()]).then_some(())
-    })
-    .await?;
+    owed_only_by(&cluster, &away, leader.node).await?;
     leave_behind(&admin, &there, last).await?;
     ensure!(
         keks(&cluster, &away)?.iter().any(|label| label == FIRST),

@@ -17,6 +17,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
+use crate::common::softhsm_conf;
 use crate::v1_service;
 
 pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
@@ -57,11 +58,7 @@ impl Site {
                 .mode(0o700)
                 .create(folder.join(name))?;
         }
-        let softhsm = format!(
-            "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
-            folder.join("tokens").display()
-        );
-        fs::write(folder.join("softhsm2.conf"), softhsm)?;
+        softhsm_conf(&folder.join("softhsm2.conf"), &folder.join("tokens"))?;
         let env = vec![(
             "SOFTHSM2_CONF",
             folder.join("softhsm2.conf").display().to_string(),

@@ -1,7 +1,6 @@
 //! Who may administer. Rules come from the replicated state once there is one; before, from the
 //! configuration, because somebody has to be allowed to found or join a cluster.
 
-use hsm_api::ErrorCode;
 use raft_store::state::ClusterState;
 
 use super::call::{AdminBody, CallError};
@@ -212,14 +211,7 @@ pub fn authorise(policy: &Policy, principal: &Principal, act: Act) -> Result<(),
 
 impl From<Denial> for CallError {
     fn from(denial: Denial) -> Self {
-        let code = match &denial {
-            Denial::Revoked => ErrorCode::CertificateRevoked,
-            Denial::NoOu => ErrorCode::NoOrganizationalUnit,
-            Denial::UnknownOu(_) => ErrorCode::UnknownOrganizationalUnit,
-            Denial::Context { .. } => ErrorCode::AccessDenied,
-            Denial::Role { .. } => ErrorCode::RoleRequired,
-        };
-        Self::new(code, denial.to_string())
+        Self::new(denial.code(), denial.to_string())
     }
 }
 
@@ -242,24 +234,12 @@ pub fn rules(state: &ClusterState, seed: &Seed) -> Policy {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use hsm_api::ErrorCode;
     use raft_store::state::access::{Acl, RevocationKey};
 
     use super::*;
-    use crate::identity::Identity;
+    use crate::admin::service::tests::caller;
     use crate::rotation::testing::{ISSUER, World};
-
-    fn caller(ou: &str, issuer: &str) -> Principal {
-        Principal::new(Identity {
-            cn: "someone".to_owned(),
-            ou: Some(ou.to_owned()),
-            sans: Vec::new(),
-            serial: "1".to_owned(),
-            issuer_dn: issuer.to_owned(),
-            fingerprint: [1; 32],
-            spki_sha256: [2; 32],
-            not_after: 0,
-        })
-    }
 
     const ALL: [Act; 27] = [
         Act::Init,

@@ -74,7 +74,7 @@ pub(in crate::admin) fn bench() -> Bench {
     }
 }
 
-fn caller(ou: &str, issuer: &str) -> Principal {
+pub(in crate::admin) fn caller(ou: &str, issuer: &str) -> Principal {
     Principal::new(Identity {
         cn: "someone".to_owned(),
         ou: Some(ou.to_owned()),

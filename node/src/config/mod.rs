@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 mod hsm;
 mod keys;
 mod logging;
+mod pin;
 mod proxies;
 mod server;
 
@@ -32,9 +33,10 @@ pub use self::cluster::{
 };
 pub use self::env::Env;
 pub use self::error::ConfigError;
-pub use self::hsm::{Hsm, PinSource, Slot};
+pub use self::hsm::{Hsm, Slot};
 pub use self::keys::{DAY, Destroy, Rotation};
 pub use self::logging::{LogFormat, LogRotation, LogStream, Logging};
+pub use self::pin::PinSource;
 pub use self::proxies::{Network, Proxies, TrustedProxy};
 pub use self::server::{ApiTlsFiles, Drain, Http2, Limits, Server};
 pub(crate) use hsm_api::suggest::nearest;

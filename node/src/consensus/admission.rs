@@ -1,39 +1,26 @@
-//! Whom to let in and whom to believe, where this node's own state is not enough: members it cannot know
-//! yet, a peer's progress that only its leader knows, and words of peers that would end this node. Nobody who
-//! is not a member by this node's own state ends it, and no single member but its leader.
+//! Whom to let in, and who may speak Raft, where this node's own state is not enough: members it cannot know yet
+//! (`vouching.rs`), and a peer's progress that only its leader knows.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use openraft::ServerState;
 use raft_store::Vote;
 use raft_store::names::{Boot, RaftId};
 use raft_store::state::node::NodeStatus;
-use raft_store::storage::{Poison, Published};
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
 use super::ProposeError;
+use super::accusations::Accusers;
 use super::handshake::{self, Standing};
-use super::membership::member_of;
 use super::shared::Shared;
-use super::wire::{Hello, Request, Response, TurnedAway, Vouched};
+use super::vouching::{Asking, Word};
+use super::wire::{Hello, TurnedAway, Vouched};
+use crate::lock::lock;
 
-/// Asking one member whether another is one.
-const ASK: Duration = Duration::from_secs(1);
-/// Members that are vouched for and not applied yet: more than a cluster has nodes.
-const MAX_VOUCHED: usize = 64;
 /// Peers whose runs are remembered: more than a cluster ever has nodes.
 const MAX_RUNS: usize = 1024;
-/// Peers for which others are asked at a time, each once: one that greets again and again takes no other's turn.
-const MAX_ASKING: usize = 4;
-/// How long a greeting waits for its turn.
-const WAIT: Duration = Duration::from_millis(500);
 /// Terms that a peer may be ahead. At an election every millisecond it takes seven weeks to get there.
 const MAX_LEAP: u64 = 1 << 32;
-/// Members that have to agree before a node believes that it must never run again, unless its leader says so.
-const BELIEVED: usize = 2;
 
 /// What was learned of peers since this run began.
 #[derive(Default)]
@@ -41,9 +28,9 @@ pub(super) struct Peers {
     /// The run of each peer that was greeted last, and whose log was long enough.
     boots: Mutex<BTreeMap<RaftId, Boot>>,
     /// Members by the word of members, never more than that.
-    vouched: Mutex<BTreeMap<RaftId, Vouched>>,
-    asking: Asking,
-    accusers: Mutex<Accusers>,
+    pub(super) vouched: Mutex<BTreeMap<RaftId, Vouched>>,
+    pub(super) asking: Asking,
+    pub(super) accusers: Mutex<Accusers>,
 }
 
 impl Peers {
@@ -62,92 +49,6 @@ impl Peers {
         handshake::check_log(peer, acknowledged())?;
         boots.insert(peer.raft_id, peer.boot);
         Ok(())
-    }
-}
-
-/// What members say of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    Registered,
-    Member,
-}
-
-/// Who says that this node must never run again, for each reason.
-#[derive(Default)]
-struct Accusers {
-    removed: BTreeSet<RaftId>,
-    rolled_back: BTreeSet<RaftId>,
-}
-
-impl Accusers {
-    /// Whether that is more than one node's mistake or lie: the leader says so, or two members, or the only
-    /// other one. Nobody else is heard.
-    fn add(
-        &mut self,
-        poison: &Poison,
-        accuser: RaftId,
-        leader: Option<RaftId>,
-        members: &BTreeSet<RaftId>,
-    ) -> bool {
-        if !members.contains(&accuser) {
-            return false;
-        }
-        let accusers = match poison {
-            Poison::Removed => &mut self.removed,
-            Poison::RolledBack { .. } => &mut self.rolled_back,
-        };
-        accusers.insert(accuser);
-        leader == Some(accuser) || accusers.intersection(members).count() >= BELIEVED.min(members.len())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The peers for which others are asked now, by the names in their certificates.
-#[derive(Default)]
-struct Asking {
-    names: Mutex<BTreeSet<String>>,
-    over: Notify,
-}
-
-impl Asking {
-    /// A turn, for which is waited a little.
-    async fn turn(&self, name: &str) -> Option<Turn<'_>> {
-        let taken = async {
-            loop {
-                // Before looking: a turn that ends from here on is heard of.
-                let over = self.over.notified();
-                if let Some(turn) = self.take(name) {
-                    return turn;
-                }
-                over.await;
-            }
-        };
-        tokio::time::timeout(WAIT, taken).await.ok()
-    }
-
-    fn take(&self, name: &str) -> Option<Turn<'_>> {
-        let mut names = lock(&self.names);
-        if names.len() >= MAX_ASKING || !names.insert(name.to_owned()) {
-            return None;
-        }
-        let name = name.to_owned();
-        Some(Turn { of: self, name })
-    }
-}
-
-/// A place among those, given back when dropped.
-struct Turn<'a> {
-    of: &'a Asking,
-    name: String,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        lock(&self.of.names).remove(&self.name);
-        self.of.over.notify_waiters();
     }
 }
 
@@ -305,131 +206,6 @@ impl Shared {
         }
         Err(format!("term {term} is absurd, this node is in term {own}"))
     }
-
-    /// What a member that this node knows says of a peer that its own state lacks, or lags behind with.
-    async fn word_of_members(self: &Arc<Self>, peer: &Hello) -> Option<Word> {
-        let word = |known: &Vouched| {
-            let same = known.name == peer.name && known.incarnation == peer.incarnation;
-            same.then_some(if known.member {
-                Word::Member
-            } else {
-                Word::Registered
-            })
-        };
-        // Only members are remembered: who is registered may be one a moment later.
-        let remembered = || lock(&self.peers_seen.vouched).get(&peer.raft_id).map(word);
-        if let Some(known) = remembered() {
-            return known;
-        }
-        let published = self.published.load_full();
-        if !published.state.nodes().contains(&self.control.get().raft_id) {
-            // A joiner that has not received its own registration knows nobody it could ask; it has no key
-            // yet, and takes none that the members' signatures do not vouch for.
-            return Some(Word::Member);
-        }
-        let _turn = self.peers_seen.asking.turn(&peer.name).await?;
-        // Another greeting of the same peer may have been answered meanwhile.
-        if let Some(known) = remembered() {
-            return known;
-        }
-        let known = self.ask_members(&published, peer).await?;
-        if known.member {
-            let mut vouched = lock(&self.peers_seen.vouched);
-            if vouched.len() >= MAX_VOUCHED {
-                vouched.clear();
-            }
-            vouched.insert(peer.raft_id, known.clone());
-        }
-        word(&known)
-    }
-
-    /// What members say of a peer's raft id: the first who has it as a member counts, some may lag behind.
-    async fn ask_members(self: &Arc<Self>, published: &Published, peer: &Hello) -> Option<Vouched> {
-        let (own, id) = (self.control.get().raft_id, peer.raft_id);
-        let mut asked = JoinSet::new();
-        for (member, node) in published.state.nodes().iter() {
-            if *member == own || node.status != NodeStatus::Member {
-                continue;
-            }
-            let (shared, member) = (Arc::clone(self), *member);
-            let known = published.membership.membership().get_node(&member).cloned();
-            let known = known.unwrap_or_else(|| member_of(node));
-            let address = self.options.peer_address(&known);
-            asked.spawn(async move { shared.call(member, &address, &Request::Vouch(id), ASK).await });
-        }
-        let mut registered = None;
-        while let Some(answer) = asked.join_next().await {
-            match answer {
-                Ok(Ok(Response::Vouch(Some(known)))) if known.member => return Some(known),
-                Ok(Ok(Response::Vouch(Some(known)))) => registered = Some(known),
-                _ => {}
-            }
-        }
-        registered
-    }
-
-    /// This node's word on a raft id: what its state says.
-    pub(super) fn vouch(&self, id: RaftId) -> Option<Vouched> {
-        let published = self.published.load();
-        let node = published.state.nodes().get(&id)?;
-        (!matches!(node.status, NodeStatus::Removed { .. })).then(|| Vouched {
-            name: node.name.to_string(),
-            incarnation: node.incarnation,
-            member: node.status == NodeStatus::Member,
-        })
-    }
-
-    /// `accuser`, under the certificate of `name`, refuses this node. If its word means that this directory
-    /// must never run again, and is to be believed: remember it, then end the process.
-    pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) {
-        let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
-            return;
-        };
-        if !self.is_member(accuser, name) {
-            self.note_accusation(
-                name,
-                accuser,
-                reason,
-                "a refusal by nobody who is a member is ignored",
-            );
-            return;
-        }
-        if !self.is_believed(accuser, &poison) {
-            let what = "one member refuses this node; waiting for another's word";
-            self.note_accusation(name, accuser, reason, what);
-            return;
-        }
-        let why = poison.to_string();
-        if let Err(error) = self.control.poison(poison) {
-            tracing::error!(%error, "cannot remember that this node must not run again");
-        }
-        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
-    }
-
-    fn is_member(&self, id: RaftId, name: &str) -> bool {
-        let published = self.published.load();
-        let node = published.state.nodes().get(&id);
-        node.is_some_and(|node| node.status == NodeStatus::Member && node.name.as_str() == name)
-    }
-
-    /// See [`Accusers::add`]. The leader is who this node last voted for and saw elected.
-    fn is_believed(&self, accuser: RaftId, poison: &Poison) -> bool {
-        let control = self.control.get();
-        let leader = control
-            .vote
-            .as_ref()
-            .filter(|vote| vote.committed)
-            .and_then(|vote| vote.leader_id.voted_for());
-        let published = self.published.load();
-        let members = published
-            .state
-            .nodes()
-            .iter()
-            .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
-            .map(|(id, _)| *id)
-            .collect();
-        lock(&self.peers_seen.accusers).add(poison, accuser, leader, &members)
-    }
 }
 
 #[cfg(test)]
@@ -439,54 +215,6 @@ mod tests {
 
     use super::super::wire::PROTOCOL;
     use super::*;
-
-    #[tokio::test]
-    async fn a_peer_that_greets_again_and_again_takes_no_other_peers_turn() {
-        let asking = Asking::default();
-        let loud = asking.turn("loud").await.unwrap();
-        assert!(asking.turn("loud").await.is_none());
-        let others: Vec<_> = (0..MAX_ASKING - 1)
-            .map(|number| asking.take(&number.to_string()).unwrap())
-            .collect();
-        assert!(asking.turn("late").await.is_none());
-        // Who waits has the turn of whoever is answered first.
-        let (late, ()) = tokio::join!(asking.turn("late"), async { drop(loud) });
-        assert!(late.is_some());
-        drop((late, others));
-        assert!(lock(&asking.names).is_empty());
-    }
-
-    const ROLLED_BACK: Poison = Poison::RolledBack {
-        durable_index: 1,
-        seen_index: 9,
-    };
-
-    #[test]
-    fn two_members_or_the_leader_are_believed_each_reason_by_itself() {
-        let members = BTreeSet::from([2, 3, 4]);
-        let mut accusers = Accusers::default();
-        assert!(!accusers.add(&Poison::Removed, 2, None, &members));
-        assert!(
-            !accusers.add(&Poison::Removed, 2, Some(3), &members),
-            "twice is no other"
-        );
-        assert!(!accusers.add(&ROLLED_BACK, 3, None, &members), "another reason");
-        assert!(accusers.add(&ROLLED_BACK, 4, Some(4), &members));
-        assert!(accusers.add(&Poison::Removed, 3, None, &members));
-        assert!(Accusers::default().add(&Poison::Removed, 2, None, &BTreeSet::from([2])));
-    }
-
-    #[test]
-    fn who_is_no_member_is_not_heard_even_as_the_leader() {
-        let mut accusers = Accusers::default();
-        for members in [BTreeSet::new(), BTreeSet::from([2]), BTreeSet::from([2, 3])] {
-            assert!(!accusers.add(&Poison::Removed, 9, Some(9), &members));
-            assert!(!accusers.add(&ROLLED_BACK, 9, Some(9), &members));
-        }
-        // Nor does somebody count who was a member once.
-        assert!(!accusers.add(&Poison::Removed, 2, None, &BTreeSet::from([2, 3])));
-        assert!(!accusers.add(&Poison::Removed, 4, None, &BTreeSet::from([3, 4])));
-    }
 
     #[test]
     fn a_run_is_compared_with_what_was_acknowledged_before_it_and_never_with_its_own() {

@@ -11,6 +11,7 @@ use raft_store::names::{Boot, NodeName, RaftId};
 use raft_store::storage::{ControlHandle, Published};
 use tokio::sync::watch;
 
+mod accusations;
 mod admission;
 mod ask;
 mod budget;
@@ -43,6 +44,7 @@ mod shared;
 mod start;
 #[cfg(test)]
 mod test_world;
+mod vouching;
 mod wire;
 
 pub use found::{FoundSeed, Founded};

@@ -2,7 +2,7 @@
 //! caller whose time is up leaves the next one a connection instead of another dial.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use raft_store::names::RaftId;
@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::connection::{CallFailure, Connection};
+use crate::lock::lock;
 
 /// Idle connections kept per peer, and dials to it at a time.
 const IDLE: usize = 4;
@@ -50,10 +51,6 @@ impl<C> Default for Pool<C> {
             dials: Mutex::default(),
         }))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<C> Targets<C> {

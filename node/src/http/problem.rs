@@ -179,14 +179,7 @@ impl IntoResponse for ApiError {
 /// An unknown and a foreign context give one answer, byte for byte; the log knows the difference.
 impl From<Denial> for ApiError {
     fn from(denial: Denial) -> Self {
-        let code = match &denial {
-            Denial::Revoked => ErrorCode::CertificateRevoked,
-            Denial::NoOu => ErrorCode::NoOrganizationalUnit,
-            Denial::UnknownOu(_) => ErrorCode::UnknownOrganizationalUnit,
-            Denial::Context { .. } => ErrorCode::AccessDenied,
-            Denial::Role { .. } => ErrorCode::RoleRequired,
-        };
-        Self::new(code).operator(denial.to_string())
+        Self::new(denial.code()).operator(denial.to_string())
     }
 }
 

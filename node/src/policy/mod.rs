@@ -8,6 +8,7 @@ mod revocations;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hsm_api::ErrorCode;
 use raft_store::state::access::Operation;
 pub use raft_store::state::access::{Acl, RevocationKey, Role, RoleEntry};
 
@@ -111,6 +112,20 @@ pub enum Denial {
         /// The roles the caller has.
         held: String,
     },
+}
+
+impl Denial {
+    /// The code of the answer.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Revoked => ErrorCode::CertificateRevoked,
+            Self::NoOu => ErrorCode::NoOrganizationalUnit,
+            Self::UnknownOu(_) => ErrorCode::UnknownOrganizationalUnit,
+            Self::Context { .. } => ErrorCode::AccessDenied,
+            Self::Role { .. } => ErrorCode::RoleRequired,
+        }
+    }
 }
 
 /// An immutable snapshot of the policy. Replaced as a whole, read through one load.

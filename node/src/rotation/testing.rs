@@ -18,7 +18,8 @@ use raft_store::storage::Published;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-pub(crate) use self::world::{ISSUER, World, admin, context, prepare, slot};
+use self::world::admin;
+pub(crate) use self::world::{ISSUER, World, context, origin, prepare, slot};
 use super::clocks::Clocks;
 use super::cluster::{Cluster, Leadership};
 use super::keys::{KeyMaker, KeyOrder, NewKey};

@@ -86,7 +86,6 @@ fn can_open(key: &str, terminal: &Path) -> Result<(), SecretError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::{Arc, OnceLock};
 
     use raft_store::names::SlotName;
@@ -112,15 +111,7 @@ mod tests {
     }
 
     fn hsm(slots: Vec<Slot>) -> Hsm {
-        Hsm {
-            slots,
-            bindings: BTreeMap::new(),
-            max_invocations: BTreeMap::new(),
-            max_versions: 3,
-            cleanup_after_days: 30,
-            legacy: false,
-            metadata_file: None,
-        }
+        Hsm::of(slots, [])
     }
 
     /// Files in place of a terminal: what is typed, and what is shown.

@@ -1,12 +1,14 @@
 //! The memory of a slot that was ready once: from then on its failure is the slot's alone and must
 //! never keep the node from starting. Durable before anything relies on it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use raft_store::names::SlotName;
+
+use crate::durable;
 
 const MAGIC: &str = "hsm slot ready v1";
 
@@ -42,24 +44,11 @@ impl ReadyMarker {
         }
     }
 
-    /// Written beside, synced, renamed, folder synced.
+    /// Durable when it returns.
     pub(super) fn write(&self, serial: &str) -> io::Result<()> {
-        let partial = self.path.with_extension("ready.partial");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&partial)?;
         // A serial is text of the token's choosing; the marker has one line for it.
         let serial: String = serial.chars().filter(|c| !c.is_control()).collect();
-        file.write_all(format!("{MAGIC}\n{serial}\n").as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &self.path)?;
-        match self.path.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        durable::write(&self.path, format!("{MAGIC}\n{serial}\n").as_bytes())
     }
 }
 

@@ -287,15 +287,7 @@ mod tests {
     use super::*;
 
     fn hsm(names: &[&str]) -> Hsm {
-        Hsm {
-            slots: names.iter().map(|name| open::tests::config(name)).collect(),
-            bindings: BTreeMap::new(),
-            max_invocations: BTreeMap::new(),
-            max_versions: 3,
-            cleanup_after_days: 30,
-            legacy: false,
-            metadata_file: None,
-        }
+        Hsm::of(names.iter().map(|name| open::tests::config(name)).collect(), [])
     }
 
     fn entries(names: &[&str]) -> Vec<Arc<SlotEntry>> {

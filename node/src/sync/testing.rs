@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft_store::command::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddTransportKey, AdoptVersion, AdvanceWaits,
     ApplyContext, BeginDestroy, Command, CreateCluster, CreateContext, CreateJoinToken, Done,
-    GrantTransportKey, LEAST_WAIT_MS, MoveContext, Op, Origin, Outcome, PrepareVersion, RegisterNode,
+    GrantTransportKey, LEAST_WAIT_MS, MoveContext, Op, Outcome, PrepareVersion, RegisterNode,
     RegisterSlotKey, RejectGrant, ReleaseVersion, RequestId, ScheduleDestroy, SeenWait, SetVersionUse, apply,
 };
 use raft_store::names::{
@@ -20,7 +20,7 @@ use raft_store::state::slot::{Grant, Grantee, TransportMode};
 
 use super::slot_key::SlotKeyContext;
 use super::slot_key::tests::signer;
-use crate::rotation::testing::admin;
+use crate::rotation::testing::origin;
 
 /// The node the tests speak for; it founded the cluster.
 pub(super) const ME: RaftId = 1;
@@ -98,20 +98,10 @@ impl Cluster {
     pub(super) fn run(&mut self, node: RaftId, op: Op) -> Done {
         self.index += 1;
         let nonce = u128::from(self.index).to_be_bytes();
-        let origin = match op {
-            Op::SetVersionUse(_)
-            | Op::ScheduleDestroy(_)
-            | Op::UndoDestroy(_)
-            | Op::SetAcl(_)
-            | Op::RemoveRevocations(_)
-            | Op::MoveContext(_)
-            | Op::ReleaseVersion(_) => admin(),
-            _ => Origin::Node(node),
-        };
         let command = Command {
             id: RequestId::Node { node, nonce },
             body_hash: [0; 32],
-            origin,
+            origin: origin(node, &op),
             approvals: vec![],
             at: 1000,
             op,

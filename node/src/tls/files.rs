@@ -81,19 +81,7 @@ impl CaFile {
         let ders = certificates(key, path)?;
         let mut cas = Vec::with_capacity(ders.len());
         for der in &ders {
-            let ca = CaCertificate::from_der(der).map_err(|reason| TlsError::Identity {
-                key,
-                path: path.to_owned(),
-                reason,
-            })?;
-            if ca.dev && !dev {
-                return Err(TlsError::DevCertificate {
-                    key,
-                    path: path.to_owned(),
-                    subject: ca.subject_dn,
-                });
-            }
-            cas.push(ca);
+            cas.push(not_of_a_playground(key, path, der, dev)?);
         }
         Ok(Self { key, ders, cas })
     }
@@ -170,7 +158,17 @@ pub(super) fn refuse_dev(
     leaf: &CertificateDer<'_>,
     dev: bool,
 ) -> Result<(), TlsError> {
-    let certificate = CaCertificate::from_der(leaf).map_err(|reason| TlsError::Identity {
+    not_of_a_playground(key, path, leaf, dev).map(drop)
+}
+
+/// A certificate of this file, refused if it is a playground's, unless `dev` allows that.
+fn not_of_a_playground(
+    key: &'static str,
+    path: &Path,
+    der: &CertificateDer<'_>,
+    dev: bool,
+) -> Result<CaCertificate, TlsError> {
+    let certificate = CaCertificate::from_der(der).map_err(|reason| TlsError::Identity {
         key,
         path: path.to_owned(),
         reason,
@@ -182,5 +180,5 @@ pub(super) fn refuse_dev(
             subject: certificate.subject_dn,
         });
     }
-    Ok(())
+    Ok(certificate)
 }

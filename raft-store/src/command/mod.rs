@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ContextName, RaftId, UnixMillis};
 use crate::state::ClusterState;
-use crate::state::access::RevocationKey;
-use crate::state::context::{KeyVersion, VersionKey, VersionState};
-use crate::state::node::Node;
 use crate::state::requests::Seen;
 
 mod abandon_version;
@@ -31,6 +28,7 @@ mod grant_transport_key;
 mod lease_invocations;
 mod level;
 mod move_context;
+mod op;
 mod prepare_version;
 mod refusal;
 mod register_node;
@@ -39,6 +37,7 @@ mod reject_grant;
 mod release_version;
 mod remove_revocations;
 mod report_node;
+mod require;
 mod schedule_destroy;
 mod set_acl;
 mod set_version_use;
@@ -63,6 +62,7 @@ pub use create_join_token::CreateJoinToken;
 pub use grant_transport_key::GrantTransportKey;
 pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use move_context::MoveContext;
+pub use op::Op;
 pub use prepare_version::PrepareVersion;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
@@ -78,6 +78,11 @@ pub use set_acl::SetAcl;
 pub use set_version_use::SetVersionUse;
 pub use stamp::stamp_at;
 pub use undo_destroy::UndoDestroy;
+
+use require::{
+    in_other_state, known_version, require_admin, require_cluster, require_leader, require_self,
+    require_unrevoked, retired_version, standing_node,
+};
 
 /// One proposed change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -152,129 +157,6 @@ pub struct Approval {
     pub fingerprint: [u8; 32],
     /// When.
     pub at: UnixMillis,
-}
-
-/// The operations. Append only: the position is the encoding.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Op {
-    /// The first command of a cluster.
-    CreateCluster(CreateCluster),
-    /// A node that holds a join token gets its raft id.
-    RegisterNode(RegisterNode),
-    /// A learner that has proven every key becomes a member.
-    AdmitNode(AdmitNode),
-    /// A node's public key for a slot.
-    RegisterSlotKey(RegisterSlotKey),
-    /// A new transport generation of a slot.
-    AddTransportKey(AddTransportKey),
-    /// A transport key wrapped to one more node.
-    GrantTransportKey(GrantTransportKey),
-    /// A new context, as it was before invocations had a limit.
-    CreateContextV1(CreateContextV1),
-    /// A rotation's first phase.
-    PrepareVersion(PrepareVersion),
-    /// A node has imported and proven versions.
-    AckVersions(AckVersions),
-    /// A rotation's second phase.
-    ActivateVersion(ActivateVersion),
-    /// A pending version that cannot finish is given up.
-    AbandonVersion(AbandonVersion),
-    /// A one-time join token.
-    CreateJoinToken(CreateJoinToken),
-    /// Revocations are added.
-    AddRevocations(AddRevocations),
-    /// A node reports, as it did before it counted uses.
-    ReportNodeV1(ReportNodeV1),
-    /// A retired version is taken out of use, or put back.
-    SetVersionUse(SetVersionUse),
-    /// A retired version is to be destroyed after a wait.
-    ScheduleDestroy(ScheduleDestroy),
-    /// A version is not to be destroyed after all.
-    UndoDestroy(UndoDestroy),
-    /// Time has passed for the waits before destructions.
-    AdvanceWaits(AdvanceWaits),
-    /// A version's wait is over: it leaves state and tokens.
-    BeginDestroy(BeginDestroy),
-    /// A node has removed versions from its tokens.
-    AckDestroyed(AckDestroyed),
-    /// A node reports.
-    ReportNode(ReportNode),
-    /// Other access control.
-    SetAcl(SetAcl),
-    /// Revocations are taken back.
-    RemoveRevocations(RemoveRevocations),
-    /// A node cannot open the transport key that it was granted.
-    RejectGrant(RejectGrant),
-    /// A new context.
-    CreateContext(CreateContext),
-    /// A node is given invocations, and may acknowledge versions with it.
-    LeaseInvocations(LeaseInvocations),
-    /// A key that version 1 made becomes a version.
-    AdoptVersion(AdoptVersion),
-    /// A context's next versions are made in another slot.
-    MoveContext(MoveContext),
-    /// An adopted version is given back to version 1.
-    ReleaseVersion(ReleaseVersion),
-}
-
-impl Op {
-    /// The operation's name in logs, metrics and errors.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Op::CreateCluster(_) => "create_cluster",
-            Op::RegisterNode(_) => "register_node",
-            Op::AdmitNode(_) => "admit_node",
-            Op::RegisterSlotKey(_) => "register_slot_key",
-            Op::AddTransportKey(_) => "add_transport_key",
-            Op::GrantTransportKey(_) => "grant_transport_key",
-            Op::CreateContextV1(_) => "create_context_v1",
-            Op::PrepareVersion(_) => "prepare_version",
-            Op::AckVersions(_) => "ack_versions",
-            Op::ActivateVersion(_) => "activate_version",
-            Op::AbandonVersion(_) => "abandon_version",
-            Op::CreateJoinToken(_) => "create_join_token",
-            Op::AddRevocations(_) => "add_revocations",
-            Op::ReportNodeV1(_) => "report_node_v1",
-            Op::SetVersionUse(_) => "set_version_use",
-            Op::ScheduleDestroy(_) => "schedule_destroy",
-            Op::UndoDestroy(_) => "undo_destroy",
-            Op::AdvanceWaits(_) => "advance_waits",
-            Op::BeginDestroy(_) => "begin_destroy",
-            Op::AckDestroyed(_) => "ack_destroyed",
-            Op::ReportNode(_) => "report_node",
-            Op::SetAcl(_) => "set_acl",
-            Op::RemoveRevocations(_) => "remove_revocations",
-            Op::RejectGrant(_) => "reject_grant",
-            Op::CreateContext(_) => "create_context",
-            Op::LeaseInvocations(_) => "lease_invocations",
-            Op::AdoptVersion(_) => "adopt_version",
-            Op::MoveContext(_) => "move_context",
-            Op::ReleaseVersion(_) => "release_version",
-        }
-    }
-
-    /// Whether a member that is not the leader may send it to the leader for itself.
-    /// Everything else needs an administrator or the leader's own drivers.
-    pub fn forwardable_from_node(&self) -> bool {
-        matches!(
-            self,
-            Op::AckVersions(_)
-                | Op::AckDestroyed(_)
-                | Op::ReportNode(_)
-                | Op::ReportNodeV1(_)
-                | Op::RegisterSlotKey(_)
-                | Op::GrantTransportKey(_)
-                | Op::RejectGrant(_)
-                | Op::LeaseInvocations(_)
-                | Op::AddRevocations(_)
-        )
-    }
-
-    /// Whether it is a node's report. They are outside the request window: their own sequence number makes them
-    /// idempotent.
-    pub(crate) fn is_report(&self) -> bool {
-        matches!(self, Op::ReportNode(_) | Op::ReportNodeV1(_))
-    }
 }
 
 /// What `apply` may know besides the state: the entry's place, who appended it and Raft's membership at it.
@@ -399,117 +281,4 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::MoveContext(op) => op.apply(state, cx),
         Op::ReleaseVersion(op) => op.apply(state, cx),
     }
-}
-
-/// Refuses unless the command comes from `node` itself.
-fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
-    if *cx.origin == Origin::Node(node) {
-        return Ok(());
-    }
-    Err(Forbidden::NotItself { node }.into())
-}
-
-/// Refuses unless an administrator asks for it.
-fn require_admin(cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> {
-    if matches!(cx.origin, Origin::Admin(_)) {
-        return Ok(());
-    }
-    let operation = operation.to_owned();
-    Err(Forbidden::Operation { operation }.into())
-}
-
-/// Refuses what an administrator asks for whose certificate is revoked by now. The leader has looked before it proposed;
-/// of two who revoke each other at the same moment, only the first one's command counts.
-fn require_unrevoked(state: &ClusterState, cx: &ApplyContext<'_>) -> Result<(), Refusal> {
-    let Origin::Admin(admin) = cx.origin else {
-        return Ok(());
-    };
-    let names = [
-        RevocationKey::Fingerprint(admin.fingerprint),
-        RevocationKey::Serial {
-            issuer: admin.issuer.clone(),
-            serial: admin.serial.clone(),
-        },
-        RevocationKey::CommonName(admin.cn.clone()),
-    ];
-    if names.iter().any(|name| state.revocations.contains(name)) {
-        return Err(Forbidden::Revoked.into());
-    }
-    Ok(())
-}
-
-/// Refuses unless the command comes from a driver of the leader that appended it, which was not removed.
-fn require_leader(state: &ClusterState, cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> {
-    if *cx.origin != Origin::Node(cx.leader) {
-        let operation = operation.to_owned();
-        return Err(Forbidden::Driver { operation }.into());
-    }
-    standing_node(state, cx.leader)?;
-    Ok(())
-}
-
-/// Refuses before there is a cluster.
-fn require_cluster(state: &ClusterState) -> Result<(), Refusal> {
-    state
-        .meta()
-        .map(|_| ())
-        .ok_or(Refusal::NotFound(Missing::Cluster))
-}
-
-/// A node that has not been removed.
-fn standing_node(state: &ClusterState, id: RaftId) -> Result<&Node, Refusal> {
-    let node = state.nodes.get(&id).ok_or(Missing::Node(id))?;
-    if !node.is_standing() {
-        let node = node.name.clone();
-        return Err(Forbidden::Removed { node }.into());
-    }
-    Ok(node)
-}
-
-/// A version with its key.
-fn known_version(
-    state: &ClusterState,
-    context: &ContextName,
-    number: u32,
-) -> Result<(VersionKey, KeyVersion), Refusal> {
-    let key = VersionKey {
-        context: context.clone(),
-        version: number,
-    };
-    if let Some(version) = state.versions.get(&key) {
-        let version = KeyVersion::clone(version);
-        return Ok((key, version));
-    }
-    let (context, version) = (key.context, number);
-    Err(Missing::Version { context, version }.into())
-}
-
-/// A version that nothing is encrypted under any more, in the state that the proposer saw.
-fn retired_version(
-    state: &ClusterState,
-    context: &ContextName,
-    number: u32,
-    expected: VersionState,
-) -> Result<(VersionKey, KeyVersion), Refusal> {
-    let (key, version) = known_version(state, context, number)?;
-    let retired = matches!(version.state, VersionState::DecryptOnly | VersionState::Disabled);
-    if !retired || version.state != expected {
-        return Err(in_other_state(&key, version.state));
-    }
-    Ok((key, version))
-}
-
-/// The refusal of what a version in this state is not to be asked for.
-fn in_other_state(key: &VersionKey, state: VersionState) -> Refusal {
-    let (context, version) = (key.context.clone(), key.version);
-    let why = match state {
-        VersionState::Pending => Conflict::Pending { context, version },
-        VersionState::Active => Conflict::Active { context, version },
-        state => Conflict::VersionState {
-            context,
-            version,
-            state,
-        },
-    };
-    why.into()
 }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::error::StoreFailure;
 use super::frame::{Form, POINTER};
+use super::lock;
 use super::rows::Changes;
 use super::snapshot::{self, Contents};
 use super::writer::Core;
@@ -305,10 +306,6 @@ pub(super) fn point_to(core: &Core, tree: &str) -> Result<(), StoreFailure> {
     changes.put(POINTER, &[POINTER.kind], tree.as_bytes(), None)?;
     core.rows.write(META_TREE, changes)?;
     core.rows.barrier()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

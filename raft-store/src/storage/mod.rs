@@ -11,6 +11,8 @@
 //! <data>/snapshots/      complete snapshots, `.partial` while being written
 //! ```
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod control;
 mod error;
 mod frame;
@@ -51,4 +53,9 @@ pub struct StoreFigures {
     pub below_reserve: bool,
     /// Whether it is below a quarter of the reserve (64 MiB), or unknown.
     pub below_last: bool,
+}
+
+/// Takes a mutex whose data is valid between any two statements, so that a panic elsewhere is no reason to stop.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

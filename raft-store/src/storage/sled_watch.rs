@@ -4,7 +4,9 @@
 
 use std::cell::RefCell;
 use std::panic::PanicHookInfo;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
+
+use super::lock;
 
 type Fatal = Box<dyn Fn(String) + Send + Sync>;
 
@@ -34,10 +36,6 @@ thread_local! {
 #[derive(Debug, thiserror::Error)]
 #[error("another logger than the store's is installed for the log crate: errors of sled would go unheard")]
 pub struct LogHookTaken;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Installs the hook, once per process; `on_fatal` must stop the process. Before a store is opened.
 ///

@@ -77,8 +77,6 @@ fn word(binding: BindingMode) -> &'static str {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use hsm_core::envelope::Binding;
 
     use super::*;
@@ -103,15 +101,7 @@ mod tests {
             }
         };
         let bindings = bindings.iter().map(|(name, binding)| (context(name), *binding));
-        let hsm = Hsm {
-            slots: slots.iter().map(slot).collect(),
-            bindings: bindings.collect::<BTreeMap<_, _>>(),
-            max_versions: 3,
-            cleanup_after_days: 30,
-            max_invocations: BTreeMap::new(),
-            metadata_file: None,
-            legacy: false,
-        };
+        let hsm = Hsm::of(slots.iter().map(slot).collect(), bindings);
         Configured {
             placements: Placements::of(&hsm),
             rotation: Some(RotationPolicy::default()),

@@ -155,15 +155,8 @@ fn a_new_context_is_bound_as_is_said_or_written_and_never_as_guessed() {
         bound("new", Some(ApiBinding::Unknown)).unwrap_err().code,
         ErrorCode::InvalidArgument
     );
-    let hsm = crate::config::Hsm {
-        slots: Vec::new(),
-        bindings: std::collections::BTreeMap::from([(context("new"), hsm_core::envelope::Binding::Private)]),
-        max_invocations: std::collections::BTreeMap::new(),
-        max_versions: 3,
-        cleanup_after_days: 30,
-        legacy: false,
-        metadata_file: None,
-    };
+    let private = (context("new"), hsm_core::envelope::Binding::Private);
+    let hsm = crate::config::Hsm::of(Vec::new(), [private]);
     let written = binding_of(&Placements::of(&hsm), &world.state, &context("new"), None);
     assert_eq!(written.unwrap(), BindingMode::Private);
 }

@@ -150,11 +150,7 @@ impl AdminState {
         act: Act,
         answer: impl FnOnce(&Published) -> T,
     ) -> Result<Response, ApiError> {
-        let published = self.consensus.published();
-        let result = authorise(&self.policy(), &caller.principal, act);
-        self.record(caller, act, "", result.as_ref().err());
-        result?;
-        json(&answer(&published))
+        self.read_where(|_| Ok(()), caller, act, answer)
     }
 
     /// As [`AdminState::read`], of what only a cluster has.
@@ -164,8 +160,19 @@ impl AdminState {
         act: Act,
         answer: impl FnOnce(&Published) -> T,
     ) -> Result<Response, ApiError> {
+        self.read_where(founded, caller, act, answer)
+    }
+
+    /// What `there` refuses is not there to be read; only who may read hears of it.
+    fn read_where<T: Serialize>(
+        &self,
+        there: impl FnOnce(&Published) -> Result<(), CallError>,
+        caller: &Caller,
+        act: Act,
+        answer: impl FnOnce(&Published) -> T,
+    ) -> Result<Response, ApiError> {
         let published = self.consensus.published();
-        let result = authorise(&self.policy(), &caller.principal, act).and_then(|()| founded(&published));
+        let result = authorise(&self.policy(), &caller.principal, act).and_then(|()| there(&published));
         self.record(caller, act, "", result.as_ref().err());
         result?;
         json(&answer(&published))

@@ -70,15 +70,7 @@ mod tests {
     #[test]
     fn a_context_is_private_unless_the_configuration_says_otherwise() {
         let context = |name: &str| ContextName::new(name).unwrap();
-        let hsm = Hsm {
-            slots: Vec::new(),
-            bindings: BTreeMap::from([(context("a"), Binding::Shared)]),
-            max_invocations: BTreeMap::new(),
-            max_versions: 3,
-            cleanup_after_days: 30,
-            legacy: false,
-            metadata_file: None,
-        };
+        let hsm = Hsm::of(Vec::new(), [(context("a"), Binding::Shared)]);
         let placements = Placements::of(&hsm);
         assert_eq!(placements.binding(&context("a")), BindingMode::Shared);
         assert_eq!(placements.binding(&context("b")), BindingMode::Private);

@@ -1,9 +1,9 @@
 //! That version 1's list of keys was read to its end, and which one that was.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::durable;
 
 const NAME: &str = "v1-metadata";
 const BEGUN: &str = "v1-metadata-begun";
@@ -64,12 +64,12 @@ impl Marker {
 
     /// To be written before the first entry: an empty file says it.
     pub(super) fn begin(&self) -> io::Result<()> {
-        put(&self.begun(), b"")
+        durable::write(&self.begun(), b"")
     }
 
     /// That the list was read to its end. Nothing is begun any more then.
     pub(super) fn write(&self) -> io::Result<()> {
-        put(
+        durable::write(
             &self.path,
             format!("{MAGIC}\n{}\n{}\n", self.digest, self.of).as_bytes(),
         )?;
@@ -77,24 +77,6 @@ impl Marker {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
-    }
-}
-
-/// Written beside, synced, renamed, folder synced.
-fn put(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("partial");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
     }
 }
 

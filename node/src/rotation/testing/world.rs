@@ -29,7 +29,7 @@ pub(crate) fn slot(name: &str) -> SlotName {
 }
 
 /// The origin of what no node does by itself.
-pub(crate) fn admin() -> Origin {
+pub(super) fn admin() -> Origin {
     Origin::Admin(AdminOrigin {
         fingerprint: [1; 32],
         cn: "ann".to_owned(),
@@ -39,6 +39,20 @@ pub(crate) fn admin() -> Origin {
         via_node: 1,
         evidence: None,
     })
+}
+
+/// The node itself, or an administrator for what only one of them may do.
+pub(crate) fn origin(node: RaftId, op: &Op) -> Origin {
+    match op {
+        Op::SetVersionUse(_)
+        | Op::ScheduleDestroy(_)
+        | Op::UndoDestroy(_)
+        | Op::SetAcl(_)
+        | Op::RemoveRevocations(_)
+        | Op::MoveContext(_)
+        | Op::ReleaseVersion(_) => admin(),
+        _ => Origin::Node(node),
+    }
 }
 
 /// Nodes 1..=n with slot `s`, its transport key and context `c` without versions.
@@ -359,16 +373,7 @@ impl World {
             node,
             nonce: u128::from(self.index).to_be_bytes(),
         };
-        let origin = match op {
-            Op::SetVersionUse(_)
-            | Op::ScheduleDestroy(_)
-            | Op::UndoDestroy(_)
-            | Op::SetAcl(_)
-            | Op::RemoveRevocations(_)
-            | Op::MoveContext(_)
-            | Op::ReleaseVersion(_) => admin(),
-            _ => Origin::Node(node),
-        };
+        let origin = origin(node, &op);
         match self.send(id, [0; 32], origin, op) {
             Outcome::Done(done) => done,
             other => panic!("{other:?}"),

@@ -14,13 +14,6 @@ fn boot(run: u8) -> Boot {
     Boot([run; 16])
 }
 
-fn key(version: u32) -> VersionKey {
-    VersionKey {
-        context: context(),
-        version,
-    }
-}
-
 fn claim(version: u32, seen: u64, count: u64) -> Claim {
     Claim {
         context: context(),

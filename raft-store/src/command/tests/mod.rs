@@ -11,6 +11,8 @@ mod life;
 mod limits;
 mod moves;
 mod nodes;
+mod recent_use;
+mod removal;
 mod requests;
 mod sequences;
 mod slots;
@@ -22,9 +24,9 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::names::*;
 use crate::state::FEATURE_LEVEL;
-use crate::state::context::{BindingMode, KeyMaterial, RotationPolicy};
+use crate::state::context::{BindingMode, KeyMaterial, KeyVersion, RotationPolicy, VersionKey, VersionState};
 use crate::state::frozen::AclV1;
-use crate::state::node::{NodeReport, NodeStatus, SlotKey};
+use crate::state::node::{Node, NodeReport, NodeStatus, SlotKey};
 use crate::state::slot::{Grant, Grantee, TransportMode};
 use crate::state::table::RowKind;
 
@@ -241,6 +243,13 @@ fn cluster() -> CreateCluster {
 
 fn context() -> ContextName {
     ContextName::new("c").unwrap()
+}
+
+fn key(version: u32) -> VersionKey {
+    VersionKey {
+        context: context(),
+        version,
+    }
 }
 
 fn slot() -> SlotName {

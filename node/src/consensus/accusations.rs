@@ -1,0 +1,136 @@
+//! Peers that refuse this node: whether their word means that it must never run again. Nobody who is not a member by
+//! this node's own state ends it, and no single member but its leader.
+
+use std::collections::BTreeSet;
+
+use raft_store::names::RaftId;
+use raft_store::state::node::NodeStatus;
+use raft_store::storage::Poison;
+
+use super::handshake;
+use super::shared::Shared;
+use super::wire::TurnedAway;
+use crate::lock::lock;
+
+/// Members that have to agree before a node believes that it must never run again, unless its leader says so.
+const BELIEVED: usize = 2;
+
+/// Who says that this node must never run again, for each reason.
+#[derive(Default)]
+pub(super) struct Accusers {
+    removed: BTreeSet<RaftId>,
+    rolled_back: BTreeSet<RaftId>,
+}
+
+impl Accusers {
+    /// Whether that is more than one node's mistake or lie: the leader says so, or two members, or the only
+    /// other one. Nobody else is heard.
+    fn add(
+        &mut self,
+        poison: &Poison,
+        accuser: RaftId,
+        leader: Option<RaftId>,
+        members: &BTreeSet<RaftId>,
+    ) -> bool {
+        if !members.contains(&accuser) {
+            return false;
+        }
+        let accusers = match poison {
+            Poison::Removed => &mut self.removed,
+            Poison::RolledBack { .. } => &mut self.rolled_back,
+        };
+        accusers.insert(accuser);
+        leader == Some(accuser) || accusers.intersection(members).count() >= BELIEVED.min(members.len())
+    }
+}
+
+impl Shared {
+    /// `accuser`, under the certificate of `name`, refuses this node. If its word means that this directory
+    /// must never run again, and is to be believed: remember it, then end the process.
+    pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) {
+        let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
+            return;
+        };
+        if !self.is_member(accuser, name) {
+            self.note_accusation(
+                name,
+                accuser,
+                reason,
+                "a refusal by nobody who is a member is ignored",
+            );
+            return;
+        }
+        if !self.is_believed(accuser, &poison) {
+            let what = "one member refuses this node; waiting for another's word";
+            self.note_accusation(name, accuser, reason, what);
+            return;
+        }
+        let why = poison.to_string();
+        if let Err(error) = self.control.poison(poison) {
+            tracing::error!(%error, "cannot remember that this node must not run again");
+        }
+        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
+    }
+
+    fn is_member(&self, id: RaftId, name: &str) -> bool {
+        let published = self.published.load();
+        let node = published.state.nodes().get(&id);
+        node.is_some_and(|node| node.status == NodeStatus::Member && node.name.as_str() == name)
+    }
+
+    /// See [`Accusers::add`]. The leader is who this node last voted for and saw elected.
+    fn is_believed(&self, accuser: RaftId, poison: &Poison) -> bool {
+        let control = self.control.get();
+        let leader = control
+            .vote
+            .as_ref()
+            .filter(|vote| vote.committed)
+            .and_then(|vote| vote.leader_id.voted_for());
+        let published = self.published.load();
+        let members = published
+            .state
+            .nodes()
+            .iter()
+            .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
+            .map(|(id, _)| *id)
+            .collect();
+        lock(&self.peers_seen.accusers).add(poison, accuser, leader, &members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLLED_BACK: Poison = Poison::RolledBack {
+        durable_index: 1,
+        seen_index: 9,
+    };
+
+    #[test]
+    fn two_members_or_the_leader_are_believed_each_reason_by_itself() {
+        let members = BTreeSet::from([2, 3, 4]);
+        let mut accusers = Accusers::default();
+        assert!(!accusers.add(&Poison::Removed, 2, None, &members));
+        assert!(
+            !accusers.add(&Poison::Removed, 2, Some(3), &members),
+            "twice is no other"
+        );
+        assert!(!accusers.add(&ROLLED_BACK, 3, None, &members), "another reason");
+        assert!(accusers.add(&ROLLED_BACK, 4, Some(4), &members));
+        assert!(accusers.add(&Poison::Removed, 3, None, &members));
+        assert!(Accusers::default().add(&Poison::Removed, 2, None, &BTreeSet::from([2])));
+    }
+
+    #[test]
+    fn who_is_no_member_is_not_heard_even_as_the_leader() {
+        let mut accusers = Accusers::default();
+        for members in [BTreeSet::new(), BTreeSet::from([2]), BTreeSet::from([2, 3])] {
+            assert!(!accusers.add(&Poison::Removed, 9, Some(9), &members));
+            assert!(!accusers.add(&ROLLED_BACK, 9, Some(9), &members));
+        }
+        // Nor does somebody count who was a member once.
+        assert!(!accusers.add(&Poison::Removed, 2, None, &BTreeSet::from([2, 3])));
+        assert!(!accusers.add(&Poison::Removed, 4, None, &BTreeSet::from([3, 4])));
+    }
+}

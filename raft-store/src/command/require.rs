@@ -1,0 +1,125 @@
+//! What commands ask for before they change anything: from whom they have to come, and that what they name is there.
+
+use super::{ApplyContext, Conflict, Forbidden, Missing, Origin, Refusal};
+use crate::names::{ContextName, RaftId};
+use crate::state::ClusterState;
+use crate::state::access::RevocationKey;
+use crate::state::context::{KeyVersion, VersionKey, VersionState};
+use crate::state::node::Node;
+
+/// Refuses unless the command comes from `node` itself.
+pub(super) fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
+    if *cx.origin == Origin::Node(node) {
+        return Ok(());
+    }
+    Err(Forbidden::NotItself { node }.into())
+}
+
+/// Refuses unless an administrator asks for it.
+pub(super) fn require_admin(cx: &ApplyContext<'_>, operation: &str) -> Result<(), Refusal> {
+    if matches!(cx.origin, Origin::Admin(_)) {
+        return Ok(());
+    }
+    let operation = operation.to_owned();
+    Err(Forbidden::Operation { operation }.into())
+}
+
+/// Refuses what an administrator asks for whose certificate is revoked by now. The leader has looked before it proposed;
+/// of two who revoke each other at the same moment, only the first one's command counts.
+pub(super) fn require_unrevoked(state: &ClusterState, cx: &ApplyContext<'_>) -> Result<(), Refusal> {
+    let Origin::Admin(admin) = cx.origin else {
+        return Ok(());
+    };
+    let names = [
+        RevocationKey::Fingerprint(admin.fingerprint),
+        RevocationKey::Serial {
+            issuer: admin.issuer.clone(),
+            serial: admin.serial.clone(),
+        },
+        RevocationKey::CommonName(admin.cn.clone()),
+    ];
+    if names.iter().any(|name| state.revocations.contains(name)) {
+        return Err(Forbidden::Revoked.into());
+    }
+    Ok(())
+}
+
+/// Refuses unless the command comes from a driver of the leader that appended it, which was not removed.
+pub(super) fn require_leader(
+    state: &ClusterState,
+    cx: &ApplyContext<'_>,
+    operation: &str,
+) -> Result<(), Refusal> {
+    if *cx.origin != Origin::Node(cx.leader) {
+        let operation = operation.to_owned();
+        return Err(Forbidden::Driver { operation }.into());
+    }
+    standing_node(state, cx.leader)?;
+    Ok(())
+}
+
+/// Refuses before there is a cluster.
+pub(super) fn require_cluster(state: &ClusterState) -> Result<(), Refusal> {
+    state
+        .meta()
+        .map(|_| ())
+        .ok_or(Refusal::NotFound(Missing::Cluster))
+}
+
+/// A node that has not been removed.
+pub(super) fn standing_node(state: &ClusterState, id: RaftId) -> Result<&Node, Refusal> {
+    let node = state.nodes.get(&id).ok_or(Missing::Node(id))?;
+    if !node.is_standing() {
+        let node = node.name.clone();
+        return Err(Forbidden::Removed { node }.into());
+    }
+    Ok(node)
+}
+
+/// A version with its key.
+pub(super) fn known_version(
+    state: &ClusterState,
+    context: &ContextName,
+    number: u32,
+) -> Result<(VersionKey, KeyVersion), Refusal> {
+    let key = VersionKey {
+        context: context.clone(),
+        version: number,
+    };
+    if let Some(version) = state.versions.get(&key) {
+        let version = KeyVersion::clone(version);
+        return Ok((key, version));
+    }
+    let (context, version) = (key.context, number);
+    Err(Missing::Version { context, version }.into())
+}
+
+/// A version that nothing is encrypted under any more, in the state that the proposer saw.
+pub(super) fn retired_version(
+    state: &ClusterState,
+    context: &ContextName,
+    number: u32,
+    expected: VersionState,
+) -> Result<(VersionKey, KeyVersion), Refusal> {
+    let (key, version) = known_version(state, context, number)?;
+    let retired = matches!(version.state, VersionState::DecryptOnly | VersionState::Disabled);
+    if !retired || version.state != expected {
+        return Err(in_other_state(&key, version.state));
+    }
+    Ok((key, version))
+}
+
+/// The refusal of what a version in this state is not to be asked for.
+pub(super) fn in_other_state(key: &VersionKey, state: VersionState) -> Refusal {
+    let (context, version) = (key.context.clone(), key.version);
+    let why = match state {
+        VersionState::Pending => Conflict::Pending { context, version },
+        VersionState::Active => Conflict::Active { context, version },
+        state => Conflict::VersionState {
+            context,
+            version,
+            state,
+        },
+    };
+    why.into()
+}
