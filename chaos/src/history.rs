@@ -21,7 +21,7 @@ const KEPT: usize = 50;
 /// Violations that are told one by one; beyond it the first tell enough.
 const TOLD: usize = 100;
 /// A follower hears of what was acknowledged a moment later; a busy node is asked again.
-const SETTLED: Duration = Duration::from_secs(10);
+const SETTLED: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 
 /// An acknowledged encryption.

@@ -57,7 +57,7 @@ impl Haproxy {
         };
         let looked = until(
             "haproxy's first look at every node",
-            Duration::from_secs(10),
+            Duration::from_secs(30),
             async || {
                 let servers = haproxy.servers().await.ok()?;
                 let unseen = |server: &Server| server.is_checked && !server.was_looked_at;

@@ -19,7 +19,7 @@ use tokio_rustls::client::TlsStream;
 use crate::client::{Identity, Pki};
 
 /// Whatever a node does with a connection it has done by then.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// More than any message of a test.
 const MAX_MESSAGE: usize = 1 << 20;
 

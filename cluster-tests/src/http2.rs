@@ -17,7 +17,7 @@ use crate::client::{Identity, Pki};
 use crate::http1::client_config;
 
 /// Whatever a node does with a connection it has done by then.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A frame is no longer unless both sides have agreed (RFC 9113 section 4.2).

@@ -23,6 +23,7 @@ pub mod ports;
 pub mod proxy;
 pub mod relay;
 pub mod shim;
+pub mod stalls;
 mod token_pool;
 pub mod vitals;
 pub mod wait;
@@ -38,6 +39,7 @@ pub use playground::{Leader, Playground};
 pub use proxy::Proxy;
 pub use relay::Relays;
 pub use shim::Shim;
+pub use stalls::Stalls;
 pub use wait::until;
 
 use std::path::PathBuf;

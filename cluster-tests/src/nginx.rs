@@ -67,7 +67,7 @@ impl Nginx {
             errors,
             port,
         };
-        let listens = until("nginx", Duration::from_secs(10), async || {
+        let listens = until("nginx", Duration::from_secs(30), async || {
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()
         });
         match listens.await {

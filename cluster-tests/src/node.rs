@@ -118,7 +118,7 @@ impl Node {
     /// SIGKILL, and until it is gone.
     pub async fn kill(&self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
-        self.wait_gone(Duration::from_secs(10)).await
+        self.wait_gone(Duration::from_secs(30)).await
     }
 
     /// Until its process has ended.

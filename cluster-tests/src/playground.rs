@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hsm_api::Client;
@@ -31,7 +31,7 @@ const MAX_NODES: u32 = 16;
 const DEV_LIMIT: Duration = Duration::from_secs(300);
 /// Readiness after a start.
 const READY_LIMIT: Duration = Duration::from_secs(60);
-const LEADER_LIMIT: Duration = Duration::from_secs(20);
+const LEADER_LIMIT: Duration = Duration::from_secs(60);
 /// A leader whose quorum is older than this is none any more.
 const QUORUM_MS: u64 = 1200;
 /// Lines of each log that a failed test shows.
@@ -351,6 +351,17 @@ impl Playground {
             .await
             .ok()
             .map(hsm_api::client::Answer::into_body)
+    }
+
+    /// When a node has last heard of a quorum, by what it says itself: not earlier than this.
+    pub async fn last_heard(&self, number: u32) -> Result<Instant> {
+        let asked = Instant::now();
+        let status = self.status(number).await;
+        let age = status.context("no status")?.staleness_ms;
+        let age = Duration::from_millis(age.context("it has heard of nobody")?);
+        asked
+            .checked_sub(age)
+            .context("longer ago than the clock goes back")
     }
 
     /// The leader among all nodes that run.

@@ -23,6 +23,8 @@ const GIVEN_UP: Duration = Duration::from_secs(5);
 pub struct Probe {
     /// The node's number.
     pub node: u32,
+    /// When it was begun.
+    pub began: Instant,
     /// From connecting to the end of the answer.
     pub took: Duration,
     /// The answer's status, or why there was none.
@@ -119,6 +121,7 @@ fn probe(node: &Node) -> Probe {
     let status = readyz(node.health_port).map_err(|error| format!("{error:#}"));
     Probe {
         node: node.number,
+        began,
         took: began.elapsed(),
         status,
     }

@@ -13,7 +13,7 @@ use rustls::AlertDescription;
 use serde_json::{Value, json};
 
 use crate::access::change_acl;
-use crate::common::{CONTEXT, open, seal};
+use crate::common::{CONTEXT, open, seal, seal_under};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const ADMIN: (&str, &str) = ("x-hsm-request", "1");
@@ -405,16 +405,9 @@ async fn ciphertexts_that_cannot_be_opened_here_say_why() -> Result<()> {
     );
     let made = cluster.hsmctl(&["create-kek", "--context", "order-key"]).await?;
     made.ok()?;
-    cluster
-        .node(1)
-        .wait_ready(std::time::Duration::from_secs(10))
-        .await?;
-    open(
-        &trading,
-        "order-key",
-        &seal(&trading, "order-key", b"of order-key").await?,
-    )
-    .await?;
+    cluster.node(1).wait_ready(SAID).await?;
+    let of_order_key = seal_under(&trading, "order-key", b"of order-key", 1).await?;
+    open(&trading, "order-key", &of_order_key).await?;
     let moved = DecryptRequest::new("order-key", sealed.ciphertext.clone());
     assert_eq!(code(moved).await, Some((400, ErrorCode::WrongContext)));
 

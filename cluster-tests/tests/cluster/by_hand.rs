@@ -13,9 +13,9 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
 
 /// A node that cannot start says so at once; opening two tokens takes a moment.
-const REFUSED_WITHIN: Duration = Duration::from_secs(20);
+const REFUSED_WITHIN: Duration = Duration::from_secs(60);
 /// From a start to an answer of the API.
-pub(crate) const STARTED_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const STARTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// How a start ended.
 #[derive(Debug)]

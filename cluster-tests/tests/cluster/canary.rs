@@ -139,7 +139,7 @@ async fn force_snapshots(cluster: &Playground) -> Result<u64> {
         ttl_seconds: Some(60),
         node_id: None,
     };
-    until("snapshots on all nodes", Duration::from_secs(60), async || {
+    until("snapshots on all nodes", Duration::from_secs(120), async || {
         admin.create_join_token(&request).await.ok()?;
         for node in cluster.nodes() {
             let covered = node.metrics().await.ok()?.sum("hsm_raft_snapshot_index")?;

@@ -81,7 +81,7 @@ impl Run {
     /// Nothing of it is left: no listener, no folder.
     async fn check_gone(&self) -> Result<()> {
         // A process is gone a moment before its sockets are.
-        until("free ports", Duration::from_secs(5), async || {
+        until("free ports", STOPPED_WITHIN, async || {
             let mut used = self.base_port..self.base_port + 10 * NODES;
             used.all(ports::is_free).then_some(())
         })

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::{json, softhsm_conf};
 
 /// From a node's start to its first report.
-const COUNTED_WITHIN: Duration = Duration::from_secs(30);
+const COUNTED_WITHIN: Duration = Duration::from_secs(60);
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

@@ -10,8 +10,11 @@ use cluster_tests::{Playground, until};
 use hsm_api::admin::{ContextInfo, KeyState};
 use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
-use hsm_api::{Base64, Client};
+use hsm_api::{Base64, Client, ClientError, ErrorCode};
 use serde_json::Value;
+
+/// From an acknowledged change until a node goes by it, which takes milliseconds unless the machine stands still.
+const FOLLOWED: Duration = Duration::from_secs(20);
 
 /// The context most tests use.
 pub(crate) const CONTEXT: &str = "exchange-key";
@@ -88,7 +91,7 @@ pub(crate) async fn seal_under(
     version: u32,
 ) -> Result<Sealed> {
     let what = format!("a ciphertext of version {version}");
-    until(&what, Duration::from_secs(5), async || {
+    until(&what, FOLLOWED, async || {
         let sealed = seal(client, context, plaintext).await.ok()?;
         (sealed.version == version).then_some(sealed)
     })
@@ -108,6 +111,12 @@ pub(crate) async fn open(client: &Client, context: &str, sealed: &Sealed) -> Res
     Ok(())
 }
 
+/// A version that a node has heard of and has not loaded yet: `docs/errors.md` says to come back in a second.
+fn is_not_ready(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
+    code == Some(ErrorCode::KeyVersionNotReady)
+}
+
 /// Everything acknowledged decrypts on every node.
 pub(crate) async fn open_everywhere(
     cluster: &Playground,
@@ -118,9 +127,14 @@ pub(crate) async fn open_everywhere(
     for node in cluster.nodes() {
         let client = cluster.client_on(profile, node.number)?;
         for sealed in all {
-            open(&client, context, sealed)
-                .await
-                .with_context(|| format!("version {} on {}", sealed.version, node.id()))?;
+            let what = format!("version {} on {}", sealed.version, node.id());
+            let opened = until(&what, FOLLOWED, async || {
+                match open(&client, context, sealed).await {
+                    Err(error) if is_not_ready(&error) => None,
+                    opened => Some(opened),
+                }
+            });
+            opened.await?.with_context(|| what.clone())?;
         }
     }
     Ok(())
@@ -130,7 +144,7 @@ pub(crate) async fn open_everywhere(
 pub(crate) async fn context_on(cluster: &Playground, number: u32, context: &str) -> Result<ContextInfo> {
     let client = cluster
         .client_on("admin", number)?
-        .with_retry(Retry::Until(Duration::from_secs(5)));
+        .with_retry(Retry::Until(FOLLOWED));
     let keks = client.list_keks().await?.into_body();
     keks.contexts
         .into_iter()
@@ -156,7 +170,7 @@ pub(crate) async fn settled_on(
     version: u32,
 ) -> Result<ContextInfo> {
     let what = format!("version {version} of {context} active on node {number}, none pending");
-    until(&what, Duration::from_secs(5), async || {
+    until(&what, FOLLOWED, async || {
         let info = context_on(cluster, number, context).await.ok()?;
         (check_settled(&info).ok()? == version).then_some(info)
     })
@@ -193,7 +207,7 @@ pub(crate) fn versions(info: &ContextInfo) -> Vec<(u32, &str, KeyState)> {
 /// A context on which all nodes agree, with one version active and none pending.
 pub(crate) async fn settled_everywhere(cluster: &Playground, context: &str) -> Result<ContextInfo> {
     let what = format!("the same versions of {context} on all nodes, none pending");
-    until(&what, Duration::from_secs(20), async || {
+    until(&what, 3 * FOLLOWED, async || {
         let mut agreed: Option<ContextInfo> = None;
         for node in cluster.nodes() {
             let info = context_on(cluster, node.number, context).await.ok()?;

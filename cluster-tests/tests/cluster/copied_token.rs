@@ -20,7 +20,7 @@ use crate::common::{CONTEXT, Sealed, open, seal};
 use crate::pkcs11::{Token, copy_folder, relabel, token_folder};
 
 /// From a start to an answer that will stay.
-const ANSWERED: Duration = Duration::from_secs(30);
+const ANSWERED: Duration = Duration::from_secs(60);
 
 /// A KEK that gives nothing away, whatever is asked of it: CKA_VALUE, and wrapping under the transport key and
 /// under a key of the robber's own.

@@ -26,7 +26,7 @@ const NAMED: [&str; 3] = [
     "join a new node under a new node_id with an empty directory",
 ];
 /// Of a process that is known to end.
-const ENDED_WITHIN: Duration = Duration::from_secs(10);
+const ENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Elections of one voter need not take as long as a cluster's.
 const RAFT: [&str; 2] = [
     "  coordination: {type: raft}\n",

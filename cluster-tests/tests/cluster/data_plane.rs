@@ -14,7 +14,7 @@ use crate::common::{CONTEXT, Sealed, formed_with, open, open_everywhere, seal, s
 /// A context that the playground has no key of.
 const UNBOUND: &str = "order-key";
 /// From a start until a node is ready, and until it has compared its configuration with the state.
-const STARTED: Duration = Duration::from_secs(30);
+const STARTED: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_version_and_size_decrypts_on_every_node() -> Result<()> {

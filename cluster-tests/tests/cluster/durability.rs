@@ -255,7 +255,7 @@ async fn every_acknowledged_change_was_synced_on_a_majority() -> Result<()> {
     // One barrier for the vote, and one more for the first entry of the new term, which the follower has a moment
     // after its leader.
     let what = "two barriers on each survivor, for its vote and for the first entry of the term";
-    until(what, Duration::from_secs(10), async || {
+    until(what, Duration::from_secs(60), async || {
         match kept(&survivors, &before) {
             Ok(each) => each.iter().all(|times| *times >= 2).then_some(Ok(())),
             Err(error) => Some(Err(error)),

@@ -109,7 +109,7 @@ async fn a_cluster_is_formed_by_its_own_commands() -> Result<()> {
         ];
         let plaintext = format!("from {here} to {there}");
         // A follower hears of the first key a moment after it was acknowledged.
-        let sealed = until("the first key", Duration::from_secs(5), async || {
+        let sealed = until("the first key", Duration::from_secs(30), async || {
             let output = cluster
                 .hsmctl_as("trading-1", &encrypt, plaintext.as_bytes())
                 .await;

@@ -13,7 +13,7 @@ use crate::common::{CONTEXT, settled_on};
 const TAKES: &str = "1*sleep(2000)";
 const PATIENCE: Duration = Duration::from_millis(500);
 /// From then to the line.
-const AUDITED_WITHIN: Duration = Duration::from_secs(20);
+const AUDITED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Lines of the audit about finished rotations, of the node that was asked.
 fn entries(node: &Node) -> usize {

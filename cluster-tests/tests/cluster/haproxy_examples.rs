@@ -16,7 +16,7 @@ use crate::tls_ending;
 
 const BACKEND: &str = "hsm_nodes";
 /// A balancer's look at a node, and a line of a log, on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// Where a client of the balancer is.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 

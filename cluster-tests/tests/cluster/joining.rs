@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 
 use crate::common::{CONTEXT, open, open_everywhere, seal, seal_under};
 
+/// From a start, or a join, until a node is ready, and what else takes a moment on a busy machine.
+const READY: Duration = Duration::from_secs(60);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fourth_node_joins_under_load() -> Result<()> {
     let mut cluster = Playground::start(3).await?;
@@ -43,7 +46,7 @@ async fn a_fourth_node_joins_under_load() -> Result<()> {
         report.failed,
         report.failures
     );
-    ensure!(report.decrypted > 50, "hardly any load: {report:?}");
+    ensure!(report.decrypted > 20, "hardly any load: {report:?}");
     // It counts: the next version needs it too.
     let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
     let sealed = seal_under(&client, CONTEXT, b"by the fourth", version).await?;
@@ -69,7 +72,7 @@ async fn join(
     };
     let token = cluster
         .client_on("admin", 1)?
-        .with_retry(Retry::Until(Duration::from_secs(20)))
+        .with_retry(Retry::Until(READY))
         .create_join_token(&request)
         .await?
         .into_body();
@@ -203,23 +206,24 @@ async fn a_join_that_must_fail_says_why_and_harms_nobody() -> Result<()> {
     std::fs::write(&secret, &right)?;
     let outcome = join(&cluster, &fourth, |_| ()).await?;
     check_refused(outcome, &[InvalidArgument, Conflict], "TOKEN_REPLICATION_KEY")?;
-    let audited = cluster.nodes().iter().any(|node| {
-        node.log().lines().any(|line| {
+    // The log is written a moment later.
+    until("an audit line of who came with it", READY, async || {
+        let logs: Vec<String> = cluster.nodes().iter().map(Node::log).collect();
+        let mut lines = logs.iter().flat_map(|log| log.lines());
+        let audited = lines.any(|line| {
             line.contains("\"target\":\"audit\"")
                 && line.contains("hsm-node-4")
                 && line.contains("TOKEN_REPLICATION_KEY")
-        })
-    });
-    ensure!(
-        audited,
-        "no member's audit says who came with another replication key"
-    );
+        });
+        audited.then_some(())
+    })
+    .await?;
     check_unharmed(&cluster).await?;
 
     // Nothing of all this stands in the way of the right one.
     restart(&cluster, &fourth, &config).await?;
     join(&cluster, &fourth, |_| ()).await??;
-    fourth.wait_ready(Duration::from_secs(30)).await?;
+    fourth.wait_ready(READY).await?;
     // And once more: a member stays one.
     let outcome = join(&cluster, &fourth, |_| ()).await?;
     check_refused(outcome, &[ErrorCode::AlreadyInitialised], "already")?;
@@ -239,7 +243,7 @@ async fn a_join_under_a_wrong_address_is_put_right_by_joining_again() -> Result<
     restart(&cluster, &fourth, &wrong).await?;
     {
         let mut joining = std::pin::pin!(join(&cluster, &fourth, |_| ()));
-        let given = until("its raft id", Duration::from_secs(30), async || {
+        let given = until("its raft id", READY, async || {
             let status = cluster.status(fourth.number).await?;
             (status.raft_id != 0).then_some(())
         });
@@ -250,7 +254,7 @@ async fn a_join_under_a_wrong_address_is_put_right_by_joining_again() -> Result<
     }
     restart(&cluster, &fourth, &right).await?;
     join(&cluster, &fourth, |_| ()).await??;
-    fourth.wait_ready(Duration::from_secs(30)).await?;
+    fourth.wait_ready(READY).await?;
     let members = cluster.client("admin")?.members().await?.into_body().members;
     let address = format!("127.0.0.1:{}", fourth.cluster_port);
     ensure!(
@@ -359,7 +363,7 @@ async fn ends_refused(cluster: &Playground, node: &Node) -> Result<String> {
             ensure!(told.contains(&code), "{told}");
         }
         Ok(()) => {
-            let status = node.wait_ended(Duration::from_secs(30)).await?;
+            let status = node.wait_ended(READY).await?;
             ensure!(
                 matches!(status, WaitStatus::Exited(_, EXIT_REFUSED)),
                 "it ended with {status:?}"
@@ -387,7 +391,7 @@ async fn a_directory_from_an_older_copy_is_not_let_in() -> Result<()> {
         .status()?;
     ensure!(copied.success(), "cp: {copied}");
     cluster.start_node(node.number).await?;
-    node.wait_ready(Duration::from_secs(30)).await?;
+    node.wait_ready(READY).await?;
     let begun = cluster
         .status(node.number)
         .await
@@ -398,15 +402,11 @@ async fn a_directory_from_an_older_copy_is_not_let_in() -> Result<()> {
     }
     // The leader has heard that the node has more on its disk than when the copy was made.
     let on_leader = cluster.client_on("admin", leader.node)?;
-    until(
-        "what the node acknowledges",
-        Duration::from_secs(30),
-        async || {
-            let members = on_leader.members().await.ok()?.into_body().members;
-            let member = members.iter().find(|member| member.node_id == node.id())?;
-            (member.matched_index? > begun).then_some(())
-        },
-    )
+    until("what the node acknowledges", READY, async || {
+        let members = on_leader.members().await.ok()?.into_body().members;
+        let member = members.iter().find(|member| member.node_id == node.id())?;
+        (member.matched_index? > begun).then_some(())
+    })
     .await?;
     node.kill().await?;
     std::fs::remove_dir_all(&data)?;

@@ -32,8 +32,17 @@ async fn hsmctl_asks_for_the_name_of_what_it_destroys() -> Result<()> {
     hsmctl(&[&destroy[..], &["--confirm", version]].concat())
         .await?
         .ok()?;
-    let shown = json(hsmctl(&["key", "show", version]).await?.ok()?)?;
-    ensure!(shown["state"] == "destroy_scheduled", "{shown}");
+    // Whichever node is asked hears of it a moment later.
+    let scheduled = async || -> Result<Value> {
+        until("a destruction that is scheduled", GONE, async || {
+            let shown = hsmctl(&["key", "show", version]).await.ok()?.ok().ok()?;
+            json(shown)
+                .ok()
+                .filter(|shown| shown["state"] == "destroy_scheduled")
+        })
+        .await
+    };
+    let shown = scheduled().await?;
     ensure!(shown["destruction"]["wait_seconds"] == 172_800, "{shown}");
     hsmctl(&["key", "undo-destroy", version]).await?.ok()?;
     hsmctl(&["key", "disable", version]).await?.ok()?;
@@ -45,8 +54,7 @@ async fn hsmctl_asks_for_the_name_of_what_it_destroys() -> Result<()> {
     hsmctl(&["key", "destroy", version, "--override", "--confirm", version])
         .await?
         .ok()?;
-    let shown = json(hsmctl(&["key", "show", version]).await?.ok()?)?;
-    ensure!(shown["state"] == "destroy_scheduled", "{shown}");
+    let shown = scheduled().await?;
     ensure!(shown["destruction"]["wait_seconds"] == 604_800, "{shown}");
     hsmctl(&["key", "undo-destroy", version]).await?.ok()?;
     opened_everywhere(&cluster, &sealed).await?;

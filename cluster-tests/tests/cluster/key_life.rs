@@ -15,9 +15,9 @@ use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, open_everywh
 use crate::pkcs11::Token;
 
 /// From a committed change until every node goes by it.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(30);
 /// From the end of a wait until every token is clean and the cluster says so.
-pub(crate) const GONE: Duration = Duration::from_secs(30);
+pub(crate) const GONE: Duration = Duration::from_secs(60);
 /// From a node's start until it is ready.
 pub(crate) const READY: Duration = Duration::from_secs(60);
 pub(crate) const FIRST: &str = "kek-exchange-key-v1";
@@ -305,8 +305,8 @@ pub(crate) async fn a_wait_goes_on_under_the_next_leader() -> Result<()> {
     let (cluster, sealed) = retired().await?;
     let leader = cluster.leader().await?;
     let admin = cluster.client_on("admin", leader.node)?;
-    admin.destroy_key(CONTEXT, 1, &after(8), None).await?;
     let begun = Instant::now();
+    admin.destroy_key(CONTEXT, 1, &after(8), None).await?;
     let dead = cluster.node(leader.node);
     dead.kill().await?;
     let others = cluster.others(leader.node);

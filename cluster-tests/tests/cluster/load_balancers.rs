@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// `staleness.encrypt_ms` of the playground: for so long an isolated node encrypts.
 const ENCRYPTS: Duration = Duration::from_secs(60);
 /// A balancer's look at a node, an election, and all of that on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A request that was not answered as it has to be.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::common::{CONTEXT, open, seal};
 use crate::tls_ending;
 
 /// Whatever is waited for, on a busy machine.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// Requests that show that it goes on.
 const SOME: u64 = 40;
 /// Requests of one client at once, as the example has it.

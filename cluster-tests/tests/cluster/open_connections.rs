@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::access::{IN_FORCE, SETTLED};
 use crate::common::CONTEXT;
 
 /// One connection that is kept open, asked in plain HTTP/1.1: a client of the API would open another one.
@@ -60,7 +61,7 @@ impl Open {
         let mut answer = Vec::new();
         let mut piece = [0_u8; 4096];
         loop {
-            let read = timeout(Duration::from_secs(5), self.0.read(&mut piece)).await;
+            let read = timeout(SETTLED, self.0.read(&mut piece)).await;
             let length = read.ok()?.ok().filter(|length| *length > 0)?;
             answer.extend_from_slice(&piece[..length]);
             if let Some(status) = whole(&answer) {
@@ -90,7 +91,7 @@ impl Open {
     /// Until the node has closed it, without being asked anything.
     pub(crate) async fn until_closed(mut self) -> Result<()> {
         let mut byte = [0_u8; 1];
-        match timeout(Duration::from_secs(10), self.0.read(&mut byte)).await {
+        match timeout(SETTLED, self.0.read(&mut byte)).await {
             Err(_) => bail!("the connection is still open"),
             Ok(Ok(1..)) => bail!("something was sent"),
             Ok(_) => Ok(()),
@@ -108,6 +109,14 @@ fn whole(answer: &[u8]) -> Option<u16> {
     let length: usize = length.trim().parse().ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     (body.len() >= length).then_some(status)
+}
+
+/// How long changes took until they were in force, without the time in which the machine stood still.
+pub(crate) fn are_in_force(mut took: Vec<Duration>) -> Result<()> {
+    took.sort();
+    println!("in force everywhere after the answer: {took:?}");
+    ensure!(took.iter().all(|took| *took < IN_FORCE), "{took:?}");
+    Ok(())
 }
 
 /// An open connection to every node, each of which has been answered.

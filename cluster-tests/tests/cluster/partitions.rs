@@ -18,21 +18,21 @@ use crate::common::{
 };
 
 /// `staleness.ready_ms`, and what noticing may add on a busy machine.
-const STALE_WITHIN: Duration = Duration::from_millis(5000 + 1500);
+const STALE_WITHIN: Duration = Duration::from_millis(5000 + 2500);
 /// The first of these alone.
 const READY: Duration = Duration::from_secs(5);
 /// `cluster.raft.election_max_ms`, and the same: a leader that hears nobody appends nothing from then on.
-const NO_QUORUM_AFTER: Duration = Duration::from_millis(1200 + 800);
+const NO_QUORUM_AFTER: Duration = Duration::from_millis(1200 + 2000);
 /// What the isolated leader of a test is given as `staleness.encrypt_ms` and `staleness.decrypt_ms`.
 const ENCRYPT_BOUND: Duration = Duration::from_secs(20);
 const DECRYPT_BOUND: Duration = Duration::from_secs(40);
 /// The same, of the nodes of a minority.
 const SHORT_ENCRYPT_BOUND: Duration = Duration::from_secs(8);
-const SHORT_DECRYPT_BOUND: Duration = Duration::from_secs(10);
-/// Around a bound: the leader had last heard of its quorum before the cut.
-const AROUND: Duration = Duration::from_secs(1);
+const SHORT_DECRYPT_BOUND: Duration = Duration::from_secs(13);
+/// Around a bound: frames that were on their way, and what a busy machine takes to handle them.
+const AROUND: Duration = Duration::from_secs(2);
 /// Until a node has heard of something, or has come as far as it can.
-pub(crate) const FOLLOWS: Duration = Duration::from_secs(20);
+pub(crate) const FOLLOWS: Duration = Duration::from_secs(60);
 /// How long it stays alone.
 const ALONE: Duration = Duration::from_secs(60);
 
@@ -43,7 +43,7 @@ async fn last_log(node: &Node) -> Result<f64> {
         .context("no last log index")
 }
 
-/// What an isolated node said at one moment, counted from the cut.
+/// What an isolated node said at one moment, counted from its last word of a quorum.
 #[derive(Debug)]
 struct Sample {
     asked: Duration,
@@ -121,7 +121,7 @@ impl Sample {
     }
 }
 
-/// Samples of a node, until so long after the cut.
+/// Samples of a node, until so long after its last word of a quorum.
 async fn watch(
     node: Node,
     client: Client,
@@ -186,7 +186,7 @@ async fn known(cluster: &Playground) -> Result<Vec<Known>> {
 
 /// Until all nodes have applied the same, and know the same.
 async fn wait_agreed(cluster: &Playground) -> Result<()> {
-    let agreed = until("nodes that agree", Duration::from_secs(20), async || {
+    let agreed = until("nodes that agree", FOLLOWS, async || {
         let all = known(cluster).await.ok()?;
         all.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
     })
@@ -207,7 +207,7 @@ pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bou
     let mut acknowledged = vec![seal(&client, CONTEXT, b"before").await?];
     let before = last_log(&node).await?;
     cluster.relays()?.isolate(leader.node);
-    let cut = Instant::now();
+    let cut = cluster.last_heard(leader.node).await?;
 
     // Retried rotates for a minute, eight at a time; each is tried again and again inside the node, too.
     let mut rotations = Vec::new();
@@ -252,7 +252,7 @@ pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bou
     let late = refusals.iter().filter(|(asked, _)| *asked >= NO_QUORUM_AFTER);
     ensure!(late.count() >= 8, "hardly any rotates: {refusals:?}");
     let samples = watched.await??;
-    ensure!(samples.len() > 100, "only {} samples", samples.len());
+    ensure!(samples.len() > 60, "only {} samples", samples.len());
     for sample in &samples {
         sample.check(ENCRYPT_BOUND, DECRYPT_BOUND)?;
     }
@@ -274,7 +274,7 @@ pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bou
     // Healed, it follows, and has what the majority has: nothing of its own, nothing lost.
     let there = context_on(&cluster, next.node, CONTEXT).await?;
     cluster.relays()?.heal();
-    until("the old leader follows", Duration::from_secs(20), async || {
+    until("the old leader follows", FOLLOWS, async || {
         let status = cluster.status(leader.node).await?;
         (status.role == NodeRole::Follower && status.term >= next.term).then_some(())
     })
@@ -289,7 +289,8 @@ pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bou
     );
     acknowledged.push(seal(&cluster.client("trading-1")?, CONTEXT, b"healed").await?);
     open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
-    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(FOLLOWS));
+    let version = admin.rotate(CONTEXT, None).await?.version;
     ensure!(
         here.versions.iter().all(|held| held.version < version),
         "version {version} once more"
@@ -386,7 +387,7 @@ pub(crate) async fn a_healed_node_is_ready_only_with_what_it_missed() -> Result<
         }
         while !node.is_ready().await {
             ensure!(
-                healed.elapsed() < Duration::from_secs(30),
+                healed.elapsed() < FOLLOWS,
                 "round {round}: {}",
                 node.checks().await
             );
@@ -425,13 +426,13 @@ pub(crate) async fn a_minority_of_five_is_stale_in_time_and_still_answers() -> R
     let minority = [cluster.node(leader.node), cluster.node(follower)];
     let sealed = seal(&cluster.client("trading-1")?, CONTEXT, b"before").await?;
 
-    let cut = Instant::now();
     cluster.relays()?.separate(&[leader.node, follower]);
     // The two still hear each other: a leader's frames alone make nobody fresh.
     let mut watched = Vec::new();
     for node in &minority {
         let client = cluster.client_on("trading-1", node.number)?;
-        let long = SHORT_DECRYPT_BOUND + 3 * AROUND;
+        let cut = cluster.last_heard(node.number).await?;
+        let long = SHORT_DECRYPT_BOUND + 2 * AROUND;
         watched.push(tokio::spawn(watch(
             node.clone(),
             client,

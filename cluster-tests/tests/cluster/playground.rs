@@ -147,16 +147,19 @@ async fn the_commands_of_the_readme_work() -> Result<()> {
         (&rotated["version"], &rotated["previous_version"]),
         (&2.into(), &1.into())
     );
-    let rotation = json(&cluster.hsmctl(&["rotation-status", "-o", "json"]).await?.ok()?)?;
-    let exchange = rotation["contexts"]
-        .as_array()
-        .and_then(|contexts| {
-            contexts
-                .iter()
-                .find(|context| context["context"] == "exchange-key")
-        })
-        .context("exchange-key is not in rotation-status")?;
-    assert_eq!(exchange["active_version"], 2);
+    // Whichever node is asked hears of it a moment later.
+    until(
+        "version 2 in rotation-status",
+        Duration::from_secs(30),
+        async || {
+            let rotation = cluster.hsmctl(&["rotation-status", "-o", "json"]).await.ok()?;
+            let rotation = json(&rotation.ok().ok()?).ok()?;
+            let mut contexts = rotation["contexts"].as_array()?.iter();
+            let exchange = contexts.find(|context| context["context"] == "exchange-key")?;
+            (exchange["active_version"] == 2).then_some(())
+        },
+    )
+    .await?;
 
     // dev status, kill, start.
     let running = json(&cluster.dev("status", &["-o", "json"]).await?)?;

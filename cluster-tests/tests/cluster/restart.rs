@@ -10,14 +10,16 @@ use hsm_api::admin::{ContextInfo, CreateKekRequest, KeyState};
 use hsm_api::data::EncryptRequest;
 use nix::sys::signal::Signal;
 
-use crate::common::{CONTEXT, Sealed, context_on, made, open_everywhere, seal, settled_everywhere};
+use crate::common::{
+    CONTEXT, Sealed, context_on, formed_with, made, open_everywhere, seal, settled_everywhere,
+};
 
 /// How often the whole cluster dies.
 const ROUNDS: u32 = 5;
 /// Acknowledgements before each kill: in all, and of each kind.
 const ACKNOWLEDGED: usize = 20;
 const OF_EACH: usize = 3;
-/// For those.
+/// For those, and for a start and an end.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 /// Between two encryptions; they are many times as quick as changes.
 const PACE: Duration = Duration::from_millis(5);
@@ -182,7 +184,7 @@ pub(crate) async fn a_whole_cluster_killed_at_once_loses_nothing_acknowledged() 
             sealed.acknowledged.len()
         );
         for node in cluster.nodes() {
-            node.wait_gone(Duration::from_secs(10)).await?;
+            node.wait_gone(ACKNOWLEDGED_WITHIN).await?;
         }
 
         cluster.up().await?;
@@ -240,7 +242,7 @@ pub(crate) async fn a_node_that_was_away_serves_only_with_every_key() -> Result<
     }
     cluster.start_node(away.number).await?;
     // From the moment it says that it is ready, it opens everything.
-    away.wait_ready(Duration::from_secs(30)).await?;
+    away.wait_ready(ACKNOWLEDGED_WITHIN).await?;
     let client = cluster.client_on("trading-1", away.number)?;
     for sealed in &acknowledged {
         crate::common::open(&client, CONTEXT, sealed)
@@ -252,7 +254,11 @@ pub(crate) async fn a_node_that_was_away_serves_only_with_every_key() -> Result<
 }
 
 pub(crate) async fn a_polite_stop_finishes_what_it_has_begun() -> Result<()> {
-    let cluster = Playground::start(3).await?;
+    // A notice that outlasts a moment in which the machine stands still.
+    let cluster = formed_with(Playground::builder(), |config| {
+        config.replace("notice_ms: 500", "notice_ms: 3000")
+    })
+    .await?;
     let leader = cluster.leader().await?;
     let node = cluster.others(leader.node)[0].clone();
     let client = cluster.client_on("trading-1", node.number)?;
@@ -270,9 +276,9 @@ pub(crate) async fn a_polite_stop_finishes_what_it_has_begun() -> Result<()> {
         served += 1;
     }
     ensure!(served > 0, "nothing was served after readiness had ended");
-    node.wait_gone(Duration::from_secs(20)).await?;
+    node.wait_gone(ACKNOWLEDGED_WITHIN).await?;
     cluster.start_node(node.number).await?;
-    node.wait_ready(Duration::from_secs(30)).await?;
+    node.wait_ready(ACKNOWLEDGED_WITHIN).await?;
     cluster.passed();
     Ok(())
 }

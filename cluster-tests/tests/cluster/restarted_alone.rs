@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::ErrorCode;
+use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use serde_json::Value;
 
@@ -111,6 +112,7 @@ pub(crate) async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()>
     // A version it cannot know of, and then the way back: through the start gate, with every key.
     let version = cluster
         .client_on("admin", leader.node)?
+        .with_retry(Retry::Until(FOLLOWS))
         .rotate(CONTEXT, None)
         .await?
         .version;
@@ -118,7 +120,7 @@ pub(crate) async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()>
     let unknown = seal_under(&trading, CONTEXT, b"unknown", version).await?;
     it_serves_all_the_same_if_it_is_told_to(&cluster, &node, &sealed, &unknown).await?;
     cluster.relays()?.heal();
-    node.wait_ready(Duration::from_secs(30)).await?;
+    node.wait_ready(FOLLOWS).await?;
     let sealed = seal(&client, CONTEXT, b"back").await?;
     ensure!(
         sealed.version == version,

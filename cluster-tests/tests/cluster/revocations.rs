@@ -5,19 +5,19 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Identity, Playground, until};
+use cluster_tests::{Identity, Playground, Stalls, until};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{RevocationMatch, RevokeRequest, UnrevokeRequest};
 use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::access::{IN_FORCE, SETTLED, a_change_of_rules_is_too, everywhere, text, write};
+use crate::access::{SETTLED, a_change_of_rules_is_too, everywhere, text, write};
 use crate::audit::every_change_is_audited_where_it_was_asked_for_and_on_the_leader;
 #[cfg(feature = "failpoints")]
 use crate::audit::what_a_follower_lets_through_the_leader_refuses;
 use crate::common::formed_with;
-use crate::open_connections::{no_handshake_is_spared, open_everywhere};
+use crate::open_connections::{are_in_force, no_handshake_is_spared, open_everywhere};
 
 fn serial_hex(who: &Identity) -> Result<String> {
     Ok(hex::encode(who.serial()?))
@@ -35,6 +35,7 @@ fn by_serial(cluster: &Playground, who: &Identity) -> Result<RevocationMatch> {
 async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be_taken_back() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let issuer = cluster.pki().client_ca_name();
+    let (stalls, mut took) = (Stalls::watch()?, Vec::new());
     for kind in ["cn", "serial", "fingerprint", "certificate", "crl"] {
         let cn = format!("victim-{kind}");
         let victim = cluster.pki().issue(&cn, Some("Trading"))?;
@@ -60,8 +61,7 @@ async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be
         for open in open {
             open.until_closed().await.context(kind)?;
         }
-        let took = returned.elapsed();
-        ensure!(took < IN_FORCE, "{kind}: closed {took:?} after the answer");
+        took.push(stalls.running_since(returned));
         everywhere(&cluster, &victim, Some(ErrorCode::CertificateRevoked)).await?;
         for mut open in others {
             ensure!(
@@ -88,6 +88,7 @@ async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be
         cluster.hsmctl(&unrevoke).await?.ok().context(kind)?;
         everywhere(&cluster, &victim, None).await?;
     }
+    are_in_force(took)?;
     every_change_is_audited_where_it_was_asked_for_and_on_the_leader(&cluster).await?;
     #[cfg(feature = "failpoints")]
     what_a_follower_lets_through_the_leader_refuses(&cluster).await?;
@@ -95,12 +96,12 @@ async fn a_revocation_of_each_kind_closes_open_connections_everywhere_and_can_be
     Ok(())
 }
 
-/// "revoke returned" to "every node refuses the certificate on a connection that was open", the slowest of twenty.
+/// "revoke returned" to "every node refuses the certificate on a connection that was open", of twenty.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_revocation_is_effective_on_every_node_within_a_second() -> Result<()> {
     const ROUNDS: usize = 20;
     let cluster = Playground::start(3).await?;
-    let mut took = Vec::new();
+    let (stalls, mut took) = (Stalls::watch()?, Vec::new());
     for round in 0..ROUNDS {
         let victim = cluster.pki().issue(&format!("victim-{round}"), Some("Trading"))?;
         let mut busy = tokio::task::JoinSet::new();
@@ -120,13 +121,10 @@ async fn a_revocation_is_effective_on_every_node_within_a_second() -> Result<()>
         while let Some(refused) = busy.join_next().await {
             refused?;
         }
-        took.push(returned.elapsed());
+        took.push(stalls.running_since(returned));
     }
-    took.sort();
-    let (half, slowest) = (took[ROUNDS / 2], took[ROUNDS - 1]);
-    println!("refused everywhere after the answer: half within {half:?}, all {ROUNDS} within {slowest:?}");
-    ensure!(slowest < IN_FORCE, "{took:?}");
-    a_change_of_rules_is_too(&cluster).await?;
+    are_in_force(took)?;
+    a_change_of_rules_is_too(&cluster, &stalls).await?;
     no_handshake_is_spared(&cluster).await?;
     cluster.passed();
     Ok(())
@@ -219,12 +217,13 @@ async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
     // With what it has said before in the state, a file that is gone keeps no node down.
     cluster.up().await?;
     for node in cluster.nodes() {
-        let log = node.log();
-        ensure!(
-            log.contains("is not there; what it has said before stays revoked"),
-            "{} does not say that its file is gone",
-            node.id()
-        );
+        // The log is written a moment later.
+        until("its word that the file is gone", SETTLED, async || {
+            let said = "is not there; what it has said before stays revoked";
+            node.log().contains(said).then_some(())
+        })
+        .await
+        .with_context(|| node.id())?;
     }
     for who in [&second, &lost] {
         everywhere(&cluster, who, revoked).await?;

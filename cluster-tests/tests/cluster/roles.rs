@@ -15,7 +15,7 @@ use crate::access::change_acl;
 use crate::common::{CONTEXT, formed_with, seal};
 
 /// What is refused for the moment, while a rotation before is being finished, is done by then.
-const DONE: Duration = Duration::from_secs(10);
+const DONE: Duration = Duration::from_secs(30);
 
 /// What a certificate may.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::failpoints::{PREPARED, ROTATION, kill_at};
-use cluster_tests::{Leader, Load, Node, Playground, until};
+use cluster_tests::{Leader, Load, Node, Playground, Stalls, until};
 use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 
@@ -15,7 +15,7 @@ use crate::common::{
 };
 
 /// From the request to the point.
-const REACHED: Duration = Duration::from_secs(15);
+const REACHED: Duration = Duration::from_secs(30);
 /// Finished or abandoned, once the leader is dead.
 const SETTLED: Duration = Duration::from_secs(15);
 /// The follower that was asked, its client's one attempt included.
@@ -32,6 +32,8 @@ struct Doomed<'a> {
     others: Vec<Node>,
     /// The context, as a survivor had it before.
     before: ContextInfo,
+    /// Time in which nobody could do anything counts for nobody.
+    stalls: Stalls,
 }
 
 impl<'a> Doomed<'a> {
@@ -49,6 +51,7 @@ impl<'a> Doomed<'a> {
             leader,
             others,
             before,
+            stalls: Stalls::watch()?,
         })
     }
 
@@ -158,12 +161,12 @@ async fn sent_once_and_repeated(
     let answer = rotate
         .await?
         .with_context(|| format!("{point}: sent once to a follower"))?;
-    let answered = begun.elapsed();
+    let answered = doomed.stalls.running_since(begun);
     ensure!(answered < ANSWERED, "{point}: answered after {answered:?}");
     let info = settled_on(cluster, next.node, CONTEXT, answer.version)
         .await
         .with_context(|| point.to_owned())?;
-    let took = killed.elapsed();
+    let took = doomed.stalls.running_since(killed);
     println!("{point}: version {} after {took:?}", answer.version);
     ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
     ensure!(
@@ -222,18 +225,17 @@ async fn sent_once_to_the_leader(
     };
     cluster
         .client_on("admin", next.node)?
-        .with_retry(Retry::Until(Duration::from_secs(5)))
+        .with_retry(Retry::Until(REACHED))
         .create_join_token(&request)
         .await
         .with_context(|| format!("{point}: a change under {next:?}"))?;
-    let left = SETTLED.saturating_sub(killed.elapsed());
-    let info = until("no pending version", left, async || {
+    let info = until("no pending version", 2 * SETTLED, async || {
         let info = context_on(cluster, next.node, CONTEXT).await.ok()?;
         in_state(&info, KeyState::Pending).is_empty().then_some(info)
     })
     .await
     .with_context(|| point.to_owned())?;
-    let took = killed.elapsed();
+    let took = doomed.stalls.running_since(killed);
     let active = check_settled(&info).with_context(|| point.to_owned())?;
     println!("{point}: version {active} after {took:?}");
     ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");

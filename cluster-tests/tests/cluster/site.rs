@@ -22,11 +22,11 @@ use crate::v1_service;
 
 pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// Until a node listens, and until it is ready.
-pub(crate) const STARTED: Duration = Duration::from_secs(30);
+pub(crate) const STARTED: Duration = Duration::from_secs(60);
 /// The examples' own drain is 1 s and 10 s.
-const STOPPED: Duration = Duration::from_secs(30);
+const STOPPED: Duration = Duration::from_secs(60);
 /// For changes: a node that has just started makes its slots' transport keys first.
-pub(crate) const PATIENT: Retry = Retry::Until(Duration::from_secs(30));
+pub(crate) const PATIENT: Retry = Retry::Until(Duration::from_secs(60));
 
 /// Where one node is started.
 pub(crate) struct Site {

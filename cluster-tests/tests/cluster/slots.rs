@@ -24,17 +24,14 @@ use crate::pkcs11::token_folder;
 const NOTICED: Duration = Duration::from_secs(60);
 /// Callers of the healthy slot at a time.
 const CALLERS: usize = 4;
-/// Pairs of windows: in one the healthy slot of the sick node is measured, in the other the same slot of a twin with no
-/// trouble. What counts is the median of their ratios: whatever else the machine does, it does to both.
-const PAIRS: usize = 5;
-/// One of their windows.
-const WINDOW: Duration = Duration::from_millis(300);
+/// Round trips of each of them in the healthy slot of the sick node, after each of which there is one in the same slot of a
+/// twin with no trouble. What counts is the median of either: whatever else the machine does, it does to both.
+const TRIPS: usize = 60;
 /// Measured so often until it is enough: what the machine does passes, what the sick slot does to its neighbour stays.
 const ROUNDS: usize = 3;
-/// The part of its twin's rate that the healthy slot keeps. A slot that waits for the other one's calls, which are
-/// given up after seconds, keeps next to nothing, and one that takes turns with it half. The rest is what the sick slot's
-/// tests of itself cost.
-const KEPT: f64 = 0.7;
+/// So many times as long as in the twin a round trip takes at most. In a slot that waits for the other one's calls, which are
+/// given up after seconds, it takes hundreds of times as long. The rest is what the sick slot's tests of itself cost.
+const SLOWER: f64 = 2.0;
 
 /// A way for a slot to be sick.
 struct Trouble {
@@ -90,30 +87,39 @@ const TROUBLES: [Trouble; 5] = [
 /// A rule for nobody: the shim looks at the token of each call, in trouble or not.
 const NO_TROUBLE: [&str; 2] = ["C_Encrypt delay 0 nobody", "C_Decrypt delay 0 nobody"];
 
-/// Round trips of the healthy slot in a second, none of which may fail: of several callers at once, each with a
-/// connection of its own.
-async fn rate(callers: &[Client]) -> Result<f64> {
+/// How long a round trip in the healthy slot takes; it may not fail.
+async fn trip(client: &Client) -> Result<Duration> {
     let begun = Instant::now();
-    let running: Vec<JoinHandle<Result<u32>>> = callers
-        .iter()
-        .cloned()
-        .map(|client| {
+    let sealed = seal(client, "2fa", b"meanwhile").await?;
+    open(client, "2fa", &sealed).await?;
+    Ok(begun.elapsed())
+}
+
+/// The median of round trips on either node: of several callers at once, each with a connection of its own to both.
+async fn medians(owners: &[Client], twins: &[Client]) -> Result<[Duration; 2]> {
+    let callers = owners.iter().cloned().zip(twins.iter().cloned());
+    let running: Vec<JoinHandle<Result<Vec<[Duration; 2]>>>> = callers
+        .map(|(own, twin)| {
             tokio::spawn(async move {
-                let mut trips = 0_u32;
-                while begun.elapsed() < WINDOW {
-                    let sealed = seal(&client, "2fa", b"meanwhile").await?;
-                    open(&client, "2fa", &sealed).await?;
-                    trips += 1;
+                let mut trips = Vec::with_capacity(TRIPS);
+                for _ in 0..TRIPS {
+                    trips.push([trip(&own).await?, trip(&twin).await?]);
                 }
                 anyhow::Ok(trips)
             })
         })
         .collect();
-    let mut trips = 0;
+    let (mut own, mut twin) = (Vec::new(), Vec::new());
     for caller in running {
-        trips += caller.await??;
+        for [here, there] in caller.await?? {
+            own.push(here);
+            twin.push(there);
+        }
     }
-    Ok(f64::from(trips) / begun.elapsed().as_secs_f64())
+    Ok([own, twin].map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2]
+    }))
 }
 
 /// The healthy slot's callers on one node.
@@ -295,22 +301,16 @@ fn write_pin(path: &Path, pin: &str) -> Result<()> {
 
 /// The neighbour of the sick slot is as quick as its twin.
 async fn neighbour_serves(owners: &[Client], twins: &[Client], trouble: &str) -> Result<()> {
-    let mut kept = Vec::new();
+    let mut seen = Vec::new();
     for _ in 0..ROUNDS {
-        let mut ratios = Vec::with_capacity(PAIRS);
-        for _ in 0..PAIRS {
-            let (own, twin) = (rate(owners).await?, rate(twins).await?);
-            ratios.push(own / twin);
-        }
-        ratios.sort_unstable_by(f64::total_cmp);
-        let median = ratios[PAIRS / 2];
-        println!("{trouble}: the other slot keeps {median:.2} of its rate");
-        if median >= KEPT {
+        let [own, twin] = medians(owners, twins).await?;
+        println!("{trouble}: a round trip in the other slot takes {own:?}, in its twin {twin:?}");
+        if own <= twin.mul_f64(SLOWER) {
             return Ok(());
         }
-        kept.push(median);
+        seen.push((own, twin));
     }
-    anyhow::bail!("{trouble}: the other slot keeps only {kept:.2?} of its twin's rate")
+    anyhow::bail!("{trouble}: round trips in the other slot, and in its twin: {seen:?}")
 }
 
 /// Drained, as a restart is.
@@ -331,13 +331,14 @@ async fn until_told(client: Client, stop: watch::Receiver<bool>) -> Result<u64> 
 }
 
 /// Encrypts in the healthy slot on one connection until the node says with an answer that it closes it, and does.
-async fn until_closed(mut connection: Connection) -> Result<u64> {
+async fn until_closed(mut connection: Connection, answered: watch::Sender<u64>) -> Result<u64> {
     let body = json!({"context": "2fa", "plaintext": "aGVsbG8="});
     let mut done = 0;
     loop {
         let answer = connection.ask("POST", paths::ENCRYPT, &[], &body).await?;
         ensure!(answer.status()? == 200, "after {done}: {answer:?}");
         done += 1;
+        answered.send_replace(done);
         let closes = answer.header("connection");
         if closes.is_some_and(|value| value.eq_ignore_ascii_case("close")) {
             connection.until_closed().await?;
@@ -412,7 +413,13 @@ async fn a_wrong_pin_is_put_right_without_a_restart_and_a_removed_token_with_one
     }
     let owner = cluster.pki().identity("2fa-1")?;
     let connection = Connection::open(&cluster.pki(), node.api_port, &owner).await?;
-    let here = tokio::spawn(until_closed(connection));
+    let (answered, mut answers) = watch::channel(0);
+    let here = tokio::spawn(until_closed(connection, answered));
+    // The node stops while it is in use.
+    let on_its_way = answers.wait_for(|done| *done > 1);
+    tokio::time::timeout(NOTICED, on_its_way)
+        .await
+        .context("no answer")??;
     stop(&node).await?;
     let done = here.await?.context("on the node that stopped")?;
     ensure!(done > 1, "{done} requests on the node that stopped");

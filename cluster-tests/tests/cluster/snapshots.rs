@@ -26,7 +26,7 @@ static POINTS: [&str; 5] = [
     "store::between_purge_and_promise",
 ];
 /// From the heal to the kill.
-const KILLED_WITHIN: Duration = Duration::from_secs(30);
+const KILLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A node's configuration, with logs that end soon.
 pub(crate) fn with_short_logs(config: &str) -> String {
@@ -51,7 +51,7 @@ pub(crate) async fn leave_behind(admin: &Client, nodes: &[Node], last: u64) -> R
         node_id: None,
     };
     let what = format!("snapshots beyond index {behind}");
-    until(&what, Duration::from_secs(60), async || {
+    until(&what, Duration::from_secs(120), async || {
         for _ in 0..SNAPSHOT_EVERY {
             admin.create_join_token(&request).await.ok()?;
         }

@@ -17,8 +17,8 @@ use crate::pkcs11::token_folder;
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(60);
 /// `server.drain` of the playground: `notice_ms` and `timeout_ms`.
 const DRAIN: Duration = Duration::from_millis(500 + 3000);
-/// Handing over, and what threads that still work get.
-const SLACK: Duration = Duration::from_secs(3);
+/// Handing over, what threads that still work get, and a busy machine.
+const SLACK: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hanging_token_keeps_no_leader_from_ending() -> Result<()> {
@@ -29,7 +29,7 @@ async fn a_hanging_token_keeps_no_leader_from_ending() -> Result<()> {
     let (node, survivors) = (cluster.node(leader.node), cluster.others(leader.node));
     let sealed = seal(&cluster.client_on("trading-1", leader.node)?, CONTEXT, b"before").await?;
     let generation = token_folder(&node.dir.join("tokens"), "slot-exchange")?.join("generation");
-    let held = until("the token's lock", Duration::from_secs(10), async || {
+    let held = until("the token's lock", GIVEN_UP_WITHIN, async || {
         hold(&generation).transpose()
     })
     .await??;

@@ -47,13 +47,9 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
         .map(|label| Ok(token_folder(&victim.tokens, label)?.join("token.object")))
         .collect::<Result<_>>()?;
     let filter: String = files.iter().map(|file| only(file)).collect();
-    let empty = || -> Result<usize> {
-        let mut count = 0;
-        for file in &files {
-            count += usize::from(fs::metadata(file)?.len() == 0);
-        }
-        Ok(count)
-    };
+    let length = |file: &PathBuf| -> Result<u64> { Ok(fs::metadata(file)?.len()) };
+    let lengths = || -> Result<Vec<u64>> { files.iter().map(length).collect() };
+    let whole_lengths = lengths()?;
 
     // C_Login cuts the file to nothing, then writes it anew. Each token is opened by a thread of its own.
     for (file, (call, leaves_empty)) in files
@@ -69,14 +65,16 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
                 break;
             }
             kills = nth;
-            let emptied = fs::metadata(file)?.len() == 0;
-            ensure!(emptied == leaves_empty, "{what}: empty: {emptied}");
-            // The other thread may have been among its own two calls.
-            let torn = empty()? > 0;
+            ensure!(
+                (length(file)? == 0) == leaves_empty,
+                "{what}: that its file is empty is not {leaves_empty}"
+            );
+            // The other token was being opened at the same time, and the kill may have met that too.
+            let torn = lengths()? != whole_lengths;
             let said = victim.comes_back().await.with_context(|| what.clone())?;
             ensure!(
                 said.contains("it was restored from its copy") == torn,
-                "{what}: {said}"
+                "{what}: that a file is torn is {torn}: {said}"
             );
             victim.is_whole(whole, &acknowledged).await.context(what)?;
         }
@@ -100,7 +98,7 @@ async fn a_kill_inside_a_login_costs_no_token() -> Result<()> {
             .await?,
         "it lives"
     );
-    ensure!(empty()? >= 1, "the kill came too late");
+    ensure!(lengths()?.contains(&0), "the kill came too late");
     let said = victim.comes_back().await?;
     ensure!(said.contains("it was restored from its copy"), "{said}");
     victim.is_whole(whole, &acknowledged).await?;

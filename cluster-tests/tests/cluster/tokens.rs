@@ -244,14 +244,14 @@ async fn a_lost_token_costs_no_voter() -> Result<()> {
         .into_iter()
         .find(|other| other.number != node.number && other.number != leader.node)
         .context("no third node")?;
-    cluster_tests::until("its vote", std::time::Duration::from_secs(30), async || {
+    cluster_tests::until("its vote", std::time::Duration::from_secs(60), async || {
         let status = cluster.status(node.number).await?;
         status.leader.map(drop)
     })
     .await?;
     // A member that answers is not left out of a rotation; one that can hold no key would only have it abandoned.
     let rotator = cluster.client_on("admin", leader.node)?;
-    cluster_tests::until("its report", std::time::Duration::from_secs(30), async || {
+    cluster_tests::until("its report", std::time::Duration::from_secs(60), async || {
         let members = rotator.members().await.ok()?.into_body().members;
         let own = members.into_iter().find(|member| member.node_id == node.id())?;
         let failed = |slot: &hsm_api::admin::MemberSlot| slot.state != SlotState::Ready;
@@ -275,15 +275,15 @@ async fn a_lost_token_costs_no_voter() -> Result<()> {
         node_id: None,
     };
     let admin = cluster.client_on("admin", node.number)?;
-    let admin = admin.with_retry(hsm_api::client::Retry::Until(std::time::Duration::from_secs(20)));
+    let admin = admin.with_retry(hsm_api::client::Retry::Until(std::time::Duration::from_secs(60)));
     admin.create_join_token(&request).await?;
     // Others serve the slots that it does not: out of the balancer.
     ensure!(!node.is_ready().await, "a node without tokens is ready");
     // Stopped, it is left out, and no number was used up.
     cluster.start_node(third.number).await?;
-    third.wait_ready(std::time::Duration::from_secs(30)).await?;
+    third.wait_ready(std::time::Duration::from_secs(60)).await?;
     node.kill().await?;
-    let made = cluster_tests::until("a rotation", std::time::Duration::from_secs(30), async || {
+    let made = cluster_tests::until("a rotation", std::time::Duration::from_secs(60), async || {
         match rotator.rotate(CONTEXT, None).await {
             // Until it has been silent for long enough.
             Err(error) if error.code() == Some(ErrorCode::SlotFailed) => None,

@@ -18,9 +18,9 @@ use crate::site::{Site, version_1s_site};
 use crate::v1_service::{FIRST, KEYS, SECOND, TWO_FACTOR, ciphertexts_open, make_keys, sealed, write_list};
 
 /// From a start that is refused to its end.
-const REFUSED: Duration = Duration::from_secs(30);
+const REFUSED: Duration = Duration::from_secs(60);
 /// From a committed change until every node goes by it.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(30);
 const READY: Duration = Duration::from_secs(60);
 /// Of a key whose label is none of the form that version 1 gave.
 const OLD: &str = "old exchange key";
@@ -144,10 +144,10 @@ async fn adopts_at_its_first_start(site: &Site) -> Result<()> {
     let mut node = site.start().await?;
     site.wait_ready().await?;
     ciphertexts_open(site).await?;
-    ensure!(
-        site.log().contains("hsm.metadata_file has changed"),
-        "no word of the other list"
-    );
+    until("a word of the other list", SEEN, async || {
+        site.log().contains("hsm.metadata_file has changed").then_some(())
+    })
+    .await?;
     node.kill().await?;
     Ok(())
 }

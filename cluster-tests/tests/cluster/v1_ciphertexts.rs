@@ -14,11 +14,11 @@ use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, RewrapRequest};
 use hsm_api::{Client, ErrorCode};
 
-use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal};
+use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal, settled_on};
 use crate::pkcs11::{Token, Vector};
 use crate::victim::objects;
 
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 
 /// `SHA-256(context ‖ 0x00 ‖ X)` of v1, computed with Python's hashlib: the context, X, and the digest.
 const SHARED: &str = "fc86400a275c2b59f339a0dddd4e61112e7aedfc7278a0d1a94b8c276c636003"; // exchange-key, Trading
@@ -299,6 +299,10 @@ async fn two_modules_serve_their_slots_and_vectors_of_another_implementation_ope
     );
     let colleague = cluster.pki().issue("2fa-2", Some("2FA"))?;
     for node in cluster.nodes() {
+        // What names no version of the cluster waits for no news of one.
+        for context in [CONTEXT, "2fa"] {
+            settled_on(&cluster, node.number, context, 2).await?;
+        }
         // Shared: for everyone of the unit.
         for profile in ["trading-1", "trading-2"] {
             let client = cluster.client_on(profile, node.number)?;

@@ -22,7 +22,7 @@ use crate::v1_service::{
 
 const READY: Duration = Duration::from_secs(60);
 /// From a committed change until every node goes by it.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(30);
 /// Each context, and the slot that it gets for itself.
 const SLOTS: [(&str, &str); 2] = [(CONTEXT, "exchange"), ("2fa", "2fa")];
 

@@ -19,9 +19,9 @@ use crate::site::{Site, version_1s_site};
 use crate::v1_service::{FIRST, JSON, ciphertexts_open, make_keys, post, sealed, write_list};
 
 /// From a committed change until every node goes by it.
-const SEEN: Duration = Duration::from_secs(10);
+const SEEN: Duration = Duration::from_secs(30);
 /// From a start to an answer.
-const ANSWERED: Duration = Duration::from_secs(30);
+const ANSWERED: Duration = Duration::from_secs(60);
 /// Requests of one client at once, where they are few.
 const BURST: usize = 20;
 /// Streams of one connection, where they are few.

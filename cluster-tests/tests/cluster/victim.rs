@@ -15,7 +15,7 @@ use crate::common::{CONTEXT, Sealed, open, seal};
 /// From a start to readiness, or to the kill.
 pub(crate) const STARTED: Duration = Duration::from_secs(60);
 /// strace writes its file a little later.
-pub(crate) const WRITTEN: Duration = Duration::from_secs(10);
+pub(crate) const WRITTEN: Duration = Duration::from_secs(30);
 /// What nodes are started as: hsm-node, or hsm-node under strace while a test says how.
 pub(crate) struct Program {
     folder: TempDir,

@@ -148,8 +148,8 @@ pub(crate) fn logout(sandbox: &Sandbox) {
 pub(crate) fn hang(sandbox: &Sandbox) {
     sandbox.init("slot-a");
     let mut options = sandbox.options("slot-a");
-    options.deadline = Duration::from_millis(400);
-    options.control_deadline = Duration::from_secs(1);
+    options.deadline = Duration::from_millis(1200);
+    options.control_deadline = Duration::from_secs(3);
     let slot = Slot::open(&sandbox.module(), options).unwrap_or_else(|error| panic!("{error}"));
     let kek = Kek::new(&slot);
     let helper = sandbox.helper("hold_generation");

@@ -11,7 +11,7 @@ use hsm_core::secrets::Plaintext;
 use hsm_core::{DecryptJob, EncryptJob, GenerateKek, HsmError, ImportKek, KekUse, OpError, Slot};
 
 pub(crate) const CONTEXT: &str = "exchange-key";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A key version as it stands in the replicated state (unsealed).
 #[derive(Clone)]

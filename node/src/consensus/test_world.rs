@@ -30,7 +30,7 @@ use crate::identity::test_certs::TestCa;
 use crate::test_log::Lines;
 use crate::tls::{ClusterTls, load_cluster};
 
-pub(super) const WITHIN: Duration = Duration::from_secs(10);
+pub(super) const WITHIN: Duration = Duration::from_secs(30);
 const MEMBER: Incarnation = Incarnation([2; 16]);
 /// Of join tokens.
 const SECRET: [u8; 32] = [3; 32];

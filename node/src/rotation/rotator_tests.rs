@@ -193,7 +193,7 @@ async fn a_version_that_cannot_finish_is_an_error_that_may_be_repeated() {
     let mut world = World::new(3);
     let first = world.prepare("c");
     world.activate("c", first);
-    let bench = Bench::of(world, Duration::from_millis(150));
+    let bench = Bench::of(world, Duration::from_millis(1500));
     bench.cluster.acking.lock().unwrap().clear();
     let error = bench.rotate("k").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::KeyVersionNotReady);
@@ -210,7 +210,7 @@ async fn a_version_that_cannot_finish_is_an_error_that_may_be_repeated() {
 async fn a_version_that_is_pending_at_the_deadline_is_unknown_to_its_own_and_a_conflict_to_others() {
     let bench = Bench::new();
     bench.cluster.acking.lock().unwrap().clear();
-    let short = Duration::from_millis(200);
+    let short = Duration::from_millis(1500);
     let own = rotate(&bench.rotator, "k", short).await.unwrap_err();
     assert_eq!(own.code, ErrorCode::OutcomeUnknown);
     let other = rotate(&bench.rotator, "other", short).await.unwrap_err();

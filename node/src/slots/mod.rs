@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn a_module_that_opens_one_slot_after_the_other_has_the_time_of_each() {
         let turn = Arc::new(Mutex::new(()));
-        let limit = Duration::from_millis(1000);
+        let limit = Duration::from_millis(2500);
         let open = move |_: &SlotEntry| {
             let _turn = turn.lock().unwrap();
             std::thread::sleep(limit * 6 / 10);
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn slots_that_hang_cost_the_start_the_time_of_one_and_the_others_nothing() {
         let entries = entries(&["a", "b", "c"]);
-        let (gate, limit) = (Arc::new(Barrier::new(3)), Duration::from_millis(500));
+        let (gate, limit) = (Arc::new(Barrier::new(3)), Duration::from_millis(1500));
         let hung = Arc::clone(&gate);
         let open = move |entry: &SlotEntry| {
             if entry.name().as_str() != "c" {

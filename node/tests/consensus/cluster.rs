@@ -104,7 +104,7 @@ impl Node {
     }
 
     fn wait_for_line(&self, wanted: impl Fn(&str) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + LONG;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let line = self
@@ -196,7 +196,8 @@ pub(crate) struct Cluster {
     size: usize,
 }
 
-pub(crate) const SHORT: Duration = Duration::from_secs(3);
+/// For what takes milliseconds, on a machine that stands still now and then.
+pub(crate) const SHORT: Duration = Duration::from_secs(10);
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
 /// Ports that nobody listens on, below those that the kernel gives to outgoing connections: a node that was killed

@@ -59,7 +59,7 @@ async fn a_drain_lets_an_idle_connection_ask_once_more() {
         "{answer}"
     );
     drop(stream);
-    timeout(Duration::from_secs(5), draining).await.unwrap().unwrap();
+    timeout(SOON, draining).await.unwrap().unwrap();
     assert_eq!(running.open.count(), 0);
 }
 

@@ -30,7 +30,7 @@ use crate::identity::test_certs::{TestCa, TestCert};
 use crate::policy::{Policy, RevocationKey};
 
 /// Whatever has to happen happens within this time, on the slowest machine too.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 /// A drain without notice, and with time enough.
 pub(super) const AT_ONCE: Drain = Drain {
@@ -314,7 +314,7 @@ pub(super) async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
         return String::new();
     }
     let mut answer = vec![0; 16 * 1024];
-    match timeout(Duration::from_secs(5), stream.read(&mut answer)).await {
+    match timeout(SOON, stream.read(&mut answer)).await {
         Ok(Ok(length)) => String::from_utf8_lossy(&answer[..length]).into_owned(),
         _ => String::new(),
     }
