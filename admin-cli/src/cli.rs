@@ -87,6 +87,9 @@ pub(crate) struct Global {
     /// are the certificate, unless another is named. Nothing else is read.
     #[arg(short, long, value_name = "FILE", global = true, hide_short_help = true)]
     pub(crate) config: Option<PathBuf>,
+    /// Nobody has said as whom to ask, so the node's own certificate is taken, as version 1's names have it.
+    #[arg(skip)]
+    pub(crate) as_the_node: bool,
 }
 
 /// What to do.

@@ -257,13 +257,13 @@ impl Exit {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
+pub(crate) mod tests {
     use anyhow::Context;
     use hsm_api::client::ApiError;
 
     use super::*;
 
-    pub(super) fn api(code: ErrorCode) -> ClientError {
+    pub(crate) fn api(code: ErrorCode) -> ClientError {
         ClientError::Api(Box::new(ApiError {
             status: code.status(),
             code: Some(code),
@@ -277,7 +277,7 @@ mod tests {
         }))
     }
 
-    pub(super) fn silence() -> ClientError {
+    pub(crate) fn silence() -> ClientError {
         ClientError::Transport {
             endpoint: "https://a:1".to_owned(),
             reason: "reset".to_owned(),

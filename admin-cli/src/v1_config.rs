@@ -129,6 +129,7 @@ pub(crate) fn apply(global: &mut Global, name: Name, env: &dyn Fn(&str) -> Optio
             from,
         );
         (global.cert, global.key) = (Some(cert), Some(key));
+        global.as_the_node = true;
     }
     note(&format!(
         "{shown}: {}; nothing else is read. HSMCTL_ENDPOINTS, HSMCTL_CA, HSMCTL_CERT and HSMCTL_KEY say the same \
@@ -253,6 +254,7 @@ mod tests {
             apply_as(name, &mut global, &[]).unwrap();
             assert_eq!(global.endpoints, ["https://localhost:8443"]);
             assert_eq!(global.ca, path("pki/ca.crt"));
+            assert_eq!(global.as_the_node, cert.is_some(), "{name}");
             assert_eq!((global.cert, global.key), (cert, key), "{name}");
         }
     }
@@ -338,6 +340,7 @@ mod tests {
             ..Global::default()
         };
         apply_as(Name::HsmAdmin, &mut own, &VARIABLES).unwrap();
+        assert!(!own.as_the_node);
         assert_eq!((own.cert, own.key), (path("own.crt"), path("own.key")));
         let mut named = Global {
             config: Some("/nonexistent/config.yaml".into()),

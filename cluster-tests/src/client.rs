@@ -118,18 +118,38 @@ pub struct Ca {
     pub cert: String,
 }
 
+fn ca_params(common: &str) -> Result<CertificateParams> {
+    let mut params = name(common, None)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    Ok(params)
+}
+
 impl Ca {
     /// Makes one.
     pub fn new(common: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = name(common, None)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         Ok(Self {
             common: common.to_owned(),
-            cert: params.self_signed(&key)?.pem(),
+            cert: ca_params(common)?.self_signed(&key)?.pem(),
             key: key.serialize_pem(),
         })
+    }
+
+    /// A CA below it.
+    pub fn intermediate(&self, common: &str) -> Result<Self> {
+        let issuer = Issuer::new(name(&self.common, None)?, KeyPair::from_pem(&self.key)?);
+        let Identity { cert, key } = sign(&ca_params(common)?, &issuer)?;
+        Ok(Self {
+            common: common.to_owned(),
+            key,
+            cert,
+        })
+    }
+
+    /// Its certificate as DER.
+    pub fn der(&self) -> Result<Vec<u8>> {
+        Ok(CertificateDer::from_pem_slice(self.cert.as_bytes())?.to_vec())
     }
 
     /// Its name as nodes and openssl write it.

@@ -55,6 +55,10 @@ const CHANGE: Duration = Duration::from_secs(40);
 const MEMBERSHIP: Duration = Duration::from_secs(90);
 /// Endpoints that a note names one by one.
 const NAMED: usize = 3;
+/// To version 1's scripts, which named nobody.
+const AS_THE_NODE: &str = "nobody is named who asks, so the node's own certificate was used, which administers only if \
+    roles say so and it was issued for clients too; name an administrator's certificate with --cert FILE --key FILE, or \
+    set HSMCTL_CERT and HSMCTL_KEY";
 
 /// How this invocation talks to nodes and prints.
 pub(crate) struct Session {
@@ -99,15 +103,22 @@ impl Session {
         patiently(&format!("{what}: waiting for {}", whom(client)), call).await
     }
 
-    /// Adds whose certificates were used to a failure of TLS.
+    /// Adds to a failure of TLS which certificates were used, and where that was the node's own because nobody was named,
+    /// to every refusal how to name somebody.
     fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        if !client_error(&error).is_some_and(is_about_tls) {
-            return error;
+        let failed = client_error(&error);
+        let (tls, refused) = (
+            failed.is_some_and(is_about_tls),
+            failed.is_some_and(may_be_for_the_certificate),
+        );
+        let error = match Profile::resolve(&self.global) {
+            Ok(profile) if tls => with_hint(error, format!("asked with {}", profile.files())),
+            _ => error,
+        };
+        if self.global.as_the_node && refused {
+            return with_hint(error, AS_THE_NODE);
         }
-        match Profile::resolve(&self.global) {
-            Ok(profile) => with_hint(error, format!("asked with {}", profile.files())),
-            Err(_) => error,
-        }
+        error
     }
 }
 
@@ -125,6 +136,15 @@ fn is_about_tls(error: &ClientError) -> bool {
         ClientError::Tls { .. } => true,
         ClientError::NoneAnswered { failures } => failures.iter().any(is_about_tls),
         _ => false,
+    }
+}
+
+/// A node may break a connection before its client has read why it refuses the certificate.
+fn may_be_for_the_certificate(error: &ClientError) -> bool {
+    match error {
+        ClientError::Tls { .. } | ClientError::Transport { .. } => true,
+        ClientError::NoneAnswered { failures } => failures.iter().any(may_be_for_the_certificate),
+        error => matches!(error.status(), Some(401 | 403)),
     }
 }
 
@@ -228,7 +248,10 @@ fn idempotency_key(given: Option<String>) -> String {
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use hsm_api::ErrorCode;
+
     use super::*;
+    use crate::exit::tests::{api, silence};
 
     fn tls() -> ClientError {
         ClientError::Tls {
@@ -302,5 +325,35 @@ mod tests {
         // What it leaves out they say.
         let cert = Some(folder.join("b.crt"));
         assert_eq!(filled("bare", None), (local, own_ca, cert));
+    }
+
+    #[test]
+    fn whoever_is_refused_as_the_node_hears_how_to_be_somebody_else() {
+        let explained = |as_the_node: bool, error: ClientError| {
+            let session = Session::new(Global {
+                as_the_node,
+                ..Global::default()
+            });
+            format!("{:#}", session.explain(error.into()))
+        };
+        let refusals: [fn() -> ClientError; 4] = [
+            || api(ErrorCode::RoleRequired),
+            tls,
+            silence,
+            || ClientError::NoneAnswered {
+                failures: vec![silence(), tls()],
+            },
+        ];
+        for error in refusals {
+            let text = explained(true, error());
+            assert!(
+                text.contains("--cert FILE --key FILE") && text.contains("HSMCTL_CERT and HSMCTL_KEY"),
+                "{text}"
+            );
+            let text = explained(false, error());
+            assert!(!text.contains("HSMCTL_CERT"), "{text}");
+        }
+        let text = explained(true, api(ErrorCode::NotFound));
+        assert!(!text.contains("HSMCTL_CERT"), "{text}");
     }
 }

@@ -275,6 +275,10 @@ fn meaning(error: &rustls::Error) -> Option<&'static str> {
             "the node does not know the client certificate's CA: use a certificate from the CA of the node's \
              server.tls.ca_path"
         }
+        rustls::Error::AlertReceived(AlertDescription::UnsupportedCertificate) => {
+            "the node does not take the client certificate as a client's: use one that was issued for clients (extended \
+             key usage clientAuth), not a server's"
+        }
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             "the client key is not the one of the client certificate: give the key that the certificate was made for"
         }
@@ -384,6 +388,10 @@ mod tests {
             (
                 rustls::Error::AlertReceived(AlertDescription::UnknownCA),
                 "server.tls.ca_path",
+            ),
+            (
+                rustls::Error::AlertReceived(AlertDescription::UnsupportedCertificate),
+                "use one that was issued for clients",
             ),
             (
                 rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch),

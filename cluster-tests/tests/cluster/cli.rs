@@ -19,7 +19,7 @@ fn said(output: &Output) -> String {
 }
 
 /// A link to hsmctl under another name.
-fn called(scratch: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn called(scratch: &Path, name: &str) -> Result<PathBuf> {
     let folder = scratch.join("names");
     std::fs::create_dir_all(&folder)?;
     let link = folder.join(name);

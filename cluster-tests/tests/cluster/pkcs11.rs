@@ -46,7 +46,7 @@ pub(crate) struct Token {
 pub(crate) struct Vector {
     pub(crate) nonce: [u8; 12],
     /// In hex.
-    pub(crate) aad: &'static str,
+    pub(crate) aad: String,
     pub(crate) plaintext: Vec<u8>,
 }
 

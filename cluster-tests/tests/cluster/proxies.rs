@@ -1,12 +1,13 @@
 //! Clients behind a proxy that ends TLS, and behind a balancer that says where they are: on real nodes.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::http1::{Connection, Message};
 use cluster_tests::proxy::client_cert;
-use cluster_tests::{Identity, Node, Pki, Playground, Proxy, until};
+use cluster_tests::{Ca, Identity, Node, Pki, Playground, Proxy, until};
 use hsm_api::admin::{RevocationMatch, RevokeRequest};
 use hsm_api::{headers, paths};
 use serde_json::{Value, json};
@@ -26,14 +27,23 @@ const BURST: usize = 200;
 const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const OTHER_BALANCER: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 5);
 
-/// Two nodes that trust a proxy, whose own certificate has an OU that may encrypt.
-async fn start() -> Result<(Playground, Identity)> {
+/// Two nodes that trust a proxy, whose own certificate has an OU that may encrypt. They accept clients of two CAs: the
+/// playground's, and one that has others below it.
+async fn start() -> Result<(Playground, Identity, Ca)> {
     let cluster = Playground::builder().nodes(2).unformed().start().await?;
     let edge = cluster.pki().issue("edge-1", Some("Trading"))?;
     let pin = hex::encode(Sha256::digest(edge.spki()?));
+    let root = Ca::new("DEV root CA")?;
+    let both = cluster.scratch().join("client-cas.crt");
+    let own = fs::read_to_string(cluster.pki().dir().join("ca.crt"))?;
+    fs::write(&both, own + &root.cert)?;
     for node in cluster.nodes() {
         node.kill().await?;
-        let before = node.config()?;
+        let config = node.config()?;
+        let mut lines = config.lines();
+        let ca_path = lines.find(|line| line.starts_with("    ca_path: "));
+        let ca_path = ca_path.with_context(|| format!("no server.tls.ca_path in:\n{config}"))?;
+        let before = config.replacen(ca_path, &format!("    ca_path: {both:?}"), 1);
         let keys = format!(
             "  trusted_proxies: [{{name: edge, spki_sha256: \"{pin}\"}}]\n  proxy_protocol_from: [{BALANCER}, \
              127.0.1.0/24]\n  drain: {{"
@@ -51,7 +61,7 @@ async fn start() -> Result<(Playground, Identity)> {
         node.set_config(&after)?;
     }
     cluster.up().await?;
-    Ok((cluster, edge))
+    Ok((cluster, edge, root))
 }
 
 fn shows(who: &Identity) -> Result<String> {
@@ -148,6 +158,24 @@ async fn identities_do_not_mix(cluster: &Playground, edge: &Identity) -> Result<
     }
     busy.await??;
     ensure!(proxy.opened() == 1, "{} connections to the node", proxy.opened());
+    Ok(())
+}
+
+/// A client of a CA below one that the nodes know is somebody with that CA's certificate beside its own, and nobody without.
+async fn a_chain_is_followed(cluster: &Playground, edge: &Identity, root: &Ca) -> Result<()> {
+    let team = root.intermediate("DEV team CA")?;
+    let own = shows(&team.issue("trading-9", Some("Trading"))?)?;
+    let chain = |ca: &Ca| anyhow::Ok(client_cert(&ca.der()?).replacen("Client-Cert", "Client-Cert-Chain", 1));
+    let mut connection = Connection::open(&cluster.pki(), cluster.node(1).api_port, edge).await?;
+    let unrelated = Ca::new("DEV team CA")?;
+    for lines in [vec![own.clone()], vec![own.clone(), chain(&unrelated)?]] {
+        expect(&mut connection, &lines, Some("client_cert_refused")).await?;
+    }
+    let lines = [own, chain(&team)?];
+    expect(&mut connection, &lines, None).await?;
+    // As whom its own certificate says, and no more.
+    let other = encrypt(&mut connection, &lines, "2fa").await?;
+    ensure!(other.code().as_deref() == Some("access_denied"), "{other:?}");
     Ok(())
 }
 
@@ -433,8 +461,9 @@ async fn a_revoked_proxy_is_cut(cluster: &Playground, edge: &Identity) -> Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_proxy_speaks_for_its_clients_and_a_balancer_says_where_they_are() -> Result<()> {
-    let (cluster, edge) = start().await?;
+    let (cluster, edge, root) = start().await?;
     identities_do_not_mix(&cluster, &edge).await?;
+    a_chain_is_followed(&cluster, &edge, &root).await?;
     what_is_not_shown_well_is_refused(&cluster, &edge).await?;
     nothing_is_administered_through_a_proxy(&cluster, &edge).await?;
     a_revoked_client_is_refused_at_once(&cluster, &edge).await?;

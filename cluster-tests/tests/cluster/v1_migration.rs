@@ -1,6 +1,7 @@
 //! docs/migration-from-v1.md from its first step to its last, by its own commands: alone on version 1's token with version 1's
-//! configuration as it was, a slot for each context, rewrapped ciphertexts, a cluster of three. What a single step does
-//! when something is wrong is in `v1_adoption.rs`, `moves.rs` and `joining.rs`.
+//! configuration as it was, the way back, a slot for each context, rewrapped ciphertexts, a cluster of three, and the old slot
+//! emptied and taken out. What a single step does when something is wrong is in `v1_adoption.rs`, `moves.rs` and `joining.rs`; what
+//! version 1's clients and scripts see, in `v1_users.rs`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cluster_tests::until;
 use hsm_api::ErrorCode;
-use hsm_api::admin::CreateKekRequest;
+use hsm_api::admin::{CreateKekRequest, KeyState};
 use hsm_api::data::{Batch, DecryptRequest, ItemResult, RewrapRequest, RewrapResponse};
 use serde_json::Value;
 use tokio::process::Child;
@@ -17,7 +18,7 @@ use crate::common::{CONTEXT, Sealed, context_on, open, open_everywhere, seal_und
 use crate::pkcs11::{copy_folder, token_folder};
 use crate::site::{PATIENT, Site, version_1s_site_among};
 use crate::v1_service::{
-    KEYS, LABEL, TWO_FACTOR, ciphertexts_open, make_keys, make_token, sealed, write_list,
+    KEYS, LABEL, TWO_FACTOR, ciphertexts_open, make_keys, make_token, sealed, to_seal, token, write_list,
 };
 
 const READY: Duration = Duration::from_secs(60);
@@ -25,6 +26,18 @@ const READY: Duration = Duration::from_secs(60);
 const SEEN: Duration = Duration::from_secs(30);
 /// Each context, and the slot that it gets for itself.
 const SLOTS: [(&str, &str); 2] = [(CONTEXT, "exchange"), ("2fa", "2fa")];
+/// What is in the old slot in the end.
+const OLD: [&str; 5] = [
+    "exchange-key/v1",
+    "exchange-key/v2",
+    "exchange-key/v3",
+    "2fa/v1",
+    "2fa/v2",
+];
+/// Destruction waits for a second only.
+const BRISK: &str = "keys: {destroy: {min_wait_seconds: 1}}\n";
+/// From the command until the keys are out of every token.
+const GONE: Duration = Duration::from_secs(30);
 
 /// hsmctl on one node, until it has done what it is told: a slot that has just been opened is of use once its node has
 /// reported it.
@@ -57,16 +70,17 @@ async fn versions(site: &Site, context: &str) -> Result<Vec<(u32, String, Vec<St
         .collect())
 }
 
-/// The token in an earlier state, and a ciphertext of the version that was made for new ones.
+/// The token in an earlier state, version 1's list, and a ciphertext of the version that was made for new ones.
 struct Kept {
     token: PathBuf,
+    list: String,
     of_the_old_slot: Sealed,
 }
 
 /// Steps 1 and 2: a copy, and a first start with what version 1 had.
 async fn alone_on_the_old_token(site: &Site) -> Result<(Child, Kept)> {
     make_keys(site)?;
-    write_list(site, &[1, 2])?;
+    let list = write_list(site, &[1, 2])?;
     let copy = site.folder.join("tokens-before-the-first-start");
     copy_folder(&site.folder.join("tokens"), &copy)?;
     ensure!(
@@ -90,9 +104,31 @@ async fn alone_on_the_old_token(site: &Site) -> Result<(Child, Kept)> {
         node,
         Kept {
             token,
+            list,
             of_the_old_slot,
         },
     ))
+}
+
+/// Step 3, as far as it can be gone without version 1: what that program needs is there. Each key under its label, once,
+/// and of use for its ciphertexts; its list as it left it.
+fn version_1_finds_everything_where_it_was(site: &Site, kept: &Kept) -> Result<()> {
+    let token = token(site);
+    for (key_id, key) in KEYS {
+        let (context, bound_to) = if key == TWO_FACTOR {
+            ("2fa", "2fa-1")
+        } else {
+            (CONTEXT, "Trading")
+        };
+        let text = key_id.as_bytes();
+        let made = token.seal(key_id, &[to_seal(context, bound_to, text)])?;
+        ensure!(
+            made == [sealed(&key, context, bound_to, text)],
+            "{key_id}: it is another key by now"
+        );
+    }
+    ensure!(site.read("metadata.yaml") == kept.list, "its list was written to");
+    Ok(())
 }
 
 /// The one slot under its name, and others beside it.
@@ -115,8 +151,7 @@ fn write_slots(site: &mut Site) {
 }
 
 /// Step 5: both contexts move. New versions are made in the new slots, what is old is read where it is.
-async fn a_slot_for_each_context(site: &mut Site, mut node: Child, kept: &Kept) -> Result<Child> {
-    node.kill().await?;
+async fn a_slot_for_each_context(site: &mut Site, kept: &Kept) -> Result<Child> {
     for (_, slot) in SLOTS {
         site.token(&format!("slot-{slot}"), &format!("secrets/{slot}.pin"))?;
     }
@@ -206,7 +241,7 @@ async fn gets_its_place_in_a_cluster(site: &mut Site, mut node: Child) -> Result
     site.config.push_str(&format!(
         "\ncluster:\n  mode: active-active\n  node_id: hsm-node-1\n  name: playground\n  listen: {}\n  api_advertise: {}\n  \
          tls: {{ca_path: pki/cluster-ca.crt, cert_path: pki/node1-cluster.crt, key_path: pki/node1-cluster.key}}\n  \
-         token_replication: {{encryption_key_file: data/replication.key}}\n",
+         token_replication: {{encryption_key_file: data/replication.key}}\n{BRISK}",
         site.cluster(),
         site.api()
     ));
@@ -220,17 +255,21 @@ async fn gets_its_place_in_a_cluster(site: &mut Site, mut node: Child) -> Result
 /// A node that is to join gets a slot for version 1's token.
 fn prepare(site: &Site, number: u32, pin: &Path) -> Result<()> {
     let node = site.playground().node(number);
-    let config = node.config()?;
-    let with_slot = config.replacen(
-        "  keys:\n",
-        &format!("    \"default\": {{label: {LABEL}, pin_file: {pin:?}, insecure_pin: true}}\n  keys:\n"),
-        1,
-    );
-    ensure!(
-        config != with_slot,
-        "the playground's configuration has changed:\n{config}"
-    );
-    node.set_config(&with_slot)
+    let mut config = node.config()?;
+    for (before, added) in [
+        (
+            "  keys:\n",
+            format!("    \"default\": {{label: {LABEL}, pin_file: {pin:?}, insecure_pin: true}}\n"),
+        ),
+        ("logging:", BRISK.to_owned()),
+    ] {
+        ensure!(
+            config.contains(before),
+            "the playground's configuration has changed:\n{config}"
+        );
+        config = config.replacen(before, &format!("{added}{before}"), 1);
+    }
+    node.set_config(&config)
 }
 
 async fn joins(site: &Site, number: u32) -> Result<()> {
@@ -343,15 +382,107 @@ async fn every_ciphertext_opens(site: &Site, kept: &Kept, shared: &[Sealed], own
     open_everywhere(cluster, "trading-1", CONTEXT, &shared).await
 }
 
+/// The end of step 5: what was left is rewrapped, then one version after the other is destroyed.
+async fn the_old_slot_is_emptied(site: &Site, kept: &Kept) -> Result<Sealed> {
+    let left = &kept.of_the_old_slot;
+    let request = RewrapRequest::new(CONTEXT, left.ciphertext.clone());
+    let answer = site.client("trading-1")?.rewrap(&request).await?.into_body();
+    let last = rewrapped(&answer, &left.plaintext);
+    ensure!(last.version == 4, "{answer:?}");
+    for version in OLD {
+        let key = format!("destroy-{}", version.replace('/', "-"));
+        let destroy = ["key", "destroy", version, "--confirm", version, "--wait", "1s"];
+        // How long ago version 1 used its keys nobody knows, and the others have been used a moment ago.
+        let meant = ["--override", "--idempotency-key", &key];
+        hsmctl(site, 3, &[&destroy[..], &meant].concat()).await?;
+    }
+    let mut found = Vec::new();
+    let gone = until("the end of all keys in the old slot", GONE, async || {
+        found.clear();
+        for context in [CONTEXT, "2fa"] {
+            let info = context_on(site.playground(), 1, context).await.ok()?;
+            let versions = info.versions.into_iter();
+            found.extend(versions.filter(|held| held.slot == "default" && held.state != KeyState::Destroyed));
+        }
+        found.is_empty().then_some(())
+    })
+    .await;
+    gone.with_context(|| format!("{found:?}"))?;
+    Ok(last)
+}
+
+/// A configuration without the slot that begins so.
+fn without_slot(config: &str, slot: &str) -> Result<String> {
+    let lines = config.lines().filter(|line| !line.starts_with(slot));
+    let without: String = lines.flat_map(|line| [line, "\n"]).collect();
+    ensure!(without.len() < config.len(), "no slot is {slot:?} in:\n{config}");
+    Ok(without)
+}
+
+/// And taken out of every configuration. Nothing of it is left in the old token, version 1's own keys neither.
+async fn the_old_slot_goes(site: &mut Site, mut node: Child) -> Result<Child> {
+    node.kill().await?;
+    let mut left = token(site).labels()?;
+    left.retain(|label| label.contains("kek-"));
+    ensure!(left.is_empty(), "in the old token: {left:?}");
+    site.config = without_slot(&site.config, "    default: {")?;
+    let cluster = site.playground();
+    for number in [2, 3] {
+        let other = cluster.node(number);
+        other.kill().await?;
+        other.set_config(&without_slot(&other.config()?, "    \"default\": {")?)?;
+    }
+    let others = async {
+        cluster.start_node(2).await?;
+        cluster.start_node(3).await
+    };
+    let (node, ()) = tokio::try_join!(site.start(), others)?;
+    site.wait_ready().await?;
+    for number in [2, 3] {
+        cluster.node(number).wait_ready(READY).await?;
+    }
+    Ok(node)
+}
+
+/// Everybody's, on every node; what nobody rewrapped is gone, and says so.
+async fn what_was_rewrapped_is_left(site: &Site, kept: &Kept, shared: &[Sealed], own: &Sealed) -> Result<()> {
+    let cluster = site.playground();
+    open_everywhere(cluster, "trading-1", CONTEXT, shared).await?;
+    open_everywhere(cluster, "2fa-1", "2fa", std::slice::from_ref(own)).await?;
+    let (key_id, key) = KEYS[0];
+    let of_version_1 = sealed(&key, CONTEXT, "Trading", b"old");
+    let asks = [
+        DecryptRequest::new(CONTEXT, of_version_1).with_key_id(key_id),
+        DecryptRequest::new(CONTEXT, kept.of_the_old_slot.ciphertext.clone()),
+    ];
+    for node in cluster.nodes() {
+        let trading = cluster.client_on("trading-1", node.number)?;
+        for ask in &asks {
+            let refused = trading.decrypt(ask).await.err().and_then(|error| error.code());
+            ensure!(
+                refused == Some(ErrorCode::KeyVersionDestroyed),
+                "{}: {refused:?}",
+                node.id()
+            );
+        }
+    }
+    Ok(())
+}
+
 async fn moves_over(site: &mut Site) -> Result<()> {
-    let (node, kept) = alone_on_the_old_token(site).await?;
-    let node = a_slot_for_each_context(site, node, &kept).await?;
-    let (shared, own) = everything_is_rewrapped(site).await?;
-    let mut node = gets_its_place_in_a_cluster(site, node).await?;
+    let (mut node, kept) = alone_on_the_old_token(site).await?;
+    node.kill().await?;
+    version_1_finds_everything_where_it_was(site, &kept)?;
+    let node = a_slot_for_each_context(site, &kept).await?;
+    let (mut shared, own) = everything_is_rewrapped(site).await?;
+    let node = gets_its_place_in_a_cluster(site, node).await?;
     ciphertexts_open(site).await?;
     two_nodes_join(site, &kept).await?;
     the_old_token_has_two_holders(site).await?;
     every_ciphertext_opens(site, &kept, &shared, &own).await?;
+    shared.push(the_old_slot_is_emptied(site, &kept).await?);
+    let mut node = the_old_slot_goes(site, node).await?;
+    what_was_rewrapped_is_left(site, &kept, &shared, &own).await?;
     node.kill().await?;
     Ok(())
 }

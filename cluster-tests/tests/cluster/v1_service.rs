@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::common::CONTEXT;
-use crate::pkcs11::Token;
+use crate::pkcs11::{Token, Vector};
 use crate::site::Site;
 
 /// The label and the PIN of its token.
@@ -49,8 +49,8 @@ pub(crate) fn make_token(softhsm2_conf: &Path) -> Result<()> {
 
 /// Puts its keys into the token of its site.
 pub(crate) fn make_keys(site: &Site) -> Result<Token> {
-    let pin = site.keep("secrets/v1.pin", PIN)?;
-    let token = Token::at(site.folder.join("softhsm2.conf"), LABEL, pin);
+    site.keep("secrets/v1.pin", PIN)?;
+    let token = token(site);
     for (label, key) in KEYS {
         token.make_v1(label, &key)?;
     }
@@ -82,18 +82,42 @@ fn metadata(exchange: &[u32]) -> String {
     )
 }
 
-/// As version 1 encrypted: `nonce ‖ ciphertext ‖ tag`, bound to the first OU or the CN.
+/// The nonce of all that it has encrypted here; of its own it made one each time.
+const NONCE: [u8; 12] = *b"v1 nonce 012";
+
+/// To whom it bound a ciphertext: the first OU or the CN.
+fn aad(context: &str, bound_to: &str) -> Vec<u8> {
+    Sha256::digest([context.as_bytes(), b"\0", bound_to.as_bytes()].concat()).to_vec()
+}
+
+/// As it encrypted: `nonce ‖ ciphertext ‖ tag`.
 pub(crate) fn sealed(key: &[u8; 32], context: &str, bound_to: &str, plaintext: &[u8]) -> Vec<u8> {
-    let aad = Sha256::digest([context.as_bytes(), b"\0", bound_to.as_bytes()].concat());
-    let nonce = *b"v1 nonce 012";
     let sealed = Aes256Gcm::new_from_slice(key).unwrap().encrypt(
-        (&nonce).into(),
+        (&NONCE).into(),
         Payload {
             msg: plaintext,
-            aad: &aad,
+            aad: &aad(context, bound_to),
         },
     );
-    [nonce.to_vec(), sealed.unwrap()].concat()
+    [NONCE.to_vec(), sealed.unwrap()].concat()
+}
+
+/// The same, to be done in a token.
+pub(crate) fn to_seal(context: &str, bound_to: &str, plaintext: &[u8]) -> Vector {
+    Vector {
+        nonce: NONCE,
+        aad: hex::encode(aad(context, bound_to)),
+        plaintext: plaintext.to_vec(),
+    }
+}
+
+/// Its token in its site, for whoever opens it by PKCS#11 alone. The node must not run.
+pub(crate) fn token(site: &Site) -> Token {
+    Token::at(
+        site.folder.join("softhsm2.conf"),
+        LABEL,
+        site.folder.join("secrets/v1.pin"),
+    )
 }
 
 /// Its client's request, and what that client reads of the answer.

@@ -1,7 +1,8 @@
 //! What an unchanged client of version 1 sees, on version 1's configuration and token: answers, refusals with their statuses and
-//! texts, limits, `/health` with and without the token, metrics.
+//! texts, limits, `/health` with and without the token, metrics. And what its operator's scripts do there.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +15,7 @@ use hsm_api::client::{HealthClient, Method};
 use hsm_api::{Client, paths};
 use serde_json::{Value, json};
 
+use crate::cli::called;
 use crate::common::CONTEXT;
 use crate::site::{Site, version_1s_site};
 use crate::v1_service::{FIRST, JSON, ciphertexts_open, make_keys, post, sealed, write_list};
@@ -26,7 +28,7 @@ const ANSWERED: Duration = Duration::from_secs(60);
 const BURST: usize = 20;
 /// Streams of one connection, where they are few.
 const STREAMS: u32 = 2;
-/// Every version that clients can name, the two that encrypt among them.
+/// Every version that clients can name, those that encrypt among them.
 const KEY_IDS: [&str; 5] = [
     "kek-2fa-v1",
     "kek-2fa-v2",
@@ -34,11 +36,26 @@ const KEY_IDS: [&str; 5] = [
     "kek-exchange-key-v2",
     "kek-exchange-key-v3",
 ];
+/// The one that a script makes later.
+const ROTATED: &str = "kek-2fa-v3";
+/// Version 1's metrics with its labels.
+const METRICS: [(&str, &[&str]); 9] = [
+    ("hsm_requests_total", &["client_cn", "endpoint", "status"]),
+    ("hsm_acl_failures_total", &[]),
+    ("hsm_revocation_failures_total", &[]),
+    ("hsm_encrypt_operations_total", &["context", "status"]),
+    ("hsm_decrypt_operations_total", &["context", "status"]),
+    ("hsm_request_duration_seconds_count", &["endpoint"]),
+    ("hsm_rate_limit_hits_total", &["client_cn"]),
+    ("hsm_errors_total", &["operation"]),
+    ("hsm_active_connections", &[]),
+];
 
-/// Version 1's document about a node whose keys are all alike.
-fn health(status: &str, hsm_available: bool, keys: &str) -> Value {
+/// Version 1's document about a node whose keys are all alike: the first ones, and those made since.
+fn health(status: &str, hsm_available: bool, keys: &str, since: &[&str]) -> Value {
     let keys: serde_json::Map<String, Value> = KEY_IDS
         .iter()
+        .chain(since)
         .map(|label| ((*label).to_owned(), json!(keys)))
         .collect();
     json!({ "status": status, "hsm_available": hsm_available, "kek_status": keys })
@@ -72,22 +89,12 @@ async fn speaks_version_1(site: &Site) -> Result<()> {
         .await?;
     let said: Value = serde_json::from_str(&answer.text())?;
     ensure!(
-        answer.status == 200 && said == health("healthy", true, "available"),
+        answer.status == 200 && said == health("healthy", true, "available", &[]),
         "{} {said:#}",
         answer.status
     );
     let metrics = trading.metrics().await?.into_body();
-    for name in [
-        "hsm_requests_total",
-        "hsm_encrypt_operations_total",
-        "hsm_decrypt_operations_total",
-        "hsm_request_duration_seconds",
-        "hsm_active_connections",
-    ] {
-        ensure!(metrics.contains(name), "no metric {name}");
-    }
-    counts_clients(site, &metrics).await?;
-    Ok(())
+    counts_clients(site, &metrics).await
 }
 
 /// Everything that it refuses, with its statuses and texts.
@@ -233,6 +240,109 @@ async fn is_limited_as_by_version_1(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// All of version 1's metrics under their names, with its labels; and what counts refusals has counted this start's. Its
+/// rate has been exceeded before.
+async fn counts_as_version_1(site: &Site) -> Result<()> {
+    ciphertexts_open(site).await?;
+    let encrypt = json!({ "context": CONTEXT, "plaintext": "" }).to_string();
+    for (name, unit, text) in [
+        ("stranger", "2FA", "access denied: insufficient permissions"),
+        ("gone", "Trading", "certificate revoked"),
+    ] {
+        let client = site.client_named(name, Some(unit))?;
+        refused(&client, (Method::POST, paths::ENCRYPT), &encrypt, (403, text)).await?;
+    }
+    let text = site.client("admin")?.metrics().await?.into_body();
+    let metrics = Metrics::parse(&text)?;
+    for (name, labels) in METRICS {
+        let has_labels = |sample: &Sample| {
+            sample
+                .labels
+                .keys()
+                .map(String::as_str)
+                .eq(labels.iter().copied())
+        };
+        let found: Vec<_> = metrics.all(name).collect();
+        ensure!(
+            found.iter().copied().any(has_labels),
+            "{name}{labels:?}: {found:?}"
+        );
+    }
+    for name in ["hsm_acl_failures_total", "hsm_revocation_failures_total"] {
+        ensure!(
+            metrics.sum(name) == Some(1.0),
+            "{name}: {:?} instead of 1",
+            metrics.sum(name)
+        );
+    }
+    let hits = metrics.with_label("hsm_rate_limit_hits_total", "client_cn", "busy");
+    ensure!(hits == Some(1.0), "hsm_rate_limit_hits_total of busy: {hits:?}");
+    Ok(())
+}
+
+/// Its operator's scripts, with the configuration that they always named, do what they did: as the administrator that
+/// two variables name, and without them not as somebody who happens to have a certificate.
+fn is_administered_by_its_scripts(site: &Site) -> Result<()> {
+    let clients = site.playground().pki().dir().join("clients");
+    let hsm_admin = called(&site.folder, "hsm-admin")?;
+    let run = |who: Option<&str>, arguments: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(&hsm_admin);
+        command
+            .args(["-config", "config.yaml"])
+            .args(arguments)
+            .current_dir(&site.folder)
+            .env_clear()
+            .stdin(Stdio::null());
+        if let Some(who) = who {
+            command
+                .env("HSMCTL_CERT", clients.join(format!("{who}.crt")))
+                .env("HSMCTL_KEY", clients.join(format!("{who}.key")));
+        }
+        let output = command.output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    let rotate: &[&str] = &["rotate", "2fa"];
+    // The node's own certificate is a server's, and has no role.
+    let (code, said) = run(None, rotate)?;
+    ensure!(
+        code == Some(1) && said.contains("name an administrator's certificate with --cert FILE --key FILE"),
+        "{code:?}: {said}"
+    );
+    let (code, said) = run(Some("trading-1"), rotate)?;
+    ensure!(
+        code == Some(1) && said.contains("role_required"),
+        "{code:?}: {said}"
+    );
+    for (arguments, shown) in [
+        (&["list-kek"][..], &["kek-exchange-key-v2", "decrypt_only"][..]),
+        (&["rotation-status"], &["exchange-key", "(45 days)"]),
+        (rotate, &[ROTATED]),
+        (&["list-kek", "-verbose"], &[ROTATED, "adopted"]),
+        (
+            &["cleanup-old-versions", "--dry-run"],
+            &[
+                "Version 1 would have deleted ",
+                "one of the newest 3",
+                "dry run: nothing was changed",
+            ],
+        ),
+    ] {
+        let (code, said) = run(Some("admin"), arguments)?;
+        ensure!(
+            code == Some(0) && shown.iter().all(|part| said.contains(part)),
+            "hsm-admin {arguments:?}: {code:?}, without one of {shown:?}:\n{said}"
+        );
+    }
+    // Who may do that, the first start said, and only that.
+    let log = site.read("logs/error.log");
+    let warned = log
+        .matches("certificate of the issuer with the OU Admin becomes")
+        .count();
+    ensure!(warned == 1, "it was said {warned} times who administers");
+    Ok(())
+}
+
 /// What its file says of HTTP/2: the number of streams holds, and is told; whatever has no effect is named in the log.
 async fn http2_is_as_its_file_says(site: &Site) -> Result<()> {
     let cluster = site.playground();
@@ -283,7 +393,7 @@ async fn http2_is_as_its_file_says(site: &Site) -> Result<()> {
 /// A start without the token that it served from before. Version 1's probes see which keys are gone, and its clients are
 /// answered.
 async fn says_which_keys_are_gone(site: &Site) -> Result<()> {
-    let expected = (503, health("degraded", false, "unavailable"));
+    let expected = (503, health("degraded", false, "unavailable", &[ROTATED]));
     let trading = site.client("trading-1")?;
     let mut last = None;
     let degraded = until("every key unavailable in /health", ANSWERED, async || {
@@ -353,7 +463,9 @@ async fn serves_its_clients(site: &mut Site) -> Result<()> {
     let mut node = site.start().await?;
     site.wait_ready().await?;
     is_limited_as_by_version_1(site).await?;
+    counts_as_version_1(site).await?;
     http2_is_as_its_file_says(site).await?;
+    is_administered_by_its_scripts(site)?;
 
     node.kill().await?;
     site.config = config;

@@ -267,7 +267,7 @@ pub(crate) fn data_keys(sandbox: &Sandbox) {
 }
 
 /// Longer than a busy machine stands still: a call that takes longer is a hang.
-const DEADLINE: Duration = Duration::from_millis(1200);
+const DEADLINE: Duration = Duration::from_millis(800);
 
 /// A slot whose calls take this long from the `n`th encryption on.
 fn slow_slot(sandbox: &Sandbox, n: usize, time: Duration) -> Slot {

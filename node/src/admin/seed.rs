@@ -12,7 +12,7 @@ use super::call::CallError;
 use super::differences::Configured;
 use super::revoked_file::{Listed, RevokedFile};
 use super::{Placements, seeding};
-use crate::config::{Config, ConfigError, RevokedEntry, RoleSeed, check_issuers};
+use crate::config::{Config, ConfigError, Mode, RevokedEntry, RoleSeed, check_issuers};
 use crate::consensus::{Consensus, FoundSeed, Founded};
 use crate::identity::dn;
 use crate::policy::{Policy, seed_roles};
@@ -33,6 +33,9 @@ pub struct Seed {
     pub file: Option<RevokedFile>,
     /// It is version 1's file, which need not have a list of revocations.
     pub of_version_1: bool,
+    /// It is version 1's, of a node alone, and says nothing of roles: certificates of this issuer with the OU `Admin` are
+    /// administrators.
+    pub unwritten_admins: Option<String>,
 }
 
 impl Seed {
@@ -62,6 +65,10 @@ impl Seed {
             },
             file,
             of_version_1: config.hsm.legacy,
+            unwritten_admins: (config.hsm.legacy
+                && config.roles_by_default
+                && config.cluster.mode == Mode::Standalone)
+                .then(|| role_issuer.to_owned()),
         })
     }
 
@@ -96,6 +103,20 @@ impl Seed {
             ));
         }
         Ok(())
+    }
+
+    /// Says, before it is so, who will administer though nobody has written it. Version 1 had no administrators: whoever
+    /// was given a certificate with the OU `Admin` then was given it for something else.
+    pub fn warn_of_unwritten_admins(&self, founded: bool) {
+        let Some(issuer) = self.unwritten_admins.as_ref().filter(|_| !founded) else {
+            return;
+        };
+        tracing::warn!(
+            issuer,
+            "configuration: roles: not written, as in version 1's file. With this first start every certificate of the \
+             issuer with the OU Admin becomes an administrator's, and no other; if others are meant, write roles before \
+             it (roles: {{admin: [{{cn: NAME}}]}}), or change them afterwards with hsmctl acl set"
+        );
     }
 
     /// The policy before there is a cluster.

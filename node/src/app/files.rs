@@ -58,9 +58,9 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
         let dir = config.data_dir.display();
         tracing::warn!("data_dir: {dir}: {error}; what a start would do there is not checked");
     });
-    Files::read(config)?
-        .seed
-        .check_missing(founded.unwrap_or(false))?;
+    let seed = Files::read(config)?.seed;
+    seed.check_missing(founded.unwrap_or(false))?;
+    seed.warn_of_unwritten_admins(founded.unwrap_or(true));
     logging::check(&config.logging)?;
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;
@@ -202,12 +202,16 @@ mod tests {
 
     /// As version 1's file names them; its list of keys is `metadata.yaml`.
     fn check_as_v1(folder: &Folder) -> Result<(), String> {
+        check_as_v1_with(folder, "")
+    }
+
+    fn check_as_v1_with(folder: &Folder, further: &str) -> Result<(), String> {
         let at = |name: &str| folder.path(name).display().to_string();
         let text = format!(
             "server: {{tls: {{ca_path: {}, cert_path: {}, key_path: {}}}}}\n\
              data_dir: {}\n\
              hsm: {{slot_id: t, pin: \"1234\", metadata_file: {}, keys: {{c: {{mode: shared}}}}}}\n\
-             acl: {{revoked_file: {}}}\n",
+             acl: {{revoked_file: {}}}\n{further}",
             at("ca.crt"),
             at("server.crt"),
             at("server.key"),
@@ -250,6 +254,28 @@ mod tests {
         assert_eq!(check_as_v1(folder), Ok(()), "a new folder");
         opened.control.join_cluster(ClusterId([2; 16]), 1, 1).unwrap();
         opened
+    }
+
+    #[test]
+    fn who_will_administer_is_said_before_version_1s_first_start_unless_it_is_written() {
+        let folder = Folder::new();
+        let warned = |further: &str| {
+            let lines = Lines::of(|| assert_eq!(check_as_v1_with(&folder, further), Ok(())));
+            let told = lines.count("message", "with the OU Admin becomes an administrator's");
+            assert!(
+                told == 0 || lines.text().contains("CN=Clients"),
+                "{}",
+                lines.text()
+            );
+            told
+        };
+        assert_eq!(warned(""), 1);
+        assert_eq!(warned("roles: {admin: [{cn: ops-1}]}\n"), 0);
+        let _node = found(&folder);
+        assert_eq!(warned(""), 0, "the state says it by now");
+        // Whoever writes a file of this version has read what it says of roles.
+        let of_today = Lines::of(|| assert_eq!(Folder::new().check(""), Ok(())));
+        assert_eq!(of_today.count("message", "OU Admin"), 0);
     }
 
     #[test]

@@ -66,7 +66,9 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             .for_cluster(meta)
             .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
     }
-    seed.check_missing(prepared.published().state.meta().is_some())?;
+    let founded = prepared.published().state.meta().is_some();
+    seed.check_missing(founded)?;
+    seed.warn_of_unwritten_admins(founded);
     ask_pins(&config.hsm)?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;
     // Before anything is founded: a key that is not there must not be found out by its first reader.

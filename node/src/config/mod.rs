@@ -62,6 +62,8 @@ pub struct Config {
     pub acl: Acl,
     /// Who may administer; seeds `cluster init`.
     pub roles: Vec<RoleSeed>,
+    /// Nobody has written `roles`: they are the default.
+    pub roles_by_default: bool,
     /// This node's place in its cluster.
     pub cluster: Cluster,
     /// How long a node serves without hearing of a quorum.
@@ -168,6 +170,7 @@ impl Config {
         let file = read(text, path)?;
         let mut ignored = file.ignored();
         let mut warnings = Vec::new();
+        ignored.extend(file.server.http2.cut());
         let server = file.server.resolve(env)?;
         let acl = file.acl.resolve()?;
         let acl_contexts: BTreeSet<String> =
@@ -193,6 +196,7 @@ impl Config {
             dev: file.dev,
             hsm,
             acl,
+            roles_by_default: file.roles.is_none(),
             roles: access::roles(file.roles)?,
             cluster,
             staleness,

@@ -79,6 +79,7 @@ pub struct Limits {
 const DEFAULT_PORT: u16 = 8443;
 /// As long as the largest batch may take, which is 66 s, and a little longer.
 const FINISH_MS: u64 = 70_000;
+const STREAMS: &str = "server.http2.max_concurrent_streams";
 const DEFAULT_STREAMS: u32 = 250;
 const MAX_STREAMS: u32 = 2000;
 /// A plaintext of 64 KiB in base64 with its JSON around it must fit.
@@ -199,19 +200,27 @@ impl TlsSection {
 }
 
 impl Http2Section {
-    fn resolve(self) -> Result<Http2, ConfigError> {
-        const STREAMS: &str = "server.http2.max_concurrent_streams";
-        let streams = match self.max_concurrent_streams.as_deref() {
-            None => DEFAULT_STREAMS,
-            Some(text) => text
-                .trim()
-                .parse::<u32>()
-                .ok()
-                .filter(|n| *n > 0)
-                .ok_or_else(|| {
-                    ConfigError::invalid(STREAMS, text, "is not a number above 0", "write 250, for example")
-                })?,
+    /// The streams that are asked for.
+    fn streams(&self) -> Result<u32, ConfigError> {
+        let Some(text) = self.max_concurrent_streams.as_deref() else {
+            return Ok(DEFAULT_STREAMS);
         };
+        let number = text.trim().parse::<u32>().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| {
+            ConfigError::invalid(STREAMS, text, "is not a number above 0", "write 250, for example")
+        })
+    }
+
+    /// That fewer streams are allowed than are asked for; a line for the log.
+    pub(super) fn cut(&self) -> Option<String> {
+        let asked = self.streams().ok().filter(|asked| *asked > MAX_STREAMS)?;
+        Some(format!(
+            "{STREAMS}: {asked} is more than a client may have; {MAX_STREAMS} count, so that memory stays bounded"
+        ))
+    }
+
+    fn resolve(self) -> Result<Http2, ConfigError> {
+        let streams = self.streams()?;
         let idle = number(
             "server.http2.idle_timeout_seconds",
             self.idle_timeout_seconds,
@@ -385,18 +394,35 @@ mod tests {
     }
 
     #[test]
-    fn v1s_streams_are_a_text_and_capped() {
-        let http2 = |text: &str| {
-            Http2Section {
-                max_concurrent_streams: Some(text.to_owned()),
-                ..Http2Section::default()
-            }
-            .resolve()
+    fn v1s_streams_are_a_text_and_capped_not_in_silence() {
+        let section = |text: &str| Http2Section {
+            max_concurrent_streams: Some(text.to_owned()),
+            ..Http2Section::default()
         };
-        assert_eq!(http2("2000").unwrap().max_concurrent_streams, 2000);
-        assert_eq!(http2("100000").unwrap().max_concurrent_streams, 2000);
-        assert!(http2("0").is_err());
-        assert!(http2("many").is_err());
+        let streams = |text: &str| section(text).resolve().map(|http2| http2.max_concurrent_streams);
+        for (text, allowed, cut) in [
+            ("1", 1, None),
+            ("2000", 2000, None),
+            (
+                "2001",
+                2000,
+                Some("server.http2.max_concurrent_streams: 2001 is more than"),
+            ),
+            (" 100000 ", 2000, Some("; 2000 count")),
+        ] {
+            assert_eq!(streams(text).unwrap(), allowed, "{text}");
+            let said = section(text).cut();
+            let as_expected = match (cut, &said) {
+                (None, None) => true,
+                (Some(part), Some(line)) => line.contains(part),
+                _ => false,
+            };
+            assert!(as_expected, "{text}: {said:?}");
+        }
+        for text in ["0", "-1", "many", ""] {
+            assert!(streams(text).is_err() && section(text).cut().is_none(), "{text}");
+        }
+        assert_eq!(Http2Section::default().cut(), None);
     }
 
     #[test]
