@@ -9,7 +9,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what is missing: softhsm2 opensc strace haproxy nginx libfaketime curl (Debian, sudo where not root), cargo-nextest, cargo-deny
+setup: ## install what is missing: softhsm2 opensc strace haproxy nginx libfaketime prometheus curl (Debian, sudo where not root), cargo-nextest, cargo-deny
 	@scripts/setup.sh
 
 .PHONY: setup-packages
@@ -31,8 +31,8 @@ fix: ## format, apply what clippy can mend by itself, write docs/cli.md anew; th
 	UPDATE_DOCS=1 $(CARGO) test --quiet -p admin-cli docs
 
 .PHONY: verify
-verify: setup-packages setup-tools ## check without running tests: format, clippy, dependencies, documents; changes nothing
-	@scripts/test.sh scripts fmt clippy deny doc
+verify: setup-packages setup-tools ## check without running tests: alerts, format, clippy, dependencies, documents; changes nothing
+	@scripts/test.sh scripts alerts fmt clippy deny doc
 
 .PHONY: test
 test: ## everything that CI runs, with the wall time of each step

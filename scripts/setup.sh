@@ -14,8 +14,8 @@ cd "$(dirname "$0")/.."
 
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
 # strace: injects kills into system calls and counts fdatasync. haproxy, nginx with two modules: run the examples for them
-# before real nodes. libfaketime: gives one node another wall clock.
-packages=(softhsm2 opensc strace haproxy nginx libnginx-mod-http-js libnginx-mod-stream libfaketime)
+# before real nodes. libfaketime: gives one node another wall clock. prometheus: promtool, which tests the alerts.
+packages=(softhsm2 opensc strace haproxy nginx libnginx-mod-http-js libnginx-mod-stream libfaketime prometheus)
 # What a node needs beside itself.
 runtime=(softhsm2)
 
@@ -30,7 +30,7 @@ installed() {
 install_packages() {
   local missing=() package
   if ! have dpkg-query; then
-    for tool in softhsm2-util pkcs11-tool strace haproxy nginx cc curl; do
+    for tool in softhsm2-util pkcs11-tool strace haproxy nginx promtool cc curl; do
       have "$tool" || missing+=("$tool")
     done
     [ ${#missing[@]} -eq 0 ] || die "not a Debian system, and these commands are missing: ${missing[*]}; install them, then start again"
@@ -58,7 +58,8 @@ install_runtime() {
   apt_install "${missing[@]}"
 }
 
-# Starts no service of theirs, and leaves nginx's disabled: tests run their own, and Debian's would take port 80.
+# Starts no service of theirs, and leaves those of nginx and Prometheus disabled: tests run their own nginx and only promtool,
+# and Debian's would take the ports 80 and 9090.
 apt_install() {
   [ $# -gt 0 ] || return 0
   echo "installing Debian packages: $*"
@@ -76,7 +77,9 @@ apt_install() {
     fi
     apt-get install -q -y --no-install-recommends "$@"
     for package; do
-      [ "$package" != nginx ] || update-rc.d nginx disable
+      case $package in
+        nginx | prometheus) update-rc.d "$package" disable ;;
+      esac
     done
   ' sh "$@"
 }

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/lib.sh
 
 # What `make verify` runs is the part that builds no binaries; see Makefile.
-all_steps=(setup scripts fmt clippy deny doc build release-guard demo dev nextest)
+all_steps=(setup scripts alerts fmt clippy deny doc build release-guard demo dev nextest)
 
 # A run from scratch gains nothing from incremental compilation, and from lines in backtraces only once something has
 # failed; it pays for both in time and disk.
@@ -29,6 +29,13 @@ step_scripts() {
   for script in scripts/*.sh .ci/run; do
     bash -n "$script"
   done
+}
+
+# Every alert fires when it has to and says what it has to. That nodes export what they ask for is a test of theirs.
+step_alerts() {
+  cd config-examples/prometheus
+  promtool check config prometheus.yaml
+  promtool test rules ./*.test.yaml
 }
 
 step_fmt() { cargo fmt --all --check; }

@@ -4,6 +4,7 @@
 
 #![warn(missing_docs)]
 
+pub mod alerts;
 pub mod client;
 pub mod crowd;
 pub mod edge;

@@ -290,6 +290,12 @@ pub fn peer_lag(peer: &Arc<str>, entries: Option<u64>) {
     gauge!(PEER_LAG, "peer" => Arc::clone(peer)).set(entries.map_or(-1.0, lossy));
 }
 
+/// How many members vote, and how many of them may still fail; `None` where this node does not lead.
+pub fn voters(voters: usize, failure_tolerance: Option<u32>) {
+    gauge!(VOTERS).set(lossy(voters as u64));
+    gauge!(FAILURE_TOLERANCE).set(failure_tolerance.map_or(-1.0, f64::from));
+}
+
 /// Time since a quorum last acknowledged this leader; `None` where this node does not lead.
 pub fn quorum_ack_age(age: Option<Duration>) {
     gauge!(QUORUM_ACK_AGE).set(age.map_or(-1.0, |age| age.as_secs_f64()));
@@ -321,9 +327,16 @@ pub fn store_bytes(bytes: u64, live: u64) {
     gauge!(STORE_LIVE_BYTES).set(lossy(live));
 }
 
-/// Whether this node is ready.
-pub fn ready(ready: bool) {
+/// What is free on the data directory's file system, and whether that is below the reserve.
+pub fn disk(free: u64, below_reserve: bool) {
+    gauge!(DISK_FREE).set(lossy(free));
+    gauge!(DISK_BELOW_RESERVE).set(f64::from(u8::from(below_reserve)));
+}
+
+/// Whether this node is ready, or is not for no other reason than that another one leads.
+pub fn ready(ready: bool, standby: bool) {
     gauge!(READY).set(f64::from(u8::from(ready)));
+    gauge!(STANDBY).set(f64::from(u8::from(standby)));
 }
 
 /// How much of the limit of a context's active key version was given out, and whether it is to be replaced.
@@ -338,12 +351,27 @@ pub fn invocations_left(context: &Arc<str>, left: u64) {
     gauge!(INVOCATIONS_LEFT, "context" => Arc::clone(context)).set(lossy(left));
 }
 
+/// Whether a context's active key version is older than the context's interval.
+pub fn rotation_due(context: &Arc<str>, due: bool) {
+    gauge!(ROTATION_DUE, "context" => Arc::clone(context)).set(f64::from(u8::from(due)));
+}
+
 /// Whether the configuration differs from the state: `acl`, `roles`, `revocations` that the state lacks; of contexts
 /// `slots`, `bindings`, `rotation`.
 pub fn config_differs(sections: impl IntoIterator<Item = (&'static str, bool)>) {
     for (section, differs) in sections {
         gauge!(CONFIG_DIFFERS, "section" => section).set(f64::from(u8::from(differs)));
     }
+}
+
+/// This node's wall clock, as time since the Unix epoch.
+pub fn clock(shown: Duration) {
+    gauge!(CLOCK).set(shown.as_secs_f64());
+}
+
+/// When the first certificate of a listener's chain ends, in seconds since the Unix epoch; `listener` is `api` or `cluster`.
+pub fn certificate_ends(listener: &'static str, at: i64) {
+    gauge!(CERTIFICATE_ENDS, "listener" => listener).set(lossy(u64::try_from(at).unwrap_or(0)));
 }
 
 /// Whether this node leads with a clock that differs from the voters'.

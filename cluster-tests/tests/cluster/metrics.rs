@@ -1,6 +1,8 @@
 //! Every node exports everything an operator needs to see, with buckets fine enough for a token.
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::alerts::{self, Alert};
+use cluster_tests::metrics::Sample;
 use cluster_tests::{Metrics, Playground, until};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ const QUIET: Duration = Duration::from_secs(15);
 const SOON: Duration = Duration::from_secs(30);
 
 /// What has to be there on every node, whatever it does.
-const EVERYWHERE: [&str; 36] = [
+const EVERYWHERE: [&str; 46] = [
     "hsm_raft_role",
     "hsm_raft_term",
     "hsm_raft_leader_changes_total",
@@ -21,6 +23,8 @@ const EVERYWHERE: [&str; 36] = [
     "hsm_raft_committed_index",
     "hsm_raft_applied_index",
     "hsm_raft_snapshot_index",
+    "hsm_raft_voters",
+    "hsm_raft_failure_tolerance",
     "hsm_raft_quorum_ack_age_seconds",
     "hsm_staleness_seconds",
     "hsm_raft_proposals_pending",
@@ -28,6 +32,14 @@ const EVERYWHERE: [&str; 36] = [
     "hsm_raft_append_fsync_seconds",
     "hsm_store_bytes",
     "hsm_store_live_bytes",
+    "hsm_disk_free_bytes",
+    "hsm_disk_below_reserve",
+    "hsm_ready",
+    "hsm_standby",
+    "hsm_clock_seconds",
+    "hsm_rotation_clock_alarm",
+    "hsm_key_rotation_due",
+    "hsm_certificate_not_after_seconds",
     "hsm_keys_missing",
     "hsm_slot_unconfigured",
     "hsm_slot_state",
@@ -52,9 +64,65 @@ const EVERYWHERE: [&str; 36] = [
     "hsm_proxy_protocol_refusals_total",
 ];
 
+/// What an alert asks for and nodes do not export would never fire, and nobody would know. `open` is what the health
+/// listener shows, `whole` what the API does.
+fn every_alert_finds_what_it_asks_for(alerts: &[Alert], open: &Metrics, whole: &Metrics) -> Result<()> {
+    for alert in alerts {
+        let selectors = alert.selectors()?;
+        for asked in &selectors {
+            let (alert, name) = (&alert.name, &asked.name);
+            let series: Vec<&Sample> = open.all(name).collect();
+            ensure!(!series.is_empty(), "{alert}: no {name}");
+            // A counter's labels may have values that nothing was counted under yet.
+            let is_gauge = open.kinds.get(name).is_some_and(|kind| kind == "gauge");
+            for (label, values) in &asked.labels {
+                let known: Vec<&String> = series.iter().filter_map(|one| one.labels.get(label)).collect();
+                ensure!(!known.is_empty(), "{alert}: {name} has no label {label}");
+                let unknown = values.iter().find(|value| is_gauge && !known.contains(value));
+                ensure!(unknown.is_none(), "{alert}: no {name} with {label} {unknown:?}");
+            }
+        }
+        for label in alert.grouped_by() {
+            let has = |one: &Sample| one.labels.contains_key(label);
+            let found = selectors.iter().any(|asked| whole.all(&asked.name).any(has));
+            ensure!(
+                found,
+                "{}: nothing that it asks for has the label {label}",
+                alert.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What alerts compare has values that mean nothing is wrong.
+fn nothing_is_wrong(metrics: &Metrics, leads: bool) -> Result<()> {
+    for (name, expected) in [
+        ("hsm_raft_voters", 3.0),
+        ("hsm_raft_failure_tolerance", if leads { 1.0 } else { -1.0 }),
+        ("hsm_standby", 0.0),
+        ("hsm_key_rotation_due", 0.0),
+    ] {
+        let shown = metrics.sum(name);
+        ensure!(shown == Some(expected), "{name} is {shown:?}");
+    }
+    let now = jiff::Timestamp::now().as_duration().as_secs_f64();
+    let clock = metrics.sum("hsm_clock_seconds").context("no clock")?;
+    ensure!((now - clock).abs() < 60.0, "the clock shows {clock} at {now}");
+    let free = metrics.sum("hsm_disk_free_bytes").context("no free bytes")?;
+    ensure!(free > 0.0, "nothing is free on the disk");
+    for listener in ["api", "cluster"] {
+        let ends = metrics.with_label("hsm_certificate_not_after_seconds", "listener", listener);
+        let ends = ends.with_context(|| format!("no end of the {listener} certificate"))?;
+        ensure!(ends > now, "the {listener} certificate ends at {ends}");
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_exports_what_is_promised() -> Result<()> {
     let cluster = Playground::start(3).await?;
+    let alerts = alerts::shipped()?;
     let mut acknowledged = Vec::new();
     for node in cluster.nodes() {
         acknowledged.push(seal(&cluster.client_on("trading-1", node.number)?, CONTEXT, b"x").await?);
@@ -78,6 +146,7 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
             "{} is no {role}",
             node.id()
         );
+        nothing_is_wrong(&metrics, node.number == leader.node).with_context(|| node.id())?;
         for slot in ["exchange", "2fa"] {
             let ready = metrics
                 .all("hsm_slot_state")
@@ -142,6 +211,8 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
             "{}: /metrics of the API",
             node.id()
         );
+        every_alert_finds_what_it_asks_for(&alerts, &metrics, &Metrics::parse(&on_api)?)
+            .with_context(|| node.id())?;
     }
 
     // Only a leader knows its peers, and one that is gone falls behind.

@@ -51,6 +51,12 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         signer,
         seed,
     } = Files::read(&config)?;
+    let cluster_ends = cluster_tls.as_ref().and_then(|tls| tls.ends);
+    for (listener, ends) in [("api", api_tls.ends), ("cluster", cluster_ends)] {
+        if let Some(ends) = ends {
+            metrics::certificate_ends(listener, ends);
+        }
+    }
     let replication = replication(&config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -37,6 +37,8 @@ pub(super) const COMMITTED: &str = "hsm_raft_committed_index";
 pub(super) const APPLIED: &str = "hsm_raft_applied_index";
 pub(super) const SNAPSHOT: &str = "hsm_raft_snapshot_index";
 pub(super) const PEER_LAG: &str = "hsm_raft_peer_lag";
+pub(super) const VOTERS: &str = "hsm_raft_voters";
+pub(super) const FAILURE_TOLERANCE: &str = "hsm_raft_failure_tolerance";
 pub(super) const QUORUM_ACK_AGE: &str = "hsm_raft_quorum_ack_age_seconds";
 pub(super) const STALENESS: &str = "hsm_staleness_seconds";
 pub(super) const PROPOSALS_PENDING: &str = "hsm_raft_proposals_pending";
@@ -44,14 +46,20 @@ pub(super) const PROPOSALS_TIMED_OUT: &str = "hsm_raft_proposals_timed_out_total
 pub(super) const FSYNC: &str = "hsm_raft_append_fsync_seconds";
 pub(super) const STORE_BYTES: &str = "hsm_store_bytes";
 pub(super) const STORE_LIVE_BYTES: &str = "hsm_store_live_bytes";
+pub(super) const DISK_FREE: &str = "hsm_disk_free_bytes";
+pub(super) const DISK_BELOW_RESERVE: &str = "hsm_disk_below_reserve";
 pub(super) const READY: &str = "hsm_ready";
+pub(super) const STANDBY: &str = "hsm_standby";
 pub(super) const INVOCATIONS_LEASED: &str = "hsm_key_invocations_leased_ratio";
 pub(super) const INVOCATIONS_DUE: &str = "hsm_key_invocations_due";
 pub(super) const INVOCATIONS_LEFT: &str = "hsm_key_invocations_left";
 pub(super) const CONFIG_DIFFERS: &str = "hsm_config_differs";
+pub(super) const ROTATION_DUE: &str = "hsm_key_rotation_due";
+pub(super) const CLOCK: &str = "hsm_clock_seconds";
 pub(super) const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 pub(super) const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
 pub(super) const AUDIT_LINES_LOST: &str = "hsm_audit_lines_lost_total";
+pub(super) const CERTIFICATE_ENDS: &str = "hsm_certificate_not_after_seconds";
 pub(super) const BUILD_INFO: &str = "hsm_build_info";
 
 pub(super) fn describe() {
@@ -124,6 +132,11 @@ pub(super) fn describe() {
     describe_gauge!(APPLIED, "Highest index applied.");
     describe_gauge!(SNAPSHOT, "Index of the last snapshot.");
     describe_gauge!(PEER_LAG, "Entries a peer is behind this leader.");
+    describe_gauge!(VOTERS, "Members that vote.");
+    describe_gauge!(
+        FAILURE_TOLERANCE,
+        "How many more voters may fail before the quorum is lost, as the leader knows; -1 elsewhere."
+    );
     describe_gauge!(
         QUORUM_ACK_AGE,
         Unit::Seconds,
@@ -143,7 +156,17 @@ pub(super) fn describe() {
         Unit::Bytes,
         "Size of the rows in the store that there are."
     );
+    describe_gauge!(
+        DISK_FREE,
+        Unit::Bytes,
+        "What is free on the data directory's file system."
+    );
+    describe_gauge!(DISK_BELOW_RESERVE, "1 while that is below the reserve.");
     describe_gauge!(READY, "1 while this node is ready.");
+    describe_gauge!(
+        STANDBY,
+        "1 while this node is not ready for no other reason than that another one leads (active-passive)."
+    );
     describe_gauge!(
         INVOCATIONS_LEASED,
         "Invocations of a context's active key version that were given out, of its limit; 0.9 at most."
@@ -157,6 +180,10 @@ pub(super) fn describe() {
         "Invocations of a context's active key version that this node was given and has not used."
     );
     describe_gauge!(
+        ROTATION_DUE,
+        "1 while a context's active key version is older than the context's interval, by this node's clock."
+    );
+    describe_gauge!(
         CONFIG_DIFFERS,
         "1 where this node's configuration differs from the cluster's state, which rules."
     );
@@ -165,9 +192,15 @@ pub(super) fn describe() {
         "Log lines that a place of the log did not take, in time or at all."
     );
     describe_counter!(AUDIT_LINES_LOST, "Lines of the audit among them.");
+    describe_gauge!(CLOCK, Unit::Seconds, "Unix time by this node's clock.");
     describe_gauge!(
         CLOCK_ALARM,
         "1 while this leader's clock differs from the voters' and nothing is rotated by age."
+    );
+    describe_gauge!(
+        CERTIFICATE_ENDS,
+        Unit::Seconds,
+        "Unix time at which the first certificate of a listener's chain ends."
     );
     describe_gauge!(BUILD_INFO, "1, with the version.");
 }
@@ -199,12 +232,18 @@ pub(super) fn begin() {
         PROPOSALS_PENDING,
         STORE_BYTES,
         STORE_LIVE_BYTES,
+        DISK_FREE,
+        DISK_BELOW_RESERVE,
         READY,
+        STANDBY,
         SYNC_AGE,
+        VOTERS,
+        CLOCK,
         CLOCK_ALARM,
     ] {
         gauge!(name).set(0.0);
     }
+    gauge!(FAILURE_TOLERANCE).set(-1.0);
     gauge!(QUORUM_ACK_AGE).set(-1.0);
     gauge!(STALENESS).set(-1.0);
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -25,6 +25,8 @@ fn what_has_no_label_is_there_before_anything_happens() {
         "hsm_raft_role{role=\"uninitialised\"} 1",
         "hsm_config_differs{section=\"revocations\"} 0",
         "hsm_rotation_clock_alarm 0",
+        "hsm_raft_failure_tolerance -1",
+        "hsm_standby 0",
         "hsm_batch_items_total{operation=\"rewrap\",code=\"ok\"} 0",
         "hsm_client_cert_refusals_total{reason=\"not_trusted\"} 0",
         "hsm_proxy_protocol_refusals_total{reason=\"version_1\"} 0",
@@ -164,10 +166,51 @@ fn how_much_of_a_key_is_given_out_is_shown_by_context() {
     for line in [
         "hsm_key_invocations_leased_ratio 0.9\n",
         "hsm_key_invocations_due 2\n",
-        "hsm_key_invocations_left 70\n",
+        "hsm_key_invocations_left 0\n",
     ] {
         assert!(open.contains(line), "{open}");
     }
+}
+
+#[test]
+fn what_alerts_compare_is_shown_as_it_is() {
+    let text = rendered(|| {
+        voters(3, Some(0));
+        disk(1 << 30, true);
+        ready(false, true);
+        clock(Duration::from_millis(1_700_000_000_250));
+        certificate_ends("api", 1_800_000_000);
+        rotation_due(&"2fa".into(), true);
+        rotation_due(&"exchange-key".into(), true);
+        rotation_due(&"order-key".into(), false);
+    });
+    for line in [
+        "hsm_raft_voters 3\n",
+        "hsm_raft_failure_tolerance 0\n",
+        "hsm_disk_free_bytes 1073741824\n",
+        "hsm_disk_below_reserve 1\n",
+        "hsm_ready 0\n",
+        "hsm_standby 1\n",
+        "hsm_clock_seconds 1700000000.25\n",
+        "hsm_certificate_not_after_seconds{listener=\"api\"} 1800000000\n",
+        "hsm_key_rotation_due{context=\"2fa\"} 1\n",
+        "hsm_key_rotation_due{context=\"order-key\"} 0\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let open = without_names(&text);
+    for line in [
+        "hsm_clock_seconds 1700000000.25\n",
+        "hsm_certificate_not_after_seconds{listener=\"api\"} 1800000000\n",
+        "hsm_key_rotation_due 2\n",
+    ] {
+        assert!(open.contains(line), "{line} is not in\n{open}");
+    }
+    let elsewhere = rendered(|| voters(3, None));
+    assert!(
+        elsewhere.contains("hsm_raft_failure_tolerance -1\n"),
+        "{elsewhere}"
+    );
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Metrics for whoever reaches the health listener, which asks nobody for a certificate: what is counted
-//! by context or key is shown as its sum, and of ratios the largest.
+//! by context or key is shown as its sum, of ratios the largest, of what is left the smallest.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The labels that are shown. A label that is added to a metric stays hidden until it is added here.
-const SHOWN: [&str; 14] = [
+const SHOWN: [&str; 15] = [
     "code",
     "endpoint",
     "le",
+    "listener",
     "op",
     "operation",
     "peer",
@@ -67,12 +68,15 @@ pub fn without_names(text: &str) -> String {
     out
 }
 
-/// Two values of one series. Ratios of different things have no sum.
+/// Two values of one series. Ratios of different things have no sum, and who has nothing left is not helped by what
+/// others have.
 fn join(series: &str, known: &str, value: &str) -> String {
     let number = |text: &str| text.parse().unwrap_or(f64::NAN);
     let name = series.split_once('{').map_or(series, |(name, _)| name);
     let joined = if name.ends_with("_ratio") {
         number(known).max(number(value))
+    } else if name.ends_with("_left") {
+        number(known).min(number(value))
     } else {
         number(known) + number(value)
     };
@@ -146,6 +150,14 @@ mod tests {
                     r_ratio{context=\"exchange-key\"} 0.75\n\
                     r_ratio{context=\"order-key\"} 0.5\n";
         assert_eq!(without_names(text), "r_ratio 0.75\n");
+    }
+
+    #[test]
+    fn of_what_is_left_the_smallest_is_shown() {
+        let text = "x_left{context=\"2fa\"} 70\n\
+                    x_left{context=\"exchange-key\"} 0\n\
+                    x_left{context=\"order-key\"} 5\n";
+        assert_eq!(without_names(text), "x_left 0\n");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The gauges that are read rather than counted: set from one picture of the node each time somebody
 //! asks for metrics.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use raft_store::names::RaftId;
+use raft_store::names::{RaftId, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::access::RevocationKey;
 use raft_store::state::context::VersionKey;
@@ -15,9 +16,12 @@ use super::rules::same;
 use crate::admin::differences::Differences;
 use crate::admin::revoked_file::Listed;
 use crate::admin::seed::Seed;
-use crate::consensus::View;
+use crate::admin::views::failure_tolerance;
+use crate::config::DAY;
+use crate::consensus::{Role, View};
 use crate::leases::Leases;
 use crate::metrics;
+use crate::rotation::schedule::is_too_old;
 use crate::slots::SlotManager;
 use crate::sync::SyncStatus;
 
@@ -37,7 +41,7 @@ fn add_since(last: &AtomicU64, now: u64, add: impl Fn()) {
 }
 
 impl Counted {
-    pub(super) fn consensus(&self, view: &View, own: Option<RaftId>, state: &ClusterState) {
+    pub(super) fn consensus(&self, view: &View, own: Option<RaftId>, published: &Published) {
         metrics::role(view.role.as_str());
         metrics::raft_indexes(metrics::RaftIndexes {
             term: view.term,
@@ -46,6 +50,8 @@ impl Counted {
             applied: view.applied,
             snapshot: view.snapshot,
         });
+        let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
+        metrics::voters(voters.len(), tolerance(view.role, &view.silent, &voters));
         metrics::quorum_ack_age(view.quorum_ack_age);
         metrics::staleness(view.staleness);
         metrics::proposals_pending(view.proposals_pending);
@@ -55,13 +61,19 @@ impl Counted {
             metrics::proposal_timed_out,
         );
         add_since(&self.leader_changes, view.leader_changes, metrics::leader_change);
-        for (id, node) in state.nodes().iter() {
+        for (id, node) in published.state.nodes().iter() {
             // A peer that never answered this leader lacks everything, as far as anybody knows.
             let peer = view.peers.get(id).filter(|_| own != Some(*id));
             let lag = peer.map(|peer| view.last_log.saturating_sub(peer.matched.unwrap_or(0)));
             metrics::peer_lag(&node.name.to_arc(), lag);
         }
     }
+}
+
+/// How many more voters may fail. Only the leader knows which have failed already.
+fn tolerance(role: Role, silent: &BTreeSet<RaftId>, voters: &BTreeSet<RaftId>) -> Option<u32> {
+    let failed = || voters.intersection(silent).count();
+    (role == Role::Leader).then(|| failure_tolerance(voters.len(), failed()))
 }
 
 /// Of contexts that have no key yet nothing is shown.
@@ -82,8 +94,20 @@ pub(super) fn invocations(state: &ClusterState, leases: &Leases) {
     }
 }
 
+/// By this node's clock, which is shown too. A version that is being replaced stays due until it is: a rotation that fails
+/// again and again is seen to be none.
+pub(super) fn clock(state: &ClusterState, wall: UnixMillis) {
+    metrics::clock(Duration::from_millis(u64::try_from(wall).unwrap_or(0)));
+    for (name, context) in state.contexts().iter() {
+        if context.active_version.is_some() {
+            metrics::rotation_due(&name.to_arc(), is_too_old(state, (name, context), wall, DAY));
+        }
+    }
+}
+
 pub(super) fn store(figures: &StoreFigures) {
     metrics::store_bytes(figures.sled_bytes, figures.live_bytes);
+    metrics::disk(figures.free_bytes, figures.below_reserve);
 }
 
 /// Which rules the configuration was last compared with, and what stood in its file of revocations: they seldom change,
@@ -148,7 +172,9 @@ mod tests {
     use raft_store::command::{AddRevocations, Op};
 
     use super::*;
-    use crate::rotation::testing::World;
+    use crate::rotation::testing::{World, context};
+
+    const DAY_MS: i64 = 24 * 3600 * 1000;
 
     #[test]
     fn what_was_counted_is_added_once() {
@@ -157,6 +183,40 @@ mod tests {
             add_since(&last, now, || added.set(added.get() + 1));
             assert_eq!(added.get(), total);
         }
+    }
+
+    #[test]
+    fn only_a_leader_knows_how_many_more_may_fail_and_learners_do_not_count() {
+        let voters = BTreeSet::from([1, 2, 3]);
+        let shown = |role, silent: &[RaftId]| tolerance(role, &silent.iter().copied().collect(), &voters);
+        assert_eq!(shown(Role::Leader, &[]), Some(1));
+        assert_eq!(shown(Role::Leader, &[4]), Some(1));
+        assert_eq!(shown(Role::Leader, &[3, 4]), Some(0));
+        assert_eq!(shown(Role::Leader, &[2, 3]), Some(0));
+        assert_eq!(shown(Role::Follower, &[]), None);
+    }
+
+    #[test]
+    fn a_key_is_due_until_it_is_replaced_whatever_is_pending() {
+        let mut world = World::new(1);
+        let first = world.prepare("c");
+        world.activate("c", first);
+        let version = world.state.version(&context("c"), first).unwrap();
+        let due_at = version.activated_at.unwrap() + 90 * DAY_MS;
+        let shown = |world: &World, wall| {
+            let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+            ::metrics::with_local_recorder(&recorder, || clock(&world.state, wall));
+            recorder.handle().render()
+        };
+        let is_due =
+            |text: &str, due: u8| text.contains(&format!("hsm_key_rotation_due{{context=\"c\"}} {due}\n"));
+        assert!(is_due(&shown(&world, due_at - 1), 0));
+        assert!(is_due(&shown(&world, due_at), 1));
+        let second = world.prepare("c");
+        assert!(is_due(&shown(&world, due_at), 1));
+        world.activate("c", second);
+        let version = world.state.version(&context("c"), second).unwrap();
+        assert!(is_due(&shown(&world, version.activated_at.unwrap()), 0));
     }
 
     #[test]

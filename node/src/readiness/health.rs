@@ -7,7 +7,9 @@ use hsm_core::SlotState;
 use raft_store::state::context::VersionState;
 
 use super::{NodeView, gauges};
+use crate::clock;
 use crate::config::ContextName;
+use crate::consensus::Role;
 use crate::health::{HealthSource, Readiness, ReadyQuery};
 use crate::keyring::{KeyRing, MissingWhy};
 use crate::metrics;
@@ -42,15 +44,24 @@ impl HealthSource for NodeView {
         self.counted.consensus(
             &self.parts.consensus.view(),
             self.parts.consensus.raft_id(),
-            &published.state,
+            &published,
         );
+        gauges::clock(&published.state, clock::unix_millis());
         gauges::invocations(&published.state, &self.parts.leases);
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status(), &published.state);
         self.compared.configuration(&self.parts.seed, &published);
-        metrics::ready(self.readiness(&ReadyQuery::default()).ready);
+        let readiness = self.readiness(&ReadyQuery::default());
+        let standby = is_standby(&readiness, self.parts.consensus.view().role);
+        metrics::ready(readiness.ready, standby);
         self.parts.metrics.render()
     }
+}
+
+/// Whether nothing keeps this node from being ready but that another one leads.
+fn is_standby(readiness: &Readiness, role: Role) -> bool {
+    let mut failing = readiness.checks.iter().filter(|check| !check.ok);
+    !readiness.ready && role != Role::Leader && failing.all(|check| check.code == "leader")
 }
 
 /// Every version that clients can have met. One that is still being made would call each rotation a failure, and one
@@ -107,6 +118,7 @@ mod tests {
     use hsm_core::names::KeyUid;
 
     use super::*;
+    use crate::health::Check;
     use crate::keyring::{ClosedSlot, ContextKeys, KeySlot, MissingKey, ReadableKey};
 
     /// Versions 1 and 2 are held, 3 is missing.
@@ -169,6 +181,20 @@ mod tests {
         let status = kek_status(&KeyRing::new(contexts), |_, _| false);
         assert_eq!(status.len(), 2);
         assert_eq!(document(status, true, true).status, HealthStatus::Healthy);
+    }
+
+    #[test]
+    fn a_standby_has_no_other_reason_not_to_be_ready() {
+        let of = |failing: &[&'static str], role| {
+            let codes = ["fresh", "leader", "slot:s"];
+            let check = |code: &'static str| Check::new(code, !failing.contains(&code), "");
+            is_standby(&Readiness::of(codes.map(check).to_vec()), role)
+        };
+        assert!(of(&["leader"], Role::Follower));
+        assert!(!of(&[], Role::Follower) && !of(&["leader", "slot:s"], Role::Follower));
+        assert!(!of(&["fresh"], Role::Follower));
+        // It has lost its quorum.
+        assert!(!of(&["leader"], Role::Leader));
     }
 
     #[test]

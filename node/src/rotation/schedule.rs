@@ -10,7 +10,7 @@ use hsm_api::ErrorCode;
 use raft_store::command::Origin;
 use raft_store::names::{ContextName, RaftId, UnixMillis};
 use raft_store::state::ClusterState;
-use raft_store::state::context::VersionState;
+use raft_store::state::context::{Context, VersionState};
 use sha2::{Digest, Sha256};
 
 use super::clocks::{Clocks, Doubt};
@@ -46,21 +46,33 @@ pub async fn watch_clocks(cluster: Arc<dyn Cluster>, clocks: Arc<Clocks>) {
 pub fn due(state: &ClusterState, wall: UnixMillis, day: Duration) -> Vec<(ContextName, u32)> {
     let mut due = Vec::new();
     for (name, context) in state.contexts().iter() {
-        let (days, Some(active)) = (context.policy.interval_days, context.active_version) else {
+        let Some(active) = context.active_version else {
             continue;
         };
-        let since = state
-            .version(name, active)
-            .and_then(|version| version.activated_at);
-        let interval = i64::try_from(day.saturating_mul(days).as_millis()).unwrap_or(i64::MAX);
-        let is_old = since.is_some_and(|since| wall.saturating_sub(since) >= interval);
         let mut versions = state.versions_of(name);
         let is_pending = versions.any(|(_, version)| version.state == VersionState::Pending);
-        if days > 0 && is_old && !is_pending {
+        if is_too_old(state, (name, context), wall, day) && !is_pending {
             due.push((name.clone(), active));
         }
     }
     due
+}
+
+/// Whether the active version of a context is older than the context's interval, whatever is done about it.
+#[must_use]
+pub fn is_too_old(
+    state: &ClusterState,
+    (name, context): (&ContextName, &Context),
+    wall: UnixMillis,
+    day: Duration,
+) -> bool {
+    let days = context.policy.interval_days;
+    let active = context
+        .active_version
+        .and_then(|active| state.version(name, active));
+    let since = active.and_then(|version| version.activated_at);
+    let interval = i64::try_from(day.saturating_mul(days).as_millis()).unwrap_or(i64::MAX);
+    days > 0 && since.is_some_and(|since| wall.saturating_sub(since) >= interval)
 }
 
 /// See the module.

@@ -9,7 +9,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::crl::{self, Crl, CrlError};
-use super::files::{CaFile, certificates, private_key, refuse_dev};
+use super::files::{CaFile, certificates, first_end, private_key, refuse_dev};
 use super::{TlsError, provider};
 use crate::config::ApiTlsFiles;
 use crate::identity::{self, Authority, IdentityError, Principal};
@@ -30,7 +30,9 @@ pub struct ApiTls {
     pub server: Arc<ServerConfig>,
     /// Whose certificates are accepted.
     pub issuers: ClientIssuers,
-    /// Their certificates.
+    /// When the first certificate of the listener's own chain ends, in seconds since the Unix epoch.
+    pub ends: Option<i64>,
+    /// The certificates of the issuers.
     cas: Vec<CertificateDer<'static>>,
     /// What handshakes go by.
     verifier: Arc<dyn ClientCertVerifier>,
@@ -172,9 +174,11 @@ pub fn load_api(files: &ApiTlsFiles, cluster_ca: Option<&Path>, dev: bool) -> Re
     let cas = cas.collect();
     let of_roles = admins.as_ref().map_or(&clients, |(ca, _)| ca).names();
     let verifier = verifier(roots)?;
+    let (server, ends) = server(files, Arc::clone(&verifier), dev)?;
     Ok(ApiTls {
-        server: server(files, Arc::clone(&verifier), dev)?,
+        server,
         issuers: ClientIssuers { all, of_roles },
+        ends,
         cas,
         verifier,
         by_name,
@@ -188,12 +192,14 @@ fn verifier(roots: rustls::RootCertStore) -> Result<Arc<dyn ClientCertVerifier>,
         .map_err(|error| TlsError::Setup(error.to_string()))
 }
 
+/// With when its chain ends.
 fn server(
     files: &ApiTlsFiles,
     verifier: Arc<dyn ClientCertVerifier>,
     dev: bool,
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<(Arc<ServerConfig>, Option<i64>), TlsError> {
     let chain = certificates(CERT, &files.cert_path)?;
+    let ends = first_end(&chain);
     if let Some(leaf) = chain.first() {
         refuse_dev(CERT, &files.cert_path, leaf, dev)?;
     }
@@ -206,7 +212,7 @@ fn server(
         .map_err(|reason| TlsError::of_pair((CERT, &files.cert_path), (KEY, &files.key_path), reason))?;
     forget_sessions(&mut config);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), ends))
 }
 
 /// No tickets, no storage, no early data: each handshake checks the certificate anew.

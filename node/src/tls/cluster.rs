@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use sha2::{Digest, Sha256};
 
 use super::api::{CLUSTER_CA, forget_sessions};
-use super::files::{CaFile, certificates, private_key, refuse_dev};
+use super::files::{CaFile, certificates, first_end, private_key, refuse_dev};
 use super::peer_verifier::PeerVerifier;
 use super::{TlsError, provider};
 use crate::config::PeerTlsFiles;
@@ -36,6 +36,8 @@ pub struct ClusterTls {
     pub certificate: CertificateDer<'static>,
     /// Its SHA-256: information, not identity, so that a renewed one works.
     pub fingerprint: [u8; 32],
+    /// When the first certificate of its chain ends, in seconds since the Unix epoch.
+    pub ends: Option<i64>,
 }
 
 /// Loads the cluster's certificates; `alpn` is what both sides speak.
@@ -96,6 +98,7 @@ pub fn load_cluster(
         ca_sha256: ca.cas.first().map(|ca| ca.sha256).unwrap_or_default(),
         fingerprint: Sha256::digest(leaf).into(),
         certificate: leaf.clone(),
+        ends: first_end(&chain),
     })
 }
 

@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use super::TlsError;
-use crate::identity::CaCertificate;
+use crate::identity::{self, CaCertificate};
 
 /// A CA file and what is in it.
 pub(super) struct CaFile {
@@ -51,6 +51,11 @@ pub(super) fn certificates(key: &'static str, path: &Path) -> Result<Vec<Certifi
         ));
     }
     Ok(ders)
+}
+
+/// When the first certificate of a chain ends, in seconds since the Unix epoch.
+pub(super) fn first_end(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    chain.iter().filter_map(|der| identity::not_after(der).ok()).min()
 }
 
 /// The private key of a file. One that others can read is used, with a warning: v1 did not ask

@@ -340,6 +340,19 @@ fn node(folder: &Folder, name: &str) -> ClusterTls {
     load_cluster(&files, "prod", name, &[b"h2"], false).unwrap()
 }
 
+#[test]
+fn a_chain_ends_with_the_first_of_its_certificates_that_does() {
+    let folder = Folder::new("Clients");
+    let ends = || load_api(&folder.api(), None, false).unwrap().ends;
+    let year = |year| Some(rcgen::date_time_ymd(year, 1, 1).unix_timestamp());
+    assert_eq!(ends(), year(4096));
+    let intermediate = folder.ca.intermediate_until("Sub", 2090);
+    let leaf = std::fs::read_to_string(folder.path("server.crt")).unwrap();
+    std::fs::write(folder.path("server.crt"), leaf + &intermediate.pem).unwrap();
+    assert_eq!(ends(), year(2090));
+    assert_eq!(node(&folder, "n1").ends, year(4096));
+}
+
 #[tokio::test]
 async fn two_nodes_of_a_cluster_know_each_other() {
     let folder = Folder::new("Cluster");
