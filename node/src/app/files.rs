@@ -305,9 +305,6 @@ mod tests {
         // To whom its contexts are bound the state says by now.
         list(other);
         assert_eq!(check_as_v1(&folder), Ok(()));
-        // One that was there before, and is owed since there is a cluster.
-        std::fs::remove_file(folder.path("revoked.yaml")).unwrap();
-        assert!(check_as_v1(&folder).unwrap_err().contains("revoked.yaml"));
     }
 
     #[test]
