@@ -70,7 +70,7 @@ async fn encrypt(nodes: Vec<Client>, mut history: History, stop: Arc<AtomicBool>
             .await
         else {
             history.failed(1);
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(15)).await;
             continue;
         };
         let answer = answer.into_body();

@@ -23,7 +23,7 @@ struct Rate {
 
 const USUAL: Rate = Rate {
     workers: 1,
-    pause: Duration::from_millis(25),
+    pause: Duration::from_millis(60),
 };
 /// Several times as much, as far as two cores allow.
 const HIGH: Rate = Rate {

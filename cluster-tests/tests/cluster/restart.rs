@@ -22,7 +22,7 @@ const OF_EACH: usize = 3;
 /// For those, and for a start and an end.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 /// Between two encryptions; they are many times as quick as changes.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(15);
 /// A context that the playground has no key of.
 const OTHER: &str = "order-key";
 
