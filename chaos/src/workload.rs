@@ -58,6 +58,9 @@ impl Workload {
     }
 }
 
+/// Between two encryptions of a worker: faults, not load, are what is tried, and two cores carry the nodes too.
+const PACE: Duration = Duration::from_millis(10);
+
 async fn encrypt(nodes: Vec<Client>, mut history: History, stop: Arc<AtomicBool>) -> History {
     let mut number = 0usize;
     while !stop.load(Ordering::SeqCst) {
@@ -70,7 +73,7 @@ async fn encrypt(nodes: Vec<Client>, mut history: History, stop: Arc<AtomicBool>
             .await
         else {
             history.failed(1);
-            tokio::time::sleep(Duration::from_millis(15)).await;
+            tokio::time::sleep(PACE).await;
             continue;
         };
         let answer = answer.into_body();
@@ -82,6 +85,7 @@ async fn encrypt(nodes: Vec<Client>, mut history: History, stop: Arc<AtomicBool>
         let what = format!("ciphertext {number} of version {}", sealed.version);
         history.opened(&what, open(there, &sealed).await);
         history.encrypted(sealed);
+        tokio::time::sleep(PACE).await;
     }
     history
 }
