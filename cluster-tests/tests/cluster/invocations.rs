@@ -18,7 +18,7 @@ use crate::common::{CONTEXT, formed_with, in_state, made, open, seal, settled_ev
 
 /// `max_invocations` of the context: a high load uses it up within half a minute, and half of a largest lease, a 32nd of
 /// it, lasts a node for about a second. That is long enough for a claim, so that nobody notices how small the limit is.
-const SMALL: u64 = 16_000;
+const SMALL: u64 = 10_000;
 /// What is given out of it at most.
 const CEILING: u64 = SMALL * 9 / 10;
 const NODES: u64 = 3;

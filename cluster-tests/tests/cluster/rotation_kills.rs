@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::failpoints::{PREPARED, ROTATION, kill_at};
-use cluster_tests::{Leader, Load, Node, Playground, Stalls, until};
+use cluster_tests::lanes::lanes;
+use cluster_tests::{Leader, Load, Node, Playground, Stalls, scenario, until};
 use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 
@@ -141,8 +142,17 @@ async fn at_every_point(
     tokio::try_join!(rounds(early), rounds(middle), rounds(late)).map(drop)
 }
 
+#[test]
+fn a_leader_that_dies_in_a_rotation_leaves_one_version_or_none() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            a_rotate_makes_one_version_wherever_the_leader_dies_however_often_it_is_sent
+        )],
+        vec![scenario!(a_rotation_that_nobody_repeats_is_finished_or_given_up)],
+    ])
+}
+
 /// Sent once to a follower, which goes on by itself; then repeated by a client that has not heard the answer.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotate_makes_one_version_wherever_the_leader_dies_however_often_it_is_sent() -> Result<()> {
     at_every_point(sent_once_and_repeated).await
 }
@@ -193,7 +203,6 @@ async fn sent_once_and_repeated(
 }
 
 /// The leader is asked itself, and nobody asks again: what it had begun is another leader's to end.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_that_nobody_repeats_is_finished_or_given_up() -> Result<()> {
     at_every_point(sent_once_to_the_leader).await
 }
