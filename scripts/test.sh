@@ -19,6 +19,9 @@ if [ -n "${CI:-}" ]; then
   export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
 fi
 
+# All scenarios, whatever somebody has left in his shell.
+unset HSM_SCENARIOS
+
 nextest_log=""
 finished=()
 

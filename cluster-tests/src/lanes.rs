@@ -1,10 +1,11 @@
 //! Scenarios of one test that mostly wait, for elections, time-outs and kills: several of them at once, each on clusters of
-//! its own. What measures how quick something is does not belong here.
+//! its own. What measures how quick something is does not belong here, but for bounds that leave seconds
+//! (`docs/decisions/005-test-profile.md`).
 
 use std::pin::Pin;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// One of them; made by [`scenario`](crate::scenario!).
 pub struct Scenario {
@@ -24,11 +25,6 @@ impl Scenario {
         }
     }
 
-    /// `HSM_SCENARIOS` is a word that is not in its name.
-    fn is_left_out(&self) -> bool {
-        std::env::var("HSM_SCENARIOS").is_ok_and(|word| !self.what.contains(&word))
-    }
-
     async fn run(self) -> Result<()> {
         let begun = Instant::now();
         (self.run)().await.context(self.what)?;
@@ -46,8 +42,34 @@ macro_rules! scenario {
 }
 
 /// Runs lanes beside each other, each on a thread and a runtime of its own, and the scenarios of a lane one after the other.
-/// All lanes are run to their ends, whichever fails; of a lane, what follows a failure is not.
+/// All lanes are run to their ends, whichever fails; of a lane, what follows a failure is not. Scenarios that do not have
+/// the word `HSM_SCENARIOS` in their names are left out; it is an error if that leaves none.
 pub fn lanes<const N: usize>(lanes: [Vec<Scenario>; N]) -> Result<()> {
+    match std::env::var("HSM_SCENARIOS") {
+        Ok(word) => run_all(only(lanes, &word)?),
+        Err(_) => run_all(lanes),
+    }
+}
+
+/// Those with a word in their names.
+fn only<const N: usize>(mut lanes: [Vec<Scenario>; N], word: &str) -> Result<[Vec<Scenario>; N]> {
+    for lane in &mut lanes {
+        lane.retain(|scenario| {
+            let kept = scenario.what.contains(word);
+            if !kept {
+                println!("{}: left out", scenario.what);
+            }
+            kept
+        });
+    }
+    ensure!(
+        lanes.iter().any(|lane| !lane.is_empty()),
+        "no scenario of this test has {word:?} in its name (HSM_SCENARIOS): nothing was tested"
+    );
+    Ok(lanes)
+}
+
+fn run_all<const N: usize>(lanes: [Vec<Scenario>; N]) -> Result<()> {
     let running = lanes.map(|lane| std::thread::spawn(move || run(lane)));
     let mut failures = Vec::new();
     for lane in running {
@@ -70,10 +92,6 @@ fn run(lane: Vec<Scenario>) -> Result<()> {
         .build()?;
     runtime.block_on(async {
         for scenario in lane {
-            if scenario.is_left_out() {
-                println!("{}: left out", scenario.what);
-                continue;
-            }
             scenario.run().await?;
         }
         Ok(())
@@ -108,7 +126,7 @@ mod tests {
 
     #[test]
     fn lanes_run_beside_each_other_and_every_failure_is_told() {
-        let told = lanes([
+        let told = run_all([
             vec![scenario!(one_that_fails), scenario!(counts)],
             vec![scenario!(one_that_does_not), scenario!(counts)],
         ]);
@@ -119,6 +137,18 @@ mod tests {
         );
         assert!(!said.contains("one_that_does_not"), "{said}");
         assert_eq!(COUNTED.load(Ordering::Relaxed), 1);
-        lanes([vec![]]).unwrap();
+        run_all([vec![]]).unwrap();
+    }
+
+    #[test]
+    fn a_word_that_no_scenario_has_is_an_error() {
+        let both = || [vec![scenario!(one_that_fails)], vec![scenario!(counts)]];
+        let left = only(both(), "fails").unwrap();
+        assert_eq!(left.map(|lane| lane.len()), [1, 0]);
+        let told = only(both(), "restart").err().unwrap().to_string();
+        assert!(
+            told.contains("\"restart\"") && told.contains("HSM_SCENARIOS"),
+            "{told}"
+        );
     }
 }

@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// How often somebody asks to be run.
 const EVERY: Duration = Duration::from_millis(10);
 /// Whoever is run no later than this is run in time: two busy cores make everybody wait a little.
 const IN_TIME: Duration = Duration::from_millis(100);
+
+/// Of a run in which the machine stood still for longer than a tenth, what was measured says nothing.
+const TENTH: u32 = 10;
 
 /// From when it was due until it was run.
 type Stall = (Instant, Instant);
@@ -73,6 +76,24 @@ impl Stalls {
         let passed = now.saturating_duration_since(from);
         passed.saturating_sub(self.between(from, now))
     }
+
+    /// How much of a run that began then it stood still, and that this is little of it: what is deducted from
+    /// measurements must not be what they measure.
+    pub fn few_since(&self, from: Instant) -> Result<Duration> {
+        let now = Instant::now();
+        let stood_still = self.between(from, now);
+        check_few(stood_still, now.saturating_duration_since(from))?;
+        Ok(stood_still)
+    }
+}
+
+fn check_few(stood_still: Duration, run: Duration) -> Result<()> {
+    ensure!(
+        stood_still <= run / TENTH,
+        "the machine stood still for {stood_still:?} of {run:?}, more than a tenth: what was measured says nothing; run \
+         it again where less else runs"
+    );
+    Ok(())
 }
 
 fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
@@ -99,6 +120,14 @@ mod tests {
         // Whoever is only a little late is in time; and who was due and was not run yet is late.
         assert_eq!(between(4500, 9050), 0);
         assert_eq!(between(4500, 9700), 700);
+    }
+
+    #[test]
+    fn a_run_in_which_it_stood_still_for_more_than_a_tenth_says_nothing() {
+        let run = Duration::from_secs(100);
+        check_few(Duration::from_secs(10), run).unwrap();
+        let said = check_few(Duration::from_millis(10_001), run).unwrap_err();
+        assert!(said.to_string().contains("says nothing"), "{said}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use hsm_api::admin::JoinTokenRequest;
 use hsm_api::client::Method;
 use hsm_api::paths;
 
-use crate::common::{CONTEXT, formed_with, open_everywhere, seal};
+use crate::common::{CONTEXT, formed_with, open_everywhere_soon, seal};
 
 /// Something that must be nowhere.
 struct Canary {
@@ -227,7 +227,7 @@ async fn no_secret_is_left_anywhere() -> Result<()> {
             cluster.client("admin")?.rotate(CONTEXT, None).await?;
         }
     }
-    open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
+    open_everywhere_soon(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
     let refused = planted(100);
     canaries.extend(Canary::of("a refused plaintext", &refused));
     for body in [

@@ -11,7 +11,7 @@ use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 
 use crate::common::{
-    CONTEXT, Sealed, check_settled, context_on, in_state, made, open_everywhere, seal, seal_under,
+    CONTEXT, Sealed, check_settled, context_on, in_state, made, open, open_everywhere, seal, seal_under,
     settled_everywhere, settled_on,
 };
 
@@ -81,7 +81,17 @@ impl<'a> Doomed<'a> {
             let client = self.cluster.client_on("trading-1", node.number)?;
             acknowledged.push(seal(&client, CONTEXT, self.point.as_bytes()).await?);
         }
-        self.cluster.start_node(self.leader.node).await?;
+        let back = self.cluster.node(self.leader.node);
+        self.cluster.start_node(back.number).await?;
+        self.cluster.wait_ready(std::slice::from_ref(&back)).await?;
+        // What is ready serves, at the first attempt: what others have made without it, too.
+        let client = self.cluster.client_on("trading-1", back.number)?;
+        let first = seal(&client, CONTEXT, self.point.as_bytes()).await;
+        let newest = acknowledged.last().context("nothing was sealed without it")?;
+        open(&client, CONTEXT, newest)
+            .await
+            .with_context(|| format!("version {} on {}, just ready", newest.version, back.id()))?;
+        acknowledged.push(first.with_context(|| format!("{}, just ready", back.id()))?);
         self.cluster.wait_ready(&self.cluster.nodes()).await?;
         let active = check_settled(&settled_everywhere(self.cluster, CONTEXT).await?)?;
         for node in self.cluster.nodes() {
@@ -122,6 +132,7 @@ async fn nobody_noticed(load: Load) -> Result<()> {
 async fn at_every_point(
     round: impl AsyncFn(&Playground, &Load, &'static str, &mut Vec<Sealed>) -> Result<()>,
 ) -> Result<()> {
+    let (stalls, began) = (Stalls::watch()?, Instant::now());
     let rounds = async |points: &'static [&'static str]| -> Result<()> {
         let cluster = Playground::start(3).await?;
         let load = Load::start(&cluster)?;
@@ -139,7 +150,13 @@ async fn at_every_point(
     let points: &'static [&'static str] = &ROTATION;
     let (early, rest) = points.split_at(points.len() / 3);
     let (middle, late) = rest.split_at(rest.len() / 2);
-    tokio::try_join!(rounds(early), rounds(middle), rounds(late)).map(drop)
+    tokio::try_join!(rounds(early), rounds(middle), rounds(late))?;
+    let stood_still = stalls.few_since(began)?;
+    println!(
+        "{} rounds; the machine stood still for {stood_still:?}",
+        points.len()
+    );
+    Ok(())
 }
 
 #[test]
@@ -176,8 +193,11 @@ async fn sent_once_and_repeated(
     let info = settled_on(cluster, next.node, CONTEXT, answer.version)
         .await
         .with_context(|| point.to_owned())?;
-    let took = doomed.stalls.running_since(killed);
-    println!("{point}: version {} after {took:?}", answer.version);
+    let (took, clock) = (doomed.stalls.running_since(killed), killed.elapsed());
+    println!(
+        "{point}: version {} after {took:?}, by the clock {clock:?}",
+        answer.version
+    );
     ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
     ensure!(
         made(&info) == made(&doomed.before) + 1,
@@ -244,9 +264,9 @@ async fn sent_once_to_the_leader(
     })
     .await
     .with_context(|| point.to_owned())?;
-    let took = doomed.stalls.running_since(killed);
+    let (took, clock) = (doomed.stalls.running_since(killed), killed.elapsed());
     let active = check_settled(&info).with_context(|| point.to_owned())?;
-    println!("{point}: version {active} after {took:?}");
+    println!("{point}: version {active} after {took:?}, by the clock {clock:?}");
     ensure!(took <= SETTLED, "{point}: settled {took:?} after the kill");
     let grown = info.versions.len() - doomed.before.versions.len();
     ensure!(

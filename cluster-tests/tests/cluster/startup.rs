@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::by_hand::{STARTED_WITHIN, Start};
 use crate::common::{CONTEXT, open, seal};
+use crate::pkcs11::token_folder;
 
 /// From SIGTERM to the end: `server.drain` of the playground is 3.5 s.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
@@ -230,6 +231,9 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
         )
         .await?;
     assert_eq!(first.code, Some(EXIT_PIN), "{}", first.said);
+    // Every C_Login writes this file.
+    let token = token_folder(&node.dir.join("tokens"), "slot-2fa")?.join("token.object");
+    let written = std::fs::read(&token)?;
     for _ in 0..5 {
         let again = wrong
             .refused(
@@ -243,6 +247,10 @@ async fn a_slot_that_was_never_ready_keeps_the_node_from_starting() -> Result<()
             .await?;
         assert_eq!(again.code, Some(EXIT_PIN), "{}", again.said);
         ensure!(!again.said.contains(wrong_pin), "the PIN is in the log");
+        ensure!(
+            std::fs::read(&token)? == written,
+            "the refused PIN was tried again"
+        );
     }
     // A short one is not tried at all.
     let short = fresh("short")?.with_env("HSM_PIN_2FA", Some("1234"));

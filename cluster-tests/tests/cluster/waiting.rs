@@ -1,6 +1,7 @@
 //! Scenarios that mostly wait, for elections, silences, time-outs and kills: at once, each on a cluster of its own, so that all
 //! of them take little longer than the one that watches an isolated leader for a minute. Each stands in the file of its
-//! question; `HSM_SCENARIOS=restart` runs those alone that have the word in their names.
+//! question; `HSM_SCENARIOS=restart` runs those alone that have the word in their names, and fails a test
+//! that has none.
 
 use anyhow::Result;
 use cluster_tests::lanes::lanes;

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cryptoki::object::{Attribute, ObjectClass};
 use hsm_core::names::{KeyUid, TransportId};
 use hsm_core::{GenerateKek, HsmError, KekUse};
 
@@ -159,4 +160,49 @@ pub(crate) fn left_behind(sandbox: &Sandbox) {
     assert_eq!(held(&slot, &kek), 1);
     slot.load_kek(kek.uid, KekUse::EncryptDecrypt).unwrap();
     works(&slot, &kek);
+}
+
+/// The node key, to which transport keys come: one that could be read is neither kept, nor, if it could not be got rid
+/// of, shown to others or unwrapped with.
+pub(crate) fn node_key(sandbox: &Sandbox) {
+    let shim = Shim(sandbox.path(SHIM));
+    let slot = sandbox.open("slot-a");
+    let session = beside(&slot);
+    let held = || {
+        let private = [Attribute::Token(true), Attribute::Class(ObjectClass::PRIVATE_KEY)];
+        session.find_objects(&private).unwrap()
+    };
+    let removed = || {
+        assert_eq!(held().len(), 1);
+        session.destroy_object(held()[0]).unwrap();
+    };
+    let extractable = |outcome: Result<(), HsmError>| match outcome {
+        Err(HsmError::Attribute { attribute, .. }) => assert_eq!(attribute, "CKA_EXTRACTABLE"),
+        other => panic!("{other:?}"),
+    };
+    let transport = TransportId::random().unwrap();
+    let check = slot.create_transport_key(transport).unwrap();
+    let grant = slot
+        .grant_transport_key(transport, &slot.node_key().unwrap())
+        .unwrap();
+    assert_eq!(slot.destroy_transport_key(transport).unwrap(), 1);
+
+    removed();
+    shim.obey(&["C_CopyObject shows 162=01"]);
+    extractable(slot.node_key().map(drop));
+    assert!(held().is_empty(), "it was kept");
+
+    shim.obey(&["C_CopyObject shows 162=01", "C_DestroyObject fail 30"]);
+    let left = slot.node_key();
+    assert!(
+        matches!(&left, Err(HsmError::Quarantined { what: "node key", reason, .. }) if reason.contains("CKA_EXTRACTABLE")),
+        "{left:?}"
+    );
+    shim.obey(&[]);
+    extractable(slot.find_node_key().map(drop));
+    extractable(slot.node_key().map(drop));
+    extractable(slot.accept_transport_key(transport, &grant, &check));
+
+    removed();
+    slot.node_key().unwrap();
 }
