@@ -5,6 +5,7 @@
 mod backups;
 mod file;
 mod line;
+mod lost;
 mod place;
 mod streams;
 mod writer;
@@ -195,16 +196,8 @@ pub fn audit_lines_lost() -> u64 {
 
 /// Says so if lines were lost since it was last said, on standard error too. To be called every few seconds.
 pub fn say_lost() {
-    for place in STREAMS.get().map(Streams::all).unwrap_or_default() {
-        // Counts since the start: if a line of these is lost too, the next one says all of it.
-        if let Some(audit_lost) = place.more_audit_dropped() {
-            let (place, why) = (place.name(), place.why_dropped());
-            tracing::error!(target: "audit", epoch = epoch(), audit_lost, place, why, "audit lines lost since the start");
-        }
-        if let Some(lost) = place.more_dropped() {
-            let (place, why) = (place.name(), place.why_dropped());
-            tracing::warn!(lost, place, why, "log lines lost since the start");
-        }
+    if let Some(streams) = STREAMS.get() {
+        lost::say(streams);
     }
 }
 

@@ -70,7 +70,8 @@ pub(crate) struct Adopt {
     #[arg(long)]
     only: bool,
     /// Leave out the keys of the file that are not in the token, and name each; without it one of them refuses all of its
-    /// context. What was encrypted under them cannot be decrypted. See --dry-run first.
+    /// context. What was encrypted under them cannot be decrypted. A context that does not exist, and of which none is in the
+    /// token, is refused all the same. See --dry-run first.
     #[arg(long, requires = "metadata_file")]
     skip_missing: bool,
     /// Adopt every version that this file of version 1 lists (its metadata.yaml); it is only read.

@@ -319,7 +319,8 @@ pub struct AdoptKeysRequest {
     /// Although the token has further keys of the context that nobody has adopted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only: bool,
-    /// Leave out those of the keys that are not in the token; without it one that is not there refuses them all.
+    /// Leave out those of the keys that are not in the token; without it one that is not there refuses them all. If none is
+    /// there, and the context does not exist, they are refused all the same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skip_missing: bool,
     /// Look into the token, say what would be done, and do nothing.
@@ -379,8 +380,8 @@ pub struct AdoptedVersion {
     pub proven: bool,
 }
 
-/// A key that was to be adopted and is not in the token. What was encrypted under it cannot be decrypted there; its number
-/// is given to no other key.
+/// A key that was to be adopted and is not in the token. What was encrypted under it cannot be decrypted there. Its number
+/// is given to no other key if this call has adopted one that is new; otherwise nothing keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SkippedKey {
     /// Its label.

@@ -1,7 +1,7 @@
 //! `acl.revoked_file` while the node runs. Version 1 looked at it every 30 s, and whoever writes a name into it means it
 //! now: any node has the cluster add what stands in its own file. Only ever added: an entry that is taken out, or a
 //! file that is deleted, takes nothing back. What cannot be used is said once and passed over: nothing in the
-//! file stops a node that runs.
+//! file stops a node that has a cluster.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -108,34 +108,46 @@ pub struct RevokedFile {
 }
 
 impl RevokedFile {
-    /// Reads the file for the start of the node, which is the time to say what is wrong with it. One that is not there
-    /// lists nothing.
-    ///
-    /// # Errors
-    /// What cannot be read, and the first entry that cannot be used.
-    pub fn open(path: &Path, every: Duration, issuers: &[String]) -> Result<Self, ConfigError> {
+    /// Reads the file for the start of the node. One that is not there lists nothing. What is wrong with it is for
+    /// [`super::Seed::check_revoked`] to judge.
+    #[must_use]
+    pub fn open(path: &Path, every: Duration, issuers: &[String]) -> (Self, Faults) {
         let read = read_revoked(path);
         let seen = Seen::of(&read);
-        let entries = match read {
-            Ok(text) => seed::revocations(path, parse_revoked(&text, path)?, issuers)?,
-            Err(_) if seen == Seen::Missing => Vec::new(),
-            Err(error) => return Err(unreadable(path, &error)),
+        let usable = match read {
+            Ok(text) => Usable::of(&text, path, issuers),
+            Err(_) if seen == Seen::Missing => Ok(Usable::default()),
+            Err(error) => Err(unreadable(path, &error)),
+        };
+        let (entries, faults) = match usable {
+            Ok(Usable { entries, faults }) => (entries, faults),
+            Err(error) => (Vec::new(), Faults::Whole(error)),
         };
         say_foreign(path, &entries, issuers);
-        Ok(Self {
+        let file = Self {
             path: path.to_owned(),
             every,
             issuers: issuers.to_vec(),
             listed: entries.into_iter().collect(),
             seen,
             newer: None,
-        })
+        };
+        (file, faults)
     }
 
     /// What stands in it.
     #[must_use]
     pub fn listed(&self) -> Listed {
         self.listed.clone()
+    }
+
+    /// What of it is to be added: nothing while another text is there that has not settled. Whoever takes an entry out
+    /// and takes its revocation back must not find it revoked again by the text before.
+    fn counting(&self) -> Arc<Vec<Entry>> {
+        match self.newer {
+            Some(_) => Arc::default(),
+            None => self.listed.load(),
+        }
     }
 
     /// Its path, if it was not there at the last look.
@@ -188,11 +200,7 @@ impl RevokedFile {
     async fn take(&self, text: String) {
         let (path, issuers) = (self.path.clone(), self.issuers.clone());
         let usable = tokio::task::spawn_blocking(move || Usable::of(&text, &path, &issuers)).await;
-        let Usable {
-            entries,
-            useless,
-            named,
-        } = match usable {
+        let Usable { entries, faults } = match usable {
             Ok(Ok(usable)) => usable,
             Ok(Err(error)) => {
                 tracing::warn!("{}", left_as_it_was(&error));
@@ -201,13 +209,11 @@ impl RevokedFile {
             // The process ends, or says why it does.
             Err(_) => return,
         };
-        for error in named {
-            tracing::warn!("{error}; until then it revokes nobody");
-        }
+        faults.warn();
         say_foreign(&self.path, &entries, &self.issuers);
         tracing::info!(
             entries = entries.len(),
-            useless,
+            useless = faults.useless(),
             "configuration: acl.revoked_file: {} was read again",
             self.path.display()
         );
@@ -215,33 +221,86 @@ impl RevokedFile {
     }
 }
 
+/// What is wrong with a file.
+#[derive(Debug)]
+pub enum Faults {
+    /// Some of its entries.
+    Entries {
+        /// How many.
+        useless: usize,
+        /// The first of them, each with what to write.
+        named: Vec<ConfigError>,
+    },
+    /// It cannot be read at all.
+    Whole(ConfigError),
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self::Entries {
+            useless: 0,
+            named: Vec::new(),
+        }
+    }
+}
+
+impl Faults {
+    fn useless(&self) -> usize {
+        match self {
+            Self::Entries { useless, .. } => *useless,
+            Self::Whole(_) => 0,
+        }
+    }
+
+    fn add(&mut self, error: ConfigError) {
+        if let Self::Entries { useless, named } = self {
+            *useless += 1;
+            if named.len() < NAMED {
+                named.push(error);
+            }
+        }
+    }
+
+    /// Says them, where they stop nothing.
+    pub(super) fn warn(&self) {
+        match self {
+            Self::Entries { named, .. } => {
+                for error in named {
+                    tracing::warn!("{error}; until then it revokes nobody");
+                }
+            }
+            Self::Whole(error) => tracing::warn!(
+                "{error}; what it has said before stays revoked, and the node goes on looking for it"
+            ),
+        }
+    }
+
+    /// The first of them, where it stops the start.
+    pub(super) fn into_first(self) -> Option<ConfigError> {
+        match self {
+            Self::Entries { named, .. } => named.into_iter().next(),
+            Self::Whole(error) => Some(error),
+        }
+    }
+}
+
 /// What can be used of a text, and what cannot.
+#[derive(Default)]
 struct Usable {
     entries: Vec<Entry>,
-    useless: usize,
-    /// The first [`NAMED`] of those, each with what to write.
-    named: Vec<ConfigError>,
+    faults: Faults,
 }
 
 impl Usable {
     fn of(text: &str, path: &Path, issuers: &[String]) -> Result<Self, ConfigError> {
-        let (mut entries, mut useless, mut named) = (Vec::new(), 0, Vec::new());
+        let mut usable = Self::default();
         for entry in parse_revoked(text, path)? {
             match seed::revoked_by(path, entry, issuers) {
-                Ok(revoked) => entries.extend(revoked),
-                Err(error) => {
-                    useless += 1;
-                    if useless <= NAMED {
-                        named.push(error);
-                    }
-                }
+                Ok(revoked) => usable.entries.extend(revoked),
+                Err(error) => usable.faults.add(error),
             }
         }
-        Ok(Self {
-            entries,
-            useless,
-            named,
-        })
+        Ok(usable)
     }
 }
 
@@ -271,7 +330,7 @@ fn left_as_it_was(error: &ConfigError) -> String {
 }
 
 /// What stands in the file, or stood there, and is to be added still. An entry that was there at a look is added even
-/// if it is gone by the time that there is a leader.
+/// if the file is gone by the time that there is a leader, but not if a newer text of it lacks the entry.
 #[derive(Default)]
 struct Pending {
     entries: BTreeMap<RevocationKey, String>,
@@ -282,8 +341,12 @@ struct Pending {
 }
 
 impl Pending {
-    /// The file has changed.
-    fn anew(&mut self) {
+    /// The file has changed. What still stands in a text is taken again, and in a file that is gone nothing does; but what
+    /// was refused must not keep out what comes.
+    fn anew(&mut self, is_gone: bool) {
+        if !is_gone || self.held_until.is_some() {
+            self.entries.clear();
+        }
         (self.held_until, self.told) = (None, false);
     }
 
@@ -383,20 +446,7 @@ pub async fn drive(cluster: Arc<dyn Cluster>, mut file: RevokedFile) {
     // It was read a moment ago.
     let mut due = Instant::now() + file.every;
     loop {
-        let now = Instant::now();
-        if now >= due {
-            let is_founded = cluster.published().state.meta().is_some();
-            let look = file.look(is_founded).await;
-            if look == Look::Changed {
-                pending.anew();
-            }
-            let until_next = match look {
-                Look::Unsettled => SETTLED,
-                Look::AsItWas | Look::Changed => file.every,
-            };
-            due = now + until_next;
-        }
-        let done = pass(&*cluster, &file.listed.load(), &mut pending).await;
+        let done = step(&*cluster, &mut file, &mut pending, &mut due).await;
         let pause = if done {
             due
         } else {
@@ -406,6 +456,29 @@ pub async fn drive(cluster: Arc<dyn Cluster>, mut file: RevokedFile) {
             return;
         }
     }
+}
+
+/// Looks at the file if that is due, and adds what is new in it. False: it is to be tried again soon.
+async fn step(
+    cluster: &dyn Cluster,
+    file: &mut RevokedFile,
+    pending: &mut Pending,
+    due: &mut Instant,
+) -> bool {
+    let now = Instant::now();
+    if now >= *due {
+        let is_founded = cluster.published().state.meta().is_some();
+        let look = file.look(is_founded).await;
+        if look == Look::Changed {
+            pending.anew(file.missing().is_some());
+        }
+        let until_next = match look {
+            Look::Unsettled => SETTLED,
+            Look::AsItWas | Look::Changed => file.every,
+        };
+        *due = now + until_next;
+    }
+    pass(cluster, &file.counting(), pending).await
 }
 
 /// One attempt. False: it is to be tried again soon.

@@ -20,7 +20,7 @@ impl Site {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("revoked.yaml");
         std::fs::write(&path, text).unwrap();
-        let file = RevokedFile::open(&path, Duration::from_millis(100), &["CN=A".to_owned()]).unwrap();
+        let file = RevokedFile::open(&path, Duration::from_millis(100), &["CN=A".to_owned()]).0;
         Self { folder, file }
     }
 
@@ -186,11 +186,12 @@ async fn the_leader_adds_what_is_listed_and_so_does_whoever_reaches_it() {
 }
 
 #[tokio::test]
-async fn without_a_leader_it_is_tried_again_even_for_an_entry_that_is_gone_by_then() {
+async fn without_a_leader_it_is_tried_again_even_if_the_file_is_gone_by_then() {
     let cluster = FakeCluster::new(World::new(1));
     let leadership = cluster.leadership.lock().unwrap().take();
     let mut pending = Pending::default();
     assert!(!pass(&*cluster, &[by_cn("a")], &mut pending).await);
+    pending.anew(true);
     assert!(!pass(&*cluster, &[], &mut pending).await);
     assert_eq!(commands(&cluster), 0);
     *cluster.leadership.lock().unwrap() = leadership;
@@ -237,9 +238,66 @@ async fn what_is_refused_is_not_asked_again_until_the_file_has_changed() {
     assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
     assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
     assert_eq!(commands(&cluster), 0);
-    pending.anew();
+    pending.anew(false);
     assert!(pass(&*cluster, &[by_cn("a")], &mut pending).await);
     assert_eq!(commands(&cluster), 1);
+}
+
+#[tokio::test]
+async fn what_was_refused_is_forgotten_once_the_file_is_corrected() {
+    for is_gone in [false, true] {
+        let cluster = FakeCluster::new(World::new(1));
+        let mut pending = Pending::default();
+        let refused = ProposeError::TooLarge { bytes: 1 << 20 };
+        cluster.failures.lock().unwrap().push((refused, false));
+        let too_many: Vec<Entry> = (0..MAX_KEPT).map(|n| by_cn(&n.to_string())).collect();
+        assert!(pass(&*cluster, &too_many, &mut pending).await);
+        assert_eq!(pending.entries.len(), MAX_KEPT);
+        pending.anew(is_gone);
+        assert!(pass(&*cluster, &[by_cn("new")], &mut pending).await);
+        assert_eq!(revoked(&cluster), ["cn new"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_out_and_taken_back_is_not_revoked_again_by_the_text_before() {
+    let mut site = Site::new("revoked: [{cn: x}]\n");
+    let cluster = FakeCluster::new(World::new(1));
+    let mut pending = Pending::default();
+    let mut due = Instant::now();
+    assert!(step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    assert_eq!(revoked(&cluster), ["cn x"]);
+    site.write("revoked: []\n");
+    unrevoke(&cluster, "x");
+    due = Instant::now();
+    assert!(step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    assert!(site.file.newer.is_some());
+    // Not at a look: an attempt in between.
+    due = Instant::now() + Duration::from_secs(60);
+    assert!(step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    due = Instant::now();
+    assert!(step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    assert!(site.file.newer.is_none());
+    assert_eq!((revoked(&cluster).len(), commands(&cluster)), (0, 1));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_leader_is_not_added_once_the_file_lacks_it() {
+    let mut site = Site::new("revoked: [{cn: x}, {cn: y}]\n");
+    let cluster = FakeCluster::new(World::new(1));
+    let leadership = cluster.leadership.lock().unwrap().take();
+    let mut pending = Pending::default();
+    let mut due = Instant::now();
+    assert!(!step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    assert_eq!(pending.entries.len(), 2);
+    site.write("revoked: [{cn: y}]\n");
+    for _ in 0..2 {
+        due = Instant::now();
+        assert!(!step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    }
+    *cluster.leadership.lock().unwrap() = leadership;
+    assert!(step(&*cluster, &mut site.file, &mut pending, &mut due).await);
+    assert_eq!(revoked(&cluster), ["cn y"]);
 }
 
 #[tokio::test]

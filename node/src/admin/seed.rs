@@ -3,14 +3,14 @@
 //! ([`super::revoked_file`]).
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use raft_store::state::access::{Acl, RevocationKey};
 use raft_store::state::frozen::AclV1;
 
 use super::call::CallError;
 use super::differences::Configured;
-use super::revoked_file::{Listed, RevokedFile};
+use super::revoked_file::{Faults, Listed, RevokedFile};
 use super::{Placements, seeding};
 use crate::config::{Config, ConfigError, Mode, RevokedEntry, RoleSeed, check_issuers};
 use crate::consensus::{Consensus, FoundSeed, Founded};
@@ -42,16 +42,17 @@ impl Seed {
     /// Reads the seed. `issuers` are the CAs that client certificates are accepted from.
     ///
     /// # Errors
-    /// When a role's issuer is none of them; when `acl.revoked_file` cannot be read; when an entry of it revokes
-    /// nothing, or not what its author meant. Whether one that is not there is an error [`Self::check_missing`] says.
-    pub fn of(config: &Config, issuers: &ClientIssuers) -> Result<Self, ConfigError> {
+    /// When a role's issuer is none of them. Whether what is wrong with `acl.revoked_file` is an error
+    /// [`Self::check_revoked`] says.
+    pub fn of(config: &Config, issuers: &ClientIssuers) -> Result<(Self, Faults), ConfigError> {
         check_issuers(&config.roles, &issuers.all)?;
         let role_issuer = role_issuer(&config.roles, &issuers.of_roles);
-        let file = match &config.acl.revoked_file {
-            Some(path) => Some(RevokedFile::open(path, config.acl.revoked_check, &issuers.all)?),
-            None => None,
+        let open = |path: &PathBuf| RevokedFile::open(path, config.acl.revoked_check, &issuers.all);
+        let (file, faults) = match config.acl.revoked_file.as_ref().map(open) {
+            Some((file, faults)) => (Some(file), faults),
+            None => (None, Faults::default()),
         };
-        Ok(Self {
+        let seed = Self {
             acl: Acl {
                 mappings: config.acl.mappings.clone(),
                 roles: seed_roles(&config.roles, role_issuer),
@@ -69,17 +70,27 @@ impl Seed {
                 && config.roles_by_default
                 && config.cluster.mode == Mode::Standalone)
                 .then(|| role_issuer.to_owned()),
-        })
+        };
+        Ok((seed, faults))
     }
 
-    /// Whether the node may start although its list of revocations is not there. Where there is a cluster it may: the
-    /// state keeps whatever any file has said, and a file that is lost must not cost a voter. Before that only version 1's
-    /// users have none until somebody is revoked; anybody else has misspelt its name, and would found a cluster
-    /// in which nobody is revoked.
+    /// Whether the node may start although its list of revocations is not there, or has `faults`. Where there is a cluster
+    /// it may, with what can be used of it, as while it runs: the state keeps whatever any file has said, and a file must
+    /// not cost a voter. Before that nothing else says who is revoked. Only version 1's users have no list until somebody
+    /// is; anybody else has misspelt its name, and would found a cluster in which nobody is revoked.
     ///
     /// # Errors
-    /// The list, which has to be there.
-    pub fn check_missing(&self, founded: bool) -> Result<(), ConfigError> {
+    /// What of the list cannot be read, or used, or that it is not there.
+    pub fn check_revoked(&self, founded: bool, faults: Faults) -> Result<(), ConfigError> {
+        if founded {
+            faults.warn();
+        } else if let Some(error) = faults.into_first() {
+            return Err(error);
+        }
+        self.check_missing(founded)
+    }
+
+    fn check_missing(&self, founded: bool) -> Result<(), ConfigError> {
         let Some(path) = self.file.as_ref().and_then(RevokedFile::missing) else {
             return Ok(());
         };
@@ -166,22 +177,6 @@ fn role_issuer<'a>(roles: &[RoleSeed], of_file: &'a [String]) -> &'a str {
         );
     }
     first
-}
-
-/// What the entries of the file at `path` revoke.
-///
-/// # Errors
-/// The first entry that cannot be used.
-pub(super) fn revocations(
-    path: &Path,
-    entries: Vec<RevokedEntry>,
-    client_issuer_dns: &[String],
-) -> Result<Vec<(RevocationKey, String)>, ConfigError> {
-    let mut revocations = Vec::new();
-    for entry in entries {
-        revocations.extend(revoked_by(path, entry, client_issuer_dns)?);
-    }
-    Ok(revocations)
 }
 
 /// What one entry of the file at `path` revokes.
@@ -426,8 +421,7 @@ mod tests {
                 "\"Client CA\" is not an issuer's name",
             ),
         ] {
-            let entries = vec![entry("fine", None, None), bad];
-            let error = revocations(path, entries, &known()).unwrap_err().to_string();
+            let error = revoked_by(path, bad, &known()).unwrap_err().to_string();
             assert!(
                 error.starts_with("config: acl.revoked_file: pki/revoked.yaml, line 2: "),
                 "{error}"
@@ -447,7 +441,7 @@ mod tests {
             let (caller, other) = (&principals[caller], &principals[other]);
             let rule = |text: String| {
                 std::fs::write(&path, text).unwrap();
-                let file = RevokedFile::open(&path, Duration::ZERO, &issuers).unwrap();
+                let (file, _) = RevokedFile::open(&path, Duration::ZERO, &issuers);
                 let seed = Seed {
                     revocations: file.listed(),
                     ..Seed::default()

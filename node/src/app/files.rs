@@ -7,6 +7,7 @@ use raft_store::storage::Control;
 
 use super::{StartFailure, descriptors, v1_keys};
 use crate::admin::Seed;
+use crate::admin::revoked_file::Faults;
 use crate::config::{Config, PeerListener};
 use crate::logging;
 use crate::secrets::{check_pin, check_replication_key};
@@ -22,6 +23,8 @@ pub(super) struct Files {
     pub(super) cluster_tls: Option<Arc<ClusterTls>>,
     pub(super) signer: Option<ClusterSigner>,
     pub(super) seed: Seed,
+    /// What is wrong with `acl.revoked_file`. Whether it stops the start is known once it is known if there is a cluster.
+    pub(super) revoked_faults: Faults,
 }
 
 impl Files {
@@ -35,12 +38,13 @@ impl Files {
             .map(|(peer, tls)| ClusterSigner::from_files(&peer.tls, Arc::clone(&tls.verifier)))
             .transpose()
             .map_err(|error| StartFailure::Signer(error.to_string()))?;
-        let seed = Seed::of(config, &api_tls.issuers)?;
+        let (seed, revoked_faults) = Seed::of(config, &api_tls.issuers)?;
         Ok(Self {
             api_tls,
             cluster_tls,
             signer,
             seed,
+            revoked_faults,
         })
     }
 }
@@ -58,8 +62,10 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
         let dir = config.data_dir.display();
         tracing::warn!("data_dir: {dir}: {error}; what a start would do there is not checked");
     });
-    let seed = Files::read(config)?.seed;
-    seed.check_missing(founded.unwrap_or(false))?;
+    let Files {
+        seed, revoked_faults, ..
+    } = Files::read(config)?;
+    seed.check_revoked(founded.unwrap_or(false), revoked_faults)?;
     seed.warn_of_unwritten_admins(founded.unwrap_or(true));
     logging::check(&config.logging)?;
     for slot in &config.hsm.slots {
@@ -314,12 +320,12 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(check_as_v1(&folder), Ok(()));
         let seed = |of_version_1| Seed {
-            file: Some(RevokedFile::open(&path, Duration::ZERO, &[]).unwrap()),
+            file: Some(RevokedFile::open(&path, Duration::ZERO, &[]).0),
             of_version_1,
             ..Seed::default()
         };
         let warned = |seed: &Seed, founded| {
-            let lines = Lines::of(|| seed.check_missing(founded).unwrap());
+            let lines = Lines::of(|| seed.check_revoked(founded, Faults::default()).unwrap());
             assert_eq!(lines.count("message", "revoked.yaml is not there"), 1);
             lines.text()
         };
@@ -327,15 +333,64 @@ mod tests {
         for of_version_1 in [true, false] {
             assert!(warned(&seed(of_version_1), true).contains("stays revoked"));
         }
-        let error = seed(false).check_missing(false).unwrap_err().to_string();
+        let error = seed(false)
+            .check_revoked(false, Faults::default())
+            .unwrap_err()
+            .to_string();
         let shown = path.display();
         assert!(
             error.starts_with(&format!("config: acl.revoked_file: {shown}: is not there")),
             "{error}"
         );
-        Seed::default().check_missing(false).unwrap();
+        Seed::default().check_revoked(false, Faults::default()).unwrap();
         // One that is there is read.
         folder.write("revoked.yaml", "revoked: [{reason: none}]\n");
         assert!(check_as_v1(&folder).is_err());
+    }
+
+    #[test]
+    fn a_list_of_revocations_that_has_faults_keeps_only_a_node_without_a_cluster_from_starting() {
+        let folder = Folder::new();
+        let path = folder.path("revoked.yaml");
+        for (text, entries, fault) in [
+            (
+                "revoked:\n  - reason: none\n  - cn: a\n",
+                1,
+                "until then it revokes nobody",
+            ),
+            ("revoked: [{cn: \n", 0, "what it has said before stays revoked"),
+        ] {
+            folder.write("revoked.yaml", text);
+            let open = || RevokedFile::open(&path, Duration::ZERO, &[]);
+            let (file, faults) = open();
+            assert_eq!(file.listed().load().len(), entries, "what can be used");
+            let seed = Seed {
+                file: Some(file),
+                ..Seed::default()
+            };
+            assert!(seed.check_revoked(false, faults).is_err(), "{text:?}");
+            let lines = Lines::of(|| seed.check_revoked(true, open().1).unwrap());
+            assert_eq!(lines.count("message", fault), 1, "{}", lines.text());
+        }
+        // So it is with a look at the configuration.
+        folder.write("revoked.yaml", "revoked: [{cn: gone}]\n");
+        let _node = found(&folder);
+        folder.write("revoked.yaml", "revoked: [{reason: none}]\n");
+        let lines = Lines::of(|| assert_eq!(check_as_v1(&folder), Ok(())));
+        assert_eq!(
+            lines.count("message", "acl.revoked_file: "),
+            1,
+            "{}",
+            lines.text()
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let lines = Lines::of(|| assert_eq!(check_as_v1(&folder), Ok(())));
+        assert_eq!(
+            lines.count("message", "it is no regular file"),
+            1,
+            "{}",
+            lines.text()
+        );
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         cluster_tls,
         signer,
         seed,
+        revoked_faults,
     } = Files::read(&config)?;
     let cluster_ends = cluster_tls.as_ref().and_then(|tls| tls.ends);
     for (listener, ends) in [("api", api_tls.ends), ("cluster", cluster_ends)] {
@@ -73,7 +74,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             .map_err(|wrong| StartFailure::ReplicationKey(wrong.to_string()))?;
     }
     let founded = prepared.published().state.meta().is_some();
-    seed.check_missing(founded)?;
+    seed.check_revoked(founded, revoked_faults)?;
     seed.warn_of_unwritten_admins(founded);
     ask_pins(&config.hsm)?;
     let slots = SlotManager::open(&config.hsm, &config.data_dir)?;

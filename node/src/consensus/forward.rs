@@ -1,6 +1,7 @@
 //! Calls that belong to the leader, made from any node. A call keeps its id while leadership moves, so
 //! that repeating it is safe, until its deadline; then its outcome is unknown.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -222,10 +223,11 @@ impl Shared {
     /// Who leads and where its API is, for people; unless it is this node or unknown.
     fn leader_hint(&self) -> Option<String> {
         let leader = self.known_leader()?;
-        if self.raft.get().map(|running| running.id) == Some(leader) {
+        let own = self.raft.get().map(|running| running.id);
+        if own == Some(leader) {
             return None;
         }
-        hint(&self.published.load().state, leader)
+        hint(&self.published.load().state, leader, own)
     }
 
     /// Whether the state has this node as one that has not proven its keys yet.
@@ -269,9 +271,29 @@ impl Shared {
     }
 }
 
-fn hint(state: &ClusterState, leader: RaftId) -> Option<String> {
+/// Who leads, for a client of `own`.
+fn hint(state: &ClusterState, leader: RaftId, own: Option<RaftId>) -> Option<String> {
     let node = state.nodes().get(&leader)?;
-    Some(format!("{} leads, its API is at {}", node.name, node.api_address))
+    let own = own.and_then(|own| state.nodes().get(&own));
+    let own = own.map(|own| own.api_address.as_str());
+    Some(told(node.name.as_str(), &node.api_address, own))
+}
+
+/// A node that was founded alone keeps the address that it had then, which may be of no use on another machine. It is told
+/// where this node's own is such a one too, as on a machine with all of them.
+fn told(name: &str, address: &str, own: Option<&str>) -> String {
+    if is_local(address) && !own.is_some_and(is_local) {
+        return format!("{name} leads");
+    }
+    format!("{name} leads, its API is at {address}")
+}
+
+/// Whether an address (`host:port`) says nothing to whoever is on another machine.
+fn is_local(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_own = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(is_own)
 }
 
 #[cfg(test)]
@@ -282,8 +304,38 @@ mod tests {
     #[test]
     fn a_leader_is_named_with_the_address_that_clients_use() {
         let world = World::new(1);
-        let told = hint(&world.state, 1);
+        let told = hint(&world.state, 1, None);
         assert_eq!(told.as_deref(), Some("n1 leads, its API is at a1"));
-        assert_eq!(hint(&world.state, 9), None);
+        assert_eq!(hint(&world.state, 9, None), None);
+    }
+
+    #[test]
+    fn an_address_of_the_leaders_own_machine_is_for_those_on_it() {
+        let local = "127.0.0.1:8443";
+        for (own, expected) in [
+            (None, "n leads"),
+            (Some("node2.internal:8443"), "n leads"),
+            (Some("127.0.0.1:8444"), "n leads, its API is at 127.0.0.1:8443"),
+        ] {
+            assert_eq!(told("n", local, own), expected);
+        }
+        for local in [
+            "127.0.0.1:8443",
+            "[::1]:8443",
+            "localhost:8443",
+            "0.0.0.0:8443",
+            "[::]:8443",
+        ] {
+            assert!(is_local(local), "{local}");
+        }
+        for other in [
+            "10.0.0.1:8443",
+            "[2001:db8::1]:8443",
+            "node1.internal:8443",
+            "a1",
+            "",
+        ] {
+            assert!(!is_local(other), "{other}");
+        }
     }
 }

@@ -51,6 +51,7 @@ pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
 pub use held_back::{HeldBack, held_back_by};
 pub use join::{JoinRequest, Joined, join_token_text};
+pub(crate) use propose::SETTLED_AFTER;
 pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, start};
 
 use crate::admin::call::{AdminCall, CallError};

@@ -20,6 +20,9 @@ use crate::clock;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What openraft still gets to answer once this node leads no more as it did. Callers are gone by then.
 pub(super) const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// After a caller has heard no more than that the outcome is unknown: nothing of the proposal is on its way any more. What
+/// is in the log by then a leader that has caught up has in its state, and the rest was truncated.
+pub(crate) const SETTLED_AFTER: Duration = PROPOSE_TIMEOUT.saturating_add(LAST_ANSWER);
 
 /// openraft's answer to what a leader appends; `None` if there will be none. openraft answers when the entry is
 /// applied or truncated; one that a received snapshot covers is neither, and would keep its place for ever.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::writer::LogWriter;
 
@@ -12,14 +13,23 @@ pub(super) struct LineWriter<'a> {
     /// One more.
     pub(super) besides: Option<&'a LogWriter>,
     pub(super) is_audit: bool,
+    /// It says that lines were lost, and is not counted itself: here it is noted if no place has taken it.
+    pub(super) unsaid: Option<&'a AtomicBool>,
 }
 
 /// One call is one line: the subscriber formats a line whole before it writes it.
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let one = one_line(line);
+        let mut is_taken = false;
         for place in self.places.iter().chain(self.besides) {
-            place.line(&one, self.is_audit);
+            match self.unsaid {
+                Some(_) => is_taken |= place.uncounted(&one),
+                None => place.line(&one, self.is_audit),
+            }
+        }
+        if let Some(unsaid) = self.unsaid.filter(|_| !is_taken) {
+            unsaid.store(true, Ordering::Relaxed);
         }
         Ok(line.len())
     }

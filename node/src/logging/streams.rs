@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::file::LogFile;
 use super::line::LineWriter;
 use super::place::{self, Absent};
 use super::writer::LogWriter;
-use super::{ACCESS, AUDIT, LoggingError};
+use super::{ACCESS, AUDIT, LoggingError, lost};
 use crate::config::{ConfigError, LogRotation, LogStream, Logging};
 
 const ERROR_PATH: &str = "logging.error_path";
@@ -35,6 +36,8 @@ struct Inner {
     rest: Vec<LogWriter>,
     audit: Vec<LogWriter>,
     access: Vec<LogWriter>,
+    /// No place had room for what was to be said of lost lines.
+    unsaid: AtomicBool,
 }
 
 /// Looks whether the files could be opened, and makes nothing.
@@ -72,7 +75,13 @@ impl Streams {
             rest,
             audit,
             access,
+            unsaid: AtomicBool::new(false),
         })))
+    }
+
+    /// Whether what was said of lost lines since this was last asked has been taken by no place.
+    pub(super) fn take_unsaid(&self) -> bool {
+        self.0.unsaid.swap(false, Ordering::Relaxed)
     }
 
     /// Every place.
@@ -105,6 +114,7 @@ impl Streams {
             rest,
             audit,
             access,
+            unsaid,
             ..
         } = &*self.0;
         let places = match target {
@@ -118,6 +128,7 @@ impl Streams {
             places,
             besides: (is_own && is_missing()).then_some(stderr),
             is_audit: target == AUDIT,
+            unsaid: (module == Some(lost::MODULE)).then_some(unsaid),
         }
     }
 }
@@ -407,6 +418,7 @@ mod tests {
             audit: Vec::new(),
             access: Vec::new(),
             stderr,
+            unsaid: AtomicBool::new(false),
         }));
         log(&streams, "hsm_node::app", "hangs\n");
         std::thread::scope(|scope| {
@@ -414,6 +426,94 @@ mod tests {
             assert_eq!(read.recv_timeout(LONG).unwrap(), b"why\n");
             drop(hangs);
         });
+    }
+
+    /// A disk that is full for good.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(nix::libc::ENOSPC))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Has what was lost said `times` times.
+    fn say_lost(streams: &Streams, times: usize) {
+        let lines = tracing_subscriber::fmt().with_writer(streams.clone()).finish();
+        tracing::subscriber::with_default(lines, || {
+            for _ in 0..times {
+                lost::say(streams);
+                // Whatever it has cost is counted by then.
+                for place in streams.all() {
+                    place.finish(None, LONG);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_said_of_lost_lines_is_not_counted_where_they_are_lost() {
+        let disk = LogWriter::start("error.log", Full).unwrap();
+        let audit = LogWriter::start("audit.log", Full).unwrap();
+        let (to_reader, read) = sync_channel(100);
+        let stderr = LogWriter::start("standard error", Reader(to_reader)).unwrap();
+        let streams = Streams(Arc::new(Inner {
+            all: vec![disk.clone(), audit.clone(), stderr.clone()],
+            rest: vec![disk.clone()],
+            audit: vec![audit.clone(), disk.clone()],
+            access: Vec::new(),
+            stderr,
+            unsaid: AtomicBool::new(false),
+        }));
+        log(&streams, "hsm_node::app", "started\n");
+        log(&streams, AUDIT, "key destroyed\n");
+        disk.finish(None, LONG);
+        audit.finish(None, LONG);
+        say_lost(&streams, 3);
+        assert_eq!((disk.dropped(), audit.dropped()), (2, 1));
+        let said: Vec<String> = read
+            .try_iter()
+            .map(|line| String::from_utf8(line).unwrap())
+            .collect();
+        // Lines and audit lines of either place.
+        assert_eq!(said.len(), 4, "{said:?}");
+    }
+
+    #[test]
+    fn what_nobody_has_taken_of_lost_lines_is_said_again() {
+        let (hangs, until) = sync_channel(0);
+        let stderr = LogWriter::start("standard error", Hung(until)).unwrap();
+        let streams = Streams(Arc::new(Inner {
+            all: vec![stderr.clone()],
+            rest: vec![stderr.clone()],
+            audit: vec![stderr.clone()],
+            access: Vec::new(),
+            stderr: stderr.clone(),
+            unsaid: AtomicBool::new(false),
+        }));
+        while stderr.audit_dropped() == 0 {
+            log(&streams, AUDIT, "key destroyed\n");
+        }
+        let lines = tracing_subscriber::fmt().with_writer(streams.clone()).finish();
+        tracing::subscriber::with_default(lines, || {
+            for _ in 0..3 {
+                lost::say(&streams);
+            }
+        });
+        let lost = stderr.audit_dropped();
+        assert_eq!(stderr.more_audit_dropped(), Some(lost), "it is not said yet");
+        stderr.say_audit_dropped_again();
+        drop(hangs);
+        stderr.finish(None, LONG);
+        say_lost(&streams, 1);
+        assert_eq!(
+            (stderr.audit_dropped(), stderr.more_audit_dropped()),
+            (lost, None)
+        );
     }
 
     #[test]

@@ -21,6 +21,8 @@ enum Message {
     Line(Vec<u8>),
     /// A line that others must not crowd out.
     Reserved(Vec<u8>),
+    /// One that is not counted if it is lost.
+    Uncounted(Vec<u8>),
     /// Answered once everything before it is written.
     Flush(SyncSender<()>),
 }
@@ -119,6 +121,16 @@ impl LogWriter {
         (self.lost.told_audit.swap(lost, Ordering::Relaxed) < lost).then_some(lost)
     }
 
+    /// As if [`Self::more_dropped`] had not been asked.
+    pub(super) fn say_dropped_again(&self) {
+        self.lost.told.store(0, Ordering::Relaxed);
+    }
+
+    /// As if [`Self::more_audit_dropped`] had not been asked.
+    pub(super) fn say_audit_dropped_again(&self) {
+        self.lost.told_audit.store(0, Ordering::Relaxed);
+    }
+
     /// Why the last line was lost.
     pub(super) fn why_dropped(&self) -> String {
         match self.lost.reason.load(Ordering::Relaxed) {
@@ -161,6 +173,11 @@ impl LogWriter {
         self.lost.count(is_audit, TOO_SLOW);
     }
 
+    /// Takes one line that says what was lost, and says whether there was room for it. It is not counted.
+    pub(super) fn uncounted(&self, line: &[u8]) -> bool {
+        self.queue.try_send(Message::Uncounted(line.to_vec())).is_ok()
+    }
+
     fn take_room(&self) -> bool {
         let more = |waiting: usize| (waiting < self.room).then_some(waiting + 1);
         let taken = self
@@ -181,20 +198,33 @@ impl LogWriter {
     }
 }
 
+/// What a line is counted as if it is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Audit,
+    Other,
+}
+
 /// The thread. A place that cannot be written to is no reason to stop: what it has lost is counted and said.
 fn write_out(messages: &Receiver<Message>, waiting: &AtomicUsize, lost: &Lost, mut sink: impl Write) {
-    let mut write = |line: &[u8], is_audit| {
-        if let Err(error) = sink.write_all(line) {
-            lost.count(is_audit, error.raw_os_error().unwrap_or(nix::libc::EIO));
+    let mut write = |line: &[u8], counted_as: Option<Kind>| {
+        if let Err(error) = sink.write_all(line)
+            && let Some(kind) = counted_as
+        {
+            lost.count(
+                kind == Kind::Audit,
+                error.raw_os_error().unwrap_or(nix::libc::EIO),
+            );
         }
     };
     for message in messages {
         match message {
             Message::Line(line) => {
                 waiting.fetch_sub(1, Ordering::Relaxed);
-                write(&line, false);
+                write(&line, Some(Kind::Other));
             }
-            Message::Reserved(line) => write(&line, true),
+            Message::Reserved(line) => write(&line, Some(Kind::Audit)),
+            Message::Uncounted(line) => write(&line, None),
             // Each line was handed to the operating system when it was written.
             Message::Flush(done) => {
                 let _ = done.try_send(());

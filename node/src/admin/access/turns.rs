@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 use crate::admin::call::CallError;
+use crate::consensus::SETTLED_AFTER;
 use crate::rotation::Cluster;
 use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::Asked;
@@ -23,6 +24,9 @@ struct Unsettled {
     term: u64,
     id: RequestId,
     body_hash: [u8; 32],
+    /// When it is settled at the latest; none while it is being made. Its entry may be truncated, and this node lead
+    /// again: then the state never sees it.
+    until: Option<Instant>,
 }
 
 impl Unsettled {
@@ -38,7 +42,8 @@ impl Unsettled {
             .is_some_and(|leadership| leadership.term == self.term);
         let published = cluster.published();
         let seen = published.state.requests().look_up(&self.id, &self.body_hash);
-        same_term && matches!(seen, Seen::New)
+        let is_over = self.until.is_some_and(|until| Instant::now() >= until);
+        same_term && !is_over && matches!(seen, Seen::New)
     }
 }
 
@@ -80,6 +85,7 @@ impl Turn<'_> {
             term: cluster.leadership().map_or(0, |leadership| leadership.term),
             id: asked.id(0),
             body_hash: asked.body_hash,
+            until: None,
         });
     }
 
@@ -91,6 +97,16 @@ impl Turn<'_> {
         } else if let (Some(unsettled), Some(leadership)) = (self.0.as_mut(), cluster.leadership()) {
             // It may have been appended in a term that began meanwhile.
             unsettled.term = leadership.term;
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(unsettled) = self.0.as_mut() {
+            unsettled
+                .until
+                .get_or_insert_with(|| Instant::now() + SETTLED_AFTER);
         }
     }
 }

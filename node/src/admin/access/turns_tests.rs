@@ -119,3 +119,35 @@ async fn nothing_of_access_is_changed_while_the_outcome_of_the_change_before_is_
     in_term(2);
     bench.ask(revoke(&ann, "k5", &last)).await.unwrap();
 }
+
+/// Its entry was truncated, and this node leads again.
+#[tokio::test]
+async fn an_outcome_that_nobody_will_ever_hear_keeps_no_change_out_for_a_whole_term() {
+    let bench = bench();
+    let (ann, _) = below("ann", 1);
+    let named = |name: &str| RevocationKey::CommonName(name.to_owned());
+    let turns = &bench.service.turns;
+    let passes = async |time: Duration| {
+        let mut unsettled = turns.0.lock().await;
+        let until = unsettled.as_mut().unwrap().until.as_mut().unwrap();
+        *until = until.checked_sub(time).unwrap();
+    };
+    let lost = (ProposeError::Unknown, false);
+    bench.cluster.failures.lock().unwrap().push(lost);
+    let unknown = bench.ask(revoke(&ann, "k", &named("a"))).await.unwrap_err();
+    assert_eq!(unknown, ErrorCode::OutcomeUnknown);
+    let waits = bench.ask(revoke(&ann, "k2", &named("b"))).await.unwrap_err();
+    assert_eq!(waits, ErrorCode::NotReady);
+    passes(SETTLED_AFTER).await;
+    bench.ask(revoke(&ann, "k2", &named("b"))).await.unwrap();
+    // And so it is with one whose caller has gone.
+    let gone = asked("revoke", "k3");
+    let later = Instant::now() + Duration::from_secs(60);
+    let mut turn = turns.take(&*bench.cluster, &gone, later).await.unwrap();
+    turn.begin(&*bench.cluster, &gone);
+    drop(turn);
+    let waits = bench.ask(revoke(&ann, "k4", &named("c"))).await.unwrap_err();
+    assert_eq!(waits, ErrorCode::NotReady);
+    passes(SETTLED_AFTER).await;
+    bench.ask(revoke(&ann, "k4", &named("c"))).await.unwrap();
+}

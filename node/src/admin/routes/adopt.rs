@@ -21,7 +21,7 @@ use raft_store::state::context::BindingMode;
 use serde::Serialize;
 use serde_json::Value;
 
-use self::look::{labels, look, missing, not_there};
+use self::look::{labels, look, missing, not_there, nothing_there};
 use super::caller::Caller;
 use super::unread::Unread;
 use super::{AdminState, Placements, context_name, founded};
@@ -205,6 +205,7 @@ async fn carry_out(
         return Err(not_there(&slot, &context, &skipped));
     }
     let there = without(&request.keys, &skipped);
+    check_left(&published.state, &slot, &context, &there, &skipped)?;
     let floor = reserved(floor, &skipped);
     let keys = numbered(&published.state, &context, &there, floor)?;
     // With nothing left to adopt the context is not made either.
@@ -259,7 +260,22 @@ fn without(keys: &[AdoptKey], skipped: &[SkippedKey]) -> Vec<AdoptKey> {
     keys.iter().filter(is_there).cloned().collect()
 }
 
-/// A number that version 1 gave is given to no other key, whether its key is there or not.
+/// Whether something is left that keeps the numbers of what is left out.
+fn check_left(
+    state: &ClusterState,
+    slot: &SlotName,
+    context: &ContextName,
+    there: &[AdoptKey],
+    skipped: &[SkippedKey],
+) -> Result<(), CallError> {
+    if there.is_empty() && !state.contexts().contains(context) {
+        return Err(nothing_there(slot, context, skipped));
+    }
+    Ok(())
+}
+
+/// A number that version 1 gave is given to no other key, whether its key is there or not: with the first new key the
+/// state keeps it.
 fn reserved(floor: u32, skipped: &[SkippedKey]) -> u32 {
     let numbers = skipped.iter().filter_map(|key| key.version);
     numbers.fold(floor, u32::max)

@@ -192,3 +192,21 @@ fn a_key_that_is_left_out_is_in_the_answer_and_its_number_is_given_to_no_other()
         "c skipped, not in the token: unnumbered"
     );
 }
+
+#[test]
+fn a_context_that_does_not_exist_is_not_left_without_any_of_its_keys() {
+    let world = World::new(1);
+    let gone = [SkippedKey {
+        key_id: "gone".to_owned(),
+        version: Some(9),
+    }];
+    let left = |name: &str, there: &[AdoptKey]| {
+        let slot = SlotName::new("s").unwrap();
+        check_left(&world.state, &slot, &context(name), there, &gone)
+    };
+    left("c", &[]).unwrap();
+    left("new", &[key("there", None)]).unwrap();
+    let error = left("new", &[]).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Conflict);
+    assert!(error.detail.contains("\"gone\" (version 9)"), "{error}");
+}

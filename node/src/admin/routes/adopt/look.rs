@@ -64,8 +64,8 @@ pub(super) async fn missing(
     .await
 }
 
-/// The refusal while a key is missing that nobody has said may be left out.
-pub(super) fn not_there(slot: &SlotName, context: &ContextName, missing: &[SkippedKey]) -> CallError {
+/// The first labels of keys that are missing, with their numbers.
+fn named(missing: &[SkippedKey]) -> String {
     let name = |key: &SkippedKey| match key.version {
         Some(version) => format!("{:?} (version {version})", key.key_id),
         None => format!("{:?}", key.key_id),
@@ -79,6 +79,12 @@ pub(super) fn not_there(slot: &SlotName, context: &ContextName, missing: &[Skipp
     if missing.len() > NAMED {
         shown.push_str(&format!(" and {} more", missing.len() - NAMED));
     }
+    shown
+}
+
+/// The refusal while a key is missing that nobody has said may be left out.
+pub(super) fn not_there(slot: &SlotName, context: &ContextName, missing: &[SkippedKey]) -> CallError {
+    let shown = named(missing);
     CallError::new(
         ErrorCode::NotFound,
         format!(
@@ -86,6 +92,20 @@ pub(super) fn not_there(slot: &SlotName, context: &ContextName, missing: &[Skipp
              context. Put the token in place that has them. What was encrypted under a key that nobody has can be decrypted \
              by nobody: to leave it out, adopt the rest with --skip-missing (skip_missing); with --dry-run it says what it \
              would leave out"
+        ),
+    )
+}
+
+/// The refusal where no key is left, and there is no context either that would keep the numbers of those left out.
+pub(super) fn nothing_there(slot: &SlotName, context: &ContextName, missing: &[SkippedKey]) -> CallError {
+    let shown = named(missing);
+    CallError::new(
+        ErrorCode::Conflict,
+        format!(
+            "none of the keys of {context} is in the token of slot {slot} on this node: {shown}; there is nothing to adopt, \
+             and context {context} does not exist, so that nothing would keep the numbers of those left out. Put the token \
+             in place that has them, or name the right slot; if nobody has them, leave {context} out (--context adopts \
+             another one of the file)"
         ),
     )
 }
@@ -158,5 +178,16 @@ mod tests {
         let error = not_there(&slot("s"), &context("c"), &missing(23));
         assert!(error.detail.contains(" and 3 more;"), "{error}");
         assert!(!error.detail.contains("old-21"), "{error}");
+
+        let error = nothing_there(&slot("s"), &context("c"), &missing(2));
+        assert_eq!(error.code, ErrorCode::Conflict);
+        for part in [
+            "none of the keys of c ",
+            "slot s ",
+            "\"old-2\";",
+            "leave c out (--context",
+        ] {
+            assert!(error.detail.contains(part), "{error}");
+        }
     }
 }
