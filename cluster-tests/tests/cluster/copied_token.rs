@@ -220,8 +220,7 @@ fn files_in(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_token_in_a_slots_place_opens_nothing() -> Result<()> {
+pub(crate) async fn another_token_in_a_slots_place_opens_nothing() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let others = cluster.others(leader.node);

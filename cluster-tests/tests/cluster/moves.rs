@@ -211,8 +211,7 @@ async fn the_leader_dies_between_the_move_and_its_version(cluster: &Playground) 
         .with_context(|| format!("{}: {}", doomed.id(), doomed.log()))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_context_moves_to_another_slot_and_the_old_one_can_go() -> Result<()> {
+pub(crate) async fn a_context_moves_to_another_slot_and_the_old_one_can_go() -> Result<()> {
     let folder = tempfile::Builder::new().prefix("hsm-moves-").tempdir()?;
     let shim = Shim::build(folder.path(), "shim", Path::new(SOFTHSM))?;
     let cluster = formed_with(Playground::builder(), |config| {

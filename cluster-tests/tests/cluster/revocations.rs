@@ -184,8 +184,7 @@ fn der_of(crl: &str) -> Result<Vec<u8>> {
     Ok(CertificateRevocationListDer::from_pem_slice(crl.as_bytes())?.to_vec())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
+pub(crate) async fn deleting_the_file_of_revocations_takes_none_back() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = |node: &str| folder.path().join(format!("{node}.yaml"));
     let cluster = formed_with(Playground::builder(), |config| {

@@ -228,8 +228,7 @@ async fn a_token_in_use_is_not_initialised_and_one_with_keys_only_on_purpose() -
 }
 
 /// A node that has lost its token is a voter without it, and the others serve.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_token_costs_no_voter() -> Result<()> {
+pub(crate) async fn a_lost_token_costs_no_voter() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let node = cluster.others(leader.node)[0].clone();

@@ -311,8 +311,7 @@ async fn adopts_one_by_one(cluster: &Playground, endpoint: &str) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()> {
+pub(crate) async fn an_adopted_key_serves_where_its_token_is_and_ends_there() -> Result<()> {
     let cluster = formed_with(Playground::builder(), |config| {
         config.replacen("logging:", "keys: {destroy: {min_wait_seconds: 1}}\nlogging:", 1)
     })

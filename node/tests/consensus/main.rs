@@ -8,3 +8,4 @@ mod failover;
 mod identity;
 mod partition;
 mod relay;
+mod waiting;

@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::*;
 
-#[test]
-fn an_isolated_leader_refuses_and_its_log_does_not_grow() {
+pub(crate) fn an_isolated_leader_refuses_and_its_log_does_not_grow() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
     let before = cluster.stand(leader).unwrap().last_log;
@@ -30,8 +29,7 @@ fn an_isolated_leader_refuses_and_its_log_does_not_grow() {
     cluster.converge();
 }
 
-#[test]
-fn a_leader_and_one_follower_of_five_cut_off_together_are_both_stale() {
+pub(crate) fn a_leader_and_one_follower_of_five_cut_off_together_are_both_stale() {
     let mut cluster = Cluster::new(5, 0);
     let leader = cluster.leader();
     let follower = (leader + 1) % 5;
@@ -56,8 +54,7 @@ fn a_leader_and_one_follower_of_five_cut_off_together_are_both_stale() {
     cluster.converge();
 }
 
-#[test]
-fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
+pub(crate) fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
     cluster.node(leader).ask("put k1", SHORT).unwrap();
@@ -79,8 +76,7 @@ fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
 
 /// A follower that was cut off stands for election all the time, and needs a snapshot when it is back: its higher
 /// vote and the wish to send it one reach the busy leader together.
-#[test]
-fn a_leader_under_load_outlives_the_return_of_followers_that_lack_more_than_its_log() {
+pub(crate) fn a_leader_under_load_outlives_the_return_of_followers_that_lack_more_than_its_log() {
     let mut cluster = Cluster::new(3, 0);
     for round in 0..3 {
         let leader = cluster.leader();
