@@ -83,13 +83,29 @@ processes_in() {
 }
 
 # It says that it cleans up after itself.
+# The demonstration ends well only if every answer was right: with an hsmctl that decrypts to something else it fails.
+# Neither time it leaves anything behind.
 step_demo() {
-  local folder left
+  local folder bin left
   folder=$(mktemp -d "${TMPDIR:-/tmp}/hsm-demo-step.XXXXXX")
   # shellcheck disable=SC2064
   trap "rm -rf '$folder'" EXIT
-  TMPDIR=$folder scripts/demo.sh
-  left=$(find "$folder" -mindepth 1)
+  bin=$(cd "$(bin_dir)" && pwd)
+  mkdir "$folder/good" "$folder/bad" "$folder/lying"
+  TMPDIR=$folder/good scripts/demo.sh
+  ln -s "$bin/hsm-node" "$folder/lying/hsm-node"
+  cat >"$folder/lying/hsmctl" <<EOF
+#!/bin/sh
+[ "\$1" = decrypt ] || exec '$bin/hsmctl' "\$@"
+'$bin/hsmctl' "\$@" >/dev/null && echo '{"plaintext": "c29tZXRoaW5nIGVsc2U="}'
+EOF
+  chmod 755 "$folder/lying/hsmctl"
+  if TMPDIR=$folder/bad HSM_BIN_DIR=$folder/lying scripts/demo.sh >"$folder/said" 2>&1; then
+    die "scripts/demo.sh has not noticed a wrong plaintext"
+  fi
+  grep -q 'to something else' "$folder/said" || die "scripts/demo.sh has failed otherwise: $(tail -n 3 "$folder/said")"
+  echo "with wrong plaintexts: $(grep 'to something else' "$folder/said")"
+  left=$(find "$folder/good" "$folder/bad" -mindepth 1)
   [ -z "$left" ] || die "scripts/demo.sh has left $left"
   left=$(processes_in "$folder")
   [ -z "$left" ] || die "scripts/demo.sh has left processes: $left"
