@@ -120,11 +120,11 @@ impl Alert {
     }
 }
 
-/// `state="ready"`, or `endpoint=~"/encrypt|/decrypt"`.
+/// `state="ready"`, `endpoint=~"/encrypt|/decrypt"`, or what is left out: `section!="revocations"`.
 fn matcher(one: &str) -> Result<(String, Vec<String>)> {
-    let (label, value) = one.split_once('=').context("no value")?;
+    let (label, value) = one.split_at(one.find(['=', '!']).context("no value")?);
     let value = value
-        .trim_start_matches('~')
+        .trim_start_matches(['=', '!', '~'])
         .strip_prefix('"')
         .and_then(|value| value.strip_suffix('"'))
         .context("no quoted value")?;
@@ -183,6 +183,9 @@ groups:
             &[("endpoint", &["/a", "/b"]), ("status", &["503"])],
         );
         assert_eq!(two.selectors().unwrap(), [x, selector("hsm_y", &[])]);
+        let without = ("section".to_owned(), vec!["revocations".to_owned()]);
+        assert_eq!(matcher(r#"section!="revocations""#).unwrap(), without);
+        assert_eq!(matcher(r#"section!~"revocations""#).unwrap(), without);
         assert_eq!(two.grouped_by(), ["le"]);
     }
 
