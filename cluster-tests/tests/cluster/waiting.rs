@@ -48,6 +48,22 @@ fn what_mostly_waits() -> Result<()> {
     ])
 }
 
+/// The same, of those that need a leader to stay: only as many as leave a core idle.
+#[test]
+fn what_waits_under_one_leader() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            crate::hung_token::a_hung_token_of_the_leader_costs_its_slot_and_nothing_else
+        )],
+        vec![
+            scenario!(crate::stopping::a_hanging_token_keeps_no_leader_from_ending),
+            scenario!(
+                crate::wall_clock::a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing
+            ),
+        ],
+    ])
+}
+
 /// The same, of nodes that are killed or lie at a point of their code.
 #[cfg(feature = "failpoints")]
 #[test]

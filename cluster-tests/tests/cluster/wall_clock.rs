@@ -152,8 +152,7 @@ fn waits(held: &KeyVersionInfo, since: Instant) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing() -> Result<()> {
+pub(crate) async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing() -> Result<()> {
     let _shared_memory = SharedMemory;
     let program = program()?;
     let builder = Playground::builder().env("HSM_NODE_BIN", program.path());

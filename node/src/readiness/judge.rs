@@ -40,6 +40,8 @@ pub struct Local {
     pub complete: bool,
     /// Versions it has to serve and lacks.
     pub missing_keys: u32,
+    /// Steps that may bring one of them and were not tried yet.
+    pub untried: u32,
     /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
     /// Versions under which it would have to encrypt and was given no invocation yet, although the cluster has some to
@@ -56,6 +58,11 @@ impl Local {
 
     fn serves(&self) -> bool {
         self.is_ready() && self.complete && self.leases == 0
+    }
+
+    /// A key is missing, and may be here in a moment.
+    fn imports(&self) -> bool {
+        self.missing_keys > 0 && self.untried > 0
     }
 
     fn why(&self) -> String {
@@ -247,8 +254,8 @@ fn steering(rules: &Rules, view: &View) -> Check {
 }
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
-/// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no first lease
-/// for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
+/// have, and every open one it has not compared with the state or cleaned up yet, still brings keys into for the first time,
+/// or has every key of and no first lease for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
 /// nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of
 /// one node's configuration after the other's. One that this node has to have and does not is named in any case; where
 /// nobody serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
@@ -288,7 +295,7 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             }
             Some(local) => {
                 let waits = local.complete && local.leases > 0;
-                let open_points = !local.synced || local.destructions > 0 || waits;
+                let open_points = !local.synced || local.imports() || local.destructions > 0 || waits;
                 let unfinished = local.is_ready() && open_points;
                 let why = local.why();
                 if wanted || unfinished {

@@ -226,6 +226,21 @@ fn a_slot_is_ready_only_after_sync_and_destruction() {
         "{}",
         slot.detail
     );
+    // But one that is being brought may be here in a moment.
+    let imports = Local {
+        missing_keys: 1,
+        untried: 1,
+        complete: false,
+        ..serving()
+    };
+    node.slot("s", imports.clone());
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let tried = Local {
+        untried: 0,
+        ..imports
+    };
+    node.slot("s", tried);
+    assert!(node.not_ready().is_empty());
     let other = node.other();
     node.report(other, "s", true);
     assert_eq!(node.not_ready(), ["slot:s"]);
