@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::load::Load;
 use cluster_tests::{Node, Playground, until};
+use hsm_api::admin::JoinTokenRequest;
 use hsm_api::{Client, ErrorCode};
 use nix::sys::statvfs::statvfs;
 use tokio::sync::watch;
@@ -222,7 +223,11 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
         (!node.is_ready().await && checks.contains("below its reserve")).then_some(())
     })
     .await?;
-    let refused = code(admin.rotate(CONTEXT, None).await);
+    let token = JoinTokenRequest {
+        ttl_seconds: Some(60),
+        node_id: None,
+    };
+    let refused = code(admin.create_join_token(&token).await);
     ensure!(
         refused == Some(ErrorCode::NotReady),
         "a change within the reserve: {refused:?}"
