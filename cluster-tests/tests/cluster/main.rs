@@ -22,6 +22,7 @@ mod failover;
 #[cfg(feature = "failpoints")]
 mod forgeries;
 mod forming;
+mod full_disk;
 mod handover;
 #[cfg(feature = "failpoints")]
 mod hanging_up;
@@ -58,6 +59,7 @@ mod sessions;
 mod site;
 mod slots;
 mod snapshots;
+mod space;
 mod startup;
 mod stopping;
 mod tls_ending;

@@ -36,10 +36,12 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::moves::a_context_moves_to_another_slot_and_the_old_one_can_go),
             scenario!(crate::tokens::a_lost_token_costs_no_voter),
             scenario!(crate::copied_token::another_token_in_a_slots_place_opens_nothing),
+            scenario!(crate::space::rotations_with_destructions_leave_nothing_behind),
         ],
         vec![
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
             scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
+            scenario!(crate::full_disk::a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),

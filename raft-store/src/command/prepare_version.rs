@@ -54,11 +54,8 @@ impl PrepareVersion {
             .into());
         }
         Bounded::Label.check(self.label.len(), MAX_LABEL)?;
-        if let Some((version, _)) = state
-            .versions_of(&self.context)
-            .find(|(_, v)| v.state == VersionState::Pending)
-        {
-            let context = self.context.clone();
+        if let Some((pending, _)) = state.pending().find(|(key, _)| key.context == self.context) {
+            let (context, version) = (self.context.clone(), pending.version);
             return Err(Conflict::Pending { context, version }.into());
         }
         let current = state.slots.get(&context.slot).and_then(|slot| {

@@ -130,10 +130,10 @@ impl ClusterState {
             .map(|v| &**v)
     }
 
-    /// Every version in one state.
+    /// Every version in one state, which is not one that it ends in.
     fn in_state(&self, wanted: VersionState) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
         self.versions
-            .iter()
+            .open()
             .filter(move |(_, v)| v.state == wanted)
             .map(|(k, v)| (k, &**v))
     }
@@ -237,7 +237,7 @@ impl ClusterState {
     /// only where it was found.
     pub fn held_by_members(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
         self.versions
-            .iter()
+            .open()
             .filter(|(_, v)| v.state.is_readable() && v.origin == KeyOrigin::Generated)
             .map(|(k, v)| (k, &**v))
     }
@@ -252,9 +252,9 @@ impl ClusterState {
         let made_in = self.contexts.values().map(|context| &context.slot);
         let held_in = self
             .versions
-            .values()
-            .filter(|version| !version.state.is_over() && held(version))
-            .map(|version| &version.slot);
+            .open()
+            .filter(|(_, version)| held(version))
+            .map(|(_, version)| &version.slot);
         made_in.chain(held_in).cloned().collect()
     }
 

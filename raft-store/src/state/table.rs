@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use rpds::RedBlackTreeMapSync;
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +179,13 @@ pub trait Row: Serialize + DeserializeOwned {
     const KIND: RowKind;
     /// The version it is written in.
     const VERSION: u8 = Self::KIND.version();
+    /// Whether rows of this kind come to an end and stay as tombstones: the others are found without a look at those.
+    const ENDS: bool = false;
+
+    /// Whether this one has come to its end.
+    fn is_over(&self) -> bool {
+        false
+    }
 
     /// Reads a stored row of any version up to the present one. A row with a past has a `decode` of its own:
     /// one arm for each version, from the frozen struct of that version.
@@ -258,6 +265,9 @@ pub struct RowChange {
 #[derive(Clone)]
 pub struct Table<K: RowKey, V: Row> {
     rows: RedBlackTreeMapSync<K, Arc<V>>,
+    /// Keys of the rows that are not over, of kinds that end: after years nearly all rows are tombstones, and every
+    /// command that asks for the others would look at each of them.
+    open: RedBlackTreeSetSync<K>,
     touched: BTreeSet<K>,
     /// Another one after each change: clones that have the same have the same rows.
     mark: Arc<()>,
@@ -267,6 +277,7 @@ impl<K: RowKey, V: Row> Default for Table<K, V> {
     fn default() -> Self {
         Self {
             rows: RedBlackTreeMapSync::new_sync(),
+            open: RedBlackTreeSetSync::new_sync(),
             touched: BTreeSet::new(),
             mark: Arc::new(()),
         }
@@ -307,6 +318,20 @@ impl<K: RowKey, V: Row> Table<K, V> {
         self.rows.values()
     }
 
+    /// All rows that are not over, in key order; of a kind that never ends, none.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        let keys = self.open.iter();
+        keys.filter_map(move |key| self.rows.get(key).map(|row| (key, row)))
+    }
+
+    fn note_open(&mut self, key: &K, value: &V) {
+        if V::ENDS && value.is_over() {
+            self.open.remove_mut(key);
+        } else if V::ENDS {
+            self.open.insert_mut(key.clone());
+        }
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.rows.size()
@@ -339,6 +364,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
         let size = usize::try_from(codec::size(&value)).unwrap_or(usize::MAX);
         Bounded::Row(V::KIND).check(size, V::KIND.limit())?;
         self.touched.insert(key.clone());
+        self.note_open(&key, &value);
         self.rows.insert_mut(key, Arc::new(value));
         self.mark = Arc::new(());
         Ok(())
@@ -346,6 +372,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
 
     pub(crate) fn remove(&mut self, key: &K) {
         if self.rows.remove_mut(key) {
+            self.open.remove_mut(key);
             self.touched.insert(key.clone());
             self.mark = Arc::new(());
         }
@@ -396,6 +423,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
         let decoded = K::decode(key)
             .ok_or_else(|| LoadError::Damaged(format!("a {kind} row has a key that does not decode")))?;
         let value = decode(&decoded)?;
+        self.note_open(&decoded, &value);
         self.rows.insert_mut(decoded, Arc::new(value));
         self.mark = Arc::new(());
         Ok(())
@@ -477,6 +505,45 @@ mod tests {
         table.put(8, row("a")).unwrap();
         assert!(!table.is_clone_of(&before));
         assert!(!table.is_clone_of(&Table::default()));
+    }
+
+    /// A row that ends.
+    #[derive(Clone, Serialize, Deserialize, Debug, PartialEq)]
+    struct Mortal {
+        over: bool,
+    }
+
+    impl Row for Mortal {
+        const KIND: RowKind = RowKind::Version;
+        const VERSION: u8 = 1;
+        const ENDS: bool = true;
+
+        fn is_over(&self) -> bool {
+            self.over
+        }
+    }
+
+    #[test]
+    fn a_table_knows_its_rows_that_are_not_over_however_they_came() {
+        let mut table = Table::<u64, Mortal>::default();
+        let open = |table: &Table<u64, Mortal>| -> Vec<u64> { table.open().map(|(key, _)| *key).collect() };
+        for key in [3, 1, 2] {
+            table.put(key, Mortal { over: false }).unwrap();
+        }
+        let before = table.clone();
+        table.put(2, Mortal { over: true }).unwrap();
+        table.put(4, Mortal { over: true }).unwrap();
+        assert_eq!(open(&table), [1, 3]);
+        table.put(2, Mortal { over: false }).unwrap();
+        table.remove(&1);
+        assert_eq!(open(&table), [2, 3]);
+        let mut loaded = Table::<u64, Mortal>::default();
+        for (key, over) in [(7u64, true), (8, false)] {
+            let value = codec::encode(&Mortal { over }).unwrap();
+            loaded.load(1, &RowKey::encode(&key), &value).unwrap();
+        }
+        assert_eq!(open(&loaded), [8]);
+        assert_eq!(open(&before), [1, 2, 3], "a clone keeps what it had");
     }
 
     #[test]

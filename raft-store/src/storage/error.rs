@@ -192,6 +192,17 @@ impl OpenError {
         }
         self
     }
+
+    /// On a file system without room: what looks like damage may be what could not be written just now, and there is
+    /// nothing to replace before somebody has looked again.
+    pub(super) fn without_room(mut self) -> Self {
+        if let Self::Lost { what, .. } | Self::SledPanic { message: what, .. } = &mut self {
+            *what = format!(
+                "{what} (the file system has no room left: make some and start again before anything else)"
+            );
+        }
+        self
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +236,21 @@ mod tests {
             refused,
             "data_dir /d: a slot row: written by a newer release: start that release"
         );
+    }
+
+    #[test]
+    fn without_room_nothing_is_replaced_before_there_is_some() {
+        let lost = OpenError::lost(Path::new("/d"), "gone")
+            .without_room()
+            .to_string();
+        assert!(
+            lost.starts_with(
+                "data_dir /d: gone (the file system has no room left: make some and start again"
+            ),
+            "{lost}"
+        );
+        let full = sled_io(io::ErrorKind::StorageFull);
+        assert!(!full.contains(REMEDY), "{full}");
     }
 
     #[test]

@@ -83,6 +83,11 @@ struct Room {
     below_last: bool,
 }
 
+/// Whether there is no room for anything; false of a file system that cannot be asked.
+pub(super) fn is_full(dir: &Path) -> bool {
+    nix::sys::statvfs::statvfs(dir).is_ok() && room(dir).below_last
+}
+
 /// A file system that cannot be asked has no room: whoever asks is about to add to it.
 fn room(dir: &Path) -> Room {
     let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {

@@ -43,7 +43,7 @@ pub use snapshot::SnapshotReceiver;
 pub struct StoreFigures {
     /// Bytes of the sled files.
     pub sled_bytes: u64,
-    /// Bytes of the rows in them that there are: far below `sled_bytes` for long, sled does not clean up.
+    /// Bytes of the rows in them that there are: several times less than `sled_bytes`, because sled cleans up late.
     pub live_bytes: u64,
     /// Durability barriers passed since the start.
     pub barriers: u64,

@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::control::{Control, ControlFile, sync_parent};
 use super::error::{OpenError, StoreFailure};
-use super::handle::ControlHandle;
+use super::handle::{self, ControlHandle};
 use super::log::LogStore;
 use super::machine::StateMachine;
 use super::recover::{self, FoundLog};
@@ -55,6 +55,7 @@ impl Store {
     /// (see `install_log_hook`).
     pub fn open(options: StoreOptions) -> Result<Opened, OpenError> {
         let dir = options.dir.clone();
+        let looked_at = dir.clone();
         // sled may also panic while it is read; neither must take the process down without a reason.
         let (opened, mut said) = sled_watch::listen(|| catch_unwind(AssertUnwindSafe(|| open(options))));
         let opened = opened.unwrap_or_else(|panic| {
@@ -68,7 +69,12 @@ impl Store {
             }
             Err(refused) => {
                 said.extend(sled_watch::take_early());
-                Err(refused.with_words_of_sled(&said))
+                let refused = refused.with_words_of_sled(&said);
+                Err(if handle::is_full(&looked_at) {
+                    refused.without_room()
+                } else {
+                    refused
+                })
             }
         }
     }
