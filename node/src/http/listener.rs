@@ -79,7 +79,7 @@ impl Reserved {
     /// # Errors
     /// [`ListenError`], with the key.
     pub fn new(key: &'static str, address: SocketAddr) -> Result<Self, ListenError> {
-        let bound = || {
+        let bound = || -> std::io::Result<TcpSocket> {
             let socket = match address {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
                 SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -135,7 +135,7 @@ fn let_in_nobody_new(socket: &TcpListener) -> std::io::Result<()> {
 
 /// What the accept loop needs.
 pub struct ApiListener {
-    /// Bound by [`bind`].
+    /// Made by [`Reserved::open`].
     pub socket: TcpListener,
     /// Certificates; each handshake takes the newest.
     pub tls: Arc<ArcSwap<ApiTls>>,
