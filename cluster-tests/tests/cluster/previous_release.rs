@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::fixture::{self, Fixture};
-use cluster_tests::{Playground, until};
+use cluster_tests::Playground;
 use hsm_api::ErrorCode;
 use hsm_api::admin::{KeyState, RevocationsPage};
 use hsm_api::data::DecryptRequest;
@@ -153,6 +153,7 @@ pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()
     use std::ffi::OsStr;
 
     use cluster_tests::failpoints::arm;
+    use cluster_tests::until;
     use hsm_api::admin::SetAclRequest;
 
     /// Of the changes there are it is the one that stands for a new one.

@@ -24,6 +24,7 @@ pub mod guards;
 mod job;
 mod json;
 mod lent;
+mod linger;
 mod listener;
 mod lookups;
 mod min_index;
