@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::fixture::{self, Fixture};
 use cluster_tests::Playground;
+use cluster_tests::fixture::{self, Fixture};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{KeyState, RevocationsPage};
 use hsm_api::data::DecryptRequest;

@@ -162,8 +162,8 @@ async fn replace(cluster: &Playground, node: &Node, with: &Path) -> Result<bool>
     let log = node.log();
     let said = log.get(logged..).unwrap_or_default();
     ensure!(
-        !led || said.contains("leadership handed over"),
-        "{} led, and did not hand over:\n{said}",
+        !said.contains("leadership not handed over"),
+        "{} did not hand over:\n{said}",
         node.id()
     );
     let variables = [("HSM_NODE_BIN", with.as_os_str())];
@@ -328,8 +328,9 @@ async fn roll(plan: &Plan) -> Result<()> {
         }
     }
     goes_on(&clients, 2, 2 * plan.idle + SOON).await?;
-    let report = clients.stop().await;
     let changes = background.stop().await?;
+    settled_everywhere(&cluster, CONTEXT).await?;
+    let report = clients.so_far();
     println!(
         "  {} requests on {} connections, of which the other side ended {}; {changes} administrative calls; \
          {restarts} restarts, {led} of them of a leader; {} failed",
@@ -341,7 +342,13 @@ async fn roll(plan: &Plan) -> Result<()> {
         report.ended > u64::from(restarts),
         "hardly any connection was ended: {report:?}"
     );
-    settled_everywhere(&cluster, CONTEXT).await?;
+    // What does fail is counted.
+    cluster.node(1).kill().await?;
+    until("the failures of a node that was killed", SOON, async || {
+        (clients.so_far().failed > 0).then_some(())
+    })
+    .await?;
+    clients.stop().await;
     drop(balancers);
     cluster.passed();
     Ok(())
