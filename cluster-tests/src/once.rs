@@ -207,7 +207,7 @@ impl Wire {
             Self::Two(connection) => {
                 let sent: Vec<Vec<u8>> = bodies.iter().map(|body| body.to_string().into_bytes()).collect();
                 let answers = connection.ask(path, &sent).await?;
-                let read = |answer: http2::Whole| {
+                let read = |answer: http2::Whole| -> Result<Value> {
                     let text = String::from_utf8_lossy(&answer.body);
                     ensure!(answer.status == Some(200), "{:?} {text:?}", answer.status);
                     Ok(serde_json::from_slice(&answer.body)?)
