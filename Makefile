@@ -54,6 +54,14 @@ NODES ?= 3
 chaos: build ## kill nodes of a cluster under load by chance, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3)
 	$(CARGO) run --locked --quiet -p chaos -- run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES)
 
+.PHONY: rolling
+rolling: build ## upgrade every node of three and five voters behind HAProxy and nginx under load: no request fails (PREVIOUS=path of an older hsm-node)
+	@scripts/rolling.sh $(PREVIOUS)
+
+.PHONY: fixture
+fixture: build ## keep what this release writes for the tests of later ones, once for each release (NAME=2.0.0)
+	@scripts/fixture.sh $(NAME)
+
 .PHONY: fuzz-api
 fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)
 	@scripts/fuzz-api.sh

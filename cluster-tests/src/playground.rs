@@ -1,7 +1,7 @@
 //! A cluster for one test: made by `hsmctl dev` as a child process, in a folder and on ports of its own. When
 //! it is dropped every node is killed by its pid; when the test itself is killed, a small guard does it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -180,6 +180,24 @@ impl Playground {
         }
     }
 
+    /// One that lies in the folder `playground` of this one and does not run.
+    pub(crate) fn at(root: TempDir, base_port: u16, nodes: u32) -> Result<Self> {
+        let dir = root.path().join("playground");
+        let hsmctl = crate::binary("hsmctl")?;
+        let guard = Guard::start(&hsmctl, root.path(), &dir)?;
+        Ok(Self {
+            root,
+            dir,
+            hsmctl,
+            base_port,
+            nodes,
+            relays: None,
+            env: Vec::new(),
+            guard,
+            passed: false,
+        })
+    }
+
     /// A formed cluster of `nodes` nodes, all ready.
     pub async fn start(nodes: u32) -> Result<Self> {
         Self::builder().nodes(nodes).start().await
@@ -257,6 +275,16 @@ impl Playground {
 
     /// Runs hsmctl as somebody, with this on its standard input.
     pub async fn hsmctl_as(&self, profile: &str, args: &[&str], input: &[u8]) -> Result<Output> {
+        self.run(profile, args, input, &[]).await
+    }
+
+    async fn run(
+        &self,
+        profile: &str,
+        args: &[&str],
+        input: &[u8],
+        env: &[(&str, &OsStr)],
+    ) -> Result<Output> {
         let endpoints: Vec<String> = self.nodes().iter().map(Node::endpoint).collect();
         let pki = self.dir.join("pki");
         let mut command = tokio::process::Command::new(&self.hsmctl);
@@ -272,6 +300,7 @@ impl Playground {
             .env("HSMCTL_PKI", pki)
             .env("HSMCTL_PROFILE", profile)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -300,10 +329,14 @@ impl Playground {
 
     /// Runs `hsmctl dev COMMAND --dir DIR …`, which has to succeed.
     pub async fn dev(&self, command: &str, args: &[&str]) -> Result<Vec<u8>> {
+        self.dev_with(command, args, &[]).await
+    }
+
+    async fn dev_with(&self, command: &str, args: &[&str], env: &[(&str, &OsStr)]) -> Result<Vec<u8>> {
         let dir = self.dir.to_str().context("folder is not UTF-8")?;
         let mut all = vec!["dev", command, "--dir", dir];
         all.extend_from_slice(args);
-        let output = self.hsmctl(&all).await?;
+        let output = self.run("admin", &all, &[], env).await?;
         output
             .ok()
             .with_context(|| format!("hsmctl dev {command} {}", args.join(" ")))
@@ -312,6 +345,13 @@ impl Playground {
     /// Starts a node that does not run; returns once it listens.
     pub async fn start_node(&self, number: u32) -> Result<()> {
         self.dev("start", &["--node", &number.to_string()])
+            .await
+            .map(drop)
+    }
+
+    /// The same, with variables for this start: `HSM_NODE_BIN`, `HSM_FAILPOINTS`.
+    pub async fn start_node_with(&self, number: u32, env: &[(&str, &OsStr)]) -> Result<()> {
+        self.dev_with("start", &["--node", &number.to_string()], env)
             .await
             .map(drop)
     }

@@ -44,6 +44,7 @@ mod overload;
 mod partitions;
 mod pkcs11;
 mod playground;
+mod previous_release;
 mod profiles;
 mod prompt;
 mod proxies;
@@ -52,6 +53,7 @@ mod restarted_alone;
 mod returning;
 mod revocations;
 mod roles;
+mod rolling;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;

@@ -42,6 +42,7 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
             scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
             scenario!(crate::full_disk::a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged),
+            scenario!(crate::previous_release::a_node_of_each_earlier_release_is_opened_and_joined),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
@@ -89,6 +90,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(
                 crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
             ),
+            scenario!(crate::previous_release::what_an_older_node_does_not_know_waits_for_it),
         ],
     ])
 }

@@ -2,6 +2,7 @@
 //! for a signal and takes it apart again. Assembly only: nothing here decides anything.
 
 mod descriptors;
+mod entrance;
 mod failure;
 mod files;
 mod start;

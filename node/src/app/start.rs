@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use raft_store::storage::{install_log_hook, install_panic_hook};
 use tokio::sync::watch;
 
+use super::entrance::Entrance;
 use super::files::Files;
 use super::v1_keys::V1Keys;
 use super::{StartFailure, descriptors, die, stop};
@@ -65,7 +66,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         .thread_name("request")
         .build()?;
     let health_socket = health::bind(config.server.health_listen)?;
-    let api_socket = runtime.block_on(http::bind(config.server.listen_key, config.server.listen))?;
+    let entrance = {
+        let _entered = runtime.enter();
+        Entrance::take(&config.server)?
+    };
     let prepared = prepare_consensus(&config, cluster_tls.clone(), &replication)?;
     if let Some(meta) = prepared.published().state.meta() {
         // Found here, not in the first import that fails.
@@ -145,24 +149,28 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             seed: seed.clone(),
             placements: Placements::of(&config.hsm),
             slots,
-            view,
+            view: Arc::clone(&view),
             bodies: BodyLimits::admin(),
             uploads: BodyLimits::uploads(),
             tls: Arc::clone(&tls),
             cluster_name: config.cluster.name.clone(),
             changes: changes.clone(),
         });
-        let listener = ApiListener {
-            socket: api_socket,
-            tls,
-            router: http::router(api, admin),
-            data,
-            policies,
-            http2: config.server.http2,
-            proxies: config.server.proxies.clone(),
-            stalled: http::STALLED,
-            drain: drain.signal(),
-            open: open.clone(),
+        let listener = {
+            let (proxies, drain, open) = (config.server.proxies.clone(), drain.signal(), open.clone());
+            let (router, http2) = (http::router(api, admin), config.server.http2);
+            move |socket| ApiListener {
+                socket,
+                tls,
+                router,
+                data,
+                policies,
+                http2,
+                proxies,
+                stalled: http::STALLED,
+                drain,
+                open,
+            }
         };
         let founds = config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none();
         if let Some(keys) = v1_keys {
@@ -173,7 +181,14 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             }
             keys.adopt(&consensus, &rotator, &config).await?;
         }
-        tokio::spawn(listener.serve());
+        let opened = entrance.open(view, founded, drain.signal());
+        tokio::spawn(async move {
+            match opened.await {
+                Ok(Some(socket)) => listener(socket).serve().await,
+                Ok(None) => {}
+                Err(error) => die(&error.to_string()),
+            }
+        });
         if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {
             found_alone(&consensus, &seed).await?;
         }

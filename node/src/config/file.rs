@@ -88,6 +88,8 @@ pub(crate) struct ServerSection {
     pub(crate) http2: Http2Section,
     #[serde(deserialize_with = "or_default")]
     pub(crate) drain: DrainSection,
+    /// A member's API lets nobody in before the node is ready, for at most this long. Default 0.
+    pub(crate) wait_ready_ms: Option<u64>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) limits: LimitsSection,
     /// Proxies that end TLS for clients. Default: none.
@@ -137,7 +139,7 @@ pub(crate) struct Http2Section {
 pub(crate) struct DrainSection {
     /// `/readyz` says no for this long while requests are still accepted. Default 1000.
     pub(crate) notice_ms: Option<u64>,
-    /// Open connections are kept at most this long after that. Default 10000.
+    /// Nobody new is let in then, and open connections are kept at most this long. Default 35000.
     pub(crate) timeout_ms: Option<u64>,
     /// Then those at rest are closed, and requests in hand get at most this long. Default 70000.
     pub(crate) finish_ms: Option<u64>,

@@ -8,7 +8,15 @@ use super::ProposeError;
 
 /// Refuses what a member does not understand.
 pub(super) fn check(state: &ClusterState, op: &Op) -> Result<(), ProposeError> {
-    check_level(state, op.name(), op.min_feature_level())
+    check_level(state, op.name(), needed(op))
+}
+
+fn needed(op: &Op) -> u32 {
+    // A kind of change stands for one that this release has brought, whether it has brought any or not.
+    fail::fail_point!("levels::set_acl_is_new", matches!(op, Op::SetAcl(_)), |_| {
+        raft_store::state::FEATURE_LEVEL
+    });
+    op.min_feature_level()
 }
 
 fn check_level(state: &ClusterState, operation: &str, level: u32) -> Result<(), ProposeError> {
