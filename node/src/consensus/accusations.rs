@@ -64,6 +64,10 @@ impl Shared {
             self.note_accusation(name, accuser, reason, what);
             return;
         }
+        if self.removed.borrow().is_some() {
+            // It is on its way out.
+            return;
+        }
         let why = poison.to_string();
         if let Err(error) = self.control.poison(poison.clone()) {
             tracing::error!(%error, "cannot remember that this node must not run again");

@@ -162,6 +162,7 @@ impl Shared {
             .state
             .nodes()
             .iter()
+            .filter(|(_, node)| node.is_standing())
             .map(|(id, _)| *id)
             .filter(|id| Some(*id) != own && silent(id))
             .collect()

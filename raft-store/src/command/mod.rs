@@ -213,6 +213,11 @@ pub enum Done {
         /// Its number, part of the token's text.
         number: u64,
     },
+    /// A node leaves the cluster, or is out of it.
+    Node {
+        /// Its raft id.
+        raft_id: RaftId,
+    },
 }
 
 impl fmt::Display for Command {

@@ -37,7 +37,7 @@ impl RemoveNode {
             NodeStatus::Removed { .. } => return Err(Conflict::NodeRemoved { node: name }.into()),
             NodeStatus::Joining => {
                 bury(state, self.node, cx)?;
-                return Ok(Done::Ok);
+                return Ok(Done::Node { raft_id: self.node });
             }
             NodeStatus::Leaving { at, .. } => at,
             NodeStatus::Member => stamp(state, cx),
@@ -74,7 +74,7 @@ impl RemoveNode {
             ..Node::clone(&node)
         };
         state.nodes.put(self.node, leaving)?;
-        Ok(Done::Ok)
+        Ok(Done::Node { raft_id: self.node })
     }
 
     /// Who takes the place has to be another node, and has no place of its own. It may yet have to join.
