@@ -198,7 +198,7 @@ codes! {
     /// This node does not lead and could not reach the leader.
     NotLeader = "not_leader" 503 retry, "not the leader";
     /// No other node was elected in time: who led goes on leading.
-    TransferFailed = "transfer_failed" 503 retry, "leadership not handed over";
+    TransferFailed = "transfer_failed" 503, "leadership not handed over";
     /// Written, but not known to be committed in time: repeat with the same `Idempotency-Key`.
     OutcomeUnknown = "outcome_unknown" 503 retry, "outcome unknown";
     /// This node belongs to no cluster yet.
@@ -366,7 +366,7 @@ mod tests {
             "already_exists 409",
             "node_removed 409",
             "quorum_at_risk 409",
-            "transfer_failed 503 r",
+            "transfer_failed 503",
             "idempotency_key_reused 422",
             "idempotency_expired 409",
             "index_epoch_changed 412",
