@@ -116,6 +116,10 @@ impl Removal<'_> {
             return Err(Refusal::from(Conflict::LastVoter { node }).into());
         }
         let heard = self.cluster.heard();
+        if heard.is_empty() {
+            // Only a leader hears anybody.
+            return Err(lost_lead());
+        }
         quorum::without(&voters, &heard, id, place).map_err(|why| {
             let mut silent: BTreeSet<RaftId> = voters.difference(&heard).copied().collect();
             silent.remove(&id);

@@ -89,23 +89,27 @@ impl Shared {
         let nonce = clock::random_id();
         let request = RequestId::Node { node: own, nonce };
         let op = Op::BuryNode(BuryNode { node: id });
-        let known = self
-            .published
-            .load()
-            .state
-            .nodes()
-            .get(&id)
-            .map(|node| member_of(node));
         let buried = self.propose(request, [0; 32], Origin::Node(own), op).await;
         buried.map_err(|error| error.to_string())?;
         reach("membership::after_bury").await;
-        let name = known.as_ref().map(|node| node.name.as_str()).unwrap_or_default();
-        tracing::info!(target: "audit", epoch = crate::logging::epoch(), peer = name, raft_id = id, "node removed");
-        if let Some(node) = known {
-            let shared = Arc::clone(self);
-            tokio::spawn(async move { shared.send_away(id, node).await });
-        }
+        let peer = self.name_of(id).unwrap_or_default();
+        tracing::info!(target: "audit", epoch = crate::logging::epoch(), peer, raft_id = id, "node removed");
+        self.tell_removed(id);
         Ok(())
+    }
+
+    /// Has a node told that its tombstone is applied here, if it is. A few attempts: it may be gone already.
+    pub(super) fn tell_removed(self: &Arc<Self>, id: RaftId) {
+        let published = self.published.load();
+        let known = published.state.nodes().get(&id);
+        let Some(node) = known
+            .filter(|node| !node.is_standing())
+            .map(|node| member_of(node))
+        else {
+            return;
+        };
+        let shared = Arc::clone(self);
+        tokio::spawn(async move { shared.send_away(id, node).await });
     }
 
     /// Dials a removed node: what greets it finds its tombstone, and says so.

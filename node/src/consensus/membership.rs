@@ -292,6 +292,10 @@ fn swapped(shared: &Shared, old: RaftId, new: RaftId) -> BTreeSet<RaftId> {
 }
 
 async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
+    let forgotten = match step {
+        Step::Forget(id) => Some(id),
+        _ => None,
+    };
     let (change, keep_learners) = match step {
         Step::Admit(node) => return admit(shared, node).await,
         Step::Bury(node) => return shared.bury(node).await,
@@ -323,7 +327,11 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
     match tokio::time::timeout(CHANGE_WITHIN, changed).await {
         Ok(Ok(Some(changed))) => {
             reach("membership::after_change").await;
-            changed.map(|_| ()).map_err(|e| e.to_string())
+            changed.map_err(|e| e.to_string())?;
+            if let Some(id) = forgotten {
+                shared.tell_removed(id);
+            }
+            Ok(())
         }
         Ok(Ok(None)) => Err("this node does not lead any more".into()),
         Ok(Err(error)) => Err(error.to_string()),
