@@ -322,7 +322,6 @@ mod tests {
             tolerance(&of_five(&["hsm-node-4", "hsm-node-5"])),
             "0 (3 of 5 voters heard; silent: hsm-node-4, hsm-node-5)"
         );
-        // An older node says the number only.
         let with_majority = ClusterStatus {
             majority: 3,
             ..of_five(&[])
@@ -331,6 +330,7 @@ mod tests {
             tolerance(&with_majority),
             "2 (5 of 5 voters heard, 3 are a majority)"
         );
+        // An older node says the number only.
         let older = ClusterStatus {
             voters: 0,
             ..of_five(&[])

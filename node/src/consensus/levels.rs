@@ -56,6 +56,8 @@ mod tests {
             why.contains("rekey_slot") && why.contains("n1") && why.contains("understands 1"),
             "{why}"
         );
+        // A node that is taken out is not asked: it may be the last one of its release, and dead.
+        assert!(check_level(&world.state, "remove_node", FEATURE_LEVEL, Some(1)).is_ok());
         world.report_clock(1, 0);
         assert!(check_level(&world.state, "rekey_slot", FEATURE_LEVEL, None).is_ok());
         // The next release's.
@@ -66,11 +68,6 @@ mod tests {
         ));
         let asked = CallError::from(refused(&world, FEATURE_LEVEL + 1));
         assert_eq!(asked.code, ErrorCode::Conflict);
-        // A node that is taken out is not asked: it may be the one that never will.
-        assert!(
-            check_level(&world.state, "remove_node", FEATURE_LEVEL + 1, Some(1)).is_err(),
-            "the others"
-        );
         // Who joins holds nobody up.
         world.join();
         assert!(check_level(&world.state, "rekey_slot", FEATURE_LEVEL, None).is_ok());

@@ -16,6 +16,7 @@ fn done() -> Vec<Done> {
         Done::Registered { raft_id: 3 },
         Done::Version { context, version: 2 },
         Done::JoinToken { number: 4 },
+        Done::Node { raft_id: 9 },
     ]
 }
 
