@@ -37,29 +37,43 @@ async fn members(cluster: &Playground, nodes: &[Node]) -> Result<MembersResponse
     Ok(client.members().await?.into_body())
 }
 
-/// Exactly these vote, and nobody else belongs to the cluster.
-async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
+/// Whether exactly these vote and nobody else belongs to the cluster, as the first of them has it; else what it has.
+async fn are_voters(cluster: &Playground, nodes: &[Node]) -> Result<Result<(), String>> {
     let answer = members(cluster, nodes).await?;
-    let mut voters: Vec<&str> = answer
+    let mut voters: Vec<String> = answer
         .members
         .iter()
         .filter(|member| member.role == MemberRole::Voter)
-        .map(|member| member.node_id.as_str())
+        .map(|member| member.node_id.clone())
         .collect();
     voters.sort_unstable();
     let expected: Vec<String> = nodes.iter().map(Node::id).collect();
-    ensure!(
-        voters == expected && answer.members.len() == expected.len(),
-        "{answer:?}"
-    );
     let client = cluster.client_on("admin", nodes[0].number)?;
     let status = client.cluster_status().await?.into_body();
     let count = u32::try_from(nodes.len())?;
-    ensure!(
-        (status.voters, status.majority) == (count, count / 2 + 1),
-        "{status:?}"
-    );
-    Ok(())
+    let is_so = voters == expected
+        && answer.members.len() == expected.len()
+        && (status.voters, status.majority) == (count, count / 2 + 1);
+    Ok(if is_so {
+        Ok(())
+    } else {
+        Err(format!("{answer:?}, {status:?}"))
+    })
+}
+
+/// A follower hears of what is committed with the next heartbeat.
+async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
+    let mut last = String::new();
+    let met = until("the voters", SOON, async || {
+        match are_voters(cluster, nodes).await {
+            Ok(Ok(())) => return Some(()),
+            Ok(Err(seen)) => last = seen,
+            Err(error) => last = format!("{error:#}"),
+        }
+        None
+    })
+    .await;
+    met.with_context(|| last.clone())
 }
 
 /// A node that runs and belongs to no cluster joins the one of these.
@@ -158,11 +172,12 @@ pub(crate) async fn a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_noti
     check_voters(&cluster, &left).await?;
     let next = cluster.leader_among(&left).await?;
     ensure!(next.term > leader.term && next.node != leader.node, "{next:?}");
-    let answer = members(&cluster, &left).await?;
-    ensure!(
-        answer.removed.len() == 2 && answer.removed.iter().all(|one| one.held.is_empty()),
-        "{answer:?}"
-    );
+    until("two tombstones that hold nothing", SOON, async || {
+        let answer = members(&cluster, &left).await.ok()?;
+        let rotated = answer.removed.iter().all(|one| one.held.is_empty());
+        (answer.removed.len() == 2 && rotated).then_some(())
+    })
+    .await?;
     unharmed(loads).await?;
     for node in &left {
         open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &first).await?;

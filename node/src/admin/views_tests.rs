@@ -366,7 +366,7 @@ fn times_are_rfc_3339() {
 
 #[test]
 fn who_leaves_and_who_was_removed_is_said_with_what_is_still_to_be_rotated() {
-    use raft_store::command::{BuryNode, Op, RemoveNode};
+    use raft_store::command::{BuryNode, RemoveNode};
 
     let mut world = World::new(3);
     world.prepare("c");
