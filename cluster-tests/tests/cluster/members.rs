@@ -199,7 +199,7 @@ pub(crate) async fn a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_noti
         "{nobody:?}"
     );
     let (dead, needed) = {
-        let mut followers = left.iter().filter(|node| node.number != next.node);
+        let mut followers = left.iter().filter(|node| node.number != next.node).cloned();
         (
             followers.next().context("no follower")?,
             followers.next().context("one follower")?,
@@ -208,30 +208,34 @@ pub(crate) async fn a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_noti
     dead.kill().await?;
     // Until the leader has missed it.
     until("a refusal", SOON, async || {
-        let refused = leave(&cluster, "remove", needed, &["--dry-run"]).await.ok()?;
+        let refused = leave(&cluster, "remove", &needed, &["--dry-run"]).await.ok()?;
         (refused.code == CONFLICT && refused.stderr.contains("of 2 voters that would be left 1 answer"))
             .then_some(())
     })
     .await?;
-    let refused = leave(&cluster, "remove", needed, &[]).await?;
+    let refused = leave(&cluster, "remove", &needed, &[]).await?;
     ensure!(
         refused.code == CONFLICT && refused.stderr.contains("without breaking the quorum"),
         "{refused:?}"
     );
-    check_voters(&cluster, &left).await?;
+    let still = members(&cluster, &[cluster.node(next.node)]).await?.members;
+    ensure!(
+        still.len() == 3 && still.iter().all(|member| member.leaving.is_none()),
+        "{still:?}"
+    );
     // The dead one may go, finds out when it comes back, and its name joins again with an empty directory only.
-    removed(&cluster, dead).await?;
+    removed(&cluster, &dead).await?;
     left.retain(|node| node.number != dead.number);
     check_voters(&cluster, &left).await?;
     // Whether it still listens when it is looked at is a matter of moments.
     let _ = cluster.start_node(dead.number).await;
-    check_gone_for_good(&cluster, dead).await?;
+    check_gone_for_good(&cluster, &dead).await?;
     let before = members(&cluster, &left).await?;
     let tombstone = before.removed.iter().find(|one| one.node_id == dead.id());
     let old_id = tombstone.context("no tombstone")?.raft_id;
     std::fs::remove_dir_all(dead.dir.join("data"))?;
     cluster.start_node(dead.number).await?;
-    let new_id = join(&cluster, &left, dead).await?;
+    let new_id = join(&cluster, &left, &dead).await?;
     ensure!(new_id > old_id, "raft id {new_id} after {old_id}");
     dead.wait_ready(SOON).await?;
     open(&cluster.client_on("trading-1", dead.number)?, CONTEXT, &first).await?;
