@@ -6,6 +6,8 @@ mod acl_set;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 mod cluster_init;
+mod cluster_leader;
+mod cluster_remove;
 mod cluster_token;
 pub(crate) mod completions;
 pub(crate) mod create_kek;

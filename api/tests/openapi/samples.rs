@@ -51,7 +51,7 @@ pub(crate) fn words() -> Vec<(&'static str, Vec<&'static str>)> {
     }
     words_of![
         Purpose DataKeyBits HealthStatus KekStatus
-        NodeRole MemberRole SlotState MemberState
+        NodeRole MemberRole SlotState MemberState RemovalState
         KeyState KeyOrigin BindingMode
         ErrorCode
     ]

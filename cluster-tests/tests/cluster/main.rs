@@ -35,6 +35,7 @@ mod joining;
 mod key_commands;
 mod key_life;
 mod load_balancers;
+mod members;
 mod metrics;
 mod min_index;
 mod moves;

@@ -45,6 +45,10 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::previous_release::a_node_of_each_earlier_release_is_opened_and_joined),
         ],
         vec![
+            scenario!(crate::members::a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices),
+            scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
+        ],
+        vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
             scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
         ],
@@ -85,6 +89,9 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::forgeries::a_forged_grant_is_refused),
             scenario!(crate::forgeries::an_acknowledgement_for_another_node_is_refused),
         ],
+        vec![scenario!(
+            crate::members::kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
+        )],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
             scenario!(

@@ -65,6 +65,12 @@ pub enum Act {
     KeyMove,
     /// `key release`.
     KeyRelease,
+    /// `cluster remove`, and `cluster replace`, which does it with a successor.
+    RemoveNode,
+    /// `cluster remove --cancel`.
+    KeepNode,
+    /// `cluster transfer-leader`.
+    TransferLeader,
 }
 
 /// Who may act on keys.
@@ -104,6 +110,9 @@ impl Act {
             Self::KeyAdopt => "key.adopt",
             Self::KeyMove => "key.move",
             Self::KeyRelease => "key.release",
+            Self::RemoveNode => "cluster.remove",
+            Self::KeepNode => "cluster.keep",
+            Self::TransferLeader => "cluster.transfer_leader",
         }
     }
 
@@ -118,7 +127,10 @@ impl Act {
             | Self::KeyDestroy
             | Self::SetAcl
             | Self::Revoke
-            | Self::Unrevoke => Some(&[Role::Admin]),
+            | Self::Unrevoke
+            | Self::RemoveNode
+            | Self::KeepNode
+            | Self::TransferLeader => Some(&[Role::Admin]),
             Self::ListRevocations => Some(&[Role::Admin, Role::Auditor]),
             Self::CreateKey
             | Self::Rotate
@@ -160,7 +172,10 @@ impl Act {
             | Self::KeyRelease
             | Self::SetAcl
             | Self::Revoke
-            | Self::Unrevoke => true,
+            | Self::Unrevoke
+            | Self::RemoveNode
+            | Self::KeepNode
+            | Self::TransferLeader => true,
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -191,6 +206,9 @@ impl AdminBody {
             Self::AdoptKeys(_) => Act::KeyAdopt,
             Self::MoveKey { .. } => Act::KeyMove,
             Self::ReleaseKey { .. } => Act::KeyRelease,
+            Self::RemoveNode { .. } => Act::RemoveNode,
+            Self::KeepNode { .. } => Act::KeepNode,
+            Self::TransferLeader { .. } => Act::TransferLeader,
         }
     }
 }
@@ -241,7 +259,7 @@ mod tests {
     use crate::admin::service::tests::caller;
     use crate::rotation::testing::{ISSUER, World};
 
-    const ALL: [Act; 27] = [
+    const ALL: [Act; 30] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -269,6 +287,9 @@ mod tests {
         Act::Revoke,
         Act::Unrevoke,
         Act::ListRevocations,
+        Act::RemoveNode,
+        Act::KeepNode,
+        Act::TransferLeader,
     ];
 
     fn allowed(ou: &str, issuer: &str) -> Vec<&'static str> {

@@ -4,8 +4,8 @@
 use std::fmt;
 
 use hsm_api::ErrorCode;
-use raft_store::command::{AdminOrigin, Forbidden, Refusal, RequestId};
-use raft_store::names::{ContextName, NodeName, SlotName};
+use raft_store::command::{AdminOrigin, Conflict, Forbidden, Refusal, RequestId};
+use raft_store::names::{ContextName, NodeName, RaftId, SlotName};
 use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -119,6 +119,29 @@ pub enum AdminBody {
         /// The version.
         version: u32,
     },
+    /// A node leaves the cluster.
+    RemoveNode {
+        /// The node.
+        node: NodeName,
+        /// The node that takes its place in the same change of the membership.
+        successor: Option<NodeName>,
+        /// Although an adopted key is in its token only.
+        lose_keys: bool,
+        /// Only say what would be done, or refuse it.
+        dry_run: bool,
+    },
+    /// A node that was to leave stays.
+    KeepNode {
+        /// The node.
+        node: NodeName,
+    },
+    /// Another node leads.
+    TransferLeader {
+        /// Who leads, as the asker knows: once that is another one, it is done.
+        from: RaftId,
+        /// Who shall; the best if absent.
+        to: Option<NodeName>,
+    },
 }
 
 impl AdminBody {
@@ -145,6 +168,14 @@ impl AdminBody {
             Self::AdoptKeys(order) => format!("key adopt {}", order.context),
             Self::MoveKey { context, .. } => format!("key move {context}"),
             Self::ReleaseKey { context, version } => format!("key release {context} v{version}"),
+            Self::RemoveNode {
+                node,
+                successor: None,
+                ..
+            } => format!("cluster remove {node}"),
+            Self::RemoveNode { node, .. } => format!("cluster replace {node}"),
+            Self::KeepNode { node } => format!("cluster keep {node}"),
+            Self::TransferLeader { .. } => "cluster transfer-leader".to_owned(),
         }
     }
 }
@@ -196,6 +227,8 @@ impl std::error::Error for CallError {}
 impl From<Refusal> for CallError {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
+            Refusal::Conflict(Conflict::NodeRemoved { .. }) => ErrorCode::NodeRemoved,
+            Refusal::Conflict(Conflict::LastVoter { .. }) => ErrorCode::QuorumAtRisk,
             Refusal::Conflict(_) => ErrorCode::Conflict,
             Refusal::Exists(_) => ErrorCode::AlreadyExists,
             Refusal::NotFound(_) => ErrorCode::NotFound,
@@ -241,7 +274,7 @@ fn code_in<'de, D: Deserializer<'de>>(d: D) -> Result<ErrorCode, D::Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use raft_store::command::{Conflict, Existing};
+    use raft_store::command::Existing;
     use serde_json::json;
 
     use super::*;
@@ -286,6 +319,11 @@ mod tests {
         assert_eq!(refused(exists), ErrorCode::AlreadyExists);
         let conflict = Conflict::OpenJoinTokens { open: 1 }.into();
         assert_eq!(refused(conflict), ErrorCode::Conflict);
+        let node = NodeName::new("n2").unwrap();
+        let removed = Conflict::NodeRemoved { node: node.clone() }.into();
+        assert_eq!(refused(removed), ErrorCode::NodeRemoved);
+        let last = Conflict::LastVoter { node }.into();
+        assert_eq!(refused(last), ErrorCode::QuorumAtRisk);
         assert!(CallError::new(ErrorCode::RoleRequired, "").is_refusal());
         let revoked = Forbidden::Revoked.into();
         assert_eq!(refused(revoked), ErrorCode::CertificateRevoked);

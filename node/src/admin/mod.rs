@@ -13,6 +13,7 @@ pub mod differences;
 pub(crate) mod fuzzing;
 pub mod join_token;
 pub mod key_life;
+pub mod removal;
 pub mod revoked_file;
 pub mod routes;
 pub mod seed;

@@ -26,6 +26,7 @@ use super::call::{AdminBody, AdminCall, CallError};
 use super::cleanup::Cleanup;
 use super::join_token;
 use super::key_life::{Change, KeyLife};
+use super::removal::{Leave, Removal};
 use super::seed::Seed;
 use super::views::rfc3339;
 use crate::clock;
@@ -204,6 +205,24 @@ impl AdminService {
             }
             AdminBody::AdoptKeys(order) => {
                 json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
+            }
+            AdminBody::RemoveNode {
+                node,
+                successor,
+                lose_keys,
+                dry_run,
+            } => {
+                let wish = Leave {
+                    node,
+                    successor: successor.as_ref(),
+                    lose_keys: *lose_keys,
+                    dry_run: *dry_run,
+                };
+                json(&Removal { cluster, deadline }.leave(&wish, &asked).await?)
+            }
+            AdminBody::KeepNode { node } => json(&Removal { cluster, deadline }.keep(node, &asked).await?),
+            AdminBody::TransferLeader { from, to } => {
+                json(&Removal { cluster, deadline }.transfer(*from, to.as_ref()).await?)
             }
         }
     }
@@ -409,6 +428,13 @@ impl AdminBody {
             Self::Cleanup { context, .. } => context.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::Access(body) => body.target(),
             Self::AdoptKeys(order) => order.target(),
+            Self::RemoveNode {
+                node,
+                successor: Some(successor),
+                ..
+            } => format!("{node}, with {successor} in its place"),
+            Self::RemoveNode { node, .. } | Self::KeepNode { node } => node.to_string(),
+            Self::TransferLeader { to, .. } => to.as_ref().map(ToString::to_string).unwrap_or_default(),
         }
     }
 }

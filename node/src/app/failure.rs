@@ -66,6 +66,12 @@ pub enum StartFailure {
     /// Keys of version 1 that were not adopted this time; a restart goes on.
     #[error("hsm.metadata_file: the keys of version 1 are not all adopted yet: {0}; the next start goes on")]
     Adopting(String),
+    /// It ran, and was removed from its cluster.
+    #[error(
+        "{0}; its tokens still hold the cluster's keys: erase them, or keep them for as long as what they opened is worth \
+         anything; to join again, begin with an empty data_dir (docs/operations.md, \"Removing a node\")"
+    )]
+    Removed(String),
     /// A fail point that is none.
     #[cfg(feature = "failpoints")]
     #[error("{0}")]

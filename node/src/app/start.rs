@@ -88,6 +88,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
 
     let served: Result<(), StartFailure> = runtime.block_on(async move {
         let (_running, stopping) = watch::channel(false);
+        let removed = consensus.removed();
         let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
         let leases = Leases::new(consensus.boot(), config.staleness.encrypt);
         let options = SyncOptions {
@@ -193,8 +194,11 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             found_alone(&consensus, &seed).await?;
         }
         tracing::info!(node = %config.cluster.node_id, api = %config.server.listen, "started");
-        stop::wait(&consensus, &drain, config.server.drain, &open, &changes).await;
-        Ok(())
+        let times = config.server.drain;
+        match stop::wait(&consensus, removed, &drain, times, &open, &changes).await {
+            Some(why) => Err(StartFailure::Removed(why)),
+            None => Ok(()),
+        }
     });
     // A call that hangs in a token never comes back, and dropping the runtime would wait for it.
     runtime.shutdown_timeout(LAST_THREADS);

@@ -404,6 +404,19 @@ async fn the_only_other_member_is_believed() {
     assert_eq!(world.node.control().get().poison, Some(Poison::Removed));
 }
 
+/// It has requests in hand; a process that sees to its end is not killed under them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_is_ended_by_whoever_waits_for_its_removal() {
+    let world = World::new("orderly").await;
+    let removal = world.node.removed();
+    let id = world.admit().await;
+    let [_, removed] = accusations(&world);
+    world.hung_up(&world.hello(id), Request::GoAway(removed)).await;
+    until("word of its removal", || removal.borrow().is_some()).await;
+    assert!(!world.is_ended());
+    assert_eq!(world.node.control().get().poison, Some(Poison::Removed));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_join_that_is_refused_does_not_make_the_log_grow() {
     let world = World::new("guesser").await;

@@ -191,6 +191,9 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
+        if self.paused.load(Ordering::SeqCst) {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
         if let Some(node) = self.gate.shut_by() {
             return Err(ProposeError::OlderCopy { node });
         }

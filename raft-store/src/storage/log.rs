@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
-use openraft::{OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError};
+use openraft::{EntryPayload, OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError};
 
 use super::error::StoreFailure;
 use super::frame::LOG;
@@ -261,6 +261,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut encoded = Vec::new();
+        let mut proposed = None;
         let last = {
             let mut index = self.lock();
             for entry in entries {
@@ -275,6 +276,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     let gap =
                         StoreFailure::Damaged(format!("{} appended after {:?}", entry.log_id, index.last));
                     return Err(write_error(gap));
+                }
+                if let EntryPayload::Membership(membership) = &entry.payload {
+                    let joint = membership.get_joint_config().len() > 1;
+                    proposed = Some(if joint {
+                        "store::joint_proposed"
+                    } else {
+                        "store::uniform_proposed"
+                    });
                 }
                 let bytes = codec::encode(&entry)
                     .map_err(|e| StorageIOError::write_log_entry(*entry.get_log_id(), &e))?;
@@ -296,7 +305,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 last,
                 done: callback,
             })
-            .map_err(write_error)
+            .map_err(write_error)?;
+        if let Some(point) = proposed {
+            let _: &str = point;
+            fail::fail_point!(point);
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), Failure> {

@@ -205,6 +205,14 @@ impl StateMachine {
                 EntryPayload::Membership(membership) => {
                     self.now.row.membership = StoredMembership::new(Some(entry.log_id), membership);
                     voters = self.now.row.membership.voter_ids().collect();
+                    let joint = self.now.row.membership.membership().get_joint_config().len() > 1;
+                    let point = if joint {
+                        "store::joint_applied"
+                    } else {
+                        "store::uniform_applied"
+                    };
+                    let _: &str = point;
+                    fail::fail_point!(point);
                     Outcome::Nothing
                 }
                 EntryPayload::Normal(command) => {

@@ -8,6 +8,7 @@ mod changes;
 mod cluster;
 mod key_life;
 mod keys;
+mod members;
 mod placements;
 mod revocations;
 mod slots;
@@ -92,6 +93,9 @@ fn routes() -> Routes<AdminState> {
         .get(paths::CLUSTER_SLOT_KEYS, cluster::slot_keys)
         .get(paths::CLUSTER_STATUS, cluster::status)
         .get(paths::CLUSTER_MEMBERS, cluster::members)
+        .post(paths::CLUSTER_REMOVE_PATTERN, members::remove)
+        .post(paths::CLUSTER_KEEP_PATTERN, members::keep)
+        .post(paths::CLUSTER_TRANSFER_LEADER, members::transfer_leader)
         .get(paths::KEYS, keys::list)
         .post(paths::KEYS, keys::create)
         .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)

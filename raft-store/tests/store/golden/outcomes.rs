@@ -16,6 +16,7 @@ fn done() -> Vec<Done> {
         Done::Registered { raft_id: 3 },
         Done::Version { context, version: 2 },
         Done::JoinToken { number: 4 },
+        Done::Node { raft_id: 9 },
     ]
 }
 
@@ -111,6 +112,16 @@ fn conflicts() -> Vec<Conflict> {
             context: context(),
             slot: slot(),
         },
+        Conflict::NodeLeaves { node: node() },
+        Conflict::LastVoter { node: node() },
+        Conflict::SuccessorVotes { node: node() },
+        Conflict::LastHolder {
+            node: node(),
+            context: context(),
+            version,
+        },
+        Conflict::NotLeaving { node: node() },
+        Conflict::StillVotes { node: node() },
     ]
 }
 
