@@ -4,6 +4,7 @@
 mod descriptors;
 mod failure;
 mod files;
+pub mod maintenance;
 mod start;
 mod stop;
 mod v1_keys;

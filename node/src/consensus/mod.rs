@@ -189,6 +189,15 @@ pub enum ProposeError {
         /// The node that its log does not know.
         node: RaftId,
     },
+    /// The quorum was recovered without this node; see [`Gate::EpochEnded`].
+    #[error(
+        "the epoch of this node has ended: its cluster goes on in epoch {epoch}, in which this node has no part; stop it, \
+         empty its data directory, and join it again (docs/operations.md, \"When the quorum is gone for good\")"
+    )]
+    EpochEnded {
+        /// The epoch of the cluster.
+        epoch: u64,
+    },
     /// A member runs a release that does not know this kind of change.
     #[error(
         "{operation} needs feature level {level}, and {node} understands {understands}: upgrade that node first; nothing \

@@ -166,6 +166,7 @@ fn is_everybodys(failure: &ProposeError) -> bool {
         | ProposeError::Busy
         | ProposeError::Draining
         | ProposeError::OlderCopy { .. }
+        | ProposeError::EpochEnded { .. }
         | ProposeError::NotUnderstood { .. } => true,
         // Said of this node, or of this claim, or by nobody.
         ProposeError::NotLeader { .. }

@@ -181,6 +181,10 @@ fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
             let detail = ProposeError::OlderCopy { node }.to_string();
             Check::new("start_gate", false, detail)
         }
+        Gate::EpochEnded { epoch } => {
+            let detail = ProposeError::EpochEnded { epoch }.to_string();
+            Check::new("start_gate", false, detail)
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod begin_destroy;
 mod create_cluster;
 mod create_context;
 mod create_join_token;
+mod departure;
 mod destruction;
 mod grant_transport_key;
 mod lease_invocations;
@@ -30,6 +31,7 @@ mod level;
 mod move_context;
 mod op;
 mod prepare_version;
+mod recover_quorum;
 mod refusal;
 mod register_node;
 mod register_slot_key;
@@ -64,6 +66,7 @@ pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use move_context::MoveContext;
 pub use op::Op;
 pub use prepare_version::PrepareVersion;
+pub use recover_quorum::RecoverQuorum;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
@@ -280,5 +283,6 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::AdoptVersion(op) => op.apply(state, cx),
         Op::MoveContext(op) => op.apply(state, cx),
         Op::ReleaseVersion(op) => op.apply(state, cx),
+        Op::RecoverQuorum(op) => op.apply(state, cx),
     }
 }

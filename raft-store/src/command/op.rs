@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
     AdoptVersion, AdvanceWaits, BeginDestroy, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken,
-    GrantTransportKey, LeaseInvocations, MoveContext, PrepareVersion, RegisterNode, RegisterSlotKey,
-    RejectGrant, ReleaseVersion, RemoveRevocations, ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl,
-    SetVersionUse, UndoDestroy,
+    GrantTransportKey, LeaseInvocations, MoveContext, PrepareVersion, RecoverQuorum, RegisterNode,
+    RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveRevocations, ReportNode, ReportNodeV1,
+    ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
 };
 
 /// The operations. Append only: the position is the encoding.
@@ -72,6 +72,8 @@ pub enum Op {
     MoveContext(MoveContext),
     /// An adopted version is given back to version 1.
     ReleaseVersion(ReleaseVersion),
+    /// A survivor goes on alone, in a new epoch.
+    RecoverQuorum(RecoverQuorum),
 }
 
 impl Op {
@@ -107,6 +109,7 @@ impl Op {
             Op::AdoptVersion(_) => "adopt_version",
             Op::MoveContext(_) => "move_context",
             Op::ReleaseVersion(_) => "release_version",
+            Op::RecoverQuorum(_) => "recover_quorum",
         }
     }
 

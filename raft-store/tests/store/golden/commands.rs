@@ -192,6 +192,13 @@ fn ops() -> Vec<Op> {
             version: 1,
             expected: VersionState::DecryptOnly,
         }),
+        Op::RecoverQuorum(RecoverQuorum {
+            epoch: 2,
+            survivor: 3,
+            last_term: 4,
+            last_index: 5,
+            applied_index: 6,
+        }),
     ]
 }
 
