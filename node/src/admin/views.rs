@@ -206,7 +206,7 @@ fn rotation(state: &ClusterState, name: &ContextName, context: &Context) -> Rota
     let members: BTreeSet<RaftId> = state
         .nodes()
         .iter()
-        .filter(|(_, node)| node.status == NodeStatus::Member)
+        .filter(|(_, node)| node.is_member())
         .map(|(id, _)| *id)
         .collect();
     let missing = watched.map(|_| members.difference(&acks).copied().collect::<BTreeSet<_>>());

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 
 use raft_store::names::RaftId;
-use raft_store::state::node::NodeStatus;
 use raft_store::storage::Poison;
 
 use super::handshake;
@@ -70,10 +69,16 @@ impl Shared {
             return;
         }
         let why = poison.to_string();
-        if let Err(error) = self.control.poison(poison) {
+        if let Err(error) = self.control.poison(poison.clone()) {
             tracing::error!(%error, "cannot remember that this node must not run again");
         }
-        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
+        let text = format!("this node may not run with this data directory: {why}");
+        // One that was removed may finish what it has begun: everybody knows what it knows. Unless nobody sees to its end.
+        let removed = matches!(poison, Poison::Removed);
+        if removed && self.removed.send(Some(text.clone())).is_ok() {
+            return;
+        }
+        (self.options.on_fatal)(text);
     }
 
     /// A peer says that it is of another epoch than this node. The word of one voter that this node's own log names is
@@ -98,7 +103,7 @@ impl Shared {
     fn is_member(&self, id: RaftId, name: &str) -> bool {
         let published = self.published.load();
         let node = published.state.nodes().get(&id);
-        node.is_some_and(|node| node.status == NodeStatus::Member && node.name.as_str() == name)
+        node.is_some_and(|node| node.is_member() && node.name.as_str() == name)
     }
 
     /// See [`Accusers::add`]. The leader is who this node last voted for and saw elected.
@@ -114,7 +119,7 @@ impl Shared {
             .state
             .nodes()
             .iter()
-            .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
+            .filter(|(id, node)| **id != control.raft_id && node.is_member())
             .map(|(id, _)| *id)
             .collect();
         lock(&self.peers_seen.accusers).add(poison, accuser, leader, &members)

@@ -191,6 +191,9 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
+        if self.paused.load(Ordering::SeqCst) {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
         if let Some(shut) = self.gate.shut_by() {
             return Err(shut.into());
         }

@@ -28,6 +28,7 @@ mod handover;
 mod handshake;
 mod held_back;
 mod join;
+mod leaving;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
@@ -35,6 +36,7 @@ mod membership;
 mod network;
 mod pool;
 mod propose;
+pub mod quorum;
 mod refusals;
 mod register;
 mod repeat;
@@ -263,6 +265,21 @@ impl Consensus {
     /// Age of the newest quorum-backed contact; `None`: none since the start. Two atomic loads.
     pub fn staleness(&self) -> Option<Duration> {
         self.shared.staleness(Instant::now())
+    }
+
+    /// The nodes that have answered this leader within a few heartbeats, and itself. Nobody elsewhere.
+    pub fn heard(&self) -> BTreeSet<RaftId> {
+        if !self.is_leader() {
+            return BTreeSet::new();
+        }
+        let mut heard = self.shared.heard_lately();
+        heard.extend(self.raft_id());
+        heard
+    }
+
+    /// Why this node was removed from its cluster, once it was. It has to stop then; whoever asks here sees to that.
+    pub fn removed(&self) -> watch::Receiver<Option<String>> {
+        self.shared.removed.subscribe()
     }
 
     /// Where the start gate stands.

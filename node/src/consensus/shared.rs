@@ -60,6 +60,12 @@ pub(super) struct Shared {
     pub(super) timed_out: AtomicU64,
     pub(super) leader_changes: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// Nothing is appended for a moment: leadership is being handed over.
+    pub(super) paused: AtomicBool,
+    /// Held by whoever hands over.
+    pub(super) handing_over: tokio::sync::Mutex<()>,
+    /// Why this node was removed from the cluster, once it was.
+    pub(super) removed: watch::Sender<Option<String>>,
     pub(super) calls: OnceLock<Arc<dyn LeaderCalls>>,
     pub(super) pool: Pool,
     /// Lines of the audit that each peer may cause.

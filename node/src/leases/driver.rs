@@ -12,7 +12,6 @@ use hsm_core::SlotState;
 use raft_store::command::{Claim, Done, LeaseInvocations, MAX_CLAIMS, Op};
 use raft_store::names::RaftId;
 use raft_store::state::context::{KeyVersion, VersionKey};
-use raft_store::state::node::NodeStatus;
 use raft_store::storage::Published;
 use tokio::sync::watch;
 
@@ -111,7 +110,7 @@ impl Driver {
         let is_member = state
             .nodes()
             .get(&me)
-            .is_some_and(|node| node.status == NodeStatus::Member);
+            .is_some_and(|node| node.is_member());
         if !is_member {
             return SAMPLE;
         }

@@ -8,7 +8,6 @@ use hsm_core::SlotState;
 use raft_store::names::{RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionKey;
-use raft_store::state::node::NodeStatus;
 
 use crate::config::{Mode, Staleness};
 use crate::consensus::{Gate, HeldBack, ProposeError, Role, View, held_back_by};
@@ -349,7 +348,7 @@ fn served<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
             .state
             .nodes()
             .get(id)
-            .is_some_and(|node| node.status == NodeStatus::Member)
+            .is_some_and(|node| node.is_member())
     };
     let reports = picture
         .state

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use raft_store::names::{ContextName, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionKey;
-use raft_store::state::node::NodeStatus;
 
 /// A pending version is given up after this time, counted from when this leader first saw it.
 pub const PENDING_DEADLINE: Duration = Duration::from_secs(10);
@@ -109,7 +108,7 @@ fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId>
     let members = state
         .nodes()
         .iter()
-        .filter(|(_, node)| node.status == NodeStatus::Member);
+        .filter(|(_, node)| node.is_member());
     voters.iter().copied().chain(members.map(|(id, _)| *id)).collect()
 }
 

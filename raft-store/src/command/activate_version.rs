@@ -10,7 +10,6 @@ use crate::names::{ContextName, RaftId};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
 use crate::state::lease::VersionLease;
-use crate::state::node::NodeStatus;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,7 +57,7 @@ impl ActivateVersion {
         let members = state
             .nodes
             .iter()
-            .filter(|(_, node)| node.status == NodeStatus::Member)
+            .filter(|(_, node)| node.is_member())
             .map(|(id, _)| id);
         if holders * 2 <= cx.voters.len() || !cx.voters.iter().chain(members).all(accounted) {
             return Err(Conflict::Holders {

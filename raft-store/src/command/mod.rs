@@ -20,12 +20,13 @@ mod admit_node;
 mod adopt_version;
 mod advance_waits;
 mod begin_destroy;
+mod bury_node;
 mod create_cluster;
 mod create_context;
 mod create_join_token;
-mod departure;
 mod destruction;
 mod grant_transport_key;
+mod keep_node;
 mod lease_invocations;
 mod level;
 mod move_context;
@@ -37,6 +38,7 @@ mod register_node;
 mod register_slot_key;
 mod reject_grant;
 mod release_version;
+mod remove_node;
 mod remove_revocations;
 mod report_node;
 mod require;
@@ -58,10 +60,12 @@ pub use admit_node::AdmitNode;
 pub use adopt_version::{AdoptVersion, MAX_ADOPTED};
 pub use advance_waits::{AdvanceWaits, MAX_ADVANCE_MS, SeenWait};
 pub use begin_destroy::BeginDestroy;
+pub use bury_node::BuryNode;
 pub use create_cluster::CreateCluster;
 pub use create_context::{CreateContext, CreateContextV1};
 pub use create_join_token::CreateJoinToken;
 pub use grant_transport_key::GrantTransportKey;
+pub use keep_node::KeepNode;
 pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use move_context::MoveContext;
 pub use op::Op;
@@ -72,6 +76,7 @@ pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
 pub use reject_grant::RejectGrant;
 pub use release_version::ReleaseVersion;
+pub use remove_node::RemoveNode;
 pub use remove_revocations::RemoveRevocations;
 pub use report_node::{ReportNode, ReportNodeV1};
 pub use schedule_destroy::{
@@ -283,6 +288,9 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::AdoptVersion(op) => op.apply(state, cx),
         Op::MoveContext(op) => op.apply(state, cx),
         Op::ReleaseVersion(op) => op.apply(state, cx),
+        Op::RemoveNode(op) => op.apply(state, cx),
+        Op::KeepNode(op) => op.apply(state, cx),
+        Op::BuryNode(op) => op.apply(state, cx),
         Op::RecoverQuorum(op) => op.apply(state, cx),
     }
 }

@@ -7,7 +7,6 @@ use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin};
 use crate::names::{ContextName, SlotName};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
-use crate::state::node::NodeStatus;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,10 +70,7 @@ impl MoveContext {
         if state.members() <= 1 {
             return Ok(());
         }
-        let mut members = state
-            .nodes
-            .values()
-            .filter(|node| node.status == NodeStatus::Member);
+        let mut members = state.nodes.values().filter(|node| node.is_member());
         match members.find(|node| !node.slot_keys.contains_key(&self.to)) {
             None => Ok(()),
             Some(node) => {

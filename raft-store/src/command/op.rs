@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
-    AdoptVersion, AdvanceWaits, BeginDestroy, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken,
-    GrantTransportKey, LeaseInvocations, MoveContext, PrepareVersion, RecoverQuorum, RegisterNode,
-    RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveRevocations, ReportNode, ReportNodeV1,
-    ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
+    AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode, CreateCluster, CreateContext, CreateContextV1,
+    CreateJoinToken, GrantTransportKey, KeepNode, LeaseInvocations, MoveContext, PrepareVersion,
+    RecoverQuorum, RegisterNode, RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveNode, RemoveRevocations,
+    ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
 };
+use crate::names::RaftId;
 
 /// The operations. Append only: the position is the encoding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +73,12 @@ pub enum Op {
     MoveContext(MoveContext),
     /// An adopted version is given back to version 1.
     ReleaseVersion(ReleaseVersion),
+    /// A member is to leave.
+    RemoveNode(RemoveNode),
+    /// A member that was to leave stays.
+    KeepNode(KeepNode),
+    /// A leaving node is out of Raft's membership: its row becomes a tombstone.
+    BuryNode(BuryNode),
     /// A survivor goes on alone, in a new epoch.
     RecoverQuorum(RecoverQuorum),
 }
@@ -109,6 +116,9 @@ impl Op {
             Op::AdoptVersion(_) => "adopt_version",
             Op::MoveContext(_) => "move_context",
             Op::ReleaseVersion(_) => "release_version",
+            Op::RemoveNode(_) => "remove_node",
+            Op::KeepNode(_) => "keep_node",
+            Op::BuryNode(_) => "bury_node",
             Op::RecoverQuorum(_) => "recover_quorum",
         }
     }
@@ -128,6 +138,17 @@ impl Op {
                 | Op::LeaseInvocations(_)
                 | Op::AddRevocations(_)
         )
+    }
+
+    /// The node that it takes out of the cluster. Whether that one understands it is nobody's concern: it would only keep
+    /// itself in.
+    #[must_use]
+    pub fn takes_out(&self) -> Option<RaftId> {
+        match self {
+            Op::RemoveNode(op) => Some(op.node),
+            Op::BuryNode(op) => Some(op.node),
+            _ => None,
+        }
     }
 
     /// Whether it is a node's report. They are outside the request window: their own sequence number makes them

@@ -195,6 +195,40 @@ pub enum Conflict {
         /// Its slot.
         slot: SlotName,
     },
+    /// Another node is asked to leave, and one goes after the other.
+    NodeLeaves {
+        /// The one that does.
+        node: NodeName,
+    },
+    /// Nobody would vote without it.
+    LastVoter {
+        /// The node.
+        node: NodeName,
+    },
+    /// Who is to take a place has one, or is the one that leaves.
+    SuccessorVotes {
+        /// The node that was to take it.
+        node: NodeName,
+    },
+    /// A key that was adopted is in no other node's token.
+    LastHolder {
+        /// The node.
+        node: NodeName,
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
+    /// The node was not asked to leave.
+    NotLeaving {
+        /// The node.
+        node: NodeName,
+    },
+    /// The node counts for a majority still.
+    StillVotes {
+        /// The node.
+        node: NodeName,
+    },
 }
 
 /// What exists already.

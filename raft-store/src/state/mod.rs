@@ -39,12 +39,14 @@ use usage::{Uncounted, VersionUse};
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
 /// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
 ///   revocations from members that do not lead.
-/// - 5: the quorum may have been recovered by one survivor, in a new epoch.
+/// - 5: members leave the cluster; the quorum may have been recovered by one survivor, in a new epoch.
 pub const FEATURE_LEVEL: u32 = 5;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
 /// The level from which on a node knows [`RejectGrant`](crate::command::RejectGrant).
 pub const REJECTS_GRANTS: u32 = 4;
+/// The level from which on a node knows that members leave.
+pub const REMOVES_NODES: u32 = 5;
 /// The level from which on a node knows [`RecoverQuorum`](crate::command::RecoverQuorum).
 pub(crate) const RECOVERS_QUORUMS: u32 = 5;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
@@ -236,7 +238,7 @@ impl ClusterState {
     /// How many nodes are members.
     pub fn members(&self) -> u64 {
         let nodes = self.nodes.values();
-        nodes.filter(|node| node.status == NodeStatus::Member).count() as u64
+        nodes.filter(|node| node.is_member()).count() as u64
     }
 
     /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
@@ -311,7 +313,7 @@ impl ClusterState {
         };
         self.nodes
             .iter()
-            .filter(|(_, node)| node.status == NodeStatus::Member)
+            .filter(|(_, node)| node.is_member())
             .map(move |(id, node)| (&**node, understands(id)))
             .filter(move |(_, understands)| *understands < level)
     }
@@ -438,10 +440,12 @@ impl ClusterState {
 fn owes(id: RaftId, node: &Node, version: &KeyVersion) -> bool {
     let held = |destruction: &Destruction| destruction.held_by.contains(&id);
     let asked = match node.status {
-        NodeStatus::Member | NodeStatus::Joining if version.origin.is_adopted() => {
+        NodeStatus::Member | NodeStatus::Leaving { .. } | NodeStatus::Joining
+            if version.origin.is_adopted() =>
+        {
             version.origin.concerns(id)
         }
-        NodeStatus::Member => true,
+        NodeStatus::Member | NodeStatus::Leaving { .. } => true,
         NodeStatus::Joining => version.destruction.as_ref().is_some_and(held),
         NodeStatus::Removed { .. } => false,
     };

@@ -102,7 +102,7 @@ impl From<StoreFailure> for io::Error {
 
 /// What to do with a node whose store is refused. Said with every refusal.
 const REMEDY: &str = "this node cannot go on with this data directory: keep it, and join a new node under a \
-     new node_id with an empty directory; the old one stays listed, because members cannot be removed yet \
+     new node_id with an empty directory, or under the same one once `hsmctl cluster remove` has removed the old node \
      (docs/operations.md, \"A store that is refused\")";
 
 /// Why a store was refused at open.

@@ -95,8 +95,30 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         ),
         says(
             Conflict::NodeRemoved { node: node() },
-            &["hsm-node-2", "new node_id"],
+            &["hsm-node-2", "removed", "empty data_dir"],
         ),
+        says(Conflict::NodeLeaves { node: node() }, &["hsm-node-2", "--cancel"]),
+        says(
+            Conflict::LastVoter { node: node() },
+            &["hsm-node-2", "only voter", "cluster replace"],
+        ),
+        says(
+            Conflict::SuccessorVotes { node: node() },
+            &["hsm-node-2", "votes already"],
+        ),
+        says(
+            Conflict::LastHolder {
+                node: node(),
+                context: context(),
+                version: 3,
+            },
+            &["hsm-node-2", "version 3 of exchange-key", "adopt it"],
+        ),
+        says(
+            Conflict::NotLeaving { node: node() },
+            &["hsm-node-2", "not asked"],
+        ),
+        says(Conflict::StillVotes { node: node() }, &["hsm-node-2", "votes"]),
         says(
             Conflict::NotAcknowledged {
                 node: node(),

@@ -66,7 +66,10 @@ impl fmt::Display for Conflict {
                 f,
                 "node {node} already registered another key for slot {slot}; a new token needs a new node_id"
             ),
-            Conflict::NodeRemoved { node } => write!(f, "node {node} was removed; it needs a new node_id"),
+            Conflict::NodeRemoved { node } => write!(
+                f,
+                "node {node} was removed; with an empty data_dir it may join again, under a new node_id or the same"
+            ),
             Conflict::NotAcknowledged {
                 node,
                 context,
@@ -165,6 +168,31 @@ impl fmt::Display for Conflict {
                 f,
                 "new versions of {context} are made in slot {slot}; look where it is, then ask again"
             ),
+            Conflict::NodeLeaves { node } => write!(
+                f,
+                "node {node} is leaving, and nodes leave one after the other; wait until it has left, or keep it with: \
+                 hsmctl cluster remove {node} --cancel"
+            ),
+            Conflict::LastVoter { node } => write!(
+                f,
+                "node {node} is the only voter: without it there is no cluster; let another one join first, or put one in \
+                 its place with: hsmctl cluster replace {node} --with NODE"
+            ),
+            Conflict::SuccessorVotes { node } => write!(
+                f,
+                "node {node} votes already: it has a place of its own and takes no other's; remove the old node instead"
+            ),
+            Conflict::LastHolder {
+                node,
+                context,
+                version,
+            } => write!(
+                f,
+                "version {version} of {context} is in the token of node {node} only, and goes with it; adopt it on another \
+                 node first, or re-wrap what was encrypted under it and destroy it, or say that it may be lost"
+            ),
+            Conflict::NotLeaving { node } => write!(f, "node {node} was not asked to leave"),
+            Conflict::StillVotes { node } => write!(f, "node {node} still votes"),
         }
     }
 }

@@ -7,6 +7,7 @@ mod adopt;
 mod destroy;
 mod disuse;
 mod leases;
+mod leaving;
 mod life;
 mod limits;
 mod moves;
@@ -181,7 +182,7 @@ impl World {
         self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
     }
 
-    /// Takes a node out, as its removal will.
+    /// Takes a node out, without what goes with it.
     fn remove(&mut self, id: RaftId) {
         let node = self.state.nodes.get(&id).unwrap();
         let removed = Node {
@@ -221,7 +222,9 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
         | Op::MoveContext(_)
-        | Op::ReleaseVersion(_) => admin(),
+        | Op::ReleaseVersion(_)
+        | Op::RemoveNode(_)
+        | Op::KeepNode(_) => admin(),
         _ => Origin::Node(node),
     }
 }

@@ -192,6 +192,13 @@ fn ops() -> Vec<Op> {
             version: 1,
             expected: VersionState::DecryptOnly,
         }),
+        Op::RemoveNode(RemoveNode {
+            node: 9,
+            successor: Some(NodeName::new("hsm-node-4").unwrap()),
+            lose_keys: true,
+        }),
+        Op::KeepNode(KeepNode { node: 9 }),
+        Op::BuryNode(BuryNode { node: 9 }),
         Op::RecoverQuorum(RecoverQuorum {
             epoch: 2,
             survivor: 3,

@@ -111,6 +111,16 @@ fn conflicts() -> Vec<Conflict> {
             context: context(),
             slot: slot(),
         },
+        Conflict::NodeLeaves { node: node() },
+        Conflict::LastVoter { node: node() },
+        Conflict::SuccessorVotes { node: node() },
+        Conflict::LastHolder {
+            node: node(),
+            context: context(),
+            version,
+        },
+        Conflict::NotLeaving { node: node() },
+        Conflict::StillVotes { node: node() },
     ]
 }
 

@@ -230,6 +230,13 @@ pub(super) fn lines(lines: &mut Lines) {
         ("joining", NodeStatus::Joining),
         ("member", NodeStatus::Member),
         ("removed", NodeStatus::Removed { at: 9 }),
+        (
+            "leaving",
+            NodeStatus::Leaving {
+                at: 9,
+                successor: Some(NodeName::new("hsm-node-4").unwrap()),
+            },
+        ),
     ] {
         lines.value(&format!("row.node.{what}"), &node_row(status));
     }
