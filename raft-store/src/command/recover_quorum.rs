@@ -4,13 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ApplyContext, Conflict, Done, Forbidden, Invalid, Refusal, departure, destruction, require_leader,
-};
+use super::bury_node::bury;
+use super::{ApplyContext, Conflict, Done, Forbidden, Invalid, Missing, Refusal, require_leader};
 use crate::names::RaftId;
-use crate::state::ClusterState;
-use crate::state::node::NodeStatus;
+use crate::state::node::{Node, NodeStatus};
 use crate::state::recovery::Recovery;
+use crate::state::{ClusterMeta, ClusterState};
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,27 +38,35 @@ impl RecoverQuorum {
             return Err(Forbidden::Driver { operation }.into());
         }
         let Some(meta) = state.meta().cloned() else {
-            return Err(super::Missing::Cluster.into());
+            return Err(Missing::Cluster.into());
         };
         if self.epoch != meta.epoch + 1 {
             let (epoch, current) = (self.epoch, meta.epoch);
             return Err(Invalid::Epoch { epoch, current }.into());
         }
-        let survivor = state.nodes.get(&self.survivor).cloned();
-        if let Some(node) = survivor.filter(|node| node.status != NodeStatus::Member) {
-            let node = node.name.clone();
+        let Some(survivor) = state.nodes.get(&self.survivor).cloned() else {
+            return Err(Missing::Node(self.survivor).into());
+        };
+        if !survivor.is_member() {
+            let node = survivor.name.clone();
             return Err(Conflict::NotProven { node }.into());
         }
+        // It may have been asked to leave: whoever is left alone stays.
+        let stays = Node {
+            status: NodeStatus::Member,
+            ..Node::clone(&survivor)
+        };
+        state.nodes.put(self.survivor, stays)?;
         let others = state.nodes.iter().filter(|(_, node)| node.is_standing());
         let left_out: Vec<RaftId> = others
             .map(|(id, _)| *id)
             .filter(|id| *id != self.survivor)
             .collect();
         for id in &left_out {
-            departure::depart(state, *id, cx.at)?;
+            bury(state, *id, cx)?;
         }
         let epoch = self.epoch;
-        state.meta.put((), crate::state::ClusterMeta { epoch, ..meta })?;
+        state.meta.put((), ClusterMeta { epoch, ..meta })?;
         let recovery = Recovery {
             at: cx.at,
             survivor: self.survivor,
@@ -69,7 +76,6 @@ impl RecoverQuorum {
             left_out,
         };
         state.recoveries.put(epoch, recovery)?;
-        destruction::settle(state, cx.at)?;
         Ok(Done::Ok)
     }
 }

@@ -20,7 +20,6 @@ use super::writer::{LOG_TREE, log_key};
 use crate::command::{Command, Op, Origin, Outcome, RecoverQuorum, Refusal, RequestId};
 use crate::names::{RaftId, UnixMillis};
 use crate::state::ClusterState;
-use crate::state::node::NodeStatus;
 use crate::{Entry, LogId, MemberNode, StoredMembership, Vote, codec};
 
 /// What a stopped node has of its cluster, with everything in its log taken for committed.
@@ -173,7 +172,7 @@ impl Outlook {
             return Err(RecoverError::NoCluster);
         }
         let own = self.state.nodes().get(&self.own());
-        if own.is_none_or(|node| node.status != NodeStatus::Member) {
+        if own.is_none_or(|node| !node.is_member()) {
             return Err(RecoverError::NotMember);
         }
         if self.membership.voter_ids().all(|id| id == self.own()) {
