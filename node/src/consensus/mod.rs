@@ -14,6 +14,7 @@ use tokio::sync::watch;
 mod accusations;
 mod admission;
 mod ask;
+mod autopilot;
 mod budget;
 mod connection;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod leaving;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
+mod loading;
 mod membership;
 mod network;
 mod pool;
@@ -49,6 +51,7 @@ mod test_world;
 mod vouching;
 mod wire;
 
+pub use autopilot::Autopilot;
 pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
 pub use held_back::{HeldBack, held_back_by};

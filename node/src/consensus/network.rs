@@ -130,6 +130,7 @@ impl PeerClient {
             .connect(self.target, &self.address)
             .await
             .map_err(net)?;
+        let _loading = self.shared.loading.begin(self.target);
         let mut request = Request::SnapshotBegin {
             vote,
             meta: snapshot.meta,

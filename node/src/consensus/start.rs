@@ -20,8 +20,10 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Peers;
+use super::autopilot::{self, Autopilot};
 use super::gate::StartGate;
 use super::handshake::Run;
+use super::loading::Loading;
 use super::network::Network;
 use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
@@ -68,6 +70,8 @@ pub struct ConsensusOptions {
     pub tls: Option<Arc<ClusterTls>>,
     /// Timing.
     pub timing: RaftTiming,
+    /// Whether, and when, a leader has dead voters removed.
+    pub autopilot: Option<Autopilot>,
     /// The replication key's id for a cluster.
     pub trk_id: Arc<dyn Fn(ClusterId) -> [u8; 8] + Send + Sync>,
     /// Called around each disk barrier.
@@ -289,6 +293,7 @@ async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
         timed_out: AtomicU64::new(0),
         leader_changes: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        loading: Loading::default(),
         paused: AtomicBool::new(false),
         handing_over: tokio::sync::Mutex::new(()),
         removed: tokio::sync::watch::Sender::new(None),
@@ -315,6 +320,9 @@ async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
     }
     tokio::spawn(follow_applied(Arc::clone(&shared)));
     tokio::spawn(membership::drive(Arc::clone(&shared)));
+    if let Some(rules) = shared.options.autopilot {
+        tokio::spawn(autopilot::drive(Arc::clone(&shared), rules));
+    }
     Ok(Consensus { shared })
 }
 

@@ -9,6 +9,7 @@ mod failpoints;
 mod golden;
 mod kill;
 mod limits;
+mod maintenance;
 mod promises;
 mod snapshots;
 mod start;
