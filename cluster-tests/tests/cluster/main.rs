@@ -46,6 +46,7 @@ mod playground;
 mod profiles;
 mod prompt;
 mod proxies;
+mod recovery;
 mod restart;
 mod restarted_alone;
 mod returning;

@@ -42,6 +42,12 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
         ],
         vec![
+            scenario!(
+                crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
+            ),
+            scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
+        ],
+        vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
             scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
         ],
@@ -68,6 +74,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
         ],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
+            scenario!(crate::recovery::a_compaction_that_is_killed_leaves_the_node_as_it_was),
             scenario!(
                 crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
             ),
