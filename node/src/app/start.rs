@@ -239,11 +239,10 @@ fn prepare_consensus(
     Ok(consensus::prepare(options)?)
 }
 
-/// A voter that is still waited for in a rotation is not dead.
 fn autopilot(config: &Config) -> Option<Autopilot> {
     let rules = config.cluster.autopilot;
     Some(Autopilot {
-        remove_dead_after: rules.remove_dead_after?.max(config.cluster.fence_after),
+        remove_dead_after: rules.remove_dead_after?,
         min_voters: rules.min_voters,
     })
 }

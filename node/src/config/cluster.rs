@@ -150,6 +150,12 @@ pub(crate) fn resolve(
             "use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit",
         ));
     }
+    let fence_after = millis(
+        "cluster.fence_after_ms",
+        section.fence_after_ms,
+        8000,
+        1000..=600_000,
+    )?;
     Ok(Cluster {
         mode,
         node_id,
@@ -164,27 +170,30 @@ pub(crate) fn resolve(
         api_advertise: api_advertise(section.api_advertise, api, standalone)?,
         raft: section.raft.resolve()?,
         replication: section.token_replication.resolve(standalone, env)?,
-        fence_after: millis(
-            "cluster.fence_after_ms",
-            section.fence_after_ms,
-            8000,
-            1000..=600_000,
-        )?,
-        autopilot: section.autopilot.resolve()?,
+        fence_after,
+        autopilot: section.autopilot.resolve(fence_after)?,
     })
 }
 
 impl AutopilotSection {
-    fn resolve(self) -> Result<Autopilot, ConfigError> {
+    /// A voter that is still waited for in a rotation is not dead yet.
+    fn resolve(self, fence_after: Duration) -> Result<Autopilot, ConfigError> {
         const AFTER: &str = "cluster.autopilot.remove_dead_after_seconds";
         let remove_dead_after = match self.remove_dead_after_seconds {
             None => None,
             given => Some(Duration::from_secs(number(AFTER, given, 0, 10..=31_536_000)?)),
         };
-        let min_voters = number("cluster.autopilot.min_voters", self.min_voters, 3, 3..=100)?;
+        if let Some(after) = remove_dead_after.filter(|after| *after < fence_after) {
+            return Err(ConfigError::invalid(
+                AFTER,
+                after.as_secs(),
+                format!("is below cluster.fence_after_ms ({})", fence_after.as_millis()),
+                format!("write at least {}", fence_after.as_millis().div_ceil(1000)),
+            ));
+        }
         Ok(Autopilot {
             remove_dead_after,
-            min_voters,
+            min_voters: number("cluster.autopilot.min_voters", self.min_voters, 3, 3..=100)?,
         })
     }
 }
