@@ -508,7 +508,7 @@ fn where_a_node_keeps_its_state_is_read_without_its_secrets() {
     assert_eq!(found.data_dir, Path::new("/var/lib/hsm"));
     assert_eq!(found.node_id, parse(CLUSTER).unwrap().cluster.node_id);
     assert_eq!(found.logging.audit.path, None);
-    let alone = place("").unwrap();
+    let alone = place("dev: false").unwrap();
     assert_eq!(
         (alone.node_id.as_str(), alone.data_dir.as_path()),
         ("hsm-node-1", Path::new("data"))

@@ -76,6 +76,9 @@ pub struct Recovered {
     pub last_log: LogId,
 }
 
+/// What a recovery adds to the log: a membership and a command.
+const ENTRIES: u64 = 2;
+
 /// Two entries that end the log.
 struct Ending {
     vote: Vote,
@@ -113,7 +116,12 @@ impl Opened {
             state,
             membership,
             last_change,
-            recovered: self.recovering.as_ref().map(|op| op.epoch),
+            // Nothing has followed it: a node that was started since has gone on.
+            recovered: self
+                .recovering
+                .as_ref()
+                .filter(|op| op.last_index + ENTRIES == last_log.index)
+                .map(|op| op.epoch),
         })
     }
 
