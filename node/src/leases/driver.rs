@@ -107,10 +107,7 @@ impl Driver {
             self.leases.sample(state, now);
             self.sampled = Some(now);
         }
-        let is_member = state
-            .nodes()
-            .get(&me)
-            .is_some_and(|node| node.is_member());
+        let is_member = state.nodes().get(&me).is_some_and(|node| node.is_member());
         if !is_member {
             return SAMPLE;
         }
