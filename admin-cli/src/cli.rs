@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, 
 
 use crate::commands::{
     acl, cleanup, cluster, completions, create_kek, data, export_metadata, key, key_destroy, list_kek,
-    manual, profile, revoke, rotate, slot, update_checksums,
+    manual, node, profile, revoke, rotate, slot, update_checksums,
 };
 use crate::dev::DevCommand;
 use crate::exit;
@@ -141,6 +141,9 @@ pub(crate) enum Command {
     /// Prepare tokens, on the machine that has them; open slots of a node.
     #[command(subcommand)]
     Slot(slot::SlotCommand),
+    /// Work on the directory of a node that is stopped, on its machine.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Look at the profiles: which there are, and what counts.
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
@@ -161,6 +164,7 @@ impl Command {
             Self::Slot(slot::SlotCommand::Init(_))
                 | Self::Profile(profile::ProfileCommand::List)
                 | Self::Dev(_)
+                | Self::Node(_)
                 | Self::Completions(_)
                 | Self::Man(_)
         )

@@ -157,7 +157,10 @@ impl NodeView {
             Gate::Open { since } => Some(since),
             // Waived by configuration before any quorum was heard of; a shut gate after a silence is not.
             Gate::NoLeaderSeen if self.parts.rules.without_quorum => Some(view.applied.max(1)),
-            Gate::NoLeaderSeen | Gate::CatchingUp { .. } | Gate::OlderCopy { .. } => None,
+            Gate::NoLeaderSeen
+            | Gate::CatchingUp { .. }
+            | Gate::OlderCopy { .. }
+            | Gate::EpochEnded { .. } => None,
         }
     }
 

@@ -49,6 +49,7 @@ mod previous_release;
 mod profiles;
 mod prompt;
 mod proxies;
+mod recovery;
 mod restart;
 mod restarted_alone;
 mod returning;

@@ -49,6 +49,12 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
         ],
         vec![
+            scenario!(
+                crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
+            ),
+            scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
+        ],
+        vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
             scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
         ],
@@ -94,6 +100,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
         )],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
+            scenario!(crate::recovery::a_compaction_that_is_killed_leaves_the_node_as_it_was),
             scenario!(
                 crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
             ),

@@ -253,7 +253,9 @@ impl From<ProposeError> for CallError {
             ProposeError::Busy => ErrorCode::Overloaded,
             ProposeError::Draining => ErrorCode::NodeDraining,
             ProposeError::Uninitialised => ErrorCode::Uninitialised,
-            ProposeError::NoSpace | ProposeError::OlderCopy { .. } => ErrorCode::NotReady,
+            ProposeError::NoSpace | ProposeError::OlderCopy { .. } | ProposeError::EpochEnded { .. } => {
+                ErrorCode::NotReady
+            }
             ProposeError::NotUnderstood { .. } => ErrorCode::Conflict,
             ProposeError::Fatal(_) => ErrorCode::Internal,
         };
@@ -302,6 +304,7 @@ mod tests {
             (ProposeError::Draining, ErrorCode::NodeDraining),
             (ProposeError::NoSpace, ErrorCode::NotReady),
             (ProposeError::OlderCopy { node: 7 }, ErrorCode::NotReady),
+            (ProposeError::EpochEnded { epoch: 2 }, ErrorCode::NotReady),
         ] {
             let call = CallError::from(error);
             assert_eq!(call.code, code);

@@ -1,7 +1,8 @@
 //! Why a node does not start, and the exit code that tells a supervisor whether to try again.
 
-use raft_store::storage::LogHookTaken;
+use raft_store::storage::{LogHookTaken, RecoverError};
 
+use super::maintenance;
 use crate::config::ConfigError;
 use crate::consensus::StartError;
 use crate::http::ListenError;
@@ -72,6 +73,15 @@ pub enum StartFailure {
          anything; to join again, begin with an empty data_dir (docs/operations.md, \"Removing a node\")"
     )]
     Removed(String),
+    /// There is no quorum to recover here.
+    #[error("recover-quorum: {0}")]
+    Recover(#[from] RecoverError),
+    /// Nobody has said that it is meant.
+    #[error(
+        "recover-quorum loses every change that this node's log does not have, and ends the epoch of all other nodes for \
+         good; look at it with --dry-run, and if it is meant, say --confirm {0}"
+    )]
+    Unconfirmed(String),
     /// A fail point that is none.
     #[cfg(feature = "failpoints")]
     #[error("{0}")]
@@ -84,6 +94,7 @@ impl StartFailure {
         match self {
             StartFailure::Slot(error) if error.about_pin => PIN,
             StartFailure::Consensus(StartError::Listen(_)) => CONFIG,
+            StartFailure::Recover(error) if maintenance::is_fatal(error) => FATAL,
             StartFailure::Consensus(_)
             | StartFailure::Thread(_)
             | StartFailure::LogHook(_)

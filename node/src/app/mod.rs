@@ -5,6 +5,7 @@ mod descriptors;
 mod entrance;
 mod failure;
 mod files;
+pub mod maintenance;
 mod start;
 mod stop;
 mod v1_keys;

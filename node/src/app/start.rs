@@ -16,7 +16,7 @@ use crate::admin::{
     self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, revoked_file,
 };
 use crate::config::{Config, Mode, ReplicationKeySource};
-use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
+use crate::consensus::{self, Autopilot, Consensus, ConsensusOptions, Prepared, RaftTiming};
 use crate::destruction;
 use crate::health;
 use crate::http::{
@@ -247,6 +247,7 @@ fn prepare_consensus(
         cluster_name: cluster.name.clone(),
         tls,
         timing: timing(config),
+        autopilot: autopilot(config),
         trk_id: Arc::new(move |id| key.trk_id(id)),
         on_barrier: Mutex::new(Some(Box::new(|| {
             let begun = Instant::now();
@@ -255,6 +256,14 @@ fn prepare_consensus(
         on_fatal: Arc::new(|why| die(&why)),
     };
     Ok(consensus::prepare(options)?)
+}
+
+fn autopilot(config: &Config) -> Option<Autopilot> {
+    let rules = config.cluster.autopilot;
+    Some(Autopilot {
+        remove_dead_after: rules.remove_dead_after?,
+        min_voters: rules.min_voters,
+    })
 }
 
 fn timing(config: &Config) -> RaftTiming {

@@ -269,6 +269,18 @@ pub(crate) struct ClusterSection {
     pub(crate) token_replication: ReplicationSection,
     /// Silence after which a member may be left out of a rotation. Default 8000.
     pub(crate) fence_after_ms: Option<u64>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) autopilot: AutopilotSection,
+}
+
+/// `cluster.autopilot`: what a leader does by itself about voters that are dead.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AutopilotSection {
+    /// Silence after which a voter is taken out. Default: never.
+    pub(crate) remove_dead_after_seconds: Option<u64>,
+    /// Voters that are heard and have to remain then. Default 3.
+    pub(crate) min_voters: Option<usize>,
 }
 
 /// `cluster.tls`: the cluster's own CA, never the clients'.

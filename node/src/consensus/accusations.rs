@@ -47,6 +47,10 @@ impl Shared {
     /// `accuser`, under the certificate of `name`, refuses this node. If its word means that this directory
     /// must never run again, and is to be believed: remember it, then end the process.
     pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) {
+        if let TurnedAway::OtherEpoch { ours, .. } = reason {
+            self.note_epoch_of(accuser, name, *ours, reason);
+            return;
+        }
         let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
             return;
         };
@@ -79,6 +83,25 @@ impl Shared {
             return;
         }
         (self.options.on_fatal)(text);
+    }
+
+    /// A peer says that it is of another epoch than this node. The word of one voter that this node's own log names is
+    /// enough to stop, until the next start, that this node changes or serves anything: the only voter of a new epoch is
+    /// alone at first, and a voter could do this node more harm than that. It is not enough to end the directory.
+    fn note_epoch_of(&self, peer: RaftId, name: &str, epoch: u64, reason: &TurnedAway) {
+        let own = self.control.get().epoch;
+        if epoch <= own {
+            return;
+        }
+        if self.voter(peer).is_none_or(|voter| voter != name) {
+            let what = "the word of nobody who votes that this node's epoch has ended is ignored";
+            self.note_accusation(name, peer, reason, what);
+            return;
+        }
+        if self.gate.end_epoch(epoch) {
+            let why = super::ProposeError::EpochEnded { epoch };
+            self.note_older_copy(name, peer, why);
+        }
     }
 
     fn is_member(&self, id: RaftId, name: &str) -> bool {

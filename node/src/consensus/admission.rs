@@ -180,7 +180,7 @@ impl Shared {
     }
 
     /// The name of a voter of Raft's membership.
-    fn voter(&self, id: RaftId) -> Option<String> {
+    pub(super) fn voter(&self, id: RaftId) -> Option<String> {
         let sample = self.sample.load();
         let membership = &sample.as_ref()?.metrics.membership_config;
         let named = membership.membership().get_node(&id);

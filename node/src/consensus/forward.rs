@@ -194,8 +194,8 @@ impl Shared {
         if self.paused.load(Ordering::SeqCst) {
             return Err(ProposeError::NotLeader { leader: None });
         }
-        if let Some(node) = self.gate.shut_by() {
-            return Err(ProposeError::OlderCopy { node });
+        if let Some(shut) = self.gate.shut_by() {
+            return Err(shut.into());
         }
         let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
         match tokio::time::timeout(self.options.timing.election_max, running.raft.get_read_log_id()).await {

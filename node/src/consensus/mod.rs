@@ -14,6 +14,7 @@ use tokio::sync::watch;
 mod accusations;
 mod admission;
 mod ask;
+mod autopilot;
 mod budget;
 mod connection;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod leaving;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
+mod loading;
 mod membership;
 mod network;
 mod pool;
@@ -49,6 +51,7 @@ mod test_world;
 mod vouching;
 mod wire;
 
+pub use autopilot::Autopilot;
 pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
 pub use held_back::{HeldBack, held_back_by};
@@ -190,6 +193,15 @@ pub enum ProposeError {
     OlderCopy {
         /// The node that its log does not know.
         node: RaftId,
+    },
+    /// The quorum was recovered without this node; see [`Gate::EpochEnded`].
+    #[error(
+        "the epoch of this node has ended: its cluster goes on in epoch {epoch}, in which this node has no part; stop it, \
+         empty its data directory, and join it again (docs/operations.md, \"When the quorum is gone for good\")"
+    )]
+    EpochEnded {
+        /// The epoch of the cluster.
+        epoch: u64,
     },
     /// A member runs a release that does not know this kind of change.
     #[error(

@@ -140,8 +140,8 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
-        if let Some(node) = self.gate.shut_by() {
-            return Err(ProposeError::OlderCopy { node });
+        if let Some(shut) = self.gate.shut_by() {
+            return Err(shut.into());
         }
         // Whoever leads in a moment takes it; if it is this node again, so much the better.
         if self.paused.load(Ordering::SeqCst) {

@@ -18,6 +18,7 @@ use super::admission::Peers;
 use super::budget::Budget;
 use super::gate::StartGate;
 use super::handshake::{self, Run};
+use super::loading::Loading;
 use super::pool::Pool;
 use super::start::ConsensusOptions;
 use super::wire::{FrameSaid, Hello};
@@ -60,6 +61,8 @@ pub(super) struct Shared {
     pub(super) timed_out: AtomicU64,
     pub(super) leader_changes: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// Who is being sent a snapshot.
+    pub(super) loading: Loading,
     /// Nothing is appended for a moment: leadership is being handed over.
     pub(super) paused: AtomicBool,
     /// Held by whoever hands over.

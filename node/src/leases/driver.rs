@@ -107,10 +107,7 @@ impl Driver {
             self.leases.sample(state, now);
             self.sampled = Some(now);
         }
-        let is_member = state
-            .nodes()
-            .get(&me)
-            .is_some_and(|node| node.is_member());
+        let is_member = state.nodes().get(&me).is_some_and(|node| node.is_member());
         if !is_member {
             return SAMPLE;
         }
@@ -165,6 +162,7 @@ fn is_everybodys(failure: &ProposeError) -> bool {
         | ProposeError::Busy
         | ProposeError::Draining
         | ProposeError::OlderCopy { .. }
+        | ProposeError::EpochEnded { .. }
         | ProposeError::NotUnderstood { .. } => true,
         // Said of this node, or of this claim, or by nobody.
         ProposeError::NotLeader { .. }

@@ -187,6 +187,10 @@ fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
             let detail = ProposeError::OlderCopy { node }.to_string();
             Check::new("start_gate", false, detail)
         }
+        Gate::EpochEnded { epoch } => {
+            let detail = ProposeError::EpochEnded { epoch }.to_string();
+            Check::new("start_gate", false, detail)
+        }
     }
 }
 
@@ -346,13 +350,7 @@ fn leader_serves(picture: &Picture<'_>, slot: &str) -> bool {
 /// Slots that members report as served, leaving out members that the leader has not heard from lately.
 fn served<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
     let fresh = |id: RaftId| picture.own == Some(id) || !picture.view.silent.contains(&id);
-    let member = |id: &RaftId| {
-        picture
-            .state
-            .nodes()
-            .get(id)
-            .is_some_and(|node| node.is_member())
-    };
+    let member = |id: &RaftId| picture.state.nodes().get(id).is_some_and(|node| node.is_member());
     let reports = picture
         .state
         .reports()

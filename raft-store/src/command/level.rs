@@ -2,7 +2,7 @@
 //! skip it. So a leader proposes one only once every member has reported a release that knows it.
 
 use super::Op;
-use crate::state::{FIRST_FEATURE_LEVEL, REMOVES_NODES};
+use crate::state::{FIRST_FEATURE_LEVEL, RECOVERS_QUORUMS, REMOVES_NODES};
 
 impl Op {
     /// The feature level ([`crate::state::FEATURE_LEVEL`]) that every member has to have reported before this is
@@ -42,6 +42,7 @@ impl Op {
             | Op::MoveContext(_)
             | Op::ReleaseVersion(_) => FIRST_FEATURE_LEVEL,
             Op::RemoveNode(_) | Op::KeepNode(_) | Op::BuryNode(_) => REMOVES_NODES,
+            Op::RecoverQuorum(_) => RECOVERS_QUORUMS,
         }
     }
 }

@@ -32,6 +32,7 @@ mod level;
 mod move_context;
 mod op;
 mod prepare_version;
+mod recover_quorum;
 mod refusal;
 mod register_node;
 mod register_slot_key;
@@ -69,6 +70,7 @@ pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use move_context::MoveContext;
 pub use op::Op;
 pub use prepare_version::PrepareVersion;
+pub use recover_quorum::RecoverQuorum;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
@@ -294,5 +296,6 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::RemoveNode(op) => op.apply(state, cx),
         Op::KeepNode(op) => op.apply(state, cx),
         Op::BuryNode(op) => op.apply(state, cx),
+        Op::RecoverQuorum(op) => op.apply(state, cx),
     }
 }

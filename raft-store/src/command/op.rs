@@ -7,8 +7,8 @@ use super::{
     AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
     AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode, CreateCluster, CreateContext, CreateContextV1,
     CreateJoinToken, GrantTransportKey, KeepNode, LeaseInvocations, MoveContext, PrepareVersion,
-    RegisterNode, RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveNode, RemoveRevocations, ReportNode,
-    ReportNodeV1, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
+    RecoverQuorum, RegisterNode, RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveNode, RemoveRevocations,
+    ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
 };
 use crate::names::RaftId;
 
@@ -79,6 +79,8 @@ pub enum Op {
     KeepNode(KeepNode),
     /// A leaving node is out of Raft's membership: its row becomes a tombstone.
     BuryNode(BuryNode),
+    /// A survivor goes on alone, in a new epoch.
+    RecoverQuorum(RecoverQuorum),
 }
 
 impl Op {
@@ -117,6 +119,7 @@ impl Op {
             Op::RemoveNode(_) => "remove_node",
             Op::KeepNode(_) => "keep_node",
             Op::BuryNode(_) => "bury_node",
+            Op::RecoverQuorum(_) => "recover_quorum",
         }
     }
 

@@ -14,6 +14,7 @@ pub mod context;
 pub mod frozen;
 pub mod lease;
 pub mod node;
+pub mod recovery;
 pub mod requests;
 pub mod slot;
 pub mod table;
@@ -23,6 +24,7 @@ use access::{Acl, Revocation, RevocationKey};
 use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState};
 use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
+use recovery::Recovery;
 use requests::Requests;
 use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
@@ -37,7 +39,7 @@ use usage::{Uncounted, VersionUse};
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
 /// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
 ///   revocations from members that do not lead.
-/// - 5: members leave the cluster.
+/// - 5: members leave the cluster; the quorum may have been recovered by one survivor, in a new epoch.
 pub const FEATURE_LEVEL: u32 = 5;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
@@ -45,6 +47,8 @@ pub const COUNTS_USES: u32 = 3;
 pub const REJECTS_GRANTS: u32 = 4;
 /// The level from which on a node knows that members leave.
 pub const REMOVES_NODES: u32 = 5;
+/// The level from which on a node knows [`RecoverQuorum`](crate::command::RecoverQuorum).
+pub(crate) const RECOVERS_QUORUMS: u32 = 5;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
@@ -85,6 +89,7 @@ pub struct ClusterState {
     pub(crate) uses: Table<VersionKey, VersionUse>,
     pub(crate) uncounted: Table<RaftId, Uncounted>,
     pub(crate) leases: Table<VersionKey, VersionLease>,
+    pub(crate) recoveries: Table<u64, Recovery>,
     pub(crate) requests: Requests,
 }
 
@@ -328,6 +333,11 @@ impl ClusterState {
         &self.join_tokens
     }
 
+    /// Quorums that were recovered by one survivor, by the epoch that began so.
+    pub fn recoveries(&self) -> &Table<u64, Recovery> {
+        &self.recoveries
+    }
+
     /// The idempotency window.
     pub fn requests(&self) -> &Requests {
         &self.requests
@@ -348,6 +358,7 @@ impl ClusterState {
         self.uses.drain(&mut out)?;
         self.uncounted.drain(&mut out)?;
         self.leases.drain(&mut out)?;
+        self.recoveries.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -367,6 +378,7 @@ impl ClusterState {
         self.uses.dump(&mut out)?;
         self.uncounted.dump(&mut out)?;
         self.leases.dump(&mut out)?;
+        self.recoveries.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -393,6 +405,7 @@ impl ClusterState {
             RowKind::Use => self.uses.load(version, key, value),
             RowKind::Uncounted => self.uncounted.load(version, key, value),
             RowKind::Lease => self.leases.load(version, key, value),
+            RowKind::Recovery => self.recoveries.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }

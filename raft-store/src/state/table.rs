@@ -47,13 +47,15 @@ pub enum RowKind {
     Uncounted = 12,
     /// How many invocations of a key version were given out.
     Lease = 13,
+    /// A quorum that was lost and recovered.
+    Recovery = 14,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 13] = [
+    pub const STATE: [RowKind; 14] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -67,6 +69,7 @@ impl RowKind {
         RowKind::Use,
         RowKind::Uncounted,
         RowKind::Lease,
+        RowKind::Recovery,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -93,6 +96,7 @@ impl RowKind {
             RowKind::Use => 1,
             RowKind::Uncounted => 1,
             RowKind::Lease => 1,
+            RowKind::Recovery => 1,
             RowKind::Applied => 1,
         }
     }
@@ -105,7 +109,9 @@ impl RowKind {
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
             RowKind::Version => 32 << 10,
-            RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease => 64 << 10,
+            RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease | RowKind::Recovery => {
+                64 << 10
+            }
             RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
         }
     }
@@ -126,6 +132,7 @@ impl RowKind {
             RowKind::Use => "use",
             RowKind::Uncounted => "uncounted",
             RowKind::Lease => "lease",
+            RowKind::Recovery => "recovery",
             RowKind::Applied => "applied",
         }
     }

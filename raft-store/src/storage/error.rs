@@ -49,6 +49,15 @@ impl StoreFailure {
         move |source| Self::Sled { what, source }
     }
 
+    /// Whether another process has sled's file. sled locks it too, and gives the lock back a moment after it is dropped.
+    pub(super) fn is_sleds_lock(&self) -> bool {
+        matches!(
+            self,
+            Self::Sled { source: sled::Error::Io(source), .. }
+                if source.to_string().contains("could not acquire lock")
+        )
+    }
+
     /// Whether sled's files are not as sled left them, rather than that they could not be read just now. Of its
     /// I/O errors that is what reading past the end, at a senseless place, or of a file that nothing wrote gives.
     fn is_loss(&self) -> bool {
@@ -119,6 +128,9 @@ pub enum OpenError {
         /// The panic's message.
         message: String,
     },
+    /// Nobody has ever run there: maintenance has nothing to do, and must not make anything.
+    #[error("data_dir {0}: no node has run there; name the configuration of a node that has")]
+    Unused(PathBuf),
     /// Something acknowledged is missing.
     #[error("data_dir {dir}: {what}; {REMEDY}")]
     Lost {
@@ -170,11 +182,7 @@ impl OpenError {
         match failure {
             StoreFailure::Damaged(what) => Self::Lost { dir, what },
             StoreFailure::Newer(what) => Self::Newer { dir, what },
-            // sled locks its file too, and gives the lock back a moment after it is dropped.
-            StoreFailure::Sled {
-                source: sled::Error::Io(source),
-                ..
-            } if source.to_string().contains("could not acquire lock") => Self::InUse(dir),
+            failure if failure.is_sleds_lock() => Self::InUse(dir),
             failure if failure.is_loss() => {
                 let what = failure.to_string();
                 Self::Lost { dir, what }

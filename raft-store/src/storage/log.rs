@@ -145,6 +145,12 @@ impl LogStore {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The last entry that there is, or was.
+    pub(super) fn last(&self) -> Option<LogId> {
+        let index = self.lock();
+        index.last.max(index.purged)
+    }
+
     /// Entries from sled, for readers that fell behind the cache.
     fn read_rows(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
         let mut entries = Vec::new();
@@ -161,7 +167,7 @@ impl LogStore {
         Ok(entries)
     }
 
-    fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
+    pub(super) fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
         let (start, end, cache_first, cached) = {
             let index = self.lock();
             let (start, end) = (start.max(index.first), end.min(index.next()));

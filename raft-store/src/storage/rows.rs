@@ -1,5 +1,6 @@
 //! The rows underneath: a small trait, so that sled can be replaced, and its sled implementation.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,9 @@ use std::time::SystemTime;
 use super::control::sync_parent;
 use super::error::StoreFailure;
 use super::frame::{self, Form, UnpackedRow, Unpacker};
+
+/// Pairs that a copy writes at a time.
+const COPIED_AT_ONCE: usize = 256;
 
 /// A set of changes to one tree, applied together or not at all.
 #[derive(Default)]
@@ -127,6 +131,65 @@ impl SledRows {
             barriers: AtomicU64::new(0),
             on_barrier,
         }))
+    }
+
+    /// Writes everything that there is into an empty store, byte by byte; durable after its barrier. Gives back how many
+    /// pairs there are.
+    pub(super) fn copy_to(&self, other: &Self) -> Result<u64, StoreFailure> {
+        let mut pairs = 0;
+        for name in self.trees() {
+            let from = self.tree(&name)?;
+            // sled has one of its own, which nothing is written to.
+            if from.is_empty() {
+                continue;
+            }
+            let to = other.tree(&name)?;
+            let (mut batch, mut held) = (sled::Batch::default(), 0);
+            for pair in from.iter() {
+                let (key, value) = pair.map_err(StoreFailure::sled("read"))?;
+                batch.insert(key, value);
+                (held, pairs) = (held + 1, pairs + 1);
+                if held == COPIED_AT_ONCE {
+                    let full = std::mem::take(&mut batch);
+                    to.apply_batch(full).map_err(StoreFailure::sled("write"))?;
+                    held = 0;
+                    fail::fail_point!("compact::in_copy");
+                }
+            }
+            to.apply_batch(batch).map_err(StoreFailure::sled("write"))?;
+        }
+        Ok(pairs)
+    }
+
+    /// Whether both have the same trees with the same pairs in them, byte by byte.
+    pub(super) fn is_same_as(&self, other: &Self) -> Result<bool, StoreFailure> {
+        let filled = |rows: &Self| {
+            let mut names = BTreeMap::new();
+            for name in rows.trees() {
+                let tree = rows.tree(&name)?;
+                if !tree.is_empty() {
+                    names.insert(name, tree);
+                }
+            }
+            Ok::<_, StoreFailure>(names)
+        };
+        let (ours, theirs) = (filled(self)?, filled(other)?);
+        if !ours.keys().eq(theirs.keys()) {
+            return Ok(false);
+        }
+        for (ours, theirs) in ours.values().zip(theirs.values()) {
+            let (mut ours, mut theirs) = (ours.iter(), theirs.iter());
+            loop {
+                let read = StoreFailure::sled("read");
+                match (ours.next().transpose(), theirs.next().transpose()) {
+                    (Err(error), _) | (_, Err(error)) => return Err(read(error)),
+                    (Ok(None), Ok(None)) => break,
+                    (Ok(ours), Ok(theirs)) if ours == theirs => {}
+                    _ => return Ok(false),
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn tree(&self, name: &str) -> Result<sled::Tree, StoreFailure> {

@@ -11,6 +11,7 @@ mod golden;
 mod keys;
 mod kill;
 mod limits;
+mod maintenance;
 mod promises;
 mod snapshots;
 mod space;

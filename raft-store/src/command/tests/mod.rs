@@ -13,6 +13,7 @@ mod limits;
 mod moves;
 mod nodes;
 mod recent_use;
+mod recovery;
 mod removal;
 mod requests;
 mod sequences;

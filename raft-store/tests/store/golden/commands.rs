@@ -199,6 +199,13 @@ fn ops() -> Vec<Op> {
         }),
         Op::KeepNode(KeepNode { node: 9 }),
         Op::BuryNode(BuryNode { node: 9 }),
+        Op::RecoverQuorum(RecoverQuorum {
+            epoch: 2,
+            survivor: 3,
+            last_term: 4,
+            last_index: 5,
+            applied_index: 6,
+        }),
     ]
 }
 

@@ -8,6 +8,7 @@ use raft_store::state::access::*;
 use raft_store::state::context::*;
 use raft_store::state::lease::*;
 use raft_store::state::node::*;
+use raft_store::state::recovery::*;
 use raft_store::state::slot::*;
 use raft_store::state::table::{Row, RowKey};
 use raft_store::state::usage::*;
@@ -254,6 +255,15 @@ pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.use", &use_row());
     lines.value("row.uncounted", &Uncounted { until: 4 });
     lines.value("row.lease", &lease_row());
+    let recovery = Recovery {
+        at: 1,
+        survivor: 2,
+        last_term: 3,
+        last_index: 4,
+        applied_index: 5,
+        left_out: vec![6, 7],
+    };
+    lines.value("row.recovery", &recovery);
     keys(lines);
 }
 
@@ -295,6 +305,7 @@ pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
         ("row", "use") => row::<VersionUse>(bytes),
         ("row", "uncounted") => row::<Uncounted>(bytes),
         ("row", "lease") => row::<VersionLease>(bytes),
+        ("row", "recovery") => row::<Recovery>(bytes),
         ("key", "one") => key::<()>(bytes),
         ("key", "index") => key::<u64>(bytes),
         ("key", "context") => key::<ContextName>(bytes),
