@@ -1,6 +1,6 @@
 //! `AddTransportKey`: a slot gets a new transport generation; the one before is superseded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ impl AddTransportKey {
             grants: self.grants.clone(),
             created_at: cx.at,
             rejected: BTreeMap::new(),
+            acks: BTreeSet::new(),
+            ended_at: None,
         });
         state.slots.put(self.slot.clone(), slot)?;
         Ok(Done::Ok)

@@ -4,11 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
-    AdoptVersion, AdvanceWaits, BeginDestroy, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken,
-    GrantTransportKey, LeaseInvocations, MoveContext, PrepareVersion, RegisterNode, RegisterSlotKey,
-    RejectGrant, ReleaseVersion, RemoveRevocations, ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl,
-    SetVersionUse, UndoDestroy,
+    AbandonVersion, AckDestroyed, AckTransportKey, AckVersions, ActivateTransportKey, ActivateVersion,
+    AddRevocations, AddTransportKey, AdmitNode, AdoptVersion, AdvanceWaits, BeginDestroy, CreateCluster,
+    CreateContext, CreateContextV1, CreateJoinToken, DestroyTransportKey, GrantTransportKey,
+    LeaseInvocations, MoveContext, OfferTransportKey, PrepareVersion, RegisterNode, RegisterSlotKey,
+    RejectGrant, RekeyReplication, RekeyTransport, ReleaseVersion, RemoveRevocations, ReportNode,
+    ReportNodeV1, ReportReplicationKeys, ResealKeys, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
 };
 
 /// The operations. Append only: the position is the encoding.
@@ -72,6 +73,22 @@ pub enum Op {
     MoveContext(MoveContext),
     /// An adopted version is given back to version 1.
     ReleaseVersion(ReleaseVersion),
+    /// A slot is to get its next transport key.
+    RekeyTransport(RekeyTransport),
+    /// The transport key that a rekey asked for.
+    OfferTransportKey(OfferTransportKey),
+    /// A node holds an offered transport key, or has removed one that is being destroyed.
+    AckTransportKey(AckTransportKey),
+    /// New versions are wrapped under the offered transport key.
+    ActivateTransportKey(ActivateTransportKey),
+    /// A superseded transport key leaves state and tokens.
+    DestroyTransportKey(DestroyTransportKey),
+    /// A node says which replication keys it has.
+    ReportReplicationKeys(ReportReplicationKeys),
+    /// Everything is sealed under another replication key.
+    RekeyReplication(RekeyReplication),
+    /// Records that are sealed anew.
+    ResealKeys(ResealKeys),
 }
 
 impl Op {
@@ -107,6 +124,14 @@ impl Op {
             Op::AdoptVersion(_) => "adopt_version",
             Op::MoveContext(_) => "move_context",
             Op::ReleaseVersion(_) => "release_version",
+            Op::RekeyTransport(_) => "rekey_transport",
+            Op::OfferTransportKey(_) => "offer_transport_key",
+            Op::AckTransportKey(_) => "ack_transport_key",
+            Op::ActivateTransportKey(_) => "activate_transport_key",
+            Op::DestroyTransportKey(_) => "destroy_transport_key",
+            Op::ReportReplicationKeys(_) => "report_replication_keys",
+            Op::RekeyReplication(_) => "rekey_replication",
+            Op::ResealKeys(_) => "reseal_keys",
         }
     }
 
@@ -124,6 +149,8 @@ impl Op {
                 | Op::RejectGrant(_)
                 | Op::LeaseInvocations(_)
                 | Op::AddRevocations(_)
+                | Op::AckTransportKey(_)
+                | Op::ReportReplicationKeys(_)
         )
     }
 

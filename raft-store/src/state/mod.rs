@@ -7,13 +7,14 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecError;
-use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, UnixMillis};
+use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, TransportId, UnixMillis};
 
 pub mod access;
 pub mod context;
 pub mod frozen;
 pub mod lease;
 pub mod node;
+pub mod replication;
 pub mod requests;
 pub mod slot;
 pub mod table;
@@ -23,8 +24,9 @@ use access::{Acl, Revocation, RevocationKey};
 use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState};
 use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
+use replication::Replication;
 use requests::Requests;
-use slot::Slot;
+use slot::{Slot, TransportGeneration, TransportState};
 use table::{LoadError, Row, RowChange, RowKind, Table};
 use usage::{Uncounted, VersionUse};
 
@@ -37,11 +39,14 @@ use usage::{Uncounted, VersionUse};
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
 /// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
 ///   revocations from members that do not lead.
-pub const FEATURE_LEVEL: u32 = 4;
+/// - 5: transport keys and the replication key are replaced.
+pub const FEATURE_LEVEL: u32 = 5;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
 /// The level from which on a node knows [`RejectGrant`](crate::command::RejectGrant).
 pub const REJECTS_GRANTS: u32 = 4;
+/// The level from which on a node takes part when a transport key or the replication key is replaced.
+pub const REKEYS: u32 = 5;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
@@ -57,7 +62,8 @@ pub struct ClusterMeta {
     /// The level that it was made with. What may be proposed goes by what the members report:
     /// [`ClusterState::below_level`].
     pub feature_level: u32,
-    /// Identifies the replication key every sealed key is sealed under.
+    /// Identifies the replication key that everything is sealed under, all but what is still to be sealed anew:
+    /// [`Replication::former`].
     pub trk_id: [u8; 8],
     /// When it was made.
     pub created_at: UnixMillis,
@@ -82,6 +88,7 @@ pub struct ClusterState {
     pub(crate) uses: Table<VersionKey, VersionUse>,
     pub(crate) uncounted: Table<RaftId, Uncounted>,
     pub(crate) leases: Table<VersionKey, VersionLease>,
+    pub(crate) replication: Table<(), Replication>,
     pub(crate) requests: Requests,
 }
 
@@ -173,6 +180,42 @@ impl ClusterState {
     /// Whether a node has yet to acknowledge a destruction: until then it is not ready.
     pub fn owes_destruction(&self, node: RaftId) -> bool {
         self.owed_by(node).next().is_some()
+    }
+
+    /// Who has yet to acknowledge that a transport key is gone from its token: every member. Nobody, unless it is
+    /// `destroying`. Whoever joins removes what it was granted before it is ready, and holds nothing up.
+    pub fn owing_transport<'a>(
+        &'a self,
+        generation: &'a TransportGeneration,
+    ) -> impl Iterator<Item = (RaftId, &'a Node)> {
+        let is_open = generation.state == TransportState::Destroying;
+        self.nodes
+            .iter()
+            .map(|(id, node)| (*id, &**node))
+            .filter(move |(id, node)| {
+                is_open && node.status == NodeStatus::Member && !generation.acks.contains(id)
+            })
+    }
+
+    /// The versions whose keys are wrapped under a transport key, whatever their state: while there is one, the key is
+    /// needed to import it.
+    pub fn wrapped_under<'a>(
+        &'a self,
+        slot: &'a SlotName,
+        id: TransportId,
+    ) -> impl Iterator<Item = (&'a VersionKey, &'a KeyVersion)> {
+        self.versions
+            .iter()
+            .map(|(key, version)| (key, &**version))
+            .filter(move |(_, version)| {
+                let material = version.material.as_ref();
+                version.slot == *slot && material.is_some_and(|material| material.transport_id == id)
+            })
+    }
+
+    /// Which replication keys there are besides the cluster's; `None` while there has been none.
+    pub fn replication(&self) -> Option<&Replication> {
+        self.replication.get(&()).map(|row| &**row)
     }
 
     /// How often each key version was used, those that were destroyed too.
@@ -345,6 +388,7 @@ impl ClusterState {
         self.uses.drain(&mut out)?;
         self.uncounted.drain(&mut out)?;
         self.leases.drain(&mut out)?;
+        self.replication.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -364,6 +408,7 @@ impl ClusterState {
         self.uses.dump(&mut out)?;
         self.uncounted.dump(&mut out)?;
         self.leases.dump(&mut out)?;
+        self.replication.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -390,6 +435,7 @@ impl ClusterState {
             RowKind::Use => self.uses.load(version, key, value),
             RowKind::Uncounted => self.uncounted.load(version, key, value),
             RowKind::Lease => self.leases.load(version, key, value),
+            RowKind::Replication => self.replication.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }

@@ -47,13 +47,15 @@ pub enum RowKind {
     Uncounted = 12,
     /// How many invocations of a key version were given out.
     Lease = 13,
+    /// Which replication keys there are besides the cluster's, one row.
+    Replication = 14,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 13] = [
+    pub const STATE: [RowKind; 14] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -67,6 +69,7 @@ impl RowKind {
         RowKind::Use,
         RowKind::Uncounted,
         RowKind::Lease,
+        RowKind::Replication,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -83,7 +86,7 @@ impl RowKind {
             RowKind::Meta => 1,
             RowKind::Context => 2,
             RowKind::Version => 4,
-            RowKind::Slot => 2,
+            RowKind::Slot => 3,
             RowKind::Node => 1,
             RowKind::Report => 2,
             RowKind::Acl => 2,
@@ -93,6 +96,7 @@ impl RowKind {
             RowKind::Use => 1,
             RowKind::Uncounted => 1,
             RowKind::Lease => 1,
+            RowKind::Replication => 1,
             RowKind::Applied => 1,
         }
     }
@@ -104,6 +108,7 @@ impl RowKind {
             RowKind::Meta | RowKind::Context | RowKind::JoinToken | RowKind::Uncounted => 4 << 10,
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
+            RowKind::Replication => 16 << 10,
             RowKind::Version => 32 << 10,
             RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease => 64 << 10,
             RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
@@ -126,6 +131,7 @@ impl RowKind {
             RowKind::Use => "use",
             RowKind::Uncounted => "uncounted",
             RowKind::Lease => "lease",
+            RowKind::Replication => "replication",
             RowKind::Applied => "applied",
         }
     }

@@ -50,7 +50,9 @@ pub(crate) fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
         | Op::MoveContext(_)
-        | Op::ReleaseVersion(_) => admin(),
+        | Op::ReleaseVersion(_)
+        | Op::RekeyTransport(_)
+        | Op::RekeyReplication(_) => admin(),
         _ => Origin::Node(node),
     }
 }

@@ -12,6 +12,7 @@ mod limits;
 mod moves;
 mod nodes;
 mod recent_use;
+mod rekey;
 mod removal;
 mod requests;
 mod sequences;
@@ -221,7 +222,9 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
         | Op::MoveContext(_)
-        | Op::ReleaseVersion(_) => admin(),
+        | Op::ReleaseVersion(_)
+        | Op::RekeyTransport(_)
+        | Op::RekeyReplication(_) => admin(),
         _ => Origin::Node(node),
     }
 }
