@@ -105,7 +105,8 @@ pub fn decide(
 }
 
 /// Every voter, and every member that is about to vote: both may serve.
-fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
+#[must_use]
+pub fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
     let members = state
         .nodes()
         .iter()

@@ -273,6 +273,32 @@ impl World {
         version
     }
 
+    /// As [`World::prepare`], wrapped under this transport key.
+    pub(crate) fn prepare_under(&mut self, name: &str, id: u8) -> u32 {
+        let highest = self.state.contexts().get(&context(name)).unwrap().highest_version;
+        let Op::PrepareVersion(mut op) = prepare(name, highest, highest + 1) else {
+            panic!()
+        };
+        op.material.transport_id = TransportId([id; 16]);
+        self.ok(Op::PrepareVersion(op));
+        highest + 1
+    }
+
+    /// Every node says that it has another replication key, which becomes the cluster's.
+    pub(crate) fn rekey_replication(&mut self, to: [u8; 8]) {
+        let from = self.state.meta().unwrap().trk_id;
+        let standing = self.state.nodes().iter().filter(|(_, node)| node.is_standing());
+        let standing: Vec<RaftId> = standing.map(|(id, _)| *id).collect();
+        for node in standing {
+            let held = BTreeSet::from([from, to]);
+            self.ok_as(
+                node,
+                Op::ReportReplicationKeys(ReportReplicationKeys { node, held }),
+            );
+        }
+        self.ok(Op::RekeyReplication(RekeyReplication { from, to }));
+    }
+
     pub(crate) fn ack(&mut self, node: RaftId, name: &str, version: u32) {
         let Some(key_uid) = self.state.version(&context(name), version).map(|v| v.key_uid) else {
             panic!("no version {version}")
