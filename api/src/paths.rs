@@ -29,6 +29,12 @@ pub const CLUSTER_SLOT_KEYS: &str = "/admin/v1/cluster/slot-keys";
 pub const CLUSTER_STATUS: &str = "/admin/v1/cluster/status";
 /// `GET`: all members.
 pub const CLUSTER_MEMBERS: &str = "/admin/v1/cluster/members";
+/// `GET`: where the replacement of transport keys and of the replication key stands.
+pub const CLUSTER_REKEY: &str = "/admin/v1/cluster/rekey";
+/// `POST`: replace a slot's transport key.
+pub const CLUSTER_REKEY_TRANSPORT: &str = "/admin/v1/cluster/rekey/transport";
+/// `POST`: replace the replication key.
+pub const CLUSTER_REKEY_REPLICATION: &str = "/admin/v1/cluster/rekey/replication";
 /// `GET`: all contexts and key versions; `POST`: create a KEK.
 pub const KEYS: &str = "/admin/v1/keys";
 /// `POST`: rotate a context, as a route pattern; clients use [`rotate`].
@@ -156,6 +162,9 @@ mod tests {
             CLUSTER_SLOT_KEYS,
             CLUSTER_STATUS,
             CLUSTER_MEMBERS,
+            CLUSTER_REKEY,
+            CLUSTER_REKEY_TRANSPORT,
+            CLUSTER_REKEY_REPLICATION,
             KEYS,
             KEYS_ROTATE_PATTERN,
             KEYS_USAGE,

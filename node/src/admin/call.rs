@@ -119,6 +119,15 @@ pub enum AdminBody {
         /// The version.
         version: u32,
     },
+    /// A slot gets its next transport key.
+    RekeyTransport {
+        /// The slot.
+        slot: SlotName,
+        /// Whether the one that is on its way is given up for another.
+        restart: bool,
+    },
+    /// The leader's other replication key becomes the cluster's.
+    RekeyReplication,
 }
 
 impl AdminBody {
@@ -145,6 +154,8 @@ impl AdminBody {
             Self::AdoptKeys(order) => format!("key adopt {}", order.context),
             Self::MoveKey { context, .. } => format!("key move {context}"),
             Self::ReleaseKey { context, version } => format!("key release {context} v{version}"),
+            Self::RekeyTransport { slot, .. } => format!("cluster rekey transport {slot}"),
+            Self::RekeyReplication => "cluster rekey replication".to_owned(),
         }
     }
 }

@@ -321,7 +321,10 @@ fn lead(
         limits,
     );
     tokio::spawn(rekeys.drive());
-    tokio::spawn(rekey::holding::report(Arc::clone(&cluster), Arc::clone(replication)));
+    tokio::spawn(rekey::holding::report(
+        Arc::clone(&cluster),
+        Arc::clone(replication),
+    ));
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator: Arc::clone(&rotator),

@@ -301,7 +301,10 @@ fn the_replication_key_beside_the_first_one_is_read_only_where_there_is_one() {
             let known = ["PIN_A", "TOKEN_REPLICATION_KEY"].contains(&name) || set.contains(&name);
             known.then(|| value.to_owned())
         };
-        let text = CLUSTER.replace("  coordination:", &format!("  token_replication: {{{lines}}}\n  coordination:"));
+        let text = CLUSTER.replace(
+            "  coordination:",
+            &format!("  token_replication: {{{lines}}}\n  coordination:"),
+        );
         let config = Config::parse(&text, Path::new("c"), None, &env);
         config.map(|config| config.cluster.replication.previous)
     };
@@ -320,7 +323,9 @@ fn the_replication_key_beside_the_first_one_is_read_only_where_there_is_one() {
         with("previous_encryption_key_env: OLD", &["OLD"]).unwrap(),
         from("OLD")
     );
-    let unset = with("previous_encryption_key_env: OLD", &[]).unwrap_err().to_string();
+    let unset = with("previous_encryption_key_env: OLD", &[])
+        .unwrap_err()
+        .to_string();
     assert!(
         unset.contains("previous_encryption_key_env: environment variable OLD"),
         "{unset}"

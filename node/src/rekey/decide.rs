@@ -88,7 +88,10 @@ fn activate(
 fn unneeded(state: &ClusterState) -> Vec<Action> {
     let mut found = Vec::new();
     for (name, slot) in state.slots().iter() {
-        let superseded = slot.transport.iter().filter(|it| it.state == TransportState::Superseded);
+        let superseded = slot
+            .transport
+            .iter()
+            .filter(|it| it.state == TransportState::Superseded);
         for generation in superseded {
             if state.wrapped_under(name, generation.id).next().is_none() {
                 found.push(Action::Destroy {
@@ -182,7 +185,13 @@ mod tests {
 
     fn decided(world: &World, silent: &[RaftId]) -> Vec<Action> {
         let limits = Limits::new(8 * SECOND);
-        let silent_for = |node| if silent.contains(&node) { 9 * SECOND } else { SECOND };
+        let silent_for = |node| {
+            if silent.contains(&node) {
+                9 * SECOND
+            } else {
+                SECOND
+            }
+        };
         decide(&world.state, &world.voters, silent_for, &limits)
     }
 
@@ -215,7 +224,10 @@ mod tests {
         let mut world = World::new(3);
         offer(&mut world, 2);
         let voters: Vec<RaftId> = world.voters.iter().copied().collect();
-        assert!(decided(&world, &voters[1..]).is_empty(), "a majority has to hold it");
+        assert!(
+            decided(&world, &voters[1..]).is_empty(),
+            "a majority has to hold it"
+        );
         hold(&mut world, voters[0], 2);
         hold(&mut world, voters[1], 2);
         assert!(decided(&world, &[]).is_empty(), "the third one answers");
@@ -231,7 +243,10 @@ mod tests {
         world.activate("c", first);
         offer(&mut world, 2);
         hold(&mut world, 1, 2);
-        assert!(due(&world.state).is_empty(), "nothing is wrapped under the new one yet");
+        assert!(
+            due(&world.state).is_empty(),
+            "nothing is wrapped under the new one yet"
+        );
         activate(&mut world);
         let rotate = Action::Rotate {
             context: context("c"),

@@ -203,7 +203,10 @@ impl Driver {
         let Some(meta) = state.meta() else { return true };
         let former = state.replication().and_then(|row| row.former.as_ref());
         let Some(former) = former else { return true };
-        let present = self.replication.for_cluster(meta).map_err(|wrong| wrong.to_string());
+        let present = self
+            .replication
+            .for_cluster(meta)
+            .map_err(|wrong| wrong.to_string());
         let other = self.replication.other(meta);
         let other = other.filter(|key| key.trk_id() == former.id);
         let other = other.ok_or_else(|| {
@@ -231,7 +234,11 @@ impl Driver {
         let proposed = self.cluster.propose_as_leader(Op::ResealKeys(op)).await;
         if proposed.is_ok() {
             reach("rekey::after_reseal_commit").await;
-            tracing::info!(versions, grants, "records are sealed under the new replication key");
+            tracing::info!(
+                versions,
+                grants,
+                "records are sealed under the new replication key"
+            );
         }
         report("reseal_keys", "", proposed)
     }

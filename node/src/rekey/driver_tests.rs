@@ -150,7 +150,11 @@ async fn a_leader_without_the_former_key_says_so_once_and_retires_nothing() {
         assert_eq!(driver.look(now).await, AFTER_ERROR);
         now += AFTER_ERROR;
         assert_eq!(driver.stuck.len(), 1);
-        assert!(driver.stuck[0].contains("previous_encryption_key_env"), "{:?}", driver.stuck);
+        assert!(
+            driver.stuck[0].contains("previous_encryption_key_env"),
+            "{:?}",
+            driver.stuck
+        );
     }
     assert_eq!(cluster.count(|_| true), before);
     assert!(cluster.published().state.replication().unwrap().former.is_some());

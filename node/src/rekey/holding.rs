@@ -83,7 +83,10 @@ mod tests {
     async fn a_node_says_that_it_has_two_keys_and_when_it_has_one_again() {
         let cluster = FakeCluster::new(World::new(1));
         let alone = Replication::new(replication_key(), "x");
-        assert!(news(&cluster.published().state, 1, &alone).is_none(), "nothing is replaced");
+        assert!(
+            news(&cluster.published().state, 1, &alone).is_none(),
+            "nothing is replaced"
+        );
         let both = Replication::new(other_key(), "x").beside(replication_key(), "y");
         let as_dyn = || Arc::clone(&cluster) as Arc<dyn Cluster>;
         let held = |keys: usize| {

@@ -55,7 +55,9 @@ pub fn batch(state: &ClusterState, meta: &ClusterMeta, keys: Keys<'_>) -> Batch 
             Ok(None) => {}
             Err(error) => {
                 let (context, version) = (&key.context, key.version);
-                batch.problems.push(format!("{context} version {version}: {error}"));
+                batch
+                    .problems
+                    .push(format!("{context} version {version}: {error}"));
             }
         }
         if batch.is_full() {
@@ -265,10 +267,18 @@ mod tests {
             assert_eq!(*wrapped, WRAPPED);
         }
         let slots = world.state.slots();
-        let generation = slots.get(&slot("t")).unwrap().current_transport().unwrap().clone();
+        let generation = slots
+            .get(&slot("t"))
+            .unwrap()
+            .current_transport()
+            .unwrap()
+            .clone();
         let grant = &generation.grants[&Grantee::Node(1)];
         assert_eq!(*new.open_grant(&granted_to(1), &grant.blob).unwrap(), [9; 384]);
-        assert!(world.state.replication().unwrap().former.is_none(), "it is retired");
+        assert!(
+            world.state.replication().unwrap().former.is_none(),
+            "it is retired"
+        );
     }
 
     #[test]
@@ -278,7 +288,11 @@ mod tests {
         assert!(commands >= 2 && problems.is_empty(), "{commands} {problems:?}");
         assert!(world.state.replication().unwrap().former.is_none());
         for op in &world.log {
-            assert!(raft_store::codec::encode(op).unwrap().len() < 64 << 10, "{}", op.name());
+            assert!(
+                raft_store::codec::encode(op).unwrap().len() < 64 << 10,
+                "{}",
+                op.name()
+            );
         }
     }
 

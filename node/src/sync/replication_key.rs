@@ -150,7 +150,12 @@ mod tests {
             assert_eq!(both.other(&meta).unwrap().trk_id(), other);
         }
         let error = both.for_cluster(&meta([9; 8])).err().unwrap().to_string();
-        for part in ["env A and env B: ", &hex::encode(old), &hex::encode(new), "needs both"] {
+        for part in [
+            "env A and env B: ",
+            &hex::encode(old),
+            &hex::encode(new),
+            "needs both",
+        ] {
             assert!(error.contains(part), "{error} does not say {part}");
         }
         let alone = Replication::new(key("11"), "x");

@@ -9,6 +9,7 @@ mod cluster;
 mod key_life;
 mod keys;
 mod placements;
+mod rekey;
 mod revocations;
 mod slots;
 mod unread;
@@ -92,6 +93,9 @@ fn routes() -> Routes<AdminState> {
         .get(paths::CLUSTER_SLOT_KEYS, cluster::slot_keys)
         .get(paths::CLUSTER_STATUS, cluster::status)
         .get(paths::CLUSTER_MEMBERS, cluster::members)
+        .get(paths::CLUSTER_REKEY, rekey::status)
+        .post(paths::CLUSTER_REKEY_TRANSPORT, rekey::transport)
+        .post(paths::CLUSTER_REKEY_REPLICATION, rekey::replication)
         .get(paths::KEYS, keys::list)
         .post(paths::KEYS, keys::create)
         .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)

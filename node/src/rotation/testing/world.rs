@@ -284,18 +284,23 @@ impl World {
         highest + 1
     }
 
-    /// Every node says that it has another replication key, which becomes the cluster's.
-    pub(crate) fn rekey_replication(&mut self, to: [u8; 8]) {
-        let from = self.state.meta().unwrap().trk_id;
+    /// Every node says that it has these replication keys.
+    pub(crate) fn hold_replication_keys(&mut self, keys: &[[u8; 8]]) {
         let standing = self.state.nodes().iter().filter(|(_, node)| node.is_standing());
         let standing: Vec<RaftId> = standing.map(|(id, _)| *id).collect();
         for node in standing {
-            let held = BTreeSet::from([from, to]);
+            let held = keys.iter().copied().collect();
             self.ok_as(
                 node,
                 Op::ReportReplicationKeys(ReportReplicationKeys { node, held }),
             );
         }
+    }
+
+    /// Every node says that it has another replication key, which becomes the cluster's.
+    pub(crate) fn rekey_replication(&mut self, to: [u8; 8]) {
+        let from = self.state.meta().unwrap().trk_id;
+        self.hold_replication_keys(&[from, to]);
         self.ok(Op::RekeyReplication(RekeyReplication { from, to }));
     }
 

@@ -39,10 +39,7 @@ pub(super) fn is_replaced(
                         .iter()
                         .any(|(_, version)| held.keks.contains_key(&version.key_uid))
             };
-            named
-                .iter()
-                .any(|generation| !generation.state.is_ended())
-                && !kept()
+            named.iter().any(|generation| !generation.state.is_ended()) && !kept()
         }
     }
 }
