@@ -6,6 +6,7 @@ mod acl_set;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 mod cluster_init;
+pub(crate) mod cluster_rekey;
 mod cluster_token;
 pub(crate) mod completions;
 pub(crate) mod create_kek;
