@@ -46,6 +46,9 @@ mod playground;
 mod profiles;
 mod prompt;
 mod proxies;
+mod rekey;
+#[cfg(feature = "failpoints")]
+mod rekey_kills;
 mod restart;
 mod restarted_alone;
 mod returning;

@@ -40,6 +40,7 @@ fn what_mostly_waits() -> Result<()> {
         vec![
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
             scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
+            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
@@ -72,5 +73,8 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
                 crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
             ),
         ],
+        vec![scenario!(
+            crate::rekey_kills::a_transport_key_is_replaced_whoever_dies_and_the_old_one_ends_in_every_token
+        )],
     ])
 }

@@ -18,9 +18,9 @@ use super::{Outcome, StepError, Workbench, done, propose};
 use crate::failpoints;
 use crate::sync::convert::to_token_transport;
 use crate::sync::held::Effect;
-use crate::sync::slot_key::SlotKeyContext;
+use crate::sync::slot_key::{self, SlotKeyContext};
 
-/// A transport key that is in the token and in no state yet.
+/// A transport key that is in no state yet.
 struct MadeTransport {
     check: Vec<u8>,
     grants: BTreeMap<Grantee, Grant>,
@@ -68,7 +68,15 @@ impl Workbench {
         if !slot.is_some_and(|slot| slot.awaits_transport()) {
             return Err(StepError::Gone("the wish for another transport key"));
         }
-        let (id, made) = (self.new_transport, self.make_transport()?);
+        let id = self.new_transport;
+        let (effect, made) = match self.members_keys()? {
+            Some(recipients) => (Effect::Nothing, self.make_for(id, &recipients)?),
+            // A node that began alone, without a cluster key to vouch with: nobody takes part but its own token.
+            None => {
+                let made = self.make_transport()?;
+                (Effect::Transport(id, made.check.clone()), made)
+            }
+        };
         fail::fail_point!("rekey::before_offer");
         let slot = self.name.clone();
         tracing::info!(target: "audit", epoch = crate::logging::epoch(), %slot, transport = %id, "a transport key was made for a rekey");
@@ -77,10 +85,56 @@ impl Workbench {
             id,
             expected_generation: self.newest_generation(),
             mode: TransportMode::Standard,
-            check: made.check.clone(),
+            check: made.check,
             grants: made.grants,
         };
-        propose(Effect::Transport(id, made.check), Op::OfferTransportKey(op))
+        propose(effect, Op::OfferTransportKey(op))
+    }
+
+    /// The nodes whose slot keys hold, with the keys, this one among them; `None` if it vouches for none of its own.
+    fn members_keys(&self) -> Result<Option<BTreeMap<RaftId, Vec<u8>>>, StepError> {
+        let meta = self.meta()?;
+        let Some(signer) = &self.signer else {
+            return Ok(None);
+        };
+        let mut found = BTreeMap::new();
+        for (id, node) in self.state.nodes().iter() {
+            let Some(key) = node.slot_keys.get(&self.name).filter(|_| node.is_standing()) else {
+                continue;
+            };
+            let context = SlotKeyContext::new(meta, *id, &self.name);
+            // One that does not hold is said by the comparison, which grants it nothing either.
+            if slot_key::verify(&context, node.name.as_str(), key, signer.trust()).is_ok() {
+                found.insert(*id, key.spki.clone());
+            }
+        }
+        Ok(found.contains_key(&self.me).then_some(found))
+    }
+
+    /// Makes a key that stays in no token: whoever it is granted to, this node too, takes it once it is committed. So a
+    /// leader that dies here leaves nothing behind, and one that dies later is needed by nobody.
+    fn make_for(
+        &self,
+        id: TransportId,
+        recipients: &BTreeMap<RaftId, Vec<u8>>,
+    ) -> Result<MadeTransport, StepError> {
+        let spkis: Vec<Vec<u8>> = recipients.values().cloned().collect();
+        let offered = self.slot.offer_transport_key(&spkis)?;
+        let epoch = self.meta()?.epoch;
+        let mut grants = BTreeMap::new();
+        for ((node, spki), wrapped) in recipients.iter().zip(offered.grants) {
+            let wrapped = match wrapped {
+                Ok(wrapped) => wrapped,
+                Err(error) if *node == self.me => return Err(error.into()),
+                // Its own trouble: a holder tries it again, and says why that fails.
+                Err(_) => continue,
+            };
+            let context = self.grant_context(id, *node, spki, epoch)?;
+            let blob = self.key()?.seal_grant(&context, &wrapped)?;
+            grants.insert(Grantee::Node(*node), Grant { epoch, blob });
+        }
+        let check = offered.check.to_vec();
+        Ok(MadeTransport { check, grants })
     }
 
     /// Said only of the committed key, which is in the token this moment.
