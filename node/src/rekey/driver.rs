@@ -248,7 +248,7 @@ impl Driver {
         if self.stuck != why {
             for problem in &why {
                 tracing::error!(
-                    target: "audit", epoch = crate::logging::epoch(), problem,
+                    target: "audit", epoch = crate::logging::epoch(), %problem,
                     "a record is not sealed under the new replication key; the former one is needed until it is"
                 );
             }
