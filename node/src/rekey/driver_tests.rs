@@ -50,7 +50,7 @@ fn bench(world: World, replication: Replication) -> Bench {
 impl Bench {
     async fn becomes(&self, what: &str, is_so: impl Fn(&ClusterState) -> bool + Send) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        let met = wait_leading(&*self.cluster, deadline, |published| {
+        let met = wait_leading(&*self.cluster, deadline, move |published| {
             is_so(&published.state).then_some(())
         });
         assert_eq!(met.await, Waited::Met(()), "{what}");
