@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::CodecError;
-use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, TransportId, UnixMillis};
+use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, UnixMillis};
 
 pub mod access;
 pub mod context;
@@ -26,7 +26,7 @@ use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
 use replication::Replication;
 use requests::Requests;
-use slot::{Slot, TransportGeneration, TransportState};
+use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
 use usage::{Uncounted, VersionUse};
 
@@ -180,42 +180,6 @@ impl ClusterState {
     /// Whether a node has yet to acknowledge a destruction: until then it is not ready.
     pub fn owes_destruction(&self, node: RaftId) -> bool {
         self.owed_by(node).next().is_some()
-    }
-
-    /// Who has yet to acknowledge that a transport key is gone from its token: every member. Nobody, unless it is
-    /// `destroying`. Whoever joins removes what it was granted before it is ready, and holds nothing up.
-    pub fn owing_transport<'a>(
-        &'a self,
-        generation: &'a TransportGeneration,
-    ) -> impl Iterator<Item = (RaftId, &'a Node)> {
-        let is_open = generation.state == TransportState::Destroying;
-        self.nodes
-            .iter()
-            .map(|(id, node)| (*id, &**node))
-            .filter(move |(id, node)| {
-                is_open && node.status == NodeStatus::Member && !generation.acks.contains(id)
-            })
-    }
-
-    /// The versions whose keys are wrapped under a transport key, whatever their state: while there is one, the key is
-    /// needed to import it.
-    pub fn wrapped_under<'a>(
-        &'a self,
-        slot: &'a SlotName,
-        id: TransportId,
-    ) -> impl Iterator<Item = (&'a VersionKey, &'a KeyVersion)> {
-        self.versions
-            .iter()
-            .map(|(key, version)| (key, &**version))
-            .filter(move |(_, version)| {
-                let material = version.material.as_ref();
-                version.slot == *slot && material.is_some_and(|material| material.transport_id == id)
-            })
-    }
-
-    /// Which replication keys there are besides the cluster's; `None` while there has been none.
-    pub fn replication(&self) -> Option<&Replication> {
-        self.replication.get(&()).map(|row| &**row)
     }
 
     /// How often each key version was used, those that were destroyed too.

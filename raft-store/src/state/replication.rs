@@ -66,6 +66,11 @@ pub struct GrantKey {
 }
 
 impl ClusterState {
+    /// Which replication keys there are besides the cluster's; `None` while there has been none.
+    pub fn replication(&self) -> Option<&Replication> {
+        self.replication.get(&()).map(|row| &**row)
+    }
+
     /// The replication keys that a node holds, as far as it has said: the cluster's, unless it has said otherwise.
     pub fn replication_keys_of(&self, node: RaftId) -> BTreeSet<ReplicationKeyId> {
         let said = self.replication().and_then(|row| row.held.get(&node));

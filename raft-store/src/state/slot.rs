@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::ClusterState;
+use super::context::{KeyVersion, VersionKey};
 use super::frozen::{SlotV1, SlotV2};
+use super::node::{Node, NodeStatus};
 use super::table::{LoadError, Row, RowKind, unknown_version};
 use crate::codec;
 use crate::command::{Bounded, Invalid, Refusal};
-use crate::names::{RaftId, TransportId, UnixMillis};
+use crate::names::{RaftId, SlotName, TransportId, UnixMillis};
 
 /// How far a transport generation protects the keys wrapped under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +197,39 @@ impl Slot {
     /// The generation `id`.
     pub fn transport(&self, id: TransportId) -> Option<&TransportGeneration> {
         self.transport.iter().find(|t| t.id == id)
+    }
+}
+
+impl ClusterState {
+    /// Who has yet to acknowledge that a transport key is gone from its token: every member. Nobody, unless it is
+    /// `destroying`. Whoever joins removes what it was granted before it is ready, and holds nothing up.
+    pub fn owing_transport<'a>(
+        &'a self,
+        generation: &'a TransportGeneration,
+    ) -> impl Iterator<Item = (RaftId, &'a Node)> {
+        let is_open = generation.state == TransportState::Destroying;
+        self.nodes
+            .iter()
+            .map(|(id, node)| (*id, &**node))
+            .filter(move |(id, node)| {
+                is_open && node.status == NodeStatus::Member && !generation.acks.contains(id)
+            })
+    }
+
+    /// The versions whose keys are wrapped under a transport key, whatever their state: while there is one, the key is
+    /// needed to import it.
+    pub fn wrapped_under<'a>(
+        &'a self,
+        slot: &'a SlotName,
+        id: TransportId,
+    ) -> impl Iterator<Item = (&'a VersionKey, &'a KeyVersion)> {
+        self.versions
+            .iter()
+            .map(|(key, version)| (key, &**version))
+            .filter(move |(_, version)| {
+                let material = version.material.as_ref();
+                version.slot == *slot && material.is_some_and(|material| material.transport_id == id)
+            })
     }
 }
 
