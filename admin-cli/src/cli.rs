@@ -310,10 +310,11 @@ mod tests {
     /// Whoever adds a command that changes something adds `--dry-run`; one that does not is named here.
     #[test]
     fn every_command_that_changes_something_can_be_tried_first() {
-        const NOTHING_TO_TRY: [&str; 25] = [
+        const NOTHING_TO_TRY: [&str; 26] = [
             "acl get",
             "acl test",
             "cluster members",
+            "cluster rekey status",
             "cluster status",
             "completions",
             "decrypt",

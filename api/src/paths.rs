@@ -35,6 +35,12 @@ pub const CLUSTER_REMOVE_PATTERN: &str = "/admin/v1/cluster/members/{node}/remov
 pub const CLUSTER_KEEP_PATTERN: &str = "/admin/v1/cluster/members/{node}/keep";
 /// `POST`: another node leads.
 pub const CLUSTER_TRANSFER_LEADER: &str = "/admin/v1/cluster/transfer-leader";
+/// `GET`: where the replacement of transport keys and of the replication key stands.
+pub const CLUSTER_REKEY: &str = "/admin/v1/cluster/rekey";
+/// `POST`: replace a slot's transport key.
+pub const CLUSTER_REKEY_TRANSPORT: &str = "/admin/v1/cluster/rekey/transport";
+/// `POST`: replace the replication key.
+pub const CLUSTER_REKEY_REPLICATION: &str = "/admin/v1/cluster/rekey/replication";
 /// `GET`: all contexts and key versions; `POST`: create a KEK.
 pub const KEYS: &str = "/admin/v1/keys";
 /// `POST`: rotate a context, as a route pattern; clients use [`rotate`].
@@ -178,6 +184,9 @@ mod tests {
             CLUSTER_REMOVE_PATTERN,
             CLUSTER_KEEP_PATTERN,
             CLUSTER_TRANSFER_LEADER,
+            CLUSTER_REKEY,
+            CLUSTER_REKEY_TRANSPORT,
+            CLUSTER_REKEY_REPLICATION,
             KEYS,
             KEYS_ROTATE_PATTERN,
             KEYS_USAGE,

@@ -37,6 +37,7 @@ pub mod logging;
 pub mod metrics;
 pub mod policy;
 pub mod readiness;
+pub mod rekey;
 pub mod rotation;
 pub mod secrets;
 pub mod slots;

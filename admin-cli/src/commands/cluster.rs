@@ -9,6 +9,7 @@ use hsm_api::client::Retry;
 use serde::Serialize;
 
 use super::{READ, Session, cluster_init, cluster_leader, cluster_remove, cluster_token, join};
+use super::{READ, Session, cluster_init, cluster_rekey, cluster_token, join};
 use crate::output::{self, or_dash};
 
 /// The cluster and its members.
@@ -32,6 +33,9 @@ pub(crate) enum ClusterCommand {
     Status(Status),
     /// List the members, and the nodes that were removed.
     Members,
+    /// Replace a transport key or the replication key, in two phases.
+    #[command(subcommand)]
+    Rekey(cluster_rekey::RekeyCommand),
 }
 
 /// Arguments of `cluster status`.
@@ -53,6 +57,7 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
         ClusterCommand::Status(args) if args.all => status_of_all(session).await,
         ClusterCommand::Status(_) => status(session).await,
         ClusterCommand::Members => members(session).await,
+        ClusterCommand::Rekey(command) => cluster_rekey::run(session, command).await,
     }
 }
 

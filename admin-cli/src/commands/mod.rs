@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 mod cluster_init;
 mod cluster_leader;
 mod cluster_remove;
+pub(crate) mod cluster_rekey;
 mod cluster_token;
 pub(crate) mod completions;
 pub(crate) mod create_kek;

@@ -2,6 +2,7 @@
 //! take, and whether another node may be asked.
 
 mod access;
+mod rekey;
 
 use std::time::Duration;
 

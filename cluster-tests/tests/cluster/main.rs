@@ -50,6 +50,9 @@ mod profiles;
 mod prompt;
 mod proxies;
 mod recovery;
+mod rekey;
+#[cfg(feature = "failpoints")]
+mod rekey_kills;
 mod restart;
 mod restarted_alone;
 mod returning;

@@ -53,6 +53,7 @@ fn what_mostly_waits() -> Result<()> {
                 crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
             ),
             scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
+            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
@@ -106,5 +107,8 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             ),
             scenario!(crate::previous_release::what_an_older_node_does_not_know_waits_for_it),
         ],
+        vec![scenario!(
+            crate::rekey_kills::a_transport_key_is_replaced_whoever_dies_and_the_old_one_ends_in_every_token
+        )],
     ])
 }

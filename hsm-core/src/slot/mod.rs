@@ -34,7 +34,7 @@ use crate::kek::{self, GenerateKek, GeneratedKek, ImportKek, KekUse};
 use crate::module::{Module, TokenInfo};
 use crate::names::{KeyUid, TransportId};
 use crate::secrets::{Pin, Plaintext};
-use crate::transport::CHECK_LEN;
+use crate::transport::{CHECK_LEN, OfferedTransportKey};
 use crate::{node_key, transport};
 use job::Job;
 use shared::Shared;
@@ -184,6 +184,14 @@ impl Slot {
         self.0
             .shared
             .control("create_transport_key", |token| transport::create(token, id))
+    }
+
+    /// Makes a transport key and wraps it to each of these node keys; nothing of it stays in the token. The caller answers
+    /// for whose they are.
+    pub fn offer_transport_key(&self, recipient_spkis: &[Vec<u8>]) -> Result<OfferedTransportKey, HsmError> {
+        self.0.shared.control("offer_transport_key", |token| {
+            transport::offer(token, recipient_spkis)
+        })
     }
 
     /// Check of a transport key, to be compared with the committed one; `None` if it is not here.

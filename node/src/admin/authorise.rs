@@ -71,6 +71,12 @@ pub enum Act {
     KeepNode,
     /// `cluster transfer-leader`.
     TransferLeader,
+    /// `cluster rekey transport`.
+    RekeyTransport,
+    /// `cluster rekey replication`.
+    RekeyReplication,
+    /// `cluster rekey status`.
+    RekeyStatus,
 }
 
 /// Who may act on keys.
@@ -113,6 +119,9 @@ impl Act {
             Self::RemoveNode => "cluster.remove",
             Self::KeepNode => "cluster.keep",
             Self::TransferLeader => "cluster.transfer_leader",
+            Self::RekeyTransport => "cluster.rekey_transport",
+            Self::RekeyReplication => "cluster.rekey_replication",
+            Self::RekeyStatus => "cluster.rekey_status",
         }
     }
 
@@ -130,7 +139,9 @@ impl Act {
             | Self::Unrevoke
             | Self::RemoveNode
             | Self::KeepNode
-            | Self::TransferLeader => Some(&[Role::Admin]),
+            | Self::TransferLeader
+            | Self::RekeyTransport
+            | Self::RekeyReplication => Some(&[Role::Admin]),
             Self::ListRevocations => Some(&[Role::Admin, Role::Auditor]),
             Self::CreateKey
             | Self::Rotate
@@ -147,7 +158,8 @@ impl Act {
             | Self::RotationStatus
             | Self::KeyUsage
             | Self::GetAcl
-            | Self::TestAcl => Some(READ),
+            | Self::TestAcl
+            | Self::RekeyStatus => Some(READ),
             Self::WhoAmI => None,
         }
     }
@@ -175,7 +187,9 @@ impl Act {
             | Self::Unrevoke
             | Self::RemoveNode
             | Self::KeepNode
-            | Self::TransferLeader => true,
+            | Self::TransferLeader
+            | Self::RekeyTransport
+            | Self::RekeyReplication => true,
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -184,7 +198,8 @@ impl Act {
             | Self::KeyUsage
             | Self::GetAcl
             | Self::TestAcl
-            | Self::ListRevocations => false,
+            | Self::ListRevocations
+            | Self::RekeyStatus => false,
         }
     }
 }
@@ -209,6 +224,8 @@ impl AdminBody {
             Self::RemoveNode { .. } => Act::RemoveNode,
             Self::KeepNode { .. } => Act::KeepNode,
             Self::TransferLeader { .. } => Act::TransferLeader,
+            Self::RekeyTransport { .. } => Act::RekeyTransport,
+            Self::RekeyReplication => Act::RekeyReplication,
         }
     }
 }
@@ -259,7 +276,7 @@ mod tests {
     use crate::admin::service::tests::caller;
     use crate::rotation::testing::{ISSUER, World};
 
-    const ALL: [Act; 30] = [
+    const ALL: [Act; 33] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -290,6 +307,9 @@ mod tests {
         Act::RemoveNode,
         Act::KeepNode,
         Act::TransferLeader,
+        Act::RekeyTransport,
+        Act::RekeyReplication,
+        Act::RekeyStatus,
     ];
 
     fn allowed(ou: &str, issuer: &str) -> Vec<&'static str> {
@@ -310,8 +330,10 @@ mod tests {
             "key.usage",
             "acl.get",
             "acl.test",
+            "cluster.rekey_status",
         ];
-        let audits = [&reads[..], &["revocations.list"]].concat();
+        let mut audits = reads.to_vec();
+        audits.insert(reads.len() - 1, "revocations.list");
         assert_eq!(allowed("Audit", ISSUER), audits);
         let operator = allowed("Ops", ISSUER);
         let operates = [

@@ -142,6 +142,15 @@ pub enum AdminBody {
         /// Who shall; the best if absent.
         to: Option<NodeName>,
     },
+    /// A slot gets its next transport key.
+    RekeyTransport {
+        /// The slot.
+        slot: SlotName,
+        /// Whether the one that is on its way is given up for another.
+        restart: bool,
+    },
+    /// The leader's other replication key becomes the cluster's.
+    RekeyReplication,
 }
 
 impl AdminBody {
@@ -176,6 +185,8 @@ impl AdminBody {
             Self::RemoveNode { node, .. } => format!("cluster replace {node}"),
             Self::KeepNode { node } => format!("cluster keep {node}"),
             Self::TransferLeader { .. } => "cluster transfer-leader".to_owned(),
+            Self::RekeyTransport { slot, .. } => format!("cluster rekey transport {slot}"),
+            Self::RekeyReplication => "cluster rekey replication".to_owned(),
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) mod fuzzing;
 pub mod join_token;
 pub mod key_life;
 pub mod removal;
+pub mod rekey;
+pub mod rekey_status;
 pub mod revoked_file;
 pub mod routes;
 pub mod seed;

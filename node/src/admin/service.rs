@@ -37,6 +37,7 @@ use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, is_begun, no_transport, unknown_context};
 use crate::rotation::progress::Made;
 use crate::rotation::{Clocks, Cluster, Rotator};
+use crate::sync::Replication;
 
 /// The leader answers within this time: less than the asking node waits for one attempt.
 const EXECUTE_WITHIN: Duration = Duration::from_millis(11_500);
@@ -63,6 +64,8 @@ pub struct ServiceParts {
     pub seed: Seed,
     /// SHA-256 of the cluster CA's certificate; `None` on a standalone node.
     pub cluster_ca_sha256: Option<[u8; 32]>,
+    /// This node's replication keys.
+    pub replication: Arc<Replication>,
 }
 
 /// See the module.
@@ -203,6 +206,8 @@ impl AdminService {
             AdminBody::ReleaseKey { context, version } => {
                 self.change_key(context, *version, Change::Release, &asked).await
             }
+            AdminBody::RekeyTransport { slot, restart } => self.rekey_transport(slot, *restart, &asked).await,
+            AdminBody::RekeyReplication => self.rekey_replication(&asked).await,
             AdminBody::AdoptKeys(order) => {
                 json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
             }
@@ -435,6 +440,8 @@ impl AdminBody {
             } => format!("{node}, with {successor} in its place"),
             Self::RemoveNode { node, .. } | Self::KeepNode { node } => node.to_string(),
             Self::TransferLeader { to, .. } => to.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::RekeyTransport { slot, .. } => slot.to_string(),
+            Self::RekeyReplication => String::new(),
         }
     }
 }
@@ -503,7 +510,7 @@ fn rotated(context: &ContextName, made: Made) -> Result<Value, CallError> {
     })
 }
 
-fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
+pub(super) fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
     serde_json::to_value(answer).map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))
 }
 

@@ -26,6 +26,7 @@ use crate::keyring::KeyRing;
 use crate::leases::{self, Leases};
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
+use crate::rekey;
 use crate::rotation::schedule::watch_clocks;
 use crate::rotation::{self, ByUse, Clocks, Cluster, HeldSlot, Limits, Rotator, Schedule, TokenKeys};
 use crate::secrets::{ask_pins, read_replication_key};
@@ -214,12 +215,17 @@ fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
             "a replication key was made: keep a copy, every key of this node is sealed under it"
         );
     }
-    let named = match source {
+    let named = |source: &ReplicationKeySource| match source {
         ReplicationKeySource::Env { key, variable } => format!("{key} ({variable})"),
         ReplicationKeySource::File { key, path } => format!("{key} ({})", path.display()),
         ReplicationKeySource::DataDir => format!("{}/replication.key", config.data_dir.display()),
     };
-    Ok(Arc::new(Replication::new(loaded.key, named)))
+    let replication = Replication::new(loaded.key, named(source));
+    let Some(previous) = &config.cluster.replication.previous else {
+        return Ok(Arc::new(replication));
+    };
+    let beside = read_replication_key(previous, &config.data_dir)?;
+    Ok(Arc::new(replication.beside(beside.key, &named(previous))))
 }
 
 fn prepare_consensus(
@@ -296,7 +302,7 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What this node does whenever it leads: rotations, destructions, calls of administrators. And what it has others revoke
+/// What this node does whenever it leads: rotations, rekeys, destructions, calls of administrators. And what it has others revoke
 /// at all times: what stands in its own file.
 fn lead(
     config: &Config,
@@ -336,6 +342,17 @@ fn lead(
     );
     tokio::spawn(schedule.drive());
     tokio::spawn(ByUse::new(Arc::clone(&cluster), Arc::clone(&rotator)).drive());
+    let rekeys = rekey::Driver::new(
+        Arc::clone(&cluster),
+        Arc::clone(&rotator),
+        Arc::clone(replication),
+        limits,
+    );
+    tokio::spawn(rekeys.drive());
+    tokio::spawn(rekey::holding::report(
+        Arc::clone(&cluster),
+        Arc::clone(replication),
+    ));
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator: Arc::clone(&rotator),
@@ -346,6 +363,7 @@ fn lead(
         day: config.rotation.day,
         seed: seed.clone(),
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
+        replication: Arc::clone(replication),
     });
     consensus.serve_leader_calls(Arc::new(service));
     if let Some(file) = &seed.file {

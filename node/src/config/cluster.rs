@@ -16,6 +16,9 @@ use super::suggest::nearest;
 /// The variable that holds the replication key unless another is named.
 pub const DEFAULT_REPLICATION_VARIABLE: &str = "TOKEN_REPLICATION_KEY";
 
+/// The variable that holds the key beside it, unless another is named. It need not be set.
+pub const PREVIOUS_REPLICATION_VARIABLE: &str = "TOKEN_REPLICATION_KEY_PREVIOUS";
+
 /// This node's place in its cluster.
 #[derive(Debug, Clone)]
 pub struct Cluster {
@@ -107,6 +110,8 @@ pub struct Replication {
     pub interval: Duration,
     /// Where the key comes from.
     pub key: ReplicationKeySource,
+    /// Where the key beside it comes from, while the cluster's is being replaced.
+    pub previous: Option<ReplicationKeySource>,
 }
 
 /// Where the replication key is read from.
@@ -376,6 +381,11 @@ impl ReplicationSection {
             enabled,
             interval: Duration::from_secs(interval),
             key: key_source(self.encryption_key_env, self.encryption_key_file, standalone, env)?,
+            previous: previous_source(
+                self.previous_encryption_key_env,
+                self.previous_encryption_key_file,
+                env,
+            )?,
         })
     }
 }
@@ -421,6 +431,47 @@ fn key_source(
                     alternative: "encryption_key_file",
                 })
             }
+        }
+    }
+}
+
+/// The key beside the first one. Most of the time there is none.
+fn previous_source(
+    variable: Option<String>,
+    path: Option<PathBuf>,
+    env: Env<'_>,
+) -> Result<Option<ReplicationKeySource>, ConfigError> {
+    const ENV_KEY: &str = "cluster.token_replication.previous_encryption_key_env";
+    const FILE_KEY: &str = "cluster.token_replication.previous_encryption_key_file";
+    let is_set = |variable: &str| {
+        env(variable)
+            .map(zeroize::Zeroizing::new)
+            .is_some_and(|value| !value.is_empty())
+    };
+    let in_environment = |variable: String| ReplicationKeySource::Env {
+        key: ENV_KEY.to_owned(),
+        variable,
+    };
+    match (variable, path) {
+        (Some(variable), Some(path)) => Err(ConfigError::invalid(
+            FILE_KEY,
+            path.display(),
+            format!("set together with {ENV_KEY} ({variable})"),
+            "keep one of them",
+        )),
+        (None, Some(path)) => Ok(Some(ReplicationKeySource::File {
+            key: FILE_KEY.to_owned(),
+            path,
+        })),
+        (Some(variable), None) if is_set(&variable) => Ok(Some(in_environment(variable))),
+        (Some(variable), None) => Err(ConfigError::UnsetVariable {
+            key: ENV_KEY.to_owned(),
+            variable,
+            alternative: "previous_encryption_key_file",
+        }),
+        (None, None) => {
+            let variable = PREVIOUS_REPLICATION_VARIABLE.to_owned();
+            Ok(is_set(&variable).then(|| in_environment(variable)))
         }
     }
 }

@@ -330,6 +330,9 @@ pub(crate) struct ReplicationSection {
     /// Default `TOKEN_REPLICATION_KEY`.
     pub(crate) encryption_key_env: Option<String>,
     pub(crate) encryption_key_file: Option<PathBuf>,
+    /// The key beside it while it is replaced. Default `TOKEN_REPLICATION_KEY_PREVIOUS`, if that is set.
+    pub(crate) previous_encryption_key_env: Option<String>,
+    pub(crate) previous_encryption_key_file: Option<PathBuf>,
 }
 
 /// `staleness`, in milliseconds since a leader with a quorum was last heard of.

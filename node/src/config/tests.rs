@@ -294,6 +294,48 @@ fn a_cluster_without_a_replication_key_is_refused() {
 }
 
 #[test]
+fn the_replication_key_beside_the_first_one_is_read_only_where_there_is_one() {
+    let with = |lines: &str, set: &'static [&'static str]| {
+        let env = move |name: &str| {
+            let value = if name == "PIN_A" { "1234" } else { "ab" };
+            let known = ["PIN_A", "TOKEN_REPLICATION_KEY"].contains(&name) || set.contains(&name);
+            known.then(|| value.to_owned())
+        };
+        let text = CLUSTER.replace(
+            "  coordination:",
+            &format!("  token_replication: {{{lines}}}\n  coordination:"),
+        );
+        let config = Config::parse(&text, Path::new("c"), None, &env);
+        config.map(|config| config.cluster.replication.previous)
+    };
+    let from = |variable: &str| {
+        Some(ReplicationKeySource::Env {
+            key: "cluster.token_replication.previous_encryption_key_env".to_owned(),
+            variable: variable.to_owned(),
+        })
+    };
+    assert_eq!(with("", &[]).unwrap(), None);
+    assert_eq!(
+        with("", &["TOKEN_REPLICATION_KEY_PREVIOUS"]).unwrap(),
+        from("TOKEN_REPLICATION_KEY_PREVIOUS")
+    );
+    assert_eq!(
+        with("previous_encryption_key_env: OLD", &["OLD"]).unwrap(),
+        from("OLD")
+    );
+    let unset = with("previous_encryption_key_env: OLD", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        unset.contains("previous_encryption_key_env: environment variable OLD"),
+        "{unset}"
+    );
+    let both = "previous_encryption_key_env: OLD, previous_encryption_key_file: old.key";
+    let both = with(both, &["OLD"]).unwrap_err().to_string();
+    assert!(both.contains("keep one of them"), "{both}");
+}
+
+#[test]
 fn a_standalone_node_without_a_replication_key_makes_one() {
     let only_pin = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
     let config = Config::parse(V1, Path::new("c"), None, &only_pin).unwrap();

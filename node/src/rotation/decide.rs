@@ -104,7 +104,8 @@ pub fn decide(
 }
 
 /// Every voter, and every member that is about to vote: both may serve.
-fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
+#[must_use]
+pub fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
     let members = state.nodes().iter().filter(|(_, node)| node.is_member());
     voters.iter().copied().chain(members.map(|(id, _)| *id)).collect()
 }

@@ -3,13 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
-    AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode, CreateCluster, CreateContext, CreateContextV1,
-    CreateJoinToken, GrantTransportKey, KeepNode, LeaseInvocations, MoveContext, PrepareVersion,
-    RecoverQuorum, RegisterNode, RegisterSlotKey, RejectGrant, ReleaseVersion, RemoveNode, RemoveRevocations,
-    ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy,
-};
+use super::{AbandonVersion, AckDestroyed, AckTransportKey, AckVersions, ActivateTransportKey, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode, AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken, DestroyTransportKey, GrantTransportKey, KeepNode, LeaseInvocations, MoveContext, OfferTransportKey, PrepareVersion, RecoverQuorum, RegisterNode, RegisterSlotKey, RejectGrant, RekeyReplication, RekeyTransport, ReleaseVersion, RemoveNode, RemoveRevocations, ReportNode, ReportNodeV1, ReportReplicationKeys, ResealKeys, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy};
 use crate::names::RaftId;
 
 /// The operations. Append only: the position is the encoding.
@@ -81,6 +75,22 @@ pub enum Op {
     BuryNode(BuryNode),
     /// A survivor goes on alone, in a new epoch.
     RecoverQuorum(RecoverQuorum),
+    /// A slot is to get its next transport key.
+    RekeyTransport(RekeyTransport),
+    /// The transport key that a rekey asked for.
+    OfferTransportKey(OfferTransportKey),
+    /// A node holds an offered transport key, or has removed one that is being destroyed.
+    AckTransportKey(AckTransportKey),
+    /// New versions are wrapped under the offered transport key.
+    ActivateTransportKey(ActivateTransportKey),
+    /// A superseded transport key leaves state and tokens.
+    DestroyTransportKey(DestroyTransportKey),
+    /// A node says which replication keys it has.
+    ReportReplicationKeys(ReportReplicationKeys),
+    /// Everything is sealed under another replication key.
+    RekeyReplication(RekeyReplication),
+    /// Records that are sealed anew.
+    ResealKeys(ResealKeys),
 }
 
 impl Op {
@@ -120,6 +130,14 @@ impl Op {
             Op::KeepNode(_) => "keep_node",
             Op::BuryNode(_) => "bury_node",
             Op::RecoverQuorum(_) => "recover_quorum",
+            Op::RekeyTransport(_) => "rekey_transport",
+            Op::OfferTransportKey(_) => "offer_transport_key",
+            Op::AckTransportKey(_) => "ack_transport_key",
+            Op::ActivateTransportKey(_) => "activate_transport_key",
+            Op::DestroyTransportKey(_) => "destroy_transport_key",
+            Op::ReportReplicationKeys(_) => "report_replication_keys",
+            Op::RekeyReplication(_) => "rekey_replication",
+            Op::ResealKeys(_) => "reseal_keys",
         }
     }
 
@@ -137,6 +155,8 @@ impl Op {
                 | Op::RejectGrant(_)
                 | Op::LeaseInvocations(_)
                 | Op::AddRevocations(_)
+                | Op::AckTransportKey(_)
+                | Op::ReportReplicationKeys(_)
         )
     }
 

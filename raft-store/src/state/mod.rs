@@ -15,6 +15,7 @@ pub mod frozen;
 pub mod lease;
 pub mod node;
 pub mod recovery;
+pub mod replication;
 pub mod requests;
 pub mod slot;
 pub mod table;
@@ -25,6 +26,7 @@ use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionSt
 use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
 use recovery::Recovery;
+use replication::Replication;
 use requests::Requests;
 use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
@@ -39,7 +41,8 @@ use usage::{Uncounted, VersionUse};
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
 /// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
 ///   revocations from members that do not lead.
-/// - 5: members leave the cluster; the quorum may have been recovered by one survivor, in a new epoch.
+/// - 5: members leave the cluster; the quorum may have been recovered by one survivor, in a new epoch; transport keys and
+///   the replication key are replaced.
 pub const FEATURE_LEVEL: u32 = 5;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
@@ -49,6 +52,8 @@ pub const REJECTS_GRANTS: u32 = 4;
 pub const REMOVES_NODES: u32 = 5;
 /// The level from which on a node knows [`RecoverQuorum`](crate::command::RecoverQuorum).
 pub(crate) const RECOVERS_QUORUMS: u32 = 5;
+/// The level from which on a node takes part when a transport key or the replication key is replaced.
+pub const REKEYS: u32 = 5;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
@@ -64,7 +69,8 @@ pub struct ClusterMeta {
     /// The level that it was made with. What may be proposed goes by what the members report:
     /// [`ClusterState::below_level`].
     pub feature_level: u32,
-    /// Identifies the replication key every sealed key is sealed under.
+    /// Identifies the replication key that everything is sealed under, all but what is still to be sealed anew:
+    /// [`Replication::former`].
     pub trk_id: [u8; 8],
     /// When it was made.
     pub created_at: UnixMillis,
@@ -90,6 +96,7 @@ pub struct ClusterState {
     pub(crate) uncounted: Table<RaftId, Uncounted>,
     pub(crate) leases: Table<VersionKey, VersionLease>,
     pub(crate) recoveries: Table<u64, Recovery>,
+    pub(crate) replication: Table<(), Replication>,
     pub(crate) requests: Requests,
 }
 
@@ -359,6 +366,7 @@ impl ClusterState {
         self.uncounted.drain(&mut out)?;
         self.leases.drain(&mut out)?;
         self.recoveries.drain(&mut out)?;
+        self.replication.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -379,6 +387,7 @@ impl ClusterState {
         self.uncounted.dump(&mut out)?;
         self.leases.dump(&mut out)?;
         self.recoveries.dump(&mut out)?;
+        self.replication.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -406,6 +415,7 @@ impl ClusterState {
             RowKind::Uncounted => self.uncounted.load(version, key, value),
             RowKind::Lease => self.leases.load(version, key, value),
             RowKind::Recovery => self.recoveries.load(version, key, value),
+            RowKind::Replication => self.replication.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }

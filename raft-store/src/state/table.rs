@@ -49,6 +49,8 @@ pub enum RowKind {
     Lease = 13,
     /// A quorum that was lost and recovered.
     Recovery = 14,
+    /// Which replication keys there are besides the cluster's, one row.
+    Replication = 15,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
@@ -70,6 +72,7 @@ impl RowKind {
         RowKind::Uncounted,
         RowKind::Lease,
         RowKind::Recovery,
+        RowKind::Replication,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -86,7 +89,7 @@ impl RowKind {
             RowKind::Meta => 1,
             RowKind::Context => 2,
             RowKind::Version => 4,
-            RowKind::Slot => 2,
+            RowKind::Slot => 3,
             RowKind::Node => 1,
             RowKind::Report => 2,
             RowKind::Acl => 2,
@@ -97,6 +100,7 @@ impl RowKind {
             RowKind::Uncounted => 1,
             RowKind::Lease => 1,
             RowKind::Recovery => 1,
+            RowKind::Replication => 1,
             RowKind::Applied => 1,
         }
     }
@@ -108,6 +112,7 @@ impl RowKind {
             RowKind::Meta | RowKind::Context | RowKind::JoinToken | RowKind::Uncounted => 4 << 10,
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
+            RowKind::Replication => 16 << 10,
             RowKind::Version => 32 << 10,
             RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease | RowKind::Recovery => {
                 64 << 10
@@ -133,6 +138,7 @@ impl RowKind {
             RowKind::Uncounted => "uncounted",
             RowKind::Lease => "lease",
             RowKind::Recovery => "recovery",
+            RowKind::Replication => "replication",
             RowKind::Applied => "applied",
         }
     }

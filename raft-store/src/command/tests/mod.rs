@@ -14,6 +14,7 @@ mod moves;
 mod nodes;
 mod recent_use;
 mod recovery;
+mod rekey;
 mod removal;
 mod requests;
 mod sequences;
@@ -225,7 +226,9 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::MoveContext(_)
         | Op::ReleaseVersion(_)
         | Op::RemoveNode(_)
-        | Op::KeepNode(_) => admin(),
+        | Op::KeepNode(_)
+        | Op::RekeyTransport(_)
+        | Op::RekeyReplication(_) => admin(),
         _ => Origin::Node(node),
     }
 }

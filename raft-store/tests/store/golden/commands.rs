@@ -206,6 +206,57 @@ fn ops() -> Vec<Op> {
             last_index: 5,
             applied_index: 6,
         }),
+        Op::RekeyTransport(RekeyTransport {
+            slot: slot(),
+            expected_generation: 2,
+            give_up: Some(TransportId([3; 16])),
+        }),
+        Op::OfferTransportKey(OfferTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            expected_generation: 2,
+            mode: TransportMode::Standard,
+            check: vec![8],
+            grants: BTreeMap::from([(Grantee::Node(1), grant())]),
+        }),
+        Op::AckTransportKey(AckTransportKey {
+            node: 2,
+            slot: slot(),
+            id: TransportId([3; 16]),
+            gone: true,
+        }),
+        Op::ActivateTransportKey(ActivateTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            left_out: BTreeSet::from([3]),
+        }),
+        Op::DestroyTransportKey(DestroyTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+        }),
+        Op::ReportReplicationKeys(ReportReplicationKeys {
+            node: 2,
+            held: BTreeSet::from([[4; 8], [5; 8]]),
+        }),
+        Op::RekeyReplication(RekeyReplication {
+            from: [4; 8],
+            to: [5; 8],
+        }),
+        Op::ResealKeys(ResealKeys {
+            keys: vec![ResealedKey {
+                context: context(),
+                version: 7,
+                replaces: [6; 32],
+                sealed_key: vec![1, 2],
+            }],
+            grants: vec![ResealedGrant {
+                slot: slot(),
+                id: TransportId([3; 16]),
+                node: 2,
+                replaces: [7; 32],
+                blob: vec![9],
+            }],
+        }),
     ]
 }
 
