@@ -39,6 +39,7 @@ pub mod policy;
 pub mod readiness;
 pub mod rotation;
 pub mod secrets;
+mod seeded;
 pub mod slots;
 pub mod sync;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use raft_store::names::RaftId;
 use super::Consensus;
 use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
 use super::wire::{Request, Response};
+use crate::seeded::bug;
 
 /// Until what is being appended has been answered.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -116,7 +117,7 @@ impl Shared {
         match (over, taken) {
             (Some(leader), _) => Ok(Some(leader)),
             (None, taken) => {
-                if !small {
+                if !small && !bug("bug::heartbeats_stay_off") {
                     running.raft.runtime_config().heartbeat(true);
                 }
                 Err(taken

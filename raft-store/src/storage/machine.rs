@@ -320,6 +320,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        fail::fail_point!("store::before_apply");
         let applied = self.apply_entries(entries.into_iter());
         self.core
             .fatal(applied)
