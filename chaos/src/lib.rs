@@ -6,6 +6,7 @@
 
 pub mod bugs;
 pub mod cluster;
+mod ending;
 pub mod faults;
 pub mod folder;
 pub mod history;
