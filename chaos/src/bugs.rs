@@ -63,7 +63,7 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "keep_restarted_leaders_term",
-        oracle: "register",
+        oracle: "durability",
         what: "a leader that was killed leads on in its term",
     },
     Bug {
@@ -78,7 +78,7 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "reuse_node_id",
-        oracle: "durability",
+        oracle: "members",
         what: "a node that is added gets the number of one that was removed",
     },
     Bug {
@@ -93,13 +93,13 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "ready_before_gate",
-        oracle: "readiness",
-        what: "a node is ready before it has applied what it missed",
+        oracle: "revocation",
+        what: "a node that comes back answers before it has applied what it missed",
     },
     Bug {
         name: "drop_tombstones",
-        oracle: "durability",
-        what: "a removed node does not stay marked as removed",
+        oracle: "versions",
+        what: "the row of a destroyed version goes, and its number with it",
     },
     Bug {
         name: "forget_session_copies",
@@ -113,8 +113,8 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "go_away_without_tombstone",
-        oracle: "durability",
-        what: "a node that is told to go does not write down that it has to",
+        oracle: "readiness",
+        what: "a member that lags behind tells a node that it does not know yet that it was removed",
     },
 ];
 

@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cluster_tests::until;
+use cluster_tests::{Stalls, until};
 
 use crate::cluster::Cluster;
 use crate::folder::{self, Folder};
 use crate::history::{History, Recorder};
-use crate::oracles::{self, Finding, Judgement, Observed, Watch};
+use crate::oracles::{self, Finding, Judgement, Observed, Watch, members};
 use crate::schedule::Fired;
 use crate::workload::Workload;
 
@@ -18,6 +18,11 @@ pub(crate) const FAULTS_BEGIN: &str = "faults begin";
 pub(crate) const FAULTS_END: &str = "faults end";
 pub(crate) const CALM_BEGINS: &str = "calm begins";
 pub(crate) const CALM_ENDS: &str = "calm ends";
+/// The machine stood still.
+pub(crate) const DISTURBED: &str = "calm disturbed";
+
+/// Less than what followers wait for a leader, together with what they are late by themselves.
+const STOOD_STILL: Duration = Duration::from_millis(400);
 
 /// How long the end may take.
 #[derive(Debug, Clone, Copy)]
@@ -58,14 +63,19 @@ pub(crate) async fn end(
         watch,
         workload,
     } = witnesses;
-    let mut trouble = Vec::new();
+    let (mut trouble, mut unsettled) = (Vec::new(), None);
     if let Err(error) = cluster.heal().await {
-        trouble.push(format!("heal: {error:#}"));
+        // A node that does not start says something of the node; anything else of what was to heal.
+        if cluster.nodes().iter().any(|node| node.pid().is_none()) {
+            unsettled = Some(error);
+        } else {
+            trouble.push(format!("heal: {error:#}"));
+        }
     }
-    let mut unsettled = all_ready(cluster, patience.settled).await.err();
-    recorder.note(CALM_BEGINS);
-    tokio::time::sleep(patience.calm).await;
-    recorder.note(CALM_ENDS);
+    if unsettled.is_none() {
+        unsettled = all_ready(cluster, patience.settled).await.err();
+    }
+    calm(cluster, &recorder, patience.calm).await?;
     if let Some(workload) = workload
         && let Err(error) = workload.stop().await
     {
@@ -83,11 +93,11 @@ pub(crate) async fn end(
         Some(observed) => oracles::judge(&history, observed, fired),
         None => Judgement::Pass,
     };
-    // Where the harness could not undo what it did, that a node is away is nobody else's fault.
+    // Where the harness has failed, that a node is away may be its fault.
     let stays_away =
         unsettled.map(|error| format!("{:?} after everything was healed: {error:#}", patience.settled));
     let judgement = match stays_away {
-        Some(text) if trouble.iter().all(|what| !what.starts_with("heal")) => with(
+        Some(text) if trouble.is_empty() => with(
             judgement,
             Finding {
                 oracle: "readiness",
@@ -105,6 +115,21 @@ pub(crate) async fn end(
         judgement,
         trouble,
     })
+}
+
+/// A while in which nothing is broken. If the machine stood still in it, what happened to leaders says nothing.
+async fn calm(cluster: &Cluster, recorder: &Recorder, lasts: Duration) -> Result<()> {
+    members::note(cluster, recorder).await;
+    let stalls = Stalls::watch()?;
+    let begun = Instant::now();
+    recorder.note(CALM_BEGINS);
+    tokio::time::sleep(lasts).await;
+    let stood_still = stalls.between(begun, Instant::now());
+    if stood_still > STOOD_STILL {
+        recorder.note(DISTURBED);
+    }
+    recorder.note(CALM_ENDS);
+    Ok(())
 }
 
 async fn all_ready(cluster: &Cluster, limit: Duration) -> Result<()> {
