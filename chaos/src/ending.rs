@@ -46,6 +46,8 @@ pub(crate) struct Ending {
     pub(crate) history: History,
     /// What the oracles say of it.
     pub(crate) judgement: Judgement,
+    /// How much they have looked at, in lines for people.
+    pub(crate) checked: String,
     /// What went wrong with the run itself.
     pub(crate) trouble: Vec<String>,
 }
@@ -89,9 +91,12 @@ pub(crate) async fn end(
     }
     let history = recorder.finish()?;
     let observed = look(cluster, &history, folder, &mut trouble).await;
-    let judgement = match &observed {
-        Some(observed) => oracles::judge(&history, observed, fired),
-        None => Judgement::Pass,
+    let (judgement, checked) = match &observed {
+        Some(observed) => (
+            oracles::judge(&history, observed, fired),
+            oracles::summary(&history, observed, fired),
+        ),
+        None => (Judgement::Pass, String::new()),
     };
     // Where the harness has failed, that a node is away may be its fault.
     let stays_away =
@@ -113,6 +118,7 @@ pub(crate) async fn end(
     Ok(Ending {
         history,
         judgement,
+        checked,
         trouble,
     })
 }

@@ -166,7 +166,7 @@ async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> 
     };
     println!("{}", record::summary(&report));
     if let Some(file) = &arguments.record {
-        record::add(file, &options, &report)?;
+        record::add(file, &options, &report, record::commit()?)?;
     }
     Ok(conclude(&report, &folder, &options.command(), arguments.keep))
 }
@@ -220,6 +220,7 @@ fn sums(file: &Path, into: Option<&Path>) -> Result<u8> {
 
 /// Says the verdict and how to see it again; removes the folder of a run that passed.
 fn conclude(report: &Report, folder: &Folder, command: &str, keep: bool) -> u8 {
+    print!("{}", report.checked);
     println!("{}", report.verdict);
     let passed = matches!(report.verdict, Verdict::Pass);
     if !passed {

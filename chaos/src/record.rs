@@ -62,8 +62,8 @@ pub fn summary(report: &Report) -> String {
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
 ///
 /// # Errors
-/// A file that cannot be read or written, or no commit to name.
-pub fn add(file: &Path, options: &Options, report: &Report) -> Result<()> {
+/// A file that cannot be read or written.
+pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> Result<()> {
     if matches!(report.verdict, Verdict::Inconclusive(_)) || options.bug.is_some() {
         println!("{}: not added: the run shows nothing", file.display());
         return Ok(());
@@ -71,7 +71,7 @@ pub fn add(file: &Path, options: &Options, report: &Report) -> Result<()> {
     let mut entries = if file.exists() { read(file)? } else { Vec::new() };
     entries.push(Entry {
         seed: options.seed,
-        commit: commit()?,
+        commit,
         nodes: options.nodes,
         seconds: report.faults_lasted.as_secs(),
         faults: counted(&report.fired),
@@ -102,7 +102,11 @@ fn write(file: &Path, entries: &[Entry]) -> Result<()> {
     fs::rename(&beside, file).with_context(|| file.display().to_string())
 }
 
-fn commit() -> Result<String> {
+/// That of this repository; `+` behind it if files of the program were changed.
+///
+/// # Errors
+/// There is none.
+pub fn commit() -> Result<String> {
     let git = |arguments: &[&str]| -> Result<String> {
         let output = Command::new("git")
             .args(arguments)
@@ -250,6 +254,7 @@ mod tests {
                 fired(FaultKind::Pause, Effect::Counted),
             ],
             operations: 12_345,
+            checked: String::new(),
             faults_lasted: Duration::from_secs(600),
         }
     }
@@ -272,9 +277,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("record.json");
         for _ in 0..2 {
-            add(&file, &options(), &report(Verdict::Pass)).unwrap();
+            add(&file, &options(), &report(Verdict::Pass), "abcdef0".to_owned()).unwrap();
         }
-        add(&file, &options(), &report(Verdict::Inconclusive("no".to_owned()))).unwrap();
+        let nothing = report(Verdict::Inconclusive("no".to_owned()));
+        add(&file, &options(), &nothing, "abcdef0".to_owned()).unwrap();
         let entries = read(&file).unwrap();
         assert_eq!(entries.len(), 2, "what was inconclusive shows nothing");
         assert_eq!(entries[0].faults[&FaultKind::KillLeader], 2);

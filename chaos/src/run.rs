@@ -31,6 +31,8 @@ pub struct Report {
     pub fired: Vec<Fired>,
     /// Calls of clients whose outcome is known.
     pub operations: u64,
+    /// What the oracles looked at, and how much, in lines for people.
+    pub checked: String,
     /// How long faults went on.
     pub faults_lasted: Duration,
 }
@@ -41,6 +43,7 @@ impl Report {
             verdict: Verdict::Inconclusive(format!("{error:#}")),
             fired: Vec::new(),
             operations: 0,
+            checked: String::new(),
             faults_lasted: Duration::ZERO,
         }
     }
@@ -99,6 +102,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     let Ending {
         history,
         judgement,
+        checked,
         trouble: more,
     } = ending::end(&cluster, witnesses, &fired, PATIENCE, folder).await?;
     trouble.extend(more);
@@ -109,6 +113,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     Ok(Report {
         verdict,
         operations: history.operations(),
+        checked,
         fired,
         faults_lasted,
     })
