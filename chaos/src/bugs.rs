@@ -53,12 +53,12 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "skip_sync_data",
-        oracle: "versions",
+        oracle: "durability",
         what: "entries of the log are acknowledged before they are on the disk",
     },
     Bug {
         name: "ignore_control_file",
-        oracle: "versions",
+        oracle: "durability",
         what: "a log that ends before what was promised is taken for whole",
     },
     Bug {
@@ -68,7 +68,7 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "no_deduplication",
-        oracle: "versions",
+        oracle: "register",
         what: "a request that is sent again is carried out again",
     },
     Bug {
@@ -103,7 +103,7 @@ pub static BUGS: [Bug; 14] = [
     },
     Bug {
         name: "forget_session_copies",
-        oracle: "destruction",
+        oracle: "ciphertexts",
         what: "a destroyed key goes from the token and stays in the sessions",
     },
     Bug {

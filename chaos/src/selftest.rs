@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
         case!(consensus::a_killed_leader_comes_back_alone, bug: "keep_restarted_leaders_term", armed: Armed::Always),
         case!(rotation::a_rotation_is_asked_for_twice_under_one_key, bug: "no_deduplication"),
         case!(consensus::an_isolated_leader_is_asked, bug: "reads_without_read_index"),
-        case!(membership::a_node_goes_and_another_comes, bug: "reuse_node_id", faults: &[FaultKind::JoinRemove]),
+        case!(membership::a_node_goes_and_another_comes, bug: "reuse_node_id", faults: &[FaultKind::JoinRemove], armed: Armed::Always),
         case!(rotation::two_of_three_tokens_are_slow, bug: "activate_before_import"),
         case!(rotation::one_of_three_tokens_is_slow, bug: "activate_on_majority"),
         case!(consensus::a_node_that_missed_a_revocation_comes_back, bug: "ready_before_gate", armed: Armed::Always),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use cluster_tests::failpoints::IMPORTS;
 
-use super::scene::{CONTEXT, PROCESS, SOON, Scene, WATCHED};
+use super::scene::{CONTEXT, HARDLY, PROCESS, Scene, WATCHED};
 
 /// An import that takes so long is still one that a rotation waits for.
 const SLOW: Duration = Duration::from_secs(4);
@@ -57,7 +57,7 @@ pub(super) async fn a_version_is_destroyed(scene: &mut Scene) -> Result<()> {
     scene.clients.destroy(PROCESS, CONTEXT, sealed.version).await;
     let destroyed = scene
         .clients
-        .wait_destroyed(PROCESS, CONTEXT, sealed.version, SOON / 3)
+        .wait_destroyed(PROCESS, CONTEXT, sealed.version, HARDLY)
         .await;
     scene.open_everywhere(&[&sealed]).await;
     ensure!(

@@ -1,6 +1,8 @@
 //! What was promised before it was on the disk, and what was promised and is not looked for. On real files: the nodes' data lies
 //! on a layer that forgets with the power what was not synchronised, or an older copy of the store comes back.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use cluster_tests::until;
 
@@ -58,11 +60,11 @@ pub(super) async fn an_older_store_comes_back(scene: &mut Scene) -> Result<()> {
     let [forgets, away] = scene.others(&[leader])[..] else {
         anyhow::bail!("not three nodes");
     };
-    let store = scene.cluster.node(forgets).dir.join("data/sled");
+    let data = scene.cluster.node(forgets).dir.join("data");
     let beside = |name: &str| scene.cluster.playground().scratch().join(name);
     let (older, newest) = (beside("older"), beside("newest"));
     scene.kill(&[forgets]).await?;
-    copy_folder(&store, &older)?;
+    copy_store(&data, &older)?;
     scene.start_node(forgets).await?;
     scene.ready(&[forgets]).await?;
 
@@ -70,22 +72,36 @@ pub(super) async fn an_older_store_comes_back(scene: &mut Scene) -> Result<()> {
     scene.rotate("while the third is away").await?;
     let sealed = scene.seal(leader).await?;
     scene.kill(&[leader, forgets]).await?;
-    copy_folder(&store, &newest)?;
-    replace_folder(&store, &older)?;
+    copy_store(&data, &newest)?;
+    put_store(&data, &older)?;
     scene.start_node(away).await?;
     // It has to refuse to start.
     let started = scene.start_node(forgets).await;
     if started.is_ok() && scene.ready_within(&[forgets, away], HARDLY).await {
-        let _ = scene.rotate("by those who forgot").await;
         scene.open_on(&[forgets, away], &sealed).await;
         return Ok(());
     }
     scene.kill(&[forgets]).await?;
-    replace_folder(&store, &newest).context("put the store back")?;
+    put_store(&data, &newest).context("put the store back")?;
     for node in [forgets, leader] {
         scene.start_node(node).await?;
     }
     scene.ready(&[leader, forgets, away]).await?;
     scene.open_everywhere(&[&sealed]).await;
     Ok(())
+}
+
+/// What is in a node's store beside `control`: that one stays where it is, and knows what was promised.
+const STORE: [&str; 2] = ["sled", "snapshots"];
+
+fn copy_store(data: &Path, to: &Path) -> Result<()> {
+    STORE
+        .iter()
+        .try_for_each(|part| copy_folder(&data.join(part), &to.join(part)))
+}
+
+fn put_store(data: &Path, from: &Path) -> Result<()> {
+    STORE
+        .iter()
+        .try_for_each(|part| replace_folder(&data.join(part), &from.join(part)))
 }
