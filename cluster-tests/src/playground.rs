@@ -296,6 +296,13 @@ impl Playground {
             .context("this playground was started without relays")
     }
 
+    /// `host:port` at which its peers find a node: its relay, if there is one.
+    #[must_use]
+    pub fn advertised(&self, node: &Node) -> String {
+        let above = if self.relays.is_some() { RELAY_OFFSET } else { 0 };
+        format!("{}:{}", node.host, node.cluster_port + above)
+    }
+
     /// A port for a balancer, one for each node.
     pub(crate) fn balancer_port(&self) -> Result<u16> {
         let nodes = self.nodes();

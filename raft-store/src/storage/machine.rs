@@ -398,7 +398,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let (dir, for_file) = (self.dir.clone(), meta.clone());
         let written = off_thread(move || {
             let rows = from.state.dump()?;
+            fail::fail_point!("store::before_snapshot");
             let file = snapshot::write(&dir, &for_file, &rows)?;
+            fail::fail_point!("store::after_snapshot");
             snapshot::remove_older(&dir, &file.path)?;
             Ok(file)
         });

@@ -243,6 +243,7 @@ fn append(core: &Core, entries: &[(u64, Vec<u8>)], last: LogId) -> Result<(), St
     core.rows.barrier()?;
     core.promise(|control| control.last_log = Some(last))?;
     core.durable.store(last.index, Ordering::Release);
+    fail::fail_point!("store::after_append");
     Ok(())
 }
 
@@ -256,7 +257,9 @@ fn save_vote(core: &Core, vote: Vote) -> Result<(), StoreFailure> {
         return Ok(());
     }
     core.rows.barrier()?;
-    core.promise(|control| control.vote = Some(vote))
+    core.promise(|control| control.vote = Some(vote))?;
+    fail::fail_point!("store::after_vote");
+    Ok(())
 }
 
 /// The promise shrinks *before* the rows go: a crash between the two leaves a log longer than promised,
