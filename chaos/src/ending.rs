@@ -22,7 +22,7 @@ pub(crate) const CALM_ENDS: &str = "calm ends";
 pub(crate) const DISTURBED: &str = "calm disturbed";
 
 /// Less than what followers wait for a leader, together with what they are late by themselves.
-const STOOD_STILL: Duration = Duration::from_millis(400);
+pub(crate) const STOOD_STILL: Duration = Duration::from_millis(400);
 
 /// How long the end may take.
 #[derive(Debug, Clone, Copy)]

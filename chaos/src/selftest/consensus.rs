@@ -3,16 +3,21 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cluster_tests::until;
+use cluster_tests::{Stalls, until};
 use hsm_api::Client;
-use hsm_api::admin::{RevocationMatch, RevokeRequest};
+use hsm_api::admin::{RevocationMatch, RevokeRequest, UnrevokeRequest};
 use hsm_api::client::Retry;
 use hsm_api::data::DecryptRequest;
 
 use super::scene::{CONTEXT, PROCESS, SOON, Scene, WATCHED};
+use crate::ending::{CALM_BEGINS, CALM_ENDS, DISTURBED, STOOD_STILL};
 use crate::history::{Answer, Operation};
 use crate::workload::Sealed;
 
+/// Whose certificates the watch encrypts with.
+const CLIENTS: [&str; 2] = ["trading-1", "2fa-1"];
+/// Two elections, if the leader is not heard.
+const QUIET: Duration = Duration::from_secs(6);
 /// Who is revoked.
 const GONE: &str = "chaos-gone";
 /// More entries than a leader sends at once: those who miss them apply them in several steps.
@@ -144,11 +149,12 @@ async fn ask(scene: &Scene, gone: &Client, node: u32, sealed: &Sealed) {
 
 /// With five voters a leader says nothing to the others before it hands over. The one that is to follow cannot write its vote
 /// down, so the hand-over fails; then another one leads, and hands over to the first again, which has to be heard by all.
+/// Every entry would be word from it too, so nobody encrypts meanwhile, and no node has a use to report.
 pub(super) async fn a_hand_over_fails_and_another_succeeds(scene: &mut Scene) -> Result<()> {
     let first = scene.leader().await?;
     let stuck = scene.others(&[first])[0];
     scene.arm(&[stuck], "store::before_vote", "pause").await?;
-    // Of the two the second may not be able to follow either, whoever leads by then.
+    // It has to fail.
     let _ = transfer(scene, stuck).await;
     scene.arm(&[stuck], "store::before_vote", "off").await?;
     scene.ready(&scene.cluster.members()).await?;
@@ -157,9 +163,33 @@ pub(super) async fn a_hand_over_fails_and_another_succeeds(scene: &mut Scene) ->
         transfer(scene, stuck).await?;
         scene.leader_but(&[first]).await?;
     }
+    let admin = scene
+        .cluster
+        .playground()
+        .client("admin")?
+        .with_retry(Retry::Until(SOON));
+    for cn in CLIENTS {
+        admin.revoke(&revocation(cn)).await.context("silence clients")?;
+    }
     transfer(scene, first).await?;
     let others = scene.others(&[first]);
-    scene.leader_but(&others).await.map(drop)
+    scene.leader_but(&others).await?;
+    let stalls = Stalls::watch()?;
+    let begun = Instant::now();
+    scene.recorder.note(CALM_BEGINS);
+    tokio::time::sleep(QUIET).await;
+    if stalls.between(begun, Instant::now()) > STOOD_STILL {
+        scene.recorder.note(DISTURBED);
+    }
+    scene.recorder.note(CALM_ENDS);
+    for cn in CLIENTS {
+        let request = UnrevokeRequest {
+            what: revocation(cn).what,
+            certificate: None,
+        };
+        admin.unrevoke(&request).await.context("let clients in again")?;
+    }
+    Ok(())
 }
 
 async fn transfer(scene: &Scene, to: u32) -> Result<()> {

@@ -2,21 +2,20 @@
 
 use anyhow::{Context, Result};
 use cluster_tests::until;
-use hsm_api::admin::{JoinRequest, JoinTokenRequest};
-use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
 
 use super::scene::{HARDLY, SOON, Scene};
+use crate::faults::membership;
 use crate::oracles::members;
 
 /// A fourth node joins and is removed, and a fifth joins.
 pub(super) async fn a_node_goes_and_another_comes(scene: &mut Scene) -> Result<()> {
     let fourth = join(scene).await?;
     members::note(&scene.cluster, &scene.recorder).await;
-    let name = scene.cluster.node(fourth).id();
+    let leaving = scene.cluster.node(fourth);
+    membership::remove(&leaving, &scene.cluster).await?;
     scene.cluster.dismiss(fourth);
-    scene.hsmctl(&["cluster", "remove", &name, "--yes"]).await?;
-    scene.cluster.node(fourth).kill().await?;
+    leaving.kill().await?;
     join(scene).await?;
     members::note(&scene.cluster, &scene.recorder).await;
     scene.rotate("with the newcomer").await.map(drop)
@@ -55,39 +54,14 @@ pub(super) async fn a_new_voter_meets_members_that_lag(scene: &mut Scene) -> Res
     scene.ready(&scene.cluster.members()).await
 }
 
-/// One node more, as operators do it; returns its number once it is ready.
+/// One node more, as operators do it; returns its number once it is ready. It counts as one that should run as soon as it
+/// may have been let in.
 async fn join(scene: &Scene) -> Result<u32> {
-    let playground = scene.cluster.playground();
-    let node = scene.cluster.one_more().await?;
-    let request = JoinTokenRequest {
-        ttl_seconds: Some(300),
-        node_id: None,
-    };
-    let leader = scene.leader().await?;
-    let token = playground
-        .client_on("admin", leader)?
-        .with_retry(Retry::Until(SOON))
-        .create_join_token(&request)
-        .await?
-        .into_body();
-    let others = scene.others(&[node.number]);
-    let request = JoinRequest {
-        token: token.token,
-        cluster_ca_sha256: token.cluster_ca_sha256,
-        leader_addresses: others
-            .iter()
-            .map(|number| {
-                let node = scene.cluster.node(*number);
-                format!("{}:{}", node.host, node.cluster_port)
-            })
-            .collect(),
-    };
-    playground
-        .client_on("admin", node.number)?
-        .join(&request)
-        .await
-        .context("join")?;
+    let node = scene.cluster.prepare_node().await?;
+    scene.cluster.start_node(node.number).await?;
+    let joined = tokio::time::timeout(SOON, membership::join(&node, &scene.cluster)).await;
     scene.cluster.admit(node.number);
+    joined.with_context(|| format!("{} joins", node.id()))??;
     scene.ready(&[node.number]).await?;
     Ok(node.number)
 }

@@ -100,7 +100,7 @@ impl Scene {
     /// Encrypts on a node, and at once, or once it can.
     pub(super) async fn seal(&self, node: u32) -> Result<Sealed> {
         until("an encryption", SOON, async || {
-            self.clients.seal(PROCESS, CONTEXT, Some(node)).await
+            self.clients.seal(PROCESS, CONTEXT, node).await
         })
         .await
     }
