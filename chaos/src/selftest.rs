@@ -45,44 +45,99 @@ struct Case {
 /// At the end of a scenario: two looks of the watch.
 const CALM: Duration = Duration::from_millis(600);
 
-macro_rules! case {
-    ($script:path, $($field:ident: $value:expr),* $(,)?) => {
-        Case {
-            script: |scene| Box::pin($script(scene)),
-            $($field: $value,)*
-            ..Case {
-                bug: "",
-                nodes: 3,
-                faults: &[],
-                armed: Armed::OnceFormed,
-                script: |_| Box::pin(async { Ok(()) }),
-            }
+impl Case {
+    /// On three nodes, with the bug once the cluster is formed.
+    const fn new(bug: &'static str, script: Script) -> Self {
+        Self {
+            bug,
+            nodes: 3,
+            faults: &[],
+            armed: Armed::OnceFormed,
+            script,
         }
+    }
+
+    const fn nodes(mut self, nodes: u32) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    const fn with(mut self, faults: &'static [FaultKind]) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    const fn always(mut self) -> Self {
+        self.armed = Armed::Always;
+        self
+    }
+}
+
+/// A function as a [`Script`].
+macro_rules! script {
+    ($script:path) => {
+        |scene| Box::pin($script(scene))
     };
 }
 
 /// One for each bug, in their order.
 fn cases() -> Vec<Case> {
+    use FaultKind::{JoinRemove, LostWrites};
     vec![
-        case!(storage::a_vote_is_lost_with_the_power, bug: "skip_vote_flush", faults: &[FaultKind::LostWrites], armed: Armed::Always),
-        case!(storage::all_lose_power_after_a_rotation, bug: "skip_sync_data", faults: &[FaultKind::LostWrites]),
-        case!(storage::an_older_store_comes_back, bug: "ignore_control_file", armed: Armed::Always),
-        case!(consensus::a_killed_leader_comes_back_alone, bug: "keep_restarted_leaders_term", armed: Armed::Always),
-        case!(rotation::a_rotation_is_asked_for_twice_under_one_key, bug: "no_deduplication"),
-        case!(consensus::an_isolated_leader_is_asked, bug: "reads_without_read_index"),
-        case!(membership::a_node_goes_and_another_comes, bug: "reuse_node_id", faults: &[FaultKind::JoinRemove], armed: Armed::Always),
-        case!(rotation::two_of_three_tokens_are_slow, bug: "activate_before_import"),
-        case!(rotation::one_of_three_tokens_is_slow, bug: "activate_on_majority"),
-        case!(consensus::a_node_that_missed_a_revocation_comes_back, bug: "ready_before_gate", armed: Armed::Always),
-        case!(rotation::a_version_is_destroyed, bug: "drop_tombstones"),
-        case!(rotation::a_version_is_destroyed, bug: "forget_session_copies"),
-        case!(
-            consensus::a_hand_over_fails_and_another_succeeds,
-            bug: "heartbeats_stay_off",
-            nodes: 5,
+        Case::new("skip_vote_flush", script!(storage::a_vote_is_lost_with_the_power))
+            .with(&[LostWrites])
+            .always(),
+        Case::new(
+            "skip_sync_data",
+            script!(storage::all_lose_power_after_a_rotation),
+        )
+        .with(&[LostWrites]),
+        Case::new("ignore_control_file", script!(storage::an_older_store_comes_back)).always(),
+        Case::new(
+            "keep_restarted_leaders_term",
+            script!(consensus::a_killed_leader_comes_back_alone),
+        )
+        .always(),
+        Case::new(
+            "no_deduplication",
+            script!(rotation::a_rotation_is_asked_for_twice_under_one_key),
         ),
-        case!(membership::a_new_voter_meets_members_that_lag, bug: "go_away_without_tombstone",
-            faults: &[FaultKind::JoinRemove], nodes: 5),
+        Case::new(
+            "reads_without_read_index",
+            script!(consensus::an_isolated_leader_is_asked),
+        ),
+        Case::new(
+            "reuse_node_id",
+            script!(membership::a_node_goes_and_another_comes),
+        )
+        .with(&[JoinRemove])
+        .always(),
+        Case::new(
+            "activate_before_import",
+            script!(rotation::two_of_three_tokens_are_slow),
+        ),
+        Case::new(
+            "activate_on_majority",
+            script!(rotation::one_of_three_tokens_is_slow),
+        ),
+        Case::new(
+            "ready_before_gate",
+            script!(consensus::a_node_that_missed_a_revocation_comes_back),
+        )
+        .always(),
+        Case::new("drop_tombstones", script!(rotation::a_version_is_destroyed)),
+        Case::new("forget_session_copies", script!(rotation::a_version_is_destroyed)),
+        Case::new(
+            "heartbeats_stay_off",
+            script!(consensus::a_hand_over_fails_and_another_succeeds),
+        )
+        .nodes(5),
+        Case::new(
+            "go_away_without_tombstone",
+            script!(membership::a_new_voter_meets_members_that_lag),
+        )
+        .with(&[JoinRemove])
+        .nodes(5),
     ]
 }
 
