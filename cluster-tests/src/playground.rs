@@ -169,8 +169,9 @@ impl Builder {
         if self.relayed {
             let all = 1..=self.nodes + self.spare;
             let places = all.map(|number| place(&playground.node(number))).collect();
-            let relays = Relays::start(playground.pki().dir(), places, playground.subnet.as_ref());
-            playground.relays = Some(relays.await?);
+            let pki = playground.pki();
+            let relays = Relays::start(pki.dir(), places, playground.subnet.as_ref()).await?;
+            playground.relays = Some(relays);
         }
         let (nodes, port, offset) = (
             self.nodes.to_string(),

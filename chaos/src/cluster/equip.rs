@@ -2,6 +2,7 @@
 //! tokens, a configuration with logs that end soon.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -114,7 +115,6 @@ impl Disk {
 
     /// Fills it to its last byte.
     pub(crate) fn fill(&self) -> Result<u64> {
-        use std::io::Write;
         let path = self.own.join(BALLAST);
         let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
         let mut written = 0;

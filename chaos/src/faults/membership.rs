@@ -10,6 +10,8 @@ use nix::sys::signal::Signal;
 
 use super::{Done, one_of, token};
 use crate::cluster::Cluster;
+use crate::history::Recorder;
+use crate::oracles::members;
 use crate::schedule::FaultKind;
 
 /// For one change, with all that it is interrupted by.
@@ -19,7 +21,12 @@ const JOIN: Duration = Duration::from_secs(70);
 /// From the beginning of a change to the kill.
 const INTO_IT: Duration = Duration::from_millis(300);
 
-pub(super) async fn carry_out(kill_leader: bool, pick: u32, cluster: &Cluster) -> Result<Done> {
+pub(super) async fn carry_out(
+    kill_leader: bool,
+    pick: u32,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let old = one_of(&cluster.members(), pick).context("no node is left")?;
     let node = cluster.prepare_node().await.context("make a new node")?;
     cluster
@@ -31,6 +38,7 @@ pub(super) async fn carry_out(kill_leader: bool, pick: u32, cluster: &Cluster) -
     let killed = killed?;
     joined.with_context(|| format!("{} joins", node.id()))?;
     cluster.admit(node.number);
+    members::note(cluster, recorder).await;
     if cluster.tries(FaultKind::TokenOlder) {
         token::keep_copy(&node)?;
     }
@@ -41,6 +49,7 @@ pub(super) async fn carry_out(kill_leader: bool, pick: u32, cluster: &Cluster) -
     removed.with_context(|| format!("{} is removed", old.id()))?;
     cluster.dismiss(old.number);
     old.kill().await?;
+    members::note(cluster, recorder).await;
     let what = format!(
         "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}",
         node.id(),
@@ -66,7 +75,7 @@ async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
     Ok(Some(leader.node))
 }
 
-async fn join(node: &Node, cluster: &Cluster) -> Result<()> {
+pub(crate) async fn join(node: &Node, cluster: &Cluster) -> Result<()> {
     let mut last = String::new();
     let joined = until("the join", CHANGED, async || {
         match join_once(node, cluster).await {
@@ -90,8 +99,8 @@ async fn join_once(node: &Node, cluster: &Cluster) -> Result<()> {
         ttl_seconds: None,
         node_id: Some(node.id()),
     };
-    let token = playground.pki().client(Some(&admin), &endpoints)?;
-    let token = token.create_join_token(&request).await?.into_body();
+    let client = playground.pki().client(Some(&admin), &endpoints)?;
+    let token = client.create_join_token(&request).await?.into_body();
     let request = JoinRequest {
         token: token.token,
         cluster_ca_sha256: token.cluster_ca_sha256,
@@ -117,13 +126,13 @@ async fn is_member(node: &Node, cluster: &Cluster) -> Result<bool> {
         .collect();
     let admin = cluster.playground().pki().identity("admin")?;
     let client = cluster.playground().pki().client(Some(&admin), &endpoints)?;
-    let members = client.cluster_members().await?.into_body().members;
+    let members = client.members().await?.into_body().members;
     Ok(members
         .iter()
         .any(|member| member.node_id == node.id() && member.role == hsm_api::admin::MemberRole::Voter))
 }
 
-async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {
+pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {
     let mut last = String::new();
     let removed = until("the removal", CHANGED, async || {
         let failed = remove_once(node, cluster).await.err();

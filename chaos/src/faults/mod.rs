@@ -6,7 +6,7 @@ mod disk;
 pub mod failpoint;
 mod files;
 mod kill;
-mod membership;
+pub(crate) mod membership;
 mod module;
 mod partition;
 mod pause;
@@ -89,7 +89,7 @@ pub(crate) async fn carry_out(
     let kind = step.fault.kind();
     let at_ms = recorder.elapsed_ms();
     recorder.note(&format!("fault {} begins: {kind}", step.number));
-    let done = of_kind(step, cluster)
+    let done = of_kind(step, cluster, recorder)
         .await
         .with_context(|| format!("step {}: {:?}", step.number, step.fault))?;
     // Those beside it may still have nodes down.
@@ -117,7 +117,7 @@ pub(crate) async fn carry_out(
     Ok((fired, stuck))
 }
 
-async fn of_kind(step: &Step, cluster: &Cluster) -> Result<Done> {
+async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
     let lasts = Duration::from_millis(step.lasts_ms);
     match &step.fault {
         Fault::Kill(victims, pick) => kill::carry_out(*victims, *pick, lasts, cluster).await,
@@ -156,7 +156,9 @@ async fn of_kind(step: &Step, cluster: &Cluster) -> Result<Done> {
             Trouble::Hung => module::hung(*pick, lasts, cluster).await,
             Trouble::Errors { code } => module::errors(*code, *pick, lasts, cluster).await,
         },
-        Fault::JoinRemove { kill_leader, pick } => membership::carry_out(*kill_leader, *pick, cluster).await,
+        Fault::JoinRemove { kill_leader, pick } => {
+            membership::carry_out(*kill_leader, *pick, cluster, recorder).await
+        }
         Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
     }
 }

@@ -65,11 +65,8 @@ async fn is_noticed(node: &Node, cluster: &Cluster) -> bool {
     }
     match cluster.status(node.number).await {
         Some(status) => {
-            let well = |state| matches!(state, SlotState::Ready);
-            status
-                .slots
-                .iter()
-                .any(|slot| !well(slot.state) || slot.missing_keys > 0)
+            let mut slots = status.slots.iter();
+            slots.any(|slot| !matches!(slot.state, SlotState::Ready) || slot.missing_keys > 0)
         }
         None => false,
     }

@@ -211,7 +211,7 @@ mod tests {
     struct Mounted {
         layer: Layer,
         at: PathBuf,
-        _folder: tempfile::TempDir,
+        folder: tempfile::TempDir,
     }
 
     /// `None` where FUSE is not permitted: whoever runs tests there is told.
@@ -221,11 +221,7 @@ mod tests {
         fs::create_dir(&own).unwrap();
         fs::create_dir(&at).unwrap();
         match Layer::mount(&own, &at) {
-            Ok(layer) => Some(Mounted {
-                layer,
-                at,
-                _folder: folder,
-            }),
+            Ok(layer) => Some(Mounted { layer, at, folder }),
             Err(error) => {
                 assert!(
                     !nix::unistd::geteuid().is_root() || !Path::new("/dev/fuse").exists(),
@@ -251,7 +247,12 @@ mod tests {
 
     #[test]
     fn what_is_synchronised_stays_and_what_is_not_is_gone() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let path = at.join("file");
@@ -276,7 +277,12 @@ mod tests {
 
     #[test]
     fn a_torn_write_has_its_first_part() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let path = at.join("file");
@@ -299,7 +305,12 @@ mod tests {
 
     #[test]
     fn names_are_durable_with_their_folder() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let folder = File::open(&at).unwrap();
@@ -328,7 +339,12 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_comes_back() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let path = at.join("file");
@@ -346,7 +362,12 @@ mod tests {
 
     #[test]
     fn a_synchronisation_covers_what_was_there_when_it_began() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let path = at.join("file");
@@ -374,7 +395,12 @@ mod tests {
 
     #[test]
     fn a_synchronisation_that_fails_says_so_and_keeps_nothing() {
-        let Some(Mounted { layer, at, .. }) = mounted() else {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
             return;
         };
         let path = at.join("file");
