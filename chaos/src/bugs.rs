@@ -121,6 +121,9 @@ pub static BUGS: [Bug; 14] = [
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -130,5 +133,36 @@ mod tests {
             assert_eq!(Bug::chosen(&[bug.name.to_owned()]).unwrap(), [bug]);
         }
         assert!(Bug::named("no_such_bug").is_err());
+    }
+
+    /// A name that the product does not ask for would be a bug that nobody can find.
+    #[test]
+    fn every_bug_is_asked_for_in_the_product_and_every_one_there_is_known() {
+        let mut asked = BTreeSet::new();
+        for part in ["hsm-core", "node", "raft-store"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("..")
+                .join(part)
+                .join("src");
+            collect(&folder, &mut asked);
+        }
+        let known: BTreeSet<String> = BUGS.iter().map(Bug::failpoint).collect();
+        assert_eq!(asked, known);
+    }
+
+    fn collect(folder: &Path, asked: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, asked);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let points = text
+                    .split("bug(\"")
+                    .skip(1)
+                    .filter_map(|rest| rest.split('"').next());
+                asked.extend(points.map(str::to_owned));
+            }
+        }
     }
 }
