@@ -52,6 +52,8 @@ pub struct Cluster {
     members: Mutex<BTreeSet<u32>>,
     /// They are not to run now, whoever looks after the others.
     down: Mutex<BTreeSet<u32>>,
+    /// Whoever moves one, or needs them to be right.
+    clocks: tokio::sync::Mutex<()>,
     keep: bool,
     _program: Program,
     _shared_memory: SharedMemory,
@@ -99,6 +101,7 @@ impl Cluster {
             equipment: Mutex::default(),
             members: Mutex::new((1..=options.nodes).collect()),
             down: Mutex::default(),
+            clocks: tokio::sync::Mutex::default(),
             keep: false,
             _program: program,
             _shared_memory: SharedMemory,

@@ -13,6 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::{Cluster, KEEP_LOGS, SNAPSHOT_EVERY, lock};
 use crate::faults::unsynced::Layer;
 use crate::schedule::FaultKind;
+use crate::workload;
 
 /// Of a disk that can be filled: a store of these runs takes a tenth of it.
 const DISK: &str = "size=128m,mode=0700";
@@ -214,6 +215,7 @@ impl Cluster {
         if self.tries(FaultKind::IsolateUntilSnapshot) || self.tries(FaultKind::Failpoint) {
             config = with_short_logs(&config)?;
         }
+        config = workload::configured(&config);
         if let Some(change) = self.config {
             config = change(&config);
         }

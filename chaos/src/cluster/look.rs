@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cluster_tests::{Leader, until};
 use hsm_api::admin::{ClusterStatus, JoinTokenRequest, NodeRole};
+use tokio::sync::MutexGuard;
 
 use super::{Cluster, ELECTION};
 
@@ -54,18 +55,25 @@ impl Cluster {
         found.await.ok()
     }
 
-    /// A node other than these that has committed an entry in a term above `term`: it says that it leads, it makes a change,
-    /// and says it again in the same term.
+    /// A node other than these that has committed an entry in a term above `term`. The last entry of a leader is of its own
+    /// term, because it begins that with one: when it calls that committed, it has committed in its term.
     pub(crate) async fn commits_above(&self, term: u64, but: &[u32], within: Duration) -> Option<Committed> {
+        let mut first: Option<(Leader, u64)> = None;
         let found = until("a commit in a higher term", within, async || {
             let leader = self.leader_now().await?;
             if leader.term <= term || but.contains(&leader.node) {
                 return None;
             }
-            self.write_on(leader.node).await?;
-            let again = self.status(leader.node).await?;
-            let same = again.role == NodeRole::Leader && again.term == leader.term;
-            same.then_some(Committed {
+            let status = self.status(leader.node).await?;
+            if status.role != NodeRole::Leader || status.term != leader.term {
+                return None;
+            }
+            let (seen, last) = *first.get_or_insert((leader, status.last_log_index));
+            if seen != leader {
+                first = Some((leader, status.last_log_index));
+                return None;
+            }
+            (status.committed_index >= last).then_some(Committed {
                 node: leader.node,
                 term: leader.term,
             })
@@ -73,7 +81,9 @@ impl Cluster {
         found.await.ok()
     }
 
-    /// One committed entry through this node, if it is made in time. Open tokens are limited, so it is one that soon ends.
+    /// One committed entry through this node, if it is made in time. Open tokens are limited, so it is one that soon ends; who
+    /// calls this holds [`Cluster::right_clocks`], because one that was made by a wrong clock would stay for as long as that
+    /// was wrong by.
     pub(crate) async fn write_on(&self, number: u32) -> Option<()> {
         let client = self.playground.client_on("admin", number).ok()?;
         let request = JoinTokenRequest {
@@ -82,6 +92,11 @@ impl Cluster {
         };
         let made = tokio::time::timeout(2 * ANSWER, client.create_join_token(&request)).await;
         made.ok()?.ok().map(drop)
+    }
+
+    /// While this is held no clock is moved.
+    pub(crate) async fn right_clocks(&self) -> MutexGuard<'_, ()> {
+        self.clocks.lock().await
     }
 
     /// A number of a node's metrics, if it answers.

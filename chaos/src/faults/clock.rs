@@ -14,6 +14,7 @@ const CLOSE: f64 = 30.0;
 const SEEN: Duration = Duration::from_secs(10);
 
 pub(super) async fn step(seconds: i64, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+    let _moved = cluster.right_clocks().await;
     let Some(leader) = cluster.leader_soon().await else {
         return Ok(Done::not_counted("nobody", "nobody led"));
     };

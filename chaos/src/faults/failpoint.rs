@@ -80,13 +80,17 @@ pub(super) async fn carry_out(point: u32, pick: u32, lasts: Duration, cluster: &
 }
 
 async fn dies(node: &cluster_tests::Node, place: Where, within: Duration, cluster: &Cluster) -> bool {
+    let writes = place == Where::Snapshot;
+    let _clocks = if writes {
+        Some(cluster.right_clocks().await)
+    } else {
+        None
+    };
     let died = until("the node's end", within, async || {
         if node.pid().is_none() {
             return Some(());
         }
-        if place == Where::Snapshot
-            && let Some(leader) = cluster.leader_now().await
-        {
+        if writes && let Some(leader) = cluster.leader_now().await {
             // Refused while there is another leader to be found; there will be another try.
             let _ = cluster.write_on(leader.node).await;
         }

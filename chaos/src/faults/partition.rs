@@ -144,6 +144,7 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
         .into_iter()
         .filter(|one| *one != alone)
         .collect();
+    let clocks = cluster.right_clocks().await;
     let left = until("snapshots of the others", LEFT_BEHIND, async || {
         let leader = cluster.leader_now().await?;
         for _ in 0..SNAPSHOT_EVERY {
@@ -157,6 +158,7 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
         Some(())
     });
     let left = left.await.is_ok();
+    drop(clocks);
     cluster.links().heal()?;
     if !left {
         return Ok(Done::not_counted(
