@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use chaos::bugs::Bug;
-use chaos::folder::Folder;
-use chaos::options::{self, NetworkChoice, Options};
+use chaos::folder::{self, Folder};
+use chaos::network;
+use chaos::options::{self, Asked, NetworkChoice, Options};
 use chaos::run::Report;
 use chaos::verdict::Verdict;
 use chaos::{record, replay, run, selftest};
@@ -89,17 +90,45 @@ struct RunArguments {
     record: Option<PathBuf>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let command = Command::parse();
+    // Before there is any thread: one that is there already would stay in the old namespaces.
+    let done = network_of(&command)
+        .and_then(|network| network.map_or(Ok(()), network::enter))
+        .and_then(|()| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.context("start the runtime")?.block_on(carry_out(command))
+        });
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            println!("verdict: inconclusive: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The network that a command needs; those that only look at files need none.
+fn network_of(command: &Command) -> Result<Option<NetworkChoice>> {
+    Ok(match command {
+        Command::Run(arguments) => Some(arguments.network),
+        Command::Replay { recorded, .. } => {
+            let asked: Asked = Folder::at(recorded)?.read(folder::OPTIONS)?;
+            Some(asked.network)
+        }
+        // Its scripts cut single links, which relays do everywhere alike.
+        Command::Selftest { list: false, .. } => Some(NetworkChoice::Loopback),
+        Command::Selftest { list: true, .. } | Command::Check { .. } | Command::Record { .. } => None,
+    })
+}
+
+async fn carry_out(command: Command) -> Result<u8> {
     // From here on a signal ends what is done, not the program: nodes would outlive it.
-    let (Ok(interrupt), Ok(terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        println!("verdict: inconclusive: signals cannot be received");
-        return ExitCode::from(2);
+    let mut signals = Signals {
+        interrupt: signal(SignalKind::interrupt()).context("receive signals")?,
+        terminate: signal(SignalKind::terminate()).context("receive signals")?,
     };
-    let mut signals = Signals { interrupt, terminate };
-    let code = match command {
+    match command {
         Command::Run(arguments) => run_once(arguments, &mut signals).await,
         Command::Replay { recorded, dir } => run_again(&recorded, dir.as_deref(), &mut signals).await,
         Command::Check { recorded } => check(&recorded),
@@ -109,13 +138,6 @@ async fn main() -> ExitCode {
         }
         Command::Selftest { bug, list: false } => prove(&bug, &mut signals).await,
         Command::Record { file, into } => sums(&file, into.as_deref()),
-    };
-    match code {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            println!("verdict: inconclusive: {error:#}");
-            ExitCode::from(2)
-        }
     }
 }
 

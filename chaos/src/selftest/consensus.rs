@@ -194,5 +194,5 @@ pub(super) async fn a_hand_over_fails_and_another_succeeds(scene: &mut Scene) ->
 
 async fn transfer(scene: &Scene, to: u32) -> Result<()> {
     let name = scene.cluster.node(to).id();
-    scene.hsmctl(&["cluster", "transfer-leader", "--to", &name]).await
+    scene.hsmctl(&["cluster", "transfer-leader", &name]).await
 }
