@@ -93,7 +93,7 @@ impl Cluster {
             builder = builder.env("HSM_FAILPOINTS", failpoints);
         }
         let playground = builder.start().await?;
-        let cluster = Self {
+        let mut cluster = Self {
             playground,
             network,
             kinds,
@@ -114,6 +114,7 @@ impl Cluster {
         if cluster.kinds.contains(&FaultKind::TokenOlder) {
             faults::token::keep_copies(&cluster)?;
         }
+        cluster.playground.be_quiet();
         Ok(cluster)
     }
 

@@ -477,6 +477,11 @@ impl Playground {
         self.passed = true;
     }
 
+    /// Shows no logs when it is dropped: whoever has it says himself what has gone wrong.
+    pub fn be_quiet(&mut self) {
+        self.passed = true;
+    }
+
     /// Leaves its folder for people to look at.
     pub fn keep(&mut self) {
         self.root.disable_cleanup(true);

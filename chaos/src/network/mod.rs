@@ -4,6 +4,7 @@
 
 mod namespaces;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -48,7 +49,7 @@ pub(crate) enum Network {
         /// Their addresses.
         subnet: Subnet,
         /// What is cut, each from one to another.
-        cuts: Mutex<Vec<(u32, u32)>>,
+        cuts: Mutex<BTreeSet<(u32, u32)>>,
     },
     /// All on 127.0.0.1.
     Loopback {
@@ -109,7 +110,7 @@ impl Network {
         namespaces::cut(subnet, from, to)?;
         cuts.lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((from, to));
+            .insert((from, to));
         Ok(())
     }
 
