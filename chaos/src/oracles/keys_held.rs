@@ -6,12 +6,12 @@ use crate::history::History;
 
 const NAME: &str = "keys_held";
 
-pub(super) fn judge(history: &History, tokens_fail: bool, found: &mut Found) {
+/// A node whose token somebody takes away, and one that is removed, leave readiness, as they should, and are waited for by nobody.
+pub(super) fn judge(history: &History, nodes_leave: bool, found: &mut Found) {
     let watched = &history.watched;
     found.checked(NAME, watched.probed);
     found.violations(NAME, &watched.lacking);
-    // Who loses a key because somebody takes his token away leaves readiness, as he should.
-    if !tokens_fail {
+    if !nodes_leave {
         found.violations(NAME, &watched.lost);
     }
 }

@@ -91,7 +91,7 @@ impl Found {
     }
 
     fn judgement(mut self) -> Judgement {
-        for (oracle, told) in &self.told {
+        for (&oracle, told) in &self.told {
             if let Some(more) = told.checked_sub(TOLD).filter(|more| *more > 0) {
                 let text = format!("and {more} more of this kind");
                 self.findings.push(Finding { oracle, text });
@@ -115,12 +115,14 @@ impl Found {
 
 fn look(history: &History, observed: &Observed, fired: &[Fired]) -> Found {
     // What a token answers while somebody takes it away is its own affair.
-    let tokens_fail = fired.iter().any(|fired| fired.kind.name().starts_with("token"));
+    let any = |of: fn(&str) -> bool| fired.iter().any(|fired| of(fired.kind.name()));
+    let tokens_fail = any(|name| name.starts_with("token"));
+    let nodes_leave = any(|name| name == "join-remove");
     let mut found = Found::default();
     register::judge(history, observed, &mut found);
     ciphertexts::judge(history, observed, tokens_fail, &mut found);
     versions::judge(history, observed, &mut found);
-    keys_held::judge(history, tokens_fail, &mut found);
+    keys_held::judge(history, tokens_fail || nodes_leave, &mut found);
     readiness::judge(history, &mut found);
     revocation::judge(history, &mut found);
     hashes::judge(history, observed, &mut found);

@@ -21,7 +21,7 @@ use crate::workload::{self, access};
 /// A node that is busy, or has just become ready, is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// From the end of the workload: a destruction takes half a minute and more after a change of the leader.
-const QUIET: Duration = Duration::from_secs(120);
+const QUIET: Duration = Duration::from_secs(60);
 /// Items of one request.
 const BATCH: usize = 100;
 /// Ciphertexts that are opened on every node, of all versions together; of each version some.
@@ -46,9 +46,13 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
             ready: node.is_ready().await,
             ..NodeView::default()
         };
-        state(&pki, &node, &mut view).await;
-        if let Err(error) = open_all(&pki, &node, history, &kept, &mut view).await {
-            view.silent.push(format!("decrypt: {error:#}"));
+        if node.pid().is_none() {
+            view.silent.push("its process does not run".to_owned());
+        } else {
+            state(&pki, &node, &mut view).await;
+            if let Err(error) = open_all(&pki, &node, history, &kept, &mut view).await {
+                view.silent.push(format!("decrypt: {error:#}"));
+            }
         }
         for slot in tokens::SLOTS {
             match tokens::look(playground.dir(), &node, slot).await {
@@ -77,7 +81,8 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
 /// has gone. Whether it ends at all is for the oracles to say.
 async fn quiet(cluster: &Cluster, pki: &Pki) {
     let Ok(admin) = pki.identity("admin") else { return };
-    let nodes = cluster.nodes();
+    let mut nodes = cluster.nodes();
+    nodes.retain(|node| node.pid().is_some());
     let still = until("key versions that stay as they are", QUIET, async || {
         let mut first: Option<Vec<ContextState>> = None;
         for node in &nodes {

@@ -2,6 +2,7 @@
 //! is far below what two cores do; a standstill is found, not a slow machine.
 
 use super::Found;
+use crate::ending::{CALM_ENDS, FAULTS_BEGIN};
 use crate::history::{History, Operation, Outcome};
 use crate::schedule::Fired;
 
@@ -29,15 +30,16 @@ struct Phase {
 
 pub(super) fn judge(history: &History, fired: &[Fired], found: &mut Found) {
     let noted = |what: &str| {
-        let mut notes = history.notes.iter();
+        // The last one: a run ends with its last calm.
+        let mut notes = history.notes.iter().rev();
         notes
             .find(|(_, noted)| noted == what)
             .map(|(at, _)| at / 1_000_000)
     };
-    let Some(begin) = noted("faults begin") else {
+    let Some(begin) = noted(FAULTS_BEGIN) else {
         return;
     };
-    let end = noted("calm ends").unwrap_or(history.ended / 1_000_000);
+    let end = noted(CALM_ENDS).unwrap_or(history.ended / 1_000_000);
     let lasted: Vec<(String, u64, u64, bool)> = fired
         .iter()
         .map(|fired| {
@@ -196,8 +198,8 @@ mod tests {
         let mut history = Script::default().history();
         assert!(told(|found| judge(&history, &[], found)).is_empty());
         history.notes = vec![
-            (0, "faults begin".to_owned()),
-            (70_000_000_000, "calm ends".to_owned()),
+            (0, FAULTS_BEGIN.to_owned()),
+            (70_000_000_000, CALM_ENDS.to_owned()),
         ];
         let said = told(|found| judge(&history, &[], found));
         assert_eq!(said.len(), 2, "no ciphertext and no change: {said:?}");

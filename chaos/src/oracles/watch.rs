@@ -199,7 +199,9 @@ async fn see(
     if let Some(status) = &status {
         recorder.saw_index(status.applied_index);
     }
+    // What another process says is not this one's.
     let same = target.node.pid() == pid;
+    let status = status.filter(|_| same);
     Seen {
         node: target.node.number,
         pid,

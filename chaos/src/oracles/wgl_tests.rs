@@ -7,10 +7,19 @@ mod against_stateright;
 
 const STEPS: u64 = 10_000_000;
 
-fn call<O>(invoked: u64, completed: impl Into<Option<u64>>, op: O) -> Call<O> {
+fn call<O>(invoked: u64, completed: u64, op: O) -> Call<O> {
     Call {
         invoked,
-        completed: completed.into(),
+        completed: Some(completed),
+        op,
+    }
+}
+
+/// Of an unknown outcome.
+fn open<O>(invoked: u64, op: O) -> Call<O> {
+    Call {
+        invoked,
+        completed: None,
         op,
     }
 }
@@ -30,7 +39,7 @@ fn verdict(calls: &[Call<CellOp>]) -> Verdict {
 #[test]
 fn without_operations_everything_is_right() {
     assert_eq!(verdict(&[]), Verdict::Linearizable);
-    assert_eq!(verdict(&[call(1, None, swap(5, 6))]), Verdict::Linearizable);
+    assert_eq!(verdict(&[open(1, swap(5, 6))]), Verdict::Linearizable);
 }
 
 #[test]
@@ -74,7 +83,7 @@ fn of_two_swaps_of_one_value_only_one_succeeds() {
 
 #[test]
 fn what_is_unknown_happens_late_or_never() {
-    let unknown = call(1, None, swap(0, 7));
+    let unknown = open(1, swap(0, 7));
     let never = [unknown.clone(), call(5, 6, read(0)), call(7, 8, read(0))];
     assert_eq!(verdict(&never), Verdict::Linearizable);
     let late = [unknown.clone(), call(5, 6, read(0)), call(7, 8, read(7))];
@@ -82,15 +91,15 @@ fn what_is_unknown_happens_late_or_never() {
     let taken_back = [unknown, call(5, 6, read(7)), call(7, 8, read(0))];
     assert!(matches!(verdict(&taken_back), Verdict::Not { .. }));
     // Not before it was asked for.
-    let early = [call(5, None, swap(0, 7)), call(1, 2, read(7))];
+    let early = [open(5, swap(0, 7)), call(1, 2, read(7))];
     assert!(matches!(verdict(&early), Verdict::Not { .. }));
 }
 
 #[test]
 fn a_search_that_takes_too_long_is_undecided() {
     // Which of them happened is open, and nothing that they could have led to is ever read.
-    let mut calls: Vec<Call<CellOp>> = (0..30).map(|place| call(1, None, swap(0, place + 1))).collect();
-    calls.extend((0..30).map(|place| call(1, None, swap(place + 1, 100 + place))));
+    let mut calls: Vec<Call<CellOp>> = (0..30).map(|place| open(1, swap(0, place + 1))).collect();
+    calls.extend((0..30).map(|place| open(1, swap(place + 1, 100 + place))));
     calls.push(call(100, 101, read(99)));
     assert_eq!(check(&Cell, &calls, 1000), Verdict::Undecided);
     assert!(matches!(check(&Cell, &calls[..0], 0), Verdict::Linearizable));
@@ -106,7 +115,7 @@ fn a_long_history_is_decided_within_the_bound() {
         // They overlap their neighbours; each happens in its turn.
         let (from, to) = (at - random.below(9), at + random.below(9));
         match random.below(10) {
-            0 => calls.push(call(from, None, swap(1_000_000, number))),
+            0 => calls.push(open(from, swap(1_000_000, number))),
             1..=3 => {
                 calls.push(call(from, to, swap(value, number)));
                 value = number;
@@ -143,6 +152,6 @@ fn versions_are_counted_up_one_by_one() {
         version: None,
         previous: None,
     };
-    unknown.push(call(1, None, anything));
+    unknown.push(open(1, anything));
     assert_eq!(check(&spec, &unknown, STEPS), Verdict::Linearizable);
 }

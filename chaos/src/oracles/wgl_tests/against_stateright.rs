@@ -150,7 +150,7 @@ fn ours<S: Sequential<Op: Clone>>(spec: &S, events: &[Event<S::Op>]) -> Verdict 
         match event {
             Event::Invoke(client, question) => {
                 open.insert(*client, calls.len());
-                calls.push(call(at, None, question.clone()));
+                calls.push(open(at, question.clone()));
             }
             Event::Return(client, answer) => {
                 let place = open.remove(client).unwrap();
