@@ -109,18 +109,26 @@ pub(super) struct Searched {
     pub(super) leaked: Vec<String>,
 }
 
-/// Searches every file below a folder. One that is gone when it is opened was not there; links are not followed.
-pub(super) fn search(dir: &Path, canaries: &[Canary], searched: &mut Searched) -> Result<()> {
+/// Searches whatever lies below a playground, but for the two places where the secrets are handed over.
+pub(super) fn search(playground: &Path, canaries: &[Canary]) -> Result<Searched> {
+    let mut searched = Searched::default();
+    let spared = [playground.join("secrets"), playground.join("env")];
+    below(playground, &spared, canaries, &mut searched)?;
+    Ok(searched)
+}
+
+/// One that is gone when it is opened was not there; links are not followed.
+fn below(dir: &Path, spared: &[PathBuf], canaries: &[Canary], searched: &mut Searched) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Ok(());
     };
     let entries: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    for path in entries {
+    for path in entries.into_iter().filter(|path| !spared.contains(path)) {
         let Ok(kind) = path.symlink_metadata() else {
             continue;
         };
         if kind.is_dir() {
-            search(&path, canaries, searched)?;
+            below(&path, spared, canaries, searched)?;
         } else if kind.is_file()
             && let Ok(file) = File::open(&path)
         {
@@ -186,8 +194,11 @@ mod tests {
             std::fs::write(deep.join(number.to_string()), content).unwrap();
         }
         std::fs::write(dir.path().join("log"), b"correct horse, another battery").unwrap();
-        let mut searched = Searched::default();
-        search(dir.path(), &canaries, &mut searched).unwrap();
+        std::fs::create_dir(dir.path().join("secrets")).unwrap();
+        for spared in ["env", "secrets/exchange.pin"] {
+            std::fs::write(dir.path().join(spared), b"correct horse battery").unwrap();
+        }
+        let searched = search(dir.path(), &canaries).unwrap();
         assert_eq!(
             (searched.files, searched.leaked.len()),
             (5, 4),

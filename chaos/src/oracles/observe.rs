@@ -11,7 +11,7 @@ use hsm_api::client::Retry;
 use hsm_api::data::{DecryptBatch, DecryptRequest, ItemResult};
 use hsm_api::{Base64, Client, ErrorCode};
 
-use super::canary::{self, Searched};
+use super::canary;
 use super::observed::{ContextState, NodeView, Observed, Opened, VersionView};
 use super::tokens;
 use crate::cluster::Cluster;
@@ -64,12 +64,9 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
     }
     digests(&cluster.nodes(), &mut observed.nodes).await;
     let canaries = canary::planted(playground.dir(), &history.marker)?;
-    let folders: Vec<_> = cluster.nodes().into_iter().map(|node| node.dir).collect();
+    let folder = playground.dir().to_owned();
     let searched = tokio::task::spawn_blocking(move || {
-        let mut searched = Searched::default();
-        for folder in &folders {
-            canary::search(folder, &canaries, &mut searched)?;
-        }
+        let searched = canary::search(&folder, &canaries)?;
         anyhow::Ok((searched, canary::finds(&canaries)))
     });
     let (searched, finds) = searched.await.context("the search for secrets")??;
