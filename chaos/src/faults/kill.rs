@@ -78,10 +78,14 @@ pub(super) async fn carry_out(
     }
     match (victims, leader) {
         (Victims::Leader, Some(leader)) => {
-            let other = cluster.commits_above(leader.term, &chosen, OVERTAKEN);
+            let other = cluster.commits_above(leader.term, &[], OVERTAKEN);
             let (other, back) = tokio::join!(other, back);
             back?;
             match other {
+                Some(other) if chosen.contains(&other.node) => {
+                    let why = format!("it was back before anybody else led: {other:?}");
+                    Ok(Done::not_counted(target, why))
+                }
                 Some(other) => Ok(Done::counted(format!("{target}, then {other:?}"))),
                 None => Ok(Done::not_counted(
                     target,
