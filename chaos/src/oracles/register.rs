@@ -28,10 +28,8 @@ pub(super) struct Cell;
 pub(super) enum CellOp {
     /// It was this and is that from then on.
     Swap { from: u64, to: u64 },
-    /// It was this.
-    Read { value: u64 },
-    /// It was asked for, and nobody heard the answer.
-    Ask,
+    /// It was this; none: nobody heard the answer.
+    Read { value: Option<u64> },
 }
 
 impl Sequential for Cell {
@@ -45,8 +43,7 @@ impl Sequential for Cell {
     fn step(&self, state: &u64, op: &CellOp) -> Option<u64> {
         match op {
             CellOp::Swap { from, to } => (from == state).then_some(*to),
-            CellOp::Read { value } => (value == state).then_some(*state),
-            CellOp::Ask => Some(*state),
+            CellOp::Read { value } => value.is_none_or(|value| value == *state).then_some(*state),
         }
     }
 }
@@ -70,10 +67,8 @@ pub(super) enum VersionOp {
     },
     /// This was the highest that was active before.
     Retired { highest: Option<u32> },
-    /// This was active.
-    Active { version: u32 },
-    /// It was asked for, and nobody heard the answer.
-    Ask,
+    /// This was active; none: nobody heard the answer.
+    Active { version: Option<u32> },
 }
 
 impl Versions {
@@ -112,8 +107,7 @@ impl Sequential for Versions {
                 let before = state.checked_sub(1).map(|before| self.order[before]);
                 (*highest == before).then_some(*state)
             }
-            VersionOp::Active { version } => (version == now).then_some(*state),
-            VersionOp::Ask => Some(*state),
+            VersionOp::Active { version } => version.is_none_or(|version| version == *now).then_some(*state),
         }
     }
 }
@@ -231,7 +225,9 @@ fn versions(context: &str, history: &History, observed: &Observed, found: &mut F
             calls.push(Call {
                 invoked: u64::MAX,
                 completed: Some(u64::MAX),
-                op: VersionOp::Active { version },
+                op: VersionOp::Active {
+                    version: Some(version),
+                },
             });
         }
     }
@@ -269,7 +265,7 @@ fn access(history: &History, observed: &Observed, found: &mut Found) {
         calls.push(Call {
             invoked: u64::MAX,
             completed: Some(u64::MAX),
-            op: CellOp::Read { value },
+            op: CellOp::Read { value: Some(value) },
         });
     }
     decide(&Cell, &calls, "access control", found);

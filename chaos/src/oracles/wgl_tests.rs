@@ -29,7 +29,7 @@ fn swap(from: u64, to: u64) -> CellOp {
 }
 
 fn read(value: u64) -> CellOp {
-    CellOp::Read { value }
+    CellOp::Read { value: Some(value) }
 }
 
 fn verdict(calls: &[Call<CellOp>]) -> Verdict {
@@ -139,7 +139,7 @@ fn versions_are_counted_up_one_by_one() {
         call(1, 2, rotated(2, 1)),
         call(3, 4, VersionOp::Retired { highest: Some(1) }),
         call(5, 6, rotated(4, 2)),
-        call(7, 8, VersionOp::Active { version: 4 }),
+        call(7, 8, VersionOp::Active { version: Some(4) }),
     ];
     assert_eq!(check(&spec, &good, STEPS), Verdict::Linearizable);
     let mut stale = good.to_vec();

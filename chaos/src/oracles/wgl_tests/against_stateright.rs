@@ -145,15 +145,15 @@ fn history<W: World>(random: &mut Random) -> Vec<Event<<W::Spec as Sequential>::
 
 fn ours<S: Sequential<Op: Clone>>(spec: &S, events: &[Event<S::Op>]) -> Verdict {
     let mut calls: Vec<Call<S::Op>> = Vec::new();
-    let mut open: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut waiting: BTreeMap<u64, usize> = BTreeMap::new();
     for (at, event) in (1..).zip(events) {
         match event {
             Event::Invoke(client, question) => {
-                open.insert(*client, calls.len());
+                waiting.insert(*client, calls.len());
                 calls.push(open(at, question.clone()));
             }
             Event::Return(client, answer) => {
-                let place = open.remove(client).unwrap();
+                let place = waiting.remove(client).unwrap();
                 (calls[place].completed, calls[place].op) = (Some(at), answer.clone());
             }
         }
@@ -217,21 +217,21 @@ impl World for Cells {
     fn question(random: &mut Random, _: u64) -> CellOp {
         match random.below(2) {
             0 => swap(random.below(3), random.below(3)),
-            _ => CellOp::Ask,
+            _ => CellOp::Read { value: None },
         }
     }
 
     fn answer(state: &u64, question: &CellOp) -> Option<CellOp> {
         match question {
             CellOp::Swap { from, .. } => (from == state).then(|| question.clone()),
-            CellOp::Ask | CellOp::Read { .. } => Some(read(*state)),
+            CellOp::Read { .. } => Some(read(*state)),
         }
     }
 
     fn guess(random: &mut Random, question: &CellOp) -> CellOp {
         match question {
             CellOp::Swap { .. } => question.clone(),
-            CellOp::Ask | CellOp::Read { .. } => read(random.below(3)),
+            CellOp::Read { .. } => read(random.below(3)),
         }
     }
 }
@@ -252,7 +252,7 @@ impl World for Rotations {
                 version: None,
                 previous: None,
             },
-            _ => VersionOp::Ask,
+            _ => VersionOp::Active { version: None },
         }
     }
 
