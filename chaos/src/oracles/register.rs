@@ -19,6 +19,9 @@ const NAME: &str = "register";
 /// Of one search; a few seconds, and a few hundred megabytes at most.
 const STEPS: u64 = 5_000_000;
 
+/// In the place of a version where a context has none yet; numbers begin with one.
+const NONE: u32 = 0;
+
 /// A value that is compared and set; zero at first.
 #[derive(Debug, Clone)]
 pub(super) struct Cell;
@@ -105,7 +108,7 @@ impl Sequential for Versions {
             }
             VersionOp::Retired { highest } => {
                 let before = state.checked_sub(1).map(|before| self.order[before]);
-                (*highest == before).then_some(*state)
+                (*highest == before.filter(|before| *before != NONE)).then_some(*state)
             }
             VersionOp::Active { version } => version.is_none_or(|version| version == *now).then_some(*state),
         }
@@ -233,6 +236,10 @@ fn versions(context: &str, history: &History, observed: &Observed, found: &mut F
     }
     if seen.is_empty() {
         return;
+    }
+    // Somebody has made the first one: until then there was none.
+    if seen.first().is_some_and(|first| claimed.contains(first)) {
+        seen.insert(NONE);
     }
     let spec = Versions {
         claimed,
@@ -447,6 +454,24 @@ mod tests {
             said.iter().any(|text| text.contains("Idempotency-Key a")),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn a_context_that_is_made_begins_without_a_version() {
+        let create = Operation::Create {
+            context: "c".to_owned(),
+            key: "a".to_owned(),
+        };
+        let first = Outcome::Ok(Answer::Rotated {
+            version: 1,
+            previous: None,
+        });
+        let mut script = Script::default();
+        script.did(create, first);
+        script.did(rotate("b"), made(2, 1));
+        script.did(retired(), highest(1));
+        let observed = node_with(&[("c", &[1], Some(2))]);
+        assert_eq!(run(script, &observed), Vec::<String>::new());
     }
 
     #[test]

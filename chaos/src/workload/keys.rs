@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hsm_api::admin::KeyState;
 
-use super::{Opened, Sealed, Worker};
+use super::{NEW, Opened, Sealed, Worker};
 
 /// Retired versions that are left alone in contexts that rotate all the time: a token with thousands of keys is another test.
 const LEFT: usize = 40;
@@ -21,6 +21,37 @@ pub(super) async fn rotate(mut worker: Worker, context: &'static str, every_ms: 
         } else {
             worker.clients.rotate(worker.process, context, node, &key).await;
         }
+    }
+}
+
+/// Makes contexts that nobody has had, each until it is said to be there, and then versions of them. Whether what was encrypted
+/// in them decrypts is asked at the end: a node that is cut off does not know them, and may say so.
+pub(super) async fn create(mut worker: Worker) {
+    for context in NEW {
+        if !worker.pause(3_000, 15_000).await {
+            return;
+        }
+        let key = worker.clients.key();
+        loop {
+            let node = worker.once_in(2).then(|| worker.node());
+            let made = worker.clients.create(worker.process, context, node, &key).await;
+            if made.is_some() {
+                break;
+            }
+            if !worker.pause(500, 1_500).await {
+                return;
+            }
+        }
+        for node in worker.clients.running() {
+            worker.clients.seal(worker.process, context, node).await;
+        }
+    }
+    while worker.pause(10_000, 20_000).await {
+        let context = worker.one_of(&NEW).unwrap_or(NEW[0]);
+        let key = worker.clients.key();
+        worker.clients.rotate(worker.process, context, None, &key).await;
+        let node = worker.node();
+        worker.clients.seal(worker.process, context, node).await;
     }
 }
 

@@ -24,6 +24,8 @@ use crate::random::Random;
 pub const CONTEXTS: [&str; 3] = ["exchange-key", "2fa", "order-key"];
 /// Whose versions are taken out of use, and destroyed long before they are old.
 pub(crate) const SHORT_LIVED: &str = "order-key";
+/// Placed in every node's configuration, and made only during a run.
+pub(crate) const NEW: [&str; 4] = ["chaos-1", "chaos-2", "chaos-3", "chaos-4"];
 /// From the word to stop until every client has heard its last answer.
 const ENDED: Duration = Duration::from_secs(60);
 
@@ -33,10 +35,22 @@ pub fn client_of(context: &str) -> &'static str {
     if context == "2fa" { "2fa-1" } else { "trading-1" }
 }
 
-/// A node's configuration for a run: destructions that wait for a second only.
+/// A node's configuration for a run: destructions that wait for a second only, and places for contexts that do not exist
+/// yet. Where the playground writes another text, what is not found is left as it is.
 #[must_use]
 pub fn configured(config: &str) -> String {
-    config.replacen("logging:", "keys: {destroy: {min_wait_seconds: 1}}\nlogging:", 1)
+    let (old, new) = ("[exchange-key, order-key]", NEW.join(", "));
+    let placed = format!("[exchange-key, order-key, {new}]");
+    let key = |context: &str| format!("    \"{context}\": {{type: aes, mode: shared}}\n");
+    let keys: String = ["order-key"]
+        .iter()
+        .chain(&NEW)
+        .map(|context| key(context))
+        .collect();
+    config
+        .replace(old, &placed)
+        .replacen(&key("order-key"), &keys, 1)
+        .replacen("logging:", "keys: {destroy: {min_wait_seconds: 1}}\nlogging:", 1)
 }
 
 /// A client's own part of a workload.
@@ -117,6 +131,7 @@ impl Workload {
         running.spawn(keys::read(worker(13), CONTEXTS[0]));
         running.spawn(keys::read(worker(14), CONTEXTS[1]));
         running.spawn(keys::live(worker(15), SHORT_LIVED));
+        running.spawn(keys::create(worker(17)));
         running.spawn(keys::trim(worker(16), [CONTEXTS[0], CONTEXTS[1]]));
         running.spawn(access::change(worker(20)));
         running.spawn(access::change(worker(21)));
@@ -149,13 +164,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_playgrounds_configuration_gets_the_shortest_wait() {
-        let before = "cluster:\n  enabled: true\nlogging: {level: info}\n";
-        let after = configured(before);
-        assert_eq!(
-            after,
-            "cluster:\n  enabled: true\nkeys: {destroy: {min_wait_seconds: 1}}\nlogging: {level: info}\n"
-        );
+    fn a_playgrounds_configuration_gets_the_shortest_wait_and_places_for_new_contexts() {
+        let before = "\
+hsm:
+  slots:
+    \"exchange\": {label: slot-exchange, contexts: [exchange-key, order-key]}
+  keys:
+    \"order-key\": {type: aes, mode: shared}
+    \"2fa\": {type: aes, mode: private}
+acl:
+  mappings:
+    Trading: [exchange-key, order-key]
+logging: {level: info}
+";
+        let after = "\
+hsm:
+  slots:
+    \"exchange\": {label: slot-exchange, contexts: [exchange-key, order-key, chaos-1, chaos-2, chaos-3, chaos-4]}
+  keys:
+    \"order-key\": {type: aes, mode: shared}
+    \"chaos-1\": {type: aes, mode: shared}
+    \"chaos-2\": {type: aes, mode: shared}
+    \"chaos-3\": {type: aes, mode: shared}
+    \"chaos-4\": {type: aes, mode: shared}
+    \"2fa\": {type: aes, mode: private}
+acl:
+  mappings:
+    Trading: [exchange-key, order-key, chaos-1, chaos-2, chaos-3, chaos-4]
+keys: {destroy: {min_wait_seconds: 1}}
+logging: {level: info}
+";
+        assert_eq!(configured(before), after);
     }
 
     #[test]
