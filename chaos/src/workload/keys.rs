@@ -156,6 +156,9 @@ pub(super) async fn trim(mut worker: Worker, contexts: [&'static str; 2]) {
                 .collect();
             let old = retired.len().saturating_sub(LEFT);
             for version in &retired[..old] {
+                if !worker.goes_on() {
+                    return;
+                }
                 worker.clients.destroy(worker.process, context, *version).await;
             }
         }
