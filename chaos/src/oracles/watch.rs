@@ -20,6 +20,9 @@ use crate::workload::{CONTEXTS, client_of, told};
 const EVERY: Duration = Duration::from_millis(200);
 /// A node that is stopped answers nothing; one look must not wait for it for long.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// Of a node that does not know a version yet.
+const AGAIN: u32 = 2;
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// A running watch.
 pub struct Watch {
@@ -218,7 +221,20 @@ fn leads(status: &ClusterStatus) -> bool {
     status.role == NodeRole::Leader
 }
 
+/// A node may hear of a version a moment after it holds its key, and says so: it is asked again before it is believed.
 async fn held(target: &Target, sealed: &Sealed, marker: &str) -> Held {
+    let mut said = ask(target, sealed, marker).await;
+    for _ in 0..AGAIN {
+        if !matches!(&said, Held::Refused { code } if code == "key_version_not_ready") {
+            break;
+        }
+        tokio::time::sleep(A_MOMENT).await;
+        said = ask(target, sealed, marker).await;
+    }
+    said
+}
+
+async fn ask(target: &Target, sealed: &Sealed, marker: &str) -> Held {
     match target.clients[sealed.place].decrypt(&sealed.request).await {
         Ok(answer) if answer.plaintext.as_slice() == plaintext(marker, sealed.number).as_bytes() => {
             Held::Opened
