@@ -86,6 +86,8 @@ pub const LIVEZ: &str = "/livez";
 pub const READYZ: &str = "/readyz";
 /// Health listener, `POST`, only in builds with feature `failpoints`.
 pub const FAILPOINTS: &str = "/failpoints";
+/// Health listener, `GET`, only in builds with feature `failpoints`: index and digest of the replicated state.
+pub const STATE_HASH: &str = "/debug/state-hash";
 
 /// Path of [`KEYS_ROTATE_PATTERN`] for one context.
 #[must_use]

@@ -23,13 +23,17 @@ pub mod node;
 pub mod once;
 pub mod playground;
 pub mod ports;
+pub mod program;
 pub mod proxy;
 pub mod relay;
 pub mod shim;
 pub mod stalls;
+pub mod subnet;
 mod token_pool;
 pub mod vitals;
 pub mod wait;
+pub mod wall_clock;
+pub mod weather;
 
 pub use client::{Ca, Identity, Pki};
 pub use edge::Edge;
@@ -40,11 +44,14 @@ pub use nginx::Nginx;
 pub use node::Node;
 pub use once::Once;
 pub use playground::{Leader, Playground};
+pub use program::Program;
 pub use proxy::Proxy;
 pub use relay::Relays;
 pub use shim::Shim;
 pub use stalls::Stalls;
+pub use subnet::Subnet;
 pub use wait::until;
+pub use weather::Weather;
 
 use std::path::PathBuf;
 

@@ -40,6 +40,7 @@ mod login;
 mod marshal;
 mod node_key;
 mod object_file;
+mod seeded;
 mod softhsm_files;
 mod spki;
 mod templates;

@@ -40,6 +40,7 @@ pub mod readiness;
 pub mod rekey;
 pub mod rotation;
 pub mod secrets;
+mod seeded;
 pub mod slots;
 pub mod sync;
 #[cfg(test)]

@@ -205,6 +205,7 @@ mod tests {
         Node {
             number: 1,
             dir: dir.to_owned(),
+            host: std::net::Ipv4Addr::LOCALHOST,
             api_port: 1,
             health_port: 2,
             cluster_port: 3,

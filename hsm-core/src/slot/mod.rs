@@ -34,6 +34,7 @@ use crate::kek::{self, GenerateKek, GeneratedKek, ImportKek, KekUse};
 use crate::module::{Module, TokenInfo};
 use crate::names::{KeyUid, TransportId};
 use crate::secrets::{Pin, Plaintext};
+use crate::seeded::bug;
 use crate::transport::{CHECK_LEN, OfferedTransportKey};
 use crate::{node_key, transport};
 use job::Job;
@@ -332,9 +333,11 @@ impl Slot {
             // Without either nothing is found, and what is not found would be taken for destroyed.
             health::is_there(shared)?;
             health::require_login(shared, token)?;
-            shared.want(key_uid, None);
-            shared.drop_copies(token, key_uid);
-            kek::destroy_copies(token, key_uid)?;
+            if !bug("bug::forget_session_copies") {
+                shared.want(key_uid, None);
+                shared.drop_copies(token, key_uid);
+                kek::destroy_copies(token, key_uid)?;
+            }
             let destroyed = kek::destroy(token, key_uid)?;
             shared.end_quarantine(key_uid);
             Ok(destroyed)

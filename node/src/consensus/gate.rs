@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use raft_store::names::RaftId;
 
 use super::ProposeError;
+use crate::seeded::bug;
 
 /// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +147,11 @@ impl StartGate {
             let silence = Duration::from_millis(at - inner.heard);
             if inner.heard == 0 || silence > self.bound {
                 self.open_since.store(0, Ordering::Release);
-                inner.target = commit.max(1);
+                inner.target = if bug("bug::ready_before_gate") {
+                    1
+                } else {
+                    commit.max(1)
+                };
             }
             inner.heard = at;
         }

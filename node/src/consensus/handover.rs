@@ -18,6 +18,7 @@ use super::Consensus;
 use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
 use super::wire::{Request, Response};
 use crate::admin::call::CallError;
+use crate::seeded::bug;
 
 /// Until what is being appended has been answered.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -103,7 +104,9 @@ impl Paused {
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        if let Some(running) = self.0.raft.get() {
+        if let Some(running) = self.0.raft.get()
+            && !bug("bug::heartbeats_stay_off")
+        {
             running.raft.runtime_config().heartbeat(true);
         }
         self.0.paused.store(false, Ordering::SeqCst);
@@ -215,7 +218,7 @@ impl Shared {
         match (over, taken) {
             (Some(leader), _) => Ok(Some(leader)),
             (None, taken) => {
-                if !small {
+                if !small && !bug("bug::heartbeats_stay_off") {
                     running.raft.runtime_config().heartbeat(true);
                 }
                 Err(taken

@@ -143,6 +143,7 @@ impl Workbench {
             Action::Remove(uid) => {
                 fail::fail_point!("sync::before_remove");
                 self.remove(*uid)?;
+                fail::fail_point!("sync::after_remove");
                 done(Effect::Gone(vec![*uid]))
             }
             Action::RemoveCopy(key) => {

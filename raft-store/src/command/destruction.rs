@@ -2,6 +2,7 @@
 
 use super::Refusal;
 use crate::names::{SlotName, UnixMillis};
+use crate::seeded::bug;
 use crate::state::ClusterState;
 use crate::state::context::{Destruction, KeyVersion, VersionKey, VersionState};
 use crate::state::slot::{Slot, TransportGeneration, TransportState};
@@ -16,6 +17,10 @@ pub(super) fn settle(state: &mut ClusterState, at: UnixMillis) -> Result<(), Ref
         .map(|(key, version)| (key.clone(), version.clone()))
         .collect();
     for (key, version) in over {
+        if bug("bug::drop_tombstones") {
+            state.versions.remove(&key);
+            continue;
+        }
         let destruction = version.destruction.clone().map(|destruction| Destruction {
             ended_at: Some(at),
             ..destruction

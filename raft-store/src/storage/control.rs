@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::error::StoreFailure;
 use crate::codec;
 use crate::names::{ClusterId, Incarnation, RaftId};
+use crate::seeded::bug;
 use crate::{LogId, Vote};
 
 const MAGIC: [u8; 7] = *b"HSMCTRL";
@@ -190,7 +191,9 @@ impl ControlFile {
         self.file
             .write_all_at(&slot, (sequence % 2) * SLOT)
             .map_err(StoreFailure::io(what()))?;
-        self.file.sync_data().map_err(StoreFailure::io(what()))?;
+        if !bug("bug::skip_sync_data") {
+            self.file.sync_data().map_err(StoreFailure::io(what()))?;
+        }
         self.sequence = sequence;
         Ok(())
     }

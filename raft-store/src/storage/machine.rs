@@ -344,6 +344,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        fail::fail_point!("store::before_apply");
         let applied = self.apply_entries(entries.into_iter());
         self.core
             .fatal(applied)
@@ -421,7 +422,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let (dir, for_file) = (self.dir.clone(), meta.clone());
         let written = off_thread(move || {
             let rows = from.state.dump()?;
+            fail::fail_point!("store::before_snapshot");
             let file = snapshot::write(&dir, &for_file, &rows)?;
+            fail::fail_point!("store::after_snapshot");
             snapshot::remove_older(&dir, &file.path)?;
             Ok(file)
         });
