@@ -8,8 +8,9 @@ use hsm_api::admin::{ClusterStatus, Member, MembersResponse};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
-use super::{READ, Session, cluster_init, cluster_leader, cluster_remove, cluster_token, join};
-use super::{READ, Session, cluster_init, cluster_rekey, cluster_token, join};
+use super::{
+    READ, Session, cluster_init, cluster_leader, cluster_rekey, cluster_remove, cluster_token, join,
+};
 use crate::output::{self, or_dash};
 
 /// The cluster and its members.

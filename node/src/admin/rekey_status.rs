@@ -7,7 +7,6 @@ use hsm_api::admin::{
 };
 use raft_store::names::SlotName;
 use raft_store::state::ClusterState;
-use raft_store::state::node::NodeStatus;
 use raft_store::state::slot::{Slot, TransportGeneration, TransportState};
 
 use super::views::rfc3339;

@@ -28,8 +28,8 @@ use zeroize::Zeroizing;
 
 pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, parse_revoked, read_revoked};
 pub use self::cluster::{
-    Autopilot, Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PREVIOUS_REPLICATION_VARIABLE, PeerListener, PeerTlsFiles,
-    Raft, Replication, ReplicationKeySource,
+    Autopilot, Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PREVIOUS_REPLICATION_VARIABLE, PeerListener,
+    PeerTlsFiles, Raft, Replication, ReplicationKeySource,
 };
 pub use self::env::Env;
 pub use self::error::ConfigError;

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_leader, transport_in_state};
 use crate::names::{RaftId, SlotName, TransportId};
 use crate::state::ClusterState;
-use crate::state::node::NodeStatus;
 use crate::state::slot::{Slot, TransportState};
 
 /// See the module.

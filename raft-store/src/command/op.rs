@@ -3,7 +3,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AbandonVersion, AckDestroyed, AckTransportKey, AckVersions, ActivateTransportKey, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode, AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken, DestroyTransportKey, GrantTransportKey, KeepNode, LeaseInvocations, MoveContext, OfferTransportKey, PrepareVersion, RecoverQuorum, RegisterNode, RegisterSlotKey, RejectGrant, RekeyReplication, RekeyTransport, ReleaseVersion, RemoveNode, RemoveRevocations, ReportNode, ReportNodeV1, ReportReplicationKeys, ResealKeys, ScheduleDestroy, SetAcl, SetVersionUse, UndoDestroy};
+use super::{
+    AbandonVersion, AckDestroyed, AckTransportKey, AckVersions, ActivateTransportKey, ActivateVersion,
+    AddRevocations, AddTransportKey, AdmitNode, AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode,
+    CreateCluster, CreateContext, CreateContextV1, CreateJoinToken, DestroyTransportKey, GrantTransportKey,
+    KeepNode, LeaseInvocations, MoveContext, OfferTransportKey, PrepareVersion, RecoverQuorum, RegisterNode,
+    RegisterSlotKey, RejectGrant, RekeyReplication, RekeyTransport, ReleaseVersion, RemoveNode,
+    RemoveRevocations, ReportNode, ReportNodeV1, ReportReplicationKeys, ResealKeys, ScheduleDestroy, SetAcl,
+    SetVersionUse, UndoDestroy,
+};
 use crate::names::RaftId;
 
 /// The operations. Append only: the position is the encoding.

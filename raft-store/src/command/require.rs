@@ -5,7 +5,7 @@ use crate::names::{ContextName, RaftId, SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::access::RevocationKey;
 use crate::state::context::{KeyVersion, VersionKey, VersionState};
-use crate::state::node::{Node, NodeStatus};
+use crate::state::node::Node;
 use crate::state::replication::named_by;
 use crate::state::slot::{Slot, TransportGeneration, TransportState};
 

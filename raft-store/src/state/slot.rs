@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::ClusterState;
 use super::context::{KeyVersion, VersionKey};
 use super::frozen::{SlotV1, SlotV2};
-use super::node::{Node, NodeStatus};
+use super::node::Node;
 use super::table::{LoadError, Row, RowKind, unknown_version};
 use crate::codec;
 use crate::command::{Bounded, Invalid, Refusal};
@@ -211,9 +211,7 @@ impl ClusterState {
         self.nodes
             .iter()
             .map(|(id, node)| (*id, &**node))
-            .filter(move |(id, node)| {
-                is_open && node.is_member() && !generation.acks.contains(id)
-            })
+            .filter(move |(id, node)| is_open && node.is_member() && !generation.acks.contains(id))
     }
 
     /// The versions whose keys are wrapped under a transport key, whatever their state: while there is one, the key is

@@ -57,7 +57,7 @@ pub enum RowKind {
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 14] = [
+    pub const STATE: [RowKind; 15] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
