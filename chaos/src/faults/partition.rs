@@ -79,8 +79,11 @@ pub(super) async fn carry_out(shape: &Shape, pick: u32, lasts: Duration, cluster
     let seen = async {
         match shape {
             Shape::LeaderInMinority => {
-                let other = cluster.commits_above(leader.term, &[leader.node], OVERTAKEN);
-                other.await.is_some()
+                let but = [leader.node];
+                cluster
+                    .commits_above(leader.term, &but, OVERTAKEN)
+                    .await
+                    .is_some()
             }
             _ => is_felt(&ways, leader, cluster).await,
         }

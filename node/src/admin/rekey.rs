@@ -151,6 +151,7 @@ fn begun(slot: &SlotName, known: &Slot) -> Result<Value, CallError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use crate::rotation::cluster::Cluster;
     use hsm_api::admin::{RekeyReplicationRequest, RekeyTransportRequest};
     use raft_store::command::OfferTransportKey;
     use raft_store::names::TransportId;

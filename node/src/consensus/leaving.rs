@@ -56,7 +56,7 @@ fn of_leaving(
     quorum::without(&raft.voters, &raft.heard, id, place).ok()?;
     // A leader does not take itself out while another can lead.
     if raft.id == Some(id) && raft.voters.len() > 1 {
-        return Some(Step::StepAside(id));
+        return Some(Step::HandOver(id));
     }
     Some(match place {
         None => Step::Expel(id),
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_leader_steps_aside_before_it_is_taken_out() {
         let (world, voters) = of_three(0, None);
-        assert_eq!(next(&world, &all(&world)), Some(Step::StepAside(voters[0])));
+        assert_eq!(next(&world, &all(&world)), Some(Step::HandOver(voters[0])));
         let alone = BTreeSet::from([voters[0], voters[1]]);
         assert_eq!(
             next(&world, &alone),

@@ -54,7 +54,7 @@ pub(super) enum Step {
         new: RaftId,
     },
     /// This leader leaves: another one has to lead first.
-    StepAside(RaftId),
+    HandOver(RaftId),
     /// A learner that belongs to the cluster no more.
     Forget(RaftId),
     /// A node that left Raft's membership becomes a tombstone.
@@ -208,7 +208,7 @@ async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut
     };
     tracing::info!(?step, "membership");
     let after_failure = match step {
-        Step::StepAside(_) => HELD_ON,
+        Step::HandOver(_) => HELD_ON,
         _ => PERIOD,
     };
     match carry_out(shared, step).await {
@@ -299,7 +299,7 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
     let (change, keep_learners) = match step {
         Step::Admit(node) => return admit(shared, node).await,
         Step::Bury(node) => return shared.bury(node).await,
-        Step::StepAside(_) => return shared.transfer(None).await.map(drop),
+        Step::HandOver(_) => return shared.transfer(None).await.map(drop),
         Step::Expel(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
         Step::Swap { old, new } => (ChangeMembers::ReplaceAllVoters(swapped(shared, old, new)), false),
         Step::Forget(id) => (ChangeMembers::RemoveNodes(BTreeSet::from([id])), true),
