@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use raft_store::names::RaftId;
 
+use crate::clock;
+
 /// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -61,7 +63,7 @@ pub(super) struct StartGate {
 impl StartGate {
     pub(super) fn new(bound: Duration) -> Self {
         Self {
-            begun: Instant::now(),
+            begun: clock::now(),
             bound,
             inner: Mutex::default(),
             contact: AtomicU64::new(0),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::ChangeMembers;
 use raft_store::MemberNode;
@@ -169,7 +169,7 @@ async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut
         return Next::Pause;
     }
     tell_below_members(&shared.published.load().state, told);
-    held_back.tell(&shared.published.load().state, Instant::now());
+    held_back.tell(&shared.published.load().state, clock::now());
     let Some(step) = next_step(shared) else {
         let within = if is_anybody_on_the_way(shared) {
             JOINING_LOOK
@@ -233,7 +233,7 @@ fn next_step(shared: &Shared) -> Option<Step> {
         nodes: config.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         joint,
         matched: matched.unwrap_or_default(),
-        heard: shared.heard_within(options.timing.heartbeat * HEARTBEATS, Instant::now()),
+        heard: shared.heard_within(options.timing.heartbeat * HEARTBEATS, clock::now()),
         own: own.filter(|(_, here)| !here.cluster_address.is_empty()),
     };
     decide(&shared.published.load().state, &membership)

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raft_store::command::Refusal;
 use raft_store::names::{Boot, NodeName, RaftId};
@@ -31,6 +31,7 @@ mod join;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
+mod link;
 mod membership;
 mod network;
 mod pool;
@@ -41,6 +42,8 @@ mod repeat;
 mod revoking;
 mod server;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod start;
 #[cfg(test)]
 mod test_world;
@@ -55,6 +58,7 @@ pub(crate) use propose::SETTLED_AFTER;
 pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, start};
 
 use crate::admin::call::{AdminCall, CallError};
+use crate::clock;
 use shared::Shared;
 
 /// A boxed future, as traits that are used as objects return them.
@@ -253,7 +257,7 @@ impl Consensus {
 
     /// Age of the newest quorum-backed contact; `None`: none since the start. Two atomic loads.
     pub fn staleness(&self) -> Option<Duration> {
-        self.shared.staleness(Instant::now())
+        self.shared.staleness(clock::now())
     }
 
     /// Where the start gate stands.
@@ -263,7 +267,7 @@ impl Consensus {
 
     /// Where this node stands.
     pub fn view(&self) -> View {
-        self.shared.view(Instant::now())
+        self.shared.view(clock::now())
     }
 
     /// Registers what the leader does for administrators. Once.

@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use super::connection::CallFailure;
 use super::shared::Shared;
 use super::wire::{AppendFrame, Request, Response, SNAPSHOT_CHUNK};
+use crate::clock;
 
 /// Longest time a snapshot transfer may go without a byte being taken.
 const SNAPSHOT_PROGRESS: Duration = Duration::from_secs(10);
@@ -167,7 +168,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<RaftId>> {
-        let now = std::time::Instant::now();
+        let now = clock::now();
         let age = self.shared.quorum_ack_age(now);
         let quorum_ack_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let frame = AppendFrame {

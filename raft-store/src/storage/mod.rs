@@ -24,6 +24,8 @@ mod machine;
 mod open;
 mod recover;
 mod rows;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod sled_watch;
 mod snapshot;
 mod writer;
@@ -35,6 +37,8 @@ pub use log::LogStore;
 pub use machine::{Published, StateMachine};
 pub use open::{Opened, Store, StoreOptions};
 pub use rows::BarrierHook;
+#[cfg(feature = "simulation")]
+pub use simulated::{Lie, SimulatedDisk};
 pub use sled_watch::{LogHookTaken, install_log_hook, install_panic_hook};
 pub use snapshot::SnapshotReceiver;
 
