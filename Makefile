@@ -54,6 +54,14 @@ NODES ?= 3
 chaos: build ## kill nodes of a cluster under load by chance, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3)
 	$(CARGO) run --locked --quiet -p chaos -- run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES)
 
+SIM_SEEDS ?= 500
+SIM_FIRST ?= 1
+
+.PHONY: chaos-nightly
+chaos-nightly: ## many simulated clusters, whose disks and network fail by chance (SIM_SEEDS=500 SIM_FIRST=1)
+	HSM_SIM_SEEDS=$(SIM_SEEDS) HSM_SIM_FIRST=$(SIM_FIRST) \
+	  $(CARGO) test --locked -p hsm-node --lib every_seed_keeps -- --nocapture
+
 .PHONY: fuzz-api
 fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)
 	@scripts/fuzz-api.sh

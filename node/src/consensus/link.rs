@@ -1,6 +1,9 @@
 //! What a connection between nodes runs over: TCP, and in the simulation what stands for it there. TLS and everything above it
 //! are the same over both.
 
+// Outside tests there is one kind of each.
+#![cfg_attr(not(test), allow(clippy::match_single_binding))]
+
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};

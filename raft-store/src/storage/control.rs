@@ -221,6 +221,7 @@ impl ControlFile {
     }
 
     /// Writes the next slot and waits until it is on disk.
+    #[cfg_attr(not(feature = "simulation"), allow(clippy::match_single_binding))]
     pub(super) fn write(&mut self, control: &Control) -> Result<(), StoreFailure> {
         let what = || format!("write {}", self.path.display());
         let sequence = self.sequence + 1;

@@ -177,6 +177,7 @@ impl Writer {
         Self::Task(queue)
     }
 
+    #[cfg_attr(not(feature = "simulation"), allow(clippy::match_single_binding))]
     pub(super) fn send(&self, op: WriteOp) -> Result<(), StoreFailure> {
         match self {
             Self::Thread(queue) => queue.send(op).map_err(|_| StoreFailure::Stopped),

@@ -113,7 +113,7 @@ impl Faults {
             self.votes[node] = vote;
             let kind = if cluster.nodes[node].disk.is_off() {
                 "power cut at a write"
-            } else if has_voted && chance.one_in(6) {
+            } else if has_voted && chance.one_in(16) {
                 "power cut after a vote"
             } else {
                 continue;
@@ -132,7 +132,8 @@ impl Faults {
             0 | 1 if is_up => {
                 self.count("power cut");
                 // Past `fence_after` now and then.
-                let back = now + chance.millis(50, if chance.one_in(3) { 14_000 } else { 2_000 });
+                let longest = if chance.one_in(3) { 14_000 } else { 2_000 };
+                let back = now + chance.millis(50, longest);
                 cluster.crash(node, back, chance);
             }
             2 | 3 if is_up => cluster.nodes[node].disk.cut_after(chance.below(40)),
@@ -154,7 +155,8 @@ impl Faults {
                 for (a, b) in &links {
                     cluster.sim.partition(cluster.name(*a), cluster.name(*b));
                 }
-                let until = now + chance.millis(200, if chance.one_in(3) { 12_000 } else { 3_000 });
+                let longest = if chance.one_in(3) { 12_000 } else { 3_000 };
+                let until = now + chance.millis(200, longest);
                 self.mends
                     .push((until, Mend::Repair(links), (0..count).collect()));
             }
