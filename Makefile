@@ -49,10 +49,30 @@ demo: build ## the main job on a real cluster: encrypt, rotate, kill -9 of the l
 SEED ?= 1
 MINUTES ?= 1
 NODES ?= 3
+FAULTS ?= all
 
 .PHONY: chaos
-chaos: build ## kill nodes of a cluster under load by chance, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3)
-	$(CARGO) run --locked --quiet -p chaos -- run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES)
+chaos: setup-packages ## break a cluster under load in every way, then check what was acknowledged (SEED=1 MINUTES=1 NODES=3 FAULTS=all)
+	@scripts/chaos.sh run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS)
+
+.PHONY: chaos-selftest
+chaos-selftest: setup-packages ## show that each seeded bug is found by the oracle named for it, on real nodes; some eight minutes (BUG=name)
+	@scripts/chaos.sh selftest $(if $(BUG),--bug $(BUG))
+
+.PHONY: chaos-long
+chaos-long: MINUTES := $(if $(filter file,$(origin MINUTES)),60,$(MINUTES))
+chaos-long: SEED := $(if $(filter file,$(origin SEED)),$(shell date +%s),$(SEED))
+chaos-long: setup-packages ## an hour of chaos (MINUTES=60, another SEED each time); adds to docs/chaos-record.json and to the table in docs/reliability.md
+	@scripts/chaos.sh run --seed $(SEED) --minutes $(MINUTES) --nodes $(NODES) --faults $(FAULTS) --record docs/chaos-record.json
+	@scripts/chaos.sh record --into docs/reliability.md
+
+.PHONY: rolling
+rolling: build ## upgrade every node of three and five voters behind HAProxy and nginx under load: no request fails (PREVIOUS=path of an older hsm-node)
+	@scripts/rolling.sh $(PREVIOUS)
+
+.PHONY: fixture
+fixture: build ## keep what this release writes for the tests of later ones, once for each release (NAME=2.0.0)
+	@scripts/fixture.sh $(NAME)
 
 SIM_SEEDS ?= 500
 SIM_FIRST ?= 1

@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 # softhsm2: the default token. opensc: pkcs11-tool, with which tests look at tokens from outside.
 # strace: injects kills into system calls and counts fdatasync. haproxy, nginx with two modules: run the examples for them
 # before real nodes. libfaketime: gives one node another wall clock. prometheus: promtool, which tests the alerts.
-packages=(softhsm2 opensc strace haproxy nginx libnginx-mod-http-js libnginx-mod-stream libfaketime prometheus)
+# iproute2: gives the nodes of a chaos run a network of their own.
+packages=(softhsm2 opensc strace haproxy nginx libnginx-mod-http-js libnginx-mod-stream libfaketime prometheus iproute2)
 # What a node needs beside itself.
 runtime=(softhsm2)
 

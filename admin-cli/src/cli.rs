@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, 
 
 use crate::commands::{
     acl, cleanup, cluster, completions, create_kek, data, export_metadata, key, key_destroy, list_kek,
-    manual, profile, revoke, rotate, slot, update_checksums,
+    manual, node, profile, revoke, rotate, slot, update_checksums,
 };
 use crate::dev::DevCommand;
 use crate::exit;
@@ -141,6 +141,9 @@ pub(crate) enum Command {
     /// Prepare tokens, on the machine that has them; open slots of a node.
     #[command(subcommand)]
     Slot(slot::SlotCommand),
+    /// Work on the directory of a node that is stopped, on its machine.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
     /// Look at the profiles: which there are, and what counts.
     #[command(subcommand)]
     Profile(profile::ProfileCommand),
@@ -161,6 +164,7 @@ impl Command {
             Self::Slot(slot::SlotCommand::Init(_))
                 | Self::Profile(profile::ProfileCommand::List)
                 | Self::Dev(_)
+                | Self::Node(_)
                 | Self::Completions(_)
                 | Self::Man(_)
         )
@@ -306,10 +310,11 @@ mod tests {
     /// Whoever adds a command that changes something adds `--dry-run`; one that does not is named here.
     #[test]
     fn every_command_that_changes_something_can_be_tried_first() {
-        const NOTHING_TO_TRY: [&str; 25] = [
+        const NOTHING_TO_TRY: [&str; 26] = [
             "acl get",
             "acl test",
             "cluster members",
+            "cluster rekey status",
             "cluster status",
             "completions",
             "decrypt",

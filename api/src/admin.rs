@@ -4,12 +4,14 @@
 mod access;
 mod cluster;
 mod keys;
+mod rekey;
 
 use serde::{Deserialize, Serialize};
 
 pub use access::*;
 pub use cluster::*;
 pub use keys::*;
+pub use rekey::*;
 
 /// Answer of `GET /admin/v1/whoami`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

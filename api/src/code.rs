@@ -154,6 +154,10 @@ codes! {
     Conflict = "conflict" 409, "conflict";
     /// What was to be created exists.
     AlreadyExists = "already_exists" 409, "already exists";
+    /// The node was removed from the cluster.
+    NodeRemoved = "node_removed" 409, "node was removed";
+    /// The cluster would have no quorum for it, or none afterwards; the detail has the numbers.
+    QuorumAtRisk = "quorum_at_risk" 409, "quorum at risk";
     /// This node belongs to a cluster already.
     AlreadyInitialised = "already_initialised" 409, "already initialised";
     /// The `Idempotency-Key` is older than what the cluster remembers.
@@ -193,6 +197,8 @@ codes! {
     NoQuorum = "no_quorum" 503 retry, "no quorum";
     /// This node does not lead and could not reach the leader.
     NotLeader = "not_leader" 503 retry, "not the leader";
+    /// No other node was elected in time: who led goes on leading.
+    TransferFailed = "transfer_failed" 503, "leadership not handed over";
     /// Written, but not known to be committed in time: repeat with the same `Idempotency-Key`.
     OutcomeUnknown = "outcome_unknown" 503 retry, "outcome unknown";
     /// This node belongs to no cluster yet.
@@ -333,7 +339,7 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(table.len(), 58);
+        assert_eq!(table.len(), 61);
         for line in [
             "ciphertext_too_short 400",
             "unknown_key_version 400",
@@ -358,6 +364,9 @@ mod tests {
             "invalid_argument 400",
             "conflict 409",
             "already_exists 409",
+            "node_removed 409",
+            "quorum_at_risk 409",
+            "transfer_failed 503",
             "idempotency_key_reused 422",
             "idempotency_expired 409",
             "index_epoch_changed 412",

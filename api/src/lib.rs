@@ -11,6 +11,7 @@ pub mod client;
 pub mod code;
 pub mod data;
 pub mod headers;
+pub mod maintenance;
 pub mod paths;
 pub mod problem;
 pub mod suggest;

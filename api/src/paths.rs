@@ -29,6 +29,18 @@ pub const CLUSTER_SLOT_KEYS: &str = "/admin/v1/cluster/slot-keys";
 pub const CLUSTER_STATUS: &str = "/admin/v1/cluster/status";
 /// `GET`: all members.
 pub const CLUSTER_MEMBERS: &str = "/admin/v1/cluster/members";
+/// `POST`: a node leaves the cluster, as a route pattern; clients use [`member`].
+pub const CLUSTER_REMOVE_PATTERN: &str = "/admin/v1/cluster/members/{node}/remove";
+/// `POST`: a node that was to leave stays; as above.
+pub const CLUSTER_KEEP_PATTERN: &str = "/admin/v1/cluster/members/{node}/keep";
+/// `POST`: another node leads.
+pub const CLUSTER_TRANSFER_LEADER: &str = "/admin/v1/cluster/transfer-leader";
+/// `GET`: where the replacement of transport keys and of the replication key stands.
+pub const CLUSTER_REKEY: &str = "/admin/v1/cluster/rekey";
+/// `POST`: replace a slot's transport key.
+pub const CLUSTER_REKEY_TRANSPORT: &str = "/admin/v1/cluster/rekey/transport";
+/// `POST`: replace the replication key.
+pub const CLUSTER_REKEY_REPLICATION: &str = "/admin/v1/cluster/rekey/replication";
 /// `GET`: all contexts and key versions; `POST`: create a KEK.
 pub const KEYS: &str = "/admin/v1/keys";
 /// `POST`: rotate a context, as a route pattern; clients use [`rotate`].
@@ -74,6 +86,8 @@ pub const LIVEZ: &str = "/livez";
 pub const READYZ: &str = "/readyz";
 /// Health listener, `POST`, only in builds with feature `failpoints`.
 pub const FAILPOINTS: &str = "/failpoints";
+/// Health listener, `GET`, only in builds with feature `failpoints`: index and digest of the replicated state.
+pub const STATE_HASH: &str = "/debug/state-hash";
 
 /// Path of [`KEYS_ROTATE_PATTERN`] for one context.
 #[must_use]
@@ -93,6 +107,16 @@ pub fn key_version(context: &str, version: u32, verb: &str) -> String {
     format!(
         "{KEYS}/{}/versions/{version}/{}",
         encode_segment(context),
+        encode_segment(verb)
+    )
+}
+
+/// Path of one of the patterns about a member: what to do with it is its last word, such as `remove`.
+#[must_use]
+pub fn member(node: &str, verb: &str) -> String {
+    format!(
+        "{CLUSTER_MEMBERS}/{}/{}",
+        encode_segment(node),
         encode_segment(verb)
     )
 }
@@ -145,6 +169,9 @@ mod tests {
             let filled = pattern.replace("{context}", "c").replace("{version}", "3");
             assert_eq!(key_version("c", 3, verb), filled);
         }
+        for (pattern, verb) in [(CLUSTER_REMOVE_PATTERN, "remove"), (CLUSTER_KEEP_PATTERN, "keep")] {
+            assert_eq!(member("n/2", verb), pattern.replace("{node}", "n%2F2"));
+        }
     }
 
     #[test]
@@ -156,6 +183,12 @@ mod tests {
             CLUSTER_SLOT_KEYS,
             CLUSTER_STATUS,
             CLUSTER_MEMBERS,
+            CLUSTER_REMOVE_PATTERN,
+            CLUSTER_KEEP_PATTERN,
+            CLUSTER_TRANSFER_LEADER,
+            CLUSTER_REKEY,
+            CLUSTER_REKEY_TRANSPORT,
+            CLUSTER_REKEY_REPLICATION,
             KEYS,
             KEYS_ROTATE_PATTERN,
             KEYS_USAGE,

@@ -1,360 +1,325 @@
-//! What the cluster acknowledged, and what follows from it: every version whose rotation was acknowledged exists on
-//! every node, and every ciphertext that was handed out decrypts there. Of each version a fixed number of
-//! ciphertexts is kept, drawn evenly from all of it, so that a long run forgets no version.
+//! What clients asked and what came of it, written down as it happens: one line of JSON when an operation is invoked, one
+//! when it is over. A file is the only memory of a run: it is read once, at the end, into a [`History`] whose size goes by the
+//! number of changes and of key versions, never by that of requests.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+mod event;
+mod fold;
 
-use anyhow::{Context, Result};
-use hsm_api::admin::{ContextInfo, KeyState};
-use hsm_api::client::{Client, Retry};
-use hsm_api::data::DecryptRequest;
-use hsm_api::{Base64, ClientError};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime};
 
-use crate::playground::Playground;
-use crate::random::Random;
+use anyhow::{Context, Result, anyhow};
+use hsm_api::ClientError;
+use hsm_api::client::Meta;
 
-/// What is encrypted in.
-pub(crate) const CONTEXT: &str = "exchange-key";
-/// Ciphertexts kept of each version.
-const KEPT: usize = 50;
-/// Violations that are told one by one; beyond it the first tell enough.
-const TOLD: usize = 100;
-/// A follower hears of what was acknowledged a moment later; a busy node is asked again.
-const SETTLED: Duration = Duration::from_secs(30);
-const POLL: Duration = Duration::from_millis(100);
+pub use event::{Answer, ContextView, Held, Line, Operation, Outcome, Probe, Sample, Seen};
+pub use fold::{Counts, Done, Few, Findings, History, Kept, LateAsk, Refusals, TermSeen, Version};
 
-/// An acknowledged encryption.
-pub(crate) struct Sealed {
-    pub(crate) plaintext: Vec<u8>,
-    pub(crate) ciphertext: Base64,
-    pub(crate) version: u32,
+/// Lines that wait for the disk at most; whoever writes one more waits too.
+const WAITING: usize = 1 << 16;
+
+enum Message {
+    Line(Box<Line>),
+    End,
 }
 
-/// What is known of one version.
-#[derive(Default)]
-struct Version {
-    /// Ciphertexts that were acknowledged.
-    total: u64,
-    kept: Vec<Sealed>,
+struct Shared {
+    began: Instant,
+    /// Of the next operation.
+    next: AtomicU64,
+    /// The highest applied index that any node has spoken of.
+    highest: AtomicU64,
+    marker: String,
+    file: PathBuf,
+    lines: SyncSender<Message>,
+    writer: Mutex<Option<JoinHandle<std::io::Result<()>>>>,
 }
 
-/// See the module.
-pub(crate) struct History {
-    random: Random,
-    versions: BTreeMap<u32, Version>,
-    rotations: BTreeSet<u32>,
-    /// Calls that failed, or whose outcome is unknown.
-    failures: u64,
-    violations: Vec<String>,
-}
+/// Writes a history down. Clones write the same one.
+#[derive(Clone)]
+pub struct Recorder(Arc<Shared>);
 
-impl History {
-    /// Nothing yet. What is kept follows from the seed and from what happens.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self {
-            random: Random::new(seed),
-            versions: BTreeMap::new(),
-            rotations: BTreeSet::new(),
-            failures: 0,
-            violations: Vec::new(),
+impl Recorder {
+    /// Begins one; what was in the file is gone.
+    ///
+    /// # Errors
+    /// A file that cannot be made.
+    pub fn create(file: &Path) -> Result<Self> {
+        let out = File::create(file).with_context(|| file.display().to_string())?;
+        let (lines, received) = sync_channel(WAITING);
+        let writer = std::thread::Builder::new()
+            .name("history".to_owned())
+            .spawn(move || write(out, &received))
+            .context("start the history's writer")?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = now.map_or(0, |since| since.as_nanos());
+        let marker = format!("CANARY-{nanos:032x}-{:08x}", std::process::id());
+        let recorder = Self(Arc::new(Shared {
+            began: Instant::now(),
+            next: AtomicU64::new(1),
+            highest: AtomicU64::new(0),
+            marker: marker.clone(),
+            file: file.to_owned(),
+            lines,
+            writer: Mutex::new(Some(writer)),
+        }));
+        recorder.write(Line::Begun { marker });
+        Ok(recorder)
+    }
+
+    /// Of this run alone: every plaintext begins with it, and it must be in no file of a node.
+    #[must_use]
+    pub fn marker(&self) -> &str {
+        &self.0.marker
+    }
+
+    /// The run's clock: since the recorder was made.
+    #[must_use]
+    pub fn elapsed_ms(&self) -> u64 {
+        self.now() / 1_000_000
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A number that no other operation or plaintext of this run has.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.0.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An operation begins: to be called before anything of it is sent.
+    pub fn invoke(&self, process: u32, operation: Operation) -> Pending {
+        let id = self.number();
+        self.write(Line::Invoked {
+            at: self.now(),
+            id,
+            process,
+            operation,
+        });
+        Pending {
+            recorder: self.clone(),
+            id,
+            open: true,
         }
     }
 
-    /// A ciphertext was handed out.
-    pub(crate) fn encrypted(&mut self, sealed: Sealed) {
-        let version = self.versions.entry(sealed.version).or_default();
-        version.total += 1;
-        if version.kept.len() < KEPT {
-            version.kept.push(sealed);
-            return;
-        }
-        // Each of the `total` so far is kept with the same chance.
-        let place = usize::try_from(self.random.below(version.total)).unwrap_or(usize::MAX);
-        if let Some(kept) = version.kept.get_mut(place) {
-            *kept = sealed;
-        }
+    /// Says what else happens: faults, phases.
+    pub fn note(&self, what: &str) {
+        self.write(Line::Noted {
+            at: self.now(),
+            what: what.to_owned(),
+        });
     }
 
-    /// A rotation was acknowledged.
-    pub(crate) fn rotated(&mut self, version: u32) {
-        if self.rotations.last().is_some_and(|last| *last >= version) {
-            let last = self.rotations.last().copied().unwrap_or_default();
-            self.violation(format!("version {version} was made after version {last}"));
-        }
-        self.rotations.insert(version);
+    /// What the watch saw.
+    pub fn sample(&self, sample: Sample) {
+        self.write(Line::Sampled {
+            at: self.now(),
+            sample: Box::new(sample),
+        });
     }
 
-    /// Calls failed that may fail while nodes are killed.
-    pub(crate) fn failed(&mut self, calls: u64) {
-        self.failures += calls;
+    /// The highest applied index that any node has spoken of until now: everything up to it is committed.
+    #[must_use]
+    pub fn highest_index(&self) -> u64 {
+        self.0.highest.load(Ordering::SeqCst)
     }
 
-    /// What came of decrypting an acknowledged ciphertext.
-    pub(crate) fn opened(&mut self, what: &str, outcome: Opened) {
-        match outcome {
-            Opened::Right => {}
-            Opened::NotNow => self.failed(1),
-            Opened::Wrong(why) => self.violation(format!("{what}: {why}")),
-        }
+    /// A node has spoken of this applied index.
+    pub fn saw_index(&self, index: u64) {
+        self.0.highest.fetch_max(index, Ordering::SeqCst);
     }
 
-    fn violation(&mut self, text: String) {
-        if self.violations.len() < TOLD {
-            self.violations.push(text);
-        }
+    /// After the end nothing is written any more.
+    fn write(&self, line: Line) {
+        let _ = self.0.lines.send(Message::Line(Box::new(line)));
     }
 
-    pub(crate) fn encryptions(&self) -> u64 {
-        self.versions.values().map(|version| version.total).sum()
-    }
-
-    pub(crate) fn rotations(&self) -> usize {
-        self.rotations.len()
-    }
-
-    /// One line for people.
-    pub(crate) fn summary(&self) -> String {
-        let kept: usize = self.versions.values().map(|version| version.kept.len()).sum();
-        format!(
-            "{} encryptions under {} versions and {} rotations acknowledged, {} calls failed or unknown; {kept} \
-             ciphertexts to be decrypted on every node",
-            self.encryptions(),
-            self.versions.len(),
-            self.rotations(),
-            self.failures
-        )
-    }
-
-    /// Asks every node for everything; returns what is wrong.
-    pub(crate) async fn check(mut self, playground: &Playground) -> Result<Vec<String>> {
-        for node in 1..=playground.nodes {
-            let admin = playground.client("admin", &[node], Retry::Until(SETTLED))?;
-            for text in self.missing_on(node, &admin).await? {
-                self.violation(text);
-            }
-            let client = playground.client("trading-1", &[node], Retry::Until(SETTLED))?;
-            let mut wrong = Vec::new();
-            for sealed in self.versions.values().flat_map(|version| &version.kept) {
-                let why = match open(&client, sealed).await {
-                    Opened::Right => continue,
-                    Opened::NotNow => format!("no answer within {SETTLED:?}"),
-                    Opened::Wrong(why) => why,
-                };
-                wrong.push(format!(
-                    "node {node}: {} of version {}: {why}",
-                    text(sealed),
-                    sealed.version
-                ));
-            }
-            for text in wrong {
-                self.violation(text);
-            }
-        }
-        Ok(self.violations)
-    }
-
-    /// Acknowledged rotations that a node does not know, once it has had the time to hear of them.
-    async fn missing_on(&self, node: usize, admin: &Client) -> Result<Vec<String>> {
-        let deadline = Instant::now() + SETTLED;
-        loop {
-            let keks = admin
-                .list_keks()
-                .await
-                .with_context(|| format!("list keys of node {node}"))?;
-            let known = keks.contexts.iter().find(|info| info.context == CONTEXT);
-            let missing = self.missing_in(node, known);
-            if missing.is_empty() || Instant::now() >= deadline {
-                return Ok(missing);
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    fn missing_in(&self, node: usize, known: Option<&ContextInfo>) -> Vec<String> {
-        let state = |number: u32| {
-            let versions = &known?.versions;
-            let found = versions.iter().find(|version| version.version == number)?;
-            Some(found.state)
+    /// Ends it, also for the clones, and reads it back.
+    ///
+    /// # Errors
+    /// What could not be written or read.
+    pub fn finish(self) -> Result<History> {
+        let writer = {
+            let mut writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.take().context("the history was ended before")?
         };
-        self.rotations
-            .iter()
-            .filter_map(|number| match state(*number) {
-                Some(KeyState::Active | KeyState::DecryptOnly) => None,
-                Some(state) => Some(format!(
-                    "node {node}: version {number}, whose rotation was acknowledged, is {state}"
-                )),
-                None => Some(format!(
-                    "node {node}: version {number}, whose rotation was acknowledged, is not there"
-                )),
-            })
-            .collect()
+        let _ = self.0.lines.send(Message::End);
+        let written = writer
+            .join()
+            .map_err(|_| anyhow!("the history's writer panicked"))?;
+        written.with_context(|| self.0.file.display().to_string())?;
+        History::read(&self.0.file)
     }
 }
 
-/// What came of decrypting an acknowledged ciphertext.
-pub(crate) enum Opened {
-    Right,
-    /// The node is down, busy or not in step: that may be while nodes are killed.
-    NotNow,
-    /// What must never be.
-    Wrong(String),
-}
-
-/// Decrypts an acknowledged ciphertext.
-pub(crate) async fn open(client: &Client, sealed: &Sealed) -> Opened {
-    let request = DecryptRequest::new(CONTEXT, sealed.ciphertext.clone());
-    match client.decrypt(&request).await {
-        Ok(answer) if answer.plaintext.as_slice() == sealed.plaintext.as_slice() => Opened::Right,
-        Ok(_) => Opened::Wrong("it decrypted to something else".to_owned()),
-        Err(error) if is_excused(&error) => Opened::NotNow,
-        Err(error) => Opened::Wrong(error.to_string()),
+fn write(out: File, lines: &Receiver<Message>) -> std::io::Result<()> {
+    let mut out = BufWriter::new(out);
+    loop {
+        // What is there is written at once, so that a run that is killed leaves what it knew.
+        let message = match lines.try_recv() {
+            Ok(message) => message,
+            Err(_) => {
+                out.flush()?;
+                match lines.recv() {
+                    Ok(message) => message,
+                    Err(_) => return Ok(()),
+                }
+            }
+        };
+        match message {
+            Message::Line(line) => {
+                serde_json::to_writer(&mut out, &line)?;
+                out.write_all(b"\n")?;
+            }
+            Message::End => return out.flush(),
+        }
     }
 }
 
-/// Whether a call may fail so while nodes are killed: nobody is there, or whoever is says that it cannot now.
-fn is_excused(error: &ClientError) -> bool {
-    match error {
-        ClientError::Api(answer) => matches!(answer.status, 429 | 503 | 504),
-        ClientError::Decode { .. } | ClientError::Request(_) => false,
-        ClientError::Connect { .. }
-        | ClientError::Tls { .. }
-        | ClientError::Transport { .. }
-        | ClientError::Timeout { .. }
-        | ClientError::RefusedAfterSilence { .. }
-        | ClientError::NoneAnswered { .. } => true,
+/// An operation that is not over. Dropped as it is, its outcome is unknown.
+#[must_use]
+pub struct Pending {
+    recorder: Recorder,
+    id: u64,
+    open: bool,
+}
+
+impl Pending {
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// It is over.
+    pub fn complete(self, outcome: Outcome) {
+        self.end(outcome, None, false);
+    }
+
+    /// It succeeded.
+    pub fn answered(self, answer: Answer, meta: &Meta) {
+        let index = meta.index.map(|index| index.index);
+        if let Some(index) = index {
+            self.recorder.saw_index(index);
+        }
+        self.end(Outcome::Ok(answer), index, meta.stale);
+    }
+
+    /// It failed; whether it was done all the same is what the client says.
+    pub fn failed(self, error: &ClientError) {
+        self.complete(Outcome::of(error));
+    }
+
+    fn end(mut self, outcome: Outcome, index: Option<u64>, stale: bool) {
+        self.write(outcome, index, stale);
+        self.open = false;
+    }
+
+    fn write(&self, outcome: Outcome, index: Option<u64>, stale: bool) {
+        self.recorder.write(Line::Completed {
+            at: self.recorder.now(),
+            id: self.id,
+            index,
+            stale,
+            outcome,
+        });
     }
 }
 
-fn text(sealed: &Sealed) -> String {
-    String::from_utf8_lossy(&sealed.plaintext).into_owned()
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.open {
+            let why = "it was given up".to_owned();
+            self.write(Outcome::Unknown { why }, None, false);
+        }
+    }
+}
+
+/// The plaintext of a number, in the run of a marker. Nothing of it is random: who has the history can check it.
+#[must_use]
+pub fn plaintext(marker: &str, number: u64) -> String {
+    format!("{marker}-{number:012}-plaintext")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use hsm_api::ErrorCode;
-    use hsm_api::admin::{BindingMode, KeyOrigin, KeyVersionInfo};
-    use hsm_api::client::ApiError;
-
     use super::*;
 
-    fn sealed(version: u32, number: u64) -> Sealed {
-        Sealed {
-            plaintext: format!("plaintext {number}").into_bytes(),
-            ciphertext: Base64::from(b"sealed"),
-            version,
-        }
-    }
-
-    fn api(status: u16) -> ClientError {
-        ClientError::Api(Box::new(ApiError {
-            status,
-            code: None::<ErrorCode>,
-            code_text: String::new(),
-            detail: String::new(),
-            request_id: None,
-            retryable: false,
-            retry_after: None,
-            node: None,
-            endpoint: String::new(),
-        }))
-    }
-
-    fn context(versions: &[(u32, KeyState)]) -> ContextInfo {
-        let version = |(number, state): &(u32, KeyState)| KeyVersionInfo {
-            version: *number,
-            key_id: format!("kek-{CONTEXT}-v{number}"),
-            key_uid: String::new(),
-            slot: "exchange".to_owned(),
-            state: *state,
-            created_at: String::new(),
-            activated_at: None,
-            retired_at: None,
-            acks: Vec::new(),
-            origin: KeyOrigin::Generated,
-            holders: Vec::new(),
-            destruction: None,
-            invocations: None,
-        };
-        ContextInfo {
-            context: CONTEXT.to_owned(),
-            slot: "exchange".to_owned(),
-            binding: BindingMode::Shared,
-            active_version: None,
-            versions: versions.iter().map(version).collect(),
+    fn rotate(key: &str) -> Operation {
+        Operation::Rotate {
+            context: "c".to_owned(),
+            key: key.to_owned(),
         }
     }
 
     #[test]
-    fn every_version_keeps_some_and_the_totals_are_true() {
-        let mut history = History::new(1);
-        for number in 0..1000 {
-            history.encrypted(sealed(1, number));
-        }
-        history.encrypted(sealed(2, 1000));
-        assert_eq!(history.encryptions(), 1001);
-        assert_eq!(history.versions[&1].kept.len(), KEPT);
-        assert_eq!(history.versions[&2].kept.len(), 1);
-        // Not the first ones only.
-        let late = history.versions[&1].kept.iter().any(|kept| {
-            let number: u64 = text(kept).trim_start_matches("plaintext ").parse().unwrap();
-            number >= 500
+    fn what_is_recorded_is_read_back_and_what_is_dropped_is_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("history.jsonl");
+        let recorder = Recorder::create(&file).unwrap();
+        let marker = recorder.marker().to_owned();
+        let first = recorder.invoke(1, rotate("a"));
+        drop(recorder.invoke(2, rotate("b")));
+        first.complete(Outcome::Ok(Answer::Rotated {
+            version: 2,
+            previous: Some(1),
+        }));
+        let refused = recorder.invoke(1, rotate("c"));
+        refused.complete(Outcome::Refused {
+            code: "no_quorum".to_owned(),
         });
-        assert!(late);
+        recorder.note("calm begins");
+        // Neither over nor dropped: the process was killed.
+        std::mem::forget(recorder.invoke(3, rotate("d")));
+        let history = recorder.clone().finish().unwrap();
+        recorder.note("too late, and harmless");
+        assert_eq!(history.marker, marker);
+        assert_eq!(history.changes.len(), 4);
+        let outcomes: Vec<&Outcome> = history.changes.iter().map(|done| &done.outcome).collect();
+        assert!(matches!(
+            outcomes[0],
+            Outcome::Ok(Answer::Rotated { version: 2, .. })
+        ));
+        assert!(matches!(outcomes[1], Outcome::Unknown { .. }));
+        assert!(matches!(outcomes[2], Outcome::Refused { .. }));
+        assert!(matches!(outcomes[3], Outcome::Unknown { .. }));
+        let first = &history.changes[0];
+        assert!(first.completed.unwrap() > first.invoked);
+        assert_eq!(
+            history.changes[1].completed, None,
+            "an unknown one may happen at any later time"
+        );
+        assert_eq!(history.operations(), 2, "those whose outcome is known");
+        assert!(recorder.finish().is_err(), "a history ends once");
     }
 
     #[test]
-    fn an_acknowledged_rotation_has_to_be_there_and_not_given_up() {
-        let mut history = History::new(1);
-        for version in [2, 3, 4] {
-            history.rotated(version);
-        }
-        let known = context(&[
-            (1, KeyState::DecryptOnly),
-            (2, KeyState::DecryptOnly),
-            (3, KeyState::Abandoned),
-        ]);
-        let missing = history.missing_in(2, Some(&known));
-        assert_eq!(missing.len(), 2, "{missing:?}");
-        assert!(missing[0].contains("version 3") && missing[0].contains("abandoned"));
-        assert!(missing[1].contains("version 4") && missing[1].contains("not there"));
-        assert_eq!(history.missing_in(2, None).len(), 3);
-        let all = context(&[
-            (2, KeyState::DecryptOnly),
-            (3, KeyState::DecryptOnly),
-            (4, KeyState::Active),
-        ]);
-        assert!(history.missing_in(2, Some(&all)).is_empty());
-    }
-
-    #[test]
-    fn one_version_acknowledged_twice_is_a_violation() {
-        let mut history = History::new(1);
-        history.rotated(2);
-        history.rotated(2);
-        assert_eq!(history.violations.len(), 1);
-        assert_eq!(history.rotations(), 1);
-    }
-
-    #[test]
-    fn only_absence_and_being_busy_excuse_a_decryption() {
-        for status in [429, 503, 504] {
-            assert!(is_excused(&api(status)), "{status}");
-        }
-        for status in [400, 403, 404, 500, 502] {
-            assert!(!is_excused(&api(status)), "{status}");
-        }
-        let gone = ClientError::Connect {
-            endpoint: String::new(),
-            reason: String::new(),
-        };
-        assert!(is_excused(&gone));
-        let unreadable = ClientError::Decode {
-            endpoint: String::new(),
-            status: 200,
-            reason: String::new(),
-        };
-        assert!(!is_excused(&unreadable));
+    fn a_file_that_was_cut_off_in_its_last_line_is_read_up_to_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("history.jsonl");
+        let recorder = Recorder::create(&file).unwrap();
+        let done = recorder.invoke(1, rotate("a"));
+        done.complete(Outcome::Refused {
+            code: "conflict".to_owned(),
+        });
+        recorder.finish().unwrap();
+        let whole = std::fs::read_to_string(&file).unwrap();
+        let cut = &whole[..whole.len() - 9];
+        std::fs::write(&file, cut).unwrap();
+        let history = History::read(&file).unwrap();
+        assert!(matches!(history.changes[0].outcome, Outcome::Unknown { .. }));
+        // Not in its last line: that is no crash.
+        std::fs::write(&file, format!("{cut}\n{whole}")).unwrap();
+        assert!(History::read(&file).unwrap_err().to_string().contains("line 3"));
     }
 }

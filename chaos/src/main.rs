@@ -1,85 +1,106 @@
-//! `chaos run`: kills random nodes of a playground cluster while clients encrypt, decrypt and rotate,
-//! then checks on every node that each acknowledged rotation is there, and that ciphertexts of every version decrypt.
-//!
-//! The schedule of kills follows from the seed. Interleavings do not: a run is repeated, not replayed.
-//!
-//! The folder of the cluster is kept unless the run passes. SIGINT and SIGTERM end the run; its nodes are stopped and
-//! its folder is removed first.
+//! The program `chaos`: runs of a cluster under faults, seen again, judged again, summed up, and the proof that its oracles find
+//! what they are for. Everything is in the library; here are arguments, signals and exit codes.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Result;
-use clap::Parser;
+use anyhow::{Context, Result};
+use chaos::bugs::Bug;
+use chaos::folder::{self, Folder};
+use chaos::network;
+use chaos::options::{self, Asked, NetworkChoice, Options};
+use chaos::run::Report;
+use chaos::verdict::Verdict;
+use chaos::{record, replay, run, selftest};
+use clap::{Args, Parser};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-mod faults;
-mod history;
-mod playground;
-mod random;
-mod workload;
-
-use faults::Killer;
-use playground::Playground;
-use workload::Workload;
-
-/// Kill nodes of a cluster under load and check what they acknowledged.
+/// Break a cluster under load and check what it acknowledged.
+///
+/// Exit codes: 0 pass, 1 violation, 2 inconclusive, 130 and 143 stopped by a signal.
 #[derive(Parser)]
 #[command(name = "chaos", version)]
-enum Arguments {
-    /// Run once.
-    Run {
-        /// Seed of the schedule of kills.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// How long to go on killing.
-        #[arg(long, default_value_t = 1.0)]
-        minutes: f64,
-        /// Nodes of the cluster.
-        #[arg(long, default_value_t = 3)]
-        nodes: usize,
-        /// First port; node i uses three ports from base + 10 (i - 1).
-        #[arg(long, default_value_t = 28443)]
-        base_port: u16,
+enum Command {
+    /// Run once. The folder is kept unless the run passes.
+    Run(RunArguments),
+    /// Judge the recorded history of a run again, then carry out its plan on a new cluster.
+    ///
+    /// The exit code is that of the new run. Interleavings are not repeated.
+    Replay {
+        /// Folder of the run.
+        recorded: PathBuf,
+        /// Folder of the new run; not there yet, or empty.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// Only judge the recorded history of a run again.
+    Check {
+        /// Folder of the run.
+        recorded: PathBuf,
+    },
+    /// Show that each seeded bug is found by the oracle named for it, and that the same passes without.
+    Selftest {
+        /// These bugs alone.
+        #[arg(long)]
+        bug: Vec<String>,
+        /// Only say which bugs there are.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Print the sums of all recorded runs as a table.
+    Record {
+        /// The recorded runs.
+        #[arg(long, default_value = record::FILE)]
+        file: PathBuf,
+        /// Write the table into this document, between its marks, instead.
+        #[arg(long)]
+        into: Option<PathBuf>,
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Arguments::Run {
-        seed,
-        minutes,
-        nodes,
-        base_port,
-    } = Arguments::parse();
-    // From here on a signal ends the run, not the program: nodes would outlive it.
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        println!("verdict: inconclusive: signals cannot be received");
-        return ExitCode::from(2);
-    };
-    let outcome = tokio::select! {
-        outcome = run(seed, minutes, nodes, base_port) => outcome,
-        // The run, dropped, stops its nodes.
-        code = told_to_stop(&mut interrupt, &mut terminate) => {
-            println!("verdict: inconclusive: stopped by a signal");
-            return ExitCode::from(code);
-        }
-    };
-    match outcome {
-        Ok(violations) if violations.is_empty() => {
-            println!("verdict: pass");
-            ExitCode::SUCCESS
-        }
-        Ok(violations) => {
-            for violation in &violations {
-                println!("violation: {violation}");
-            }
-            println!("verdict: violation");
-            println!("REPEAT WITH: chaos run --seed {seed} --minutes {minutes} --nodes {nodes}");
-            ExitCode::from(1)
-        }
+#[derive(Args)]
+struct RunArguments {
+    /// Seed of the faults and of the workload.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long faults go on.
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+    /// Nodes of the cluster.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
+    nodes: u32,
+    /// Which faults, with commas between: `all`, names, and `-NAME` to leave one out. Each has to happen, else the run is
+    /// inconclusive.
+    #[arg(long, default_value = "all", allow_hyphen_values = true)]
+    faults: String,
+    /// Where the nodes find each other.
+    #[arg(long, value_enum, default_value_t)]
+    network: NetworkChoice,
+    /// A seeded bug to build into the nodes; see `chaos selftest --list`.
+    #[arg(long)]
+    bug: Option<String>,
+    /// Folder of the run; not there yet, or empty.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Keep the folder of a run that passes, too.
+    #[arg(long)]
+    keep: bool,
+    /// Add what the run shows to this file.
+    #[arg(long)]
+    record: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    // Before there is any thread: one that is there already would stay in the old namespaces.
+    let done = network_of(&command)
+        .and_then(|network| network.map_or(Ok(()), network::enter))
+        .and_then(|()| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.context("start the runtime")?.block_on(carry_out(command))
+        });
+    match done {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             println!("verdict: inconclusive: {error:#}");
             ExitCode::from(2)
@@ -87,46 +108,154 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The exit code that shells know a signal by.
-async fn told_to_stop(interrupt: &mut Signal, terminate: &mut Signal) -> u8 {
-    tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
+/// The network that a command needs; those that only look at files need none.
+fn network_of(command: &Command) -> Result<Option<NetworkChoice>> {
+    Ok(match command {
+        Command::Run(arguments) => Some(arguments.network),
+        Command::Replay { recorded, .. } => {
+            let asked: Asked = Folder::at(recorded)?.read(folder::OPTIONS)?;
+            Some(asked.network)
+        }
+        // Its scripts cut single links, which relays do everywhere alike.
+        Command::Selftest { list: false, .. } => Some(NetworkChoice::Loopback),
+        Command::Selftest { list: true, .. } | Command::Check { .. } | Command::Record { .. } => None,
+    })
+}
+
+async fn carry_out(command: Command) -> Result<u8> {
+    // From here on a signal ends what is done, not the program: nodes would outlive it.
+    let mut signals = Signals {
+        interrupt: signal(SignalKind::interrupt()).context("receive signals")?,
+        terminate: signal(SignalKind::terminate()).context("receive signals")?,
+    };
+    match command {
+        Command::Run(arguments) => run_once(arguments, &mut signals).await,
+        Command::Replay { recorded, dir } => run_again(&recorded, dir.as_deref(), &mut signals).await,
+        Command::Check { recorded } => check(&recorded),
+        Command::Selftest { list: true, .. } => {
+            print!("{}", selftest::list());
+            Ok(0)
+        }
+        Command::Selftest { bug, list: false } => prove(&bug, &mut signals).await,
+        Command::Record { file, into } => sums(&file, into.as_deref()),
     }
 }
 
-async fn run(seed: u64, minutes: f64, nodes: usize, base_port: u16) -> Result<Vec<String>> {
-    let mut playground = Playground::new(nodes, base_port)?;
-    println!("seed {seed}: {nodes} nodes in {}", playground.dir().display());
-    let outcome = test(&playground, seed, minutes).await;
-    if !outcome.as_ref().is_ok_and(Vec::is_empty) {
-        playground.keep();
-        println!("kept: {}", playground.dir().display());
-    }
-    outcome
+/// What ends the program before its time.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-async fn test(playground: &Playground, seed: u64, minutes: f64) -> Result<Vec<String>> {
-    playground.up()?;
-    let workload = Workload::start(playground, seed)?;
-    let killer = Killer::new(seed);
-    let kills = killer
-        .kill_for(playground, Duration::from_secs_f64(minutes * 60.0))
-        .await?;
-    anyhow::ensure!(
-        kills.total() > 0,
-        "no node was killed in {minutes} minutes: nothing was tested"
-    );
-    playground.all_ready().await?;
-    let history = workload.stop().await?;
-    println!("seed {seed}: {kills}; {}", history.summary());
-    anyhow::ensure!(
-        history.encryptions() > 0,
-        "no encryption was acknowledged: nothing was tested"
-    );
-    anyhow::ensure!(
-        history.rotations() > 0,
-        "no rotation was acknowledged: that none is lost was not tested"
-    );
-    history.check(playground).await
+impl Signals {
+    /// The exit code that shells know the signal by.
+    async fn told_to_stop(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
+    }
+
+    /// Does it, or ends it: what is dropped stops its nodes, and its folder goes.
+    async fn or_stop<T>(&mut self, folder: &Folder, what: impl Future<Output = T>) -> Result<T, u8> {
+        let stopped = tokio::select! {
+            done = what => return Ok(done),
+            code = self.told_to_stop() => code,
+        };
+        println!("verdict: inconclusive: stopped by a signal");
+        folder.remove();
+        Err(stopped)
+    }
+}
+
+async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> {
+    let faults = options::faults(&arguments.faults)?;
+    let bug = arguments.bug.as_deref().map(Bug::named).transpose()?;
+    let folder = Folder::create(arguments.dir.as_deref())?;
+    let options = Options {
+        seed: arguments.seed,
+        minutes: arguments.minutes,
+        nodes: arguments.nodes,
+        faults,
+        network: arguments.network,
+        bug,
+        config: None,
+        dir: folder.path().to_owned(),
+    };
+    let report = match signals.or_stop(&folder, run::run(&options, &folder)).await {
+        Ok(report) => report,
+        Err(code) => return Ok(code),
+    };
+    println!("{}", record::summary(&report));
+    if let Some(file) = &arguments.record {
+        record::add(file, &options, &report, record::commit()?)?;
+    }
+    Ok(conclude(&report, &folder, &options.command(), arguments.keep))
+}
+
+async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -> Result<u8> {
+    let recorded = Folder::at(recorded)?;
+    match replay::check(&recorded) {
+        Ok(verdict) => println!("the recorded history, judged again:\n{verdict}"),
+        Err(error) => println!("the recorded history cannot be judged: {error:#}"),
+    }
+    let folder = Folder::create(dir)?;
+    let report = match signals.or_stop(&folder, replay::again(&recorded, &folder)).await {
+        Ok(report) => report?,
+        Err(code) => return Ok(code),
+    };
+    println!("{}", record::summary(&report));
+    let command = format!("chaos replay {}", recorded.path().display());
+    Ok(conclude(&report, &folder, &command, false))
+}
+
+fn check(recorded: &Path) -> Result<u8> {
+    let verdict = replay::check(&Folder::at(recorded)?)?;
+    println!("{verdict}");
+    Ok(verdict.exit_code())
+}
+
+async fn prove(bugs: &[String], signals: &mut Signals) -> Result<u8> {
+    let chosen = Bug::chosen(bugs)?;
+    let folder = Folder::create(None)?;
+    match signals.or_stop(&folder, selftest::run(&chosen, &folder)).await {
+        Ok(all_found) => {
+            if all_found {
+                folder.remove();
+            } else {
+                println!("kept: {}", folder.path().display());
+            }
+            Ok(u8::from(!all_found))
+        }
+        Err(code) => Ok(code),
+    }
+}
+
+fn sums(file: &Path, into: Option<&Path>) -> Result<u8> {
+    let table = record::table(&record::read(file)?);
+    match into {
+        Some(document) => record::write_into(document, &table).context("the table of figures")?,
+        None => print!("{table}"),
+    }
+    Ok(0)
+}
+
+/// Says the verdict and how to see it again; removes the folder of a run that passed.
+fn conclude(report: &Report, folder: &Folder, command: &str, keep: bool) -> u8 {
+    print!("{}", report.checked);
+    println!("{}", report.verdict);
+    let passed = matches!(report.verdict, Verdict::Pass);
+    if !passed {
+        println!("REPRODUCE WITH: {command}");
+        println!(
+            "LOOK AGAIN WITH: chaos check {0}, chaos replay {0}",
+            folder.path().display()
+        );
+    }
+    if passed && !keep {
+        folder.remove();
+    } else {
+        println!("kept: {}", folder.path().display());
+    }
+    report.verdict.exit_code()
 }

@@ -26,6 +26,27 @@ pub const ROTATION: [&str; 10] = [
     "rotation::after_activate_commit",
 ];
 
+/// Where a node writes what Raft must not lose.
+pub const STORE: [&str; 4] = [
+    "store::before_append",
+    "store::after_append",
+    "store::before_vote",
+    "store::after_vote",
+];
+
+/// Where it makes a snapshot, and shortens its log behind one.
+pub const SNAPSHOT: [&str; 6] = [
+    "store::before_snapshot",
+    "store::before_snapshot_name",
+    "store::after_snapshot",
+    "store::before_purge",
+    "store::between_purge_and_promise",
+    "store::after_purge",
+];
+
+/// Where it removes a key that is to be destroyed from its token.
+pub const DESTROY: [&str; 2] = ["sync::before_remove", "sync::after_remove"];
+
 /// Configures a failpoint with `kill` or an action of the `fail` crate; `off` disarms it.
 pub async fn arm(node: &Node, name: &str, action: &str) -> Result<()> {
     let path = format!(

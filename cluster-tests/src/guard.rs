@@ -1,5 +1,6 @@
 //! What kills the nodes of a test that was killed itself.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -14,8 +15,11 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) fn start(hsmctl: &Path, root: &Path, dir: &Path) -> Result<Self> {
-        const SCRIPT: &str = "cat >/dev/null; [ -d \"$2\" ] || exit 0; \"$1\" dev down --now --dir \"$3\"; \
-                              [ -n \"$HSM_TEST_KEEP\" ] || rm -rf \"$2\"";
+        // Of the mounts in a folder, the innermost come first.
+        const SCRIPT: &str = "keep=; read -r keep; cat >/dev/null; [ -d \"$2\" ] || exit 0; \
+                              \"$1\" dev down --now --dir \"$3\"; \
+                              cut -d ' ' -f 2 /proc/self/mounts | grep -F \"$2/\" | sort -r | xargs -r -n 1 umount -l; \
+                              [ -n \"$HSM_TEST_KEEP$keep\" ] || rm -rf \"$2\"";
         let child = std::process::Command::new("sh")
             .args(["-c", SCRIPT, "sh"])
             .args([hsmctl, root, dir])
@@ -27,6 +31,14 @@ impl Guard {
             .spawn()
             .context("start the guard")?;
         Ok(Self { child })
+    }
+
+    /// Leaves the folder where it is.
+    pub(crate) fn keep(&mut self) {
+        if let Some(stdin) = self.child.stdin.as_mut() {
+            // A guard that is gone removes nothing.
+            let _ = stdin.write_all(b"keep\n");
+        }
     }
 
     /// Lets it find nothing to do, and waits for it.
@@ -48,5 +60,21 @@ mod tests {
         let mut guard = Guard::start(Path::new("true"), &path.join("gone"), &path).unwrap();
         guard.end();
         assert!(path.is_dir());
+    }
+
+    #[test]
+    fn a_folder_that_is_to_be_kept_is_kept() {
+        for keep in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut guard = Guard::start(Path::new("true"), dir.path(), dir.path()).unwrap();
+            if keep {
+                guard.keep();
+            }
+            guard.end();
+            assert_eq!(
+                dir.path().is_dir(),
+                keep || std::env::var_os("HSM_TEST_KEEP").is_some()
+            );
+        }
     }
 }

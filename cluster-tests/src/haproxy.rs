@@ -162,7 +162,15 @@ fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16)
         }
         line
     };
-    let lines: Vec<String> = text.lines().filter(|line| !is_left_out(line)).map(line).collect();
+    let repeated = text.lines().filter(|line| !is_left_out(line)).flat_map(|text| {
+        // A larger cluster has a line more for each node beyond those of the example.
+        let last = format!("hsm-{EXAMPLE_NODES}");
+        let is_last = !text.trim_start().starts_with('#') && text.contains(&format!("{last}:8443"));
+        let more = EXAMPLE_NODES + 1..=if is_last { known } else { EXAMPLE_NODES };
+        let others = more.map(move |number| text.replace(&last, &format!("hsm-{number}")));
+        std::iter::once(text.to_owned()).chain(others)
+    });
+    let lines: Vec<String> = repeated.map(|text| line(&text)).collect();
     let left = lines
         .iter()
         .find(|line| !line.trim_start().starts_with('#') && LEFT.iter().any(|part| line.contains(part)));

@@ -242,6 +242,17 @@ impl Connection {
             .context("the connection is still open")?
     }
 
+    /// Lets time pass in which nothing is asked: true if the connection is open after it, false as soon as the other side has
+    /// closed it, and has said so (RFC 8446 section 6.1). Anything else that happens to it is an error.
+    pub async fn rest(&mut self, time: Duration) -> Result<bool> {
+        match timeout(time, self.0.receive()).await {
+            Err(_) => Ok(true),
+            Ok(Ok(None)) => Ok(false),
+            Ok(Ok(Some(message))) => bail!("it said {message:?} without being asked"),
+            Ok(Err(error)) => Err(error.context("while nothing was asked")),
+        }
+    }
+
     /// Until the other side has closed it, without being asked anything.
     pub async fn until_closed(mut self) -> Result<()> {
         match timeout(PATIENCE, self.0.receive()).await {

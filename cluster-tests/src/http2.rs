@@ -1,6 +1,8 @@
 //! HTTP/2 by hand (RFC 9113), on one TLS connection: for what no client library does, such as opening more streams than it
 //! was told it may.
 
+mod turns;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+pub use self::turns::Whole;
 use crate::client::{Identity, Pki};
 use crate::http1::client_config;
 
@@ -57,7 +60,13 @@ pub enum Answer {
 /// One connection to a node's API.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
+    /// What was read and is no whole frame yet.
+    read: Vec<u8>,
     max_streams: Option<u32>,
+    /// The next of those that `ask` begins.
+    next_stream: u32,
+    /// The other side takes no further requests.
+    is_ending: bool,
 }
 
 impl Connection {
@@ -75,7 +84,10 @@ impl Connection {
             );
             let mut connection = Self {
                 stream,
+                read: Vec::new(),
                 max_streams: None,
+                next_stream: 1,
+                is_ending: false,
             };
             connection.stream.write_all(PREFACE).await?;
             connection.send(SETTINGS, 0, 0, &[]).await?;
@@ -166,20 +178,45 @@ impl Connection {
     }
 
     async fn receive(&mut self) -> Result<Frame> {
-        let mut head = [0_u8; 9];
-        self.stream.read_exact(&mut head).await?;
-        let [a, b, c, kind, flags, stream @ ..] = head;
-        let length = u32::from_be_bytes([0, a, b, c]);
-        let mut payload = vec![0; usize::try_from(length)?];
-        ensure!(payload.len() <= MAX_PAYLOAD, "a frame of {length} bytes");
-        self.stream.read_exact(&mut payload).await?;
-        Ok(Frame {
+        self.next().await?.context("the connection has ended")
+    }
+
+    /// The next frame; nothing at the connection's end. May be given up at any time.
+    async fn next(&mut self) -> Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.whole()? {
+                return Ok(Some(frame));
+            }
+            let mut piece = [0_u8; 4096];
+            let length = self.stream.read(&mut piece).await?;
+            if length == 0 {
+                ensure!(self.read.is_empty(), "ended within a frame");
+                return Ok(None);
+            }
+            self.read
+                .extend_from_slice(piece.get(..length).unwrap_or_default());
+        }
+    }
+
+    /// Taken off what was read.
+    fn whole(&mut self) -> Result<Option<Frame>> {
+        let Some((&[a, b, c, kind, flags, s, t, u, v], rest)) = self.read.split_first_chunk::<9>() else {
+            return Ok(None);
+        };
+        let length = usize::try_from(u32::from_be_bytes([0, a, b, c]))?;
+        ensure!(length <= MAX_PAYLOAD, "a frame of {length} bytes");
+        let Some(payload) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let frame = Frame {
             kind,
             flags,
             // The highest bit is reserved.
-            stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
-            payload,
-        })
+            stream: u32::from_be_bytes([s, t, u, v]) & (u32::MAX >> 1),
+            payload: payload.to_vec(),
+        };
+        self.read.drain(..9 + length);
+        Ok(Some(frame))
     }
 }
 

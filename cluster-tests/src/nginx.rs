@@ -135,7 +135,18 @@ fn substituted(playground: &Playground, example: &str, files: &Path, port: u16) 
     let known = u32::try_from(nodes.len())?;
     let address = |number: u32| format!("10.0.0.{number}:8443");
     let mut lines = Vec::new();
-    for line in text.lines().filter(|line| !is_comment(line)) {
+    let last = address(EXAMPLE_NODES);
+    let all = text.lines().filter(|line| !is_comment(line)).flat_map(|text| {
+        // A larger cluster has a line more for each node beyond those of the example.
+        let more = EXAMPLE_NODES + 1..=if text.contains(&last) {
+            known
+        } else {
+            EXAMPLE_NODES
+        };
+        let others = more.map(|number| text.replace(&last, &address(number)));
+        std::iter::once(text.to_owned()).chain(others.collect::<Vec<_>>())
+    });
+    for line in all {
         if (known + 1..=EXAMPLE_NODES).any(|number| line.contains(&address(number))) {
             continue;
         }

@@ -1,5 +1,6 @@
 //! One node of a playground: its process, its files, its health listener.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ pub struct Node {
     pub number: u32,
     /// `DIR/nodeI`.
     pub dir: PathBuf,
+    /// Its address.
+    pub host: Ipv4Addr,
     /// Port of its API.
     pub api_port: u16,
     /// Port of its health listener.
@@ -29,12 +32,13 @@ pub struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(playground: &Path, base_port: u16, number: u32) -> Self {
+    pub(crate) fn new(playground: &Path, host: Ipv4Addr, base_port: u16, number: u32) -> Self {
         // At most 16 nodes, from ports far below the highest.
         let first = base_port + 10 * u16::try_from(number - 1).unwrap_or_default();
         Self {
             number,
             dir: playground.join(format!("node{number}")),
+            host,
             api_port: first,
             health_port: first + 1,
             cluster_port: first + 2,
@@ -50,13 +54,13 @@ impl Node {
     /// `https://host:port` of its API.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("https://127.0.0.1:{}", self.api_port)
+        format!("https://{}:{}", self.host, self.api_port)
     }
 
     /// Its health listener.
     #[must_use]
     pub fn health(&self) -> HealthClient {
-        HealthClient::new(&format!("127.0.0.1:{}", self.health_port))
+        HealthClient::new(&format!("{}:{}", self.host, self.health_port))
     }
 
     /// Whether `/readyz` is 200; false too if it does not answer.

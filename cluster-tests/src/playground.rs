@@ -1,9 +1,11 @@
 //! A cluster for one test: made by `hsmctl dev` as a child process, in a folder and on ports of its own. When
 //! it is dropped every node is killed by its pid; when the test itself is killed, a small guard does it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +20,7 @@ use crate::guard::Guard;
 use crate::node::Node;
 use crate::ports::{free_base_port, is_free};
 use crate::relay::{Place, Relays};
+use crate::subnet::Subnet;
 use crate::token_pool;
 use crate::wait::until;
 
@@ -71,8 +74,13 @@ pub struct Leader {
 #[derive(Debug, Clone)]
 pub struct Builder {
     nodes: u32,
+    /// Further nodes that relays have places for.
+    spare: u32,
     relayed: bool,
+    start: bool,
     form: bool,
+    subnet: Option<Subnet>,
+    within: Option<PathBuf>,
     env: Vec<(String, OsString)>,
 }
 
@@ -98,6 +106,34 @@ impl Builder {
         self
     }
 
+    /// Start no node either: everything is made, and [`Playground::up`] starts and forms it.
+    #[must_use]
+    pub fn prepared(mut self) -> Self {
+        self.start = false;
+        self
+    }
+
+    /// With relays for so many nodes that come later.
+    #[must_use]
+    pub fn spare(mut self, nodes: u32) -> Self {
+        self.spare = nodes;
+        self
+    }
+
+    /// Each node at an address of its own, in a namespace that is there.
+    #[must_use]
+    pub fn subnet(mut self, subnet: Subnet) -> Self {
+        self.subnet = Some(subnet);
+        self
+    }
+
+    /// Below this folder, not in the one for temporary files.
+    #[must_use]
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.within = Some(folder.to_owned());
+        self
+    }
+
     /// A variable for `hsmctl dev` and, where it lets it through, the nodes.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
@@ -107,8 +143,13 @@ impl Builder {
 
     /// Makes the cluster; returns once every node is ready.
     pub async fn start(self) -> Result<Playground> {
-        let root = tempfile::Builder::new().prefix("hsm-cluster-").tempdir()?;
-        let base_port = free_base_port(self.nodes)?;
+        let root = match &self.within {
+            Some(folder) => tempfile::Builder::new()
+                .prefix("hsm-cluster-")
+                .tempdir_in(folder)?,
+            None => tempfile::Builder::new().prefix("hsm-cluster-").tempdir()?,
+        };
+        let base_port = free_base_port(self.nodes + self.spare)?;
         let dir = root.path().join("playground");
         let hsmctl = crate::binary("hsmctl")?;
         crate::binary("hsm-node")?;
@@ -118,15 +159,19 @@ impl Builder {
             dir,
             hsmctl,
             base_port,
-            nodes: self.nodes,
+            nodes: AtomicU32::new(self.nodes),
+            subnet: self.subnet,
             relays: None,
             env: self.env,
             guard,
             passed: false,
         };
         if self.relayed {
-            let places = playground.nodes().iter().map(place).collect();
-            playground.relays = Some(Relays::start(playground.pki().dir(), places).await?);
+            let all = 1..=self.nodes + self.spare;
+            let places = all.map(|number| place(&playground.node(number))).collect();
+            let pki = playground.pki();
+            let relays = Relays::start(pki.dir(), places, playground.subnet.as_ref()).await?;
+            playground.relays = Some(relays);
         }
         let (nodes, port, offset) = (
             self.nodes.to_string(),
@@ -139,8 +184,15 @@ impl Builder {
         if self.relayed {
             args.extend(["--relay-offset", &offset]);
         }
+        let subnet = playground.subnet.as_ref().map(Subnet::text);
+        if let Some(subnet) = &subnet {
+            args.extend(["--subnet", subnet]);
+        }
         if !self.form {
             args.push("--no-form");
+        }
+        if !self.start {
+            args.push("--prepare-only");
         }
         playground.dev("up", &args).await?;
         Ok(playground)
@@ -150,6 +202,7 @@ impl Builder {
 fn place(node: &Node) -> Place {
     Place {
         number: node.number,
+        host: node.host,
         relay_port: node.cluster_port + RELAY_OFFSET,
         cluster_port: node.cluster_port,
     }
@@ -161,7 +214,8 @@ pub struct Playground {
     dir: PathBuf,
     hsmctl: PathBuf,
     base_port: u16,
-    nodes: u32,
+    nodes: AtomicU32,
+    subnet: Option<Subnet>,
     relays: Option<Relays>,
     env: Vec<(String, OsString)>,
     guard: Guard,
@@ -174,10 +228,33 @@ impl Playground {
     pub fn builder() -> Builder {
         Builder {
             nodes: 3,
+            spare: 0,
             relayed: false,
+            start: true,
             form: true,
+            subnet: None,
+            within: None,
             env: Vec::new(),
         }
+    }
+
+    /// One that lies in the folder `playground` of this one and does not run.
+    pub(crate) fn at(root: TempDir, base_port: u16, nodes: u32) -> Result<Self> {
+        let dir = root.path().join("playground");
+        let hsmctl = crate::binary("hsmctl")?;
+        let guard = Guard::start(&hsmctl, root.path(), &dir)?;
+        Ok(Self {
+            root,
+            dir,
+            hsmctl,
+            base_port,
+            nodes: AtomicU32::new(nodes),
+            subnet: None,
+            relays: None,
+            env: Vec::new(),
+            guard,
+            passed: false,
+        })
     }
 
     /// A formed cluster of `nodes` nodes, all ready.
@@ -206,13 +283,21 @@ impl Playground {
     /// A node by number, from 1.
     #[must_use]
     pub fn node(&self, number: u32) -> Node {
-        Node::new(&self.dir, self.base_port, number)
+        let host = self
+            .subnet
+            .as_ref()
+            .map_or(Ipv4Addr::LOCALHOST, |subnet| subnet.host(number));
+        Node::new(&self.dir, host, self.base_port, number)
     }
 
     /// All nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
-        (1..=self.nodes).map(|number| self.node(number)).collect()
+        (1..=self.count()).map(|number| self.node(number)).collect()
+    }
+
+    fn count(&self) -> u32 {
+        self.nodes.load(Ordering::SeqCst)
     }
 
     /// All nodes but one.
@@ -229,6 +314,13 @@ impl Playground {
         self.relays
             .as_ref()
             .context("this playground was started without relays")
+    }
+
+    /// `host:port` at which its peers find a node: its relay, if there is one.
+    #[must_use]
+    pub fn advertised(&self, node: &Node) -> String {
+        let above = if self.relays.is_some() { RELAY_OFFSET } else { 0 };
+        format!("{}:{}", node.host, node.cluster_port + above)
     }
 
     /// A port for a balancer, one for each node.
@@ -257,6 +349,16 @@ impl Playground {
 
     /// Runs hsmctl as somebody, with this on its standard input.
     pub async fn hsmctl_as(&self, profile: &str, args: &[&str], input: &[u8]) -> Result<Output> {
+        self.run(profile, args, input, &[]).await
+    }
+
+    async fn run(
+        &self,
+        profile: &str,
+        args: &[&str],
+        input: &[u8],
+        env: &[(&str, &OsStr)],
+    ) -> Result<Output> {
         let endpoints: Vec<String> = self.nodes().iter().map(Node::endpoint).collect();
         let pki = self.dir.join("pki");
         let mut command = tokio::process::Command::new(&self.hsmctl);
@@ -272,6 +374,7 @@ impl Playground {
             .env("HSMCTL_PKI", pki)
             .env("HSMCTL_PROFILE", profile)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(env.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -300,10 +403,14 @@ impl Playground {
 
     /// Runs `hsmctl dev COMMAND --dir DIR …`, which has to succeed.
     pub async fn dev(&self, command: &str, args: &[&str]) -> Result<Vec<u8>> {
+        self.dev_with(command, args, &[]).await
+    }
+
+    async fn dev_with(&self, command: &str, args: &[&str], env: &[(&str, &OsStr)]) -> Result<Vec<u8>> {
         let dir = self.dir.to_str().context("folder is not UTF-8")?;
         let mut all = vec!["dev", command, "--dir", dir];
         all.extend_from_slice(args);
-        let output = self.hsmctl(&all).await?;
+        let output = self.run("admin", &all, &[], env).await?;
         output
             .ok()
             .with_context(|| format!("hsmctl dev {command} {}", args.join(" ")))
@@ -316,6 +423,13 @@ impl Playground {
             .map(drop)
     }
 
+    /// The same, with variables for this start: `HSM_NODE_BIN`, `HSM_FAILPOINTS`.
+    pub async fn start_node_with(&self, number: u32, env: &[(&str, &OsStr)]) -> Result<()> {
+        self.dev_with("start", &["--node", &number.to_string()], env)
+            .await
+            .map(drop)
+    }
+
     /// Starts all nodes again and waits until they are ready, forming what is not formed.
     pub async fn up(&self) -> Result<()> {
         self.dev("up", &[]).await.map(drop)
@@ -323,16 +437,24 @@ impl Playground {
 
     /// One more node. With `join` false it only listens.
     pub async fn add_node(&mut self, join: bool) -> Result<Node> {
-        let nodes = (self.nodes + 1).to_string();
+        self.one_more(if join { None } else { Some("--no-form") }).await
+    }
+
+    /// One more node, which is not started: its certificates, tokens and configuration.
+    pub async fn prepare_node(&self) -> Result<Node> {
+        self.one_more(Some("--prepare-only")).await
+    }
+
+    async fn one_more(&self, how: Option<&str>) -> Result<Node> {
+        let number = self.count() + 1;
+        let nodes = number.to_string();
         let pool = token_pool::ready(&self.hsmctl).await?;
         let pool = pool.to_str().context("the path of the token pool")?;
         let mut args = vec!["--nodes", nodes.as_str(), "--tokens-from", pool];
-        if !join {
-            args.push("--no-form");
-        }
+        args.extend(how);
         self.dev("up", &args).await?;
-        self.nodes += 1;
-        Ok(self.node(self.nodes))
+        self.nodes.store(number, Ordering::SeqCst);
+        Ok(self.node(number))
     }
 
     /// Until all of these are ready.
@@ -394,6 +516,17 @@ impl Playground {
     /// The end of a test that succeeded: no logs are shown.
     pub fn passed(mut self) {
         self.passed = true;
+    }
+
+    /// Shows no logs when it is dropped: whoever has it says himself what has gone wrong.
+    pub fn be_quiet(&mut self) {
+        self.passed = true;
+    }
+
+    /// Leaves its folder for people to look at.
+    pub fn keep(&mut self) {
+        self.root.disable_cleanup(true);
+        self.guard.keep();
     }
 
     fn show_logs(&self) {

@@ -3,14 +3,19 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::wait::until;
 
 /// Ports of one playground: ten a node.
 const BLOCK: u16 = 100;
 /// Blocks from 20000 on, below the ports that the kernel gives to outgoing connections.
 const BLOCKS: u32 = 115;
+
+/// Longer than any test has its ports.
+const OTHERS_END: Duration = Duration::from_secs(600);
 
 /// The blocks that this process has; the kernel gives them back when it ends, however that is.
 static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
@@ -51,6 +56,22 @@ pub fn free_base_port(nodes: u32) -> Result<u16> {
         }
     }
     bail!("no free range of ports between 20000 and 32000: is something listening on all of them?")
+}
+
+/// Waits until no other test has the block that begins with this port: that of a playground whose addresses were decided
+/// long ago.
+pub async fn wait_for(base: u16) -> Result<()> {
+    let block = u32::from(base.saturating_sub(20_000) / BLOCK);
+    ensure!(
+        base >= 20_000 && block < BLOCKS && (base - 20_000).is_multiple_of(BLOCK),
+        "no block of ports begins with {base}"
+    );
+    let what = format!("the ports from {base} on, which other tests have");
+    until(&what, OTHERS_END, async || match take(block) {
+        Ok(false) => None,
+        taken => Some(taken.map(drop)),
+    })
+    .await?
 }
 
 /// Whether nobody listens on this port of 127.0.0.1.

@@ -5,10 +5,12 @@
 //! sides with the nodes' own certificates, which the playground holds: to each node the other end is who it
 //! says it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +21,7 @@ use rustls::server::{Acceptor, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,20 +29,32 @@ use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::subnet::Subnet;
+use crate::weather::{Pump, Touched, Weather};
+
 /// Both handshakes of a connection.
 const HANDSHAKES: Duration = Duration::from_secs(5);
 
-/// Two nodes, the lower number first.
-type Link = (u32, u32);
-type Cuts = BTreeSet<Link>;
+/// From one node to another.
+pub(crate) type Way = (u32, u32);
 
-fn link(a: u32, b: u32) -> Link {
-    (a.min(b), a.max(b))
+/// What is wrong with the ways between the nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ways {
+    pub(crate) cuts: BTreeSet<Way>,
+    pub(crate) weather: BTreeMap<Way, Weather>,
+}
+
+impl Ways {
+    fn between(&self, a: u32, b: u32) -> bool {
+        !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a))
+    }
 }
 
 /// One node's place behind its relay.
 pub(crate) struct Place {
     pub(crate) number: u32,
+    pub(crate) host: Ipv4Addr,
     /// Where the relay listens: what peers are told.
     pub(crate) relay_port: u16,
     /// The node's own listener.
@@ -49,47 +64,65 @@ pub(crate) struct Place {
 /// All relays of a playground. They stop when dropped.
 pub struct Relays {
     nodes: Vec<u32>,
-    cuts: watch::Sender<Cuts>,
+    ways: watch::Sender<Ways>,
+    touched: Arc<Touched>,
     listeners: Vec<JoinHandle<()>>,
 }
 
 impl Relays {
     /// Listens for every node. The certificates are read when somebody connects: they need not be there yet.
-    pub(crate) async fn start(pki: &Path, places: Vec<Place>) -> Result<Self> {
-        let (cuts, _) = watch::channel(Cuts::new());
+    pub(crate) async fn start(pki: &Path, places: Vec<Place>, subnet: Option<&Subnet>) -> Result<Self> {
+        let (ways, _) = watch::channel(Ways::default());
+        let touched = Arc::new(Touched::default());
+        let connections = Arc::new(AtomicU64::new(0));
         let mut listeners = Vec::with_capacity(places.len());
         let nodes = places.iter().map(|place| place.number).collect();
         for place in places {
-            let listener = TcpListener::bind(("127.0.0.1", place.relay_port))
-                .await
-                .with_context(|| format!("relay port {}", place.relay_port))?;
+            let listener = match subnet {
+                Some(subnet) => TcpListener::from_std(subnet.listen(place.number, place.relay_port)?),
+                None => TcpListener::bind((place.host, place.relay_port)).await,
+            };
+            let listener = listener.with_context(|| format!("relay port {}", place.relay_port))?;
             let wire = Arc::new(Wire {
                 pki: pki.to_owned(),
                 to: place.number,
+                host: place.host,
                 cluster_port: place.cluster_port,
+                subnet: subnet.cloned(),
+                touched: Arc::clone(&touched),
+                connections: Arc::clone(&connections),
             });
-            let cuts = cuts.clone();
+            let ways = ways.clone();
             listeners.push(tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    let (wire, cuts) = (Arc::clone(&wire), cuts.subscribe());
+                    let (wire, ways) = (Arc::clone(&wire), ways.subscribe());
                     tokio::spawn(async move {
                         // Nodes connect again; what a connection died of is in their logs.
-                        let _ = wire.carry(stream, cuts).await;
+                        let _ = wire.carry(stream, ways).await;
                     });
                 }
             }));
         }
         Ok(Self {
             nodes,
-            cuts,
+            ways,
+            touched,
             listeners,
         })
     }
 
     /// Silences the link between two nodes, in both directions.
     pub fn cut(&self, a: u32, b: u32) {
-        self.cuts.send_modify(|cuts| {
-            cuts.insert(link(a, b));
+        self.ways.send_modify(|ways| {
+            ways.cuts.extend([(a, b), (b, a)]);
+        });
+    }
+
+    /// Silences one direction: nothing of `from` reaches `to` any more. What `to` sends on connections that are there still
+    /// arrives; new connections need both directions.
+    pub fn cut_one_way(&self, from: u32, to: u32) {
+        self.ways.send_modify(|ways| {
+            ways.cuts.insert((from, to));
         });
     }
 
@@ -100,17 +133,47 @@ impl Relays {
 
     /// Cuts every link between these nodes and all others.
     pub fn separate(&self, group: &[u32]) {
-        self.cuts.send_modify(|cuts| {
+        self.ways.send_modify(|ways| {
             for &inside in group {
                 let outside = self.nodes.iter().filter(|node| !group.contains(node));
-                cuts.extend(outside.map(|&outside| link(inside, outside)));
+                ways.cuts
+                    .extend(outside.flat_map(|&outside| [(inside, outside), (outside, inside)]));
             }
         });
     }
 
-    /// Mends every link.
+    /// Mends every link; the weather stays.
     pub fn heal(&self) {
-        self.cuts.send_modify(Cuts::clear);
+        self.ways.send_modify(|ways| ways.cuts.clear());
+    }
+
+    /// What one direction does to what passes through it.
+    pub fn set_weather(&self, from: u32, to: u32, weather: Weather) {
+        self.ways.send_modify(|ways| {
+            ways.weather.insert((from, to), weather);
+        });
+    }
+
+    /// The same in every direction of every link.
+    pub fn set_weather_everywhere(&self, weather: &Weather) {
+        self.ways.send_modify(|ways| {
+            for &from in &self.nodes {
+                let others = self.nodes.iter().filter(|to| **to != from);
+                let all = others.map(|&to| ((from, to), weather.clone()));
+                ways.weather.extend(all);
+            }
+        });
+    }
+
+    /// No more delay, loss or limit anywhere; cuts stay.
+    pub fn calm(&self) {
+        self.ways.send_modify(|ways| ways.weather.clear());
+    }
+
+    /// What the weather has done so far.
+    #[must_use]
+    pub fn touched(&self) -> &Touched {
+        &self.touched
     }
 }
 
@@ -126,12 +189,40 @@ impl Drop for Relays {
 struct Wire {
     pki: PathBuf,
     to: u32,
+    host: Ipv4Addr,
     cluster_port: u16,
+    subnet: Option<Subnet>,
+    touched: Arc<Touched>,
+    /// Each has dice of its own.
+    connections: Arc<AtomicU64>,
 }
 
 impl Wire {
-    async fn carry(&self, stream: TcpStream, mut cuts: watch::Receiver<Cuts>) -> Result<()> {
+    async fn carry(&self, stream: TcpStream, ways: watch::Receiver<Ways>) -> Result<()> {
         stream.set_nodelay(true)?;
+        match &self.subnet {
+            // Whoever calls has an address of its own: nothing has to be opened.
+            Some(subnet) => {
+                let from = subnet.node_at(stream.peer_addr()?.ip())?;
+                self.open(from, &ways).await;
+                let there = timeout(HANDSHAKES, TcpStream::connect((self.host, self.cluster_port)))
+                    .await
+                    .context("connect to the node")??;
+                there.set_nodelay(true)?;
+                self.pass_on(from, stream, there, ways).await
+            }
+            None => self.carry_opened(stream, ways).await,
+        }
+    }
+
+    /// Until a new connection could be made.
+    async fn open(&self, from: u32, ways: &watch::Receiver<Ways>) {
+        // The sender only goes when the test ends.
+        let mut ways = ways.clone();
+        let _ = ways.wait_for(|ways| ways.between(from, self.to)).await;
+    }
+
+    async fn carry_opened(&self, stream: TcpStream, ways: watch::Receiver<Ways>) -> Result<()> {
         let accepted = async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
             let alpn: Vec<Vec<u8>> = match start.client_hello().alpn() {
@@ -141,7 +232,7 @@ impl Wire {
             let inbound = start.into_stream(Arc::new(self.server_config(alpn)?)).await?;
             anyhow::Ok(inbound)
         };
-        let mut inbound = timeout(HANDSHAKES, accepted)
+        let inbound = timeout(HANDSHAKES, accepted)
             .await
             .context("handshake with the caller")??;
         let session = inbound.get_ref().1;
@@ -151,11 +242,10 @@ impl Wire {
             .alpn_protocol()
             .map(|name| vec![name.to_vec()])
             .unwrap_or_default();
-        let link = link(from, self.to);
         // While the link is cut the caller hears nothing, as from a machine that is gone.
-        changed(&mut cuts, link, false).await;
+        self.open(from, &ways).await;
         let connected = async {
-            let tcp = TcpStream::connect(("127.0.0.1", self.cluster_port)).await?;
+            let tcp = TcpStream::connect((self.host, self.cluster_port)).await?;
             tcp.set_nodelay(true)?;
             let connector = TlsConnector::from(Arc::new(self.client_config(from, alpn)?));
             anyhow::Ok(
@@ -164,19 +254,27 @@ impl Wire {
                     .await?,
             )
         };
-        let mut outbound = timeout(HANDSHAKES, connected)
+        let outbound = timeout(HANDSHAKES, connected)
             .await
             .context("handshake with the node")??;
-        tokio::select! {
-            ended = tokio::io::copy_bidirectional(&mut inbound, &mut outbound) => {
-                ended?;
-            }
-            () = changed(&mut cuts, link, true) => {
-                // Kept open and silent; both ends find out by their own time-outs.
-                changed(&mut cuts, link, false).await;
-            }
-        }
-        Ok(())
+        self.pass_on(from, inbound, outbound, ways).await
+    }
+
+    /// Both directions, until both have ended or one was cut and is mended: kept open and silent meanwhile, so that both
+    /// ends find out by their own time-outs.
+    async fn pass_on(
+        &self,
+        from: u32,
+        inbound: impl AsyncRead + AsyncWrite,
+        outbound: impl AsyncRead + AsyncWrite,
+        ways: watch::Receiver<Ways>,
+    ) -> Result<()> {
+        let seed = 2 * self.connections.fetch_add(1, Ordering::Relaxed);
+        let (in_read, in_write) = tokio::io::split(inbound);
+        let (out_read, out_write) = tokio::io::split(outbound);
+        let there = Pump::new((from, self.to), ways.clone(), &self.touched, seed);
+        let back = Pump::new((self.to, from), ways, &self.touched, seed + 1);
+        tokio::try_join!(there.run(in_read, out_write), back.run(out_read, in_write)).map(drop)
     }
 
     fn identity(&self, node: u32) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
@@ -214,12 +312,6 @@ impl Wire {
         config.alpn_protocols = alpn;
         Ok(config)
     }
-}
-
-/// Until the link is cut, or mended.
-async fn changed(cuts: &mut watch::Receiver<Cuts>, link: Link, cut: bool) {
-    // The sender only goes when the test ends.
-    let _ = cuts.wait_for(|cuts| cuts.contains(&link) == cut).await;
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -300,30 +392,56 @@ mod tests {
     use super::*;
 
     fn three() -> Relays {
-        let (cuts, _) = watch::channel(Cuts::new());
+        let (ways, _) = watch::channel(Ways::default());
         Relays {
             nodes: vec![1, 2, 3],
-            cuts,
+            ways,
+            touched: Arc::default(),
             listeners: Vec::new(),
         }
     }
 
+    fn cuts(relays: &Relays) -> Vec<Way> {
+        relays.ways.borrow().cuts.iter().copied().collect()
+    }
+
     #[test]
-    fn a_cut_has_no_direction() {
+    fn a_cut_has_both_directions_unless_it_is_said() {
         let relays = three();
         relays.cut(3, 1);
-        assert_eq!(*relays.cuts.borrow(), Cuts::from([(1, 3)]));
+        assert_eq!(cuts(&relays), [(1, 3), (3, 1)]);
         relays.heal();
-        assert!(relays.cuts.borrow().is_empty());
+        assert!(cuts(&relays).is_empty());
+        relays.cut_one_way(3, 1);
+        assert_eq!(cuts(&relays), [(3, 1)]);
+        assert!(!relays.ways.borrow().between(1, 3));
+        assert!(relays.ways.borrow().between(1, 2));
     }
 
     #[test]
     fn a_group_keeps_its_own_links() {
         let relays = three();
         relays.separate(&[1, 2]);
-        assert_eq!(*relays.cuts.borrow(), Cuts::from([(1, 3), (2, 3)]));
+        assert_eq!(cuts(&relays), [(1, 3), (2, 3), (3, 1), (3, 2)]);
         relays.heal();
         relays.isolate(2);
-        assert_eq!(*relays.cuts.borrow(), Cuts::from([(1, 2), (2, 3)]));
+        assert_eq!(cuts(&relays), [(1, 2), (2, 1), (2, 3), (3, 2)]);
+    }
+
+    #[test]
+    fn cuts_and_weather_end_apart() {
+        let relays = three();
+        let slow = Weather {
+            delay: Duration::from_millis(5),
+            ..Weather::default()
+        };
+        relays.set_weather_everywhere(&slow);
+        relays.cut(1, 2);
+        relays.heal();
+        assert_eq!(relays.ways.borrow().weather.len(), 6);
+        relays.cut(1, 2);
+        relays.calm();
+        assert!(relays.ways.borrow().weather.is_empty());
+        assert_eq!(cuts(&relays), [(1, 2), (2, 1)]);
     }
 }

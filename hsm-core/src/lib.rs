@@ -40,6 +40,7 @@ mod login;
 mod marshal;
 mod node_key;
 mod object_file;
+mod seeded;
 mod softhsm_files;
 mod spki;
 mod templates;
@@ -58,4 +59,4 @@ pub use slot::{
     Reseal, RewrapJob, SHARED_BY, Slot, SlotOptions, SlotState, TOKEN_REPLACED, Work, batch_time, batch_wait,
 };
 pub use token_init::{InitToken, init_token};
-pub use transport::CHECK_LEN as TRANSPORT_CHECK_LEN;
+pub use transport::{CHECK_LEN as TRANSPORT_CHECK_LEN, OfferedTransportKey};

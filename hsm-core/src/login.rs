@@ -145,15 +145,20 @@ impl Login<'_> {
 
 /// Rounds of the marker's hash. The refused PIN may be the right one of another token.
 const ROUNDS: u32 = 20_000;
-const MAGIC: &str = "hsm refused pin v1";
+const MAGIC: &str = "hsm refused pin v2";
+/// Of an earlier release, which wrote no check.
+const MAGIC_V1: &str = "hsm refused pin v1";
 
 /// The file that remembers a refused PIN, without saying it:
 ///
 /// ```text
-/// hsm refused pin v1
+/// hsm refused pin v2
 /// <salt, 32 hex digits>
 /// <hash, 64 hex digits>
+/// <SHA-256 of salt and hash, 64 hex digits>
 /// ```
+///
+/// Without the check one flipped bit would make the refused PIN one that was never tried.
 struct Marker {
     path: PathBuf,
 }
@@ -181,10 +186,18 @@ impl Marker {
             salt: [0; 16],
             hash: [0; 32],
         };
-        let magic = lines.next() == Some(MAGIC);
+        let magic = lines.next();
         let salt = hex::decode_to_slice(lines.next().unwrap_or_default(), &mut refused.salt);
         let hash = hex::decode_to_slice(lines.next().unwrap_or_default(), &mut refused.hash);
-        if !magic || salt.is_err() || hash.is_err() {
+        let checked = match magic {
+            Some(MAGIC) => {
+                let mut check = [0; 32];
+                hex::decode_to_slice(lines.next().unwrap_or_default(), &mut check).is_ok()
+                    && check == refused.check()
+            }
+            magic => magic == Some(MAGIC_V1),
+        };
+        if !checked || salt.is_err() || hash.is_err() {
             return Err(HsmError::File {
                 path: self.path.display().to_string(),
                 action: "read marker of a refused PIN",
@@ -197,7 +210,13 @@ impl Marker {
     fn write(&self, serial: &str, pin: &Pin) -> Result<(), HsmError> {
         let salt = random_bytes()?;
         let hash = hash(&salt, serial, pin);
-        let text = format!("{MAGIC}\n{}\n{}\n", hex::encode(salt), hex::encode(hash));
+        let refused = RefusedPin { salt, hash };
+        let text = format!(
+            "{MAGIC}\n{}\n{}\n{}\n",
+            hex::encode(salt),
+            hex::encode(hash),
+            hex::encode(refused.check())
+        );
         if let Some(dir) = self.path.parent() {
             durable::private_dir(dir)?;
         }
@@ -210,6 +229,14 @@ impl Marker {
 }
 
 impl RefusedPin {
+    fn check(&self) -> [u8; 32] {
+        Sha256::new()
+            .chain_update(self.salt)
+            .chain_update(self.hash)
+            .finalize()
+            .into()
+    }
+
     fn is(&self, serial: &str, pin: &Pin) -> bool {
         hash(&self.salt, serial, pin) == self.hash
     }
@@ -258,5 +285,60 @@ mod tests {
         std::fs::write(&marker.path, "hsm refused pin v1\n12\n").unwrap();
         let error = marker.read().err().unwrap();
         assert!(error.to_string().contains("refused-pin-104c30e7"), "{error}");
+    }
+    /// It still knows its PIN, or is an error: never one that forgot it.
+    #[test]
+    fn no_damage_makes_a_marker_forget_its_pin() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker::at(dir.path(), "104c30e7");
+        let pin = Pin::new("hunter2".to_owned());
+        marker.write("104c30e7", &pin).unwrap();
+        let whole = std::fs::read(&marker.path).unwrap();
+        let written = marker.read().unwrap().unwrap();
+        let flips = (0..whole.len() * 8).map(|bit| {
+            let mut contents = whole.clone();
+            contents[bit / 8] ^= 1 << (bit % 8);
+            contents
+        });
+        let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
+        let (mut known, mut refused) = (0, 0);
+        for (number, contents) in flips.chain(cuts).enumerate() {
+            std::fs::write(&marker.path, contents).unwrap();
+            match marker.read() {
+                // That one is the PIN's costs thousands of hashes; it is if salt and hash are those.
+                Ok(found) => {
+                    let found = found.unwrap();
+                    assert!(
+                        (found.salt, found.hash) == (written.salt, written.hash),
+                        "damage {number}"
+                    );
+                    known += 1;
+                }
+                Err(error) => {
+                    assert!(
+                        error.to_string().contains("remove it if you know"),
+                        "damage {number}: {error}"
+                    );
+                    refused += 1;
+                }
+            }
+        }
+        // Case and the last line's end say nothing.
+        assert!(known > 0 && refused > known, "{known} {refused}");
+    }
+
+    #[test]
+    fn a_marker_of_an_earlier_release_is_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = Marker::at(dir.path(), "104c30e7");
+        let pin = Pin::new("hunter2".to_owned());
+        let (salt, hash) = ([7_u8; 16], hash(&[7; 16], "104c30e7", &pin));
+        let text = format!(
+            "hsm refused pin v1\n{}\n{}\n",
+            hex::encode(salt),
+            hex::encode(hash)
+        );
+        std::fs::write(&marker.path, text).unwrap();
+        assert!(marker.read().unwrap().unwrap().is("104c30e7", &pin));
     }
 }

@@ -11,6 +11,11 @@ use crate::error::HsmError;
 use crate::object_file::{self, ObjectFile, TOKEN_FLAGS};
 use crate::token_lock::TokenLock;
 
+mod copy;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod damage_tests;
+
 const TOKEN_OBJECT: &str = "token.object";
 
 /// The files of one token.
@@ -97,7 +102,8 @@ impl TokenFiles {
             return Ok(());
         };
         let copy = copy_of(&self.dir);
-        let known = durable::read(&copy)?;
+        let stored = durable::read(&copy)?;
+        let known = stored.as_deref().and_then(copy::unpack);
         let parsed = object_file::parse(&contents);
         let whole = matches!(parsed, ObjectFile::Whole(_))
             && !known
@@ -106,8 +112,9 @@ impl TokenFiles {
         if !whole {
             return Ok(());
         }
-        if known.as_deref() != Some(contents.as_slice()) {
-            durable::write(&copy, &contents)?;
+        let packed = copy::pack(&contents);
+        if stored.as_deref() != Some(packed.as_slice()) {
+            durable::write(&copy, &packed)?;
         }
         durable::remove(&aside_of(&self.dir))
     }
@@ -225,9 +232,11 @@ pub(crate) fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
     let ObjectFile::Whole(expected) = copy else {
         return false;
     };
-    let contradicted = attributes
-        .iter()
-        .any(|(kind, value)| *kind != TOKEN_FLAGS && copy.attribute(*kind) != Some(value.as_slice()));
+    // Flags that the copy lacks contradict it too: it is a copy of something else, or damaged.
+    let contradicted = attributes.iter().any(|(kind, value)| {
+        copy.attribute(*kind)
+            .is_none_or(|copied| *kind != TOKEN_FLAGS && copied != value.as_slice())
+    });
     // SO PIN blobs are salted: equal ones mean the same initialisation.
     let missing = expected.iter().any(|(kind, _)| now.attribute(*kind).is_none());
     !contradicted && missing
@@ -236,10 +245,10 @@ pub(crate) fn is_torn(now: &ObjectFile, copy: &ObjectFile) -> bool {
 /// The copy to restore from. One that was put aside counts only while the token has objects: erasing it begins
 /// with them, and before that `C_InitToken` writes nothing of `token.object` but its flags.
 fn backup_of(dir: &Path) -> Result<Option<Vec<u8>>, HsmError> {
-    if let Some(copy) = durable::read(&copy_of(dir))? {
+    if let Some(copy) = copy::read(&copy_of(dir))? {
         return Ok(Some(copy));
     }
-    let Some(aside) = durable::read(&aside_of(dir))? else {
+    let Some(aside) = copy::read(&aside_of(dir))? else {
         return Ok(None);
     };
     let files = TokenFiles { dir: dir.to_owned() };
@@ -363,7 +372,7 @@ mod tests {
         let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
         files.set_backup_aside().unwrap();
         files.back_up().unwrap();
-        assert_eq!(std::fs::read(copy_of(&dir)).unwrap(), whole);
+        assert_eq!(copy::read(&copy_of(&dir)).unwrap().unwrap(), whole);
         assert!(!aside_of(&dir).exists());
         files.set_backup_aside().unwrap();
         files.forget_backup().unwrap();
@@ -419,12 +428,12 @@ mod tests {
         let dir = token(root.path(), &whole, b"");
         let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
         files.back_up().unwrap();
-        assert_eq!(std::fs::read(copy_of(&dir)).unwrap(), whole);
+        assert_eq!(copy::read(&copy_of(&dir)).unwrap().unwrap(), whole);
         for torn in [Vec::new(), token_object(b"so", None)] {
             std::fs::write(dir.join(TOKEN_OBJECT), torn).unwrap();
             files.back_up().unwrap();
             assert_eq!(
-                std::fs::read(copy_of(&dir)).unwrap(),
+                copy::read(&copy_of(&dir)).unwrap().unwrap(),
                 whole,
                 "a torn file must not become the copy"
             );

@@ -50,8 +50,35 @@ pub(crate) fn grant(
     recipient_spki: &[u8],
     anew: bool,
 ) -> Result<Vec<u8>, HsmError> {
-    let recipient = RsaPublicKey::from_spki(recipient_spki)?;
     let key = held(token, id)?;
+    wrap_to(token, key, recipient_spki, anew)
+}
+
+/// A transport key that was made, and is in no token any more: only those it was granted to can have it.
+pub struct OfferedTransportKey {
+    /// Its check.
+    pub check: [u8; CHECK_LEN],
+    /// The key wrapped to each recipient, in their order; or why it could not be.
+    pub grants: Vec<Result<Vec<u8>, HsmError>>,
+}
+
+/// Makes a transport key as a session object and wraps it to each recipient's node key. Nothing of it stays in this
+/// token: whoever is to hold it, this token too, takes it from its grant once the cluster has committed to the check. A
+/// node that dies before leaves nothing behind.
+pub(crate) fn offer(token: &Token<'_>, recipients: &[Vec<u8>]) -> Result<OfferedTransportKey, HsmError> {
+    let made = token
+        .raw
+        .generate_key(token.session, Mech::AesKeyGen, &templates::transport_generated())?;
+    let made = token.ephemeral(made);
+    token.verify(made.object(), WHAT, &templates::transport_session())?;
+    let check = check_of(token, made.object())?;
+    let wrap = |spki: &Vec<u8>| wrap_to(token, made.object(), spki, false);
+    let grants = recipients.iter().map(wrap).collect();
+    Ok(OfferedTransportKey { check, grants })
+}
+
+fn wrap_to(token: &Token<'_>, key: Obj, recipient_spki: &[u8], anew: bool) -> Result<Vec<u8>, HsmError> {
+    let recipient = RsaPublicKey::from_spki(recipient_spki)?;
     let template = templates::recipient(&recipient.modulus, &recipient.exponent);
     let public = token.ephemeral(token.raw.create(token.session, &template)?);
     let mut refusal = None;

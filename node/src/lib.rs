@@ -37,8 +37,10 @@ pub mod logging;
 pub mod metrics;
 pub mod policy;
 pub mod readiness;
+pub mod rekey;
 pub mod rotation;
 pub mod secrets;
+mod seeded;
 pub mod slots;
 pub mod sync;
 #[cfg(test)]

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use hsm_node::app::{StartFailure, maintenance};
 use hsm_node::logging;
+use serde::Serialize;
 
 /// A node of the clustered key service.
 #[derive(Parser)]
@@ -16,6 +19,28 @@ struct Arguments {
     /// Check the configuration and the files it names, say what has no effect, and end.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    maintenance: Option<Maintenance>,
+}
+
+/// Work on the directory of this node while it is stopped. `hsmctl node` asks first and shows what comes of it.
+#[derive(Subcommand)]
+enum Maintenance {
+    /// The quorum is gone for good: make this node the only voter of a new epoch. What its log does not have is lost.
+    RecoverQuorum {
+        /// This node's cluster.node_id, to say that it is meant.
+        #[arg(long, value_name = "NODE_ID")]
+        confirm: Option<String>,
+        /// Say what would be done and what may be lost, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write the store anew, so that it takes no more room than what is in it.
+    Compact {
+        /// Say what it takes, and write nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// Release packaging looks for the feature's name.
@@ -30,7 +55,21 @@ const LONG_VERSION: &str = if cfg!(feature = "failpoints") {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match hsm_node::app::run(&arguments.config, arguments.check) {
+    if arguments.check && arguments.maintenance.is_some() {
+        let why = "--check looks at the configuration, and at nothing else";
+        Arguments::command()
+            .error(ErrorKind::ArgumentConflict, why)
+            .exit();
+    }
+    let path = &arguments.config;
+    let done = match arguments.maintenance {
+        None => hsm_node::app::run(path, arguments.check),
+        Some(Maintenance::RecoverQuorum { confirm, dry_run }) => {
+            show(maintenance::recover_quorum(path, confirm.as_deref(), dry_run))
+        }
+        Some(Maintenance::Compact { dry_run }) => show(maintenance::compact(path, dry_run)),
+    };
+    match done {
         Ok(()) => {
             logging::last_words(None);
             ExitCode::SUCCESS
@@ -40,4 +79,12 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What was done, as JSON on standard output.
+fn show(outcome: Result<impl Serialize, StartFailure>) -> Result<(), StartFailure> {
+    let outcome = outcome?;
+    let text = serde_json::to_string_pretty(&outcome).map_err(std::io::Error::from)?;
+    println!("{text}");
+    Ok(())
 }

@@ -112,6 +112,7 @@ impl NodeView {
                 synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
                 complete: gate.is_some() && complete_at >= gate && lacking == 0 && owed == 0,
                 missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
+                untried: known.map_or(0, |slot| slot.untried),
                 destructions: owed,
                 leases: if is_open {
                     self.unleased(&published.state, me, name)
@@ -156,7 +157,10 @@ impl NodeView {
             Gate::Open { since } => Some(since),
             // Waived by configuration before any quorum was heard of; a shut gate after a silence is not.
             Gate::NoLeaderSeen if self.parts.rules.without_quorum => Some(view.applied.max(1)),
-            Gate::NoLeaderSeen | Gate::CatchingUp { .. } | Gate::OlderCopy { .. } => None,
+            Gate::NoLeaderSeen
+            | Gate::CatchingUp { .. }
+            | Gate::OlderCopy { .. }
+            | Gate::EpochEnded { .. } => None,
         }
     }
 

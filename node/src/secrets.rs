@@ -124,6 +124,11 @@ pub enum SecretError {
         /// How it is wrong.
         source: ReplicationKeyError,
     },
+    /// The key that this node made for itself cannot be read any more. Another one would open nothing.
+    #[error(
+        "{0}; put the copy back that was kept of it: every key of this node is sealed under it, so no other one is made"
+    )]
+    OwnReplicationKey(Box<SecretError>),
     /// No key could be made.
     #[error(transparent)]
     Random(#[from] RandomError),
@@ -238,8 +243,14 @@ pub fn read_replication_key(
         ReplicationKeySource::DataDir => {
             let path = data_dir.join(REPLICATION_KEY_FILE);
             if path.exists() {
-                let text = read_file("data_dir", &path, Access::OwnerOnly)?;
-                return parsed(&path.display().to_string(), &text);
+                let read = read_file("data_dir", &path, Access::OwnerOnly)
+                    .and_then(|text| parsed(&path.display().to_string(), &text));
+                return read.map_err(|error| match error {
+                    SecretError::Content { .. } | SecretError::ReplicationKey { .. } => {
+                        SecretError::OwnReplicationKey(Box::new(error))
+                    }
+                    other => other,
+                });
             }
             let key = ReplicationKey::generate()?;
             store_new(data_dir, &path, key.to_hex().as_bytes()).map_err(|reason| SecretError::NotStored {

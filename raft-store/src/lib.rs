@@ -16,6 +16,7 @@ pub mod state;
 pub mod storage;
 
 mod raft_types;
+mod seeded;
 
 pub use raft_types::{
     Entry, LogId, MemberNode, Snapshot, SnapshotFile, SnapshotMeta, StoredMembership, TypeConfig, Vote,

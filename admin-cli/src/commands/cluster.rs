@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use hsm_api::admin::{ClusterStatus, Member};
+use hsm_api::admin::{ClusterStatus, Member, MembersResponse};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
-use super::{READ, Session, cluster_init, cluster_token, join};
+use super::{
+    READ, Session, cluster_init, cluster_leader, cluster_rekey, cluster_remove, cluster_token, join,
+};
 use crate::output::{self, or_dash};
 
 /// The cluster and its members.
@@ -21,10 +23,20 @@ pub(crate) enum ClusterCommand {
     /// Make the node at --endpoint join a cluster; returns once it votes. Shows the public key of each of its slots
     /// first, and asks whether they are the node's.
     Join(join::Join),
+    /// Take a node out of the cluster for good, and rotate what it held.
+    Remove(cluster_remove::Remove),
+    /// Put a node in another's place, in one change of the membership: the new one joins, and the old one goes in the
+    /// moment in which the new one votes. Then rotate what the old one held.
+    Replace(cluster_remove::Replace),
+    /// Have another node lead.
+    TransferLeader(cluster_leader::TransferLeader),
     /// Show the cluster as a node sees it.
     Status(Status),
-    /// List the members.
+    /// List the members, and the nodes that were removed.
     Members,
+    /// Replace a transport key or the replication key, in two phases.
+    #[command(subcommand)]
+    Rekey(cluster_rekey::RekeyCommand),
 }
 
 /// Arguments of `cluster status`.
@@ -40,9 +52,13 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
         ClusterCommand::Init(args) => cluster_init::init(session, &args).await,
         ClusterCommand::Token(args) => cluster_token::token(session, args).await,
         ClusterCommand::Join(args) => join::join(session, args).await,
+        ClusterCommand::Remove(args) => cluster_remove::remove(session, args).await,
+        ClusterCommand::Replace(args) => cluster_remove::replace(session, args).await,
+        ClusterCommand::TransferLeader(args) => cluster_leader::transfer(session, args).await,
         ClusterCommand::Status(args) if args.all => status_of_all(session).await,
         ClusterCommand::Status(_) => status(session).await,
         ClusterCommand::Members => members(session).await,
+        ClusterCommand::Rekey(command) => cluster_rekey::run(session, command).await,
     }
 }
 
@@ -111,6 +127,9 @@ fn tolerance(status: &ClusterStatus) -> String {
     let silent = &status.silent_voters;
     let heard = usize::try_from(status.voters).map_or(0, |voters| voters.saturating_sub(silent.len()));
     let mut text = format!("{tolerated} ({heard} of {} voters heard", status.voters);
+    if status.majority > 0 {
+        text.push_str(&format!(", {} are a majority", status.majority));
+    }
     if !silent.is_empty() {
         text.push_str("; silent: ");
         text.push_str(&silent.join(", "));
@@ -199,8 +218,42 @@ async fn members(session: &Session) -> Result<()> {
             "JOINED",
         ];
         let table = output::table(header, answer.members.iter().map(member_row));
-        table + &held_back(&answer.members)
+        table + &held_back(&answer.members) + &leaving(&answer.members) + &removed(&answer.body)
     })
+}
+
+/// Who is to leave, below the table.
+fn leaving(members: &[Member]) -> String {
+    let one = |member: &Member| {
+        let leaving = member.leaving.as_ref()?;
+        let (name, since) = (&member.node_id, &leaving.since);
+        Some(match &leaving.successor {
+            Some(successor) => format!("\n{name} leaves once {successor} can take its place (asked {since})"),
+            None => format!("\n{name} leaves (asked {since})"),
+        })
+    };
+    members.iter().filter_map(one).collect()
+}
+
+/// Who was removed, and what is to be done about that.
+fn removed(members: &MembersResponse) -> String {
+    if members.removed.is_empty() {
+        return String::new();
+    }
+    let rows = members.removed.iter().map(|removed| {
+        [
+            removed.node_id.clone(),
+            removed.raft_id.to_string(),
+            removed.removed_at.clone(),
+            if removed.held.is_empty() {
+                "-".to_owned()
+            } else {
+                removed.held.join(" ")
+            },
+        ]
+    });
+    let header = ["REMOVED", "RAFT ID", "AT", "STILL TO ROTATE"];
+    format!("\n{}", output::table(header, rows))
 }
 
 /// What keeps learners from being let in, below the table: a line for each reason.
@@ -275,6 +328,14 @@ mod tests {
             tolerance(&of_five(&["hsm-node-4", "hsm-node-5"])),
             "0 (3 of 5 voters heard; silent: hsm-node-4, hsm-node-5)"
         );
+        let with_majority = ClusterStatus {
+            majority: 3,
+            ..of_five(&[])
+        };
+        assert_eq!(
+            tolerance(&with_majority),
+            "2 (5 of 5 voters heard, 3 are a majority)"
+        );
         // An older node says the number only.
         let older = ClusterStatus {
             voters: 0,
@@ -297,6 +358,39 @@ mod tests {
             held_back(&[member("n1", &[]), member("n2", &["a: x", "b: y"])]),
             "\nn2 is held back: a: x\nn2 is held back: b: y"
         );
+    }
+
+    #[test]
+    fn who_leaves_and_who_was_removed_stand_below_the_table() {
+        let answer: MembersResponse = serde_json::from_value(serde_json::json!({
+            "members": [{
+                "node_id": "n2", "raft_id": 2, "role": "voter", "api_address": "a:1", "cluster_address": "a:2",
+                "is_leader": false, "joined_at": "2030-01-01T00:00:00Z", "slots": [],
+                "leaving": {"since": "2030-01-02T00:00:00Z", "successor": "n4"}
+            }],
+            "removed": [
+                {"node_id": "n3", "raft_id": 7, "removed_at": "2030-01-03T00:00:00Z", "held": ["a", "b"]},
+                {"node_id": "n3", "raft_id": 9, "removed_at": "2030-01-04T00:00:00Z"}
+            ]
+        }))
+        .unwrap();
+        let text = leaving(&answer.members);
+        assert_eq!(
+            text,
+            "\nn2 leaves once n4 can take its place (asked 2030-01-02T00:00:00Z)"
+        );
+        let text = removed(&answer);
+        assert!(text.contains("STILL TO ROTATE") && text.contains("a b"), "{text}");
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("n3")).count(),
+            2,
+            "{text}"
+        );
+        let none = MembersResponse {
+            members: answer.members,
+            removed: vec![],
+        };
+        assert_eq!(removed(&none), "");
     }
 
     #[test]

@@ -6,6 +6,9 @@ mod acl_set;
 pub(crate) mod cleanup;
 pub(crate) mod cluster;
 mod cluster_init;
+mod cluster_leader;
+pub(crate) mod cluster_rekey;
+mod cluster_remove;
 mod cluster_token;
 pub(crate) mod completions;
 pub(crate) mod create_kek;
@@ -20,6 +23,7 @@ mod key_release;
 mod key_usage;
 pub(crate) mod list_kek;
 pub(crate) mod manual;
+pub(crate) mod node;
 mod pin_file;
 mod preview;
 pub(crate) mod profile;
@@ -177,6 +181,7 @@ pub(crate) fn run(name: Name, cli: Cli) -> Result<()> {
         // Needs no network, and must not have a thread beside it while it handles PINs.
         Command::Slot(slot::SlotCommand::Init(args)) => slot_init::init(&session, &args),
         Command::Dev(command) => crate::dev::run(&session, command),
+        Command::Node(command) => command.run(&session),
         Command::Profile(command) => profile::run(&session, &command),
         Command::Completions(args) => completions::print(name, &args),
         Command::Man(args) => manual::print(name, &args),
@@ -217,6 +222,7 @@ async fn remote(session: &Session, command: Command) -> Result<()> {
         // Handled before there is a runtime.
         Command::Slot(slot::SlotCommand::Init(_))
         | Command::Dev(_)
+        | Command::Node(_)
         | Command::Profile(_)
         | Command::Completions(_)
         | Command::Man(_) => Ok(()),

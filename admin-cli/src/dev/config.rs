@@ -48,8 +48,8 @@ fn render(layout: &Layout, node: &Node, module: &Path) -> Result<String> {
         "\
 # A DEV node, made by `hsmctl dev up`, which leaves later changes alone.
 server:
-  listen: 127.0.0.1:{api}
-  health_listen: 127.0.0.1:{health}
+  listen: {host}:{api}
+  health_listen: {host}:{health}
   tls:
     ca_path: {ca}
     cert_path: {server_cert}
@@ -73,9 +73,9 @@ cluster:
   mode: active-active
   node_id: {id}
   name: {CLUSTER}
-  listen: 127.0.0.1:{cluster}
+  listen: {host}:{cluster}
   advertise: {advertised}
-  api_advertise: 127.0.0.1:{api}
+  api_advertise: {host}:{api}
   tls:
     ca_path: {cluster_ca}
     cert_path: {cluster_cert}
@@ -84,6 +84,7 @@ cluster:
   token_replication: {{enabled: true, interval_seconds: 60, encryption_key_env: {REPLICATION_ENV}}}
 logging: {{level: info, format: json}}
 ",
+        host = node.host,
         api = node.api_port,
         health = node.health_port,
         cluster = node.cluster_port,

@@ -12,6 +12,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -73,6 +74,9 @@ pub(crate) struct Facts {
     /// Peers are told `cluster port + this`: something that relays stands there. 0: they connect directly.
     #[serde(default)]
     pub(crate) relay_offset: u16,
+    /// Node I has the address `A.B.C.I`, which whoever starts it has put there; `None`: all share the loopback address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) subnet: Option<[u8; 3]>,
 }
 
 /// One playground's folder; holds no open file.
@@ -86,6 +90,7 @@ pub(crate) struct Layout {
 pub(crate) struct Node {
     pub(crate) number: u32,
     pub(crate) dir: PathBuf,
+    pub(crate) host: Ipv4Addr,
     pub(crate) api_port: u16,
     pub(crate) health_port: u16,
     pub(crate) cluster_port: u16,
@@ -111,7 +116,17 @@ impl Facts {
             nodes,
             base_port,
             relay_offset,
+            subnet: None,
         })
+    }
+
+    /// Address of a node.
+    pub(crate) fn host(&self, number: u32) -> Ipv4Addr {
+        match (self.subnet, u8::try_from(number)) {
+            (Some([a, b, c]), Ok(last)) => Ipv4Addr::new(a, b, c, last),
+            // No playground has more than `MAX_NODES`.
+            _ => Ipv4Addr::LOCALHOST,
+        }
     }
 }
 
@@ -254,6 +269,7 @@ impl Layout {
         Ok(Node {
             number,
             dir: self.root.join(format!("node{number}")),
+            host: facts.host(number),
             api_port: first,
             health_port: first + 1,
             cluster_port: first + 2,
@@ -285,17 +301,17 @@ impl Node {
 
     /// `https://host:port` of its API.
     pub(crate) fn endpoint(&self) -> String {
-        format!("https://127.0.0.1:{}", self.api_port)
+        format!("https://{}:{}", self.host, self.api_port)
     }
 
     /// `host:port` of its health listener.
     pub(crate) fn health(&self) -> String {
-        format!("127.0.0.1:{}", self.health_port)
+        format!("{}:{}", self.host, self.health_port)
     }
 
     /// `host:port` at which peers find it.
     pub(crate) fn advertised(&self) -> String {
-        format!("127.0.0.1:{}", self.advertised_port)
+        format!("{}:{}", self.host, self.advertised_port)
     }
 
     pub(crate) fn config(&self) -> PathBuf {
@@ -370,6 +386,19 @@ mod tests {
         );
         assert_eq!(node.advertised(), "127.0.0.1:8465");
         assert!(layout.node(facts, 0).is_err() && layout.node(facts, 4).is_err());
+        let apart = Facts {
+            subnet: Some([10, 77, 0]),
+            ..facts
+        };
+        let node = layout.node(apart, 3).unwrap();
+        assert_eq!(
+            (
+                node.endpoint().as_str(),
+                node.health().as_str(),
+                node.advertised().as_str()
+            ),
+            ("https://10.77.0.3:8463", "10.77.0.3:8464", "10.77.0.3:8465")
+        );
         let relayed = Facts::new(2, 8443, 5).unwrap();
         assert_eq!(layout.node(relayed, 2).unwrap().advertised(), "127.0.0.1:8460");
     }

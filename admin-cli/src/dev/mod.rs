@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+pub(crate) use process::node_binary;
+
 use crate::commands::Session;
 
 /// The playground.

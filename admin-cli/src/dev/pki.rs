@@ -53,7 +53,7 @@ pub(crate) fn ensure(layout: &Layout, facts: Facts) -> Result<()> {
         let own = layout.node_pki(number);
         files::private_dir(&own)?;
         let mut server = leaf(&node_id(number), None)?;
-        server.subject_alt_names = local_names()?;
+        server.subject_alt_names = names(facts.host(number))?;
         // Not a client's: a node must not be able to pass as an application.
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         authority.ensure_leaf(&own, "server", &server)?;
@@ -69,11 +69,15 @@ pub(crate) fn ensure(layout: &Layout, facts: Facts) -> Result<()> {
     Ok(())
 }
 
-fn local_names() -> Result<Vec<SanType>> {
-    Ok(vec![
+fn names(host: Ipv4Addr) -> Result<Vec<SanType>> {
+    let mut names = vec![
         SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
         SanType::DnsName("localhost".try_into()?),
-    ])
+    ];
+    if !host.is_loopback() {
+        names.push(SanType::IpAddress(host.into()));
+    }
+    Ok(names)
 }
 
 fn named(unit: Option<&str>, name: &str) -> Result<CertificateParams> {

@@ -155,7 +155,8 @@ fn is_passed_on(name: &OsStr) -> bool {
 /// Names another hsm-node than the one beside this program.
 const NODE_BIN: &str = "HSM_NODE_BIN";
 
-fn node_binary() -> Result<PathBuf> {
+/// The node's program: beside this one, unless another is named.
+pub(crate) fn node_binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(NODE_BIN).filter(|path| !path.is_empty()) {
         let path = PathBuf::from(path);
         return path
@@ -204,6 +205,7 @@ mod tests {
         Node {
             number: 1,
             dir: dir.to_owned(),
+            host: std::net::Ipv4Addr::LOCALHOST,
             api_port: 1,
             health_port: 2,
             cluster_port: 3,

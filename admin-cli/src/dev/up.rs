@@ -42,6 +42,9 @@ pub(crate) struct Up {
     /// Tell peers the port this much above each cluster port: a relay has to stand there. For tests.
     #[arg(long, value_name = "N", hide = true)]
     relay_offset: Option<u16>,
+    /// Give node I the address A.B.C.I, where whoever starts it has put it. For tests.
+    #[arg(long, value_name = "A.B.C", value_parser = parse_subnet, hide = true)]
+    subnet: Option<[u8; 3]>,
     /// Only start the nodes; init, join and keys are left to the caller. For tests.
     #[arg(long, hide = true)]
     no_form: bool,
@@ -68,7 +71,15 @@ pub(super) fn up(session: &Session, args: &Up) -> Result<()> {
         ),
         before => decide(before, args.nodes, args.base_port, args.relay_offset),
     };
-    let facts = facts.map_err(|error| usage(format!("{error:#}")))?;
+    let mut facts = facts.map_err(|error| usage(format!("{error:#}")))?;
+    if args.subnet.is_some() && args.subnet != facts.subnet {
+        if layout.pki().exists() {
+            return Err(usage(
+                "--subnet: this playground has certificates already, of other addresses",
+            ));
+        }
+        facts.subnet = args.subnet;
+    }
     check_module(&args.module)?;
     let nodes = layout.nodes(facts)?;
     let stopped: Vec<&Node> = nodes
@@ -180,7 +191,22 @@ fn decide(
             before.nodes
         );
     }
-    Facts::new(nodes, before.base_port, before.relay_offset)
+    let facts = Facts::new(nodes, before.base_port, before.relay_offset)?;
+    Ok(Facts {
+        subnet: before.subnet,
+        ..facts
+    })
+}
+
+/// `10.77.0`.
+fn parse_subnet(text: &str) -> Result<[u8; 3], String> {
+    let bytes: Vec<u8> = text.split('.').map_while(|word| word.parse().ok()).collect();
+    match <[u8; 3]>::try_from(bytes) {
+        Ok(subnet) if text.split('.').count() == 3 => Ok(subnet),
+        _ => Err(format!(
+            "{text}: not the first three numbers of an IPv4 address, such as 10.77.0"
+        )),
+    }
 }
 
 fn check_module(module: &Path) -> Result<()> {
@@ -264,6 +290,22 @@ mod tests {
     }
 
     #[test]
+    fn a_subnet_is_three_numbers_and_stays() {
+        assert_eq!(parse_subnet("10.77.0"), Ok([10, 77, 0]));
+        for text in ["", "10.77", "10.77.0.1", "10.77.256", "10.77.x", "10..0"] {
+            assert!(parse_subnet(text).is_err(), "{text}");
+        }
+        let before = Facts {
+            subnet: Some([10, 77, 0]),
+            ..facts(3, 9000)
+        };
+        assert_eq!(
+            decide(Some(before), Some(4), None, None).unwrap().subnet,
+            before.subnet
+        );
+    }
+
+    #[test]
     fn what_contradicts_an_existing_one_is_refused() {
         let before = Some(facts(3, 9000));
         assert!(
@@ -294,6 +336,7 @@ mod tests {
             base_port: Some(base_port),
             module: module.to_owned(),
             relay_offset: None,
+            subnet: None,
             no_form: true,
             prepare_only: false,
             tokens_from: None,

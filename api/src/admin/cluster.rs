@@ -176,6 +176,9 @@ pub struct ClusterStatus {
     /// How many voters there are; 0 from a node that does not say.
     #[serde(default)]
     pub voters: u32,
+    /// How many of them have to agree to a change; 0 from a node that does not say.
+    #[serde(default)]
+    pub majority: u32,
     /// Names of the voters that are silent, see [`MemberState`].
     #[serde(default)]
     pub silent_voters: Vec<String>,
@@ -224,11 +227,123 @@ pub struct UnlockSlotRequest {
     pub retry: bool,
 }
 
+words! {
+    /// How far a removal has come.
+    pub enum RemovalState {
+        /// It could be done; asked with `dry_run`.
+        Possible = "possible",
+        /// The node takes part until its successor has joined and proven every key.
+        Waiting = "waiting",
+        /// It belongs to the cluster no more.
+        Removed = "removed",
+        /// It was to leave, and stays.
+        Kept = "kept",
+    }
+}
+
+/// `POST /admin/v1/cluster/members/{node}/remove`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveNodeRequest {
+    /// The node that takes its place, in the same change of the membership. It may yet have to join.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
+    /// Although a key that was adopted from version 1 is in this node's token only, and goes with it.
+    #[serde(default)]
+    pub lose_keys: bool,
+    /// Only say whether it could be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Answer of `POST /admin/v1/cluster/members/{node}/remove`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveNodeResponse {
+    /// The node.
+    pub node_id: String,
+    /// Its raft id.
+    pub raft_id: u64,
+    /// How far it has come.
+    pub state: RemovalState,
+    /// Who takes its place, while that is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
+    /// Contexts whose active key version it holds: they are to be rotated once it is removed.
+    pub held: Vec<String>,
+    /// Voters without it.
+    pub voters: u32,
+    /// How many of them have to agree to a change.
+    pub majority: u32,
+    /// How many of them may fail before the quorum is lost: those that are silent have failed already.
+    pub failure_tolerance: u32,
+}
+
+/// `POST /admin/v1/cluster/members/{node}/keep`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepNodeRequest {}
+
+/// Answer of `POST /admin/v1/cluster/members/{node}/keep`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepNodeResponse {
+    /// The node.
+    pub node_id: String,
+    /// Its raft id.
+    pub raft_id: u64,
+}
+
+/// `POST /admin/v1/cluster/transfer-leader`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferLeaderRequest {
+    /// Raft id of the leader that is to be relieved; once another node leads, it is done. The present one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
+    /// Name of the voter that shall lead; the best if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// Answer of `POST /admin/v1/cluster/transfer-leader`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferLeaderResponse {
+    /// Name of the node that leads now.
+    pub leader: String,
+    /// Its raft id.
+    pub raft_id: u64,
+    /// Name of the one that led before.
+    pub before: String,
+}
+
 /// Answer of `GET /admin/v1/cluster/members`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MembersResponse {
     /// In order of their raft ids.
     pub members: Vec<Member>,
+    /// Nodes that were members, or began to join, and are removed for good; in order of their raft ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedMember>,
+}
+
+/// A node that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedMember {
+    /// Its name, which another node may have by now.
+    pub node_id: String,
+    /// Its raft id, which nobody else ever gets.
+    pub raft_id: u64,
+    /// When it was removed.
+    pub removed_at: String,
+    /// Contexts whose active key version it still holds: they are to be rotated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<String>,
+}
+
+/// That a member is to leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Since when.
+    pub since: String,
+    /// The node that takes its place, once it has joined and proven every key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
 }
 
 /// One member. What only a leader knows is absent in a follower's answer.
@@ -263,6 +378,9 @@ pub struct Member {
     /// Of a learner, what keeps it from being let in, with what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held_back: Vec<String>,
+    /// Of a member that is to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
     /// When it joined.
     pub joined_at: String,
 }

@@ -2,6 +2,7 @@
 //! take, and whether another node may be asked.
 
 mod access;
+mod rekey;
 
 use std::time::Duration;
 
@@ -20,9 +21,11 @@ use super::{Client, header_value};
 use crate::admin::{
     AdoptKeysRequest, AdoptKeysResponse, CleanupRequest, CleanupResponse, ClusterInitRequest,
     ClusterInitResponse, ClusterStatus, CreateKekRequest, CreateKekResponse, DestroyKeyRequest, JoinRequest,
-    JoinResponse, JoinTokenRequest, JoinTokenResponse, KeyUsageResponse, KeyUseRequest, KeyVersionResponse,
-    ListKeksResponse, MembersResponse, MoveKeyRequest, MoveKeyResponse, RotateRequest, RotateResponse,
-    RotationStatusResponse, SlotKeysResponse, SlotStatus, UndoDestroyRequest, UnlockSlotRequest, WhoAmI,
+    JoinResponse, JoinTokenRequest, JoinTokenResponse, KeepNodeRequest, KeepNodeResponse, KeyUsageResponse,
+    KeyUseRequest, KeyVersionResponse, ListKeksResponse, MembersResponse, MoveKeyRequest, MoveKeyResponse,
+    RemoveNodeRequest, RemoveNodeResponse, RotateRequest, RotateResponse, RotationStatusResponse,
+    SlotKeysResponse, SlotStatus, TransferLeaderRequest, TransferLeaderResponse, UndoDestroyRequest,
+    UnlockSlotRequest, WhoAmI,
 };
 use crate::data::{
     BatchResponse, DataKeyBatch, DataKeyRequest, DataKeyResponse, DecryptBatch, DecryptRequest,
@@ -160,6 +163,38 @@ impl Client {
             first_endpoint_only: false,
         };
         self.mutate(mutation, request).await
+    }
+
+    /// Has a node leave the cluster; returns once it has, or while it waits for its successor. For the key see
+    /// [`Client::create_kek`].
+    pub async fn remove_node(
+        &self,
+        node: &str,
+        request: &RemoveNodeRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<RemoveNodeResponse>, ClientError> {
+        let path = paths::member(node, "remove");
+        self.mutate(changes_key(&path, idempotency_key), request).await
+    }
+
+    /// Has a node stay that was to leave.
+    pub async fn keep_node(
+        &self,
+        node: &str,
+        idempotency_key: Option<&str>,
+    ) -> Result<Answer<KeepNodeResponse>, ClientError> {
+        let path = paths::member(node, "keep");
+        self.mutate(changes_key(&path, idempotency_key), &KeepNodeRequest {})
+            .await
+    }
+
+    /// Has another node lead; returns once it does.
+    pub async fn transfer_leader(
+        &self,
+        request: &TransferLeaderRequest,
+    ) -> Result<Answer<TransferLeaderResponse>, ClientError> {
+        self.mutate(changes_key(paths::CLUSTER_TRANSFER_LEADER, None), request)
+            .await
     }
 
     /// The first endpoint's node's own public keys, which others encrypt transport keys to. No other endpoint is

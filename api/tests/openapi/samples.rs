@@ -5,6 +5,7 @@ mod access;
 mod cluster;
 mod data;
 mod keys;
+mod rekey;
 
 use hsm_api::ErrorCode;
 use hsm_api::admin::*;
@@ -35,6 +36,7 @@ pub(crate) fn samples() -> Vec<Sample> {
         data::samples(),
         cluster::samples(),
         keys::samples(),
+        rekey::samples(),
         access::samples(),
     ]
     .into_iter()
@@ -51,8 +53,9 @@ pub(crate) fn words() -> Vec<(&'static str, Vec<&'static str>)> {
     }
     words_of![
         Purpose DataKeyBits HealthStatus KekStatus
-        NodeRole MemberRole SlotState MemberState
+        NodeRole MemberRole SlotState MemberState RemovalState
         KeyState KeyOrigin BindingMode
+        TransportKeyState RekeyPhase
         ErrorCode
     ]
 }

@@ -1,6 +1,8 @@
 //! The chaos program itself: a short run ends well, and one that is told to stop takes its nodes with it.
 
+use std::cell::OnceCell;
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use cluster_tests::{ports, until};
 use hsm_api::client::HealthClient;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
 
 const NODES: u16 = 3;
@@ -21,19 +24,18 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 struct Run {
     child: Child,
     folder: TempDir,
-    base_port: u16,
+    base_port: OnceCell<u16>,
 }
 
 impl Run {
-    fn start(seed: u64, minutes: &str) -> Result<Self> {
+    fn start(seed: u64, minutes: &str, faults: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hsm-chaos-").tempdir()?;
-        let base_port = ports::free_base_port(u32::from(NODES))?;
         let said = File::create(folder.path().join("said"))?;
         let child = Command::new(cluster_tests::binary("chaos")?)
             .args(["run", "--seed", &seed.to_string(), "--minutes", minutes])
-            .args(["--nodes", &NODES.to_string(), "--base-port", &base_port.to_string()])
-            // Its playground lies in here, to be looked at.
-            .env("TMPDIR", folder.path())
+            .args(["--nodes", &NODES.to_string(), "--network", "loopback"])
+            .args(["--faults", faults, "--dir"])
+            .arg(folder.path().join("run"))
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said)
@@ -42,8 +44,18 @@ impl Run {
         Ok(Self {
             child,
             folder,
-            base_port,
+            base_port: OnceCell::new(),
         })
+    }
+
+    /// The first port of its nodes, once its playground is there.
+    fn base_port(&self) -> Option<u16> {
+        if self.base_port.get().is_none()
+            && let Some(port) = base_port_in(&self.folder.path().join("run"))
+        {
+            let _ = self.base_port.set(port);
+        }
+        self.base_port.get().copied()
     }
 
     fn said(&self) -> String {
@@ -65,7 +77,10 @@ impl Run {
     async fn ready(&self) -> Vec<bool> {
         let mut ready = Vec::new();
         for node in 0..NODES {
-            let port = self.base_port + 10 * node + 1;
+            let Some(base_port) = self.base_port() else {
+                return vec![false; usize::from(NODES)];
+            };
+            let port = base_port + 10 * node + 1;
             ready.push(HealthClient::new(&format!("127.0.0.1:{port}")).is_ready().await);
         }
         ready
@@ -81,12 +96,14 @@ impl Run {
     /// Nothing of it is left: no listener, no folder.
     async fn check_gone(&self) -> Result<()> {
         // A process is gone a moment before its sockets are.
-        until("free ports", STOPPED_WITHIN, async || {
-            let mut used = self.base_port..self.base_port + 10 * NODES;
-            used.all(ports::is_free).then_some(())
-        })
-        .await
-        .with_context(|| self.said())?;
+        if let Some(base_port) = self.base_port() {
+            until("free ports", STOPPED_WITHIN, async || {
+                let mut used = base_port..base_port + 10 * NODES;
+                used.all(ports::is_free).then_some(())
+            })
+            .await
+            .with_context(|| self.said())?;
+        }
         let mut left = Vec::new();
         for entry in std::fs::read_dir(self.folder.path())? {
             left.push(entry?.file_name());
@@ -104,8 +121,18 @@ impl Drop for Run {
         }
     }
 }
+
+/// What `hsmctl dev` has noted in the playground of a run.
+fn base_port_in(run: &Path) -> Option<u16> {
+    let playgrounds = std::fs::read_dir(run).ok()?.flatten();
+    playgrounds
+        .filter_map(|entry| std::fs::read(entry.path().join("playground/playground.json")).ok())
+        .filter_map(|text| serde_json::from_slice::<Value>(&text).ok())
+        .find_map(|facts| facts["base_port"].as_u64()?.try_into().ok())
+}
+
 pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
-    let mut run = Run::start(7, "0.25")?;
+    let mut run = Run::start(7, "0.25", "kill-leader,kill-all,pause,leader-in-minority")?;
     let status = run.ended(PATIENCE).await?;
     let said = run.said();
     ensure!(
@@ -117,7 +144,7 @@ pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
 
 pub(crate) async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let mut run = Run::start(11, "30")?;
+        let mut run = Run::start(11, "30", "kill-leader,kill-all")?;
         // Once while the cluster comes up, once among kills.
         run.until_ready("its first node", |nodes| nodes[0]).await?;
         if signal == Signal::SIGTERM {

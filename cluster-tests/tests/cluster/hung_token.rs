@@ -105,8 +105,7 @@ fn check_refusal(error: &ClientError) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else() -> Result<()> {
+pub(crate) async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let node = cluster.node(leader.node);

@@ -22,6 +22,7 @@ mod failover;
 #[cfg(feature = "failpoints")]
 mod forgeries;
 mod forming;
+mod full_disk;
 mod handover;
 #[cfg(feature = "failpoints")]
 mod hanging_up;
@@ -34,6 +35,7 @@ mod joining;
 mod key_commands;
 mod key_life;
 mod load_balancers;
+mod members;
 mod metrics;
 mod min_index;
 mod moves;
@@ -43,14 +45,20 @@ mod overload;
 mod partitions;
 mod pkcs11;
 mod playground;
+mod previous_release;
 mod profiles;
 mod prompt;
 mod proxies;
+mod recovery;
+mod rekey;
+#[cfg(feature = "failpoints")]
+mod rekey_kills;
 mod restart;
 mod restarted_alone;
 mod returning;
 mod revocations;
 mod roles;
+mod rolling;
 mod rotation;
 #[cfg(feature = "failpoints")]
 mod rotation_kills;
@@ -58,6 +66,7 @@ mod sessions;
 mod site;
 mod slots;
 mod snapshots;
+mod space;
 mod startup;
 mod stopping;
 mod tls_ending;

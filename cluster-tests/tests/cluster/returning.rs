@@ -4,14 +4,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use cluster_tests::Playground;
+use cluster_tests::{Playground, Program};
 use hsm_api::ErrorCode;
 use hsm_api::admin::KeyState;
 
 use crate::common::{CONTEXT, formed_with, seal, settled_on};
 use crate::key_life::{FIRST, GONE, READY, after, becomes, keks, owed_only_by, refused_everywhere};
 use crate::snapshots::{index, leave_behind, with_short_logs};
-use crate::victim::Program;
 
 /// As long as the node that returns takes before it destroys a key, if this build has failpoints: one that becomes ready
 /// too early is ready long before.

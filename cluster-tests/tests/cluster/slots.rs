@@ -28,10 +28,10 @@ const CALLERS: usize = 4;
 /// twin with no trouble. What counts is the median of either: whatever else the machine does, it does to both.
 const TRIPS: usize = 60;
 /// Measured so often until it is enough: what the machine does passes, what the sick slot does to its neighbour stays.
-const ROUNDS: usize = 3;
-/// So many times as long as in the twin a round trip takes at most. In a slot that waits for the other one's calls, which are
-/// given up after seconds, it takes hundreds of times as long. The rest is what the sick slot's tests of itself cost.
-const SLOWER: f64 = 2.0;
+const ROUNDS: usize = 6;
+/// So many times as long as in the twin a round trip takes at most: full speed, and what a median of so many is known by. In
+/// a slot that waits for the other one's calls, which are given up after seconds, it takes hundreds of times as long.
+const SLOWER: f64 = 1.25;
 
 /// A way for a slot to be sick.
 struct Trouble {

@@ -20,8 +20,7 @@ const DRAIN: Duration = Duration::from_millis(500 + 3000);
 /// Handing over, what threads that still work get, and a busy machine.
 const SLACK: Duration = Duration::from_secs(15);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hanging_token_keeps_no_leader_from_ending() -> Result<()> {
+pub(crate) async fn a_hanging_token_keeps_no_leader_from_ending() -> Result<()> {
     // Nodes become this process's children, which may then ask how they ended.
     nix::sys::prctl::set_child_subreaper(true)?;
     let cluster = Playground::start(3).await?;

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::lanes::lanes;
-use cluster_tests::{Playground, scenario, until};
+use cluster_tests::{Playground, Program, scenario, until};
 use hsm_api::client::Retry;
 
 use crate::common::{CONTEXT, check_settled, context_on, open_everywhere, seal};
 use crate::pkcs11::{Token, copy_folder, token_folder};
 use crate::victim::{
-    Program, STARTED, Victim, WRITTEN, acknowledge, cluster_of, forget_objects, inject, objects, only,
+    STARTED, Victim, WRITTEN, acknowledge, cluster_of, forget_objects, inject, objects, only, traced,
 };
 
 /// More calls of one kind than a thread makes before the kill that is looked for.
@@ -275,7 +275,7 @@ async fn first_keys_survive(signal: &str) -> Result<String> {
         if victim.trace().exists() {
             fs::remove_file(victim.trace())?;
         }
-        program.traced(&inject("ftruncate", signal, nth))?;
+        traced(&program, &inject("ftruncate", signal, nth))?;
         // Starts it, founds the cluster, makes the keys; gives up only long after the node is dead.
         let formed = tokio::select! {
             formed = cluster.up() => formed.is_ok(),

@@ -2,13 +2,11 @@
 //! to be when they have come back.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Node, Playground, until};
-use tempfile::TempDir;
+use cluster_tests::{Node, Playground, Program, until};
 
 use crate::common::{CONTEXT, Sealed, open, seal};
 
@@ -16,44 +14,12 @@ use crate::common::{CONTEXT, Sealed, open, seal};
 pub(crate) const STARTED: Duration = Duration::from_secs(60);
 /// strace writes its file a little later.
 pub(crate) const WRITTEN: Duration = Duration::from_secs(30);
-/// What nodes are started as: hsm-node, or hsm-node under strace while a test says how.
-pub(crate) struct Program {
-    folder: TempDir,
-    pub(crate) node: PathBuf,
-}
-
-impl Program {
-    pub(crate) fn new() -> Result<Self> {
-        let program = Self {
-            folder: tempfile::Builder::new().prefix("hsm-killed-").tempdir()?,
-            node: cluster_tests::binary("hsm-node")?,
-        };
-        program.plain()?;
-        Ok(program)
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("node")
-    }
-
-    pub(crate) fn plain(&self) -> Result<()> {
-        self.write("")
-    }
-
-    /// The tracer is a grandchild (`-D`): the pid that the playground knows is the node's own. Without
-    /// `--seccomp-bpf`, which takes no signals at the calls that it stops.
-    pub(crate) fn traced(&self, options: &str) -> Result<()> {
-        self.write(&format!(
-            "strace -D -f -q -y -e signal=KILL,USR1 {options} -o \"${{2%/*}}/strace\" "
-        ))
-    }
-
-    pub(crate) fn write(&self, before: &str) -> Result<()> {
-        let text = format!("#!/bin/sh\nexec {before}'{}' \"$@\"\n", self.node.display());
-        fs::write(self.path(), text)?;
-        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o700))?;
-        Ok(())
-    }
+/// The tracer is a grandchild (`-D`): the pid that the playground knows is the node's own. Without
+/// `--seccomp-bpf`, which takes no signals at the calls that it stops.
+pub(crate) fn traced(program: &Program, options: &str) -> Result<()> {
+    program.write(&format!(
+        "strace -D -f -q -y -e signal=KILL,USR1 {options} -o \"${{2%/*}}/strace\" "
+    ))
 }
 
 /// `-P` for a path: strace then looks at calls on this file only.
@@ -138,7 +104,7 @@ impl<'a> Victim<'a> {
         if self.trace().exists() {
             fs::remove_file(self.trace())?;
         }
-        self.program.traced(options)?;
+        traced(self.program, options)?;
         // Fails if the node dies before it listens.
         let started = self.cluster.start_node(self.node.number).await;
         self.program.plain()?;

@@ -36,14 +36,44 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::moves::a_context_moves_to_another_slot_and_the_old_one_can_go),
             scenario!(crate::tokens::a_lost_token_costs_no_voter),
             scenario!(crate::copied_token::another_token_in_a_slots_place_opens_nothing),
+            scenario!(crate::space::rotations_with_destructions_leave_nothing_behind),
         ],
         vec![
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
             scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
+            scenario!(crate::full_disk::a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged),
+            scenario!(crate::previous_release::a_node_of_each_earlier_release_is_opened_and_joined),
+        ],
+        vec![
+            scenario!(crate::members::a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices),
+            scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
+        ],
+        vec![
+            scenario!(
+                crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
+            ),
+            scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
+            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
             scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
+        ],
+    ])
+}
+
+/// The same, of those that need a leader to stay: only as many as leave a core idle.
+#[test]
+fn what_waits_under_one_leader() -> Result<()> {
+    lanes([
+        vec![scenario!(
+            crate::hung_token::a_hung_token_of_the_leader_costs_its_slot_and_nothing_else
+        )],
+        vec![
+            scenario!(crate::stopping::a_hanging_token_keeps_no_leader_from_ending),
+            scenario!(
+                crate::wall_clock::a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing
+            ),
         ],
     ])
 }
@@ -66,11 +96,19 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::forgeries::a_forged_grant_is_refused),
             scenario!(crate::forgeries::an_acknowledgement_for_another_node_is_refused),
         ],
+        vec![scenario!(
+            crate::members::kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
+        )],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
+            scenario!(crate::recovery::a_compaction_that_is_killed_leaves_the_node_as_it_was),
             scenario!(
                 crate::returning::a_node_that_returns_by_a_snapshot_destroys_its_copy_before_it_is_ready
             ),
+            scenario!(crate::previous_release::what_an_older_node_does_not_know_waits_for_it),
         ],
+        vec![scenario!(
+            crate::rekey_kills::a_transport_key_is_replaced_whoever_dies_and_the_old_one_ends_in_every_token
+        )],
     ])
 }

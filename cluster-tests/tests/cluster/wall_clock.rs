@@ -2,23 +2,19 @@
 //! a wrong clock says rotates nothing, cleans nothing up and destroys nothing, and what is done meanwhile has a time that
 //! can be believed. In the end every clock says the same, so that it is seen that a clock could do it.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use cluster_tests::{Node, Playground, until};
+use anyhow::{Context, Result, anyhow, ensure};
+use cluster_tests::{Node, Playground, Program, until, wall_clock};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{CleanupRequest, CreateKekRequest, KeyState, KeyVersionInfo};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal, settled_on};
 use crate::key_life::{GONE, after, becomes, code, version_on};
-use crate::victim::Program;
 
 /// A context that nobody uses: its old version is what a clean-up would find.
 const UNUSED: &str = "order-key";
-/// In a node's folder: what its wall clock shows besides the time.
-const WALL: &str = "wall";
 /// `hsm.cleanup_after_days`, which is not the default.
 const UNUSED_FOR: u32 = 45;
 /// Until the nodes have told what they counted.
@@ -32,52 +28,11 @@ const BRIEF: Duration = Duration::from_secs(5);
 /// One that is over after a jump only.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// libfaketime, of whatever architecture this is. The variant for programs with threads: the other one reads its file
-/// in several at once.
-fn libfaketime() -> Result<PathBuf> {
-    for folder in std::fs::read_dir("/usr/lib").context("/usr/lib")? {
-        let library = folder?.path().join("faketime/libfaketimeMT.so.1");
-        if library.is_file() {
-            return Ok(library);
-        }
-    }
-    bail!("libfaketime is not installed; install it with: scripts/setup.sh packages")
-}
-
-/// hsm-node with a wall clock that goes by a file in its own folder, read whenever the time is asked for.
+/// hsm-node with a wall clock of its own.
 fn program() -> Result<Program> {
     let program = Program::new()?;
-    program.write(&format!(
-        "env LD_PRELOAD='{}' FAKETIME_TIMESTAMP_FILE=\"${{2%/*}}/{WALL}\" FAKETIME_NO_CACHE=1 \
-         FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1 ",
-        libfaketime()?.display()
-    ))?;
+    program.write(&wall_clock::before_node()?)?;
     Ok(program)
-}
-
-/// libfaketime leaves a few bytes of shared memory behind when its process is killed.
-struct SharedMemory;
-
-impl Drop for SharedMemory {
-    fn drop(&mut self) {
-        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = ["faketime_shm_", "sem.faketime_sem_"]
-                .iter()
-                .find_map(|prefix| name.strip_prefix(prefix));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                // Somebody else's, if it cannot be removed.
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-    }
-}
-
-/// Moves a node's wall clock; `+0d` is right.
-fn set_wall(node: &Node, offset: &str) -> Result<()> {
-    let new = node.dir.join(format!("{WALL}.new"));
-    std::fs::write(&new, offset)?;
-    Ok(std::fs::rename(&new, node.dir.join(WALL))?)
 }
 
 /// Until the node has looked at what is due by age with the clock that it has now, and has found it in doubt or not.
@@ -152,9 +107,8 @@ fn waits(held: &KeyVersionInfo, since: Instant) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing() -> Result<()> {
-    let _shared_memory = SharedMemory;
+pub(crate) async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing() -> Result<()> {
+    let _shared_memory = wall_clock::SharedMemory;
     let program = program()?;
     let builder = Playground::builder().env("HSM_NODE_BIN", program.path());
     let kept = format!("hsm:\n  max_versions: 1\n  cleanup_after_days: {UNUSED_FOR}\n");
@@ -181,7 +135,7 @@ async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing(
         let before = cluster.leader().await?;
         let leader = cluster.node(before.node);
         let brief = Destruction::begin(&cluster, brief, BRIEF).await?;
-        set_wall(&leader, offset)?;
+        wall_clock::set(&leader, offset)?;
         // The look that has raised it is the one that would have rotated.
         alarm(&leader, true).await?;
         cleans_nothing_up(&cluster, &leader).await?;
@@ -206,7 +160,7 @@ async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing(
         let now = cluster.leader().await?;
         ensure!(now == before, "{before:?}, then {now:?}");
 
-        set_wall(&leader, "+0d")?;
+        wall_clock::set(&leader, "+0d")?;
         alarm(&leader, false).await?;
         let looked = CleanupRequest {
             context: None,
@@ -226,7 +180,7 @@ async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing(
     // The same jump of every clock is time that has passed, for all that anybody can know.
     let leader = cluster.node(cluster.leader().await?.node);
     for node in cluster.nodes() {
-        set_wall(&node, "+400d")?;
+        wall_clock::set(&node, "+400d")?;
     }
     for (context, next) in [(CONTEXT, active + 1), (UNUSED, 3)] {
         let what = format!("version {next} of {context} by age");

@@ -34,7 +34,8 @@ use crate::kek::{self, GenerateKek, GeneratedKek, ImportKek, KekUse};
 use crate::module::{Module, TokenInfo};
 use crate::names::{KeyUid, TransportId};
 use crate::secrets::{Pin, Plaintext};
-use crate::transport::CHECK_LEN;
+use crate::seeded::bug;
+use crate::transport::{CHECK_LEN, OfferedTransportKey};
 use crate::{node_key, transport};
 use job::Job;
 use shared::Shared;
@@ -186,6 +187,14 @@ impl Slot {
             .control("create_transport_key", |token| transport::create(token, id))
     }
 
+    /// Makes a transport key and wraps it to each of these node keys; nothing of it stays in the token. The caller answers
+    /// for whose they are.
+    pub fn offer_transport_key(&self, recipient_spkis: &[Vec<u8>]) -> Result<OfferedTransportKey, HsmError> {
+        self.0.shared.control("offer_transport_key", |token| {
+            transport::offer(token, recipient_spkis)
+        })
+    }
+
     /// Check of a transport key, to be compared with the committed one; `None` if it is not here.
     pub fn transport_check(&self, id: TransportId) -> Result<Option<[u8; CHECK_LEN]>, HsmError> {
         self.0
@@ -324,9 +333,11 @@ impl Slot {
             // Without either nothing is found, and what is not found would be taken for destroyed.
             health::is_there(shared)?;
             health::require_login(shared, token)?;
-            shared.want(key_uid, None);
-            shared.drop_copies(token, key_uid);
-            kek::destroy_copies(token, key_uid)?;
+            if !bug("bug::forget_session_copies") {
+                shared.want(key_uid, None);
+                shared.drop_copies(token, key_uid);
+                kek::destroy_copies(token, key_uid)?;
+            }
             let destroyed = kek::destroy(token, key_uid)?;
             shared.end_quarantine(key_uid);
             Ok(destroyed)

@@ -85,6 +85,7 @@ scenarios! {
 
     a_granted_transport_key_carries_keys_to_another_token: transport::grant_and_accept, transport::after_restart;
     a_substituted_transport_key_is_refused: transport::substituted;
+    an_offered_transport_key_is_in_the_tokens_that_took_it_and_ends_in_each: transport::offered;
     a_grant_for_another_token_does_not_open: transport::wrong_recipient;
     the_sealed_keys_of_another_slot_stay_closed: transport::sealed_for_another_slot;
 

@@ -48,6 +48,39 @@ pub(crate) fn grant_and_accept(sandbox: &Sandbox) {
     kek.save(&sandbox.path("kek"));
 }
 
+pub(crate) fn offered(sandbox: &Sandbox) {
+    let (a, b) = two_slots(sandbox);
+    let old = Kek::new(&a);
+    let recipients = [a.node_key().unwrap(), b.node_key().unwrap(), vec![0; 9]];
+    let before = a.objects().unwrap().transport_keys;
+    let offered = a.offer_transport_key(&recipients).unwrap();
+    assert_eq!(
+        a.objects().unwrap().transport_keys,
+        before,
+        "what nobody has committed to stays in no token"
+    );
+    let [to_a, to_b, to_nobody] = offered.grants.as_slice() else {
+        panic!("a grant for each")
+    };
+    assert!(to_nobody.is_err(), "one bad recipient costs the others nothing");
+    let new = TransportId::random().unwrap();
+    // Who made it takes it as everybody else does.
+    for (slot, grant) in [(&a, to_a), (&b, to_b)] {
+        let grant = grant.as_ref().unwrap();
+        slot.accept_transport_key(new, grant, &offered.check).unwrap();
+        assert_eq!(slot.transport_check(new).unwrap(), Some(offered.check));
+    }
+    let kek = Kek::generate(&a, new, 2);
+    kek.import(&b).unwrap();
+    kek.test(&b).unwrap();
+    // What is wrapped under one transport key opens with no other: the next version is the only way.
+    assert_eq!(a.destroy_transport_key(old.transport).unwrap(), 1);
+    assert_eq!(a.destroy_transport_key(old.transport).unwrap(), 0);
+    assert_eq!(a.objects().unwrap().transport_keys, [new]);
+    old.test(&a).unwrap();
+    assert!(old.import(&b).is_err(), "its transport key is nowhere any more");
+}
+
 pub(crate) fn after_restart(sandbox: &Sandbox) {
     let b = sandbox.open("slot-b");
     let kek = Kek::saved(&sandbox.path("kek"));

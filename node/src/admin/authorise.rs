@@ -65,6 +65,18 @@ pub enum Act {
     KeyMove,
     /// `key release`.
     KeyRelease,
+    /// `cluster remove`, and `cluster replace`, which does it with a successor.
+    RemoveNode,
+    /// `cluster remove --cancel`.
+    KeepNode,
+    /// `cluster transfer-leader`.
+    TransferLeader,
+    /// `cluster rekey transport`.
+    RekeyTransport,
+    /// `cluster rekey replication`.
+    RekeyReplication,
+    /// `cluster rekey status`.
+    RekeyStatus,
 }
 
 /// Who may act on keys.
@@ -104,6 +116,12 @@ impl Act {
             Self::KeyAdopt => "key.adopt",
             Self::KeyMove => "key.move",
             Self::KeyRelease => "key.release",
+            Self::RemoveNode => "cluster.remove",
+            Self::KeepNode => "cluster.keep",
+            Self::TransferLeader => "cluster.transfer_leader",
+            Self::RekeyTransport => "cluster.rekey_transport",
+            Self::RekeyReplication => "cluster.rekey_replication",
+            Self::RekeyStatus => "cluster.rekey_status",
         }
     }
 
@@ -118,7 +136,12 @@ impl Act {
             | Self::KeyDestroy
             | Self::SetAcl
             | Self::Revoke
-            | Self::Unrevoke => Some(&[Role::Admin]),
+            | Self::Unrevoke
+            | Self::RemoveNode
+            | Self::KeepNode
+            | Self::TransferLeader
+            | Self::RekeyTransport
+            | Self::RekeyReplication => Some(&[Role::Admin]),
             Self::ListRevocations => Some(&[Role::Admin, Role::Auditor]),
             Self::CreateKey
             | Self::Rotate
@@ -135,7 +158,8 @@ impl Act {
             | Self::RotationStatus
             | Self::KeyUsage
             | Self::GetAcl
-            | Self::TestAcl => Some(READ),
+            | Self::TestAcl
+            | Self::RekeyStatus => Some(READ),
             Self::WhoAmI => None,
         }
     }
@@ -160,7 +184,12 @@ impl Act {
             | Self::KeyRelease
             | Self::SetAcl
             | Self::Revoke
-            | Self::Unrevoke => true,
+            | Self::Unrevoke
+            | Self::RemoveNode
+            | Self::KeepNode
+            | Self::TransferLeader
+            | Self::RekeyTransport
+            | Self::RekeyReplication => true,
             Self::Status
             | Self::Members
             | Self::ListKeys
@@ -169,7 +198,8 @@ impl Act {
             | Self::KeyUsage
             | Self::GetAcl
             | Self::TestAcl
-            | Self::ListRevocations => false,
+            | Self::ListRevocations
+            | Self::RekeyStatus => false,
         }
     }
 }
@@ -191,6 +221,11 @@ impl AdminBody {
             Self::AdoptKeys(_) => Act::KeyAdopt,
             Self::MoveKey { .. } => Act::KeyMove,
             Self::ReleaseKey { .. } => Act::KeyRelease,
+            Self::RemoveNode { .. } => Act::RemoveNode,
+            Self::KeepNode { .. } => Act::KeepNode,
+            Self::TransferLeader { .. } => Act::TransferLeader,
+            Self::RekeyTransport { .. } => Act::RekeyTransport,
+            Self::RekeyReplication => Act::RekeyReplication,
         }
     }
 }
@@ -241,7 +276,7 @@ mod tests {
     use crate::admin::service::tests::caller;
     use crate::rotation::testing::{ISSUER, World};
 
-    const ALL: [Act; 27] = [
+    const ALL: [Act; 33] = [
         Act::Init,
         Act::Join,
         Act::SlotKeys,
@@ -269,6 +304,12 @@ mod tests {
         Act::Revoke,
         Act::Unrevoke,
         Act::ListRevocations,
+        Act::RemoveNode,
+        Act::KeepNode,
+        Act::TransferLeader,
+        Act::RekeyTransport,
+        Act::RekeyReplication,
+        Act::RekeyStatus,
     ];
 
     fn allowed(ou: &str, issuer: &str) -> Vec<&'static str> {
@@ -289,8 +330,10 @@ mod tests {
             "key.usage",
             "acl.get",
             "acl.test",
+            "cluster.rekey_status",
         ];
-        let audits = [&reads[..], &["revocations.list"]].concat();
+        let mut audits = reads.to_vec();
+        audits.insert(reads.len() - 1, "revocations.list");
         assert_eq!(allowed("Audit", ISSUER), audits);
         let operator = allowed("Ops", ISSUER);
         let operates = [

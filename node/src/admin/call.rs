@@ -4,8 +4,8 @@
 use std::fmt;
 
 use hsm_api::ErrorCode;
-use raft_store::command::{AdminOrigin, Forbidden, Refusal, RequestId};
-use raft_store::names::{ContextName, NodeName, SlotName};
+use raft_store::command::{AdminOrigin, Conflict, Forbidden, Refusal, RequestId};
+use raft_store::names::{ContextName, NodeName, RaftId, SlotName};
 use raft_store::state::context::BindingMode;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -119,6 +119,38 @@ pub enum AdminBody {
         /// The version.
         version: u32,
     },
+    /// A node leaves the cluster.
+    RemoveNode {
+        /// The node.
+        node: NodeName,
+        /// The node that takes its place in the same change of the membership.
+        successor: Option<NodeName>,
+        /// Although an adopted key is in its token only.
+        lose_keys: bool,
+        /// Only say what would be done, or refuse it.
+        dry_run: bool,
+    },
+    /// A node that was to leave stays.
+    KeepNode {
+        /// The node.
+        node: NodeName,
+    },
+    /// Another node leads.
+    TransferLeader {
+        /// Who leads, as the asker knows: once that is another one, it is done.
+        from: RaftId,
+        /// Who shall; the best if absent.
+        to: Option<NodeName>,
+    },
+    /// A slot gets its next transport key.
+    RekeyTransport {
+        /// The slot.
+        slot: SlotName,
+        /// Whether the one that is on its way is given up for another.
+        restart: bool,
+    },
+    /// The leader's other replication key becomes the cluster's.
+    RekeyReplication,
 }
 
 impl AdminBody {
@@ -145,6 +177,16 @@ impl AdminBody {
             Self::AdoptKeys(order) => format!("key adopt {}", order.context),
             Self::MoveKey { context, .. } => format!("key move {context}"),
             Self::ReleaseKey { context, version } => format!("key release {context} v{version}"),
+            Self::RemoveNode {
+                node,
+                successor: None,
+                ..
+            } => format!("cluster remove {node}"),
+            Self::RemoveNode { node, .. } => format!("cluster replace {node}"),
+            Self::KeepNode { node } => format!("cluster keep {node}"),
+            Self::TransferLeader { .. } => "cluster transfer-leader".to_owned(),
+            Self::RekeyTransport { slot, .. } => format!("cluster rekey transport {slot}"),
+            Self::RekeyReplication => "cluster rekey replication".to_owned(),
         }
     }
 }
@@ -196,6 +238,8 @@ impl std::error::Error for CallError {}
 impl From<Refusal> for CallError {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
+            Refusal::Conflict(Conflict::NodeRemoved { .. }) => ErrorCode::NodeRemoved,
+            Refusal::Conflict(Conflict::LastVoter { .. }) => ErrorCode::QuorumAtRisk,
             Refusal::Conflict(_) => ErrorCode::Conflict,
             Refusal::Exists(_) => ErrorCode::AlreadyExists,
             Refusal::NotFound(_) => ErrorCode::NotFound,
@@ -220,7 +264,9 @@ impl From<ProposeError> for CallError {
             ProposeError::Busy => ErrorCode::Overloaded,
             ProposeError::Draining => ErrorCode::NodeDraining,
             ProposeError::Uninitialised => ErrorCode::Uninitialised,
-            ProposeError::NoSpace | ProposeError::OlderCopy { .. } => ErrorCode::NotReady,
+            ProposeError::NoSpace | ProposeError::OlderCopy { .. } | ProposeError::EpochEnded { .. } => {
+                ErrorCode::NotReady
+            }
             ProposeError::NotUnderstood { .. } => ErrorCode::Conflict,
             ProposeError::Fatal(_) => ErrorCode::Internal,
         };
@@ -241,7 +287,7 @@ fn code_in<'de, D: Deserializer<'de>>(d: D) -> Result<ErrorCode, D::Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use raft_store::command::{Conflict, Existing};
+    use raft_store::command::Existing;
     use serde_json::json;
 
     use super::*;
@@ -269,6 +315,7 @@ mod tests {
             (ProposeError::Draining, ErrorCode::NodeDraining),
             (ProposeError::NoSpace, ErrorCode::NotReady),
             (ProposeError::OlderCopy { node: 7 }, ErrorCode::NotReady),
+            (ProposeError::EpochEnded { epoch: 2 }, ErrorCode::NotReady),
         ] {
             let call = CallError::from(error);
             assert_eq!(call.code, code);
@@ -286,6 +333,11 @@ mod tests {
         assert_eq!(refused(exists), ErrorCode::AlreadyExists);
         let conflict = Conflict::OpenJoinTokens { open: 1 }.into();
         assert_eq!(refused(conflict), ErrorCode::Conflict);
+        let node = NodeName::new("n2").unwrap();
+        let removed = Conflict::NodeRemoved { node: node.clone() }.into();
+        assert_eq!(refused(removed), ErrorCode::NodeRemoved);
+        let last = Conflict::LastVoter { node }.into();
+        assert_eq!(refused(last), ErrorCode::QuorumAtRisk);
         assert!(CallError::new(ErrorCode::RoleRequired, "").is_refusal());
         let revoked = Forbidden::Revoked.into();
         assert_eq!(refused(revoked), ErrorCode::CertificateRevoked);

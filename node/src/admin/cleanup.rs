@@ -10,7 +10,6 @@ use raft_store::command::{Op, Outcome, Refusal, SetVersionUse};
 use raft_store::names::{ContextName, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::context::{KeyVersion, RotationPolicy, VersionState};
-use raft_store::state::node::NodeStatus;
 use raft_store::state::requests::Seen;
 
 use super::call::CallError;
@@ -154,7 +153,7 @@ impl Cleanup<'_> {
                 .get(*id)
                 .is_some_and(|report| report.counts_uses());
             let gap = state.uncounted().get(*id).is_some_and(|gap| within(gap.until));
-            node.status == NodeStatus::Member && !counts || gap
+            node.is_member() && !counts || gap
         })?;
         Some(format!("{} has not counted uses for {days} d yet", node.name))
     }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hsm_api::ErrorCode;
 use raft_store::state::access::RevocationKey;
-use raft_store::state::node::NodeStatus;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -436,7 +435,7 @@ async fn catch_up(cluster: &dyn Cluster) -> Result<(), CallError> {
 fn is_member(cluster: &dyn Cluster) -> bool {
     let published = cluster.published();
     let node = cluster.raft_id().and_then(|id| published.state.nodes().get(&id));
-    node.is_some_and(|node| node.status == NodeStatus::Member)
+    node.is_some_and(|node| node.is_member())
 }
 
 /// Looks at the file and adds what is new in it, until the consensus of this node ends.

@@ -26,6 +26,7 @@ use super::call::{AdminBody, AdminCall, CallError};
 use super::cleanup::Cleanup;
 use super::join_token;
 use super::key_life::{Change, KeyLife};
+use super::removal::{Leave, Removal};
 use super::seed::Seed;
 use super::views::rfc3339;
 use crate::clock;
@@ -36,6 +37,7 @@ use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, is_begun, no_transport, unknown_context};
 use crate::rotation::progress::Made;
 use crate::rotation::{Clocks, Cluster, Rotator};
+use crate::sync::Replication;
 
 /// The leader answers within this time: less than the asking node waits for one attempt.
 const EXECUTE_WITHIN: Duration = Duration::from_millis(11_500);
@@ -62,6 +64,8 @@ pub struct ServiceParts {
     pub seed: Seed,
     /// SHA-256 of the cluster CA's certificate; `None` on a standalone node.
     pub cluster_ca_sha256: Option<[u8; 32]>,
+    /// This node's replication keys.
+    pub replication: Arc<Replication>,
 }
 
 /// See the module.
@@ -202,8 +206,28 @@ impl AdminService {
             AdminBody::ReleaseKey { context, version } => {
                 self.change_key(context, *version, Change::Release, &asked).await
             }
+            AdminBody::RekeyTransport { slot, restart } => self.rekey_transport(slot, *restart, &asked).await,
+            AdminBody::RekeyReplication => self.rekey_replication(&asked).await,
             AdminBody::AdoptKeys(order) => {
                 json(&self.adopt(order, &asked, call.origin.via_node, deadline).await?)
+            }
+            AdminBody::RemoveNode {
+                node,
+                successor,
+                lose_keys,
+                dry_run,
+            } => {
+                let wish = Leave {
+                    node,
+                    successor: successor.as_ref(),
+                    lose_keys: *lose_keys,
+                    dry_run: *dry_run,
+                };
+                json(&Removal { cluster, deadline }.leave(&wish, &asked).await?)
+            }
+            AdminBody::KeepNode { node } => json(&Removal { cluster, deadline }.keep(node, &asked).await?),
+            AdminBody::TransferLeader { from, to } => {
+                json(&Removal { cluster, deadline }.transfer(*from, to.as_ref()).await?)
             }
         }
     }
@@ -409,6 +433,15 @@ impl AdminBody {
             Self::Cleanup { context, .. } => context.as_ref().map(ToString::to_string).unwrap_or_default(),
             Self::Access(body) => body.target(),
             Self::AdoptKeys(order) => order.target(),
+            Self::RemoveNode {
+                node,
+                successor: Some(successor),
+                ..
+            } => format!("{node}, with {successor} in its place"),
+            Self::RemoveNode { node, .. } | Self::KeepNode { node } => node.to_string(),
+            Self::TransferLeader { to, .. } => to.as_ref().map(ToString::to_string).unwrap_or_default(),
+            Self::RekeyTransport { slot, .. } => slot.to_string(),
+            Self::RekeyReplication => String::new(),
         }
     }
 }
@@ -477,7 +510,7 @@ fn rotated(context: &ContextName, made: Made) -> Result<Value, CallError> {
     })
 }
 
-fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
+pub(super) fn json<T: Serialize>(answer: &T) -> Result<Value, CallError> {
     serde_json::to_value(answer).map_err(|error| CallError::new(ErrorCode::Internal, error.to_string()))
 }
 

@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use hsm_api::admin::{
     CreateKekRequest, DestroyKeyRequest, JoinTokenRequest, KeyUseRequest, MoveKeyRequest, RotateRequest,
 };
+use hsm_core::replication::ReplicationKey;
 use raft_store::command::Existing;
 use raft_store::state::access::RevocationKey;
 use serde_json::json;
@@ -13,7 +14,7 @@ use super::*;
 use crate::config::DAY;
 use crate::identity::{Identity, Principal};
 use crate::rotation::testing::{
-    FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, slot, still,
+    FakeCluster, FakeKeys, ISSUER, World, cluster_keys, context as name, replication_key, slot, still,
 };
 use crate::rotation::{KeyMaker, Limits, drive};
 
@@ -39,6 +40,8 @@ pub(in crate::admin) fn bench() -> Bench {
     let limits = Limits::new(Duration::from_secs(60));
     let driver = tokio::spawn(drive(Arc::clone(&cluster) as Arc<dyn Cluster>, still(), limits));
     let keys = Arc::new(FakeKeys::default());
+    let other = ReplicationKey::parse(&"cd".repeat(32)).unwrap();
+    let replication = Replication::new(other, "x").beside(replication_key(), "y");
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster) as Arc<dyn Cluster>,
         rotator: Arc::new(Rotator::new(
@@ -65,6 +68,7 @@ pub(in crate::admin) fn bench() -> Bench {
             ..Seed::default()
         },
         cluster_ca_sha256: Some([0xca; 32]),
+        replication: Arc::new(replication),
     });
     Bench {
         cluster,

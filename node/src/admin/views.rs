@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use hsm_api::admin::{
     BindingMode as ApiBinding, ContextInfo, DestructionInfo, Invocations, KeyOrigin as ApiOrigin, KeyState,
-    KeyUsage, KeyUsageResponse, KeyVersionInfo, ListKeksResponse, Member, MemberRole, MemberSlot,
-    MemberState, MembersResponse, NodeUsage, RotationStatus, RotationStatusResponse, SlotFingerprint,
-    SlotState,
+    KeyUsage, KeyUsageResponse, KeyVersionInfo, Leaving, ListKeksResponse, Member, MemberRole, MemberSlot,
+    MemberState, MembersResponse, NodeUsage, RemovedMember, RotationStatus, RotationStatusResponse,
+    SlotFingerprint, SlotState,
 };
 use raft_store::names::{ContextName, RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
@@ -206,7 +206,7 @@ fn rotation(state: &ClusterState, name: &ContextName, context: &Context) -> Rota
     let members: BTreeSet<RaftId> = state
         .nodes()
         .iter()
-        .filter(|(_, node)| node.status == NodeStatus::Member)
+        .filter(|(_, node)| node.is_member())
         .map(|(id, _)| *id)
         .collect();
     let missing = watched.map(|_| members.difference(&acks).copied().collect::<BTreeSet<_>>());
@@ -248,7 +248,7 @@ pub fn members(
 ) -> MembersResponse {
     let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
     let nodes = published.state.nodes().iter();
-    let present = nodes.filter(|(_, node)| !matches!(node.status, NodeStatus::Removed { .. }));
+    let present = nodes.filter(|(_, node)| node.is_standing());
     let reached = published.membership.membership();
     let one = |id: RaftId, node: &Node| {
         let leads = view.leader == Some(id);
@@ -287,12 +287,49 @@ pub fn members(
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            leaving: match &node.status {
+                NodeStatus::Leaving { at, successor } => Some(Leaving {
+                    since: rfc3339(*at),
+                    successor: successor.as_ref().map(ToString::to_string),
+                }),
+                _ => None,
+            },
             joined_at: rfc3339(node.registered_at),
         }
     };
     MembersResponse {
         members: present.map(|(id, node)| one(*id, node)).collect(),
+        removed: removed(&published.state),
     }
+}
+
+/// The tombstones.
+fn removed(state: &ClusterState) -> Vec<RemovedMember> {
+    let one = |id: RaftId, node: &Node| match node.status {
+        NodeStatus::Removed { at } => Some(RemovedMember {
+            node_id: node.name.to_string(),
+            raft_id: id,
+            removed_at: rfc3339(at),
+            held: held_actively(state, id),
+        }),
+        _ => None,
+    };
+    let nodes = state.nodes().iter();
+    nodes.filter_map(|(id, node)| one(*id, node)).collect()
+}
+
+/// The contexts whose active version a node has acknowledged to hold: what has to be rotated once the node is removed.
+#[must_use]
+pub fn held_actively(state: &ClusterState, node: RaftId) -> Vec<String> {
+    let held = |name: &ContextName, context: &Context| {
+        let active = context
+            .active_version
+            .and_then(|number| state.version(name, number));
+        active.is_some_and(|active| active.acks.contains(&node))
+    };
+    let contexts = state.contexts().iter();
+    let held = contexts.filter(|(name, context)| held(name, context));
+    held.map(|(name, _)| name.to_string()).collect()
 }
 
 /// What a member last reported of its slots; of one that is silent nobody knows how they are now.

@@ -363,3 +363,42 @@ fn times_are_rfc_3339() {
     assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
     assert_eq!(node_name(&ClusterState::default(), 7), "raft-id-7");
 }
+
+#[test]
+fn who_leaves_and_who_was_removed_is_said_with_what_is_still_to_be_rotated() {
+    use raft_store::command::{BuryNode, RemoveNode};
+
+    let mut world = World::new(3);
+    world.prepare("c");
+    world.activate("c", 1);
+    let third = ids(&world)[2];
+    let shown = |world: &World| {
+        let leading = view(Role::Leader, 1, BTreeMap::new());
+        members(&world.published(), &leading, Some(1), &BTreeSet::new())
+    };
+    world.ok(Op::RemoveNode(RemoveNode {
+        node: third,
+        successor: None,
+        lose_keys: false,
+    }));
+    let leaving = shown(&world);
+    assert_eq!((leaving.members.len(), leaving.removed.len()), (3, 0));
+    assert!(
+        leaving.members[2]
+            .leaving
+            .as_ref()
+            .is_some_and(|leaving| leaving.successor.is_none())
+    );
+    assert!(leaving.members[1].leaving.is_none());
+    world.voters.remove(&third);
+    world.ok(Op::BuryNode(BuryNode { node: third }));
+    let left = shown(&world);
+    assert_eq!((left.members.len(), left.removed.len()), (2, 1));
+    assert_eq!(
+        (left.removed[0].raft_id, &left.removed[0].held[..]),
+        (third, &["c".to_owned()][..])
+    );
+    world.prepare("c");
+    world.activate("c", 2);
+    assert!(shown(&world).removed[0].held.is_empty());
+}

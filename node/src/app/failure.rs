@@ -1,7 +1,8 @@
 //! Why a node does not start, and the exit code that tells a supervisor whether to try again.
 
-use raft_store::storage::LogHookTaken;
+use raft_store::storage::{LogHookTaken, RecoverError};
 
+use super::maintenance;
 use crate::config::ConfigError;
 use crate::consensus::StartError;
 use crate::http::ListenError;
@@ -66,6 +67,21 @@ pub enum StartFailure {
     /// Keys of version 1 that were not adopted this time; a restart goes on.
     #[error("hsm.metadata_file: the keys of version 1 are not all adopted yet: {0}; the next start goes on")]
     Adopting(String),
+    /// It ran, and was removed from its cluster.
+    #[error(
+        "{0}; its tokens still hold the cluster's keys: erase them, or keep them for as long as what they opened is worth \
+         anything; to join again, begin with an empty data_dir (docs/operations.md, \"Removing a node\")"
+    )]
+    Removed(String),
+    /// There is no quorum to recover here.
+    #[error("recover-quorum: {0}")]
+    Recover(#[from] RecoverError),
+    /// Nobody has said that it is meant.
+    #[error(
+        "recover-quorum loses every change that this node's log does not have, and ends the epoch of all other nodes for \
+         good; look at it with --dry-run, and if it is meant, say --confirm {0}"
+    )]
+    Unconfirmed(String),
     /// A fail point that is none.
     #[cfg(feature = "failpoints")]
     #[error("{0}")]
@@ -78,6 +94,7 @@ impl StartFailure {
         match self {
             StartFailure::Slot(error) if error.about_pin => PIN,
             StartFailure::Consensus(StartError::Listen(_)) => CONFIG,
+            StartFailure::Recover(error) if maintenance::is_fatal(error) => FATAL,
             StartFailure::Consensus(_)
             | StartFailure::Thread(_)
             | StartFailure::LogHook(_)

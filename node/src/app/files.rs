@@ -71,7 +71,10 @@ pub(super) fn check(config: &Config) -> Result<(), StartFailure> {
     for slot in &config.hsm.slots {
         check_pin(&slot.pin)?;
     }
-    check_replication_key(&config.cluster.replication.key, &config.data_dir)?;
+    let replication = &config.cluster.replication;
+    for source in std::iter::once(&replication.key).chain(&replication.previous) {
+        check_replication_key(source, &config.data_dir)?;
+    }
     founded.map_or(Ok(()), |founded| v1_keys::check_list(config, founded))
 }
 

@@ -2,8 +2,10 @@
 //! for a signal and takes it apart again. Assembly only: nothing here decides anything.
 
 mod descriptors;
+mod entrance;
 mod failure;
 mod files;
+pub mod maintenance;
 mod start;
 mod stop;
 mod v1_keys;
@@ -34,7 +36,12 @@ pub fn run(path: &Path, check_only: bool) -> Result<(), StartFailure> {
     log_budget::say_suppressed();
     http::say_refusals_left_out();
     if let Err(failure) = &outcome {
-        tracing::error!(%failure, exit_code = failure.exit_code(), "the node does not start");
+        let exit_code = failure.exit_code();
+        if matches!(failure, StartFailure::Removed(_)) {
+            tracing::error!(%failure, exit_code, "the node has ended for good");
+        } else {
+            tracing::error!(%failure, exit_code, "the node does not start");
+        }
     }
     outcome
 }

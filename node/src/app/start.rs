@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use raft_store::storage::{install_log_hook, install_panic_hook};
 use tokio::sync::watch;
 
+use super::entrance::Entrance;
 use super::files::Files;
 use super::v1_keys::V1Keys;
 use super::{StartFailure, descriptors, die, stop};
@@ -15,7 +16,7 @@ use crate::admin::{
     self, AdminParts, AdminService, Changes, Placements, Seed, ServiceParts, differences, revoked_file,
 };
 use crate::config::{Config, Mode, ReplicationKeySource};
-use crate::consensus::{self, Consensus, ConsensusOptions, Prepared, RaftTiming};
+use crate::consensus::{self, Autopilot, Consensus, ConsensusOptions, Prepared, RaftTiming};
 use crate::destruction;
 use crate::health;
 use crate::http::{
@@ -25,6 +26,7 @@ use crate::keyring::KeyRing;
 use crate::leases::{self, Leases};
 use crate::metrics;
 use crate::readiness::{NodeParts, NodeView, Rules};
+use crate::rekey;
 use crate::rotation::schedule::watch_clocks;
 use crate::rotation::{self, ByUse, Clocks, Cluster, HeldSlot, Limits, Rotator, Schedule, TokenKeys};
 use crate::secrets::{ask_pins, read_replication_key};
@@ -65,7 +67,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
         .thread_name("request")
         .build()?;
     let health_socket = health::bind(config.server.health_listen)?;
-    let api_socket = runtime.block_on(http::bind(config.server.listen_key, config.server.listen))?;
+    let entrance = {
+        let _entered = runtime.enter();
+        Entrance::take(&config.server)?
+    };
     let prepared = prepare_consensus(&config, cluster_tls.clone(), &replication)?;
     if let Some(meta) = prepared.published().state.meta() {
         // Found here, not in the first import that fails.
@@ -84,6 +89,7 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
 
     let served: Result<(), StartFailure> = runtime.block_on(async move {
         let (_running, stopping) = watch::channel(false);
+        let removed = consensus.removed();
         let ring = Arc::new(ArcSwap::from_pointee(KeyRing::default()));
         let leases = Leases::new(consensus.boot(), config.staleness.encrypt);
         let options = SyncOptions {
@@ -145,24 +151,28 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             seed: seed.clone(),
             placements: Placements::of(&config.hsm),
             slots,
-            view,
+            view: Arc::clone(&view),
             bodies: BodyLimits::admin(),
             uploads: BodyLimits::uploads(),
             tls: Arc::clone(&tls),
             cluster_name: config.cluster.name.clone(),
             changes: changes.clone(),
         });
-        let listener = ApiListener {
-            socket: api_socket,
-            tls,
-            router: http::router(api, admin),
-            data,
-            policies,
-            http2: config.server.http2,
-            proxies: config.server.proxies.clone(),
-            stalled: http::STALLED,
-            drain: drain.signal(),
-            open: open.clone(),
+        let listener = {
+            let (proxies, drain, open) = (config.server.proxies.clone(), drain.signal(), open.clone());
+            let (router, http2) = (http::router(api, admin), config.server.http2);
+            move |socket| ApiListener {
+                socket,
+                tls,
+                router,
+                data,
+                policies,
+                http2,
+                proxies,
+                stalled: http::STALLED,
+                drain,
+                open,
+            }
         };
         let founds = config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none();
         if let Some(keys) = v1_keys {
@@ -173,13 +183,23 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             }
             keys.adopt(&consensus, &rotator, &config).await?;
         }
-        tokio::spawn(listener.serve());
+        let opened = entrance.open(view, founded, drain.signal());
+        tokio::spawn(async move {
+            match opened.await {
+                Ok(Some(socket)) => listener(socket).serve().await,
+                Ok(None) => {}
+                Err(error) => die(&error.to_string()),
+            }
+        });
         if config.cluster.mode == Mode::Standalone && consensus.published().state.meta().is_none() {
             found_alone(&consensus, &seed).await?;
         }
         tracing::info!(node = %config.cluster.node_id, api = %config.server.listen, "started");
-        stop::wait(&consensus, &drain, config.server.drain, &open, &changes).await;
-        Ok(())
+        let times = config.server.drain;
+        match stop::wait(&consensus, removed, &drain, times, &open, &changes).await {
+            Some(why) => Err(StartFailure::Removed(why)),
+            None => Ok(()),
+        }
     });
     // A call that hangs in a token never comes back, and dropping the runtime would wait for it.
     runtime.shutdown_timeout(LAST_THREADS);
@@ -195,12 +215,17 @@ fn replication(config: &Config) -> Result<Arc<Replication>, StartFailure> {
             "a replication key was made: keep a copy, every key of this node is sealed under it"
         );
     }
-    let named = match source {
+    let named = |source: &ReplicationKeySource| match source {
         ReplicationKeySource::Env { key, variable } => format!("{key} ({variable})"),
         ReplicationKeySource::File { key, path } => format!("{key} ({})", path.display()),
         ReplicationKeySource::DataDir => format!("{}/replication.key", config.data_dir.display()),
     };
-    Ok(Arc::new(Replication::new(loaded.key, named)))
+    let replication = Replication::new(loaded.key, named(source));
+    let Some(previous) = &config.cluster.replication.previous else {
+        return Ok(Arc::new(replication));
+    };
+    let beside = read_replication_key(previous, &config.data_dir)?;
+    Ok(Arc::new(replication.beside(beside.key, &named(previous))))
 }
 
 fn prepare_consensus(
@@ -228,6 +253,7 @@ fn prepare_consensus(
         cluster_name: cluster.name.clone(),
         tls,
         timing: timing(config),
+        autopilot: autopilot(config),
         trk_id: Arc::new(move |id| key.trk_id(id)),
         on_barrier: Mutex::new(Some(Box::new(|| {
             let begun = Instant::now();
@@ -236,6 +262,14 @@ fn prepare_consensus(
         on_fatal: Arc::new(|why| die(&why)),
     };
     Ok(consensus::prepare(options)?)
+}
+
+fn autopilot(config: &Config) -> Option<Autopilot> {
+    let rules = config.cluster.autopilot;
+    Some(Autopilot {
+        remove_dead_after: rules.remove_dead_after?,
+        min_voters: rules.min_voters,
+    })
 }
 
 fn timing(config: &Config) -> RaftTiming {
@@ -268,7 +302,7 @@ fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What this node does whenever it leads: rotations, destructions, calls of administrators. And what it has others revoke
+/// What this node does whenever it leads: rotations, rekeys, destructions, calls of administrators. And what it has others revoke
 /// at all times: what stands in its own file.
 fn lead(
     config: &Config,
@@ -308,6 +342,17 @@ fn lead(
     );
     tokio::spawn(schedule.drive());
     tokio::spawn(ByUse::new(Arc::clone(&cluster), Arc::clone(&rotator)).drive());
+    let rekeys = rekey::Driver::new(
+        Arc::clone(&cluster),
+        Arc::clone(&rotator),
+        Arc::clone(replication),
+        limits,
+    );
+    tokio::spawn(rekeys.drive());
+    tokio::spawn(rekey::holding::report(
+        Arc::clone(&cluster),
+        Arc::clone(replication),
+    ));
     let service = AdminService::new(ServiceParts {
         cluster: Arc::clone(&cluster),
         rotator: Arc::clone(&rotator),
@@ -318,6 +363,7 @@ fn lead(
         day: config.rotation.day,
         seed: seed.clone(),
         cluster_ca_sha256: tls.map(|tls| tls.ca_sha256),
+        replication: Arc::clone(replication),
     });
     consensus.serve_leader_calls(Arc::new(service));
     if let Some(file) = &seed.file {

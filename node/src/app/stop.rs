@@ -1,21 +1,24 @@
-//! Stopping: readiness goes first, then connections drain, then changes end that nobody waits for any more, then a
-//! leader hands over.
+//! Stopping, at a signal or because this node was removed from its cluster: readiness goes first, then connections drain,
+//! then changes end that nobody waits for any more, then a leader hands over.
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::admin::Changes;
 use crate::config::Drain;
 use crate::consensus::Consensus;
 use crate::http::{DrainControl, OpenConnections};
 
-/// Waits for SIGTERM or SIGINT, then drains.
+/// Waits for SIGTERM, SIGINT or this node's removal, then drains. Says why it was removed, if it was: whoever is on its way
+/// to it is served, and it holds what the others hold until then.
 pub(super) async fn wait(
     consensus: &Consensus,
+    mut removed: watch::Receiver<Option<String>>,
     drain: &DrainControl,
     times: Drain,
     open: &OpenConnections,
     changes: &Changes,
-) {
+) -> Option<String> {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -24,6 +27,10 @@ pub(super) async fn wait(
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        Ok(_) = removed.wait_for(Option::is_some) => {}
+    }
+    if let Some(why) = &*removed.borrow() {
+        tracing::error!(why, "this node was removed from its cluster");
     }
     tracing::info!("stopping: not ready from now on, draining connections");
     drain.run(times, open).await;
@@ -33,6 +40,7 @@ pub(super) async fn wait(
     }
     consensus.step_down().await;
     tracing::info!("stopped");
+    removed.borrow().clone()
 }
 
 #[cfg(test)]

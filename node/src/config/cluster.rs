@@ -9,12 +9,15 @@ use raft_store::names::NodeName;
 
 use super::env::Env;
 use super::error::ConfigError;
-use super::file::{ClusterSection, ClusterTlsSection, RaftSection, ReplicationSection};
+use super::file::{AutopilotSection, ClusterSection, ClusterTlsSection, RaftSection, ReplicationSection};
 use super::server::{advertised, millis, number, socket_address};
 use super::suggest::nearest;
 
 /// The variable that holds the replication key unless another is named.
 pub const DEFAULT_REPLICATION_VARIABLE: &str = "TOKEN_REPLICATION_KEY";
+
+/// The variable that holds the key beside it, unless another is named. It need not be set.
+pub const PREVIOUS_REPLICATION_VARIABLE: &str = "TOKEN_REPLICATION_KEY_PREVIOUS";
 
 /// This node's place in its cluster.
 #[derive(Debug, Clone)]
@@ -35,6 +38,17 @@ pub struct Cluster {
     pub replication: Replication,
     /// Silence after which a member may be left out of a rotation.
     pub fence_after: Duration,
+    /// What a leader does about voters that are dead.
+    pub autopilot: Autopilot,
+}
+
+/// What a leader does by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Autopilot {
+    /// A voter that was silent for so long is taken out; `None`: nobody ever is.
+    pub remove_dead_after: Option<Duration>,
+    /// Voters that are heard and have to remain.
+    pub min_voters: usize,
 }
 
 /// How the nodes share the work.
@@ -96,6 +110,8 @@ pub struct Replication {
     pub interval: Duration,
     /// Where the key comes from.
     pub key: ReplicationKeySource,
+    /// Where the key beside it comes from, while the cluster's is being replaced.
+    pub previous: Option<ReplicationKeySource>,
 }
 
 /// Where the replication key is read from.
@@ -125,26 +141,10 @@ pub(crate) fn resolve(
     api: SocketAddr,
     env: Env<'_>,
 ) -> Result<Cluster, ConfigError> {
-    let given = section.is_some();
+    let (mode, node_id) = mode_and_name(section.as_ref())?;
     let section = section.unwrap_or_default();
     check_coordination(&section)?;
-    let enabled = section.enabled.unwrap_or(given);
-    let mode = match section.mode.as_deref() {
-        _ if !enabled => Mode::Standalone,
-        None => Mode::ActiveActive,
-        Some(text) => mode(text)?,
-    };
     let standalone = mode == Mode::Standalone;
-    let node_id = match section.node_id {
-        Some(text) => NodeName::new(&text).map_err(ConfigError::name("cluster.node_id"))?,
-        None if standalone => NodeName::new("hsm-node-1").map_err(ConfigError::name("cluster.node_id"))?,
-        None => {
-            return Err(ConfigError::missing(
-                "cluster.node_id",
-                "write this node's name, one of its own on every node, such as hsm-node-1",
-            ));
-        }
-    };
     let name = section.name.unwrap_or_else(|| "hsm".to_owned());
     // The name is part of a URI in certificates: the same rule as for a node's name.
     if NodeName::new(&name).is_err() {
@@ -155,6 +155,12 @@ pub(crate) fn resolve(
             "use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or digit",
         ));
     }
+    let fence_after = millis(
+        "cluster.fence_after_ms",
+        section.fence_after_ms,
+        8000,
+        1000..=600_000,
+    )?;
     Ok(Cluster {
         mode,
         node_id,
@@ -169,13 +175,54 @@ pub(crate) fn resolve(
         api_advertise: api_advertise(section.api_advertise, api, standalone)?,
         raft: section.raft.resolve()?,
         replication: section.token_replication.resolve(standalone, env)?,
-        fence_after: millis(
-            "cluster.fence_after_ms",
-            section.fence_after_ms,
-            8000,
-            1000..=600_000,
-        )?,
+        fence_after,
+        autopilot: section.autopilot.resolve(fence_after)?,
     })
+}
+
+impl AutopilotSection {
+    /// A voter that is still waited for in a rotation is not dead yet.
+    fn resolve(self, fence_after: Duration) -> Result<Autopilot, ConfigError> {
+        const AFTER: &str = "cluster.autopilot.remove_dead_after_seconds";
+        let remove_dead_after = match self.remove_dead_after_seconds {
+            None => None,
+            given => Some(Duration::from_secs(number(AFTER, given, 0, 10..=31_536_000)?)),
+        };
+        if let Some(after) = remove_dead_after.filter(|after| *after < fence_after) {
+            return Err(ConfigError::invalid(
+                AFTER,
+                after.as_secs(),
+                format!("is below cluster.fence_after_ms ({})", fence_after.as_millis()),
+                format!("write at least {}", fence_after.as_millis().div_ceil(1000)),
+            ));
+        }
+        Ok(Autopilot {
+            remove_dead_after,
+            min_voters: number("cluster.autopilot.min_voters", self.min_voters, 3, 3..=100)?,
+        })
+    }
+}
+
+/// How the nodes share the work, and this one's name.
+pub(super) fn mode_and_name(section: Option<&ClusterSection>) -> Result<(Mode, NodeName), ConfigError> {
+    const KEY: &str = "cluster.node_id";
+    let enabled = section.is_some_and(|section| section.enabled.unwrap_or(true));
+    let mode = match section.and_then(|section| section.mode.as_deref()) {
+        _ if !enabled => Mode::Standalone,
+        None => Mode::ActiveActive,
+        Some(text) => mode(text)?,
+    };
+    let name = match section.and_then(|section| section.node_id.as_deref()) {
+        Some(text) => NodeName::new(text).map_err(ConfigError::name(KEY))?,
+        None if mode == Mode::Standalone => NodeName::new("hsm-node-1").map_err(ConfigError::name(KEY))?,
+        None => {
+            return Err(ConfigError::missing(
+                KEY,
+                "write this node's name, one of its own on every node, such as hsm-node-1",
+            ));
+        }
+    };
+    Ok((mode, name))
 }
 
 fn check_coordination(section: &ClusterSection) -> Result<(), ConfigError> {
@@ -334,6 +381,11 @@ impl ReplicationSection {
             enabled,
             interval: Duration::from_secs(interval),
             key: key_source(self.encryption_key_env, self.encryption_key_file, standalone, env)?,
+            previous: previous_source(
+                self.previous_encryption_key_env,
+                self.previous_encryption_key_file,
+                env,
+            )?,
         })
     }
 }
@@ -379,6 +431,47 @@ fn key_source(
                     alternative: "encryption_key_file",
                 })
             }
+        }
+    }
+}
+
+/// The key beside the first one. Most of the time there is none.
+fn previous_source(
+    variable: Option<String>,
+    path: Option<PathBuf>,
+    env: Env<'_>,
+) -> Result<Option<ReplicationKeySource>, ConfigError> {
+    const ENV_KEY: &str = "cluster.token_replication.previous_encryption_key_env";
+    const FILE_KEY: &str = "cluster.token_replication.previous_encryption_key_file";
+    let is_set = |variable: &str| {
+        env(variable)
+            .map(zeroize::Zeroizing::new)
+            .is_some_and(|value| !value.is_empty())
+    };
+    let in_environment = |variable: String| ReplicationKeySource::Env {
+        key: ENV_KEY.to_owned(),
+        variable,
+    };
+    match (variable, path) {
+        (Some(variable), Some(path)) => Err(ConfigError::invalid(
+            FILE_KEY,
+            path.display(),
+            format!("set together with {ENV_KEY} ({variable})"),
+            "keep one of them",
+        )),
+        (None, Some(path)) => Ok(Some(ReplicationKeySource::File {
+            key: FILE_KEY.to_owned(),
+            path,
+        })),
+        (Some(variable), None) if is_set(&variable) => Ok(Some(in_environment(variable))),
+        (Some(variable), None) => Err(ConfigError::UnsetVariable {
+            key: ENV_KEY.to_owned(),
+            variable,
+            alternative: "previous_encryption_key_file",
+        }),
+        (None, None) => {
+            let variable = PREVIOUS_REPLICATION_VARIABLE.to_owned();
+            Ok(is_set(&variable).then(|| in_environment(variable)))
         }
     }
 }

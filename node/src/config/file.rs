@@ -88,6 +88,8 @@ pub(crate) struct ServerSection {
     pub(crate) http2: Http2Section,
     #[serde(deserialize_with = "or_default")]
     pub(crate) drain: DrainSection,
+    /// A member's API lets nobody in before the node is ready, for at most this long. Default 0.
+    pub(crate) wait_ready_ms: Option<u64>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) limits: LimitsSection,
     /// Proxies that end TLS for clients. Default: none.
@@ -137,7 +139,7 @@ pub(crate) struct Http2Section {
 pub(crate) struct DrainSection {
     /// `/readyz` says no for this long while requests are still accepted. Default 1000.
     pub(crate) notice_ms: Option<u64>,
-    /// Open connections are kept at most this long after that. Default 10000.
+    /// Nobody new is let in then, and open connections are kept at most this long. Default 35000.
     pub(crate) timeout_ms: Option<u64>,
     /// Then those at rest are closed, and requests in hand get at most this long. Default 70000.
     pub(crate) finish_ms: Option<u64>,
@@ -267,6 +269,18 @@ pub(crate) struct ClusterSection {
     pub(crate) token_replication: ReplicationSection,
     /// Silence after which a member may be left out of a rotation. Default 8000.
     pub(crate) fence_after_ms: Option<u64>,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) autopilot: AutopilotSection,
+}
+
+/// `cluster.autopilot`: what a leader does by itself about voters that are dead.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AutopilotSection {
+    /// Silence after which a voter is taken out. Default: never.
+    pub(crate) remove_dead_after_seconds: Option<u64>,
+    /// Voters that are heard and have to remain then. Default 3.
+    pub(crate) min_voters: Option<usize>,
 }
 
 /// `cluster.tls`: the cluster's own CA, never the clients'.
@@ -316,6 +330,9 @@ pub(crate) struct ReplicationSection {
     /// Default `TOKEN_REPLICATION_KEY`.
     pub(crate) encryption_key_env: Option<String>,
     pub(crate) encryption_key_file: Option<PathBuf>,
+    /// The key beside it while it is replaced. Default `TOKEN_REPLICATION_KEY_PREVIOUS`, if that is set.
+    pub(crate) previous_encryption_key_env: Option<String>,
+    pub(crate) previous_encryption_key_file: Option<PathBuf>,
 }
 
 /// `staleness`, in milliseconds since a leader with a quorum was last heard of.

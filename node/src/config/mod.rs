@@ -28,8 +28,8 @@ use zeroize::Zeroizing;
 
 pub use self::access::{Acl, RevokedEntry, RoleSeed, check_issuers, parse_revoked, read_revoked};
 pub use self::cluster::{
-    Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PeerListener, PeerTlsFiles, Raft, Replication,
-    ReplicationKeySource,
+    Autopilot, Cluster, DEFAULT_REPLICATION_VARIABLE, Mode, PREVIOUS_REPLICATION_VARIABLE, PeerListener,
+    PeerTlsFiles, Raft, Replication, ReplicationKeySource,
 };
 pub use self::env::Env;
 pub use self::error::ConfigError;
@@ -192,7 +192,7 @@ impl Config {
         let logging = file.logging.resolve(env, &mut ignored)?;
         Ok(Self {
             server,
-            data_dir: file.data_dir.unwrap_or_else(|| PathBuf::from("data")),
+            data_dir: data_dir(file.data_dir),
             dev: file.dev,
             hsm,
             acl,
@@ -210,6 +210,51 @@ impl Config {
             warnings,
         })
     }
+}
+
+/// What work on the directory of a stopped node needs to know: no secret, and no variable but the log's.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Folder of the node's own state.
+    pub data_dir: PathBuf,
+    /// Whose it has to be.
+    pub node_id: NodeName,
+    /// The log, on standard error: its files are the node's.
+    pub logging: Logging,
+}
+
+impl Place {
+    /// Reads a file. Its keys are all checked, but only these values.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map(Zeroizing::new);
+        let text = text.map_err(|reason| ConfigError::Unreadable {
+            path: path.to_owned(),
+            reason,
+        })?;
+        Self::parse(&text, path, &env::process_env)
+    }
+
+    /// Checks the text of a file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Result<Self, ConfigError> {
+        let file = read(text, path)?;
+        let (_, node_id) = cluster::mode_and_name(file.cluster.as_ref())?;
+        let logging = file.logging.resolve(env, &mut Vec::new())?;
+        Ok(Self {
+            data_dir: data_dir(file.data_dir),
+            node_id,
+            logging: logging.on_standard_error(),
+        })
+    }
+}
+
+fn data_dir(given: Option<PathBuf>) -> PathBuf {
+    given.unwrap_or_else(|| PathBuf::from("data"))
 }
 
 fn read(text: &str, path: &Path) -> Result<File, ConfigError> {

@@ -24,6 +24,8 @@ pub struct Server {
     pub http2: Http2,
     /// What SIGTERM does.
     pub drain: Drain,
+    /// How long a starting member's API waits for the node to be ready before it lets anybody in.
+    pub wait_ready: Duration,
     /// Bounds.
     pub limits: Limits,
     /// Proxies and balancers in front of the API.
@@ -77,6 +79,9 @@ pub struct Limits {
 }
 
 const DEFAULT_PORT: u16 = 8443;
+/// Clients keep connections without a request for up to 30 s, and each is closed by an answer to its next request: if a
+/// node closed one first, that request could cross the news of it.
+const TIMEOUT_MS: u64 = 35_000;
 /// As long as the largest batch may take, which is 66 s, and a little longer.
 const FINISH_MS: u64 = 70_000;
 const STREAMS: &str = "server.http2.max_concurrent_streams";
@@ -111,7 +116,7 @@ impl ServerSection {
                 timeout: millis(
                     "server.drain.timeout_ms",
                     self.drain.timeout_ms,
-                    10_000,
+                    TIMEOUT_MS,
                     0..=600_000,
                 )?,
                 finish: millis(
@@ -121,6 +126,7 @@ impl ServerSection {
                     0..=600_000,
                 )?,
             },
+            wait_ready: millis("server.wait_ready_ms", self.wait_ready_ms, 0, 0..=600_000)?,
             limits: Limits {
                 connections_by_default: self.limits.max_connections.is_none(),
                 max_connections: number(

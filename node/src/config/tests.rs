@@ -294,6 +294,48 @@ fn a_cluster_without_a_replication_key_is_refused() {
 }
 
 #[test]
+fn the_replication_key_beside_the_first_one_is_read_only_where_there_is_one() {
+    let with = |lines: &str, set: &'static [&'static str]| {
+        let env = move |name: &str| {
+            let value = if name == "PIN_A" { "1234" } else { "ab" };
+            let known = ["PIN_A", "TOKEN_REPLICATION_KEY"].contains(&name) || set.contains(&name);
+            known.then(|| value.to_owned())
+        };
+        let text = CLUSTER.replace(
+            "  coordination:",
+            &format!("  token_replication: {{{lines}}}\n  coordination:"),
+        );
+        let config = Config::parse(&text, Path::new("c"), None, &env);
+        config.map(|config| config.cluster.replication.previous)
+    };
+    let from = |variable: &str| {
+        Some(ReplicationKeySource::Env {
+            key: "cluster.token_replication.previous_encryption_key_env".to_owned(),
+            variable: variable.to_owned(),
+        })
+    };
+    assert_eq!(with("", &[]).unwrap(), None);
+    assert_eq!(
+        with("", &["TOKEN_REPLICATION_KEY_PREVIOUS"]).unwrap(),
+        from("TOKEN_REPLICATION_KEY_PREVIOUS")
+    );
+    assert_eq!(
+        with("previous_encryption_key_env: OLD", &["OLD"]).unwrap(),
+        from("OLD")
+    );
+    let unset = with("previous_encryption_key_env: OLD", &[])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        unset.contains("previous_encryption_key_env: environment variable OLD"),
+        "{unset}"
+    );
+    let both = "previous_encryption_key_env: OLD, previous_encryption_key_file: old.key";
+    let both = with(both, &["OLD"]).unwrap_err().to_string();
+    assert!(both.contains("keep one of them"), "{both}");
+}
+
+#[test]
 fn a_standalone_node_without_a_replication_key_makes_one() {
     let only_pin = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
     let config = Config::parse(V1, Path::new("c"), None, &only_pin).unwrap();
@@ -464,6 +506,60 @@ fn a_fence_leaves_room_for_a_frame_that_waited() {
     let error = refusal(&with(8000, slow));
     assert!(error.contains("at least 12750"), "{error}");
     assert!(parse(&with(12_750, slow)).is_ok());
+}
+
+#[test]
+fn nobody_is_removed_unless_it_is_configured_and_none_that_is_waited_for() {
+    let with = |rules: &str| {
+        let section = format!("coordination: {{type: raft}}\n  autopilot: {{{rules}}}");
+        CLUSTER.replace("coordination: {type: raft}", &section)
+    };
+    let rules = |text: &str| parse(text).unwrap().cluster.autopilot;
+    assert_eq!(rules(CLUSTER).remove_dead_after, None);
+    assert_eq!(rules(&with("min_voters: 5")).remove_dead_after, None);
+    let after = rules(&with("remove_dead_after_seconds: 600"));
+    assert_eq!(
+        (after.remove_dead_after, after.min_voters),
+        (Some(Duration::from_secs(600)), 3)
+    );
+    for (refused, key) in [
+        ("remove_dead_after_seconds: 9", "remove_dead_after_seconds: 9"),
+        ("min_voters: 2", "min_voters: 2"),
+    ] {
+        let error = refusal(&with(refused));
+        let key = format!("config: cluster.autopilot.{key}");
+        assert!(error.starts_with(&key), "{error}");
+    }
+    let slow = CLUSTER.replace(
+        "coordination: {type: raft}",
+        "coordination: {type: raft}\n  fence_after_ms: 60000\n  autopilot: {remove_dead_after_seconds: 59}",
+    );
+    let error = refusal(&slow);
+    assert!(
+        error.contains("cluster.fence_after_ms (60000)") && error.contains("at least 60"),
+        "{error}"
+    );
+}
+
+/// Work on a stopped node's directory needs none of its secrets, and writes none of its files.
+#[test]
+fn where_a_node_keeps_its_state_is_read_without_its_secrets() {
+    let text = format!("{CLUSTER}data_dir: /var/lib/hsm\nlogging: {{audit_path: /var/log/audit.log}}\n");
+    let place = |text: &str| Place::parse(text, Path::new("config.yaml"), &|_: &str| None);
+    let found = place(&text).unwrap();
+    assert_eq!(found.data_dir, Path::new("/var/lib/hsm"));
+    assert_eq!(found.node_id, parse(CLUSTER).unwrap().cluster.node_id);
+    assert_eq!(found.logging.audit.path, None);
+    let alone = place("dev: false").unwrap();
+    assert_eq!(
+        (alone.node_id.as_str(), alone.data_dir.as_path()),
+        ("hsm-node-1", Path::new("data"))
+    );
+    assert!(
+        place("data_dri: x").is_err(),
+        "a misspelt key is no silence here either"
+    );
+    assert!(place("cluster: {mode: active-active}").is_err(), "whose is it?");
 }
 
 #[test]

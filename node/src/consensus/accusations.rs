@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 
 use raft_store::names::RaftId;
-use raft_store::state::node::NodeStatus;
 use raft_store::storage::Poison;
 
 use super::handshake;
@@ -48,6 +47,10 @@ impl Shared {
     /// `accuser`, under the certificate of `name`, refuses this node. If its word means that this directory
     /// must never run again, and is to be believed: remember it, then end the process.
     pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) {
+        if let TurnedAway::OtherEpoch { ours, .. } = reason {
+            self.note_epoch_of(accuser, name, *ours, reason);
+            return;
+        }
         let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
             return;
         };
@@ -65,17 +68,46 @@ impl Shared {
             self.note_accusation(name, accuser, reason, what);
             return;
         }
+        if self.removed.borrow().is_some() {
+            // It is on its way out.
+            return;
+        }
         let why = poison.to_string();
-        if let Err(error) = self.control.poison(poison) {
+        if let Err(error) = self.control.poison(poison.clone()) {
             tracing::error!(%error, "cannot remember that this node must not run again");
         }
-        (self.options.on_fatal)(format!("this node may not run with this data directory: {why}"));
+        let text = format!("this node may not run with this data directory: {why}");
+        // One that was removed may finish what it has begun: everybody knows what it knows. Unless nobody sees to its end.
+        let removed = matches!(poison, Poison::Removed);
+        if removed && self.removed.send(Some(text.clone())).is_ok() {
+            return;
+        }
+        (self.options.on_fatal)(text);
+    }
+
+    /// A peer says that it is of another epoch than this node. The word of one voter that this node's own log names is
+    /// enough to stop, until the next start, that this node changes or serves anything: the only voter of a new epoch is
+    /// alone at first, and a voter could do this node more harm than that. It is not enough to end the directory.
+    fn note_epoch_of(&self, peer: RaftId, name: &str, epoch: u64, reason: &TurnedAway) {
+        let own = self.control.get().epoch;
+        if epoch <= own {
+            return;
+        }
+        if self.voter(peer).is_none_or(|voter| voter != name) {
+            let what = "the word of nobody who votes that this node's epoch has ended is ignored";
+            self.note_accusation(name, peer, reason, what);
+            return;
+        }
+        if self.gate.end_epoch(epoch) {
+            let why = super::ProposeError::EpochEnded { epoch };
+            self.note_older_copy(name, peer, why);
+        }
     }
 
     fn is_member(&self, id: RaftId, name: &str) -> bool {
         let published = self.published.load();
         let node = published.state.nodes().get(&id);
-        node.is_some_and(|node| node.status == NodeStatus::Member && node.name.as_str() == name)
+        node.is_some_and(|node| node.is_member() && node.name.as_str() == name)
     }
 
     /// See [`Accusers::add`]. The leader is who this node last voted for and saw elected.
@@ -91,7 +123,7 @@ impl Shared {
             .state
             .nodes()
             .iter()
-            .filter(|(id, node)| **id != control.raft_id && node.status == NodeStatus::Member)
+            .filter(|(id, node)| **id != control.raft_id && node.is_member())
             .map(|(id, _)| *id)
             .collect();
         lock(&self.peers_seen.accusers).add(poison, accuser, leader, &members)

@@ -166,7 +166,7 @@ impl Shared {
         if let Some(node) = published.state.nodes().get(&peer.raft_id) {
             let same = node.name.as_str() == peer.name && node.incarnation == peer.incarnation;
             match node.status {
-                NodeStatus::Member if same => return true,
+                NodeStatus::Member | NodeStatus::Leaving { .. } if same => return true,
                 NodeStatus::Joining if same => {}
                 _ => return false,
             }
@@ -180,7 +180,7 @@ impl Shared {
     }
 
     /// The name of a voter of Raft's membership.
-    fn voter(&self, id: RaftId) -> Option<String> {
+    pub(super) fn voter(&self, id: RaftId) -> Option<String> {
         let sample = self.sample.load();
         let membership = &sample.as_ref()?.metrics.membership_config;
         let named = membership.membership().get_node(&id);
@@ -193,7 +193,7 @@ impl Shared {
     pub(super) fn has_a_say(&self, id: RaftId) -> bool {
         let published = self.published.load();
         let known = published.state.nodes().get(&id);
-        known.is_some_and(|node| node.status == NodeStatus::Member) || self.voter(id).is_some()
+        known.is_some_and(|node| node.is_member()) || self.voter(id).is_some()
     }
 
     /// Refuses a term that no elections lead to. A vote is stored before anything is known of it, and openraft

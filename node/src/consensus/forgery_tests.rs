@@ -141,6 +141,34 @@ async fn a_lone_leader_whose_log_did_not_give_an_id_of_its_cluster_stops_changin
     assert!(!world.is_ended() && world.node.control().get().poison.is_none());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_its_epoch_a_node_believes_of_a_voter_of_its_own_and_of_nobody_else() {
+    let world = World::new("later").await;
+    let open = || matches!(world.node.start_gate(), Gate::Open { .. });
+    until("the gate to open", open).await;
+    let id = world.register("127.0.0.1:1").await;
+    let said = |ours| TurnedAway::OtherEpoch { ours, theirs: 1 };
+    let shared = &world.node.shared;
+    // Who has only registered, who is in no log, and a voter under another's certificate.
+    shared.accused(id, &world.hello(id).name, &said(2));
+    shared.accused(500, "later", &said(2));
+    shared.accused(1, "later", &said(2));
+    // An earlier epoch, or this one, says nothing.
+    shared.accused(1, "n1", &said(0));
+    shared.accused(1, "n1", &said(1));
+    assert!(open());
+    shared.accused(1, "n1", &said(2));
+    assert_eq!(world.node.start_gate(), Gate::EpochEnded { epoch: 2 });
+    assert_eq!(world.node.staleness(), None);
+    let revoke = Op::AddRevocations(AddRevocations { revocations: vec![] });
+    let refused = world.node.propose_as_leader(revoke).await;
+    assert!(
+        matches!(refused, Err(ProposeError::EpochEnded { epoch: 2 })),
+        "{refused:?}"
+    );
+    assert!(!world.is_ended() && world.node.control().get().poison.is_none());
+}
+
 /// What it is sent anyway it may ask for, and it may speak for itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_no_member_yet_acts_in_nobodys_name() {
@@ -401,6 +429,19 @@ async fn the_only_other_member_is_believed() {
     let [_, removed] = accusations(&world);
     world.hung_up(&world.hello(id), Request::GoAway(removed)).await;
     until("the node to end", || world.is_ended()).await;
+    assert_eq!(world.node.control().get().poison, Some(Poison::Removed));
+}
+
+/// It has requests in hand; a process that sees to its end is not killed under them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_is_ended_by_whoever_waits_for_its_removal() {
+    let world = World::new("orderly").await;
+    let removal = world.node.removed();
+    let id = world.admit().await;
+    let [_, removed] = accusations(&world);
+    world.hung_up(&world.hello(id), Request::GoAway(removed)).await;
+    until("word of its removal", || removal.borrow().is_some()).await;
+    assert!(!world.is_ended());
     assert_eq!(world.node.control().get().poison, Some(Poison::Removed));
 }
 

@@ -19,6 +19,7 @@ use super::wire::{Answered, Request, Response};
 use super::{Consensus, ProposeError};
 use crate::admin::call::{AdminCall, CallError, Executed};
 use crate::clock;
+use crate::seeded::bug;
 use hsm_api::ErrorCode;
 
 /// An administrator's call. An attempt takes longer than a rotation does.
@@ -162,10 +163,10 @@ impl Shared {
             });
         }
         // Asking a quorum that is not there would only use up the caller's time.
-        if self
+        let lost = self
             .quorum_ack_age(clock::now())
-            .is_none_or(|age| age > self.options.timing.election_max)
-        {
+            .is_none_or(|age| age > self.options.timing.election_max);
+        if lost && !bug("bug::reads_without_read_index") {
             return Err(CallError {
                 code: ErrorCode::NoQuorum,
                 detail: ProposeError::NoQuorum.to_string(),
@@ -191,8 +192,14 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
-        if let Some(node) = self.gate.shut_by() {
-            return Err(ProposeError::OlderCopy { node });
+        if self.paused.load(Ordering::SeqCst) {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        if let Some(shut) = self.gate.shut_by() {
+            return Err(shut.into());
+        }
+        if bug("bug::reads_without_read_index") {
+            return Ok(self.published.load().applied.map_or(0, |id| id.index));
         }
         let running = self.raft.get().ok_or(ProposeError::Uninitialised)?;
         match tokio::time::timeout(self.options.timing.election_max, running.raft.get_read_log_id()).await {

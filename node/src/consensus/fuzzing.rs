@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
 use openraft::{CommittedLeaderId, EntryPayload};
 use raft_store::command::{AdminOrigin, AdmitNode, Done, Missing, Op, Refusal, RequestId};
 use raft_store::names::{Boot, ClusterId, ContextName, Incarnation, SlotName};
@@ -207,6 +209,22 @@ fn responses() -> Vec<(&'static str, Response)> {
     };
     vec![
         ("append-done", Response::Append(AppendEntriesResponse::Success)),
+        (
+            "append-part",
+            Response::Append(AppendEntriesResponse::PartialSuccess(Some(log_id()))),
+        ),
+        (
+            "append-conflict",
+            Response::Append(AppendEntriesResponse::Conflict),
+        ),
+        (
+            "append-higher-vote",
+            Response::Append(AppendEntriesResponse::HigherVote(vote())),
+        ),
+        (
+            "snapshot-done",
+            Response::Snapshot(SnapshotResponse { vote: vote() }),
+        ),
         ("vote-granted", Response::Vote(granted)),
         ("more", Response::More),
         (
@@ -230,7 +248,65 @@ fn responses() -> Vec<(&'static str, Response)> {
             "join-refused",
             Response::Join(Err(JoinDeclined::Refused(refused))),
         ),
+        (
+            "join-not-leader",
+            Response::Join(Err(JoinDeclined::NotLeader(Some("c:2".into())))),
+        ),
+        (
+            "join-try-again",
+            Response::Join(Err(JoinDeclined::TryAgain("d".into()))),
+        ),
         ("failed", Response::Failed("stopped".into())),
+    ]
+}
+
+/// Why a peer may be turned away, beside what other examples have.
+fn turned_away() -> Vec<(&'static str, TurnedAway)> {
+    let incarnation = Incarnation([2; 16]);
+    let other_name = TurnedAway::OtherName {
+        certificate: "a".into(),
+        said: "b".into(),
+    };
+    vec![
+        ("away-protocol", TurnedAway::Protocol { ours: 1, theirs: 2 }),
+        ("away-other-cluster", TurnedAway::OtherCluster),
+        ("away-other-epoch", TurnedAway::OtherEpoch { ours: 1, theirs: 2 }),
+        ("away-other-name", other_name),
+        ("away-unknown", TurnedAway::Unknown(3)),
+        (
+            "away-other-incarnation",
+            TurnedAway::OtherIncarnation { raft_id: 3 },
+        ),
+        (
+            "away-removed",
+            TurnedAway::Removed {
+                raft_id: 3,
+                incarnation,
+            },
+        ),
+        ("away-uninitialised", TurnedAway::Uninitialised),
+    ]
+}
+
+/// Why a proposal may be declined, beside what other examples have.
+fn declined() -> Vec<(&'static str, Declined)> {
+    let not_understood = Declined::NotUnderstood {
+        operation: "rekey_slot".into(),
+        level: 5,
+        node: "hsm-node-2".into(),
+        understands: 4,
+    };
+    vec![
+        ("declined-no-quorum", Declined::NoQuorum),
+        ("declined-unknown", Declined::Unknown),
+        ("declined-too-large", Declined::TooLarge(9)),
+        ("declined-busy", Declined::Busy),
+        ("declined-draining", Declined::Draining),
+        ("declined-uninitialised", Declined::Uninitialised),
+        ("declined-no-space", Declined::NoSpace),
+        ("declined-fatal", Declined::Fatal("d".into())),
+        ("declined-older-copy", Declined::OlderCopy(3)),
+        ("declined-not-understood", not_understood),
     ]
 }
 
@@ -253,6 +329,16 @@ pub fn wire_seeds() -> Vec<(&'static str, Vec<u8>)> {
         responses()
             .iter()
             .map(|(name, response)| (*name, seed(3, response))),
+    );
+    seeds.extend(
+        turned_away()
+            .into_iter()
+            .map(|(name, why)| (name, seed(1, &HelloReply::Away(why)))),
+    );
+    seeds.extend(
+        declined()
+            .into_iter()
+            .map(|(name, why)| (name, seed(3, &Response::ReadIndex(Err(why))))),
     );
     seeds
 }

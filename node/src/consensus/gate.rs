@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use raft_store::names::RaftId;
 
+use super::ProposeError;
 use crate::clock;
+use crate::seeded::bug;
 
 /// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,38 @@ pub enum Gate {
         /// The node that its log does not know.
         node: RaftId,
     },
+    /// Shut until the process ends: the quorum was recovered without this node, and its epoch has ended.
+    EpochEnded {
+        /// The epoch that a voter of its own is in.
+        epoch: u64,
+    },
+}
+
+/// Why the gate is shut until the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shut {
+    /// See [`Gate::OlderCopy`].
+    OlderCopy(RaftId),
+    /// See [`Gate::EpochEnded`].
+    EpochEnded(u64),
+}
+
+impl From<Shut> for Gate {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::OlderCopy(node) => Gate::OlderCopy { node },
+            Shut::EpochEnded(epoch) => Gate::EpochEnded { epoch },
+        }
+    }
+}
+
+impl From<Shut> for ProposeError {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::OlderCopy(node) => ProposeError::OlderCopy { node },
+            Shut::EpochEnded(epoch) => ProposeError::EpochEnded { epoch },
+        }
+    }
 }
 
 /// Moments are milliseconds since the process began, plus one; 0 = never.
@@ -58,6 +92,8 @@ pub(super) struct StartGate {
     open_since: AtomicU64,
     /// See [`Gate::OlderCopy`]; 0 = nobody.
     unknown: AtomicU64,
+    /// See [`Gate::EpochEnded`]; 0 = it has not.
+    later_epoch: AtomicU64,
 }
 
 impl StartGate {
@@ -69,6 +105,7 @@ impl StartGate {
             contact: AtomicU64::new(0),
             open_since: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
+            later_epoch: AtomicU64::new(0),
         }
     }
 
@@ -80,9 +117,16 @@ impl StartGate {
         first.is_ok()
     }
 
-    /// The node that it is shut for good because of.
-    pub(super) fn shut_by(&self) -> Option<RaftId> {
-        Some(self.unknown.load(Ordering::Acquire)).filter(|node| *node != 0)
+    /// Shuts it for good, because this node's epoch has ended. Says whether that was not known yet.
+    pub(super) fn end_epoch(&self, later: u64) -> bool {
+        self.later_epoch.fetch_max(later, Ordering::AcqRel) == 0
+    }
+
+    /// Why it is shut for good.
+    pub(super) fn shut_by(&self) -> Option<Shut> {
+        let unless_none = |of: &AtomicU64| Some(of.load(Ordering::Acquire)).filter(|of| *of != 0);
+        let ended = unless_none(&self.later_epoch).map(Shut::EpochEnded);
+        ended.or_else(|| unless_none(&self.unknown).map(Shut::OlderCopy))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -104,7 +148,11 @@ impl StartGate {
             let silence = Duration::from_millis(at - inner.heard);
             if inner.heard == 0 || silence > self.bound {
                 self.open_since.store(0, Ordering::Release);
-                inner.target = commit.max(1);
+                inner.target = if bug("bug::ready_before_gate") {
+                    1
+                } else {
+                    commit.max(1)
+                };
             }
             inner.heard = at;
         }
@@ -138,8 +186,8 @@ impl StartGate {
 
     /// Where it stands.
     pub(super) fn stand(&self) -> Gate {
-        if let Some(node) = self.shut_by() {
-            return Gate::OlderCopy { node };
+        if let Some(shut) = self.shut_by() {
+            return shut.into();
         }
         match self.open_since.load(Ordering::Acquire) {
             0 => match self.lock().target {
@@ -229,6 +277,18 @@ mod tests {
         assert!(!gate.shut(15), "the first is kept");
         gate.contact(begun + 2 * SECOND, Duration::ZERO, 10, 10);
         assert_eq!(gate.stand(), Gate::OlderCopy { node: 12 });
+        assert_eq!(gate.staleness(begun + 2 * SECOND), None);
+    }
+
+    #[test]
+    fn the_end_of_its_epoch_shuts_it_for_good_too_and_is_what_is_said() {
+        let (gate, begun) = gate();
+        gate.contact(begun + SECOND, Duration::ZERO, 10, 10);
+        assert!(gate.end_epoch(2));
+        assert!(!gate.end_epoch(3), "said once");
+        gate.shut(12);
+        gate.contact(begun + 2 * SECOND, Duration::ZERO, 10, 10);
+        assert_eq!(gate.stand(), Gate::EpochEnded { epoch: 3 });
         assert_eq!(gate.staleness(begun + 2 * SECOND), None);
     }
 

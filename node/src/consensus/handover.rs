@@ -1,4 +1,5 @@
-//! Handing leadership over before a leader stops, so that the others need not first miss it. openraft 0.9
+//! Handing leadership over: before a leader stops, so that the others need not first miss it, or because somebody wants
+//! another one to lead. openraft 0.9
 //! has no transfer of its own: the node that has the whole log is asked to stand for election.
 //!
 //! Voters refuse a candidate while they hear from a leader. Of three voters the old leader's own vote and
@@ -9,12 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hsm_api::ErrorCode;
 use openraft::ServerState;
 use raft_store::names::RaftId;
 
 use super::Consensus;
 use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
 use super::wire::{Request, Response};
+use crate::admin::call::CallError;
+use crate::seeded::bug;
 
 /// Until what is being appended has been answered.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -32,10 +36,13 @@ impl Consensus {
     pub async fn step_down(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
-        let handed = self.shared.runtime.spawn(async move { shared.hand_over().await });
+        let handed = self.shared.runtime.spawn(async move {
+            // One that an administrator asked for ends first, whatever comes of it.
+            let _turn = shared.handing_over.lock().await;
+            shared.hand_over(None).await
+        });
         // A disk that hangs holds the consensus thread, and must not hold the process.
-        let most = SETTLE + CATCH_UP + 3 * TAKE_OVER + lease_and_tick(&self.shared);
-        let why = match tokio::time::timeout(most, handed).await {
+        let why = match tokio::time::timeout(most(&self.shared), handed).await {
             Ok(Ok(Ok(None))) => return,
             Ok(Ok(Ok(Some(to)))) => return tracing::info!(to, "leadership handed over"),
             Ok(Ok(Err(why))) => why,
@@ -46,6 +53,63 @@ impl Consensus {
             why,
             "leadership not handed over: the others elect after a time-out"
         );
+    }
+
+    /// Hands leadership over without stopping: to `to`, or to the voter that is best. This node follows then; if it comes
+    /// to nothing, it goes on leading.
+    ///
+    /// # Errors
+    /// `not_leader`, `node_draining`, or `transfer_failed`: nobody else leads, or it is not known yet who does.
+    pub async fn transfer(&self, to: Option<RaftId>) -> Result<RaftId, CallError> {
+        let shared = Arc::clone(&self.shared);
+        if shared.draining.load(Ordering::SeqCst) {
+            return Err(super::ProposeError::Draining.into());
+        }
+        // In a task of its own: half of it must not be left undone when the caller goes away.
+        let handed = self
+            .shared
+            .runtime
+            .spawn(async move { shared.transfer(to).await });
+        let failed = |why: String| CallError::new(ErrorCode::TransferFailed, why);
+        match tokio::time::timeout(most(&self.shared), handed).await {
+            Ok(Ok(Ok(Some(leader)))) => Ok(leader),
+            Ok(Ok(Ok(None))) => Err(super::ProposeError::NotLeader {
+                leader: self.shared.known_leader(),
+            }
+            .into()),
+            Ok(Ok(Err(why))) => Err(failed(format!(
+                "leadership was not handed over: {why}; this node goes on leading unless another was elected"
+            ))),
+            Ok(Err(error)) => Err(CallError::new(ErrorCode::Internal, error.to_string())),
+            Err(_) => Err(failed("consensus does not answer; look who leads".to_owned())),
+        }
+    }
+}
+
+/// The longest that a hand-over takes.
+fn most(shared: &Shared) -> Duration {
+    SETTLE + CATCH_UP + 3 * TAKE_OVER + lease_and_tick(shared)
+}
+
+/// While this is there, nothing is appended. Heartbeats are sent again when it goes, whatever came of the hand-over: a
+/// node that led without them later would be deposed at once.
+struct Paused(Arc<Shared>);
+
+impl Paused {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.paused.store(true, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let Some(running) = self.0.raft.get()
+            && !bug("bug::heartbeats_stay_off")
+        {
+            running.raft.runtime_config().heartbeat(true);
+        }
+        self.0.paused.store(false, Ordering::SeqCst);
     }
 }
 
@@ -67,8 +131,41 @@ fn up_to_date(own: RaftId, metrics: &Metrics, last: u64) -> BTreeSet<RaftId> {
 }
 
 impl Shared {
+    /// Hands over and goes on, as a follower or as the leader that it was. Nobody, if this node does not lead.
+    pub(super) async fn transfer(self: &Arc<Self>, to: Option<RaftId>) -> Result<Option<RaftId>, String> {
+        let Ok(_turn) = self.handing_over.try_lock() else {
+            return Err("it is being handed over already".to_owned());
+        };
+        if !self.is_leader() {
+            return Ok(None);
+        }
+        let _paused = Paused::begin(self);
+        match self.hand_over(to).await? {
+            Some(leader) => {
+                tracing::info!(to = leader, "leadership handed over");
+                Ok(Some(leader))
+            }
+            None if self.is_leader() => Err("there is no other voter".to_owned()),
+            None => Ok(None),
+        }
+    }
+
+    /// Who may be asked to stand: the voters that have the whole log. One that leaves is asked only by its name.
+    fn candidates(&self, own: RaftId, now: &Metrics, last: u64, to: Option<RaftId>) -> BTreeSet<RaftId> {
+        let published = self.published.load();
+        let leaves = |id: &RaftId| {
+            published
+                .state
+                .nodes()
+                .get(id)
+                .is_some_and(|node| node.is_leaving())
+        };
+        let wanted = |id: &RaftId| to.map_or_else(|| !leaves(id), |to| to == *id);
+        up_to_date(own, now, last).into_iter().filter(wanted).collect()
+    }
+
     /// The new leader, or nobody if there was nothing to hand over.
-    async fn hand_over(self: &Arc<Self>) -> Result<Option<RaftId>, String> {
+    async fn hand_over(self: &Arc<Self>, to: Option<RaftId>) -> Result<Option<RaftId>, String> {
         let Some(running) = self.raft.get().filter(|_| self.is_leader()) else {
             return Ok(None);
         };
@@ -86,15 +183,20 @@ impl Shared {
         // By the store: the metrics may be older than the last answer.
         let last = self.control.get().last_log.map_or(0, |id| id.index);
         let caught_up = metrics.wait_for(|now| {
-            now.state != ServerState::Leader || !up_to_date(running.id, now, last).is_empty()
+            now.state != ServerState::Leader || !self.candidates(running.id, now, last, to).is_empty()
         });
         let (targets, voters) = match tokio::time::timeout(CATCH_UP, caught_up).await {
             Ok(Ok(now)) => (
-                up_to_date(running.id, &now, last),
+                self.candidates(running.id, &now, last, to),
                 now.membership_config.voter_ids().count(),
             ),
             Ok(Err(_)) => return Err("raft has stopped".to_owned()),
-            Err(_) => return Err("no voter has the whole log".to_owned()),
+            Err(_) => {
+                return Err(match to {
+                    Some(to) => format!("{} does not have the whole log", self.name_or_id(to)),
+                    None => "no voter has the whole log".to_owned(),
+                });
+            }
         };
         // The one that answered last is the likeliest to answer again.
         let heard = self.peers.load_full();
@@ -116,14 +218,18 @@ impl Shared {
         match (over, taken) {
             (Some(leader), _) => Ok(Some(leader)),
             (None, taken) => {
-                if !small {
+                if !small && !bug("bug::heartbeats_stay_off") {
                     running.raft.runtime_config().heartbeat(true);
                 }
                 Err(taken
                     .err()
-                    .unwrap_or_else(|| format!("raft id {target} was not elected in time")))
+                    .unwrap_or_else(|| format!("{} was not elected in time", self.name_or_id(target))))
             }
         }
+    }
+
+    fn name_or_id(&self, id: RaftId) -> String {
+        self.name_of(id).unwrap_or_else(|| format!("raft id {id}"))
     }
 
     async fn ask_to_stand(self: &Arc<Self>, target: RaftId) -> Result<(), String> {

@@ -6,6 +6,7 @@ use raft_store::state::node::NodeStatus;
 use raft_store::storage::{Control, Poison, Published};
 
 use super::wire::{Hello, PROTOCOL, TurnedAway};
+use crate::seeded::bug;
 
 /// One run of this node's process.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +65,12 @@ pub(super) fn check_member(
         // A raft id is the index of the entry that gave it (the founder's, which is lower, comes with the
         // first command): a node that has not applied that entry cannot know the peer yet, and must not
         // shut out a leader it lags behind.
-        return if applied < peer.raft_id || published.state.meta().is_none() {
+        return if bug("bug::go_away_without_tombstone") {
+            Err(TurnedAway::Removed {
+                raft_id: peer.raft_id,
+                incarnation: peer.incarnation,
+            })
+        } else if applied < peer.raft_id || published.state.meta().is_none() {
             Ok(Standing::Later)
         } else {
             Err(TurnedAway::Unknown(peer.raft_id))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use raft_store::names::{ContextName, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::node::{Node, NodeStatus};
-use raft_store::state::slot::{Grantee, TransportGeneration, TransportState};
+use raft_store::state::slot::{Grantee, TransportGeneration};
 
 use super::membership::is_below_members;
 
@@ -126,7 +126,7 @@ fn of_slot(state: &ClusterState, id: RaftId, node: &Node, slot: SlotName) -> Opt
     let known = state.slots().get(&slot);
     let mut needed = known.iter().flat_map(|known| &known.transport);
     let is_missing = |generation: &&TransportGeneration| {
-        generation.state != TransportState::Destroyed && !generation.grants.contains_key(&Grantee::Node(id))
+        !generation.state.is_ended() && !generation.grants.contains_key(&Grantee::Node(id))
     };
     if let Some(generation) = needed.find(is_missing) {
         return Some(match generation.rejected.get(&id) {

@@ -1,5 +1,5 @@
-//! The membership driver: learners are added, and become voters once they have proven every key. A pure
-//! decision over state and membership, so that a new leader goes on where the old one died.
+//! The membership driver: learners are added, and become voters once they have proven every key; nodes that leave are
+//! taken out (`leaving.rs`). A pure decision over state and membership, so that a new leader goes on where the old one died.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use raft_store::state::ClusterState;
 use raft_store::state::node::{Node, NodeStatus};
 
 use super::held_back::Told;
+use super::leaving;
 use super::propose::{LAST_ANSWER, answer_of};
 use super::shared::Shared;
 use crate::clock;
+use crate::rotation::reach;
 
 /// Between looks; changes of the state wake the driver at once.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -26,9 +28,12 @@ const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 /// Heartbeats within which a node has to have answered before it may count for a majority.
 const HEARTBEATS: u32 = 5;
 
+/// After a hand-over that failed: for a time nobody led.
+const HELD_ON: Duration = Duration::from_secs(5);
+
 /// The next step.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// A registered node is unknown to Raft.
     AddLearner(RaftId, MemberNode),
     /// A learner was registered again, or the only voter is started, under another address than Raft reaches it at.
@@ -39,19 +44,36 @@ enum Step {
     Promote(RaftId),
     /// A leader died inside a joint change.
     FinishJoint,
+    /// A voter leaves, and the others go on without it.
+    Expel(RaftId),
+    /// A voter leaves, and a member takes its place in the same change.
+    Swap {
+        /// Who leaves.
+        old: RaftId,
+        /// Who takes its place.
+        new: RaftId,
+    },
+    /// This leader leaves: another one has to lead first.
+    StepAside(RaftId),
+    /// A learner that belongs to the cluster no more.
+    Forget(RaftId),
+    /// A node that left Raft's membership becomes a tombstone.
+    Bury(RaftId),
 }
 
 /// What the decision looks at besides the state.
-struct Membership {
-    voters: BTreeSet<RaftId>,
-    learners: BTreeSet<RaftId>,
+pub(super) struct Membership {
+    /// This node.
+    pub(super) id: Option<RaftId>,
+    pub(super) voters: BTreeSet<RaftId>,
+    pub(super) learners: BTreeSet<RaftId>,
     /// How Raft reaches each.
-    nodes: BTreeMap<RaftId, MemberNode>,
-    joint: bool,
+    pub(super) nodes: BTreeMap<RaftId, MemberNode>,
+    pub(super) joint: bool,
     /// Index each follower has, by replication.
     matched: BTreeMap<RaftId, u64>,
-    /// Who has answered this leader lately. A node that is dead already would only make the majority larger.
-    heard: BTreeSet<RaftId>,
+    /// Who has answered this leader lately, and itself. A node that is dead already would only make the majority larger.
+    pub(super) heard: BTreeSet<RaftId>,
     /// This node, and where its configuration says that it is reached; nothing without a listener.
     own: Option<(RaftId, MemberNode)>,
 }
@@ -94,17 +116,20 @@ pub(super) fn member_of(node: &Node) -> MemberNode {
     }
 }
 
-fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
+pub(super) fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
     if raft.joint {
         return Some(Step::FinishJoint);
     }
     if let Some(step) = raft.moved() {
         return Some(step);
     }
+    if let Some(step) = leaving::decide(state, raft) {
+        return Some(step);
+    }
     for (id, node) in state.nodes().iter() {
         let known = raft.voters.contains(id) || raft.learners.contains(id);
         match node.status {
-            NodeStatus::Removed { .. } => {}
+            NodeStatus::Removed { .. } | NodeStatus::Leaving { .. } => {}
             NodeStatus::Joining | NodeStatus::Member if !known => {
                 return Some(Step::AddLearner(*id, member_of(node)));
             }
@@ -127,7 +152,10 @@ fn decide(state: &ClusterState, raft: &Membership) -> Option<Step> {
                 }
             }
             NodeStatus::Member => {
-                if !raft.voters.contains(id) && raft.heard.contains(id) {
+                if !raft.voters.contains(id)
+                    && raft.heard.contains(id)
+                    && !leaving::takes_a_place(state, raft, &node.name)
+                {
                     return Some(Step::Promote(*id));
                 }
             }
@@ -142,8 +170,8 @@ enum Next {
     Soon,
     /// Once the state has changed, or after this time.
     Change { within: Duration },
-    /// After [`PERIOD`], whatever is applied meanwhile: changes in progress and lost leadership end by themselves.
-    Pause,
+    /// After this time, whatever is applied meanwhile: changes in progress and lost leadership end by themselves.
+    Pause(Duration),
 }
 
 /// Runs the driver until the runtime ends.
@@ -154,7 +182,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         applied.borrow_and_update();
         match look(&shared, &mut told, &mut held_back).await {
             Next::Soon => tokio::time::sleep(JOINING_LOOK).await,
-            Next::Pause => tokio::time::sleep(PERIOD).await,
+            Next::Pause(time) => tokio::time::sleep(time).await,
             Next::Change { within } => {
                 if let Ok(Err(_)) = tokio::time::timeout(within, applied.changed()).await {
                     return;
@@ -166,7 +194,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
 
 async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut Told) -> Next {
     if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
-        return Next::Pause;
+        return Next::Pause(PERIOD);
     }
     tell_below_members(&shared.published.load().state, told);
     held_back.tell(&shared.published.load().state, clock::now());
@@ -179,11 +207,15 @@ async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut
         return Next::Change { within };
     };
     tracing::info!(?step, "membership");
+    let after_failure = match step {
+        Step::StepAside(_) => HELD_ON,
+        _ => PERIOD,
+    };
     match carry_out(shared, step).await {
         Ok(()) => Next::Soon,
         Err(error) => {
             tracing::info!(error, "membership step not done yet");
-            Next::Pause
+            Next::Pause(after_failure)
         }
     }
 }
@@ -201,12 +233,12 @@ fn tell_below_members(state: &ClusterState, told: &mut BTreeSet<RaftId>) {
     }
 }
 
-/// Whether a node is registered that does not vote yet.
+/// Whether a node is registered that does not vote yet, or one is to leave.
 fn is_anybody_on_the_way(shared: &Shared) -> bool {
     let published = shared.published.load();
     let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
     let mut nodes = published.state.nodes().iter();
-    nodes.any(|(id, node)| !matches!(node.status, NodeStatus::Removed { .. }) && !voters.contains(id))
+    nodes.any(|(id, node)| node.is_leaving() || (node.is_standing() && !voters.contains(id)))
 }
 
 fn next_step(shared: &Shared) -> Option<Step> {
@@ -226,22 +258,51 @@ fn next_step(shared: &Shared) -> Option<Step> {
         name: options.node_name.to_string(),
         cluster_address: options.advertise.clone(),
     };
-    let own = shared.raft.get().map(|running| (running.id, here));
+    let id = shared.raft.get().map(|running| running.id);
+    let own = id.map(|id| (id, here));
+    let mut heard = shared.heard_lately();
+    heard.extend(id);
     let membership = Membership {
+        id,
         voters,
         learners,
         nodes: config.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         joint,
         matched: matched.unwrap_or_default(),
-        heard: shared.heard_within(options.timing.heartbeat * HEARTBEATS, clock::now()),
+        heard,
         own: own.filter(|(_, here)| !here.cluster_address.is_empty()),
     };
     decide(&shared.published.load().state, &membership)
 }
 
+impl Shared {
+    /// The peers that have answered this leader within a few heartbeats.
+    pub(super) fn heard_lately(&self) -> BTreeSet<RaftId> {
+        self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now())
+    }
+}
+
+/// The voters once `new` has taken the place of `old`.
+fn swapped(shared: &Shared, old: RaftId, new: RaftId) -> BTreeSet<RaftId> {
+    let sample = shared.metrics();
+    let voters = sample
+        .iter()
+        .flat_map(|sample| sample.metrics.membership_config.voter_ids());
+    voters.filter(|id| *id != old).chain([new]).collect()
+}
+
 async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
+    let forgotten = match step {
+        Step::Forget(id) => Some(id),
+        _ => None,
+    };
     let (change, keep_learners) = match step {
         Step::Admit(node) => return admit(shared, node).await,
+        Step::Bury(node) => return shared.bury(node).await,
+        Step::StepAside(_) => return shared.transfer(None).await.map(drop),
+        Step::Expel(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
+        Step::Swap { old, new } => (ChangeMembers::ReplaceAllVoters(swapped(shared, old, new)), false),
+        Step::Forget(id) => (ChangeMembers::RemoveNodes(BTreeSet::from([id])), true),
         Step::AddLearner(id, node) => (ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true),
         Step::Correct(id, node) => (ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true),
         Step::Promote(id) => (ChangeMembers::AddVoterIds(BTreeSet::from([id])), false),
@@ -251,6 +312,7 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
     // Under the same conditions as any other entry: not without a quorum, not on a full disk, not while this
     // leader hands over.
     let place = shared.may_append(None).map_err(|e| e.to_string())?;
+    reach("membership::before_change").await;
     let raft = shared.raft.get().ok_or("raft is not running")?.raft.clone();
     let metrics = raft.metrics();
     let changed = tokio::spawn(async move {
@@ -263,7 +325,14 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
         .await
     });
     match tokio::time::timeout(CHANGE_WITHIN, changed).await {
-        Ok(Ok(Some(changed))) => changed.map(|_| ()).map_err(|e| e.to_string()),
+        Ok(Ok(Some(changed))) => {
+            reach("membership::after_change").await;
+            changed.map_err(|e| e.to_string())?;
+            if let Some(id) = forgotten {
+                shared.tell_removed(id);
+            }
+            Ok(())
+        }
         Ok(Ok(None)) => Err("this node does not lead any more".into()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("it takes long".into()),
@@ -280,16 +349,17 @@ async fn admit(shared: &Arc<Shared>, node: RaftId) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use raft_store::state::FEATURE_LEVEL;
 
     use super::*;
     use crate::rotation::testing::World;
 
-    /// What the driver does for the last node to join, matched up to everything.
-    fn next(world: &World, heard: &[RaftId]) -> Option<Step> {
+    /// Raft's membership of a world that node 1 leads: every node is known to it and has everything.
+    pub(in super::super) fn raft_of(world: &World, heard: &BTreeSet<RaftId>) -> Membership {
         let all: BTreeSet<RaftId> = world.state.nodes().iter().map(|(id, _)| *id).collect();
-        let raft = Membership {
+        Membership {
+            id: Some(1),
             voters: world.voters.clone(),
             learners: all.difference(&world.voters).copied().collect(),
             nodes: world
@@ -300,10 +370,15 @@ mod tests {
                 .collect(),
             joint: false,
             matched: all.iter().map(|id| (*id, world.index)).collect(),
-            heard: heard.iter().copied().collect(),
+            heard: heard.clone(),
             own: None,
-        };
-        decide(&world.state, &raft)
+        }
+    }
+
+    /// What the driver does for the last node to join, matched up to everything.
+    fn next(world: &World, heard: &[RaftId]) -> Option<Step> {
+        let heard = heard.iter().copied().collect();
+        decide(&world.state, &raft_of(world, &heard))
     }
 
     #[test]
@@ -393,6 +468,7 @@ mod tests {
             cluster_address: "wrong".into(),
         };
         let raft = |id| Membership {
+            id: Some(1),
             voters: BTreeSet::from([1]),
             learners: BTreeSet::from([learner]),
             nodes: BTreeMap::from([(id, wrong.clone())]),
@@ -416,6 +492,7 @@ mod tests {
             cluster_address: address.into(),
         };
         let raft = |known: &str, learners: &[RaftId]| Membership {
+            id: Some(1),
             voters: BTreeSet::from([1]),
             learners: learners.iter().copied().collect(),
             nodes: BTreeMap::from([(1, at(known))]),
@@ -456,6 +533,7 @@ mod tests {
         let learner = world.join();
         world.prove(learner);
         let raft = Membership {
+            id: Some(1),
             voters: BTreeSet::from([1]),
             learners: BTreeSet::from([learner]),
             nodes: BTreeMap::new(),

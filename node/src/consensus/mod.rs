@@ -14,6 +14,7 @@ use tokio::sync::watch;
 mod accusations;
 mod admission;
 mod ask;
+mod autopilot;
 mod budget;
 mod connection;
 #[cfg(test)]
@@ -28,14 +29,17 @@ mod handover;
 mod handshake;
 mod held_back;
 mod join;
+mod leaving;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
 mod link;
+mod loading;
 mod membership;
 mod network;
 mod pool;
 mod propose;
+pub mod quorum;
 mod refusals;
 mod register;
 mod repeat;
@@ -50,6 +54,7 @@ mod test_world;
 mod vouching;
 mod wire;
 
+pub use autopilot::Autopilot;
 pub use found::{FoundSeed, Founded};
 pub use gate::Gate;
 pub use held_back::{HeldBack, held_back_by};
@@ -193,6 +198,15 @@ pub enum ProposeError {
         /// The node that its log does not know.
         node: RaftId,
     },
+    /// The quorum was recovered without this node; see [`Gate::EpochEnded`].
+    #[error(
+        "the epoch of this node has ended: its cluster goes on in epoch {epoch}, in which this node has no part; stop it, \
+         empty its data directory, and join it again (docs/operations.md, \"When the quorum is gone for good\")"
+    )]
+    EpochEnded {
+        /// The epoch of the cluster.
+        epoch: u64,
+    },
     /// A member runs a release that does not know this kind of change.
     #[error(
         "{operation} needs feature level {level}, and {node} understands {understands}: upgrade that node first; nothing \
@@ -258,6 +272,21 @@ impl Consensus {
     /// Age of the newest quorum-backed contact; `None`: none since the start. Two atomic loads.
     pub fn staleness(&self) -> Option<Duration> {
         self.shared.staleness(clock::now())
+    }
+
+    /// The nodes that have answered this leader within a few heartbeats, and itself. Nobody elsewhere.
+    pub fn heard(&self) -> BTreeSet<RaftId> {
+        if !self.is_leader() {
+            return BTreeSet::new();
+        }
+        let mut heard = self.shared.heard_lately();
+        heard.extend(self.raft_id());
+        heard
+    }
+
+    /// Why this node was removed from its cluster, once it was. It has to stop then; whoever asks here sees to that.
+    pub fn removed(&self) -> watch::Receiver<Option<String>> {
+        self.shared.removed.subscribe()
     }
 
     /// Where the start gate stands.

@@ -131,6 +131,7 @@ impl PeerClient {
             .connect(self.target, &self.address)
             .await
             .map_err(net)?;
+        let _loading = self.shared.loading.begin(self.target);
         let mut request = Request::SnapshotBegin {
             vote,
             meta: snapshot.meta,
@@ -169,7 +170,9 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<RaftId>> {
         let now = clock::now();
-        let age = self.shared.quorum_ack_age(now);
+        // One that is shut for good makes nobody fresh: who follows it would serve on.
+        let shut = self.shared.gate.shut_by().is_some();
+        let age = self.shared.quorum_ack_age(now).filter(|_| !shut);
         let quorum_ack_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let frame = AppendFrame {
             rpc,

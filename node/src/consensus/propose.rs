@@ -140,8 +140,12 @@ impl Shared {
         if self.draining.load(Ordering::SeqCst) {
             return Err(ProposeError::Draining);
         }
-        if let Some(node) = self.gate.shut_by() {
-            return Err(ProposeError::OlderCopy { node });
+        if let Some(shut) = self.gate.shut_by() {
+            return Err(shut.into());
+        }
+        // Whoever leads in a moment takes it; if it is this node again, so much the better.
+        if self.paused.load(Ordering::SeqCst) {
+            return Err(ProposeError::NotLeader { leader: None });
         }
         if !self.is_leader() {
             return Err(ProposeError::NotLeader {
@@ -163,6 +167,8 @@ impl Shared {
             // The last look was before the hand-over took every place.
             if self.draining.load(Ordering::SeqCst) {
                 ProposeError::Draining
+            } else if self.paused.load(Ordering::SeqCst) {
+                ProposeError::NotLeader { leader: None }
             } else {
                 ProposeError::Busy
             }

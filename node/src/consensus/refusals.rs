@@ -48,7 +48,7 @@ impl Shared {
         tracing::error!(target: "audit", epoch = crate::logging::epoch(), peer, raft_id, reason, "{what}");
     }
 
-    /// Writes, once in a run, which peer showed that this node's log is not its cluster's.
+    /// Writes, once in a run, which peer showed that this node's log, or its epoch, is not its cluster's.
     pub(super) fn note_older_copy(&self, peer: &str, raft_id: RaftId, reason: impl Display) {
         let (peer, reason) = (plain(peer), plain(&reason.to_string()));
         let what = "this node is not ready and changes nothing any more";

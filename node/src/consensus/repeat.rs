@@ -91,6 +91,8 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::AlreadyInitialised
         | ErrorCode::IdempotencyExpired
         | ErrorCode::KeyVersionNotReady
+        // The node is gone because an attempt has removed it.
+        | ErrorCode::NodeRemoved
         // Passing states of the node that answered.
         | ErrorCode::RateLimited
         | ErrorCode::Overloaded
@@ -103,6 +105,9 @@ fn verdict(code: ErrorCode) -> Verdict {
         | ErrorCode::InvocationsExhausted
         | ErrorCode::TokenBusy
         | ErrorCode::TokenTimeout
+        // Voters come back, and die.
+        | ErrorCode::QuorumAtRisk
+        | ErrorCode::TransferFailed
         // What the node that was asked says of its own state; no leader answers so.
         | ErrorCode::IndexEpochChanged
         | ErrorCode::MinIndexTooFar

@@ -286,7 +286,7 @@ async fn may_ask(shared: &Arc<Shared>, peer: &Hello, request: &Request) -> Resul
         | Request::SnapshotEnd => shared.may_speak_raft(peer).await,
         Request::Own { .. } | Request::ReadIndex | Request::Vouch(_) => status.is_some(),
         Request::Admin(_) | Request::Stand | Request::GoAway(_) | Request::Refused(_) => {
-            status == Some(NodeStatus::Member)
+            matches!(status, Some(NodeStatus::Member | NodeStatus::Leaving { .. }))
         }
         Request::Join(_) => return Err("it belongs to the cluster already".to_owned()),
     };

@@ -18,6 +18,7 @@ use super::admission::Peers;
 use super::budget::Budget;
 use super::gate::StartGate;
 use super::handshake::{self, Run};
+use super::loading::Loading;
 use super::pool::Pool;
 use super::start::ConsensusOptions;
 use super::wire::{FrameSaid, Hello};
@@ -61,6 +62,14 @@ pub(super) struct Shared {
     pub(super) timed_out: AtomicU64,
     pub(super) leader_changes: AtomicU64,
     pub(super) draining: AtomicBool,
+    /// Who is being sent a snapshot.
+    pub(super) loading: Loading,
+    /// Nothing is appended for a moment: leadership is being handed over.
+    pub(super) paused: AtomicBool,
+    /// Held by whoever hands over.
+    pub(super) handing_over: tokio::sync::Mutex<()>,
+    /// Why this node was removed from the cluster, once it was.
+    pub(super) removed: watch::Sender<Option<String>>,
     pub(super) calls: OnceLock<Arc<dyn LeaderCalls>>,
     pub(super) pool: Pool,
     /// Lines of the audit that each peer may cause.
@@ -157,6 +166,7 @@ impl Shared {
             .state
             .nodes()
             .iter()
+            .filter(|(_, node)| node.is_standing())
             .map(|(id, _)| *id)
             .filter(|id| Some(*id) != own && silent(id))
             .collect()

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use openraft::{Raft, SnapshotPolicy};
+use raft_store::command::RecoverQuorum;
 use raft_store::names::{Boot, ClusterId, Incarnation, NodeName, RaftId};
 use raft_store::storage::{
     BarrierHook, LogStore, OpenError, Opened, Published, StateMachine, Store, StoreOptions,
@@ -19,9 +20,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::admission::Peers;
+use super::autopilot::{self, Autopilot};
 use super::gate::StartGate;
 use super::handshake::Run;
 use super::link::Listener;
+use super::loading::Loading;
 use super::network::Network;
 use super::pool::Pool;
 use super::shared::{MAX_IN_FLIGHT, Running, Shared};
@@ -68,6 +71,8 @@ pub struct ConsensusOptions {
     pub tls: Option<Arc<ClusterTls>>,
     /// Timing.
     pub timing: RaftTiming,
+    /// Whether, and when, a leader has dead voters removed.
+    pub autopilot: Option<Autopilot>,
     /// The replication key's id for a cluster.
     pub trk_id: Arc<dyn Fn(ClusterId) -> [u8; 8] + Send + Sync>,
     /// Called around each disk barrier.
@@ -228,11 +233,28 @@ async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
         on_fatal: Box::new(move |why| on_fatal(why)),
     })?;
     crate::logging::note_epoch(opened.control.get().epoch);
+    if let Some(recovery) = &opened.recovering {
+        note_recovery(recovery, &opened.machine.published().load());
+    }
     Ok(Parts {
         options,
         opened,
         listener,
     })
+}
+
+/// Writes what was done to this directory while the node was stopped: at its first start since, and at every further one
+/// until it is in the state. The state keeps it.
+fn note_recovery(recovery: &RecoverQuorum, before: &Published) {
+    let standing = before.state.nodes().iter().filter(|(_, node)| node.is_standing());
+    let left_out = standing.filter(|(id, _)| **id != recovery.survivor);
+    let left_out: Vec<&str> = left_out.map(|(_, node)| node.name.as_str()).collect();
+    tracing::warn!(
+        target: "audit",
+        epoch = recovery.epoch, survivor = recovery.survivor, last_term = recovery.last_term,
+        last_index = recovery.last_index, applied_index = recovery.applied_index, left_out = left_out.join(" "),
+        "the quorum was recovered by this node alone: what was committed behind its log is lost"
+    );
 }
 
 pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
@@ -245,6 +267,7 @@ pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
         log,
         machine,
         control,
+        recovering: _,
     } = opened;
     let identity = control.get();
     // A snapshot that was received whole stands for the log it covers, whether or not that was purged yet.
@@ -272,6 +295,10 @@ pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
         timed_out: AtomicU64::new(0),
         leader_changes: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        loading: Loading::default(),
+        paused: AtomicBool::new(false),
+        handing_over: tokio::sync::Mutex::new(()),
+        removed: tokio::sync::watch::Sender::new(None),
         calls: OnceLock::new(),
         pool: Pool::default(),
         refusals: refusals::lines(),
@@ -295,6 +322,9 @@ pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
     }
     tokio::spawn(follow_applied(Arc::clone(&shared)));
     tokio::spawn(membership::drive(Arc::clone(&shared)));
+    if let Some(rules) = shared.options.autopilot {
+        tokio::spawn(autopilot::drive(Arc::clone(&shared), rules));
+    }
     Ok(Consensus { shared })
 }
 

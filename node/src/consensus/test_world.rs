@@ -89,6 +89,7 @@ fn options(
         peer_addresses: BTreeMap::new(),
         cluster_name: "test".into(),
         tls: Some(tls),
+        autopilot: None,
         timing: RaftTiming {
             // As in production: quicker ones lose their leader on a machine that is busy with other tests.
             heartbeat: Duration::from_millis(200),

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raft_store::names::RaftId;
-use raft_store::state::node::NodeStatus;
 use raft_store::storage::Published;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -121,7 +120,7 @@ impl Shared {
         let (own, id) = (self.control.get().raft_id, peer.raft_id);
         let mut asked = JoinSet::new();
         for (member, node) in published.state.nodes().iter() {
-            if *member == own || node.status != NodeStatus::Member {
+            if *member == own || !node.is_member() {
                 continue;
             }
             let (shared, member) = (Arc::clone(self), *member);
@@ -145,10 +144,10 @@ impl Shared {
     pub(super) fn vouch(&self, id: RaftId) -> Option<Vouched> {
         let published = self.published.load();
         let node = published.state.nodes().get(&id)?;
-        (!matches!(node.status, NodeStatus::Removed { .. })).then(|| Vouched {
+        node.is_standing().then(|| Vouched {
             name: node.name.to_string(),
             incarnation: node.incarnation,
-            member: node.status == NodeStatus::Member,
+            member: node.is_member(),
         })
     }
 }

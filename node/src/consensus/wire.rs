@@ -52,7 +52,10 @@ pub(super) enum TurnedAway {
     Protocol { ours: u16, theirs: u16 },
     #[error("the peer belongs to another cluster")]
     OtherCluster,
-    #[error("the peer is of epoch {theirs}, the cluster of epoch {ours}")]
+    #[error(
+        "the peer is of epoch {theirs}, this node of epoch {ours}: whichever is of the lower one has no part in the cluster \
+         any more, and has to be emptied and joined again"
+    )]
     OtherEpoch { ours: u64, theirs: u64 },
     #[error("the peer's certificate is for {certificate}, it says it is {said}")]
     OtherName { certificate: String, said: String },
@@ -230,6 +233,7 @@ pub(super) enum Declined {
         node: String,
         understands: u32,
     },
+    EpochEnded(u64),
 }
 
 /// Why a join was declined.
@@ -257,6 +261,7 @@ impl From<ProposeError> for Declined {
             ProposeError::NoSpace => Declined::NoSpace,
             ProposeError::Fatal(why) => Declined::Fatal(why),
             ProposeError::OlderCopy { node } => Declined::OlderCopy(node),
+            ProposeError::EpochEnded { epoch } => Declined::EpochEnded(epoch),
             ProposeError::NotUnderstood {
                 operation,
                 level,
@@ -288,6 +293,7 @@ impl From<Declined> for ProposeError {
             Declined::NoSpace => ProposeError::NoSpace,
             Declined::Fatal(why) => ProposeError::Fatal(why),
             Declined::OlderCopy(node) => ProposeError::OlderCopy { node },
+            Declined::EpochEnded(epoch) => ProposeError::EpochEnded { epoch },
             Declined::NotUnderstood {
                 operation,
                 level,

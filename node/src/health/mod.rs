@@ -23,6 +23,10 @@ pub trait HealthSource: Send + Sync + 'static {
 
     /// Prometheus text, with contexts as labels.
     fn render_metrics(&self) -> String;
+
+    /// The applied index, and the digest of all rows of the replicated state at it. Nodes at one index have one digest.
+    #[cfg(feature = "failpoints")]
+    fn state_hash(&self) -> (u64, u128);
 }
 
 /// What `/readyz` was asked.

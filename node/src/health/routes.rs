@@ -18,7 +18,7 @@ use crate::metrics::without_names;
 type Handler = fn(&dyn HealthSource, &Uri) -> Response;
 
 /// Everything that is answered. What were answered elsewhere would be in no list, and so not be missed in
-/// `docs/openapi.json`; so it is with failpoints, which only builds for tests have.
+/// `docs/openapi.json`; so it is with failpoints and the state's digest, which only builds for tests have.
 const ROUTES: &[(&str, Handler)] = &[
     (paths::LIVEZ, livez),
     (paths::READYZ, readyz),
@@ -61,6 +61,10 @@ fn route(
     #[cfg(feature = "failpoints")]
     if uri.path() == paths::FAILPOINTS && *method == Method::POST {
         return failpoint(uri);
+    }
+    #[cfg(feature = "failpoints")]
+    if uri.path() == paths::STATE_HASH && *method == Method::GET {
+        return Ok(state_hash(source));
     }
     let Some((_, handler)) = ROUTES.iter().find(|(path, _)| *path == uri.path()) else {
         return Err(ApiError::new(ErrorCode::NotFound));
@@ -145,6 +149,16 @@ fn failpoint(uri: &Uri) -> Result<Response, ApiError> {
     crate::failpoints::arm(name, &unescape(action))
         .map_err(|error| ApiError::new(ErrorCode::InvalidArgument).detail(error))?;
     Ok(text(StatusCode::OK, "ok\n"))
+}
+
+/// `GET /debug/state-hash`: only in builds with feature `failpoints`.
+#[cfg(feature = "failpoints")]
+fn state_hash(source: &dyn HealthSource) -> Response {
+    let (index, digest) = source.state_hash();
+    text(
+        StatusCode::OK,
+        format!("{{\"index\":{index},\"digest\":\"{digest:032x}\"}}\n"),
+    )
 }
 
 /// Actions hold parentheses, arrows and per cents: `50%off`, `1*return(x)->off`.

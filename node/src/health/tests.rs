@@ -30,6 +30,11 @@ impl HealthSource for Source {
     fn render_metrics(&self) -> String {
         "hsm_raft_term 7\nx_total{context=\"2fa-context\",status=\"success\"} 3\n".to_owned()
     }
+
+    #[cfg(feature = "failpoints")]
+    fn state_hash(&self) -> (u64, u128) {
+        (7, 0xabc)
+    }
 }
 
 fn ask(request: &str) -> String {
@@ -59,6 +64,24 @@ fn livez_says_ok_and_nothing_else() {
         answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nok\n"),
         "{answer}"
     );
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_build_for_tests_says_the_states_digest() {
+    let answer = get("/debug/state-hash");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    let said: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(said["index"], 7);
+    assert_eq!(said["digest"], format!("{:032x}", 0xabc));
+}
+
+#[cfg(not(feature = "failpoints"))]
+#[test]
+fn only_a_build_for_tests_says_the_states_digest() {
+    let answer = get("/debug/state-hash");
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ use super::activity::{Activity, Ending, Outgoing, Patience};
 use super::brief::BriefPlace;
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
+use super::linger::{Back, Borrowed};
 use super::places::{OpenConnections, Place};
 use super::preface::{self, PrefaceError};
 use super::problem::ApiError;
@@ -134,7 +135,8 @@ enum Refused {
 
 /// A client that has shown who it is.
 struct Client {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Borrowed>,
+    back: Back,
     sender: Sender,
 }
 
@@ -198,12 +200,13 @@ impl Connection {
         }
         self.peer = preface::source(&mut stream, self.peer, self.is_balancer).await?;
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.server));
+        let (stream, back) = Borrowed::new(stream);
         let stream = acceptor.accept(stream).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let principal = self.tls.principal(chain)?;
         let via = self.common.proxies.via(&principal);
         let sender = Sender { principal, via };
-        Ok(Client { stream, sender })
+        Ok(Client { stream, back, sender })
     }
 
     fn refuse(&self, refused: &Refused) {
@@ -247,7 +250,7 @@ impl Connection {
 
     /// Answers the first request, and whatever came with it, with a refusal; then ends.
     async fn turn_away(&self, client: Client, refusal: ApiError) {
-        let Client { stream, sender } = client;
+        let Client { stream, sender, .. } = client;
         let (common, peer) = (&self.common, self.peer);
         let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };
@@ -290,8 +293,15 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, client: Client, _place: Place) {
-        let Client { stream, sender } = client;
+    async fn serve(self, client: Client, _place: Place) {
+        let Client { stream, back, sender } = client;
+        if self.answer_all(stream, sender).await {
+            back.linger().await;
+        }
+    }
+
+    /// True if the connection has ended, false if it was cut.
+    async fn answer_all(mut self, stream: TlsStream<Borrowed>, sender: Sender) -> bool {
         let peer = self.peer;
         let common = Arc::clone(&self.common);
         let is_http2 = is_http2(&stream);
@@ -368,9 +378,10 @@ impl Connection {
                 }
             }
         };
-        if let Some(Err(error)) = ended {
+        if let Some(Err(error)) = &ended {
             tracing::debug!(%peer, %error, "connection ended");
         }
+        ended.is_some()
     }
 }
 
@@ -389,7 +400,7 @@ async fn answer(
     Ok(response.map(|body| Outgoing::new(body, &activity)))
 }
 
-fn is_http2(stream: &TlsStream<TcpStream>) -> bool {
+fn is_http2(stream: &TlsStream<Borrowed>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(&b"h2"[..])
 }
 

@@ -13,10 +13,10 @@ pub enum Phase {
     Serving,
     /// Not ready any more, still accepting: balancers get time to notice.
     Notice,
-    /// Each answer closes its connection; idle connections are kept, because a request may be
-    /// on its way on one of them.
+    /// Nobody new is let in, and each answer closes its connection; idle connections are kept, because a request may
+    /// be on its way on one of them.
     Closing,
-    /// Nobody is let in, and connections at rest end: only requests in hand are waited for.
+    /// Connections at rest end: only requests in hand are waited for.
     Finishing,
     /// Everything ends.
     Stopped,

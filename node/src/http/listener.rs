@@ -1,4 +1,5 @@
-//! The API's accept loop: bounded connections, of which each gets the newest certificates.
+//! The API's accept loop: bounded connections, of which each gets the newest certificates. Its address is taken before
+//! anybody is let in, and at its end nobody whom the kernel has let in is sent away.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,7 +7,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockFilter, SockRef};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -57,19 +59,83 @@ impl ListenError {
     }
 }
 
-/// Binds an address that `key` has set.
+/// Connections that wait in the kernel until they are accepted; it allows no more than `net.core.somaxconn`.
+const BACKLOG: u32 = 1024;
+/// At its end a listener lets in whoever was about to be let in, for this long: until the last of three packets of a
+/// client that is not on the other side of the earth is here.
+const LAST_TO_ARRIVE: Duration = Duration::from_millis(200);
+
+/// An address that is this process's. Connections to it are refused until it is opened.
+#[derive(Debug)]
+pub struct Reserved {
+    key: &'static str,
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+impl Reserved {
+    /// Takes an address that `key` has set.
+    ///
+    /// # Errors
+    /// [`ListenError`], with the key.
+    pub fn new(key: &'static str, address: SocketAddr) -> Result<Self, ListenError> {
+        let bound = || -> std::io::Result<TcpSocket> {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            // Connections of the process before this one may still be ending.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        };
+        let socket = bound().map_err(|reason| ListenError::of(key, address, reason))?;
+        Ok(Self { key, address, socket })
+    }
+
+    /// From now on whoever connects is let in. Only within a runtime of tokio.
+    ///
+    /// # Errors
+    /// [`ListenError`], with the key.
+    pub fn open(self) -> Result<TcpListener, ListenError> {
+        let Self { key, address, socket } = self;
+        socket
+            .listen(BACKLOG)
+            .map_err(|reason| ListenError::of(key, address, reason))
+    }
+}
+
+/// Binds an address that `key` has set, and opens it.
 ///
 /// # Errors
 /// [`ListenError`], with the key.
-pub async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|reason| ListenError::of(key, address, reason))
+#[cfg(test)]
+pub(crate) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    Reserved::new(key, address)?.open()
+}
+
+/// Has the kernel pass over every packet that asks for a connection. Its sender repeats it after a second, and is told
+/// then that nobody listens here. A listener that is simply closed resets whoever is connected and not accepted yet,
+/// and balancers that saw a connection come up do not try another node.
+fn let_in_nobody_new(socket: &TcpListener) -> std::io::Result<()> {
+    // Instructions of the kernel's classic packet filter (linux/bpf_common.h); it begins at the TCP header, whose flags are
+    // byte 13, and of these SYN is bit 1 (RFC 9293 section 3.1).
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, 13),
+        SockFilter::new(AND, 0, 0, 0b10),
+        SockFilter::new(JUMP_IF_EQUAL, 1, 0, 0),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
 }
 
 /// What the accept loop needs.
 pub struct ApiListener {
-    /// Bound by [`bind`].
+    /// Made by [`Reserved::open`].
     pub socket: TcpListener,
     /// Certificates; each handshake takes the newest.
     pub tls: Arc<ArcSwap<ApiTls>>,
@@ -92,9 +158,34 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Accepts until only what is in hand is waited for.
+    /// Accepts until connections are being closed.
     pub async fn serve(self) {
-        let common = Arc::new(Common::new(
+        // The shutdown waits for the last who is let in.
+        let _listening = self.open.listen();
+        let common = self.common();
+        let mut closing = self.drain.clone();
+        loop {
+            tokio::select! {
+                () = closing.reached(Phase::Closing) => break,
+                accepted = self.accept() => self.let_in(&common, accepted),
+            }
+        }
+        if let Err(error) = let_in_nobody_new(&self.socket) {
+            return tracing::warn!(%error, "who connects at this moment may be reset");
+        }
+        let mut last = std::pin::pin!(sleep(LAST_TO_ARRIVE));
+        loop {
+            tokio::select! {
+                // First: nobody who is here already is left to the kernel.
+                biased;
+                accepted = self.accept() => self.let_in(&common, accepted),
+                () = last.as_mut() => break,
+            }
+        }
+    }
+
+    fn common(&self) -> Arc<Common> {
+        Arc::new(Common::new(
             self.router.clone(),
             Arc::clone(&self.data),
             self.policies.clone(),
@@ -107,32 +198,28 @@ impl ApiListener {
                 self.policies.clone(),
                 self.open.each(),
             ),
-        ));
-        let mut closed = self.drain.clone();
-        loop {
-            let accepted = tokio::select! {
-                () = closed.reached(Phase::Finishing) => return,
-                accepted = self.accept() => accepted,
-            };
-            let Some((stream, peer, handshake)) = accepted else {
-                continue;
-            };
-            let counted = self.open.enter();
-            metrics::connections(self.open.count());
-            let connection = Connection {
-                common: Arc::clone(&common),
-                peer,
-                is_balancer: self.proxies.speaks_proxy_protocol(peer.ip()),
-                tls: self.tls.load_full(),
-                drain: self.drain.clone(),
-            };
-            let open = self.open.clone();
-            tokio::spawn(async move {
-                connection.run(stream, handshake).await;
-                drop(counted);
-                metrics::connections(open.count());
-            });
-        }
+        ))
+    }
+
+    fn let_in(&self, common: &Arc<Common>, accepted: Option<(TcpStream, SocketAddr, BriefPlace)>) {
+        let Some((stream, peer, handshake)) = accepted else {
+            return;
+        };
+        let counted = self.open.enter();
+        metrics::connections(self.open.count());
+        let connection = Connection {
+            common: Arc::clone(common),
+            peer,
+            is_balancer: self.proxies.speaks_proxy_protocol(peer.ip()),
+            tls: self.tls.load_full(),
+            drain: self.drain.clone(),
+        };
+        let open = self.open.clone();
+        tokio::spawn(async move {
+            connection.run(stream, handshake).await;
+            drop(counted);
+            metrics::connections(open.count());
+        });
     }
 
     /// A place first, then a connection: beyond the limit clients wait in the kernel.

@@ -24,6 +24,7 @@ pub mod guards;
 mod job;
 mod json;
 mod lent;
+mod linger;
 mod listener;
 mod lookups;
 mod min_index;
@@ -56,7 +57,9 @@ use std::net::SocketAddr;
 pub use self::body::BodyLimits;
 pub use self::data_plane::{AboveKnown, DataPlane, Freshness};
 pub use self::drain::{DrainControl, DrainSignal, Phase};
-pub use self::listener::{ApiListener, ListenError, STALLED, bind};
+#[cfg(test)]
+pub(crate) use self::listener::bind;
+pub use self::listener::{ApiListener, ListenError, Reserved, STALLED};
 pub use self::places::{HANDSHAKES, OpenConnections};
 pub use self::problem::ApiError;
 pub(crate) use self::refusals::say_refusals_left_out;

@@ -30,9 +30,10 @@ pub struct OpenConnections {
     shares: Arc<Shares>,
     // Not what the semaphores say: one place is always held by the accept loop that waits.
     open: Arc<AtomicUsize>,
+    listeners: Arc<AtomicUsize>,
 }
 
-/// Counts one connection until it is dropped.
+/// Counts one connection, or listener, until it is dropped.
 pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
@@ -83,6 +84,7 @@ impl OpenConnections {
             // The semaphore bounds the sum: for it a client may wait.
             shares: Shares::new(usize::MAX, each),
             open: Arc::default(),
+            listeners: Arc::default(),
         }
     }
 
@@ -100,6 +102,12 @@ impl OpenConnections {
     pub(super) fn enter(&self) -> Counted {
         self.open.fetch_add(1, Ordering::Relaxed);
         Counted(Arc::clone(&self.open))
+    }
+
+    /// A listener that goes on letting connections in: until it ends none of them is the last.
+    pub(super) fn listen(&self) -> Counted {
+        self.listeners.fetch_add(1, Ordering::Relaxed);
+        Counted(Arc::clone(&self.listeners))
     }
 
     /// Waits until another connection may be accepted, and has a place for its handshake.
@@ -126,9 +134,9 @@ impl OpenConnections {
         free > 0 && free.saturating_mul(PRINCIPALS_PART) >= self.max
     }
 
-    /// Waits until none is left. Looks now and then: this is the last thing a process does.
+    /// Waits until none is left, and none is let in any more. Looks now and then: this is the last thing a process does.
     pub async fn none_left(&self) {
-        while self.count() > 0 {
+        while self.listeners.load(Ordering::Relaxed) > 0 || self.count() > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     }

@@ -12,7 +12,6 @@ use hsm_core::SlotState;
 use raft_store::command::{Claim, Done, LeaseInvocations, MAX_CLAIMS, Op};
 use raft_store::names::RaftId;
 use raft_store::state::context::{KeyVersion, VersionKey};
-use raft_store::state::node::NodeStatus;
 use raft_store::storage::Published;
 use tokio::sync::watch;
 
@@ -108,10 +107,7 @@ impl Driver {
             self.leases.sample(state, now);
             self.sampled = Some(now);
         }
-        let is_member = state
-            .nodes()
-            .get(&me)
-            .is_some_and(|node| node.status == NodeStatus::Member);
+        let is_member = state.nodes().get(&me).is_some_and(|node| node.is_member());
         if !is_member {
             return SAMPLE;
         }
@@ -166,6 +162,7 @@ fn is_everybodys(failure: &ProposeError) -> bool {
         | ProposeError::Busy
         | ProposeError::Draining
         | ProposeError::OlderCopy { .. }
+        | ProposeError::EpochEnded { .. }
         | ProposeError::NotUnderstood { .. } => true,
         // Said of this node, or of this claim, or by nobody.
         ProposeError::NotLeader { .. }

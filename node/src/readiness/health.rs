@@ -56,6 +56,12 @@ impl HealthSource for NodeView {
         metrics::ready(readiness.ready, standby);
         self.parts.metrics.render()
     }
+
+    #[cfg(feature = "failpoints")]
+    fn state_hash(&self) -> (u64, u128) {
+        let published = self.parts.consensus.published();
+        (published.applied.map_or(0, |id| id.index), published.digest)
+    }
 }
 
 /// Whether nothing keeps this node from being ready but that another one leads.

@@ -8,7 +8,6 @@ use hsm_core::SlotState;
 use raft_store::names::{RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionKey;
-use raft_store::state::node::NodeStatus;
 
 use crate::config::{Mode, Staleness};
 use crate::consensus::{Gate, HeldBack, ProposeError, Role, View, held_back_by};
@@ -40,6 +39,8 @@ pub struct Local {
     pub complete: bool,
     /// Versions it has to serve and lacks.
     pub missing_keys: u32,
+    /// Steps that may bring one of them and were not tried yet.
+    pub untried: u32,
     /// Keys of ended versions that are still in the token, or not known to be gone from it.
     pub destructions: u32,
     /// Versions under which it would have to encrypt and was given no invocation yet, although the cluster has some to
@@ -56,6 +57,11 @@ impl Local {
 
     fn serves(&self) -> bool {
         self.is_ready() && self.complete && self.leases == 0
+    }
+
+    /// A key is missing, and may be here in a moment.
+    fn imports(&self) -> bool {
+        self.missing_keys > 0 && self.untried > 0
     }
 
     fn why(&self) -> String {
@@ -181,6 +187,10 @@ fn gate(rules: &Rules, view: &View, query: &ReadyQuery) -> Check {
             let detail = ProposeError::OlderCopy { node }.to_string();
             Check::new("start_gate", false, detail)
         }
+        Gate::EpochEnded { epoch } => {
+            let detail = ProposeError::EpochEnded { epoch }.to_string();
+            Check::new("start_gate", false, detail)
+        }
     }
 }
 
@@ -247,8 +257,8 @@ fn steering(rules: &Rules, view: &View) -> Check {
 }
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
-/// have, and every open one it has not compared with the state or cleaned up yet, or has every key of and no first lease
-/// for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
+/// have, and every open one it has not compared with the state or cleaned up yet, still brings keys into for the first time,
+/// or has every key of and no first lease for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
 /// nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of
 /// one node's configuration after the other's. One that this node has to have and does not is named in any case; where
 /// nobody serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
@@ -288,7 +298,7 @@ fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
             }
             Some(local) => {
                 let waits = local.complete && local.leases > 0;
-                let open_points = !local.synced || local.destructions > 0 || waits;
+                let open_points = !local.synced || local.imports() || local.destructions > 0 || waits;
                 let unfinished = local.is_ready() && open_points;
                 let why = local.why();
                 if wanted || unfinished {
@@ -340,13 +350,7 @@ fn leader_serves(picture: &Picture<'_>, slot: &str) -> bool {
 /// Slots that members report as served, leaving out members that the leader has not heard from lately.
 fn served<'a>(picture: &Picture<'a>) -> BTreeSet<&'a str> {
     let fresh = |id: RaftId| picture.own == Some(id) || !picture.view.silent.contains(&id);
-    let member = |id: &RaftId| {
-        picture
-            .state
-            .nodes()
-            .get(id)
-            .is_some_and(|node| node.status == NodeStatus::Member)
-    };
+    let member = |id: &RaftId| picture.state.nodes().get(id).is_some_and(|node| node.is_member());
     let reports = picture
         .state
         .reports()

@@ -36,6 +36,7 @@ pub(super) fn serving() -> Local {
         synced: true,
         complete: true,
         missing_keys: 0,
+        untried: 0,
         destructions: 0,
         leases: 0,
         starved: 0,

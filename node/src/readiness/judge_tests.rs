@@ -26,7 +26,7 @@ fn a_node_without_a_cluster_says_what_to_do() {
 #[test]
 fn each_thing_that_is_wrong_has_its_code() {
     type Spoil = (&'static str, fn(&mut Node));
-    let spoil: [Spoil; 9] = [
+    let spoil: [Spoil; 10] = [
         ("draining", |node| node.draining = true),
         ("consensus", |node| node.view.stopped = Some("store".to_owned())),
         ("start_gate", |node| {
@@ -34,6 +34,9 @@ fn each_thing_that_is_wrong_has_its_code() {
         }),
         ("start_gate", |node| {
             node.view.start_gate = Gate::OlderCopy { node: 7 }
+        }),
+        ("start_gate", |node| {
+            node.view.start_gate = Gate::EpochEnded { epoch: 2 }
         }),
         ("fresh", |node| node.view.staleness = Some(5001 * MS)),
         ("fresh", |node| node.view.staleness = None),
@@ -226,6 +229,21 @@ fn a_slot_is_ready_only_after_sync_and_destruction() {
         "{}",
         slot.detail
     );
+    // But one that is being brought may be here in a moment.
+    let imports = Local {
+        missing_keys: 1,
+        untried: 1,
+        complete: false,
+        ..serving()
+    };
+    node.slot("s", imports.clone());
+    assert_eq!(node.not_ready(), ["slot:s"]);
+    let tried = Local {
+        untried: 0,
+        ..imports
+    };
+    node.slot("s", tried);
+    assert!(node.not_ready().is_empty());
     let other = node.other();
     node.report(other, "s", true);
     assert_eq!(node.not_ready(), ["slot:s"]);

@@ -165,6 +165,10 @@ impl DataPlane for NodeView {
                     let why = ProposeError::OlderCopy { node }.to_string();
                     return Err(ApiError::new(ErrorCode::NotReady).detail(why));
                 }
+                Gate::EpochEnded { epoch } => {
+                    let why = ProposeError::EpochEnded { epoch }.to_string();
+                    return Err(ApiError::new(ErrorCode::NotReady).detail(why));
+                }
                 Gate::CatchingUp { .. } | Gate::Open { .. } => Heard::CatchingUp,
             },
         };

@@ -1,7 +1,7 @@
 //! What rotation and administration need of consensus, as a trait: the node's own [`Consensus`], or in
 //! tests a state without Raft. Waiting is always bounded, and ends when this node stops leading.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,12 @@ pub trait Cluster: Send + Sync + 'static {
 
     /// This node's id, once it has one.
     fn raft_id(&self) -> Option<RaftId>;
+
+    /// The nodes that have answered this leader lately, and itself; nobody unless it leads.
+    fn heard(&self) -> BTreeSet<RaftId>;
+
+    /// Hands leadership over, to this node or to the best; see [`Consensus::transfer`].
+    async fn transfer(&self, to: Option<RaftId>) -> Result<RaftId, CallError>;
 
     /// Proposes on behalf of `origin`; on the leader only.
     async fn propose(
@@ -90,6 +96,14 @@ impl Cluster for Consensus {
 
     fn raft_id(&self) -> Option<RaftId> {
         Consensus::raft_id(self)
+    }
+
+    fn heard(&self) -> BTreeSet<RaftId> {
+        Consensus::heard(self)
+    }
+
+    async fn transfer(&self, to: Option<RaftId>) -> Result<RaftId, CallError> {
+        Consensus::transfer(self, to).await
     }
 
     async fn propose(

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use raft_store::names::{ContextName, RaftId, SlotName};
 use raft_store::state::ClusterState;
 use raft_store::state::context::VersionKey;
-use raft_store::state::node::NodeStatus;
+
+use crate::seeded::bug;
 
 /// A pending version is given up after this time, counted from when this leader first saw it.
 pub const PENDING_DEADLINE: Duration = Duration::from_secs(10);
@@ -77,7 +78,9 @@ pub fn decide(
         let missing: BTreeSet<RaftId> = required.difference(acks).copied().collect();
         let all_silent = missing.iter().all(|id| silent_for(*id) >= limits.fence_after);
         let holders = voters.intersection(acks).count();
-        if all_silent && holders * 2 > voters.len() {
+        let held = holders * 2 > voters.len();
+        let early = bug("bug::activate_before_import") || held && bug("bug::activate_on_majority");
+        if all_silent && held || early {
             return Some(Action::Activate {
                 context,
                 version,
@@ -105,11 +108,9 @@ pub fn decide(
 }
 
 /// Every voter, and every member that is about to vote: both may serve.
-fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
-    let members = state
-        .nodes()
-        .iter()
-        .filter(|(_, node)| node.status == NodeStatus::Member);
+#[must_use]
+pub fn required(state: &ClusterState, voters: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
+    let members = state.nodes().iter().filter(|(_, node)| node.is_member());
     voters.iter().copied().chain(members.map(|(id, _)| *id)).collect()
 }
 

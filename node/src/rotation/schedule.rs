@@ -205,7 +205,7 @@ impl Schedule {
 /// Whether another leader, or the next look, goes on by itself. A conflict passes if somebody else has replaced the
 /// version, or is about to; any other one stays, such as a member whose release does not understand what is proposed, and
 /// nobody would hear of it.
-pub(super) fn is_passing(
+pub(crate) fn is_passing(
     error: &CallError,
     state: &ClusterState,
     (context, active): (&ContextName, u32),
@@ -230,7 +230,7 @@ pub(super) fn is_passing(
 /// hash of another text.
 /// With every number that was given up it is another one: one request has only so many attempts.
 /// `operation` says why it is replaced.
-pub(super) fn asked(
+pub(crate) fn asked(
     operation: &str,
     context: &ContextName,
     (active, highest): (u32, u32),

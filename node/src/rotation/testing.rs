@@ -161,6 +161,30 @@ impl Cluster for FakeCluster {
         Some(1)
     }
 
+    /// Everybody but whom a test has silenced.
+    fn heard(&self) -> BTreeSet<RaftId> {
+        let Some(leadership) = self.leadership() else {
+            return BTreeSet::new();
+        };
+        let mut heard = self.with(|world| {
+            world
+                .state
+                .nodes()
+                .iter()
+                .map(|(id, _)| *id)
+                .collect::<BTreeSet<_>>()
+        });
+        heard.retain(|id| !leadership.silent_for.contains_key(id));
+        heard
+    }
+
+    /// Leads no more; whoever is asked for does, or node 2.
+    async fn transfer(&self, to: Option<RaftId>) -> Result<RaftId, CallError> {
+        *self.leadership.lock().unwrap() = None;
+        self.led_elsewhere.store(true, Ordering::SeqCst);
+        Ok(to.unwrap_or(2))
+    }
+
     async fn propose(
         &self,
         id: RequestId,

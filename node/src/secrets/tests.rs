@@ -131,6 +131,65 @@ fn a_damaged_replication_key_is_refused_and_not_replaced() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "tooshort");
 }
 
+/// What is read is the key that was made, or is refused as it is read, or is found not to be the cluster's before it seals
+/// or opens anything.
+#[test]
+fn no_damage_makes_another_replication_key_pass_for_the_one_that_was_made() {
+    use raft_store::names::ClusterId;
+    use raft_store::state::ClusterMeta;
+
+    use crate::sync::Replication;
+
+    let dir = tempfile::tempdir().unwrap();
+    let made = read_replication_key(&ReplicationKeySource::DataDir, dir.path()).unwrap();
+    let path = dir.path().join(REPLICATION_KEY_FILE);
+    let whole = std::fs::read(&path).unwrap();
+    let cluster_id = ClusterId([4; 16]);
+    let meta = ClusterMeta {
+        cluster_id,
+        name: "test".to_owned(),
+        epoch: 1,
+        feature_level: 1,
+        trk_id: Replication::new(made.key, "replication.key").trk_id(cluster_id),
+        created_at: 0,
+    };
+    let flips = (0..whole.len() * 8).map(|bit| {
+        let mut contents = whole.clone();
+        contents[bit / 8] ^= 1 << (bit % 8);
+        contents
+    });
+    let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
+    let (mut unread, mut wrong) = (0, 0);
+    for (number, contents) in flips.chain(cuts).enumerate() {
+        std::fs::write(&path, &contents).unwrap();
+        match read_replication_key(&ReplicationKeySource::DataDir, dir.path()) {
+            Err(error) => {
+                let said = error.to_string();
+                assert!(
+                    said.contains("replication.key") && said.contains("put the copy back"),
+                    "damage {number}: {said}"
+                );
+                unread += 1;
+            }
+            Ok(read) => {
+                assert!(read.created.is_none(), "damage {number}: replaced");
+                let same = read.key.to_hex().as_bytes().eq_ignore_ascii_case(&whole);
+                let replication = Replication::new(read.key, "replication.key");
+                match replication.for_cluster(&meta) {
+                    Ok(_) => assert!(same, "damage {number}: another key passed"),
+                    Err(error) => {
+                        let said = error.to_string();
+                        assert!(said.contains("replication.key"), "damage {number}: {said}");
+                        wrong += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), contents, "damage {number}");
+    }
+    assert!(unread > 0 && wrong > 0, "{unread} unread, {wrong} wrong");
+}
+
 #[test]
 fn a_hardened_process_leaves_no_core_and_cannot_be_read() {
     harden_process().unwrap();

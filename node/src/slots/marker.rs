@@ -35,10 +35,14 @@ impl ReadyMarker {
     }
 
     /// Serial number of the token that was ready; `None` if none ever was. That the file is there is
-    /// what counts: one that was cut short names no serial and is a marker all the same.
+    /// what counts: one that was cut short names no serial and is a marker all the same, and one with a flipped bit
+    /// names another token, which is told at each start and refuses nothing.
     pub(super) fn read(&self) -> io::Result<Option<String>> {
-        match std::fs::read_to_string(&self.path) {
-            Ok(text) => Ok(Some(text.lines().nth(1).unwrap_or_default().to_owned())),
+        match std::fs::read(&self.path) {
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                Ok(Some(text.lines().nth(1).unwrap_or_default().to_owned()))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -85,5 +89,24 @@ mod tests {
         let marker = ReadyMarker::of(dir.path(), &SlotName::new("a").unwrap());
         std::fs::write(marker.path(), "").unwrap();
         assert_eq!(marker.read().unwrap().as_deref(), Some(""));
+    }
+
+    /// A damaged one costs no start of a node whose token is lost.
+    #[test]
+    fn a_marker_is_one_whatever_became_of_its_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let marker = ReadyMarker::of(dir.path(), &SlotName::new("a").unwrap());
+        marker.write("104c30e7").unwrap();
+        let whole = std::fs::read(marker.path()).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut contents = whole.clone();
+            contents[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(marker.path(), contents).unwrap();
+            assert!(marker.read().unwrap().is_some(), "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            std::fs::write(marker.path(), &whole[..length]).unwrap();
+            assert!(marker.read().unwrap().is_some(), "{length} bytes");
+        }
     }
 }

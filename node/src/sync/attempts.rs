@@ -29,7 +29,11 @@ pub(super) struct Attempts {
 
 fn most(action: &Action) -> Duration {
     match action {
-        Action::RegisterSlotKey | Action::Ack(_) | Action::AckDestroyed(_) => MOST_PROPOSAL,
+        Action::RegisterSlotKey
+        | Action::Ack(_)
+        | Action::AckDestroyed(_)
+        | Action::AckTransport(_)
+        | Action::AckTransportGone(_) => MOST_PROPOSAL,
         _ => MOST_TOKEN,
     }
 }

@@ -76,6 +76,7 @@ pub fn decide(picture: &Picture<'_>) -> Plan {
         .collect();
     leftovers(held, &states, &versions, &mut plan);
     adopted_leftovers(held, &versions, &mut plan);
+    transport::ended(picture, held, &mut plan);
     destroyed(picture, held, &versions, &mut plan);
     unknown(picture, held, &states, &versions, &mut plan);
     plan

@@ -60,6 +60,8 @@ pub enum Effect {
     NodeKey(Vec<u8>),
     /// It holds a transport key with this check.
     Transport(TransportId, Vec<u8>),
+    /// It holds no such transport key.
+    TransportGone(TransportId),
     /// It holds a proven key under this label.
     Proven(KeyUid, String),
     /// A key has session copies; whether they may encrypt.
@@ -151,6 +153,9 @@ impl Held {
             Effect::NodeKey(spki) => self.node_spki = Some(spki),
             Effect::Transport(id, check) => {
                 self.transport.insert(id, Ok(check));
+            }
+            Effect::TransportGone(id) => {
+                self.transport.remove(&id);
             }
             Effect::Proven(uid, label) => {
                 let kek = self.keks.entry(uid).or_default();

@@ -11,8 +11,16 @@ pub enum Action {
     RegisterSlotKey,
     /// Make the slot's first transport key.
     CreateTransport,
+    /// Make the transport key that a rekey asks for.
+    OfferTransport,
     /// Take the transport key that was granted to this node.
     AcceptTransport(TransportId),
+    /// Tell the cluster that an offered transport key is in this token.
+    AckTransport(TransportId),
+    /// Destroy a transport key that no version needs any more.
+    RemoveTransport(TransportId),
+    /// Tell the cluster that such a key is not in this token.
+    AckTransportGone(TransportId),
     /// Prove a key that is in the token.
     Prove(VersionKey),
     /// Bring a key into the token.
@@ -66,7 +74,11 @@ impl Action {
         match self {
             Action::RegisterSlotKey => "register_slot_key",
             Action::CreateTransport => "create_transport_key",
+            Action::OfferTransport => "offer_transport_key",
             Action::AcceptTransport(_) => "accept_transport_key",
+            Action::AckTransport(_) => "acknowledge_transport_key",
+            Action::RemoveTransport(_) => "remove_transport_key",
+            Action::AckTransportGone(_) => "acknowledge_transport_destruction",
             Action::Prove(_) => "prove_key",
             Action::Import { .. } => "import_key",
             Action::Adopt { .. } => "adopt_key",
@@ -85,8 +97,11 @@ impl Action {
     /// What it is about, for logs.
     pub fn subject(&self) -> String {
         match self {
-            Action::RegisterSlotKey | Action::CreateTransport => String::new(),
-            Action::AcceptTransport(id) => id.to_string(),
+            Action::RegisterSlotKey | Action::CreateTransport | Action::OfferTransport => String::new(),
+            Action::AcceptTransport(id)
+            | Action::AckTransport(id)
+            | Action::RemoveTransport(id)
+            | Action::AckTransportGone(id) => id.to_string(),
             Action::Prove(key)
             | Action::Import { key, .. }
             | Action::Adopt { key, .. }

@@ -79,10 +79,17 @@ pub fn draft(
         clock,
         durable_index: durable.max(known.map_or(0, |known| known.durable_index)),
         proven_at: sync.proven_at,
-        feature_level: FEATURE_LEVEL,
+        feature_level: feature_level(),
         slots: lines.collect(),
         uses: Default::default(),
     })
+}
+
+/// This release's.
+fn feature_level() -> u32 {
+    // As the release before it would.
+    fail::fail_point!("levels::report_older", |_| FEATURE_LEVEL - 1);
+    FEATURE_LEVEL
 }
 
 /// Milliseconds after which a node says its clock again although nothing else is news: one entry for each node and hour

@@ -14,6 +14,7 @@ use crate::keyring::{
     ActiveKey, ContextKeys, KeySlot, MissingKey, MissingWhy, ReadableKey, RetiredKey, RetiredWhy, TokenOps,
 };
 use crate::leases::Leases;
+use crate::seeded::bug;
 
 /// Where a slot's keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +83,10 @@ fn keys<'a>(
         retired: HashMap::new(),
     };
     for (version, key) in state.versions_of(name) {
-        let retired = retired(key.state);
-        if retired.is_none() && !key.state.is_readable() {
+        let over = matches!(key.state, VersionState::Destroying | VersionState::Destroyed);
+        let forgotten = over && bug("bug::forget_session_copies");
+        let retired = if forgotten { None } else { retired(key.state) };
+        if retired.is_none() && !forgotten && !key.state.is_readable() {
             continue;
         }
         let (uid, key_id) = (to_token_key(key.key_uid), key.label.clone());
@@ -93,7 +96,12 @@ fn keys<'a>(
             continue;
         }
         let here = place(&key.slot);
-        match missing(key, me, here.source) {
+        let lacks = if forgotten {
+            None
+        } else {
+            missing(key, me, here.source)
+        };
+        match lacks {
             None => {
                 let slot = here.named(&key.slot);
                 keys.readable.insert(

@@ -4,17 +4,18 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use raft_store::names::RaftId;
+use raft_store::names::{KeyUid, RaftId};
 use raft_store::state::ClusterState;
+use raft_store::state::context::VersionKey;
 use raft_store::storage::Published;
 
 use super::board::Part;
 use super::convert::to_token_key;
 use super::held::Held;
-use super::plan::{Plan, Problem};
+use super::plan::{Action, Plan, Problem};
 use super::ring::Source;
 use super::status::SlotSync;
-use super::wanted::versions;
+use super::wanted::{is_served, versions};
 use super::worker::Worker;
 use crate::slots::Probe;
 
@@ -37,10 +38,12 @@ impl Worker {
         let mut problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
         problems.extend(self.known.look_trouble.clone());
         problems.truncate(SAID_AT_MOST);
+        let untried = self.untried(&published.state, me, plan);
         let part = Part {
             source,
             sync: SlotSync {
                 missing_keys: plan.missing,
+                untried,
                 destructions_pending: plan.destructions,
                 last_full_sync: held.and(self.known.looked),
                 problems,
@@ -52,6 +55,25 @@ impl Worker {
         };
         self.board.post(name, part, me, || self.consensus.published());
         self.entry.set_probes(self.probes(&published.state));
+    }
+
+    /// Steps that may bring a key that has to be served, and have not failed yet. A pending version keeps nobody waiting.
+    fn untried(&self, state: &ClusterState, me: RaftId, plan: &Plan) -> u32 {
+        let in_slot = versions(state, self.entry.name()).into_iter();
+        let served = in_slot.filter(|(_, version)| is_served(version, me));
+        let served: BTreeSet<KeyUid> = served.map(|(_, version)| version.key_uid).collect();
+        let uid_of = |key: &VersionKey| state.version(&key.context, key.version).map(|v| v.key_uid);
+        let brings = |action: &Action| match action {
+            Action::AcceptTransport(_) => true,
+            Action::Prove(key) | Action::Import { key, .. } | Action::Adopt { key, .. } => {
+                uid_of(key).is_some_and(|uid| served.contains(&uid))
+            }
+            Action::Load(uid, _) => served.contains(uid),
+            _ => false,
+        };
+        let steps = plan.actions.iter();
+        let untried = steps.filter(|action| brings(action) && self.known.attempts.failures(action) == 0);
+        u32::try_from(untried.count()).unwrap_or(u32::MAX)
     }
 
     /// The keys the slot can be judged by: proven here, and still wanted.

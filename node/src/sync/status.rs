@@ -14,6 +14,8 @@ use super::wanted::required;
 pub struct SlotSync {
     /// Versions the node has to serve and does not; pending ones apart.
     pub missing_keys: u32,
+    /// Steps that may bring one of them and were not tried yet.
+    pub untried: u32,
     /// Objects of ended versions that are still in the token.
     pub destructions_pending: u32,
     /// When the whole token was last compared with the state; `None`: not since the start.

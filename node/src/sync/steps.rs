@@ -31,6 +31,8 @@ pub(super) struct Workbench {
     pub(super) state: ClusterState,
     pub(super) me: RaftId,
     pub(super) cluster_key: Option<Arc<ClusterKey>>,
+    /// This node's other replication key, if it has two: what is sealed under that one is opened too.
+    pub(super) other_key: Option<Arc<ClusterKey>>,
     pub(super) signer: Option<Arc<ClusterSigner>>,
     /// The token's own public key, if it has one yet.
     pub(super) node_spki: Option<Vec<u8>>,
@@ -112,7 +114,15 @@ impl Workbench {
         match action {
             Action::RegisterSlotKey => self.register(),
             Action::CreateTransport => self.create_transport(),
+            Action::OfferTransport => self.offer_transport(),
             Action::AcceptTransport(id) => self.accept(*id),
+            Action::AckTransport(id) => self.acknowledge_transport(*id),
+            Action::RemoveTransport(id) => {
+                fail::fail_point!("rekey::before_remove_transport");
+                self.remove_transport(*id)?;
+                done(Effect::TransportGone(*id))
+            }
+            Action::AckTransportGone(id) => self.acknowledge_transport_gone(*id),
             Action::Prove(key) => self.prove(key),
             Action::Import { key, replace } => self.import(key, *replace),
             Action::Adopt { key, replace } => self.adopt(key, *replace),
@@ -133,6 +143,7 @@ impl Workbench {
             Action::Remove(uid) => {
                 fail::fail_point!("sync::before_remove");
                 self.remove(*uid)?;
+                fail::fail_point!("sync::after_remove");
                 done(Effect::Gone(vec![*uid]))
             }
             Action::RemoveCopy(key) => {
@@ -261,6 +272,21 @@ impl Workbench {
             .ok_or(StepError::NoKey("the replication key is not the cluster's"))
     }
 
+    /// Opens with the cluster's replication key, or with this node's other one: while one is being replaced, records name
+    /// the one or the other.
+    fn opened<T>(&self, open: impl Fn(&ClusterKey) -> Result<T, SealError>) -> Result<T, StepError> {
+        match (open(self.key()?), self.other_key.as_deref()) {
+            (Err(first @ SealError::OtherReplicationKey { .. }), Some(other)) => {
+                // Of neither: what is said names the cluster's.
+                open(other).map_err(|error| match error {
+                    SealError::OtherReplicationKey { .. } => first.into(),
+                    error => error.into(),
+                })
+            }
+            (opened, _) => Ok(opened?),
+        }
+    }
+
     fn generation(&self, id: TransportId) -> Result<&TransportGeneration, StepError> {
         let slot = self.state.slots().get(&self.name);
         slot.and_then(|slot| slot.transport(id))
@@ -360,7 +386,7 @@ impl Workbench {
             transport_id: to_token_transport(material.transport_id),
             check_record: &material.check_record,
         };
-        let wrapped = self.key()?.open_key(&context, &material.sealed_key)?;
+        let wrapped = self.opened(|key| key.open_key(&context, &material.sealed_key))?;
         self.compare(self.generation(material.transport_id)?)?;
         fail::fail_point!("rotation::before_import");
         self.slot

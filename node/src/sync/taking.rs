@@ -77,7 +77,7 @@ impl Worker {
 
     async fn propose(&mut self, op: Op) -> Result<(), ProposeError> {
         match op {
-            Op::AddTransportKey(_) => {
+            Op::AddTransportKey(_) | Op::OfferTransportKey(_) => {
                 let done = self.consensus.propose_as_leader(op).await;
                 // Whatever became of it is in the state; the next one is another key. After an unknown
                 // outcome the same one is proposed again, so that no second key is left in the token.

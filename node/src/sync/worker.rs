@@ -132,6 +132,7 @@ impl Worker {
             let published = self.consensus.published();
             let (state, leader) = (&published.state, self.consensus.is_leader());
             let cluster_key = self.cluster_key(state);
+            let other_key = state.meta().and_then(|meta| self.replication.other(meta));
             let Some(me) = self.consensus.raft_id() else {
                 self.post(&published, 0, &Plan::default());
                 return TICK;
@@ -172,6 +173,7 @@ impl Worker {
                 state: state.clone(),
                 me,
                 cluster_key,
+                other_key,
                 signer: self.signer.clone(),
                 node_spki: held.node_spki.clone(),
                 new_transport: self.known.new_transport,

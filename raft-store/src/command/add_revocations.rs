@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::{ApplyContext, Done, Forbidden, Origin, Refusal, require_cluster, standing_node};
 use crate::state::ClusterState;
 use crate::state::access::{Revocation, RevocationKey};
-use crate::state::node::NodeStatus;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,7 +18,7 @@ impl AddRevocations {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_cluster(state)?;
         if let Origin::Node(node) = cx.origin
-            && standing_node(state, *node)?.status != NodeStatus::Member
+            && !standing_node(state, *node)?.is_member()
         {
             let operation = "add_revocations".to_owned();
             return Err(Forbidden::Operation { operation }.into());

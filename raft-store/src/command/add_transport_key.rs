@@ -1,10 +1,10 @@
 //! `AddTransportKey`: a slot gets a new transport generation; the one before is superseded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Existing, Forbidden, Refusal, require_cluster};
+use super::{ApplyContext, Conflict, Done, Existing, Forbidden, Refusal, refuse_retired, require_cluster};
 use crate::names::{SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::slot::{Grant, Grantee, Slot, TransportGeneration, TransportMode, TransportState};
@@ -46,6 +46,7 @@ impl AddTransportKey {
                 let (slot, id) = (self.slot.clone(), self.id);
                 return Err(Forbidden::Grantee { slot, id }.into());
             }
+            refuse_retired(state, &grant.blob)?;
             grant.check(state.epoch())?;
         }
         for generation in &mut slot.transport {
@@ -62,6 +63,8 @@ impl AddTransportKey {
             grants: self.grants.clone(),
             created_at: cx.at,
             rejected: BTreeMap::new(),
+            acks: BTreeSet::new(),
+            ended_at: None,
         });
         state.slots.put(self.slot.clone(), slot)?;
         Ok(Done::Ok)

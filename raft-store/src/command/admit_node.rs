@@ -22,7 +22,7 @@ impl AdmitNode {
         };
         let name = node.name.clone();
         match node.status {
-            NodeStatus::Member => return Ok(Done::Ok),
+            NodeStatus::Member | NodeStatus::Leaving { .. } => return Ok(Done::Ok),
             NodeStatus::Removed { .. } => return Err(Conflict::NodeRemoved { node: name }.into()),
             NodeStatus::Joining => {}
         }

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Forbidden, Missing, Origin, Refusal, standing_node};
+use super::{
+    ApplyContext, Conflict, Done, Forbidden, Missing, Origin, Refusal, refuse_retired, standing_node,
+};
 use crate::names::{RaftId, SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::slot::{Grant, Grantee, Slot};
@@ -27,6 +29,7 @@ impl GrantTransportKey {
             Some(slot) => Slot::clone(slot),
             None => return Err(Missing::Slot(name.clone()).into()),
         };
+        refuse_retired(state, &self.grant.blob)?;
         // Recovery and backup are for people to grant, and they cannot yet.
         let Grantee::Node(grantee) = self.grantee else {
             let slot = name.clone();
@@ -41,6 +44,16 @@ impl GrantTransportKey {
             let slot = name.clone();
             return Err(Missing::TransportKey { slot, id }.into());
         };
+        // A grant that was long under way must not keep the key alive. No log of an earlier release has such a state.
+        if transport.state.is_ended() {
+            let slot = name.clone();
+            return Err(Conflict::TransportState {
+                slot,
+                id,
+                state: transport.state,
+            }
+            .into());
+        }
         // Whoever holds the key is a node that was granted it: no other can wrap it to anybody. Only a node
         // that began alone, without a cluster key to vouch with, has made one that it granted to nobody.
         let holds = |node: &RaftId| {

@@ -10,7 +10,6 @@ use crate::names::{Boot, ContextName, KeyUid, RaftId};
 use crate::state::ClusterState;
 use crate::state::context::{VersionKey, VersionState};
 use crate::state::lease::Ask;
-use crate::state::node::NodeStatus;
 
 /// Versions in one command: with names of any length less than a command may be.
 pub const MAX_CLAIMS: usize = 400;
@@ -47,7 +46,7 @@ pub struct Claim {
 impl LeaseInvocations {
     pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
         require_self(cx, self.node)?;
-        let is_member = standing_node(state, self.node)?.status == NodeStatus::Member;
+        let is_member = standing_node(state, self.node)?.is_member();
         Bounded::Claims.check(self.claims.len(), MAX_CLAIMS)?;
         let held = self.claims.iter().filter(|claim| claim.held);
         let ack = AckVersions {

@@ -2,7 +2,7 @@
 //! skip it. So a leader proposes one only once every member has reported a release that knows it.
 
 use super::Op;
-use crate::state::FIRST_FEATURE_LEVEL;
+use crate::state::{FIRST_FEATURE_LEVEL, RECOVERS_QUORUMS, REKEYS, REMOVES_NODES};
 
 impl Op {
     /// The feature level ([`crate::state::FEATURE_LEVEL`]) that every member has to have reported before this is
@@ -41,6 +41,16 @@ impl Op {
             | Op::AdoptVersion(_)
             | Op::MoveContext(_)
             | Op::ReleaseVersion(_) => FIRST_FEATURE_LEVEL,
+            Op::RemoveNode(_) | Op::KeepNode(_) | Op::BuryNode(_) => REMOVES_NODES,
+            Op::RecoverQuorum(_) => RECOVERS_QUORUMS,
+            Op::RekeyTransport(_)
+            | Op::OfferTransportKey(_)
+            | Op::AckTransportKey(_)
+            | Op::ActivateTransportKey(_)
+            | Op::DestroyTransportKey(_)
+            | Op::ReportReplicationKeys(_)
+            | Op::RekeyReplication(_)
+            | Op::ResealKeys(_) => REKEYS,
         }
     }
 }

@@ -12,7 +12,9 @@ use crate::state::requests::Seen;
 
 mod abandon_version;
 mod ack_destroyed;
+mod ack_transport_key;
 mod ack_versions;
+mod activate_transport_key;
 mod activate_version;
 mod add_revocations;
 mod add_transport_key;
@@ -20,24 +22,34 @@ mod admit_node;
 mod adopt_version;
 mod advance_waits;
 mod begin_destroy;
+mod bury_node;
 mod create_cluster;
 mod create_context;
 mod create_join_token;
+mod destroy_transport_key;
 mod destruction;
 mod grant_transport_key;
+mod keep_node;
 mod lease_invocations;
 mod level;
 mod move_context;
+mod offer_transport_key;
 mod op;
 mod prepare_version;
+mod recover_quorum;
 mod refusal;
 mod register_node;
 mod register_slot_key;
 mod reject_grant;
+mod rekey_replication;
+mod rekey_transport;
 mod release_version;
+mod remove_node;
 mod remove_revocations;
 mod report_node;
+mod report_replication_keys;
 mod require;
+mod reseal_keys;
 mod schedule_destroy;
 mod set_acl;
 mod set_version_use;
@@ -48,7 +60,9 @@ mod undo_destroy;
 
 pub use abandon_version::AbandonVersion;
 pub use ack_destroyed::AckDestroyed;
+pub use ack_transport_key::AckTransportKey;
 pub use ack_versions::AckVersions;
+pub use activate_transport_key::ActivateTransportKey;
 pub use activate_version::ActivateVersion;
 pub use add_revocations::AddRevocations;
 pub use add_transport_key::AddTransportKey;
@@ -56,21 +70,31 @@ pub use admit_node::AdmitNode;
 pub use adopt_version::{AdoptVersion, MAX_ADOPTED};
 pub use advance_waits::{AdvanceWaits, MAX_ADVANCE_MS, SeenWait};
 pub use begin_destroy::BeginDestroy;
+pub use bury_node::BuryNode;
 pub use create_cluster::CreateCluster;
 pub use create_context::{CreateContext, CreateContextV1};
 pub use create_join_token::CreateJoinToken;
+pub use destroy_transport_key::DestroyTransportKey;
 pub use grant_transport_key::GrantTransportKey;
+pub use keep_node::KeepNode;
 pub use lease_invocations::{Claim, LeaseInvocations, MAX_CLAIMS};
 pub use move_context::MoveContext;
+pub use offer_transport_key::OfferTransportKey;
 pub use op::Op;
 pub use prepare_version::PrepareVersion;
+pub use recover_quorum::RecoverQuorum;
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;
 pub use reject_grant::RejectGrant;
+pub use rekey_replication::RekeyReplication;
+pub use rekey_transport::{MAX_LIVE_TRANSPORT_KEYS, RekeyTransport};
 pub use release_version::ReleaseVersion;
+pub use remove_node::RemoveNode;
 pub use remove_revocations::RemoveRevocations;
 pub use report_node::{ReportNode, ReportNodeV1};
+pub use report_replication_keys::ReportReplicationKeys;
+pub use reseal_keys::{ResealKeys, ResealedGrant, ResealedKey};
 pub use schedule_destroy::{
     DEFAULT_MIN_WAIT_MS, LEAST_WAIT_MS, MAX_WAIT_MS, MIN_WAIT_FLOOR_MS, ScheduleDestroy,
 };
@@ -80,8 +104,8 @@ pub use stamp::stamp_at;
 pub use undo_destroy::UndoDestroy;
 
 use require::{
-    in_other_state, known_version, require_admin, require_cluster, require_leader, require_self,
-    require_unrevoked, retired_version, standing_node,
+    in_other_state, known_version, refuse_retired, require_admin, require_cluster, require_leader,
+    require_self, require_slot_keys, require_unrevoked, retired_version, standing_node, transport_in_state,
 };
 
 /// One proposed change.
@@ -207,6 +231,11 @@ pub enum Done {
         /// Its number, part of the token's text.
         number: u64,
     },
+    /// A node leaves the cluster, or is out of it.
+    Node {
+        /// Its raft id.
+        raft_id: RaftId,
+    },
 }
 
 impl fmt::Display for Command {
@@ -280,5 +309,17 @@ fn run(state: &mut ClusterState, op: &Op, cx: &ApplyContext<'_>) -> Result<Done,
         Op::AdoptVersion(op) => op.apply(state, cx),
         Op::MoveContext(op) => op.apply(state, cx),
         Op::ReleaseVersion(op) => op.apply(state, cx),
+        Op::RemoveNode(op) => op.apply(state, cx),
+        Op::KeepNode(op) => op.apply(state, cx),
+        Op::BuryNode(op) => op.apply(state, cx),
+        Op::RecoverQuorum(op) => op.apply(state, cx),
+        Op::RekeyTransport(op) => op.apply(state, cx),
+        Op::OfferTransportKey(op) => op.apply(state, cx),
+        Op::AckTransportKey(op) => op.apply(state, cx),
+        Op::ActivateTransportKey(op) => op.apply(state, cx),
+        Op::DestroyTransportKey(op) => op.apply(state, cx),
+        Op::ReportReplicationKeys(op) => op.apply(state, cx),
+        Op::RekeyReplication(op) => op.apply(state, cx),
+        Op::ResealKeys(op) => op.apply(state, cx),
     }
 }

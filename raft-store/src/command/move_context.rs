@@ -3,11 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin};
+use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin, require_slot_keys};
 use crate::names::{ContextName, SlotName};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyVersion, VersionKey, VersionState};
-use crate::state::node::NodeStatus;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,7 +40,7 @@ impl MoveContext {
         if slot.and_then(|slot| slot.current_transport()).is_none() {
             return Err(Missing::Slot(self.to.clone()).into());
         }
-        self.check_members(state)?;
+        require_slot_keys(state, &self.to)?;
         let moved = Context {
             slot: self.to.clone(),
             ..Context::clone(context)
@@ -63,24 +62,5 @@ impl MoveContext {
             state.versions.put(VersionKey { context, version }, row)?;
         }
         Ok(())
-    }
-
-    /// Whoever has no key for the slot can be granted nothing of it, and would never prove a version there. A node that
-    /// is alone registers none, because nobody grants it anything.
-    fn check_members(&self, state: &ClusterState) -> Result<(), Refusal> {
-        if state.members() <= 1 {
-            return Ok(());
-        }
-        let mut members = state
-            .nodes
-            .values()
-            .filter(|node| node.status == NodeStatus::Member);
-        match members.find(|node| !node.slot_keys.contains_key(&self.to)) {
-            None => Ok(()),
-            Some(node) => {
-                let (node, slot) = (node.name.clone(), self.to.clone());
-                Err(Conflict::NoSlotKey { node, slot }.into())
-            }
-        }
     }
 }

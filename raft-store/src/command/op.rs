@@ -4,12 +4,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AbandonVersion, AckDestroyed, AckVersions, ActivateVersion, AddRevocations, AddTransportKey, AdmitNode,
-    AdoptVersion, AdvanceWaits, BeginDestroy, CreateCluster, CreateContext, CreateContextV1, CreateJoinToken,
-    GrantTransportKey, LeaseInvocations, MoveContext, PrepareVersion, RegisterNode, RegisterSlotKey,
-    RejectGrant, ReleaseVersion, RemoveRevocations, ReportNode, ReportNodeV1, ScheduleDestroy, SetAcl,
+    AbandonVersion, AckDestroyed, AckTransportKey, AckVersions, ActivateTransportKey, ActivateVersion,
+    AddRevocations, AddTransportKey, AdmitNode, AdoptVersion, AdvanceWaits, BeginDestroy, BuryNode,
+    CreateCluster, CreateContext, CreateContextV1, CreateJoinToken, DestroyTransportKey, GrantTransportKey,
+    KeepNode, LeaseInvocations, MoveContext, OfferTransportKey, PrepareVersion, RecoverQuorum, RegisterNode,
+    RegisterSlotKey, RejectGrant, RekeyReplication, RekeyTransport, ReleaseVersion, RemoveNode,
+    RemoveRevocations, ReportNode, ReportNodeV1, ReportReplicationKeys, ResealKeys, ScheduleDestroy, SetAcl,
     SetVersionUse, UndoDestroy,
 };
+use crate::names::RaftId;
 
 /// The operations. Append only: the position is the encoding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +75,30 @@ pub enum Op {
     MoveContext(MoveContext),
     /// An adopted version is given back to version 1.
     ReleaseVersion(ReleaseVersion),
+    /// A member is to leave.
+    RemoveNode(RemoveNode),
+    /// A member that was to leave stays.
+    KeepNode(KeepNode),
+    /// A leaving node is out of Raft's membership: its row becomes a tombstone.
+    BuryNode(BuryNode),
+    /// A survivor goes on alone, in a new epoch.
+    RecoverQuorum(RecoverQuorum),
+    /// A slot is to get its next transport key.
+    RekeyTransport(RekeyTransport),
+    /// The transport key that a rekey asked for.
+    OfferTransportKey(OfferTransportKey),
+    /// A node holds an offered transport key, or has removed one that is being destroyed.
+    AckTransportKey(AckTransportKey),
+    /// New versions are wrapped under the offered transport key.
+    ActivateTransportKey(ActivateTransportKey),
+    /// A superseded transport key leaves state and tokens.
+    DestroyTransportKey(DestroyTransportKey),
+    /// A node says which replication keys it has.
+    ReportReplicationKeys(ReportReplicationKeys),
+    /// Everything is sealed under another replication key.
+    RekeyReplication(RekeyReplication),
+    /// Records that are sealed anew.
+    ResealKeys(ResealKeys),
 }
 
 impl Op {
@@ -107,6 +134,18 @@ impl Op {
             Op::AdoptVersion(_) => "adopt_version",
             Op::MoveContext(_) => "move_context",
             Op::ReleaseVersion(_) => "release_version",
+            Op::RemoveNode(_) => "remove_node",
+            Op::KeepNode(_) => "keep_node",
+            Op::BuryNode(_) => "bury_node",
+            Op::RecoverQuorum(_) => "recover_quorum",
+            Op::RekeyTransport(_) => "rekey_transport",
+            Op::OfferTransportKey(_) => "offer_transport_key",
+            Op::AckTransportKey(_) => "ack_transport_key",
+            Op::ActivateTransportKey(_) => "activate_transport_key",
+            Op::DestroyTransportKey(_) => "destroy_transport_key",
+            Op::ReportReplicationKeys(_) => "report_replication_keys",
+            Op::RekeyReplication(_) => "rekey_replication",
+            Op::ResealKeys(_) => "reseal_keys",
         }
     }
 
@@ -124,7 +163,20 @@ impl Op {
                 | Op::RejectGrant(_)
                 | Op::LeaseInvocations(_)
                 | Op::AddRevocations(_)
+                | Op::AckTransportKey(_)
+                | Op::ReportReplicationKeys(_)
         )
+    }
+
+    /// The node that it takes out of the cluster. Whether that one understands it is nobody's concern: it would only keep
+    /// itself in.
+    #[must_use]
+    pub fn takes_out(&self) -> Option<RaftId> {
+        match self {
+            Op::RemoveNode(op) => Some(op.node),
+            Op::BuryNode(op) => Some(op.node),
+            _ => None,
+        }
     }
 
     /// Whether it is a node's report. They are outside the request window: their own sequence number makes them

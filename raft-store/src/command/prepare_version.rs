@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::stamp::stamp;
-use super::{ApplyContext, Bounded, Conflict, Done, Existing, Invalid, Missing, Refusal};
+use super::{ApplyContext, Bounded, Conflict, Done, Existing, Invalid, Missing, Refusal, refuse_retired};
 use crate::names::{ContextName, KeyUid};
 use crate::state::ClusterState;
 use crate::state::context::{Context, KeyMaterial, KeyOrigin, KeyVersion, VersionKey, VersionState};
@@ -54,11 +54,8 @@ impl PrepareVersion {
             .into());
         }
         Bounded::Label.check(self.label.len(), MAX_LABEL)?;
-        if let Some((version, _)) = state
-            .versions_of(&self.context)
-            .find(|(_, v)| v.state == VersionState::Pending)
-        {
-            let context = self.context.clone();
+        if let Some((pending, _)) = state.pending().find(|(key, _)| key.context == self.context) {
+            let (context, version) = (self.context.clone(), pending.version);
             return Err(Conflict::Pending { context, version }.into());
         }
         let current = state.slots.get(&context.slot).and_then(|slot| {
@@ -72,6 +69,7 @@ impl PrepareVersion {
             }
             .into());
         }
+        refuse_retired(state, &self.material.sealed_key)?;
         let uid_taken = state.versions.values().any(|v| v.key_uid == self.key_uid);
         if state.label_taken(&self.label) || uid_taken {
             let label = self.label.clone();

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ClusterId, ContextName, NodeName, RaftId, SlotName, TransportId};
 use crate::state::context::VersionState;
+use crate::state::replication::ReplicationKeyId;
+use crate::state::slot::TransportState;
 use crate::state::table::RowKind;
 
 /// See the module.
@@ -194,6 +196,102 @@ pub enum Conflict {
         context: ContextName,
         /// Its slot.
         slot: SlotName,
+    },
+    /// Another node is asked to leave, and one goes after the other.
+    NodeLeaves {
+        /// The one that does.
+        node: NodeName,
+    },
+    /// Nobody would vote without it.
+    LastVoter {
+        /// The node.
+        node: NodeName,
+    },
+    /// Who is to take a place has one, or is the one that leaves.
+    SuccessorVotes {
+        /// The node that was to take it.
+        node: NodeName,
+    },
+    /// A key that was adopted is in no other node's token.
+    LastHolder {
+        /// The node.
+        node: NodeName,
+        /// The context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
+    /// The node was not asked to leave.
+    NotLeaving {
+        /// The node.
+        node: NodeName,
+    },
+    /// The node counts for a majority still.
+    StillVotes {
+        /// The node.
+        node: NodeName,
+    },
+    /// The slot's next transport key is on its way.
+    RekeyOpen {
+        /// The slot.
+        slot: SlotName,
+    },
+    /// A slot has as many transport keys as are kept.
+    LiveTransportKeys {
+        /// The slot.
+        slot: SlotName,
+        /// How many.
+        live: u64,
+    },
+    /// A transport key's state does not allow it.
+    TransportState {
+        /// The slot.
+        slot: SlotName,
+        /// The key.
+        id: TransportId,
+        /// Its state.
+        state: TransportState,
+    },
+    /// Too few hold the transport key, or somebody is unaccounted for.
+    TransportHolders {
+        /// The slot.
+        slot: SlotName,
+        /// The key.
+        id: TransportId,
+        /// Voters that hold it.
+        holders: u64,
+        /// Voters.
+        voters: u64,
+    },
+    /// A version is wrapped under the transport key.
+    TransportInUse {
+        /// The slot.
+        slot: SlotName,
+        /// The key.
+        id: TransportId,
+        /// The version's context.
+        context: ContextName,
+        /// The version.
+        version: u32,
+    },
+    /// The cluster's replication key is another than the proposer saw, or meant.
+    ReplicationKey {
+        /// The cluster's.
+        current: ReplicationKeyId,
+    },
+    /// What is sealed under the replication key before is still being sealed anew.
+    ResealOpen,
+    /// The replication key was the cluster's before.
+    RetiredReplicationKey {
+        /// The key.
+        id: ReplicationKeyId,
+    },
+    /// A node has not said that it has the replication key.
+    LacksReplicationKey {
+        /// The node.
+        node: NodeName,
+        /// The key.
+        id: ReplicationKeyId,
     },
 }
 
@@ -402,6 +500,8 @@ pub enum Bounded {
     Invocations,
     /// Certificates that are revoked.
     Revocations,
+    /// Replication keys of one node.
+    ReplicationKeys,
 }
 
 impl Bounded {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{ApplyContext, Bounded, Done, Existing, Forbidden, Refusal, require_cluster};
-use crate::names::{Incarnation, NodeName};
+use crate::names::{Incarnation, NodeName, RaftId};
+use crate::seeded::bug;
 use crate::state::ClusterState;
 use crate::state::node::{JoinToken, MAX_ADDRESS, Node, NodeStatus};
 
@@ -76,7 +77,7 @@ impl RegisterNode {
         if used {
             return Err(Forbidden::JoinToken.into());
         }
-        let raft_id = cx.index;
+        let raft_id = id_of_removed(state).unwrap_or(cx.index);
         state.join_tokens.put(
             self.token,
             JoinToken {
@@ -98,4 +99,14 @@ impl RegisterNode {
         )?;
         Ok(Done::Registered { raft_id })
     }
+}
+
+/// The seeded bug of a raft id that is given twice.
+fn id_of_removed(state: &ClusterState) -> Option<RaftId> {
+    if !bug("bug::reuse_node_id") {
+        return None;
+    }
+    let mut nodes = state.nodes.iter();
+    let removed = nodes.find(|(_, node)| matches!(node.status, NodeStatus::Removed { .. }));
+    removed.map(|(id, _)| *id)
 }

@@ -8,7 +8,7 @@ use crate::names::{RaftId, UnixMillis};
 use crate::state::ClusterState;
 use crate::state::context::VersionKey;
 use crate::state::frozen::NodeReportV1;
-use crate::state::node::{MAX_COUNT, MAX_USES, NodeReport, NodeStatus};
+use crate::state::node::{MAX_COUNT, MAX_USES, NodeReport};
 use crate::state::usage::{Uncounted, VersionUse};
 
 /// See the module.
@@ -28,7 +28,7 @@ impl ReportNode {
             let node = node.name.clone();
             return Err(Forbidden::Incarnation { node }.into());
         }
-        let is_member = node.status == NodeStatus::Member;
+        let is_member = node.is_member();
         Bounded::Uses.check(self.report.uses.len(), MAX_USES)?;
         for count in self.report.uses.values() {
             Bounded::UseCount.check_number(count.encryptions.max(count.decryptions), MAX_COUNT)?;
@@ -91,12 +91,8 @@ impl ReportNode {
 
 /// Takes a node that is removed at `at` out of the uses of every version: what it counted is in no sum any more, and
 /// the rows do not grow with all nodes that ever were. Only when it last used one stays, no later than `at`
-/// ([`VersionUse::last_by_removed`]). The command that removes a node calls it in the entry in which the node's row
-/// becomes a tombstone, as it calls `destruction::settle`.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "there is no command yet that removes a member")
-)]
+/// ([`VersionUse::last_by_removed`]). `bury_node` calls it in the entry in which the node's row becomes a
+/// tombstone, as it calls `destruction::settle`.
 pub(super) fn drop_uses(state: &mut ClusterState, node: RaftId, at: UnixMillis) -> Result<(), Refusal> {
     let counted: Vec<(VersionKey, VersionUse)> = state
         .uses

@@ -1,11 +1,13 @@
 //! What commands ask for before they change anything: from whom they have to come, and that what they name is there.
 
 use super::{ApplyContext, Conflict, Forbidden, Missing, Origin, Refusal};
-use crate::names::{ContextName, RaftId};
+use crate::names::{ContextName, RaftId, SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::access::RevocationKey;
 use crate::state::context::{KeyVersion, VersionKey, VersionState};
 use crate::state::node::Node;
+use crate::state::replication::named_by;
+use crate::state::slot::{Slot, TransportGeneration, TransportState};
 
 /// Refuses unless the command comes from `node` itself.
 pub(super) fn require_self(cx: &ApplyContext<'_>, node: RaftId) -> Result<(), Refusal> {
@@ -74,6 +76,60 @@ pub(super) fn standing_node(state: &ClusterState, id: RaftId) -> Result<&Node, R
         return Err(Forbidden::Removed { node }.into());
     }
     Ok(node)
+}
+
+/// Refuses unless every member has a key for the slot. Whoever has none can be granted nothing of it, and would never
+/// prove a version there. A node that is alone registers none, because nobody grants it anything.
+pub(super) fn require_slot_keys(state: &ClusterState, slot: &SlotName) -> Result<(), Refusal> {
+    if state.members() <= 1 {
+        return Ok(());
+    }
+    let mut members = state.nodes.values().filter(|node| node.is_member());
+    match members.find(|node| !node.slot_keys.contains_key(slot)) {
+        None => Ok(()),
+        Some(node) => {
+            let (node, slot) = (node.name.clone(), slot.clone());
+            Err(Conflict::NoSlotKey { node, slot }.into())
+        }
+    }
+}
+
+/// A slot's transport key, in the state that the command is about.
+pub(super) fn transport_in_state<'a>(
+    slot: &'a mut Slot,
+    name: &SlotName,
+    id: TransportId,
+    expected: TransportState,
+) -> Result<&'a mut TransportGeneration, Refusal> {
+    let slot_name = name.clone();
+    let Some(found) = slot.transport.iter_mut().find(|it| it.id == id) else {
+        return Err(Missing::TransportKey { slot: slot_name, id }.into());
+    };
+    if found.state != expected {
+        let state = found.state;
+        return Err(Conflict::TransportState {
+            slot: slot_name,
+            id,
+            state,
+        }
+        .into());
+    }
+    Ok(found)
+}
+
+/// Refuses a record that is sealed under a replication key that was replaced: whoever proposes it has not heard of that
+/// yet. In a cluster in which none was there is nothing to refuse, and no log of an earlier release is read otherwise.
+pub(super) fn refuse_retired(state: &ClusterState, record: &[u8]) -> Result<(), Refusal> {
+    let Some((meta, replication)) = state.meta().zip(state.replication()) else {
+        return Ok(());
+    };
+    match named_by(record) {
+        Some(id) if replication.is_retired(id) => {
+            let current = meta.trk_id;
+            Err(Conflict::ReplicationKey { current }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A version with its key.

@@ -9,7 +9,6 @@ use super::{ApplyContext, Conflict, Done, Invalid, Refusal, in_other_state, requ
 use crate::names::{ContextName, UnixMillis};
 use crate::state::ClusterState;
 use crate::state::context::{Destruction, KeyVersion, VersionState};
-use crate::state::node::NodeStatus;
 
 /// The shortest wait, in milliseconds, unless the configuration names another.
 pub const DEFAULT_MIN_WAIT_MS: u64 = 24 * 60 * 60 * 1000;
@@ -109,7 +108,7 @@ impl ScheduleDestroy {
         // What somebody used before he counted is not known any better once he was removed.
         for (id, node) in state.nodes.iter() {
             let counts = state.reports.get(id).is_some_and(|report| report.counts_uses());
-            let counts = counts || node.status != NodeStatus::Member;
+            let counts = counts || !node.is_member();
             let gap = state.uncounted.get(id);
             let counted_ms = gap.and_then(|gap| self.recently(gap.until, now));
             if !counts || counted_ms.is_some() {

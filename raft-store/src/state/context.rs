@@ -251,6 +251,11 @@ impl KeyVersion {
 
 impl Row for KeyVersion {
     const KIND: RowKind = RowKind::Version;
+    const ENDS: bool = true;
+
+    fn is_over(&self) -> bool {
+        self.state.is_over()
+    }
 
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {

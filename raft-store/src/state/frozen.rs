@@ -11,7 +11,7 @@ use super::context::{
 };
 use super::lease::MAX_INVOCATIONS;
 use super::node::{NodeReport, SlotReport};
-use super::slot::{Grant, Grantee, Slot, TransportGeneration, TransportMode, TransportState};
+use super::slot::{Grant, Grantee, Rejected, Slot, TransportGeneration, TransportMode, TransportState};
 use crate::names::{
     Boot, ContextName, ContextUid, Incarnation, KeyUid, RaftId, SlotName, TransportId, UnixMillis,
 };
@@ -319,6 +319,8 @@ impl From<TransportGenerationV1> for TransportGeneration {
             grants: before.grants,
             created_at: before.created_at,
             rejected: BTreeMap::new(),
+            acks: BTreeSet::new(),
+            ended_at: None,
         }
     }
 }
@@ -334,6 +336,61 @@ impl From<SlotV1> for Slot {
     fn from(before: SlotV1) -> Self {
         Self {
             transport: before.transport.into_iter().map(Into::into).collect(),
+            rekey: None,
+        }
+    }
+}
+
+/// A transport key before one could be replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportGenerationV2 {
+    /// See [`TransportGeneration::id`].
+    pub id: TransportId,
+    /// See [`TransportGeneration::generation`].
+    pub generation: u32,
+    /// See [`TransportGeneration::mode`].
+    pub mode: TransportMode,
+    /// See [`TransportGeneration::check`].
+    pub check: Vec<u8>,
+    /// See [`TransportGeneration::state`].
+    pub state: TransportState,
+    /// See [`TransportGeneration::grants`].
+    pub grants: BTreeMap<Grantee, Grant>,
+    /// See [`TransportGeneration::created_at`].
+    pub created_at: UnixMillis,
+    /// See [`TransportGeneration::rejected`].
+    pub rejected: BTreeMap<RaftId, Rejected>,
+}
+
+impl From<TransportGenerationV2> for TransportGeneration {
+    fn from(before: TransportGenerationV2) -> Self {
+        Self {
+            id: before.id,
+            generation: before.generation,
+            mode: before.mode,
+            check: before.check,
+            state: before.state,
+            grants: before.grants,
+            created_at: before.created_at,
+            rejected: before.rejected,
+            acks: BTreeSet::new(),
+            ended_at: None,
+        }
+    }
+}
+
+/// A slot before its transport key could be replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotV2 {
+    /// See [`Slot::transport`].
+    pub transport: Vec<TransportGenerationV2>,
+}
+
+impl From<SlotV2> for Slot {
+    fn from(before: SlotV2) -> Self {
+        Self {
+            transport: before.transport.into_iter().map(Into::into).collect(),
+            rekey: None,
         }
     }
 }

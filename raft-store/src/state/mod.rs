@@ -14,6 +14,8 @@ pub mod context;
 pub mod frozen;
 pub mod lease;
 pub mod node;
+pub mod recovery;
+pub mod replication;
 pub mod requests;
 pub mod slot;
 pub mod table;
@@ -23,6 +25,8 @@ use access::{Acl, Revocation, RevocationKey};
 use context::{Context, Destruction, KeyOrigin, KeyVersion, VersionKey, VersionState};
 use lease::{MAX_INVOCATIONS, VersionLease};
 use node::{JoinToken, Node, NodeReport, NodeStatus};
+use recovery::Recovery;
+use replication::Replication;
 use requests::Requests;
 use slot::Slot;
 use table::{LoadError, Row, RowChange, RowKind, Table};
@@ -37,11 +41,19 @@ use usage::{Uncounted, VersionUse};
 /// - 3: the node counts uses of key versions and reports them; access control is changed while the cluster runs.
 /// - 4: a node rejects a grant that it cannot open, encrypts by leases of invocations, adopts keys of version 1, and takes
 ///   revocations from members that do not lead.
-pub const FEATURE_LEVEL: u32 = 4;
+/// - 5: members leave the cluster; the quorum may have been recovered by one survivor, in a new epoch; transport keys and
+///   the replication key are replaced.
+pub const FEATURE_LEVEL: u32 = 5;
 /// The level from which on a node counts uses. That one of a lower level reports none says nothing.
 pub const COUNTS_USES: u32 = 3;
 /// The level from which on a node knows [`RejectGrant`](crate::command::RejectGrant).
 pub const REJECTS_GRANTS: u32 = 4;
+/// The level from which on a node knows that members leave.
+pub const REMOVES_NODES: u32 = 5;
+/// The level from which on a node knows [`RecoverQuorum`](crate::command::RecoverQuorum).
+pub(crate) const RECOVERS_QUORUMS: u32 = 5;
+/// The level from which on a node takes part when a transport key or the replication key is replaced.
+pub const REKEYS: u32 = 5;
 /// The level of a new cluster, whatever the release that made it: a log gives the same state under every release.
 pub(crate) const FIRST_FEATURE_LEVEL: u32 = 1;
 
@@ -57,7 +69,8 @@ pub struct ClusterMeta {
     /// The level that it was made with. What may be proposed goes by what the members report:
     /// [`ClusterState::below_level`].
     pub feature_level: u32,
-    /// Identifies the replication key every sealed key is sealed under.
+    /// Identifies the replication key that everything is sealed under, all but what is still to be sealed anew:
+    /// [`Replication::former`].
     pub trk_id: [u8; 8],
     /// When it was made.
     pub created_at: UnixMillis,
@@ -82,6 +95,8 @@ pub struct ClusterState {
     pub(crate) uses: Table<VersionKey, VersionUse>,
     pub(crate) uncounted: Table<RaftId, Uncounted>,
     pub(crate) leases: Table<VersionKey, VersionLease>,
+    pub(crate) recoveries: Table<u64, Recovery>,
+    pub(crate) replication: Table<(), Replication>,
     pub(crate) requests: Requests,
 }
 
@@ -130,10 +145,10 @@ impl ClusterState {
             .map(|v| &**v)
     }
 
-    /// Every version in one state.
+    /// Every version in one state, which is not one that it ends in.
     fn in_state(&self, wanted: VersionState) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
         self.versions
-            .iter()
+            .open()
             .filter(move |(_, v)| v.state == wanted)
             .map(|(k, v)| (k, &**v))
     }
@@ -230,14 +245,14 @@ impl ClusterState {
     /// How many nodes are members.
     pub fn members(&self) -> u64 {
         let nodes = self.nodes.values();
-        nodes.filter(|node| node.status == NodeStatus::Member).count() as u64
+        nodes.filter(|node| node.is_member()).count() as u64
     }
 
     /// Every version whose key each member has to hold: made in this cluster and readable. What was adopted is
     /// only where it was found.
     pub fn held_by_members(&self) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
         self.versions
-            .iter()
+            .open()
             .filter(|(_, v)| v.state.is_readable() && v.origin == KeyOrigin::Generated)
             .map(|(k, v)| (k, &**v))
     }
@@ -252,9 +267,9 @@ impl ClusterState {
         let made_in = self.contexts.values().map(|context| &context.slot);
         let held_in = self
             .versions
-            .values()
-            .filter(|version| !version.state.is_over() && held(version))
-            .map(|version| &version.slot);
+            .open()
+            .filter(|(_, version)| held(version))
+            .map(|(_, version)| &version.slot);
         made_in.chain(held_in).cloned().collect()
     }
 
@@ -305,7 +320,7 @@ impl ClusterState {
         };
         self.nodes
             .iter()
-            .filter(|(_, node)| node.status == NodeStatus::Member)
+            .filter(|(_, node)| node.is_member())
             .map(move |(id, node)| (&**node, understands(id)))
             .filter(move |(_, understands)| *understands < level)
     }
@@ -323,6 +338,11 @@ impl ClusterState {
     /// Join tokens.
     pub fn join_tokens(&self) -> &Table<u64, JoinToken> {
         &self.join_tokens
+    }
+
+    /// Quorums that were recovered by one survivor, by the epoch that began so.
+    pub fn recoveries(&self) -> &Table<u64, Recovery> {
+        &self.recoveries
     }
 
     /// The idempotency window.
@@ -345,6 +365,8 @@ impl ClusterState {
         self.uses.drain(&mut out)?;
         self.uncounted.drain(&mut out)?;
         self.leases.drain(&mut out)?;
+        self.recoveries.drain(&mut out)?;
+        self.replication.drain(&mut out)?;
         self.requests.drain(&mut out)?;
         Ok(out)
     }
@@ -364,6 +386,8 @@ impl ClusterState {
         self.uses.dump(&mut out)?;
         self.uncounted.dump(&mut out)?;
         self.leases.dump(&mut out)?;
+        self.recoveries.dump(&mut out)?;
+        self.replication.dump(&mut out)?;
         self.requests.dump(&mut out)?;
         Ok(out)
     }
@@ -390,6 +414,8 @@ impl ClusterState {
             RowKind::Use => self.uses.load(version, key, value),
             RowKind::Uncounted => self.uncounted.load(version, key, value),
             RowKind::Lease => self.leases.load(version, key, value),
+            RowKind::Recovery => self.recoveries.load(version, key, value),
+            RowKind::Replication => self.replication.load(version, key, value),
             RowKind::Request => self.requests.load(version, key, value),
             RowKind::Applied => Err(LoadError::Damaged("an applied row among the state's".into())),
         }
@@ -424,10 +450,12 @@ impl ClusterState {
 fn owes(id: RaftId, node: &Node, version: &KeyVersion) -> bool {
     let held = |destruction: &Destruction| destruction.held_by.contains(&id);
     let asked = match node.status {
-        NodeStatus::Member | NodeStatus::Joining if version.origin.is_adopted() => {
+        NodeStatus::Member | NodeStatus::Leaving { .. } | NodeStatus::Joining
+            if version.origin.is_adopted() =>
+        {
             version.origin.concerns(id)
         }
-        NodeStatus::Member => true,
+        NodeStatus::Member | NodeStatus::Leaving { .. } => true,
         NodeStatus::Joining => version.destruction.as_ref().is_some_and(held),
         NodeStatus::Removed { .. } => false,
     };

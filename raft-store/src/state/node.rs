@@ -43,6 +43,14 @@ pub enum NodeStatus {
         /// When.
         at: UnixMillis,
     },
+    /// Asked to leave. It votes and serves until it is out of Raft's membership.
+    Leaving {
+        /// When that was asked.
+        at: UnixMillis,
+        /// Who takes its place in the same change of the membership, once that node has proven every key. Nobody: it goes
+        /// as soon as the others are a quorum without it.
+        successor: Option<NodeName>,
+    },
 }
 
 /// A node, keyed by its raft id.
@@ -65,6 +73,16 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether it is a member: one that is asked to leave is, until it has left.
+    pub fn is_member(&self) -> bool {
+        matches!(self.status, NodeStatus::Member | NodeStatus::Leaving { .. })
+    }
+
+    /// Whether it is asked to leave.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.status, NodeStatus::Leaving { .. })
+    }
+
     /// Whether it belongs to the cluster: a member, or joining.
     pub fn is_standing(&self) -> bool {
         !matches!(self.status, NodeStatus::Removed { .. })

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::frozen::SlotV1;
+use super::ClusterState;
+use super::context::{KeyVersion, VersionKey};
+use super::frozen::{SlotV1, SlotV2};
+use super::node::Node;
 use super::table::{LoadError, Row, RowKind, unknown_version};
 use crate::codec;
 use crate::command::{Bounded, Invalid, Refusal};
-use crate::names::{RaftId, TransportId, UnixMillis};
+use crate::names::{RaftId, SlotName, TransportId, UnixMillis};
 
 /// How far a transport generation protects the keys wrapped under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,15 +22,48 @@ pub enum TransportMode {
     Hardened,
 }
 
-/// Whether a transport generation is used for new keys.
+/// Where a transport generation is in its life.
+///
+/// ```text
+///              offered ──every member holds it──> current ──the next one is current──> superseded
+///                 │                                                                         │
+///   the rekey begins again                                                no version is wrapped under it
+///                 │                                                                         ▼
+///                 └────────────────────────────────> destroying <───────────────────────────┘
+///                                                        │ all nodes
+///                                                        ▼
+///                                                    destroyed
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TransportState {
     /// New KEK versions are wrapped under it.
     Current,
     /// Older versions still name it.
     Superseded,
-    /// Destroyed with the last version that named it.
+    /// Gone from the tokens of all nodes that were there; the entry is its tombstone.
     Destroyed,
+    /// Made by a rekey, and on its way into every member's token. Nothing is wrapped under it yet.
+    Offered,
+    /// Being removed from every token: no version names it any more.
+    Destroying,
+}
+
+impl TransportState {
+    /// The state's name in API and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TransportState::Current => "current",
+            TransportState::Superseded => "superseded",
+            TransportState::Destroyed => "destroyed",
+            TransportState::Offered => "offered",
+            TransportState::Destroying => "destroying",
+        }
+    }
+
+    /// Whether it is on its way out of the tokens, or gone: it is granted to nobody and used for nothing.
+    pub fn is_ended(self) -> bool {
+        matches!(self, TransportState::Destroying | TransportState::Destroyed)
+    }
 }
 
 /// Who a transport key was granted to.
@@ -97,6 +133,29 @@ pub struct TransportGeneration {
     pub created_at: UnixMillis,
     /// Nodes that could not open a grant of theirs.
     pub rejected: BTreeMap<RaftId, Rejected>,
+    /// The nodes that hold it, as far as a rekey has asked; from `destroying` on, those that have removed it.
+    pub acks: BTreeSet<RaftId>,
+    /// When the last node had removed it.
+    pub ended_at: Option<UnixMillis>,
+}
+
+impl TransportGeneration {
+    /// From now on every node removes it: nobody is granted it, and the acknowledgements say who has.
+    pub(crate) fn end(&mut self) {
+        self.state = TransportState::Destroying;
+        self.grants.clear();
+        self.rejected.clear();
+        self.acks.clear();
+    }
+}
+
+/// A slot that is to get its next transport key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRekey {
+    /// The newest generation when it was asked for. A newer one is what came of it.
+    pub after: u32,
+    /// When it was asked for.
+    pub requested_at: UnixMillis,
 }
 
 /// A slot.
@@ -104,6 +163,8 @@ pub struct TransportGeneration {
 pub struct Slot {
     /// Its transport generations, oldest first.
     pub transport: Vec<TransportGeneration>,
+    /// The last rekey that was asked for.
+    pub rekey: Option<SlotRekey>,
 }
 
 impl Slot {
@@ -115,9 +176,58 @@ impl Slot {
             .find(|t| t.state == TransportState::Current)
     }
 
+    /// The newest generation's number; 0 before there is one.
+    pub fn newest_generation(&self) -> u32 {
+        self.transport.last().map_or(0, |newest| newest.generation)
+    }
+
+    /// The generation that is on its way to the members.
+    pub fn offered_transport(&self) -> Option<&TransportGeneration> {
+        self.transport
+            .iter()
+            .find(|generation| generation.state == TransportState::Offered)
+    }
+
+    /// Whether a rekey waits for its transport key to be made.
+    pub fn awaits_transport(&self) -> bool {
+        let newest = self.newest_generation();
+        self.rekey.as_ref().is_some_and(|rekey| rekey.after == newest)
+    }
+
     /// The generation `id`.
     pub fn transport(&self, id: TransportId) -> Option<&TransportGeneration> {
         self.transport.iter().find(|t| t.id == id)
+    }
+}
+
+impl ClusterState {
+    /// Who has yet to acknowledge that a transport key is gone from its token: every member. Nobody, unless it is
+    /// `destroying`. Whoever joins removes what it was granted before it is ready, and holds nothing up.
+    pub fn owing_transport<'a>(
+        &'a self,
+        generation: &'a TransportGeneration,
+    ) -> impl Iterator<Item = (RaftId, &'a Node)> {
+        let is_open = generation.state == TransportState::Destroying;
+        self.nodes
+            .iter()
+            .map(|(id, node)| (*id, &**node))
+            .filter(move |(id, node)| is_open && node.is_member() && !generation.acks.contains(id))
+    }
+
+    /// The versions whose keys are wrapped under a transport key, whatever their state: while there is one, the key is
+    /// needed to import it.
+    pub fn wrapped_under<'a>(
+        &'a self,
+        slot: &'a SlotName,
+        id: TransportId,
+    ) -> impl Iterator<Item = (&'a VersionKey, &'a KeyVersion)> {
+        self.versions
+            .iter()
+            .map(|(key, version)| (key, &**version))
+            .filter(move |(_, version)| {
+                let material = version.material.as_ref();
+                version.slot == *slot && material.is_some_and(|material| material.transport_id == id)
+            })
     }
 }
 
@@ -127,7 +237,8 @@ impl Row for Slot {
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {
             1 => Ok(codec::decode::<SlotV1>(bytes)?.into()),
-            2 => Ok(codec::decode(bytes)?),
+            2 => Ok(codec::decode::<SlotV2>(bytes)?.into()),
+            3 => Ok(codec::decode(bytes)?),
             other => Err(unknown_version(Self::KIND, other)),
         }
     }

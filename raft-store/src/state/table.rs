@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use rpds::RedBlackTreeMapSync;
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -47,13 +47,17 @@ pub enum RowKind {
     Uncounted = 12,
     /// How many invocations of a key version were given out.
     Lease = 13,
+    /// A quorum that was lost and recovered.
+    Recovery = 14,
+    /// Which replication keys there are besides the cluster's, one row.
+    Replication = 15,
     /// Applied log id, membership and digest, one row. Written by storage, not by commands.
     Applied = 100,
 }
 
 impl RowKind {
     /// Every kind that belongs to the replicated state.
-    pub const STATE: [RowKind; 13] = [
+    pub const STATE: [RowKind; 15] = [
         RowKind::Meta,
         RowKind::Context,
         RowKind::Version,
@@ -67,6 +71,8 @@ impl RowKind {
         RowKind::Use,
         RowKind::Uncounted,
         RowKind::Lease,
+        RowKind::Recovery,
+        RowKind::Replication,
     ];
 
     /// The kind of a stored byte, if this release knows it.
@@ -83,7 +89,7 @@ impl RowKind {
             RowKind::Meta => 1,
             RowKind::Context => 2,
             RowKind::Version => 4,
-            RowKind::Slot => 2,
+            RowKind::Slot => 3,
             RowKind::Node => 1,
             RowKind::Report => 2,
             RowKind::Acl => 2,
@@ -93,6 +99,8 @@ impl RowKind {
             RowKind::Use => 1,
             RowKind::Uncounted => 1,
             RowKind::Lease => 1,
+            RowKind::Recovery => 1,
+            RowKind::Replication => 1,
             RowKind::Applied => 1,
         }
     }
@@ -104,8 +112,11 @@ impl RowKind {
             RowKind::Meta | RowKind::Context | RowKind::JoinToken | RowKind::Uncounted => 4 << 10,
             // The window remembers tens of thousands of them.
             RowKind::Request => 2 << 10,
+            RowKind::Replication => 16 << 10,
             RowKind::Version => 32 << 10,
-            RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease => 64 << 10,
+            RowKind::Report | RowKind::Revocation | RowKind::Use | RowKind::Lease | RowKind::Recovery => {
+                64 << 10
+            }
             RowKind::Slot | RowKind::Node | RowKind::Acl | RowKind::Applied => 128 << 10,
         }
     }
@@ -126,6 +137,8 @@ impl RowKind {
             RowKind::Use => "use",
             RowKind::Uncounted => "uncounted",
             RowKind::Lease => "lease",
+            RowKind::Recovery => "recovery",
+            RowKind::Replication => "replication",
             RowKind::Applied => "applied",
         }
     }
@@ -179,6 +192,13 @@ pub trait Row: Serialize + DeserializeOwned {
     const KIND: RowKind;
     /// The version it is written in.
     const VERSION: u8 = Self::KIND.version();
+    /// Whether rows of this kind come to an end and stay as tombstones: the others are found without a look at those.
+    const ENDS: bool = false;
+
+    /// Whether this one has come to its end.
+    fn is_over(&self) -> bool {
+        false
+    }
 
     /// Reads a stored row of any version up to the present one. A row with a past has a `decode` of its own:
     /// one arm for each version, from the frozen struct of that version.
@@ -258,6 +278,9 @@ pub struct RowChange {
 #[derive(Clone)]
 pub struct Table<K: RowKey, V: Row> {
     rows: RedBlackTreeMapSync<K, Arc<V>>,
+    /// Keys of the rows that are not over, of kinds that end: after years nearly all rows are tombstones, and every
+    /// command that asks for the others would look at each of them.
+    open: RedBlackTreeSetSync<K>,
     touched: BTreeSet<K>,
     /// Another one after each change: clones that have the same have the same rows.
     mark: Arc<()>,
@@ -267,6 +290,7 @@ impl<K: RowKey, V: Row> Default for Table<K, V> {
     fn default() -> Self {
         Self {
             rows: RedBlackTreeMapSync::new_sync(),
+            open: RedBlackTreeSetSync::new_sync(),
             touched: BTreeSet::new(),
             mark: Arc::new(()),
         }
@@ -307,6 +331,20 @@ impl<K: RowKey, V: Row> Table<K, V> {
         self.rows.values()
     }
 
+    /// All rows that are not over, in key order; of a kind that never ends, none.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        let keys = self.open.iter();
+        keys.filter_map(move |key| self.rows.get(key).map(|row| (key, row)))
+    }
+
+    fn note_open(&mut self, key: &K, value: &V) {
+        if V::ENDS && value.is_over() {
+            self.open.remove_mut(key);
+        } else if V::ENDS {
+            self.open.insert_mut(key.clone());
+        }
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.rows.size()
@@ -339,6 +377,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
         let size = usize::try_from(codec::size(&value)).unwrap_or(usize::MAX);
         Bounded::Row(V::KIND).check(size, V::KIND.limit())?;
         self.touched.insert(key.clone());
+        self.note_open(&key, &value);
         self.rows.insert_mut(key, Arc::new(value));
         self.mark = Arc::new(());
         Ok(())
@@ -346,6 +385,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
 
     pub(crate) fn remove(&mut self, key: &K) {
         if self.rows.remove_mut(key) {
+            self.open.remove_mut(key);
             self.touched.insert(key.clone());
             self.mark = Arc::new(());
         }
@@ -396,6 +436,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
         let decoded = K::decode(key)
             .ok_or_else(|| LoadError::Damaged(format!("a {kind} row has a key that does not decode")))?;
         let value = decode(&decoded)?;
+        self.note_open(&decoded, &value);
         self.rows.insert_mut(decoded, Arc::new(value));
         self.mark = Arc::new(());
         Ok(())
@@ -477,6 +518,45 @@ mod tests {
         table.put(8, row("a")).unwrap();
         assert!(!table.is_clone_of(&before));
         assert!(!table.is_clone_of(&Table::default()));
+    }
+
+    /// A row that ends.
+    #[derive(Clone, Serialize, Deserialize, Debug, PartialEq)]
+    struct Mortal {
+        over: bool,
+    }
+
+    impl Row for Mortal {
+        const KIND: RowKind = RowKind::Version;
+        const VERSION: u8 = 1;
+        const ENDS: bool = true;
+
+        fn is_over(&self) -> bool {
+            self.over
+        }
+    }
+
+    #[test]
+    fn a_table_knows_its_rows_that_are_not_over_however_they_came() {
+        let mut table = Table::<u64, Mortal>::default();
+        let open = |table: &Table<u64, Mortal>| -> Vec<u64> { table.open().map(|(key, _)| *key).collect() };
+        for key in [3, 1, 2] {
+            table.put(key, Mortal { over: false }).unwrap();
+        }
+        let before = table.clone();
+        table.put(2, Mortal { over: true }).unwrap();
+        table.put(4, Mortal { over: true }).unwrap();
+        assert_eq!(open(&table), [1, 3]);
+        table.put(2, Mortal { over: false }).unwrap();
+        table.remove(&1);
+        assert_eq!(open(&table), [2, 3]);
+        let mut loaded = Table::<u64, Mortal>::default();
+        for (key, over) in [(7u64, true), (8, false)] {
+            let value = codec::encode(&Mortal { over }).unwrap();
+            loaded.load(1, &RowKey::encode(&key), &value).unwrap();
+        }
+        assert_eq!(open(&loaded), [8]);
+        assert_eq!(open(&before), [1, 2, 3], "a clone keeps what it had");
     }
 
     #[test]

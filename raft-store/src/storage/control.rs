@@ -23,6 +23,7 @@ use super::error::StoreFailure;
 use super::simulated::SimulatedRows;
 use crate::codec;
 use crate::names::{ClusterId, Incarnation, RaftId};
+use crate::seeded::bug;
 use crate::{LogId, Vote};
 
 const MAGIC: [u8; 7] = *b"HSMCTRL";
@@ -230,7 +231,9 @@ impl ControlFile {
             Medium::File(file) => {
                 file.write_all_at(&slot, (sequence % 2) * SLOT)
                     .map_err(StoreFailure::io(what()))?;
-                file.sync_data().map_err(StoreFailure::io(what()))?;
+                if !bug("bug::skip_sync_data") {
+                    file.sync_data().map_err(StoreFailure::io(what()))?;
+                }
             }
             #[cfg(feature = "simulation")]
             Medium::Simulated(disk) => disk.write_slot(sequence % 2, slot)?,

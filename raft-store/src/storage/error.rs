@@ -49,6 +49,15 @@ impl StoreFailure {
         move |source| Self::Sled { what, source }
     }
 
+    /// Whether another process has sled's file. sled locks it too, and gives the lock back a moment after it is dropped.
+    pub(super) fn is_sleds_lock(&self) -> bool {
+        matches!(
+            self,
+            Self::Sled { source: sled::Error::Io(source), .. }
+                if source.to_string().contains("could not acquire lock")
+        )
+    }
+
     /// Whether sled's files are not as sled left them, rather than that they could not be read just now. Of its
     /// I/O errors that is what reading past the end, at a senseless place, or of a file that nothing wrote gives.
     fn is_loss(&self) -> bool {
@@ -93,7 +102,7 @@ impl From<StoreFailure> for io::Error {
 
 /// What to do with a node whose store is refused. Said with every refusal.
 const REMEDY: &str = "this node cannot go on with this data directory: keep it, and join a new node under a \
-     new node_id with an empty directory; the old one stays listed, because members cannot be removed yet \
+     new node_id with an empty directory, or under the same one once `hsmctl cluster remove` has removed the old node \
      (docs/operations.md, \"A store that is refused\")";
 
 /// Why a store was refused at open.
@@ -119,6 +128,9 @@ pub enum OpenError {
         /// The panic's message.
         message: String,
     },
+    /// Nobody has ever run there: maintenance has nothing to do, and must not make anything.
+    #[error("data_dir {0}: no node has run there; name the configuration of a node that has")]
+    Unused(PathBuf),
     /// Something acknowledged is missing.
     #[error("data_dir {dir}: {what}; {REMEDY}")]
     Lost {
@@ -170,11 +182,7 @@ impl OpenError {
         match failure {
             StoreFailure::Damaged(what) => Self::Lost { dir, what },
             StoreFailure::Newer(what) => Self::Newer { dir, what },
-            // sled locks its file too, and gives the lock back a moment after it is dropped.
-            StoreFailure::Sled {
-                source: sled::Error::Io(source),
-                ..
-            } if source.to_string().contains("could not acquire lock") => Self::InUse(dir),
+            failure if failure.is_sleds_lock() => Self::InUse(dir),
             failure if failure.is_loss() => {
                 let what = failure.to_string();
                 Self::Lost { dir, what }
@@ -189,6 +197,17 @@ impl OpenError {
             && !said.is_empty()
         {
             *what = format!("{what} (sled said: {})", said.join("; "));
+        }
+        self
+    }
+
+    /// On a file system without room: what looks like damage may be what could not be written just now, and there is
+    /// nothing to replace before somebody has looked again.
+    pub(super) fn without_room(mut self) -> Self {
+        if let Self::Lost { what, .. } | Self::SledPanic { message: what, .. } = &mut self {
+            *what = format!(
+                "{what} (the file system has no room left: make some and start again before anything else)"
+            );
         }
         self
     }
@@ -225,6 +244,21 @@ mod tests {
             refused,
             "data_dir /d: a slot row: written by a newer release: start that release"
         );
+    }
+
+    #[test]
+    fn without_room_nothing_is_replaced_before_there_is_some() {
+        let lost = OpenError::lost(Path::new("/d"), "gone")
+            .without_room()
+            .to_string();
+        assert!(
+            lost.starts_with(
+                "data_dir /d: gone (the file system has no room left: make some and start again"
+            ),
+            "{lost}"
+        );
+        let full = sled_io(io::ErrorKind::StorageFull);
+        assert!(!full.contains(REMEDY), "{full}");
     }
 
     #[test]

@@ -22,6 +22,11 @@ impl ControlHandle {
         Self { core, dir }
     }
 
+    /// What all parts of the store share.
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// What the store has promised.
     pub fn get(&self) -> Control {
         self.core.control()
@@ -77,14 +82,19 @@ impl ControlHandle {
 
 /// What is free on a file system.
 #[derive(Debug, PartialEq, Eq)]
-struct Room {
-    free: u64,
+pub(super) struct Room {
+    pub(super) free: u64,
     below_reserve: bool,
     below_last: bool,
 }
 
+/// Whether there is no room for anything; false of a file system that cannot be asked.
+pub(super) fn is_full(dir: &Path) -> bool {
+    nix::sys::statvfs::statvfs(dir).is_ok() && room(dir).below_last
+}
+
 /// A file system that cannot be asked has no room: whoever asks is about to add to it.
-fn room(dir: &Path) -> Room {
+pub(super) fn room(dir: &Path) -> Room {
     let Ok(stat) = nix::sys::statvfs::statvfs(dir) else {
         return Room {
             free: 0,

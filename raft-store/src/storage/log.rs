@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
-use openraft::{OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError};
+use openraft::{EntryPayload, OptionalSend, RaftLogId, RaftLogReader, StorageError, StorageIOError};
 
 use super::error::StoreFailure;
 use super::frame::LOG;
 use super::writer::{Core, LOG_TREE, WriteOp, Writer, log_key};
 use crate::names::RaftId;
+use crate::seeded::bug;
 use crate::{Entry, LogId, TypeConfig, Vote, codec};
 
 type Failure = StorageError<RaftId>;
@@ -145,6 +146,12 @@ impl LogStore {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The last entry that there is, or was.
+    pub(super) fn last(&self) -> Option<LogId> {
+        let index = self.lock();
+        index.last.max(index.purged)
+    }
+
     /// Entries from sled, for readers that fell behind the cache.
     fn read_rows(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
         let mut entries = Vec::new();
@@ -161,7 +168,7 @@ impl LogStore {
         Ok(entries)
     }
 
-    fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
+    pub(super) fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, StoreFailure> {
         let (start, end, cache_first, cached) = {
             let index = self.lock();
             let (start, end) = (start.max(index.first), end.min(index.next()));
@@ -249,6 +256,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// old term without an election, and a log that lost its tail would reuse log ids unnoticed.
     async fn read_vote(&mut self) -> Result<Option<Vote>, Failure> {
         let control = self.core.control();
+        if bug("bug::keep_restarted_leaders_term") {
+            return Ok(control.vote);
+        }
         Ok(control.vote.map(|vote| Vote {
             committed: vote.committed && vote.leader_id.node_id != control.raft_id,
             ..vote
@@ -261,6 +271,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut encoded = Vec::new();
+        let mut proposed = None;
         let last = {
             let mut index = self.lock();
             for entry in entries {
@@ -275,6 +286,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                     let gap =
                         StoreFailure::Damaged(format!("{} appended after {:?}", entry.log_id, index.last));
                     return Err(write_error(gap));
+                }
+                if let EntryPayload::Membership(membership) = &entry.payload {
+                    let joint = membership.get_joint_config().len() > 1;
+                    proposed = Some(if joint {
+                        "store::joint_proposed"
+                    } else {
+                        "store::uniform_proposed"
+                    });
                 }
                 let bytes = codec::encode(&entry)
                     .map_err(|e| StorageIOError::write_log_entry(*entry.get_log_id(), &e))?;
@@ -296,7 +315,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 last,
                 done: callback,
             })
-            .map_err(write_error)
+            .map_err(write_error)?;
+        if let Some(point) = proposed {
+            let _: &str = point;
+            fail::fail_point!(point);
+        }
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), Failure> {

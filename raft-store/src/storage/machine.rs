@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::error::StoreFailure;
 use super::frame::{Form, POINTER};
 use super::lock;
-use super::rows::Changes;
+use super::rows::{Changes, RowStore};
 use super::snapshot::{self, Contents};
 use super::writer::Core;
 use crate::command::{self, ApplyContext, Outcome};
@@ -180,6 +180,11 @@ impl StateMachine {
         Arc::clone(&self.published)
     }
 
+    /// What is applied.
+    pub(super) fn loaded(&self) -> &Loaded {
+        &self.now
+    }
+
     /// The applied index, for waiting.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
@@ -200,26 +205,10 @@ impl StateMachine {
             if !is_report(&entry) {
                 self.now.changed = entry.log_id.index;
             }
-            let outcome = match entry.payload {
-                EntryPayload::Blank => Outcome::Nothing,
-                EntryPayload::Membership(membership) => {
-                    self.now.row.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    voters = self.now.row.membership.voter_ids().collect();
-                    Outcome::Nothing
-                }
-                EntryPayload::Normal(command) => {
-                    let cx = ApplyContext {
-                        index: entry.log_id.index,
-                        at: command.at,
-                        origin: &command.origin,
-                        leader: entry.log_id.leader_id.node_id,
-                        voters: &voters,
-                    };
-                    command::apply(&mut self.now.state, &command, &cx)
-                }
-            };
-            self.now.row.applied = Some(entry.log_id);
-            outcomes.push(outcome);
+            let id = entry.log_id;
+            let (state, membership) = (&mut self.now.state, &mut self.now.row.membership);
+            outcomes.push(advance(state, membership, &mut voters, entry));
+            self.now.row.applied = Some(id);
         }
         let mut changes = Changes::default();
         let rows = self.now.state.drain()?;
@@ -228,6 +217,41 @@ impl StateMachine {
         self.core.rows.write(&self.now.tree, changes)?;
         self.publish();
         Ok(outcomes)
+    }
+}
+
+/// What one entry does to the state, to the membership and to its voters.
+pub(super) fn advance(
+    state: &mut ClusterState,
+    membership: &mut StoredMembership,
+    voters: &mut BTreeSet<RaftId>,
+    entry: Entry,
+) -> Outcome {
+    match entry.payload {
+        EntryPayload::Blank => Outcome::Nothing,
+        EntryPayload::Membership(next) => {
+            *membership = StoredMembership::new(Some(entry.log_id), next);
+            *voters = membership.voter_ids().collect();
+            let joint = membership.membership().get_joint_config().len() > 1;
+            let point = if joint {
+                "store::joint_applied"
+            } else {
+                "store::uniform_applied"
+            };
+            let _: &str = point;
+            fail::fail_point!(point);
+            Outcome::Nothing
+        }
+        EntryPayload::Normal(command) => {
+            let cx = ApplyContext {
+                index: entry.log_id.index,
+                at: command.at,
+                origin: &command.origin,
+                leader: entry.log_id.leader_id.node_id,
+                voters,
+            };
+            command::apply(state, &command, &cx)
+        }
     }
 }
 
@@ -294,18 +318,18 @@ pub(super) fn install(core: &Core, old_tree: &str, contents: Contents) -> Result
     core.rows.write(&tree, changes)?;
     core.rows.barrier()?;
     fail::fail_point!("store::before_pointer");
-    point_to(core, &tree)?;
+    point_to(&*core.rows, &tree)?;
     fail::fail_point!("store::after_pointer");
     core.rows.drop_tree(old_tree)?;
     Ok(next)
 }
 
 /// Names the tree that is the state; durable when this returns.
-pub(super) fn point_to(core: &Core, tree: &str) -> Result<(), StoreFailure> {
+pub(super) fn point_to(rows: &dyn RowStore, tree: &str) -> Result<(), StoreFailure> {
     let mut changes = Changes::default();
     changes.put(POINTER, &[POINTER.kind], tree.as_bytes(), None)?;
-    core.rows.write(META_TREE, changes)?;
-    core.rows.barrier()
+    rows.write(META_TREE, changes)?;
+    rows.barrier()
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -320,6 +344,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        fail::fail_point!("store::before_apply");
         let applied = self.apply_entries(entries.into_iter());
         self.core
             .fatal(applied)
@@ -397,7 +422,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let (dir, for_file) = (self.dir.clone(), meta.clone());
         let written = off_thread(move || {
             let rows = from.state.dump()?;
+            fail::fail_point!("store::before_snapshot");
             let file = snapshot::write(&dir, &for_file, &rows)?;
+            fail::fail_point!("store::after_snapshot");
             snapshot::remove_older(&dir, &file.path)?;
             Ok(file)
         });

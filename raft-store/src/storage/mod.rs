@@ -8,11 +8,13 @@
 //! <data>/control         identity, vote, last durable log id (see `control`); `control.new` while being made
 //! <data>/sled/db …       tree `log`: entries, vote, purged; trees `state-N`: rows; tree `meta`: the pointer, which
 //!                        names the state tree in force
+//! <data>/sled.new/       sled while it is written anew; `sled.old` the one before, until it is removed (see `swap`)
 //! <data>/snapshots/      complete snapshots, `.partial` while being written
 //! ```
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod compact;
 mod control;
 mod error;
 mod frame;
@@ -23,19 +25,23 @@ mod log;
 mod machine;
 mod open;
 mod recover;
+mod recover_quorum;
 mod rows;
 #[cfg(feature = "simulation")]
 mod simulated;
 mod sled_watch;
 mod snapshot;
+mod swap;
 mod writer;
 
+pub use compact::Compacted;
 pub use control::{Control, Poison};
 pub use error::{OpenError, StoreFailure};
 pub use handle::ControlHandle;
 pub use log::LogStore;
 pub use machine::{Published, StateMachine};
 pub use open::{Opened, Store, StoreOptions};
+pub use recover_quorum::{Outlook, RecoverError, Recovered};
 pub use rows::BarrierHook;
 #[cfg(feature = "simulation")]
 pub use simulated::{Lie, SimulatedDisk};
@@ -47,7 +53,7 @@ pub use snapshot::SnapshotReceiver;
 pub struct StoreFigures {
     /// Bytes of the sled files.
     pub sled_bytes: u64,
-    /// Bytes of the rows in them that there are: far below `sled_bytes` for long, sled does not clean up.
+    /// Bytes of the rows in them that there are: several times less than `sled_bytes`, because sled cleans up late.
     pub live_bytes: u64,
     /// Durability barriers passed since the start.
     pub barriers: u64,

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use openraft::EntryPayload;
+
 use super::control::Control;
 use super::error::StoreFailure;
 use super::frame::{Form, LOG, POINTER, PURGED, VOTE};
@@ -11,6 +13,7 @@ use super::machine::{self, Loaded, META_TREE};
 use super::rows::RowStore;
 use super::snapshot;
 use super::writer::{self, Core, LOG_TREE};
+use crate::command::{Command, Op, RecoverQuorum};
 use crate::state::table::RowKind;
 use crate::{Entry, LogId, SnapshotMeta, Vote, codec};
 
@@ -18,6 +21,8 @@ use crate::{Entry, LogId, SnapshotMeta, Vote, codec};
 pub(super) struct FoundLog {
     pub(super) index: LogIndex,
     pub(super) vote: Option<Vote>,
+    /// Recoveries of the quorum that an entry names, with the entry's id: the last one, if there is any.
+    pub(super) recovery: Option<(LogId, RecoverQuorum)>,
     /// Ids of all entries, to compare with what is promised and applied.
     ids: Vec<LogId>,
 }
@@ -49,6 +54,7 @@ pub(super) fn read_log(rows: &dyn RowStore) -> Result<FoundLog, StoreFailure> {
         ..LogIndex::default()
     };
     let mut ids = Vec::with_capacity(entries.len());
+    let mut recovery = None;
     let mut before = purged;
     for (entry, length) in entries {
         let id = entry.log_id;
@@ -64,10 +70,34 @@ pub(super) fn read_log(rows: &dyn RowStore) -> Result<FoundLog, StoreFailure> {
         }
         before = Some(id);
         ids.push(id);
+        if let EntryPayload::Normal(Command {
+            op: Op::RecoverQuorum(op),
+            ..
+        }) = &entry.payload
+        {
+            recovery = Some((id, op.clone()));
+        }
         index.push(entry, length);
     }
     index.shrink(u64::MAX);
-    Ok(FoundLog { index, vote, ids })
+    Ok(FoundLog {
+        index,
+        vote,
+        recovery,
+        ids,
+    })
+}
+
+/// A recovery of the quorum that this node's own directory was given, and that is not applied yet: it was killed before
+/// `control` had the new epoch, or was not started since.
+pub(super) fn own_recovery<'a>(
+    control: &Control,
+    found: &'a FoundLog,
+    applied: Option<LogId>,
+) -> Option<&'a RecoverQuorum> {
+    let (id, op) = found.recovery.as_ref()?;
+    let own = op.survivor == control.raft_id && id.leader_id.node_id == control.raft_id;
+    (own && Some(*id) > applied).then_some(op)
 }
 
 /// sled may hold more than was promised, never less.
@@ -104,8 +134,8 @@ pub(super) fn check_promise(control: &Control, found: &FoundLog) -> Result<(), S
 }
 
 /// Reads the state tree the pointer names and checks it against its digest.
-pub(super) fn read_state(core: &Core, promised: bool) -> Result<Loaded, StoreFailure> {
-    let pointer = core.rows.get(META_TREE, &[POINTER.kind])?;
+pub(super) fn read_state(rows: &dyn RowStore, promised: bool) -> Result<Loaded, StoreFailure> {
+    let pointer = rows.get(META_TREE, &[POINTER.kind])?;
     let tree = match pointer {
         Some(row) if row.form == POINTER => String::from_utf8_lossy(&row.value).into_owned(),
         Some(row) => return Err(row.form.unknown()),
@@ -115,7 +145,7 @@ pub(super) fn read_state(core: &Core, promised: bool) -> Result<Loaded, StoreFai
             ));
         }
         None => {
-            machine::point_to(core, "state-0")?;
+            machine::point_to(rows, "state-0")?;
             "state-0".to_string()
         }
     };
@@ -124,7 +154,7 @@ pub(super) fn read_state(core: &Core, promised: bool) -> Result<Loaded, StoreFai
         ..Loaded::default()
     };
     let mut digest = 0u128;
-    core.rows.scan(&tree, &[], &mut |row| {
+    rows.scan(&tree, &[], &mut |row| {
         let (form, value) = (row.form, &row.value);
         if form == Form::from(RowKind::Applied) {
             loaded.row = codec::decode(value)?;
@@ -147,9 +177,9 @@ pub(super) fn read_state(core: &Core, promised: bool) -> Result<Loaded, StoreFai
     }
     // A tree beside the one pointed to is a half-installed or half-dropped snapshot. Not before the one pointed to
     // is known to be whole: until then it may be the only one that is.
-    for other in core.rows.trees() {
+    for other in rows.trees() {
         if other.starts_with("state-") && other != tree {
-            core.rows.drop_tree(&other)?;
+            rows.drop_tree(&other)?;
         }
     }
     loaded.state = std::mem::take(&mut loaded.state).loaded();

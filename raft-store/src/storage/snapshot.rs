@@ -230,6 +230,7 @@ impl SnapshotReceiver {
         let what = || format!("finish {}", self.path.display());
         self.out.flush().map_err(StoreFailure::io(what()))?;
         self.out.get_ref().sync_all().map_err(StoreFailure::io(what()))?;
+        fail::fail_point!("store::before_snapshot_name");
         std::fs::rename(&self.partial, &self.path).map_err(StoreFailure::io(what()))?;
         sync_parent(&self.path)?;
         Ok(SnapshotFile {

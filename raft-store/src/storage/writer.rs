@@ -14,6 +14,7 @@ use super::control::{Control, ControlFile};
 use super::error::StoreFailure;
 use super::frame::{LOG, PURGED, VOTE};
 use super::rows::{Changes, RowStore};
+use crate::seeded::bug;
 use crate::{LogId, TypeConfig, Vote, codec};
 
 pub(super) const LOG_TREE: &str = "log";
@@ -108,6 +109,11 @@ impl Core {
         guard.0.write(&next)?;
         guard.1 = next;
         Ok(())
+    }
+
+    /// Changes the promise in memory alone: what a vote is that was answered before it was on the disk.
+    fn promise_unsynced(&self, change: impl FnOnce(&mut Control)) {
+        change(&mut self.lock().1);
     }
 
     /// Changes who the node is, or whether it may run: in both slots of the file, because no row of sled
@@ -258,6 +264,7 @@ pub(super) fn log_key(index: u64) -> Vec<u8> {
 }
 
 fn append(core: &Core, entries: &[(u64, Vec<u8>)], last: LogId) -> Result<(), StoreFailure> {
+    fail::fail_point!("store::before_append");
     let mut changes = Changes::default();
     for (index, bytes) in entries {
         changes.put(LOG, &log_key(*index), bytes, None)?;
@@ -266,15 +273,23 @@ fn append(core: &Core, entries: &[(u64, Vec<u8>)], last: LogId) -> Result<(), St
     core.rows.barrier()?;
     core.promise(|control| control.last_log = Some(last))?;
     core.durable.store(last.index, Ordering::Release);
+    fail::fail_point!("store::after_append");
     Ok(())
 }
 
 fn save_vote(core: &Core, vote: Vote) -> Result<(), StoreFailure> {
+    fail::fail_point!("store::before_vote");
     let mut changes = Changes::default();
     changes.put(VOTE, &[VOTE.kind], &codec::encode(&vote)?, None)?;
     core.rows.write(LOG_TREE, changes)?;
+    if bug("bug::skip_vote_flush") {
+        core.promise_unsynced(|control| control.vote = Some(vote));
+        return Ok(());
+    }
     core.rows.barrier()?;
-    core.promise(|control| control.vote = Some(vote))
+    core.promise(|control| control.vote = Some(vote))?;
+    fail::fail_point!("store::after_vote");
+    Ok(())
 }
 
 /// The promise shrinks *before* the rows go: a crash between the two leaves a log longer than promised,

@@ -209,6 +209,11 @@ impl Random {
     }
 }
 
+/// How often a file is damaged: `HSM_DAMAGE_ROUNDS` of each way, or as often as usual.
+pub(crate) fn rounds(usual: u64) -> u64 {
+    std::env::var("HSM_DAMAGE_ROUNDS").map_or(usual, |rounds| rounds.parse().expect("HSM_DAMAGE_ROUNDS"))
+}
+
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

@@ -63,6 +63,44 @@ pub(super) fn samples() -> Vec<Sample> {
         slot: text("exchange"),
         state: SlotState::Ready,
     };
+    let leaving = |told: bool| Leaving {
+        since: time(),
+        successor: told.then(|| text("hsm-node-4")),
+    };
+    let removed = |told: bool| RemovedMember {
+        node_id: text("hsm-node-3"),
+        raft_id: 3,
+        removed_at: time(),
+        held: if told { list(&["exchange-key"]) } else { Vec::new() },
+    };
+    let removal = RemoveNodeRequest {
+        successor: Some(text("hsm-node-4")),
+        lose_keys: true,
+        dry_run: true,
+    };
+    let left = |told: bool| RemoveNodeResponse {
+        node_id: text("hsm-node-3"),
+        raft_id: 3,
+        state: RemovalState::Waiting,
+        successor: told.then(|| text("hsm-node-4")),
+        held: list(&["exchange-key"]),
+        voters: 2,
+        majority: 2,
+        failure_tolerance: 0,
+    };
+    let kept = KeepNodeResponse {
+        node_id: text("hsm-node-3"),
+        raft_id: 3,
+    };
+    let transfer = TransferLeaderRequest {
+        from: Some(1),
+        to: Some(text("hsm-node-2")),
+    };
+    let led = TransferLeaderResponse {
+        leader: text("hsm-node-2"),
+        raft_id: 2,
+        before: text("hsm-node-1"),
+    };
     let member = |told: bool| Member {
         node_id: text("hsm-node-1"),
         raft_id: 1,
@@ -79,6 +117,7 @@ pub(super) fn samples() -> Vec<Sample> {
             .then(|| text("slot exchange: no member has granted it the transport key"))
             .into_iter()
             .collect(),
+        leaving: told.then(|| leaving(true)),
         joined_at: time(),
     };
     let status = |told: bool| ClusterStatus {
@@ -100,10 +139,16 @@ pub(super) fn samples() -> Vec<Sample> {
         slots: vec![slot(Some("its PIN is missing"))],
         failure_tolerance: 1,
         voters: 3,
+        majority: 2,
         silent_voters: list(&["hsm-node-3"]),
     };
-    let members = MembersResponse {
+    let members = |told: bool| MembersResponse {
         members: vec![member(true), member(false)],
+        removed: if told {
+            vec![removed(true), removed(false)]
+        } else {
+            Vec::new()
+        },
     };
     vec![
         answer("WhoAmI", &who(Some("Admin")), &who(None)),
@@ -120,7 +165,15 @@ pub(super) fn samples() -> Vec<Sample> {
         answer("NotReadyReason", &reason, &reason),
         answer("SlotStatus", &slot(Some("its PIN is missing")), &slot(None)),
         request("UnlockSlotRequest", &UnlockSlotRequest { retry: true }, &[]),
-        answer("MembersResponse", &members, &members),
+        answer("MembersResponse", &members(true), &members(false)),
+        answer("RemovedMember", &removed(true), &removed(false)),
+        answer("Leaving", &leaving(true), &leaving(false)),
+        request("RemoveNodeRequest", &removal, &[]),
+        answer("RemoveNodeResponse", &left(true), &left(false)),
+        request("KeepNodeRequest", &KeepNodeRequest {}, &[]),
+        answer("KeepNodeResponse", &kept, &kept),
+        request("TransferLeaderRequest", &transfer, &[]),
+        answer("TransferLeaderResponse", &led, &led),
         answer("Member", &member(true), &member(false)),
         answer("MemberSlot", &member_slot, &member_slot),
     ]

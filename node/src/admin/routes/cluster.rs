@@ -22,6 +22,7 @@ use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
 use crate::admin::{join_token, views};
 use crate::consensus::Role;
+use crate::consensus::quorum::majority;
 use crate::health::ReadyQuery;
 use crate::http::ApiError;
 
@@ -256,6 +257,7 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
             .collect(),
         failure_tolerance: views::failure_tolerance(voters.len(), silent_voters.len()),
         voters: u32::try_from(voters.len()).unwrap_or(u32::MAX),
+        majority: u32::try_from(majority(voters.len())).unwrap_or(u32::MAX),
         silent_voters,
     }
 }

@@ -8,7 +8,9 @@ mod changes;
 mod cluster;
 mod key_life;
 mod keys;
+mod members;
 mod placements;
+mod rekey;
 mod revocations;
 mod slots;
 mod unread;
@@ -92,6 +94,12 @@ fn routes() -> Routes<AdminState> {
         .get(paths::CLUSTER_SLOT_KEYS, cluster::slot_keys)
         .get(paths::CLUSTER_STATUS, cluster::status)
         .get(paths::CLUSTER_MEMBERS, cluster::members)
+        .post(paths::CLUSTER_REMOVE_PATTERN, members::remove)
+        .post(paths::CLUSTER_KEEP_PATTERN, members::keep)
+        .post(paths::CLUSTER_TRANSFER_LEADER, members::transfer_leader)
+        .get(paths::CLUSTER_REKEY, rekey::status)
+        .post(paths::CLUSTER_REKEY_TRANSPORT, rekey::transport)
+        .post(paths::CLUSTER_REKEY_REPLICATION, rekey::replication)
         .get(paths::KEYS, keys::list)
         .post(paths::KEYS, keys::create)
         .post(paths::KEYS_ROTATE_PATTERN, keys::rotate)

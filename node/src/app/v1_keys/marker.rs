@@ -109,4 +109,30 @@ mod tests {
         assert!(!marker.is_begun());
         marker.write().unwrap();
     }
+
+    /// It is the list's digest still, or says nothing of the list, which is then compared with the state again.
+    #[test]
+    fn a_damaged_marker_names_no_other_list_that_there_could_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let (digest, other) = ("ab".repeat(32), "cd".repeat(32));
+        let marker = Marker::of(dir.path()).with(digest.clone(), Path::new("m.yaml"));
+        marker.write().unwrap();
+        let path = dir.path().join(NAME);
+        let whole = std::fs::read(&path).unwrap();
+        let flips = (0..whole.len() * 8).map(|bit| {
+            let mut contents = whole.clone();
+            contents[bit / 8] ^= 1 << (bit % 8);
+            contents
+        });
+        let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
+        let mut known = 0;
+        for (number, contents) in flips.chain(cuts).enumerate() {
+            std::fs::write(&path, contents).unwrap();
+            let read = Marker::of(dir.path()).read();
+            assert_ne!(read.as_deref(), Some(other.as_str()), "damage {number}");
+            known += usize::from(read.as_deref() == Some(digest.as_str()));
+        }
+        // The path is for people: what becomes of it costs nothing.
+        assert!(known > 0, "it is never understood");
+    }
 }

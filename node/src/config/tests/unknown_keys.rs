@@ -3,7 +3,7 @@
 use super::refusal;
 
 /// Every section of `file.rs`, with the place where a key may stand marked `KEY`.
-const SECTIONS: [(&str, &str); 25] = [
+const SECTIONS: [(&str, &str); 26] = [
     ("", "KEY"),
     ("server", "server: {KEY}"),
     ("server.tls", "server: {tls: {KEY}}"),
@@ -21,6 +21,7 @@ const SECTIONS: [(&str, &str); 25] = [
     ("cluster.tls", "cluster: {tls: {KEY}}"),
     ("cluster.coordination", "cluster: {coordination: {KEY}}"),
     ("cluster.raft", "cluster: {raft: {KEY}}"),
+    ("cluster.autopilot", "cluster: {autopilot: {KEY}}"),
     ("cluster.token_replication", "cluster: {token_replication: {KEY}}"),
     ("staleness", "staleness: {KEY}"),
     ("keys", "keys: {KEY}"),

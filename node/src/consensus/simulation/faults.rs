@@ -186,8 +186,10 @@ impl Faults {
             }
             10 => {
                 self.count("messages lost");
-                cluster.sim.set_fail_rate(0.01);
-                let until = now + chance.millis(500, 3_000);
+                // Few: nothing is sent again here, so a connection that loses a message is dead, and its other end does not hear
+                // of it before it has been idle for long.
+                cluster.sim.set_fail_rate(0.003);
+                let until = now + chance.millis(500, 2_000);
                 self.mends.push((until, Mend::Lossless, (0..count).collect()));
             }
             11 => {

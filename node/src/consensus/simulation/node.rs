@@ -25,8 +25,9 @@ use crate::clock;
 use crate::config::{DAY, Destroy};
 use crate::lock::lock;
 use crate::rotation::schedule::watch_clocks;
-use crate::rotation::testing::{FakeKeys, ISSUER, cluster_keys};
+use crate::rotation::testing::{FakeKeys, ISSUER, cluster_keys, replication_key};
 use crate::rotation::{Clocks, Cluster, Limits, Rotator, drive};
+use crate::sync::Replication;
 use crate::tls::ClusterTls;
 
 /// Of every node's cluster listener.
@@ -199,6 +200,7 @@ impl Node {
                 snapshot_every: 60,
                 keep_logs: 20,
             },
+            autopilot: None,
             trk_id: Arc::new(|_| [5; 8]),
             on_barrier: Mutex::new(None),
             on_fatal: self.on_fatal(),
@@ -405,5 +407,6 @@ fn service(cluster: &Arc<dyn Cluster>, clocks: &Arc<Clocks>, limits: Limits) -> 
             ..Seed::default()
         },
         cluster_ca_sha256: None,
+        replication: Arc::new(Replication::new(replication_key(), "the simulation")),
     })
 }

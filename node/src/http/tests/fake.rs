@@ -313,4 +313,9 @@ impl HealthSource for FakeNode {
     fn render_metrics(&self) -> String {
         "hsm_things_total{context=\"2fa\",status=\"success\"} 3\n".to_owned()
     }
+
+    #[cfg(feature = "failpoints")]
+    fn state_hash(&self) -> (u64, u128) {
+        (0, 0)
+    }
 }

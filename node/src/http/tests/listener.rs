@@ -1,8 +1,11 @@
 //! The accept loop over real sockets and TLS, asked in plain HTTP/1.1.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -34,10 +37,7 @@ async fn a_client_is_served_on_a_connection_it_keeps() {
 #[tokio::test]
 async fn a_taken_port_names_its_key() {
     let running = start(1).await;
-    let error = bind("server.listen", running.address)
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = bind("server.listen", running.address).unwrap_err().to_string();
     assert!(error.starts_with("server.listen: 127.0.0.1:"), "{error}");
     assert!(error.contains("in use by another process"), "{error}");
 }
@@ -61,6 +61,52 @@ async fn a_drain_lets_an_idle_connection_ask_once_more() {
     drop(stream);
     timeout(SOON, draining).await.unwrap().unwrap();
     assert_eq!(running.open.count(), 0);
+}
+
+/// As from a balancer that looks at no `/readyz`: one connection after the other, until one is refused.
+#[tokio::test]
+async fn whoever_is_let_in_while_a_listener_ends_is_served() {
+    let running = start(100).await;
+    let asked = AtomicUsize::new(0);
+    let client = || async {
+        let cert = running.client();
+        loop {
+            match running.behind(&[], &cert, &[]).await {
+                Ok(mut stream) => {
+                    let answer = ask(&mut stream).await;
+                    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+                Err(error) => panic!("a client that was let in was sent away: {error}"),
+            }
+        }
+    };
+    let clients = join_all((0..4).map(|_| client()));
+    let drained = async {
+        until(|| asked.load(Ordering::Relaxed) > 20).await;
+        running.node.drain.run(AT_ONCE, &running.open).await;
+    };
+    timeout(SOON, async { tokio::join!(clients, drained) })
+        .await
+        .unwrap();
+    assert_eq!(running.open.count(), 0);
+    assert_eq!(running.node.drain.signal().phase(), Phase::Stopped);
+}
+
+#[tokio::test]
+async fn an_address_that_is_only_reserved_refuses_connections() {
+    let taken = start(1).await;
+    let error = Reserved::new("server.listen", taken.address).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    let free = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let reserved = Reserved::new("server.listen", address).unwrap();
+    let refused = TcpStream::connect(address).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let _open = reserved.open().unwrap();
+    TcpStream::connect(address).await.unwrap();
 }
 
 #[tokio::test]

@@ -80,9 +80,7 @@ impl Setup {
         };
         let tls = crate::tls::load_api(&files, None, false).unwrap();
         let node = FakeNode::patient(self.min_index_wait);
-        let socket = bind("server.listen", "127.0.0.1:0".parse().unwrap())
-            .await
-            .unwrap();
+        let socket = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
         let policies = watch::Sender::new(node.policy());
         let (state, router) = node.state_and_router(self.burst);
@@ -216,7 +214,7 @@ impl Running {
             .with_client_auth_cert(chain, key)
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let mut stream = TcpStream::connect(self.address).await?;
         stream.write_all(preface).await?;
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await

@@ -50,7 +50,11 @@ pub(crate) fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
         | Op::MoveContext(_)
-        | Op::ReleaseVersion(_) => admin(),
+        | Op::ReleaseVersion(_)
+        | Op::RemoveNode(_)
+        | Op::KeepNode(_)
+        | Op::RekeyTransport(_)
+        | Op::RekeyReplication(_) => admin(),
         _ => Origin::Node(node),
     }
 }
@@ -269,6 +273,37 @@ impl World {
         let version = highest + 1;
         self.ok(prepare(name, highest, version));
         version
+    }
+
+    /// As [`World::prepare`], wrapped under this transport key.
+    pub(crate) fn prepare_under(&mut self, name: &str, id: u8) -> u32 {
+        let highest = self.state.contexts().get(&context(name)).unwrap().highest_version;
+        let Op::PrepareVersion(mut op) = prepare(name, highest, highest + 1) else {
+            panic!()
+        };
+        op.material.transport_id = TransportId([id; 16]);
+        self.ok(Op::PrepareVersion(op));
+        highest + 1
+    }
+
+    /// Every node says that it has these replication keys.
+    pub(crate) fn hold_replication_keys(&mut self, keys: &[[u8; 8]]) {
+        let standing = self.state.nodes().iter().filter(|(_, node)| node.is_standing());
+        let standing: Vec<RaftId> = standing.map(|(id, _)| *id).collect();
+        for node in standing {
+            let held = keys.iter().copied().collect();
+            self.ok_as(
+                node,
+                Op::ReportReplicationKeys(ReportReplicationKeys { node, held }),
+            );
+        }
+    }
+
+    /// Every node says that it has another replication key, which becomes the cluster's.
+    pub(crate) fn rekey_replication(&mut self, to: [u8; 8]) {
+        let from = self.state.meta().unwrap().trk_id;
+        self.hold_replication_keys(&[from, to]);
+        self.ok(Op::RekeyReplication(RekeyReplication { from, to }));
     }
 
     pub(crate) fn ack(&mut self, node: RaftId, name: &str, version: u32) {

@@ -39,10 +39,7 @@ pub(super) fn is_replaced(
                         .iter()
                         .any(|(_, version)| held.keks.contains_key(&version.key_uid))
             };
-            named
-                .iter()
-                .any(|generation| generation.state != TransportState::Destroyed)
-                && !kept()
+            named.iter().any(|generation| !generation.state.is_ended()) && !kept()
         }
     }
 }
@@ -53,7 +50,7 @@ pub(super) fn own_key(picture: &Picture<'_>, plan: &mut Plan) {
     }
 }
 
-/// The generations that new keys, or keys in use, are wrapped under.
+/// The generations that new keys, or keys in use, are wrapped under, and the one that is offered.
 fn needed<'a>(
     picture: &Picture<'a>,
     versions: &[(VersionKey, &KeyVersion)],
@@ -72,9 +69,9 @@ fn needed<'a>(
         .unwrap_or_default()
         .iter()
         .filter(move |generation| match generation.state {
-            TransportState::Current => true,
+            TransportState::Current | TransportState::Offered => true,
             TransportState::Superseded => used.contains(&generation.id),
-            TransportState::Destroyed => false,
+            TransportState::Destroying | TransportState::Destroyed => false,
         })
 }
 
@@ -89,7 +86,7 @@ pub(super) fn without_recovery(state: &ClusterState, slot: &SlotName) -> Option<
 
 /// Whether the token holds the very transport key that the cluster committed to.
 pub(super) fn trusted(held: &Held, generation: &TransportGeneration) -> bool {
-    generation.state != TransportState::Destroyed
+    !generation.state.is_ended()
         && matches!(held.transport.get(&generation.id), Some(Ok(check)) if *check == generation.check)
 }
 
@@ -100,20 +97,24 @@ pub(super) fn keys(
     plan: &mut Plan,
 ) {
     let own_holds = registered(picture, picture.me).is_some();
-    let current = picture
-        .state
-        .slots()
-        .get(picture.slot)
-        .and_then(|slot| slot.current_transport());
+    let slot = picture.state.slots().get(picture.slot);
+    let current = slot.and_then(|slot| slot.current_transport());
     let vouched = own_holds || picture.trust.is_none();
     let may_create = picture.leader && picture.can_open && vouched;
     if current.is_none() && may_create {
         plan.actions.push(Action::CreateTransport);
     }
+    if slot.is_some_and(|slot| slot.awaits_transport()) && may_create {
+        plan.actions.push(Action::OfferTransport);
+    }
     for generation in needed(picture, versions) {
         let id = generation.id;
         match held.transport.get(&id) {
-            Some(Ok(check)) if *check == generation.check => {}
+            Some(Ok(check)) if *check == generation.check => {
+                if is_asked_for(generation) && !generation.acks.contains(&picture.me) {
+                    plan.actions.push(Action::AckTransport(id));
+                }
+            }
             Some(Ok(_)) => {
                 let why = "its check differs".to_owned();
                 plan.problems.push(Problem::TransportDiffers { id, why });
@@ -127,6 +128,32 @@ pub(super) fn keys(
             None if own_holds && picture.can_open => plan.actions.push(Action::AcceptTransport(id)),
             // Not registered yet, or the replication key is the wrong one, which is said elsewhere.
             None => {}
+        }
+    }
+}
+
+/// Whether nodes say that they hold it. Of a key that was there before anybody could replace it nobody has asked.
+fn is_asked_for(generation: &TransportGeneration) -> bool {
+    match generation.state {
+        TransportState::Offered => true,
+        // Who was left out when it became current says so when it is back, for people to see.
+        TransportState::Current => !generation.acks.is_empty(),
+        TransportState::Superseded | TransportState::Destroying | TransportState::Destroyed => false,
+    }
+}
+
+/// Transport keys whose end has come. One that is being destroyed and not in this token is acknowledged, whoever removed
+/// it and whether it was ever there; the step itself looks once more.
+pub(super) fn ended(picture: &Picture<'_>, held: &Held, plan: &mut Plan) {
+    let slot = picture.state.slots().get(picture.slot);
+    let ended = slot.iter().flat_map(|slot| &slot.transport);
+    for generation in ended.filter(|generation| generation.state.is_ended()) {
+        let id = generation.id;
+        if held.transport.contains_key(&id) {
+            plan.actions.push(Action::RemoveTransport(id));
+            plan.destructions += 1;
+        } else if generation.state == TransportState::Destroying && !generation.acks.contains(&picture.me) {
+            plan.actions.push(Action::AckTransportGone(id));
         }
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use hsm_core::replication::GrantContext;
 use hsm_core::{HsmError, TRANSPORT_CHECK_LEN};
-use raft_store::command::{AddTransportKey, GrantTransportKey, Op, RegisterSlotKey, RejectGrant};
+use raft_store::command::{
+    AckTransportKey, AddTransportKey, GrantTransportKey, OfferTransportKey, Op, RegisterSlotKey, RejectGrant,
+};
 use raft_store::names::{RaftId, TransportId};
 use raft_store::state::REJECTS_GRANTS;
 use raft_store::state::slot::{Grant, Grantee, TransportGeneration, TransportMode};
@@ -16,7 +18,13 @@ use super::{Outcome, StepError, Workbench, done, propose};
 use crate::failpoints;
 use crate::sync::convert::to_token_transport;
 use crate::sync::held::Effect;
-use crate::sync::slot_key::SlotKeyContext;
+use crate::sync::slot_key::{self, SlotKeyContext};
+
+/// A transport key that is in no state yet.
+struct MadeTransport {
+    check: Vec<u8>,
+    grants: BTreeMap<Grantee, Grant>,
+}
 
 impl Workbench {
     pub(super) fn register(&self) -> Result<Outcome, StepError> {
@@ -42,6 +50,134 @@ impl Workbench {
     }
 
     pub(super) fn create_transport(&self) -> Result<Outcome, StepError> {
+        let (id, made) = (self.new_transport, self.make_transport()?);
+        let op = AddTransportKey {
+            slot: self.name.clone(),
+            id,
+            expected_generation: self.newest_generation(),
+            mode: TransportMode::Standard,
+            check: made.check.clone(),
+            grants: made.grants,
+        };
+        propose(Effect::Transport(id, made.check), Op::AddTransportKey(op))
+    }
+
+    /// The key that a rekey asks for. Only once every member has said that it holds it is anything wrapped under it.
+    pub(super) fn offer_transport(&self) -> Result<Outcome, StepError> {
+        let slot = self.state.slots().get(&self.name);
+        if !slot.is_some_and(|slot| slot.awaits_transport()) {
+            return Err(StepError::Gone("the wish for another transport key"));
+        }
+        let id = self.new_transport;
+        let (effect, made) = match self.members_keys()? {
+            Some(recipients) => (Effect::Nothing, self.make_for(id, &recipients)?),
+            // A node that began alone, without a cluster key to vouch with: nobody takes part but its own token.
+            None => {
+                let made = self.make_transport()?;
+                (Effect::Transport(id, made.check.clone()), made)
+            }
+        };
+        fail::fail_point!("rekey::before_offer");
+        let slot = self.name.clone();
+        tracing::info!(target: "audit", epoch = crate::logging::epoch(), %slot, transport = %id, "a transport key was made for a rekey");
+        let op = OfferTransportKey {
+            slot,
+            id,
+            expected_generation: self.newest_generation(),
+            mode: TransportMode::Standard,
+            check: made.check,
+            grants: made.grants,
+        };
+        propose(effect, Op::OfferTransportKey(op))
+    }
+
+    /// The nodes whose slot keys hold, with the keys, this one among them; `None` if it vouches for none of its own.
+    fn members_keys(&self) -> Result<Option<BTreeMap<RaftId, Vec<u8>>>, StepError> {
+        let meta = self.meta()?;
+        let Some(signer) = &self.signer else {
+            return Ok(None);
+        };
+        let mut found = BTreeMap::new();
+        for (id, node) in self.state.nodes().iter() {
+            let Some(key) = node.slot_keys.get(&self.name).filter(|_| node.is_standing()) else {
+                continue;
+            };
+            let context = SlotKeyContext::new(meta, *id, &self.name);
+            // One that does not hold is said by the comparison, which grants it nothing either.
+            if slot_key::verify(&context, node.name.as_str(), key, signer.trust()).is_ok() {
+                found.insert(*id, key.spki.clone());
+            }
+        }
+        Ok(found.contains_key(&self.me).then_some(found))
+    }
+
+    /// Makes a key that stays in no token: whoever it is granted to, this node too, takes it once it is committed. So a
+    /// leader that dies here leaves nothing behind, and one that dies later is needed by nobody.
+    fn make_for(
+        &self,
+        id: TransportId,
+        recipients: &BTreeMap<RaftId, Vec<u8>>,
+    ) -> Result<MadeTransport, StepError> {
+        let spkis: Vec<Vec<u8>> = recipients.values().cloned().collect();
+        let offered = self.slot.offer_transport_key(&spkis)?;
+        let epoch = self.meta()?.epoch;
+        let mut grants = BTreeMap::new();
+        for ((node, spki), wrapped) in recipients.iter().zip(offered.grants) {
+            let wrapped = match wrapped {
+                Ok(wrapped) => wrapped,
+                Err(error) if *node == self.me => return Err(error.into()),
+                // Its own trouble: a holder tries it again, and says why that fails.
+                Err(_) => continue,
+            };
+            let context = self.grant_context(id, *node, spki, epoch)?;
+            let blob = self.key()?.seal_grant(&context, &wrapped)?;
+            grants.insert(Grantee::Node(*node), Grant { epoch, blob });
+        }
+        let check = offered.check.to_vec();
+        Ok(MadeTransport { check, grants })
+    }
+
+    /// Said only of the committed key, which is in the token this moment.
+    pub(super) fn acknowledge_transport(&self, id: TransportId) -> Result<Outcome, StepError> {
+        self.compare(self.generation(id)?)?;
+        propose(Effect::Nothing, self.ack_of_transport(id, false))
+    }
+
+    /// Destroys a transport key whose generation has ended, by the state as this step sees it.
+    pub(super) fn remove_transport(&self, id: TransportId) -> Result<(), StepError> {
+        if !self.generation(id)?.state.is_ended() {
+            return Err(StepError::Gone("the end of the transport key"));
+        }
+        let objects = self.slot.destroy_transport_key(to_token_transport(id))?;
+        if objects > 0 {
+            let (slot, epoch) = (self.name.as_str(), crate::logging::epoch());
+            tracing::info!(target: "audit", epoch, slot, transport = %id, objects, "superseded transport key destroyed");
+        }
+        Ok(())
+    }
+
+    /// Nothing is acknowledged on the word of an earlier look: the key is searched for by its id, here and now.
+    pub(super) fn acknowledge_transport_gone(&self, id: TransportId) -> Result<Outcome, StepError> {
+        self.remove_transport(id)?;
+        propose(Effect::TransportGone(id), self.ack_of_transport(id, true))
+    }
+
+    fn ack_of_transport(&self, id: TransportId, gone: bool) -> Op {
+        Op::AckTransportKey(AckTransportKey {
+            node: self.me,
+            slot: self.name.clone(),
+            id,
+            gone,
+        })
+    }
+
+    fn newest_generation(&self) -> u32 {
+        let slot = self.state.slots().get(&self.name);
+        slot.map_or(0, |slot| slot.newest_generation())
+    }
+
+    /// Makes the key, or finds it made, and grants it to this node itself.
+    fn make_transport(&self) -> Result<MadeTransport, StepError> {
         let id = self.new_transport;
         let check = self.slot.create_transport_key(to_token_transport(id))?.to_vec();
         let own = self
@@ -57,20 +193,7 @@ impl Workbench {
             }
             None => BTreeMap::new(),
         };
-        let highest = self
-            .state
-            .slots()
-            .get(&self.name)
-            .and_then(|slot| slot.transport.last());
-        let op = AddTransportKey {
-            slot: self.name.clone(),
-            id,
-            expected_generation: highest.map_or(0, |generation| generation.generation),
-            mode: TransportMode::Standard,
-            check: check.clone(),
-            grants,
-        };
-        propose(Effect::Transport(id, check), Op::AddTransportKey(op))
+        Ok(MadeTransport { check, grants })
     }
 
     fn grant_context(
@@ -140,7 +263,7 @@ impl Workbench {
         let own = self.node_spki.as_deref();
         let own = own.ok_or(StepError::Gone("this token's own key"))?;
         let context = self.grant_context(id, self.me, own, sealed.epoch)?;
-        let blob = self.key()?.open_grant(&context, &sealed.blob)?;
+        let blob = self.opened(|key| key.open_grant(&context, &sealed.blob))?;
         let expected = committed_check(generation)?;
         self.slot
             .accept_transport_key(to_token_transport(id), &blob, &expected)?;

@@ -95,8 +95,30 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         ),
         says(
             Conflict::NodeRemoved { node: node() },
-            &["hsm-node-2", "new node_id"],
+            &["hsm-node-2", "removed", "empty data_dir"],
         ),
+        says(Conflict::NodeLeaves { node: node() }, &["hsm-node-2", "--cancel"]),
+        says(
+            Conflict::LastVoter { node: node() },
+            &["hsm-node-2", "only voter", "cluster replace"],
+        ),
+        says(
+            Conflict::SuccessorVotes { node: node() },
+            &["hsm-node-2", "votes already"],
+        ),
+        says(
+            Conflict::LastHolder {
+                node: node(),
+                context: context(),
+                version: 3,
+            },
+            &["hsm-node-2", "version 3 of exchange-key", "adopt it"],
+        ),
+        says(
+            Conflict::NotLeaving { node: node() },
+            &["hsm-node-2", "not asked"],
+        ),
+        says(Conflict::StillVotes { node: node() }, &["hsm-node-2", "votes"]),
         says(
             Conflict::NotAcknowledged {
                 node: node(),
@@ -186,6 +208,59 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
                 slot: slot(),
             },
             &["exchange-key", "slot exchange", "ask again"],
+        ),
+        says(
+            Conflict::RekeyOpen { slot: slot() },
+            &["slot exchange", "on its way", "rekey status"],
+        ),
+        says(
+            Conflict::LiveTransportKeys {
+                slot: slot(),
+                live: 8,
+            },
+            &["slot exchange", "8 transport keys", "key destroy"],
+        ),
+        says(
+            Conflict::TransportState {
+                slot: slot(),
+                id: id(),
+                state: TransportState::Superseded,
+            },
+            &["slot exchange", "abab", "superseded"],
+        ),
+        says(
+            Conflict::TransportHolders {
+                slot: slot(),
+                id: id(),
+                holders,
+                voters,
+            },
+            &["slot exchange", "abab", "2 of 5"],
+        ),
+        says(
+            Conflict::TransportInUse {
+                slot: slot(),
+                id: id(),
+                context: context(),
+                version,
+            },
+            &["slot exchange", "abab", "exchange-key", "7", "destroyed first"],
+        ),
+        says(
+            Conflict::ReplicationKey { current: [0xab; 8] },
+            &["replication key", "abab", "look again"],
+        ),
+        says(Conflict::ResealOpen, &["sealed anew", "rekey status"]),
+        says(
+            Conflict::RetiredReplicationKey { id: [0xab; 8] },
+            &["abab", "before", "a new one"],
+        ),
+        says(
+            Conflict::LacksReplicationKey {
+                node: node(),
+                id: [0xab; 8],
+            },
+            &["hsm-node-2", "abab", "restart it"],
         ),
         says(
             Existing::Cluster(ClusterId([0xcd; 16])),
@@ -359,6 +434,10 @@ fn refusals() -> Vec<(Refusal, &'static [&'static str])> {
         says(
             large(Bounded::Revocations),
             &["70001 revoked certificates", "unrevoke"],
+        ),
+        says(
+            large(Bounded::ReplicationKeys),
+            &["70001 replication keys", "the one before"],
         ),
         says(Refusal::KeyReused, &["idempotency key", "take a new one"]),
         says(Refusal::KeyExpired, &["idempotency key", "take a new one"]),

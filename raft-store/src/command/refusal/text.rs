@@ -66,7 +66,10 @@ impl fmt::Display for Conflict {
                 f,
                 "node {node} already registered another key for slot {slot}; a new token needs a new node_id"
             ),
-            Conflict::NodeRemoved { node } => write!(f, "node {node} was removed; it needs a new node_id"),
+            Conflict::NodeRemoved { node } => write!(
+                f,
+                "node {node} was removed; with an empty data_dir it may join again, under a new node_id or the same"
+            ),
             Conflict::NotAcknowledged {
                 node,
                 context,
@@ -164,6 +167,84 @@ impl fmt::Display for Conflict {
             Conflict::ContextSlot { context, slot } => write!(
                 f,
                 "new versions of {context} are made in slot {slot}; look where it is, then ask again"
+            ),
+            Conflict::NodeLeaves { node } => write!(
+                f,
+                "node {node} is leaving, and nodes leave one after the other; wait until it has left, or keep it with: \
+                 hsmctl cluster remove {node} --cancel"
+            ),
+            Conflict::LastVoter { node } => write!(
+                f,
+                "node {node} is the only voter: without it there is no cluster; let another one join first, or put one in \
+                 its place with: hsmctl cluster replace {node} --with NODE"
+            ),
+            Conflict::SuccessorVotes { node } => write!(
+                f,
+                "node {node} votes already: it has a place of its own and takes no other's; remove the old node instead"
+            ),
+            Conflict::LastHolder {
+                node,
+                context,
+                version,
+            } => write!(
+                f,
+                "version {version} of {context} is in the token of node {node} only, and goes with it; adopt it on another \
+                 node first, or re-wrap what was encrypted under it and destroy it, or say that it may be lost"
+            ),
+            Conflict::NotLeaving { node } => write!(f, "node {node} was not asked to leave"),
+            Conflict::StillVotes { node } => write!(f, "node {node} still votes"),
+            Conflict::RekeyOpen { slot } => write!(
+                f,
+                "the next transport key of slot {slot} is on its way to the members already; look how far it is with: \
+                 hsmctl cluster rekey status"
+            ),
+            Conflict::LiveTransportKeys { slot, live } => write!(
+                f,
+                "slot {slot} has {live} transport keys that versions need; destroy old versions first (hsmctl key \
+                 destroy)"
+            ),
+            Conflict::TransportState { slot, id, state } => {
+                write!(f, "transport key {id} of slot {slot} is {}; look again", state.as_str())
+            }
+            Conflict::TransportHolders {
+                slot,
+                id,
+                holders,
+                voters,
+            } => write!(
+                f,
+                "transport key {id} of slot {slot} is held by {holders} of {voters} voters; a majority has to hold it, \
+                 and everybody else has to be accounted for"
+            ),
+            Conflict::TransportInUse {
+                slot,
+                id,
+                context,
+                version,
+            } => write!(
+                f,
+                "version {version} of {context} is wrapped under transport key {id} of slot {slot}; the version has to \
+                 be destroyed first"
+            ),
+            Conflict::ReplicationKey { current } => write!(
+                f,
+                "the cluster's replication key has id {}; look again",
+                hex::encode(current)
+            ),
+            Conflict::ResealOpen => f.write_str(
+                "what was sealed under the replication key before is still being sealed anew; look how far it is with: \
+                 hsmctl cluster rekey status",
+            ),
+            Conflict::RetiredReplicationKey { id } => write!(
+                f,
+                "the replication key with id {} was the cluster's before; take a new one (openssl rand -hex 32)",
+                hex::encode(id)
+            ),
+            Conflict::LacksReplicationKey { node, id } => write!(
+                f,
+                "node {node} has not said that it has the replication key with id {}; give it the key beside the one it \
+                 has, and restart it",
+                hex::encode(id)
             ),
         }
     }
@@ -329,6 +410,7 @@ impl Bounded {
             Bounded::Invocations => "no key of AES-GCM takes more; write less",
             Bounded::Revocations => "take those back whose certificates have expired (hsmctl unrevoke)",
             Bounded::Advance => "advance in smaller steps",
+            Bounded::ReplicationKeys => "configure the present key and the one before it",
         }
     }
 }
@@ -352,6 +434,7 @@ impl fmt::Display for Bounded {
             Bounded::Claims => f.write_str("versions in one request for invocations"),
             Bounded::Invocations => f.write_str("invocations under one key version"),
             Bounded::Revocations => f.write_str("revoked certificates"),
+            Bounded::ReplicationKeys => f.write_str("replication keys of one node"),
         }
     }
 }

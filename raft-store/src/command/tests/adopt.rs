@@ -51,7 +51,7 @@ fn refused(world: &mut World, op: AdoptVersion, origin: Origin) -> Refusal {
     }
 }
 
-fn adopted(world: &mut World, version: u32) {
+pub(super) fn adopted(world: &mut World, version: u32) {
     world.ok(Op::AdoptVersion(adopt(version, 1)));
 }
 

@@ -7,11 +7,14 @@ mod adopt;
 mod destroy;
 mod disuse;
 mod leases;
+mod leaving;
 mod life;
 mod limits;
 mod moves;
 mod nodes;
 mod recent_use;
+mod recovery;
+mod rekey;
 mod removal;
 mod requests;
 mod sequences;
@@ -181,7 +184,7 @@ impl World {
         self.ok_as(node, Op::RegisterSlotKey(RegisterSlotKey { node, slot, key }));
     }
 
-    /// Takes a node out, as its removal will.
+    /// Takes a node out, without what goes with it.
     fn remove(&mut self, id: RaftId) {
         let node = self.state.nodes.get(&id).unwrap();
         let removed = Node {
@@ -221,7 +224,11 @@ fn origin(node: RaftId, op: &Op) -> Origin {
         | Op::SetAcl(_)
         | Op::RemoveRevocations(_)
         | Op::MoveContext(_)
-        | Op::ReleaseVersion(_) => admin(),
+        | Op::ReleaseVersion(_)
+        | Op::RemoveNode(_)
+        | Op::KeepNode(_)
+        | Op::RekeyTransport(_)
+        | Op::RekeyReplication(_) => admin(),
         _ => Origin::Node(node),
     }
 }

@@ -163,7 +163,7 @@ fn holds(world: &World, before: &BTreeMap<u32, VersionState>) -> Result<(), Test
         prop_assert_eq!(!owing.is_empty(), state == Destroying, "{}", what);
         let held = |id: &RaftId| version.destruction.as_ref().unwrap().held_by.contains(id);
         for (id, node) in &owing {
-            let asked = node.status == NodeStatus::Member || held(id);
+            let asked = node.is_member() || held(id);
             prop_assert!(asked, "{} holds up {}", id, what);
         }
         let was = before.get(&number).copied();

@@ -8,6 +8,7 @@ use raft_store::state::access::{Acl, Role};
 use raft_store::state::context::{Context, KeyOrigin, KeyVersion, RotationPolicy};
 use raft_store::state::frozen::{
     AclV1, ContextV1, KeyVersionV1, KeyVersionV2, KeyVersionV3, NodeReportV1, RotationPolicyV1, SlotV1,
+    SlotV2,
 };
 use raft_store::state::lease::MAX_INVOCATIONS;
 use raft_store::state::node::NodeReport;
@@ -169,6 +170,19 @@ fn slots_of_the_first_form_are_upgraded_as_they_are_read() {
     }
 }
 
+#[test]
+fn slots_of_the_second_form_are_upgraded_as_they_are_read() {
+    let lines = lines();
+    for (what, slot) in rows::slots()
+        .into_iter()
+        .chain([("rejecting", rows::rejecting())])
+    {
+        let bytes = &lines[&*format!("row.slot@2.{what}")];
+        assert!(survives::<SlotV2>(bytes), "{what}: its frozen struct has changed");
+        assert_eq!(Slot::decode(2, bytes).unwrap(), slot, "{what}");
+    }
+}
+
 /// The log has no form of its own for them: such an operation keeps its place among the others.
 #[test]
 fn operations_in_an_old_log_are_what_they_were() {
@@ -180,7 +194,8 @@ fn operations_in_an_old_log_are_what_they_were() {
 #[test]
 fn every_line_of_a_form_before_is_read_by_a_test() {
     let versions = 3 * rows::versions().len() + 2 * rows::endings().len();
-    let rows = versions + rows::slots().len() + rows::contexts().len() + examples::ROLES.len();
+    let slots = 2 * rows::slots().len() + 1;
+    let rows = versions + slots + rows::contexts().len() + examples::ROLES.len();
     assert_eq!(lines().len(), LINES.lines().count());
     // A report, and two operations.
     assert_eq!(lines().len(), rows + 3);
@@ -191,5 +206,5 @@ fn every_line_of_a_form_before_is_read_by_a_test() {
         RowKind::Slot,
         RowKind::Context,
     ];
-    assert_eq!(changed.map(RowKind::version), [4, 2, 2, 2, 2]);
+    assert_eq!(changed.map(RowKind::version), [4, 2, 2, 3, 2]);
 }

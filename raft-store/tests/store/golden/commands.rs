@@ -192,6 +192,71 @@ fn ops() -> Vec<Op> {
             version: 1,
             expected: VersionState::DecryptOnly,
         }),
+        Op::RemoveNode(RemoveNode {
+            node: 9,
+            successor: Some(NodeName::new("hsm-node-4").unwrap()),
+            lose_keys: true,
+        }),
+        Op::KeepNode(KeepNode { node: 9 }),
+        Op::BuryNode(BuryNode { node: 9 }),
+        Op::RecoverQuorum(RecoverQuorum {
+            epoch: 2,
+            survivor: 3,
+            last_term: 4,
+            last_index: 5,
+            applied_index: 6,
+        }),
+        Op::RekeyTransport(RekeyTransport {
+            slot: slot(),
+            expected_generation: 2,
+            give_up: Some(TransportId([3; 16])),
+        }),
+        Op::OfferTransportKey(OfferTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            expected_generation: 2,
+            mode: TransportMode::Standard,
+            check: vec![8],
+            grants: BTreeMap::from([(Grantee::Node(1), grant())]),
+        }),
+        Op::AckTransportKey(AckTransportKey {
+            node: 2,
+            slot: slot(),
+            id: TransportId([3; 16]),
+            gone: true,
+        }),
+        Op::ActivateTransportKey(ActivateTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+            left_out: BTreeSet::from([3]),
+        }),
+        Op::DestroyTransportKey(DestroyTransportKey {
+            slot: slot(),
+            id: TransportId([3; 16]),
+        }),
+        Op::ReportReplicationKeys(ReportReplicationKeys {
+            node: 2,
+            held: BTreeSet::from([[4; 8], [5; 8]]),
+        }),
+        Op::RekeyReplication(RekeyReplication {
+            from: [4; 8],
+            to: [5; 8],
+        }),
+        Op::ResealKeys(ResealKeys {
+            keys: vec![ResealedKey {
+                context: context(),
+                version: 7,
+                replaces: [6; 32],
+                sealed_key: vec![1, 2],
+            }],
+            grants: vec![ResealedGrant {
+                slot: slot(),
+                id: TransportId([3; 16]),
+                node: 2,
+                replaces: [7; 32],
+                blob: vec![9],
+            }],
+        }),
     ]
 }
 

@@ -4,6 +4,7 @@ use raft_store::command::*;
 use raft_store::names::*;
 use raft_store::state::context::VersionState;
 use raft_store::state::requests::Request;
+use raft_store::state::slot::TransportState;
 use raft_store::state::table::RowKind;
 
 use super::examples::*;
@@ -16,6 +17,7 @@ fn done() -> Vec<Done> {
         Done::Registered { raft_id: 3 },
         Done::Version { context, version: 2 },
         Done::JoinToken { number: 4 },
+        Done::Node { raft_id: 9 },
     ]
 }
 
@@ -110,6 +112,45 @@ fn conflicts() -> Vec<Conflict> {
         Conflict::ContextSlot {
             context: context(),
             slot: slot(),
+        },
+        Conflict::NodeLeaves { node: node() },
+        Conflict::LastVoter { node: node() },
+        Conflict::SuccessorVotes { node: node() },
+        Conflict::LastHolder {
+            node: node(),
+            context: context(),
+            version,
+        },
+        Conflict::NotLeaving { node: node() },
+        Conflict::StillVotes { node: node() },
+        Conflict::RekeyOpen { slot: slot() },
+        Conflict::LiveTransportKeys {
+            slot: slot(),
+            live: 8,
+        },
+        Conflict::TransportState {
+            slot: slot(),
+            id,
+            state: TransportState::Offered,
+        },
+        Conflict::TransportHolders {
+            slot: slot(),
+            id,
+            holders,
+            voters,
+        },
+        Conflict::TransportInUse {
+            slot: slot(),
+            id,
+            context: context(),
+            version,
+        },
+        Conflict::ReplicationKey { current: [3; 8] },
+        Conflict::ResealOpen,
+        Conflict::RetiredReplicationKey { id: [4; 8] },
+        Conflict::LacksReplicationKey {
+            node: node(),
+            id: [4; 8],
         },
     ]
 }
@@ -212,6 +253,7 @@ fn invalid() -> Vec<Invalid> {
         Bounded::Claims,
         Bounded::Invocations,
         Bounded::Revocations,
+        Bounded::ReplicationKeys,
     ]
     .map(|what| Invalid::TooLarge { what, size, most });
     all.chain([Invalid::NoAdmin, order]).chain(latest).collect()

@@ -8,6 +8,8 @@ use raft_store::state::access::*;
 use raft_store::state::context::*;
 use raft_store::state::lease::*;
 use raft_store::state::node::*;
+use raft_store::state::recovery::*;
+use raft_store::state::replication::*;
 use raft_store::state::slot::*;
 use raft_store::state::table::{Row, RowKey};
 use raft_store::state::usage::*;
@@ -147,7 +149,7 @@ pub(super) fn slots() -> [(&'static str, Slot); 3] {
 }
 
 /// One in which a node could not open its first grant, nor the next one, and was granted a third.
-fn rejecting() -> Slot {
+pub(super) fn rejecting() -> Slot {
     let rejected = Rejected {
         granters: BTreeSet::from([1]),
         latest: Some(3),
@@ -157,6 +159,34 @@ fn rejecting() -> Slot {
         generation.rejected.insert(2, rejected.clone());
     }
     slot
+}
+
+/// Slots that were rekeyed: the new key on its way, and the old one too. The forms of the row before know of neither.
+fn rekeyed() -> [(&'static str, Slot); 2] {
+    [
+        ("offered", TransportState::Offered, None),
+        ("destroying", TransportState::Destroying, Some(11)),
+    ]
+    .map(|(what, state, ended_at)| {
+        let mut slot = slot_row(TransportMode::Standard, state);
+        for generation in &mut slot.transport {
+            generation.acks = BTreeSet::from([1, 2]);
+            generation.ended_at = ended_at;
+        }
+        slot.rekey = Some(SlotRekey {
+            after: 1,
+            requested_at: 9,
+        });
+        (what, slot)
+    })
+}
+
+fn replication_row(former: Option<FormerKey>) -> Replication {
+    Replication {
+        held: [(2, BTreeSet::from([[3; 8], [4; 8]]))].into(),
+        former,
+        retired: vec![[5; 8]],
+    }
 }
 
 fn lease_row() -> VersionLease {
@@ -184,9 +214,12 @@ fn slot_row(mode: TransportMode, state: TransportState) -> Slot {
         grants: grants(),
         created_at: 4,
         rejected: [].into(),
+        acks: [].into(),
+        ended_at: None,
     };
     Slot {
         transport: vec![generation],
+        rekey: None,
     }
 }
 
@@ -229,6 +262,13 @@ pub(super) fn lines(lines: &mut Lines) {
         ("joining", NodeStatus::Joining),
         ("member", NodeStatus::Member),
         ("removed", NodeStatus::Removed { at: 9 }),
+        (
+            "leaving",
+            NodeStatus::Leaving {
+                at: 9,
+                successor: Some(NodeName::new("hsm-node-4").unwrap()),
+            },
+        ),
     ] {
         lines.value(&format!("row.node.{what}"), &node_row(status));
     }
@@ -247,6 +287,24 @@ pub(super) fn lines(lines: &mut Lines) {
     lines.value("row.use", &use_row());
     lines.value("row.uncounted", &Uncounted { until: 4 });
     lines.value("row.lease", &lease_row());
+    let recovery = Recovery {
+        at: 1,
+        survivor: 2,
+        last_term: 3,
+        last_index: 4,
+        applied_index: 5,
+        left_out: vec![6, 7],
+    };
+    lines.value("row.recovery", &recovery);
+    for (what, slot) in rekeyed() {
+        lines.value(&format!("row.slot.{what}"), &slot);
+    }
+    let former = FormerKey {
+        id: [4; 8],
+        since: 12,
+    };
+    lines.value("row.replication.settled", &replication_row(None));
+    lines.value("row.replication.open", &replication_row(Some(former)));
     keys(lines);
 }
 
@@ -288,6 +346,8 @@ pub(super) fn reads(what: &str, bytes: &[u8]) -> Option<bool> {
         ("row", "use") => row::<VersionUse>(bytes),
         ("row", "uncounted") => row::<Uncounted>(bytes),
         ("row", "lease") => row::<VersionLease>(bytes),
+        ("row", "recovery") => row::<Recovery>(bytes),
+        ("row", "replication") => row::<Replication>(bytes),
         ("key", "one") => key::<()>(bytes),
         ("key", "index") => key::<u64>(bytes),
         ("key", "context") => key::<ContextName>(bytes),

@@ -2,6 +2,7 @@
 
 mod adopted;
 mod keys;
+mod rekey;
 
 use super::super::held::Effect;
 use super::super::slot_key::SlotKeyContext;

@@ -1,0 +1,182 @@
+//! The end of a run, and of each scenario of the selftest: everything healed, a while in which nothing is broken, every node in
+//! step, every node asked for everything, and the oracles over it. What goes wrong on the way is kept beside what they find.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use cluster_tests::{Stalls, until};
+
+use crate::cluster::Cluster;
+use crate::folder::{self, Folder};
+use crate::history::{History, Recorder};
+use crate::oracles::{self, Finding, Judgement, Observed, Watch, members};
+use crate::schedule::Fired;
+use crate::workload::Workload;
+
+/// Phases that the oracles know, as they are noted.
+pub(crate) const FAULTS_BEGIN: &str = "faults begin";
+pub(crate) const FAULTS_END: &str = "faults end";
+pub(crate) const CALM_BEGINS: &str = "calm begins";
+pub(crate) const CALM_ENDS: &str = "calm ends";
+/// The machine stood still.
+pub(crate) const DISTURBED: &str = "calm disturbed";
+
+/// Less than what followers wait for a leader, together with what they are late by themselves.
+pub(crate) const STOOD_STILL: Duration = Duration::from_millis(400);
+
+/// How long the end may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// From the end of the last fault until every node is ready, and until all have applied the same.
+    pub(crate) settled: Duration,
+    /// In which clients go on while nothing is broken.
+    pub(crate) calm: Duration,
+}
+
+/// What writes down what happens.
+pub(crate) struct Witnesses {
+    pub(crate) recorder: Recorder,
+    pub(crate) watch: Watch,
+    pub(crate) workload: Option<Workload>,
+}
+
+/// What came of it.
+pub(crate) struct Ending {
+    /// What was written down.
+    pub(crate) history: History,
+    /// What the oracles say of it.
+    pub(crate) judgement: Judgement,
+    /// How much they have looked at, in lines for people.
+    pub(crate) checked: String,
+    /// What went wrong with the run itself.
+    pub(crate) trouble: Vec<String>,
+}
+
+/// Ends it, and writes what was seen into the folder.
+pub(crate) async fn end(
+    cluster: &Cluster,
+    witnesses: Witnesses,
+    fired: &[Fired],
+    patience: Patience,
+    folder: &Folder,
+) -> Result<Ending> {
+    let Witnesses {
+        recorder,
+        watch,
+        workload,
+    } = witnesses;
+    let (mut trouble, mut unsettled) = (Vec::new(), None);
+    if let Err(error) = cluster.heal().await {
+        // A node that does not start says something of the node; anything else of what was to heal.
+        if cluster.nodes().iter().any(|node| node.pid().is_none()) {
+            unsettled = Some(error);
+        } else {
+            trouble.push(format!("heal: {error:#}"));
+        }
+    }
+    if unsettled.is_none() {
+        unsettled = all_ready(cluster, patience.settled).await.err();
+    }
+    calm(cluster, &recorder, patience.calm).await?;
+    if let Some(workload) = workload
+        && let Err(error) = workload.stop().await
+    {
+        trouble.push(format!("the workload: {error:#}"));
+    }
+    if unsettled.is_none() {
+        unsettled = cluster.settle(patience.settled).await.err();
+    }
+    if let Err(error) = watch.stop().await {
+        trouble.push(format!("the watch: {error:#}"));
+    }
+    let history = recorder.finish()?;
+    let observed = look(cluster, &history, folder, &mut trouble).await;
+    let (judgement, checked) = match &observed {
+        Some(observed) => (
+            oracles::judge(&history, observed, fired),
+            oracles::summary(&history, observed, fired),
+        ),
+        None => (Judgement::Pass, String::new()),
+    };
+    // Where the harness has failed, that a node is away may be its fault.
+    let stays_away =
+        unsettled.map(|error| format!("{:?} after everything was healed: {error:#}", patience.settled));
+    let judgement = match stays_away {
+        Some(text) if trouble.is_empty() => with(
+            judgement,
+            Finding {
+                oracle: "readiness",
+                text,
+            },
+        ),
+        Some(text) => {
+            trouble.push(text);
+            judgement
+        }
+        None => judgement,
+    };
+    Ok(Ending {
+        history,
+        judgement,
+        checked,
+        trouble,
+    })
+}
+
+/// A while in which nothing is broken. If the machine stood still in it, what happened to leaders says nothing.
+async fn calm(cluster: &Cluster, recorder: &Recorder, lasts: Duration) -> Result<()> {
+    members::note(cluster, recorder).await;
+    let stalls = Stalls::watch()?;
+    let begun = Instant::now();
+    recorder.note(CALM_BEGINS);
+    tokio::time::sleep(lasts).await;
+    let stood_still = stalls.between(begun, Instant::now());
+    if stood_still > STOOD_STILL {
+        recorder.note(DISTURBED);
+    }
+    recorder.note(CALM_ENDS);
+    Ok(())
+}
+
+async fn all_ready(cluster: &Cluster, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    for node in cluster.nodes() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = until("/readyz", left, async || node.is_ready().await.then_some(())).await;
+        if let Err(error) = ready {
+            return Err(error.context(format!("{}: {}", node.id(), node.checks().await)));
+        }
+    }
+    Ok(())
+}
+
+/// Asks every node for everything. What cannot be seen is trouble, not a finding.
+async fn look(
+    cluster: &Cluster,
+    history: &History,
+    folder: &Folder,
+    trouble: &mut Vec<String>,
+) -> Option<Observed> {
+    match oracles::observe(cluster, history).await {
+        Ok(observed) => {
+            if let Err(error) = folder.write(folder::OBSERVED, &observed) {
+                trouble.push(format!("{error:#}"));
+            }
+            Some(observed)
+        }
+        Err(error) => {
+            trouble.push(format!("ask the nodes at the end: {error:#}"));
+            None
+        }
+    }
+}
+
+fn with(judgement: Judgement, more: Finding) -> Judgement {
+    match judgement {
+        Judgement::Violations(mut findings) => {
+            findings.push(more);
+            Judgement::Violations(findings)
+        }
+        Judgement::Pass | Judgement::Inconclusive(_) => Judgement::Violations(vec![more]),
+    }
+}

@@ -1,0 +1,121 @@
+//! A node kills itself at a chosen line of the product: at every step of votes, appends, snapshots, rotations, imports and
+//! destructions. Only builds with failpoints have them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::failpoints::{self, arm, kill_at};
+use cluster_tests::until;
+use nix::sys::signal::Signal;
+
+use super::{Done, target};
+use crate::cluster::Cluster;
+
+/// Whom a point is armed on, and what has to be done for it to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// Whoever leads; clients rotate and destroy.
+    Leader,
+    /// Somebody else.
+    Follower,
+    /// Somebody else, and the leader is killed so that there is an election.
+    Voter,
+    /// Somebody else, while entries are written until a snapshot is due.
+    Snapshot,
+}
+
+/// What is always reached soon: the next entry.
+const ALWAYS: &str = "store::before_append";
+/// For that.
+const SOON: Duration = Duration::from_secs(15);
+
+/// Every point that kills, in a fixed order: a plan names them by their place.
+#[must_use]
+pub fn points() -> Vec<(&'static str, Where)> {
+    let rotation = failpoints::ROTATION.iter().map(|point| {
+        let follows = ["import", "ack"].iter().any(|step| point.ends_with(step));
+        (*point, if follows { Where::Follower } else { Where::Leader })
+    });
+    let store = failpoints::STORE.iter().map(|point| {
+        let vote = point.ends_with("vote");
+        (*point, if vote { Where::Voter } else { Where::Follower })
+    });
+    let snapshot = failpoints::SNAPSHOT.iter().map(|point| (*point, Where::Snapshot));
+    let destroy = failpoints::DESTROY.iter().map(|point| (*point, Where::Follower));
+    rotation.chain(store).chain(snapshot).chain(destroy).collect()
+}
+
+pub(super) async fn carry_out(point: u32, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+    let all = points();
+    let (name, place) = all[point as usize % all.len()];
+    let leader = cluster.leader_soon().await;
+    let number =
+        target(place == Where::Leader, pick, &cluster.members(), leader).context("no node is left")?;
+    let node = cluster.node(number);
+    let what = format!("node {number} at {name}, leader {leader:?}");
+    cluster.hold_down(number, true);
+    kill_at(&node, name).await?;
+    if let (Where::Voter, Some(leader)) = (place, leader.filter(|leader| leader.node != number)) {
+        let other = cluster.node(leader.node);
+        other.signal(Signal::SIGKILL)?;
+        other.wait_gone(SOON).await?;
+        cluster.start_stopped().await?;
+    }
+    let mut reached = dies(&node, place, lasts, cluster).await;
+    let mut target = what;
+    if !reached {
+        // Nobody has come by there in time. A node that dies at the next entry dies in the middle of something else.
+        target = format!("{target}: not reached, so at {ALWAYS}");
+        if node.pid().is_some() {
+            arm(&node, name, "off").await?;
+            kill_at(&node, ALWAYS).await?;
+        }
+        reached = dies(&node, Where::Snapshot, SOON, cluster).await;
+    }
+    if !reached {
+        arm(&node, ALWAYS, "off").await?;
+    }
+    cluster.hold_down(number, false);
+    Ok(Done::counted_if(reached, target, "the point was not reached"))
+}
+
+async fn dies(node: &cluster_tests::Node, place: Where, within: Duration, cluster: &Cluster) -> bool {
+    let writes = place == Where::Snapshot;
+    let _clocks = if writes {
+        Some(cluster.right_clocks().await)
+    } else {
+        None
+    };
+    let died = until("the node's end", within, async || {
+        if node.pid().is_none() {
+            return Some(());
+        }
+        if writes && let Some(leader) = cluster.leader_now().await {
+            // Refused while there is another leader to be found; there will be another try.
+            let _ = cluster.write_on(leader.node).await;
+        }
+        None
+    });
+    died.await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_step_has_its_points() {
+        let all = points();
+        let names: BTreeSet<&str> = all.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), all.len());
+        for part in [
+            "vote", "append", "snapshot", "wrap", "prepare", "import", "ack", "activate", "remove", "purge",
+        ] {
+            assert!(names.iter().any(|name| name.contains(part)), "{part}");
+        }
+        assert!(all.contains(&("rotation::before_import", Where::Follower)));
+        assert!(all.contains(&("store::after_vote", Where::Voter)));
+    }
+}

@@ -1,0 +1,163 @@
+//! A new node joins and an old one is removed, and the leader is killed while that goes on. Whatever is interrupted is asked
+//! for again, as a person would.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Node, until};
+use hsm_api::admin::{JoinRequest, JoinTokenRequest};
+use nix::sys::signal::Signal;
+
+use super::{Done, one_of, token};
+use crate::cluster::Cluster;
+use crate::history::Recorder;
+use crate::oracles::members;
+use crate::schedule::FaultKind;
+
+/// For one change, with all that it is interrupted by.
+const CHANGED: Duration = Duration::from_secs(120);
+/// Of one request to a joining node, which answers once it votes.
+const JOIN: Duration = Duration::from_secs(70);
+/// From the beginning of a change to the kill.
+const INTO_IT: Duration = Duration::from_millis(300);
+
+pub(super) async fn carry_out(
+    kill_leader: bool,
+    pick: u32,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
+    let old = one_of(&cluster.members(), pick).context("no node is left")?;
+    let node = cluster.prepare_node().await.context("make a new node")?;
+    cluster
+        .start_node(node.number)
+        .await
+        .context("start a new node")?;
+    let joined = join(&node, cluster);
+    let (joined, killed) = tokio::join!(joined, kill(kill_leader, cluster));
+    let killed = killed?;
+    joined.with_context(|| format!("{} joins", node.id()))?;
+    cluster.admit(node.number);
+    members::note(cluster, recorder).await;
+    if cluster.tries(FaultKind::TokenOlder) {
+        token::keep_copy(&node)?;
+    }
+    cluster.start_stopped().await?;
+    let old = cluster.node(old);
+    let (removed, killed_again) = tokio::join!(remove(&old, cluster), kill(kill_leader, cluster));
+    let killed_again = killed_again?;
+    removed.with_context(|| format!("{} is removed", old.id()))?;
+    cluster.dismiss(old.number);
+    old.kill().await?;
+    members::note(cluster, recorder).await;
+    let what = format!(
+        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}",
+        node.id(),
+        old.id()
+    );
+    Ok(Done::counted(what))
+}
+
+/// SIGKILL to the leader a moment later, and its start.
+async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
+    if !wanted {
+        return Ok(None);
+    }
+    tokio::time::sleep(INTO_IT).await;
+    let Some(leader) = cluster.leader_now().await else {
+        return Ok(None);
+    };
+    let node = cluster.node(leader.node);
+    node.signal(Signal::SIGKILL)?;
+    node.wait_gone(CHANGED).await?;
+    tokio::time::sleep(INTO_IT).await;
+    cluster.start_stopped().await?;
+    Ok(Some(leader.node))
+}
+
+pub(crate) async fn join(node: &Node, cluster: &Cluster) -> Result<()> {
+    let mut last = String::new();
+    let joined = until("the join", CHANGED, async || {
+        match join_once(node, cluster).await {
+            Ok(()) => Some(()),
+            Err(error) => {
+                last = format!("{error:#}");
+                is_member(node, cluster).await.unwrap_or(false).then_some(())
+            }
+        }
+    })
+    .await;
+    joined.with_context(|| last)
+}
+
+async fn join_once(node: &Node, cluster: &Cluster) -> Result<()> {
+    let playground = cluster.playground();
+    let members = cluster.nodes();
+    let endpoints: Vec<String> = members.iter().map(Node::endpoint).collect();
+    let admin = playground.pki().identity("admin")?;
+    let request = JoinTokenRequest {
+        ttl_seconds: None,
+        node_id: Some(node.id()),
+    };
+    let client = playground.pki().client(Some(&admin), &endpoints)?;
+    let token = client.create_join_token(&request).await?.into_body();
+    let request = JoinRequest {
+        token: token.token,
+        cluster_ca_sha256: token.cluster_ca_sha256,
+        leader_addresses: members
+            .iter()
+            .map(|member| playground.advertised(member))
+            .collect(),
+    };
+    let joining = playground.client_on("admin", node.number)?;
+    tokio::time::timeout(JOIN, joining.join(&request))
+        .await
+        .context("no answer")??;
+    Ok(())
+}
+
+/// Whether a member votes, by what any other says.
+async fn is_member(node: &Node, cluster: &Cluster) -> Result<bool> {
+    let endpoints: Vec<String> = cluster
+        .nodes()
+        .iter()
+        .filter(|other| other.number != node.number)
+        .map(Node::endpoint)
+        .collect();
+    let admin = cluster.playground().pki().identity("admin")?;
+    let client = cluster.playground().pki().client(Some(&admin), &endpoints)?;
+    let members = client.members().await?.into_body().members;
+    Ok(members
+        .iter()
+        .any(|member| member.node_id == node.id() && member.role == hsm_api::admin::MemberRole::Voter))
+}
+
+pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {
+    let mut last = String::new();
+    let removed = until("the removal", CHANGED, async || {
+        let failed = remove_once(node, cluster).await.err();
+        last = failed
+            .as_ref()
+            .map(|error| format!("{error:#}"))
+            .unwrap_or_default();
+        // What was interrupted may have been done.
+        let there = is_member(node, cluster).await.ok()?;
+        (!there).then_some(())
+    })
+    .await;
+    removed.with_context(|| last)
+}
+
+/// By the program that a person uses. Which keys are made anew is the workload's to decide.
+async fn remove_once(node: &Node, cluster: &Cluster) -> Result<()> {
+    let id = node.id();
+    let arguments = ["cluster", "remove", &id, "--confirm", &id, "--no-rotate"];
+    let said = cluster.playground().hsmctl(&arguments).await?;
+    ensure!(
+        said.code == Some(0),
+        "hsmctl cluster remove: {:?}: {}",
+        said.code,
+        said.stderr
+    );
+    Ok(())
+}

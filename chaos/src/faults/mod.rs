@@ -1,0 +1,182 @@
+//! What is done to the cluster, one file for each family. Every fault undoes itself, says what it has hit, and whether that
+//! had the effect for which it is there: a pause that nobody noticed is not counted.
+
+mod clock;
+mod disk;
+pub mod failpoint;
+mod files;
+mod kill;
+pub(crate) mod membership;
+mod module;
+mod partition;
+mod pause;
+mod power;
+pub(crate) mod token;
+pub mod unsynced;
+mod weather;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::Leader;
+
+use crate::cluster::Cluster;
+use crate::history::Recorder;
+use crate::schedule::{Effect, Fault, Fired, Step, Trouble};
+
+/// What a fault says of itself.
+pub(crate) struct Done {
+    /// What was hit.
+    pub(crate) target: String,
+    /// What came of it.
+    pub(crate) effect: Effect,
+}
+
+impl Done {
+    pub(crate) fn counted(target: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            effect: Effect::Counted,
+        }
+    }
+
+    pub(crate) fn not_counted(target: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            effect: Effect::NotCounted(why.into()),
+        }
+    }
+
+    /// Counted if it is so.
+    pub(crate) fn counted_if(so: bool, target: impl Into<String>, why_not: &str) -> Self {
+        if so {
+            Self::counted(target)
+        } else {
+            Self::not_counted(target, why_not)
+        }
+    }
+}
+
+/// One of these that `pick` chooses.
+pub(crate) fn one_of(among: &[u32], pick: u32) -> Option<u32> {
+    let index = pick as usize % among.len().max(1);
+    among.get(index).copied()
+}
+
+/// The leader if it is asked for and there is one, else one of the others.
+pub(crate) fn target(wants_leader: bool, pick: u32, members: &[u32], leader: Option<Leader>) -> Option<u32> {
+    let leader = leader.map(|leader| leader.node);
+    if wants_leader && leader.is_some() {
+        return leader;
+    }
+    let others: Vec<u32> = members
+        .iter()
+        .copied()
+        .filter(|member| Some(*member) != leader)
+        .collect();
+    one_of(if others.is_empty() { members } else { &others }, pick)
+}
+
+/// Carries one step out, undoes it, and waits until the cluster has come back from it.
+///
+/// # Errors
+/// The harness could not do it.
+pub(crate) async fn carry_out(
+    step: &Step,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<(Fired, Option<String>)> {
+    let kind = step.fault.kind();
+    let at_ms = recorder.elapsed_ms();
+    recorder.note(&format!("fault {} begins: {kind}", step.number));
+    let done = of_kind(step, cluster, recorder)
+        .await
+        .with_context(|| format!("step {}: {:?}", step.number, step.fault))?;
+    // Those beside it may still have nodes down.
+    let stuck = if kind.is_weather() {
+        None
+    } else {
+        cluster.come_back().await.err().map(|error| format!("{error:#}"))
+    };
+    let came = match &stuck {
+        None => "is over".to_owned(),
+        Some(why) => format!("is over, and the cluster has not come back: {why}"),
+    };
+    recorder.note(&format!(
+        "fault {} {came}: {kind} of {}: {:?}",
+        step.number, done.target, done.effect
+    ));
+    let fired = Fired {
+        step: step.number,
+        kind,
+        at_ms,
+        target: done.target,
+        effect: done.effect,
+        healed_ms: recorder.elapsed_ms(),
+    };
+    Ok((fired, stuck))
+}
+
+async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+    let lasts = Duration::from_millis(step.lasts_ms);
+    match &step.fault {
+        Fault::Kill(victims, pick) => kill::carry_out(*victims, *pick, lasts, cluster).await,
+        Fault::Pause { leader, pick, tenths } => pause::carry_out(*leader, *pick, *tenths, cluster).await,
+        Fault::Partition(shape, pick) => partition::carry_out(shape, *pick, lasts, cluster).await,
+        Fault::IsolateUntilSnapshot(pick) => partition::until_snapshot(*pick, cluster).await,
+        Fault::Delay { delay_ms, jitter_ms } => weather::delay(*delay_ms, *jitter_ms, lasts, cluster).await,
+        Fault::Loss {
+            lost_permille,
+            reset_permille,
+        } => weather::loss(*lost_permille, *reset_permille, lasts, cluster).await,
+        Fault::ByteRate { bytes_per_second } => weather::rate(*bytes_per_second, lasts, cluster).await,
+        Fault::DiskFull { leader, pick } => disk::full(*leader, *pick, lasts, cluster).await,
+        Fault::SlowFsync { leader, pick, ms } => {
+            let each = Duration::from_millis(u64::from(*ms));
+            disk::slow(*leader, *pick, each, lasts, cluster).await
+        }
+        Fault::FailingFsync { leader, pick } => disk::failing(*leader, *pick, lasts, cluster).await,
+        Fault::LostWrites { all, pick } => power::lost(*all, *pick, lasts, cluster).await,
+        Fault::TornTail {
+            on_stopped: false,
+            pick,
+            permille,
+        } => power::torn(*pick, *permille, lasts, cluster).await,
+        Fault::TornTail {
+            on_stopped: true,
+            pick,
+            permille,
+        } => files::cut(*pick, *permille, cluster).await,
+        Fault::ClockStep { seconds } => clock::step(*seconds, lasts, cluster).await,
+        Fault::Token(trouble, pick) => match trouble {
+            Trouble::Deleted { running } => token::deleted(*running, *pick, lasts, cluster).await,
+            Trouble::Older => token::older(*pick, cluster).await,
+            Trouble::Unreadable => token::unreadable(*pick, lasts, cluster).await,
+            Trouble::Slow { ms } => module::slow(*ms, *pick, lasts, cluster).await,
+            Trouble::Hung => module::hung(*pick, lasts, cluster).await,
+            Trouble::Errors { code } => module::errors(*code, *pick, lasts, cluster).await,
+        },
+        Fault::JoinRemove { kill_leader, pick } => {
+            membership::carry_out(*kill_leader, *pick, cluster, recorder).await
+        }
+        Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_the_leader_or_somebody_else() {
+        let leader = Some(Leader { node: 2, term: 7 });
+        assert_eq!(target(true, 0, &[1, 2, 3], leader), Some(2));
+        for pick in 0..10 {
+            assert_ne!(target(false, pick, &[1, 2, 3], leader), Some(2));
+        }
+        assert!(target(true, 5, &[1, 2, 3], None).is_some());
+        assert_eq!(target(false, 5, &[2], leader), Some(2));
+        assert_eq!(target(false, 5, &[], None), None);
+    }
+}

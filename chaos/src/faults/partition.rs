@@ -1,0 +1,230 @@
+//! Networks in parts.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::{Leader, until};
+
+use super::{Done, one_of};
+use crate::cluster::{Cluster, ELECTION, KEEP_LOGS, SNAPSHOT_EVERY};
+use crate::schedule::Shape;
+
+/// Two elections, one of which may end in a split vote, on a busy machine.
+const OVERTAKEN: Duration = Duration::from_secs(20);
+/// openraft purges so many entries at a time: `purge_batch_size` in `node/src/consensus/start.rs`.
+const PURGED_AT_ONCE: u64 = 64;
+/// For entries enough that the log is gone, on a slow disk.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
+/// For the snapshot to arrive.
+const BROUGHT_BACK: Duration = Duration::from_secs(60);
+
+/// Ways that are cut, each from one to another.
+fn ways(shape: &Shape, pick: u32, members: &[u32], leader: u32) -> Vec<(u32, u32)> {
+    let others: Vec<u32> = members.iter().copied().filter(|one| *one != leader).collect();
+    let first = pick as usize % others.len().max(1);
+    let round: Vec<u32> = others
+        .iter()
+        .cycle()
+        .skip(first)
+        .take(others.len())
+        .copied()
+        .collect();
+    let minority = members.len().saturating_sub(1) / 2;
+    let group: Vec<u32> = match shape {
+        Shape::LeaderInMinority => std::iter::once(leader).chain(round).take(minority).collect(),
+        Shape::LeaderInMajority => round.into_iter().take(minority).collect(),
+        Shape::OneWay { from_leader } => {
+            let Some(other) = round.first() else {
+                return Vec::new();
+            };
+            return if *from_leader {
+                vec![(leader, *other)]
+            } else {
+                vec![(*other, leader)]
+            };
+        }
+        Shape::Bridge => {
+            // The first is the bridge; the leader is in one half of the rest.
+            let Some((_, rest)) = round.split_first() else {
+                return Vec::new();
+            };
+            let (near, far) = rest.split_at(rest.len() / 2);
+            let mut half = near.to_vec();
+            half.push(leader);
+            return both(&half, far);
+        }
+    };
+    let outside: Vec<u32> = members
+        .iter()
+        .copied()
+        .filter(|one| !group.contains(one))
+        .collect();
+    both(&group, &outside)
+}
+
+fn both(these: &[u32], those: &[u32]) -> Vec<(u32, u32)> {
+    let pairs = these.iter().flat_map(|a| those.iter().map(move |b| (*a, *b)));
+    pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
+}
+
+pub(super) async fn carry_out(shape: &Shape, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+    let Some(leader) = cluster.leader_soon().await else {
+        return Ok(Done::not_counted("nobody", "nobody led"));
+    };
+    let ways = ways(shape, pick, &cluster.members(), leader.node);
+    let what = format!("{shape:?} of {leader:?}: {ways:?}");
+    for (from, to) in &ways {
+        cluster.links().cut_one_way(*from, *to)?;
+    }
+    let seen = async {
+        match shape {
+            Shape::LeaderInMinority => {
+                let other = cluster.commits_above(leader.term, &[leader.node], OVERTAKEN);
+                other.await.is_some()
+            }
+            _ => is_felt(&ways, leader, cluster).await,
+        }
+    };
+    let (seen, ()) = tokio::join!(seen, tokio::time::sleep(lasts));
+    cluster.links().heal()?;
+    let why_not = match shape {
+        Shape::LeaderInMinority => "no other node has committed in a higher term",
+        _ => "nobody missed anybody for as long as an election takes",
+    };
+    Ok(Done::counted_if(seen, what, why_not))
+}
+
+/// Whether somebody at an end of what is cut has heard of no quorum for longer than an election may wait, or the term has
+/// changed, or the leader misses somebody.
+async fn is_felt(ways: &[(u32, u32)], leader: Leader, cluster: &Cluster) -> bool {
+    let felt = until("somebody who misses the others", OVERTAKEN, async || {
+        for (from, to) in ways {
+            for number in [*from, *to] {
+                let Some(status) = cluster.status(number).await else {
+                    continue;
+                };
+                let stale = status
+                    .staleness_ms
+                    .is_some_and(|age| u128::from(age) > ELECTION.as_millis());
+                if stale || status.term > leader.term || !status.silent_voters.is_empty() {
+                    return Some(());
+                }
+            }
+        }
+        None
+    });
+    felt.await.is_ok()
+}
+
+async fn index(cluster: &Cluster, number: u32, name: &str) -> Option<u64> {
+    // An index, as the metrics give it.
+    cluster.metric(number, name).await.map(|value| value as u64)
+}
+
+/// Cuts one node off until the others have purged the log that it would need, and mends that.
+pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done> {
+    let Some(leader) = cluster.leader_soon().await else {
+        return Ok(Done::not_counted("nobody", "nobody led"));
+    };
+    let others: Vec<u32> = cluster
+        .members()
+        .into_iter()
+        .filter(|one| *one != leader.node)
+        .collect();
+    let alone = one_of(&others, pick).context("nobody but the leader")?;
+    let what = format!("node {alone}, leader {leader:?}");
+    cluster.links().separate(&[alone])?;
+    let Some(last) = index(cluster, alone, "hsm_raft_last_log_index").await else {
+        cluster.links().heal()?;
+        return Ok(Done::not_counted(what, "it does not say how far its log goes"));
+    };
+    let behind = last + KEEP_LOGS + PURGED_AT_ONCE + 2;
+    let there: Vec<u32> = cluster
+        .members()
+        .into_iter()
+        .filter(|one| *one != alone)
+        .collect();
+    let clocks = cluster.right_clocks().await;
+    let left = until("snapshots of the others", LEFT_BEHIND, async || {
+        let leader = cluster.leader_now().await?;
+        for _ in 0..SNAPSHOT_EVERY {
+            cluster.write_on(leader.node).await?;
+        }
+        for number in &there {
+            if index(cluster, *number, "hsm_raft_snapshot_index").await? < behind {
+                return None;
+            }
+        }
+        Some(())
+    });
+    let left = left.await.is_ok();
+    drop(clocks);
+    cluster.links().heal()?;
+    if !left {
+        return Ok(Done::not_counted(
+            what,
+            "the others still have the log that it needs",
+        ));
+    }
+    let brought = until("a snapshot", BROUGHT_BACK, async || {
+        (index(cluster, alone, "hsm_raft_snapshot_index").await? > last).then_some(())
+    });
+    let brought = brought.await.is_ok();
+    Ok(Done::counted_if(brought, what, "it was sent no snapshot"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const FIVE: [u32; 5] = [1, 2, 3, 4, 5];
+
+    /// Who still reaches whom, both ways.
+    fn linked(ways: &[(u32, u32)], a: u32, b: u32) -> bool {
+        !ways.contains(&(a, b)) && !ways.contains(&(b, a))
+    }
+
+    #[test]
+    fn a_leader_in_the_minority_has_no_quorum_and_the_rest_has_one() {
+        for (members, beside) in [(&FIVE[..3], 0), (&FIVE[..], 1)] {
+            for pick in 0..10 {
+                let ways = ways(&Shape::LeaderInMinority, pick, members, 2);
+                let with_leader = members.iter().filter(|one| **one != 2 && linked(&ways, 2, **one));
+                assert_eq!(with_leader.count(), beside, "{ways:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_leader_in_the_majority_keeps_it() {
+        for pick in 0..10 {
+            let ways = ways(&Shape::LeaderInMajority, pick, &FIVE, 2);
+            let with_leader = FIVE.iter().filter(|one| **one != 2 && linked(&ways, 2, **one));
+            assert_eq!(with_leader.count(), 2, "{ways:?}");
+        }
+    }
+
+    #[test]
+    fn one_way_is_one_way() {
+        let from = ways(&Shape::OneWay { from_leader: true }, 4, &FIVE, 2);
+        assert!(from.len() == 1 && from[0].0 == 2, "{from:?}");
+        let to = ways(&Shape::OneWay { from_leader: false }, 4, &FIVE, 2);
+        assert!(to.len() == 1 && to[0].1 == 2, "{to:?}");
+    }
+
+    #[test]
+    fn a_bridge_reaches_all_and_the_halves_do_not_reach_each_other() {
+        for members in [&FIVE[..3], &FIVE[..]] {
+            for pick in 0..10 {
+                let ways = ways(&Shape::Bridge, pick, members, 2);
+                let cut: BTreeSet<u32> = ways.iter().map(|(from, _)| *from).collect();
+                assert_eq!(cut.len(), members.len() - 1, "{ways:?}");
+                assert!(cut.contains(&2), "{ways:?}");
+                assert_eq!(ways.len(), 2 * ((members.len() - 1) / 2).pow(2), "{ways:?}");
+            }
+        }
+    }
+}

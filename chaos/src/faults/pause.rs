@@ -1,0 +1,63 @@
+//! SIGSTOP: a node that neither answers nor ends, and goes on later as if no time had passed.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use super::{Done, target};
+use crate::cluster::{Cluster, ELECTION};
+
+/// For the cluster to find another leader, if there is to be one.
+const OVERTAKEN: Duration = Duration::from_secs(15);
+
+/// Goes on when this is dropped, however the step ends.
+struct Stopped<'a>(&'a cluster_tests::Node);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        // One that has died meanwhile needs nothing.
+        let _ = self.0.signal(Signal::SIGCONT);
+    }
+}
+
+/// Whether the kernel says that the process is stopped.
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    state == Some("T")
+}
+
+pub(super) async fn carry_out(leader: bool, pick: u32, tenths: u32, cluster: &Cluster) -> Result<Done> {
+    let before = cluster.leader_soon().await;
+    let number = target(leader, pick, &cluster.members(), before).context("no node is left")?;
+    let node = cluster.node(number);
+    let time = ELECTION * tenths / 10;
+    let what = format!("node {number} for {time:?}, leader {before:?}");
+    let Some(pid) = node.pid() else {
+        return Ok(Done::not_counted(what, "it did not run"));
+    };
+    let stopped = Stopped(&node);
+    node.signal(Signal::SIGSTOP)?;
+    tokio::time::sleep(time).await;
+    let stood = is_stopped(pid);
+    drop(stopped);
+    if !stood {
+        return Ok(Done::not_counted(what, "it was not seen to stand still"));
+    }
+    match before.filter(|leader| leader.node == number && time > ELECTION) {
+        // It outlasted every election time-out: somebody else leads, or it would have to be explained.
+        Some(leader) => {
+            let other = cluster.commits_above(leader.term, &[], OVERTAKEN).await;
+            let why_not = "the pause outlasted an election, and nothing was committed in a higher term";
+            Ok(Done::counted_if(
+                other.is_some(),
+                format!("{what}, then {other:?}"),
+                why_not,
+            ))
+        }
+        None => Ok(Done::counted(what)),
+    }
+}

@@ -1,0 +1,83 @@
+//! Machines that lose power: SIGKILL, and what was written and not synchronised is gone, or a part of it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::until;
+use nix::sys::signal::Signal;
+
+use super::unsynced::Loss;
+use super::{Done, one_of};
+use crate::cluster::Cluster;
+
+/// So long is each synchronisation held up before the power goes: what a write has left to do is then rarely nothing.
+const HELD_UP: Duration = Duration::from_millis(250);
+/// For something to be written. Clients write all the time.
+const WRITTEN: Duration = Duration::from_secs(5);
+const GONE: Duration = Duration::from_secs(30);
+
+/// Kills these at a moment at which the first of them has something to lose.
+async fn kill_while_writing(numbers: &[u32], cluster: &Cluster) -> Result<()> {
+    let first = *numbers.first().context("no node is left")?;
+    for number in numbers {
+        cluster.with_layer(*number, |layer| layer.delay(HELD_UP))?;
+    }
+    // Where nothing is written there is nothing to lose, and it will be said.
+    let _ = until("something that is not synchronised", WRITTEN, async || {
+        let unsynced = cluster.with_layer(first, super::unsynced::Layer::unsynced).ok()?;
+        (unsynced > 0).then_some(())
+    })
+    .await;
+    for number in numbers {
+        cluster.hold_down(*number, true);
+        cluster.node(*number).signal(Signal::SIGKILL)?;
+    }
+    for number in numbers {
+        cluster.node(*number).wait_gone(GONE).await?;
+        // What was under way when the power went is not done.
+        cluster.with_layer(*number, super::unsynced::Layer::be_honest)?;
+    }
+    Ok(())
+}
+
+async fn start(numbers: &[u32], lasts: Duration, cluster: &Cluster) -> Result<()> {
+    tokio::time::sleep(lasts).await;
+    for number in numbers {
+        cluster.hold_down(*number, false);
+    }
+    cluster.start_stopped().await
+}
+
+pub(super) async fn lost(all: bool, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+    let members = cluster.members();
+    let numbers: Vec<u32> = if all {
+        members
+    } else {
+        one_of(&members, pick).into_iter().collect()
+    };
+    kill_while_writing(&numbers, cluster).await?;
+    let mut lost = 0;
+    for number in &numbers {
+        lost += cluster.with_layer(*number, |layer| layer.lose(&Loss::All))??;
+    }
+    start(&numbers, lasts, cluster)
+        .await
+        .context("after the loss of power")?;
+    let what = format!("nodes {numbers:?}: {lost} changes lost");
+    Ok(Done::counted_if(lost > 0, what, "everything was synchronised"))
+}
+
+pub(super) async fn torn(pick: u32, permille: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+    let number = one_of(&cluster.members(), pick).context("no node is left")?;
+    kill_while_writing(&[number], cluster).await?;
+    let torn = cluster.with_layer(number, |layer| layer.lose(&Loss::LastWrite(permille)))??;
+    start(&[number], lasts, cluster)
+        .await
+        .context("after a torn write")?;
+    let what = format!("node {number}: {permille} ‰ of its last write");
+    Ok(Done::counted_if(
+        torn > 0,
+        what,
+        "its last write was synchronised",
+    ))
+}

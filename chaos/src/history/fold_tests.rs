@@ -1,0 +1,228 @@
+use super::super::event::Sample;
+use super::*;
+
+/// A history in the making.
+#[derive(Default)]
+struct Script {
+    fold: Fold,
+    id: u64,
+    at: u64,
+}
+
+impl Script {
+    fn begin(&mut self, operation: Operation) -> u64 {
+        (self.id, self.at) = (self.id + 1, self.at + SECOND / 100);
+        self.fold.line(Line::Invoked {
+            at: self.at,
+            id: self.id,
+            process: 1,
+            operation,
+        });
+        self.id
+    }
+
+    fn end(&mut self, id: u64, index: Option<u64>, outcome: Outcome) {
+        self.at += SECOND / 100;
+        self.fold.line(Line::Completed {
+            at: self.at,
+            id,
+            index,
+            stale: false,
+            outcome,
+        });
+    }
+
+    fn ok(&mut self, operation: Operation, index: u64, answer: Answer) {
+        let id = self.begin(operation);
+        self.end(id, Some(index), Outcome::Ok(answer));
+    }
+
+    fn seal(&mut self, number: u64, version: u32, index: u64) {
+        let operation = Operation::Encrypt {
+            context: "c".to_owned(),
+            number,
+            node: 1,
+        };
+        let ciphertext = format!("sealed {number}");
+        self.ok(operation, index, Answer::Sealed { version, ciphertext });
+    }
+
+    fn open(&mut self, version: u32, index: u64, right: bool) {
+        self.ok(decrypt(version), index, Answer::Opened { right });
+    }
+}
+
+fn decrypt(version: u32) -> Operation {
+    Operation::Decrypt {
+        context: "c".to_owned(),
+        version,
+        number: 1,
+        node: 2,
+    }
+}
+
+fn ask() -> Operation {
+    Operation::Ask {
+        cn: "victim".to_owned(),
+        node: 1,
+    }
+}
+
+fn revoke() -> Operation {
+    Operation::Revoke {
+        cn: "victim".to_owned(),
+    }
+}
+
+fn use_of(enable: bool) -> Operation {
+    Operation::Use {
+        context: "c".to_owned(),
+        version: 1,
+        enable,
+        key: "k".to_owned(),
+    }
+}
+
+#[test]
+fn every_version_keeps_some_and_the_totals_are_true() {
+    let mut script = Script::default();
+    for number in 0..1000 {
+        script.seal(number, 1, 1);
+    }
+    script.seal(1000, 2, 1);
+    let history = script.fold.finish();
+    assert_eq!(history.encryptions(), 1001);
+    let first = &history.versions[&("c".to_owned(), 1)];
+    assert_eq!((first.total, first.kept.len()), (1000, KEPT));
+    // Not the first ones only.
+    assert!(first.kept.iter().any(|kept| kept.number >= 500));
+    assert_eq!(history.versions[&("c".to_owned(), 2)].kept.len(), 1);
+    let in_all: u32 = history.encrypted_in.iter().sum();
+    assert_eq!((in_all, history.encrypted_in.len()), (1001, 21));
+}
+
+#[test]
+fn an_encryption_under_a_replaced_version_is_told_by_the_index_alone() {
+    let mut script = Script::default();
+    let rotate = Operation::Rotate {
+        context: "c".to_owned(),
+        key: "k".to_owned(),
+    };
+    let answer = Answer::Rotated {
+        version: 2,
+        previous: Some(1),
+    };
+    script.ok(rotate, 20, answer);
+    // A node that has not come so far may go on.
+    script.seal(1, 1, 19);
+    script.seal(2, 2, 25);
+    assert_eq!(script.fold.history.behind.total, 0);
+    script.seal(3, 1, 20);
+    assert_eq!(script.fold.finish().behind.total, 1);
+}
+
+#[test]
+fn what_is_out_of_use_decrypts_nowhere_that_knows_it() {
+    let mut script = Script::default();
+    let disabled = Answer::State {
+        state: KeyState::Disabled,
+    };
+    script.ok(use_of(false), 10, disabled);
+    script.open(1, 9, true);
+    assert_eq!(script.fold.history.revived.total, 0);
+    script.open(1, 10, true);
+    assert_eq!(script.fold.history.revived.total, 1);
+    // From here on it may be in use, whatever comes of it.
+    let enabling = script.begin(use_of(true));
+    script.open(1, 12, true);
+    let unknown = Outcome::Unknown { why: String::new() };
+    script.end(enabling, None, unknown);
+    script.open(1, 13, true);
+    assert_eq!(script.fold.finish().revived.total, 1);
+}
+
+#[test]
+fn what_is_said_to_be_destroyed_decrypts_nowhere() {
+    let mut script = Script::default();
+    let before = script.begin(decrypt(1));
+    let show = Operation::Show {
+        context: "c".to_owned(),
+        version: 1,
+        node: 1,
+    };
+    let destroyed = Answer::State {
+        state: KeyState::Destroyed,
+    };
+    script.ok(show, 1, destroyed);
+    // It was asked for before.
+    script.end(before, Some(1), Outcome::Ok(Answer::Opened { right: true }));
+    assert_eq!(script.fold.history.revived.total, 0);
+    script.open(1, 1, true);
+    script.open(2, 1, true);
+    assert_eq!(script.fold.finish().revived.total, 1);
+}
+
+#[test]
+fn a_wrong_plaintext_and_refusals_are_kept_by_version() {
+    let mut script = Script::default();
+    script.open(1, 1, false);
+    for code in ["stale", "stale", "unknown_key_version"] {
+        let id = script.begin(decrypt(1));
+        let code = code.to_owned();
+        script.end(id, None, Outcome::Refused { code });
+    }
+    let history = script.fold.finish();
+    let version = &history.versions[&("c".to_owned(), 1)];
+    assert_eq!((version.wrong.total, version.opened), (1, 0));
+    assert_eq!(version.refused["stale"].count, 2);
+    assert_eq!(version.refused["unknown_key_version"].first_node, 2);
+    assert_eq!((history.counts.ok, history.counts.refused), (1, 3));
+}
+
+#[test]
+fn who_is_let_in_after_his_revocation_is_told_with_what_the_node_knew() {
+    let mut script = Script::default();
+    script.ok(ask(), 1, Answer::Done);
+    script.ok(revoke(), 10, Answer::Done);
+    script.ok(ask(), 9, Answer::Done);
+    script.ok(ask(), 10, Answer::Done);
+    let turned_away = Outcome::Refused {
+        code: "certificate_revoked".to_owned(),
+    };
+    let id = script.begin(ask());
+    script.end(id, None, turned_away.clone());
+    let unrevoke = script.begin(Operation::Unrevoke {
+        cn: "victim".to_owned(),
+    });
+    script.ok(ask(), 11, Answer::Done);
+    script.end(unrevoke, Some(12), Outcome::Ok(Answer::Done));
+    let stranger = script.begin(Operation::Ask {
+        cn: "bystander".to_owned(),
+        node: 3,
+    });
+    script.end(stranger, None, turned_away);
+    let history = script.fold.finish();
+    let late: Vec<bool> = history.late.first.iter().map(|late| late.knew).collect();
+    assert_eq!(late, [false, true]);
+    assert_eq!((history.asked, history.turned_away), (4, 2));
+    assert_eq!(history.turned_away_early.total, 1);
+}
+
+#[test]
+fn what_never_ends_is_kept_as_unknown() {
+    let mut script = Script::default();
+    script.begin(revoke());
+    script.begin(ask());
+    script.fold.line(Line::Sampled {
+        at: 1,
+        sample: Box::new(Sample {
+            known: 0,
+            probe: None,
+            nodes: Vec::new(),
+        }),
+    });
+    let history = script.fold.finish();
+    assert_eq!((history.changes.len(), history.counts.unknown), (1, 2));
+    assert_eq!(history.changes[0].completed, None);
+    assert_eq!(history.watched.samples, 1);
+}

@@ -1,0 +1,250 @@
+//! Looks at every node again and again while the run goes on: is it ready, can it use what another one has just encrypted, how
+//! far is it, what does its state look like? What it sees it writes down; what that means is judged later.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::{Identity, Node, Pki};
+use hsm_api::Client;
+use hsm_api::admin::{ClusterStatus, NodeRole};
+use hsm_api::data::{DecryptRequest, EncryptRequest};
+use tokio::sync::watch as signal;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::observe;
+use crate::cluster::Cluster;
+use crate::history::{Held, Probe, Recorder, Sample, Seen, plaintext};
+use crate::workload::{CONTEXTS, client_of, told};
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_millis(200);
+/// A node that is stopped answers nothing; one look must not wait for it for long.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Of a node that does not know a version yet.
+const AGAIN: u32 = 2;
+const A_MOMENT: Duration = Duration::from_millis(100);
+
+/// A running watch.
+pub struct Watch {
+    stop: signal::Sender<bool>,
+    looking: JoinHandle<Result<()>>,
+}
+
+impl Watch {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// It has failed, or panicked, before.
+    pub async fn stop(self) -> Result<()> {
+        self.stop.send_replace(true);
+        self.looking.await.context("the watch")?
+    }
+}
+
+/// Begins to look. Nodes that join later are looked at too.
+pub fn watch(cluster: &Cluster, recorder: &Recorder) -> Watch {
+    let (stop, mut stopped) = signal::channel(false);
+    let (pki, recorder) = (cluster.playground().pki(), recorder.clone());
+    // Whoever is not there yet is silent.
+    let most = cluster.nodes().len() as u32 + crate::cluster::spare(cluster.nodes().len() as u32);
+    let nodes: Vec<Node> = (1..=most)
+        .map(|number| cluster.playground().node(number))
+        .collect();
+    let looking = tokio::spawn(async move {
+        let mut look = Look::new(&pki, nodes, recorder)?;
+        while !*stopped.borrow() {
+            look.once().await;
+            // Either way there is nothing else to wait for.
+            let _ = tokio::time::timeout(EVERY, told(&mut stopped)).await;
+        }
+        anyhow::Ok(())
+    });
+    Watch { stop, looking }
+}
+
+/// A node as the watch asks it.
+#[derive(Clone)]
+struct Target {
+    node: Node,
+    admin: Client,
+    /// One for each of [`CONTEXTS`].
+    clients: Vec<Client>,
+}
+
+struct Look {
+    targets: Vec<Target>,
+    recorder: Recorder,
+    round: usize,
+}
+
+/// What is to be decrypted.
+#[derive(Clone)]
+struct Sealed {
+    place: usize,
+    made_on: u32,
+    version: u32,
+    number: u64,
+    request: DecryptRequest,
+}
+
+impl Look {
+    fn new(pki: &Pki, nodes: Vec<Node>, recorder: Recorder) -> Result<Self> {
+        let admin = pki.identity("admin")?;
+        let mut targets = Vec::new();
+        for node in nodes {
+            let client = |who: &Identity| pki.client_waiting(PATIENCE, true, Some(who), &[node.endpoint()]);
+            let clients = CONTEXTS
+                .iter()
+                .map(|context| client(&pki.identity(client_of(context))?));
+            targets.push(Target {
+                admin: client(&admin)?,
+                clients: clients.collect::<Result<_>>()?,
+                node,
+            });
+        }
+        Ok(Self {
+            targets,
+            recorder,
+            round: 0,
+        })
+    }
+
+    async fn once(&mut self) {
+        self.round += 1;
+        let known = self.recorder.highest_index();
+        let ready = self.ready().await;
+        let sealed = self.seal(&ready).await;
+        let mut asked = JoinSet::new();
+        for (target, (pid, was_ready)) in self.targets.iter().cloned().zip(ready) {
+            let (recorder, sealed) = (self.recorder.clone(), sealed.clone());
+            asked.spawn(async move { see(&target, pid, was_ready, sealed.as_ref(), &recorder).await });
+        }
+        let mut nodes = asked.join_all().await;
+        nodes.sort_by_key(|seen| seen.node);
+        self.recorder.sample(Sample {
+            known,
+            probe: sealed.map(|sealed| Probe {
+                context: CONTEXTS[sealed.place].to_owned(),
+                version: sealed.version,
+                made_on: sealed.made_on,
+            }),
+            nodes,
+        });
+    }
+
+    /// Of each node its process, and whether it is ready; of all at once, because one that is stopped answers late.
+    async fn ready(&self) -> Vec<(Option<i32>, bool)> {
+        let mut asked = JoinSet::new();
+        for (place, target) in self.targets.iter().enumerate() {
+            let node = target.node.clone();
+            asked.spawn(async move {
+                let pid = node.pid();
+                (place, pid, pid.is_some() && node.is_ready().await)
+            });
+        }
+        let mut ready = asked.join_all().await;
+        ready.sort_unstable();
+        ready.into_iter().map(|(_, pid, ready)| (pid, ready)).collect()
+    }
+
+    /// Encrypts on one of the nodes that are ready: each time on another one, in another context.
+    async fn seal(&self, ready: &[(Option<i32>, bool)]) -> Option<Sealed> {
+        let all = self.targets.iter().zip(ready);
+        let ready: Vec<&Target> = all
+            .filter(|(_, (_, ready))| *ready)
+            .map(|(target, _)| target)
+            .collect();
+        let place = self.round % CONTEXTS.len();
+        let target = ready.get(self.round / CONTEXTS.len() % ready.len().max(1))?;
+        let number = self.recorder.number();
+        let text = plaintext(self.recorder.marker(), number);
+        let request = EncryptRequest::new(CONTEXTS[place], text.into_bytes());
+        let answer = target.clients[place].encrypt(&request).await.ok()?;
+        // One that has lost the others may go on with what was active then.
+        (!answer.meta.stale).then(|| Sealed {
+            place,
+            made_on: target.node.number,
+            version: answer.key_version,
+            number,
+            request: DecryptRequest::new(CONTEXTS[place], answer.ciphertext.clone()),
+        })
+    }
+}
+
+async fn see(
+    target: &Target,
+    pid: Option<i32>,
+    was_ready: bool,
+    sealed: Option<&Sealed>,
+    recorder: &Recorder,
+) -> Seen {
+    let held = match sealed {
+        Some(sealed) if pid.is_some() && sealed.made_on != target.node.number => {
+            held(target, sealed, recorder.marker()).await
+        }
+        _ => Held::NotAsked,
+    };
+    let status = match pid {
+        Some(_) => target
+            .admin
+            .cluster_status()
+            .await
+            .ok()
+            .map(hsm_api::client::Answer::into_body),
+        None => None,
+    };
+    // In this order: the index is not newer than the readiness that it is held against.
+    let is_ready = was_ready && target.node.is_ready().await;
+    let digest = match pid {
+        Some(_) => observe::digest(&target.node).await,
+        None => None,
+    };
+    if let Some(status) = &status {
+        recorder.saw_index(status.applied_index);
+    }
+    // What another process says is not this one's.
+    let same = target.node.pid() == pid;
+    let status = status.filter(|_| same);
+    Seen {
+        node: target.node.number,
+        pid,
+        ready: is_ready && same,
+        index: status.as_ref().map(|status| status.applied_index),
+        held,
+        digest,
+        term: status.as_ref().map(|status| status.term),
+        leads: status.as_ref().is_some_and(leads),
+    }
+}
+
+fn leads(status: &ClusterStatus) -> bool {
+    status.role == NodeRole::Leader
+}
+
+/// A node may hear of a version a moment after it holds its key, and says so: it is asked again before it is believed.
+async fn held(target: &Target, sealed: &Sealed, marker: &str) -> Held {
+    let mut said = ask(target, sealed, marker).await;
+    for _ in 0..AGAIN {
+        if !matches!(&said, Held::Refused { code } if code == "key_version_not_ready") {
+            break;
+        }
+        tokio::time::sleep(A_MOMENT).await;
+        said = ask(target, sealed, marker).await;
+    }
+    said
+}
+
+async fn ask(target: &Target, sealed: &Sealed, marker: &str) -> Held {
+    match target.clients[sealed.place].decrypt(&sealed.request).await {
+        Ok(answer) if answer.plaintext.as_slice() == plaintext(marker, sealed.number).as_bytes() => {
+            Held::Opened
+        }
+        Ok(_) => Held::Wrong,
+        Err(error) => match error.api() {
+            Some(refusal) if !refusal.code_text.is_empty() => Held::Refused {
+                code: refusal.code_text.clone(),
+            },
+            _ => Held::Silent,
+        },
+    }
+}

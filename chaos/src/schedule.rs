@@ -1,0 +1,265 @@
+//! What is done to the cluster and when: a plan that follows from a seed alone, and what came of carrying it out.
+//!
+//! Kinds are dealt like cards: every kind that is asked for comes once before any comes again. Of each step every number is
+//! drawn, used or not, so that what one kind needs never changes what comes after it.
+
+mod deal;
+mod kind;
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Cluster;
+use crate::history::Recorder;
+
+pub use kind::FaultKind;
+
+/// A shape of a broken network of three or more nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shape {
+    /// The leader, with as many others as make no quorum.
+    LeaderInMinority,
+    /// Others than the leader, as many as make no quorum.
+    LeaderInMajority,
+    /// Nothing of the first reaches the second: one of the two leads, and which is said.
+    OneWay {
+        /// The leader is the one that is not heard.
+        from_leader: bool,
+    },
+    /// Two halves that only one node between them, which does not lead, can talk to.
+    Bridge,
+}
+
+/// One fault with all that was drawn for it. `pick` chooses among those that it can hit when it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// SIGKILL.
+    Kill(Victims, u32),
+    /// SIGSTOP for so many tenths of the longest election time-out.
+    Pause {
+        /// The leader, else somebody else.
+        leader: bool,
+        /// Who else.
+        pick: u32,
+        /// Tenths of the longest election time-out.
+        tenths: u32,
+    },
+    /// A network in parts.
+    Partition(Shape, u32),
+    /// One node alone, until the others no longer have the log that it needs.
+    IsolateUntilSnapshot(u32),
+    /// Weather on every way.
+    Delay {
+        /// One way.
+        delay_ms: u32,
+        /// At most, besides.
+        jitter_ms: u32,
+    },
+    /// Lost segments and reset connections.
+    Loss {
+        /// Of a thousand.
+        lost_permille: u32,
+        /// Of a thousand.
+        reset_permille: u32,
+    },
+    /// Slow lines.
+    ByteRate {
+        /// Of each connection.
+        bytes_per_second: u32,
+    },
+    /// No space on the disk of one node.
+    DiskFull {
+        /// The leader, else somebody else.
+        leader: bool,
+        /// Who else.
+        pick: u32,
+    },
+    /// Slow synchronisation on one node.
+    SlowFsync {
+        /// The leader, else somebody else.
+        leader: bool,
+        /// Who else.
+        pick: u32,
+        /// Each.
+        ms: u32,
+    },
+    /// Synchronisation that fails on one node.
+    FailingFsync {
+        /// The leader, else somebody else.
+        leader: bool,
+        /// Who else.
+        pick: u32,
+    },
+    /// Power is lost: what was written and not synchronised is gone.
+    LostWrites {
+        /// Of all nodes at once, else of one.
+        all: bool,
+        /// Which one; the leader is one of them.
+        pick: u32,
+    },
+    /// Power is lost in the middle of a write, or the end of the store is cut off while the node does not run.
+    TornTail {
+        /// While it does not run.
+        on_stopped: bool,
+        /// Which one.
+        pick: u32,
+        /// How much of the last write is there, or of the store is cut off, of a thousand.
+        permille: u32,
+    },
+    /// The wall clock of the leader.
+    ClockStep {
+        /// By how much.
+        seconds: i64,
+    },
+    /// Something happens to the tokens of one node, or to the module in front of them.
+    Token(Trouble, u32),
+    /// A new node joins and an old one is removed, while something breaks.
+    JoinRemove {
+        /// The leader is killed meanwhile.
+        kill_leader: bool,
+        /// Which old one.
+        pick: u32,
+    },
+    /// A node dies at a chosen line.
+    Failpoint {
+        /// Of [`crate::faults::failpoint::points`], modulo their number.
+        point: u32,
+        /// Which node, where it does not follow from the point.
+        pick: u32,
+    },
+}
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Victims {
+    /// Whoever leads then.
+    Leader,
+    /// Somebody who does not.
+    Follower,
+    /// As many as may fail at once, whoever leads.
+    Minority,
+    /// All.
+    All,
+}
+
+/// What is wrong with tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trouble {
+    /// Their folder is gone.
+    Deleted {
+        /// Under a running node.
+        running: bool,
+    },
+    /// An older copy stands in its place.
+    Older,
+    /// It cannot be read.
+    Unreadable,
+    /// Every call takes longer.
+    Slow {
+        /// By so much.
+        ms: u32,
+    },
+    /// No call returns.
+    Hung,
+    /// Every call fails.
+    Errors {
+        /// A `CKR_` of PKCS#11.
+        code: u32,
+    },
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// From 1.
+    pub number: u32,
+    /// Before it, after the one before.
+    pub pause_ms: u64,
+    /// What is done.
+    pub fault: Fault,
+    /// Until it is undone.
+    pub lasts_ms: u64,
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// It follows from this.
+    pub seed: u64,
+    /// Those that break nodes follow each other; those that only make things worse ([`FaultKind::is_weather`]) go on beside
+    /// them, in their own order.
+    pub steps: Vec<Step>,
+}
+
+/// Whether a fault had the effect for which it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Effect {
+    /// It had.
+    Counted,
+    /// It had not, and why.
+    NotCounted(String),
+}
+
+/// A fault that was carried out. Times are the recorder's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fired {
+    /// Number of the step.
+    pub step: u32,
+    /// Its kind.
+    pub kind: FaultKind,
+    /// When it began.
+    pub at_ms: u64,
+    /// What it hit.
+    pub target: String,
+    /// What came of it.
+    pub effect: Effect,
+    /// When it was undone, and the nodes ran again.
+    pub healed_ms: u64,
+}
+
+/// Plans a run of so many minutes. Every kind comes at least once: of many kinds in little time, the run takes longer.
+/// Where `nodes` is less than three, nothing that needs a majority without somebody is planned.
+#[must_use]
+pub fn plan(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32) -> Plan {
+    deal::deal(seed, minutes, kinds, nodes)
+}
+
+/// Carries a plan out; every step undoes itself.
+///
+/// If the cluster does not come back from a fault in time, the plan ends with that one: the cluster is left as it is, and
+/// whoever waits for it next finds what is wrong.
+///
+/// # Errors
+/// The harness could not do what was planned.
+pub async fn carry_out(plan: &Plan, cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Fired>> {
+    let (weather, breaking): (Vec<&Step>, Vec<&Step>) =
+        plan.steps.iter().partition(|step| step.fault.kind().is_weather());
+    let (mut fired, beside) = tokio::try_join!(
+        one_after_the_other(&breaking, cluster, recorder),
+        one_after_the_other(&weather, cluster, recorder)
+    )?;
+    fired.extend(beside);
+    fired.sort_by_key(|fired| (fired.at_ms, fired.step));
+    Ok(fired)
+}
+
+async fn one_after_the_other(steps: &[&Step], cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Fired>> {
+    let mut fired = Vec::with_capacity(steps.len());
+    for step in steps {
+        tokio::time::sleep(std::time::Duration::from_millis(step.pause_ms)).await;
+        let (one, stuck) = crate::faults::carry_out(step, cluster, recorder).await?;
+        fired.push(one);
+        if stuck.is_some() {
+            // What comes next would hide what has gone wrong. Whoever looks at the cluster next finds that it is not ready.
+            break;
+        }
+    }
+    Ok(fired)
+}

@@ -1,0 +1,285 @@
+//! Dealing the steps of a plan.
+
+use std::collections::BTreeSet;
+
+use super::{Fault, FaultKind, Plan, Shape, Step, Trouble, Victims};
+use crate::cluster::spare;
+use crate::random::Random;
+
+/// Clock steps, in seconds: five minutes and four hundred days, both ways.
+const CLOCK_STEPS: [i64; 4] = [300, -300, 400 * 86_400, -400 * 86_400];
+/// `CKR_GENERAL_ERROR`, `CKR_DEVICE_ERROR`, `CKR_DEVICE_REMOVED`, `CKR_SESSION_HANDLE_INVALID`, `CKR_USER_NOT_LOGGED_IN`.
+const ERRORS: [u32; 5] = [0x05, 0x30, 0x32, 0xB3, 0x101];
+/// What a step takes besides its own time: finding a leader, starting nodes, getting ready.
+const OVERHEAD_MS: u64 = 3_000;
+
+/// What is drawn for each step, all of it, always.
+struct Drawn {
+    pause: u64,
+    pick: u32,
+    coin: bool,
+    /// Of a thousand.
+    first: u32,
+    /// Of a thousand.
+    second: u32,
+    lasts: u64,
+}
+
+impl Drawn {
+    fn from(random: &mut Random) -> Self {
+        let mut number = |limit: u64| u32::try_from(random.below(limit)).unwrap_or_default();
+        Self {
+            pause: 500 + u64::from(number(1500)),
+            pick: number(5040),
+            coin: number(2) == 1,
+            first: number(1000),
+            second: number(1000),
+            lasts: u64::from(number(1000)),
+        }
+    }
+
+    /// Between two bounds, by the first number.
+    fn between(&self, low: u32, high: u32) -> u32 {
+        low + (high - low) * self.first / 999
+    }
+
+    fn fault(&self, kind: FaultKind) -> Fault {
+        let (leader, pick) = (self.coin, self.pick);
+        let one_of = |count: usize| self.first as usize % count;
+        match kind {
+            FaultKind::KillLeader => Fault::Kill(Victims::Leader, pick),
+            FaultKind::KillFollower => Fault::Kill(Victims::Follower, pick),
+            FaultKind::KillMinority => Fault::Kill(Victims::Minority, pick),
+            FaultKind::KillAll => Fault::Kill(Victims::All, pick),
+            FaultKind::Pause => Fault::Pause {
+                leader,
+                pick,
+                tenths: self.between(5, 30),
+            },
+            FaultKind::LeaderInMinority => Fault::Partition(Shape::LeaderInMinority, pick),
+            FaultKind::LeaderInMajority => Fault::Partition(Shape::LeaderInMajority, pick),
+            FaultKind::OneWay => Fault::Partition(
+                Shape::OneWay {
+                    from_leader: self.coin,
+                },
+                pick,
+            ),
+            FaultKind::Bridge => Fault::Partition(Shape::Bridge, pick),
+            FaultKind::IsolateUntilSnapshot => Fault::IsolateUntilSnapshot(pick),
+            FaultKind::Delay => Fault::Delay {
+                delay_ms: self.between(5, 80),
+                jitter_ms: self.second / 10,
+            },
+            FaultKind::Loss => Fault::Loss {
+                lost_permille: self.between(5, 50),
+                reset_permille: 1 + self.second / 250,
+            },
+            FaultKind::ByteRate => Fault::ByteRate {
+                bytes_per_second: self.between(50_000, 300_000),
+            },
+            FaultKind::DiskFull => Fault::DiskFull { leader, pick },
+            FaultKind::SlowFsync => Fault::SlowFsync {
+                leader,
+                pick,
+                ms: self.between(20, 300),
+            },
+            FaultKind::FailingFsync => Fault::FailingFsync { leader, pick },
+            FaultKind::LostWrites => Fault::LostWrites { all: self.coin, pick },
+            FaultKind::TornTail => Fault::TornTail {
+                on_stopped: self.coin,
+                pick,
+                permille: self.first,
+            },
+            FaultKind::ClockStep => Fault::ClockStep {
+                seconds: CLOCK_STEPS[one_of(CLOCK_STEPS.len())],
+            },
+            FaultKind::TokenDeleted => Fault::Token(Trouble::Deleted { running: self.coin }, pick),
+            FaultKind::TokenOlder => Fault::Token(Trouble::Older, pick),
+            FaultKind::TokenUnreadable => Fault::Token(Trouble::Unreadable, pick),
+            FaultKind::TokenSlow => Fault::Token(
+                Trouble::Slow {
+                    ms: self.between(50, 500),
+                },
+                pick,
+            ),
+            FaultKind::TokenHung => Fault::Token(Trouble::Hung, pick),
+            FaultKind::TokenErrors => Fault::Token(
+                Trouble::Errors {
+                    code: ERRORS[one_of(ERRORS.len())],
+                },
+                pick,
+            ),
+            FaultKind::JoinRemove => Fault::JoinRemove {
+                kill_leader: self.coin,
+                pick,
+            },
+            FaultKind::Failpoint => Fault::Failpoint {
+                point: self.first,
+                pick,
+            },
+        }
+    }
+
+    fn step(&self, number: u32, kind: FaultKind) -> Step {
+        // Shortest, and what comes to it: a partition has to outlast an election, a token's trouble the looks at it.
+        let (least, more) = match kind {
+            FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority => (0, 3_000),
+            FaultKind::KillAll | FaultKind::LostWrites | FaultKind::TornTail => (0, 2_000),
+            FaultKind::Pause | FaultKind::IsolateUntilSnapshot | FaultKind::JoinRemove => (0, 1),
+            FaultKind::Failpoint => (6_000, 4_000),
+            kind if kind.is_partition() => (3_000, 3_000),
+            _ => (4_000, 4_000),
+        };
+        Step {
+            number,
+            pause_ms: self.pause,
+            fault: self.fault(kind),
+            lasts_ms: least + more * self.lasts / 1000,
+        }
+    }
+}
+
+pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32) -> Plan {
+    let mut random = Random::new(seed);
+    let mut steps: Vec<Step> = Vec::new();
+    let mut possible: Vec<FaultKind> = kinds
+        .iter()
+        .copied()
+        .filter(|kind| nodes >= 3 || !kind.needs_three())
+        .collect();
+    // A plan of nothing but weather has only that to go by.
+    let breaks = possible.iter().any(|kind| !kind.is_weather());
+    let (mut planned, mut joined) = (0, 0);
+    let most_joined = spare(nodes);
+    let wanted = (minutes.max(0.0) * 60_000.0) as u64;
+    while !possible.is_empty() && (steps.is_empty() || planned < wanted) {
+        let whole = !steps.is_empty();
+        let mut cards = possible.clone();
+        shuffle(&mut cards, &mut random);
+        for kind in cards {
+            let drawn = Drawn::from(&mut random);
+            // The first round is dealt whole.
+            if whole && planned >= wanted {
+                continue;
+            }
+            let number = u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
+            let step = drawn.step(number, kind);
+            if kind.is_weather() != breaks {
+                planned += step.pause_ms + step.lasts_ms + OVERHEAD_MS;
+            }
+            joined += u32::from(kind == FaultKind::JoinRemove);
+            steps.push(step);
+        }
+        // Numbers of nodes are never used again.
+        if joined >= most_joined {
+            possible.retain(|kind| *kind != FaultKind::JoinRemove);
+        }
+        if breaks && possible.iter().all(|kind| kind.is_weather()) {
+            break;
+        }
+    }
+    Plan { seed, steps }
+}
+
+fn shuffle(cards: &mut [FaultKind], random: &mut Random) {
+    for left in (2..=cards.len()).rev() {
+        let pick = usize::try_from(random.below(left as u64)).unwrap_or_default();
+        cards.swap(left - 1, pick);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::super::plan;
+    use super::*;
+
+    fn all() -> BTreeSet<FaultKind> {
+        FaultKind::ALL.iter().copied().collect()
+    }
+
+    #[test]
+    fn the_plan_follows_from_the_seed_alone() {
+        assert_eq!(plan(7, 10.0, &all(), 3), plan(7, 10.0, &all(), 3));
+        assert_ne!(plan(7, 10.0, &all(), 3).steps, plan(8, 10.0, &all(), 3).steps);
+        // A longer one begins as the shorter one does.
+        let (short, long) = (plan(7, 5.0, &all(), 3), plan(7, 10.0, &all(), 3));
+        let first = short.steps.len().min(FaultKind::ALL.len());
+        assert_eq!(short.steps[..first], long.steps[..first]);
+    }
+
+    #[test]
+    fn every_kind_comes_before_any_comes_again() {
+        for seed in 0..50 {
+            let plan = plan(seed, 0.1, &all(), 3);
+            let kinds: BTreeSet<FaultKind> = plan.steps.iter().map(|step| step.fault.kind()).collect();
+            assert_eq!(kinds, all(), "seed {seed}");
+            assert_eq!(plan.steps.len(), FaultKind::ALL.len(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_of_the_kind_it_was_dealt_for_and_within_its_bounds() {
+        for seed in 0..50 {
+            for step in plan(seed, 60.0, &all(), 5).steps {
+                match step.fault {
+                    Fault::Pause { tenths, .. } => assert!((5..=30).contains(&tenths), "{tenths}"),
+                    Fault::Delay { delay_ms, .. } => assert!((5..=80).contains(&delay_ms)),
+                    Fault::ClockStep { seconds } => assert!(CLOCK_STEPS.contains(&seconds)),
+                    _ => {}
+                }
+                assert!(step.pause_ms >= 500 && step.lasts_ms <= 10_000, "{step:?}");
+            }
+        }
+        let mut random = Random::new(1);
+        for kind in FaultKind::ALL {
+            assert_eq!(Drawn::from(&mut random).fault(*kind).kind(), *kind);
+        }
+    }
+
+    #[test]
+    fn what_a_cluster_is_too_small_for_is_not_planned() {
+        let plan = plan(1, 5.0, &all(), 1);
+        assert!(!plan.steps.is_empty());
+        assert!(plan.steps.iter().all(|step| !step.fault.kind().needs_three()));
+        let impossible = BTreeSet::from([FaultKind::Bridge]);
+        assert!(super::super::plan(1, 5.0, &impossible, 1).steps.is_empty());
+    }
+
+    #[test]
+    fn no_more_nodes_join_than_there_are_numbers_for() {
+        for seed in 0..20 {
+            let kinds = BTreeSet::from([FaultKind::JoinRemove, FaultKind::KillAll]);
+            let plan = plan(seed, 120.0, &kinds, 3);
+            let joins = plan
+                .steps
+                .iter()
+                .filter(|step| step.fault.kind() == FaultKind::JoinRemove);
+            assert_eq!(joins.count(), spare(3) as usize);
+            assert!(plan.steps.len() > 100);
+        }
+        // The weather does not go on for ever without them.
+        let mixed = BTreeSet::from([FaultKind::JoinRemove, FaultKind::Delay]);
+        assert!(plan(1, 120.0, &mixed, 3).steps.len() <= 2 * spare(3) as usize);
+        // Alone they are all that there is.
+        let alone = plan(1, 120.0, &BTreeSet::from([FaultKind::JoinRemove]), 3);
+        assert_eq!(alone.steps.len(), spare(3) as usize);
+    }
+
+    #[test]
+    fn a_plan_of_weather_alone_has_its_length() {
+        let weather = BTreeSet::from([FaultKind::Delay, FaultKind::Loss]);
+        let steps = plan(3, 2.0, &weather, 3).steps;
+        assert!((8..30).contains(&steps.len()), "{}", steps.len());
+    }
+
+    #[test]
+    fn a_plan_reads_back_and_kinds_are_named_as_files_name_them() {
+        let written = plan(9, 3.0, &all(), 3);
+        let text = serde_json::to_string(&written).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), written);
+        for kind in FaultKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The calls of the workload, one method each: an operation is written down before it is sent and when its outcome is known.
+//! Through one node it is sent once; through all of them it is repeated with the same `Idempotency-Key`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use cluster_tests::{Identity, Node};
+use hsm_api::admin::{
+    AclDocument, CleanupRequest, CreateKekRequest, DestroyKeyRequest, KeyState, KeyVersionResponse,
+    RevocationMatch, RevokeRequest, SetAclRequest, UnrevokeRequest,
+};
+use hsm_api::client::{Answer as Answered, Retry};
+use hsm_api::data::{DecryptRequest, EncryptRequest};
+use hsm_api::{Base64, Client, ClientError};
+
+use super::access;
+use super::client_of;
+use crate::cluster::{self, Cluster};
+use crate::history::{Answer, ContextView, Operation, Outcome, Pending, Recorder, plaintext};
+
+/// Of a call through all nodes: a leader is elected meanwhile.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two looks at a destruction.
+const LOOK: Duration = Duration::from_millis(500);
+const PROFILES: [&str; 3] = ["admin", "trading-1", "2fa-1"];
+
+/// A ciphertext that was handed out.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    /// Its context.
+    pub context: String,
+    /// Its version.
+    pub version: u32,
+    /// Number of its plaintext.
+    pub number: u64,
+    /// Itself.
+    pub ciphertext: Base64,
+}
+
+/// What came of decrypting one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// What went in came out.
+    Right,
+    /// Something else came out.
+    Wrong,
+    /// It was refused, with this code.
+    Refused(String),
+    /// There was no answer.
+    Unknown,
+}
+
+struct Inner {
+    recorder: Recorder,
+    nodes: Vec<Node>,
+    pki: cluster_tests::Pki,
+    /// By profile and node, each request sent once.
+    single: BTreeMap<(&'static str, u32), Client>,
+    /// As the administrator, through all nodes.
+    patient: Client,
+}
+
+/// See the module. Clones share everything.
+#[derive(Clone)]
+pub struct Clients(Arc<Inner>);
+
+impl Clients {
+    /// Of all nodes, and of those that may join.
+    ///
+    /// # Errors
+    /// Certificates of the playground that cannot be read.
+    pub fn of(cluster: &Cluster, recorder: &Recorder) -> Result<Self> {
+        let playground = cluster.playground();
+        let pki = playground.pki();
+        let members = cluster.nodes().len() as u32;
+        let most = members + cluster::spare(members);
+        let nodes: Vec<Node> = (1..=most).map(|number| playground.node(number)).collect();
+        let mut single = BTreeMap::new();
+        for profile in PROFILES {
+            let identity = pki.identity(profile)?;
+            for node in &nodes {
+                let client = pki.client(Some(&identity), &[node.endpoint()])?;
+                single.insert((profile, node.number), client);
+            }
+        }
+        let endpoints: Vec<String> = nodes.iter().map(Node::endpoint).collect();
+        let patient = pki.client(Some(&pki.identity("admin")?), &endpoints)?;
+        Ok(Self(Arc::new(Inner {
+            recorder: recorder.clone(),
+            nodes,
+            pki,
+            single,
+            patient: patient.with_retry(Retry::Until(PATIENCE)),
+        })))
+    }
+
+    /// Where everything is written down.
+    #[must_use]
+    pub fn recorder(&self) -> &Recorder {
+        &self.0.recorder
+    }
+
+    /// A key that no other request has.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("chaos-{}", self.0.recorder.number())
+    }
+
+    /// Numbers of the nodes whose process lives.
+    #[must_use]
+    pub fn running(&self) -> Vec<u32> {
+        let running = self.0.nodes.iter().filter(|node| node.pid().is_some());
+        running.map(|node| node.number).collect()
+    }
+
+    fn begin(&self, process: u32, operation: Operation) -> Pending {
+        self.0.recorder.invoke(process, operation)
+    }
+
+    fn client(&self, profile: &'static str, node: u32) -> &Client {
+        // A number of nobody is answered by nobody as well.
+        self.0.single.get(&(profile, node)).unwrap_or(&self.0.patient)
+    }
+
+    fn admin(&self, node: Option<u32>) -> &Client {
+        node.map_or(&self.0.patient, |node| self.client("admin", node))
+    }
+
+    /// Encrypts the next plaintext.
+    pub async fn seal(&self, process: u32, context: &str, node: u32) -> Option<Sealed> {
+        let number = self.0.recorder.number();
+        let text = plaintext(self.0.recorder.marker(), number);
+        let pending = self.begin(
+            process,
+            Operation::Encrypt {
+                context: context.to_owned(),
+                number,
+                node,
+            },
+        );
+        let request = EncryptRequest::new(context, text.into_bytes());
+        match self.client(client_of(context), node).encrypt(&request).await {
+            Ok(answer) => {
+                let sealed = Sealed {
+                    context: context.to_owned(),
+                    version: answer.key_version,
+                    number,
+                    ciphertext: answer.ciphertext.clone(),
+                };
+                let ciphertext = sealed.ciphertext.to_string();
+                let version = sealed.version;
+                pending.answered(Answer::Sealed { version, ciphertext }, &answer.meta);
+                Some(sealed)
+            }
+            Err(error) => {
+                pending.failed(&error);
+                None
+            }
+        }
+    }
+
+    /// Decrypts what was handed out.
+    pub async fn open(&self, process: u32, node: u32, sealed: &Sealed) -> Opened {
+        let pending = self.begin(
+            process,
+            Operation::Decrypt {
+                context: sealed.context.clone(),
+                version: sealed.version,
+                number: sealed.number,
+                node,
+            },
+        );
+        let request = DecryptRequest::new(sealed.context.clone(), sealed.ciphertext.clone());
+        match self
+            .client(client_of(&sealed.context), node)
+            .decrypt(&request)
+            .await
+        {
+            Ok(answer) => {
+                let wanted = plaintext(self.0.recorder.marker(), sealed.number);
+                let right = answer.plaintext.as_slice() == wanted.as_bytes();
+                pending.answered(Answer::Opened { right }, &answer.meta);
+                if right { Opened::Right } else { Opened::Wrong }
+            }
+            Err(error) => {
+                let outcome = Outcome::of(&error);
+                pending.complete(outcome.clone());
+                match outcome {
+                    Outcome::Refused { code } => Opened::Refused(code),
+                    _ => Opened::Unknown,
+                }
+            }
+        }
+    }
+
+    /// Makes the next version.
+    pub async fn rotate(&self, process: u32, context: &str, node: Option<u32>, key: &str) -> Option<u32> {
+        let pending = self.begin(
+            process,
+            Operation::Rotate {
+                context: context.to_owned(),
+                key: key.to_owned(),
+            },
+        );
+        let answer = self.admin(node).rotate(context, Some(key)).await;
+        ended(pending, answer, |answer| Answer::Rotated {
+            version: answer.version,
+            previous: (answer.previous_version > 0).then_some(answer.previous_version),
+        })
+        .map(|answer| answer.version)
+    }
+
+    /// Makes the next version by the command for new keys.
+    pub async fn create(&self, process: u32, context: &str, node: Option<u32>, key: &str) -> Option<u32> {
+        let pending = self.begin(
+            process,
+            Operation::Create {
+                context: context.to_owned(),
+                key: key.to_owned(),
+            },
+        );
+        let request = CreateKekRequest::new(context);
+        let answer = self.admin(node).create_kek(&request, Some(key)).await;
+        ended(pending, answer, |answer| Answer::Rotated {
+            version: answer.version,
+            previous: None,
+        })
+        .map(|answer| answer.version)
+    }
+
+    /// The highest version that is retired and decrypts, by the leader, who asks a quorum.
+    pub async fn retired(&self, process: u32, context: &str, node: Option<u32>) -> Option<Option<u32>> {
+        let pending = self.begin(
+            process,
+            Operation::Retired {
+                context: context.to_owned(),
+            },
+        );
+        let request = CleanupRequest {
+            context: Some(context.to_owned()),
+            dry_run: true,
+        };
+        let answer = self.admin(node).clean_up_keys(&request, None).await;
+        let highest =
+            |versions: &[hsm_api::admin::CleanupVersion]| versions.iter().map(|found| found.version).max();
+        ended(pending, answer, |answer| Answer::Highest {
+            version: highest(&answer.versions),
+        })
+        .map(|answer| highest(&answer.versions))
+    }
+
+    /// All contexts, as one node sees them; and the versions of one of them by their states.
+    pub async fn keys(&self, process: u32, node: u32) -> Option<hsm_api::admin::ListKeksResponse> {
+        let pending = self.begin(process, Operation::Keys { node });
+        let answer = self.client("admin", node).list_keks().await;
+        ended(pending, answer, |answer| Answer::Keys {
+            contexts: answer.contexts.iter().map(view).collect(),
+        })
+    }
+
+    /// One version, as one node sees it.
+    pub async fn show(&self, process: u32, context: &str, version: u32, node: u32) -> Option<KeyState> {
+        let pending = self.begin(
+            process,
+            Operation::Show {
+                context: context.to_owned(),
+                version,
+                node,
+            },
+        );
+        let answer = match self.client("admin", node).list_keks().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                pending.failed(&error);
+                return None;
+            }
+        };
+        let contexts = answer.contexts.iter().filter(|known| known.context == context);
+        let mut versions = contexts.flat_map(|known| &known.versions);
+        let state = versions
+            .find(|known| known.version == version)
+            .map(|known| known.state);
+        match state {
+            Some(state) => pending.answered(Answer::State { state }, &answer.meta),
+            None => pending.complete(Outcome::Refused {
+                code: "not_listed".to_owned(),
+            }),
+        }
+        state
+    }
+
+    /// Takes a version out of use, or puts it back.
+    pub async fn set_use(
+        &self,
+        process: u32,
+        (context, version): (&str, u32),
+        enable: bool,
+        node: Option<u32>,
+        key: &str,
+    ) -> Option<KeyState> {
+        let pending = self.begin(
+            process,
+            Operation::Use {
+                context: context.to_owned(),
+                version,
+                enable,
+                key: key.to_owned(),
+            },
+        );
+        let admin = self.admin(node);
+        let answer = if enable {
+            admin.enable_key(context, version, Some(key)).await
+        } else {
+            admin.disable_key(context, version, Some(key)).await
+        };
+        ended(pending, answer, state).map(|answer| answer.info.state)
+    }
+
+    /// Has a version destroyed, through all nodes, under a key of its own.
+    pub async fn destroy(&self, process: u32, context: &str, version: u32) -> Option<KeyState> {
+        let key = self.key();
+        self.destroy_by(process, (context, version), None, &key).await
+    }
+
+    /// Has a version destroyed after the shortest wait, however lately it was used.
+    pub async fn destroy_by(
+        &self,
+        process: u32,
+        (context, version): (&str, u32),
+        node: Option<u32>,
+        key: &str,
+    ) -> Option<KeyState> {
+        let pending = self.begin(
+            process,
+            Operation::Destroy {
+                context: context.to_owned(),
+                version,
+                key: key.to_owned(),
+            },
+        );
+        let request = DestroyKeyRequest {
+            wait_seconds: Some(1),
+            override_recent_use: true,
+        };
+        let answer = self
+            .admin(node)
+            .destroy_key(context, version, &request, Some(key))
+            .await;
+        ended(pending, answer, state).map(|answer| answer.info.state)
+    }
+
+    /// Takes a destruction back, if it still waits.
+    pub async fn undo_destroy(
+        &self,
+        process: u32,
+        (context, version): (&str, u32),
+        key: &str,
+    ) -> Option<KeyState> {
+        let pending = self.begin(
+            process,
+            Operation::Undo {
+                context: context.to_owned(),
+                version,
+                key: key.to_owned(),
+            },
+        );
+        let answer = self
+            .admin(None)
+            .undo_destroy_key(context, version, Some(key))
+            .await;
+        ended(pending, answer, state).map(|answer| answer.info.state)
+    }
+
+    /// Until any node calls a version destroyed; false if none does in time.
+    pub async fn wait_destroyed(&self, process: u32, context: &str, version: u32, within: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + within;
+        while tokio::time::Instant::now() < deadline {
+            for node in self.running() {
+                if self.show(process, context, version, node).await == Some(KeyState::Destroyed) {
+                    return true;
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        false
+    }
+
+    /// Access control, as one node sees it.
+    pub async fn read_acl(&self, process: u32, node: u32) -> Option<AclDocument> {
+        let pending = self.begin(process, Operation::ReadAcl { node });
+        let answer = self.client("admin", node).acl().await;
+        ended(pending, answer, |acl| Answer::Value {
+            value: access::value_of(acl),
+        })
+    }
+
+    /// Puts a value into access control, in the place of what was read. Whether it is done.
+    pub async fn set_acl(
+        &self,
+        process: u32,
+        read: &AclDocument,
+        to: u64,
+        node: Option<u32>,
+        key: &str,
+    ) -> bool {
+        let pending = self.begin(
+            process,
+            Operation::SetAcl {
+                from: access::value_of(read),
+                to,
+                key: key.to_owned(),
+            },
+        );
+        let request = SetAclRequest {
+            acl: access::with_value(read, to),
+            dry_run: false,
+        };
+        let answer = self.admin(node).set_acl(&request, Some(key)).await;
+        ended(pending, answer, |_| Answer::Done).is_some()
+    }
+
+    /// Revokes a common name, or takes that back. Whether it is done.
+    pub async fn set_revoked(&self, process: u32, cn: &str, revoked: bool, node: Option<u32>) -> bool {
+        let what = Some(RevocationMatch {
+            cn: Some(cn.to_owned()),
+            ..RevocationMatch::default()
+        });
+        let (admin, cn) = (self.admin(node), cn.to_owned());
+        if revoked {
+            let pending = self.begin(process, Operation::Revoke { cn });
+            let request = RevokeRequest {
+                what,
+                certificate: None,
+                reason: "chaos".to_owned(),
+            };
+            ended(pending, admin.revoke(&request).await, |_| Answer::Done).is_some()
+        } else {
+            let pending = self.begin(process, Operation::Unrevoke { cn });
+            let certificate = None;
+            let request = UnrevokeRequest { what, certificate };
+            ended(pending, admin.unrevoke(&request).await, |_| Answer::Done).is_some()
+        }
+    }
+
+    /// A new client of the playground's CA, who may encrypt.
+    ///
+    /// # Errors
+    /// A CA that cannot be read.
+    pub fn issue(&self, cn: &str) -> Result<Vec<(u32, Client)>> {
+        let identity: Identity = self.0.pki.issue(cn, Some("Trading"))?;
+        let nodes = self.0.nodes.iter();
+        nodes
+            .map(|node| {
+                Ok((
+                    node.number,
+                    self.0.pki.client(Some(&identity), &[node.endpoint()])?,
+                ))
+            })
+            .collect()
+    }
+
+    /// Encrypts as somebody of whom only that is asked.
+    pub async fn ask(&self, process: u32, cn: &str, (node, client): (u32, &Client)) -> Outcome {
+        let cn = cn.to_owned();
+        let pending = self.begin(process, Operation::Ask { cn, node });
+        match client
+            .encrypt(&EncryptRequest::new(super::CONTEXTS[0], b"asked"))
+            .await
+        {
+            Ok(answer) => {
+                pending.answered(Answer::Done, &answer.meta);
+                Outcome::Ok(Answer::Done)
+            }
+            Err(error) => {
+                let outcome = Outcome::of(&error);
+                pending.complete(outcome.clone());
+                outcome
+            }
+        }
+    }
+}
+
+/// Writes an outcome down; gives the answer.
+fn ended<T>(
+    pending: Pending,
+    outcome: Result<Answered<T>, ClientError>,
+    answer: impl FnOnce(&T) -> Answer,
+) -> Option<T> {
+    match outcome {
+        Ok(answered) => {
+            pending.answered(answer(&answered.body), &answered.meta);
+            Some(answered.body)
+        }
+        Err(error) => {
+            pending.failed(&error);
+            None
+        }
+    }
+}
+
+fn state(answer: &KeyVersionResponse) -> Answer {
+    Answer::State {
+        state: answer.info.state,
+    }
+}
+
+fn view(known: &hsm_api::admin::ContextInfo) -> ContextView {
+    let numbers = || known.versions.iter().map(|version| version.version);
+    let active = known
+        .versions
+        .iter()
+        .filter(|version| version.state == KeyState::Active);
+    ContextView {
+        context: known.context.clone(),
+        active: active.map(|version| version.version).collect(),
+        listed: numbers().count() as u32,
+        highest: numbers().max().unwrap_or_default(),
+    }
+}

@@ -1,0 +1,117 @@
+//! Requests in turns on one connection that is kept: some at once, then nothing for a while. For a client that repeats
+//! nothing: it takes a new connection only where it was told, before it sent anything, that this one ends.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{
+    ACK, Connection, DATA, END_STREAM, Frame, GOAWAY, HEADERS, PATIENCE, PING, RST_STREAM, SETTINGS, status,
+};
+
+/// RFC 9113 section 6.9.
+const WINDOW_UPDATE: u8 = 8;
+
+/// The answer to one request.
+#[derive(Debug, Default)]
+pub struct Whole {
+    /// See [`super::Answer::Status`].
+    pub status: Option<u16>,
+    /// Its body.
+    pub body: Vec<u8>,
+    is_over: bool,
+}
+
+impl Connection {
+    /// Whether the other side takes no further requests: a client has to go elsewhere with the next one.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
+    }
+
+    /// Sends these bodies at once, each on a stream of its own, and gives their answers in the same order. That a stream is
+    /// reset, or that it was not taken, is an error.
+    pub async fn ask(&mut self, path: &str, bodies: &[Vec<u8>]) -> Result<Vec<Whole>> {
+        let answered = async {
+            let first = self.next_stream;
+            for body in bodies {
+                let stream = self.next_stream;
+                self.next_stream += 2;
+                self.begin(stream, path).await?;
+                self.finish(stream, body).await?;
+            }
+            let mut answers: Vec<Whole> = bodies.iter().map(|_| Whole::default()).collect();
+            while answers.iter().any(|answer| !answer.is_over) {
+                let frame = self.next().await?;
+                let frame = frame.context("ended before all was answered")?;
+                self.take(frame, first, &mut answers).await?;
+            }
+            anyhow::Ok(answers)
+        };
+        timeout(PATIENCE, answered).await.context("no answer")?
+    }
+
+    /// Lets time pass in which nothing is asked; ends as soon as the other side ends the connection.
+    pub async fn rest(&mut self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        while !self.is_ending {
+            match timeout_at(until, self.next()).await {
+                Err(_) => return Ok(()),
+                Ok(Ok(Some(frame))) => self.take(frame, self.next_stream, &mut []).await?,
+                // TLS has said that this is the end.
+                Ok(Ok(None)) => self.is_ending = true,
+                Ok(Err(error)) => return Err(error.context("while nothing was asked")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, frame: Frame, first: u32, answers: &mut [Whole]) -> Result<()> {
+        let last = self.next_stream.saturating_sub(2);
+        let place = frame
+            .stream
+            .checked_sub(first)
+            .and_then(|beyond| usize::try_from(beyond / 2).ok());
+        match frame.kind {
+            PING if frame.flags & ACK == 0 => self.send(PING, ACK, 0, &frame.payload).await?,
+            SETTINGS if frame.flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await?,
+            GOAWAY => {
+                self.is_ending = true;
+                let taken = frame.payload.first_chunk::<4>().context("a short GOAWAY")?;
+                let taken = u32::from_be_bytes(*taken);
+                let open = answers.iter().any(|answer| !answer.is_over);
+                ensure!(
+                    !open || last <= taken,
+                    "stream {last} was not taken: GOAWAY {taken}"
+                );
+            }
+            RST_STREAM => {
+                let answer = place.and_then(|place| answers.get(place));
+                ensure!(
+                    answer.is_none_or(|answer| answer.is_over),
+                    "stream {} was reset: {:?}",
+                    frame.stream,
+                    frame.payload
+                );
+            }
+            HEADERS | DATA => {
+                if frame.kind == DATA && !frame.payload.is_empty() {
+                    // Of the connection; a stream's own is larger than any answer here.
+                    let length = u32::try_from(frame.payload.len())?;
+                    self.send(WINDOW_UPDATE, 0, 0, &length.to_be_bytes()).await?;
+                }
+                let answer = place.and_then(|place| answers.get_mut(place));
+                let answer = answer.with_context(|| format!("stream {} was not begun", frame.stream))?;
+                if frame.kind == DATA {
+                    answer.body.extend_from_slice(&frame.payload);
+                } else if answer.status.is_none() {
+                    answer.status = status(&frame.payload);
+                }
+                answer.is_over |= frame.flags & END_STREAM != 0;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! A node whose data lies on a small file system of its own that is filled to its last byte under load, and freed again: it
+//! refuses changes and leaves service in time, comes back by itself or ends with the reason and starts again, has lost
+//! nothing that it acknowledged, and takes no more room afterwards than before.
+//!
+//! The file system is a tmpfs, which only root may mount. Where that is not permitted nothing is tested, and the test says so.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::load::Load;
+use cluster_tests::{Node, Playground, until};
+use hsm_api::admin::JoinTokenRequest;
+use hsm_api::{Client, ErrorCode};
+use nix::sys::statvfs::statvfs;
+use tokio::sync::watch;
+
+use crate::common::{CONTEXT, Sealed, context_on, open_everywhere_soon, seal, seal_under};
+use crate::key_life::code;
+
+/// How long its use is watched once there is room again, in seconds.
+const FLAT: &str = "HSM_DISK_FLAT_SECS";
+const USUAL_FLAT: u64 = 4;
+/// The reserve is a twentieth of it, and a quarter of that is kept longest.
+const SIZE: u64 = 64 << 20;
+const RESERVE: u64 = SIZE / 20;
+/// sled's segments: that much its file grows at a time.
+const SEGMENT: u64 = 512 << 10;
+/// How a node says that it met the end of its disk: running, and as it starts.
+const NO_SPACE: [&str; 2] = ["No space left on device", "no room left"];
+/// Changes asked for while there is no room at all.
+const ASKED: u32 = 20;
+/// From the room to readiness, starts included.
+const BACK: Duration = Duration::from_secs(60);
+/// From the reserve's end to the end of readiness.
+const NOTICED: Duration = Duration::from_secs(30);
+
+/// A file system of its own; gone when dropped.
+struct Tmpfs {
+    at: PathBuf,
+}
+
+impl Tmpfs {
+    /// `None` where it is not permitted.
+    fn mount(at: &Path) -> Result<Option<Self>> {
+        let size = format!("size={SIZE},mode=700");
+        let said = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "hsm-test"])
+            .arg(at)
+            .output()
+            .context("mount")?;
+        if said.status.success() {
+            return Ok(Some(Self { at: at.to_owned() }));
+        }
+        // To others than root, and in containers without the capability, it says so and ends with 32 or 1.
+        let why = String::from_utf8_lossy(&said.stderr);
+        eprintln!(
+            "NOT TESTED: a full disk: no tmpfs can be mounted here: {}",
+            why.trim()
+        );
+        Ok(None)
+    }
+
+    fn free(&self) -> Result<u64> {
+        let stat = statvfs(&self.at)?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+
+    fn used(&self) -> Result<u64> {
+        Ok(SIZE.saturating_sub(self.free()?))
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.at.join("ballast")
+    }
+
+    /// Fills it until no more than `left` is free; to its last page with none.
+    fn fill(&self, left: u64) -> Result<()> {
+        let mut file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.ballast())?;
+        let chunk = [0x5a; 4096];
+        while self.free()? > left || left == 0 {
+            match file.write_all(&chunk) {
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                written => written?,
+            }
+        }
+        Ok(())
+    }
+
+    fn make_room(&self) -> Result<()> {
+        std::fs::remove_file(self.ballast()).context("remove the ballast")
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: its node may still run.
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+/// Whoever rotates as often as the node lets him, and keeps what was acknowledged.
+#[derive(Default)]
+struct Acknowledged {
+    sealed: Vec<Sealed>,
+    versions: Vec<u32>,
+    refused: u32,
+}
+
+type Shared = Arc<Mutex<Acknowledged>>;
+
+fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Acknowledged> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn rotate_on(admin: Client, trading: Client, shared: Shared, stopped: watch::Receiver<bool>) {
+    while !*stopped.borrow() {
+        match admin.rotate(CONTEXT, None).await {
+            Ok(rotated) => {
+                lock(&shared).versions.push(rotated.version);
+                if let Ok(sealed) = seal(&trading, CONTEXT, b"before the disk was full").await {
+                    lock(&shared).sealed.push(sealed);
+                }
+            }
+            Err(_) => lock(&shared).refused += 1,
+        }
+        // As an operator's script would; a node that is gone refuses at once.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Puts the data of a stopped node on a file system of its own.
+fn move_data(node: &Node, scratch: &Path) -> Result<Option<Tmpfs>> {
+    let (data, aside) = (node.dir.join("data"), scratch.join("data-aside"));
+    std::fs::rename(&data, &aside)?;
+    std::fs::create_dir(&data)?;
+    let Some(tmpfs) = Tmpfs::mount(&data)? else {
+        return Ok(None);
+    };
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(aside.join("."))
+        .arg(&data)
+        .status()?;
+    ensure!(copied.success(), "cp: {copied}");
+    Ok(Some(tmpfs))
+}
+
+/// Until it is ready and has `done` something more, started again if it has ended, which it may do only over its full disk.
+/// How often it had.
+async fn comes_back(cluster: &Playground, node: &Node, done: impl Fn() -> bool) -> Result<u32> {
+    let deadline = Instant::now() + BACK;
+    let mut ended = 0;
+    loop {
+        if done() && node.is_ready().await {
+            return Ok(ended);
+        }
+        if node.pid().is_none() {
+            let log = node.log();
+            let said = NO_SPACE.iter().any(|words| log.contains(words));
+            ensure!(said, "it ended and did not say why");
+            ended += 1;
+            ensure!(ended <= 2, "it ends again and again although there is room");
+            cluster.start_node(node.number).await?;
+        }
+        if Instant::now() > deadline {
+            bail!("not ready {BACK:?} after there was room: {}", node.checks().await);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The most that was used in the first and in the second half of a while, under load.
+async fn watched(tmpfs: &Tmpfs, node: &Node, seconds: u64) -> Result<[u64; 2]> {
+    let begun = Instant::now();
+    let all = Duration::from_secs(seconds);
+    let mut peaks = [0, 0];
+    while begun.elapsed() < all {
+        let half = usize::from(begun.elapsed() * 2 > all);
+        peaks[half] = tmpfs.used()?.max(peaks[half]);
+        ensure!(node.is_ready().await, "{}", node.checks().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(peaks)
+}
+
+pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged() -> Result<()> {
+    // One node: nobody could give back what it lost.
+    let cluster = Playground::start(1).await?;
+    let node = cluster.node(1);
+    node.kill().await?;
+    let Some(tmpfs) = move_data(&node, cluster.scratch())? else {
+        cluster.passed();
+        return Ok(());
+    };
+    cluster.start_node(1).await?;
+    node.wait_ready(BACK).await?;
+
+    let (admin, trading) = (cluster.client("admin")?, cluster.client("trading-1")?);
+    let shared = Shared::default();
+    let (stop, stopped) = watch::channel(false);
+    let load = Load::start(&cluster)?;
+    let rotating = tokio::spawn(rotate_on(
+        admin.clone(),
+        trading.clone(),
+        Arc::clone(&shared),
+        stopped,
+    ));
+    until("some acknowledged rotations", BACK, async || {
+        (lock(&shared).versions.len() >= 5).then_some(())
+    })
+    .await?;
+    let before = tmpfs.used()?;
+
+    // Into the reserve, and not into its last quarter: it changes nothing any more, and encrypts on.
+    tmpfs.fill(RESERVE / 2)?;
+    until("the end of readiness", NOTICED, async || {
+        let checks = node.checks().await;
+        (!node.is_ready().await && checks.contains("below its reserve")).then_some(())
+    })
+    .await?;
+    let token = JoinTokenRequest {
+        ttl_seconds: Some(60),
+        node_id: None,
+    };
+    let refused = code(admin.create_join_token(&token).await);
+    ensure!(
+        refused == Some(ErrorCode::NotReady),
+        "a change within the reserve: {refused:?}"
+    );
+    seal(&trading, CONTEXT, b"within the reserve").await?;
+
+    // To the last byte, slowly and at once, so that something is under way: whether it lives on is its own affair, as long as
+    // it says why it does not.
+    let mut ended = 0;
+    for round in ["out of the reserve", "at once"] {
+        let asked = lock(&shared).refused + ASKED;
+        tmpfs.fill(0)?;
+        until("changes refused while there is no room", BACK, async || {
+            (lock(&shared).refused >= asked).then_some(())
+        })
+        .await?;
+        ensure!(!node.is_ready().await, "{round}: ready without any room");
+        if round == "at once" {
+            // As a supervisor would start it again. Without room it may be refused, and nothing is the worse for it.
+            node.kill().await?;
+            let started = cluster.start_node(1).await;
+            println!("started without any room: {}", started.is_ok());
+        }
+        let until_then = lock(&shared).versions.len();
+        tmpfs.make_room()?;
+        // In the same process or in the next one, changes go on.
+        ended += comes_back(&cluster, &node, || lock(&shared).versions.len() > until_then)
+            .await
+            .context(round)?;
+    }
+    stop.send_replace(true);
+    rotating.await?;
+    let (sealed, versions, refused) = {
+        let mut all = lock(&shared);
+        (
+            std::mem::take(&mut all.sealed),
+            std::mem::take(&mut all.versions),
+            all.refused,
+        )
+    };
+    let info = context_on(&cluster, 1, CONTEXT).await?;
+    for version in &versions {
+        let there = info.versions.iter().any(|held| held.version == *version);
+        ensure!(there, "version {version} was acknowledged and is gone");
+    }
+    open_everywhere_soon(&cluster, "trading-1", CONTEXT, &sealed).await?;
+    let next = admin.rotate(CONTEXT, None).await?.version;
+    ensure!(
+        versions.iter().all(|version| *version < next),
+        "{next} after {versions:?}"
+    );
+    seal_under(&trading, CONTEXT, b"and more", next).await?;
+
+    let seconds = std::env::var(FLAT).map_or(Ok(USUAL_FLAT), |text| text.parse().context(FLAT))?;
+    let peaks = watched(&tmpfs, &node, seconds).await?;
+    let report = load.stop().await;
+    println!(
+        "{SIZE} bytes filled: {} rotations acknowledged, {refused} refused, 0 lost; the node ended {ended} times; \
+         {before} bytes used before, at most {} and {} in the halves of {seconds} s afterwards; {} encryptions",
+        versions.len(),
+        peaks[0],
+        peaks[1],
+        report.encrypted
+    );
+    ensure!(
+        peaks[1] <= peaks[0] + 4 * SEGMENT,
+        "its use grows: at most {} bytes in the first half of {seconds} s, {} in the second",
+        peaks[0],
+        peaks[1]
+    );
+    // The room is the node's once it is gone.
+    node.kill().await?;
+    drop(tmpfs);
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,454 @@
+//! Members that leave: under load, the leader too, replaced in one change; what becomes of them, and of who must not go.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::playground::Output;
+use cluster_tests::{Load, Node, Playground, until};
+use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole, MembersResponse};
+use hsm_api::client::Retry;
+use serde_json::Value;
+
+use crate::common::{CONTEXT, json, open, seal, seal_under};
+
+/// A join, a start, an end, on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+/// hsmctl's exit code for what the state forbids.
+const CONFLICT: Option<i32> = Some(4);
+
+/// `hsmctl cluster VERB NODE …`, confirmed.
+async fn leave(cluster: &Playground, verb: &str, node: &Node, more: &[&str]) -> Result<Output> {
+    let id = node.id();
+    let args = ["cluster", verb, &id, "--confirm", &id, "-o", "json"];
+    cluster.hsmctl(&[&args[..], more].concat()).await
+}
+
+async fn removed(cluster: &Playground, node: &Node) -> Result<Value> {
+    let printed = leave(cluster, "remove", node, &[]).await?.ok();
+    let done = json(&printed.with_context(|| format!("remove {}", node.id()))?)?;
+    ensure!(done["state"] == "removed", "{done}");
+    Ok(done)
+}
+
+/// Members as one of these nodes has them.
+async fn members(cluster: &Playground, nodes: &[Node]) -> Result<MembersResponse> {
+    let asked = nodes.first().context("nobody to ask")?;
+    let client = cluster.client_on("admin", asked.number)?;
+    Ok(client.members().await?.into_body())
+}
+
+/// Whether exactly these vote and nobody else belongs to the cluster, as the first of them has it; else what it has.
+async fn are_voters(cluster: &Playground, nodes: &[Node]) -> Result<Result<(), String>> {
+    let answer = members(cluster, nodes).await?;
+    let mut voters: Vec<String> = answer
+        .members
+        .iter()
+        .filter(|member| member.role == MemberRole::Voter)
+        .map(|member| member.node_id.clone())
+        .collect();
+    voters.sort_unstable();
+    let expected: Vec<String> = nodes.iter().map(Node::id).collect();
+    let client = cluster.client_on("admin", nodes[0].number)?;
+    let status = client.cluster_status().await?.into_body();
+    let count = u32::try_from(nodes.len())?;
+    let is_so = voters == expected
+        && answer.members.len() == expected.len()
+        && (status.voters, status.majority) == (count, count / 2 + 1);
+    Ok(if is_so {
+        Ok(())
+    } else {
+        Err(format!("{answer:?}, {status:?}"))
+    })
+}
+
+/// A follower hears of what is committed with the next heartbeat.
+async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
+    let mut last = String::new();
+    let met = until("the voters", SOON, async || {
+        match are_voters(cluster, nodes).await {
+            Ok(Ok(())) => return Some(()),
+            Ok(Err(seen)) => last = seen,
+            Err(error) => last = format!("{error:#}"),
+        }
+        None
+    })
+    .await;
+    met.with_context(|| last.clone())
+}
+
+/// A node that runs and belongs to no cluster joins the one of these.
+async fn join(cluster: &Playground, members: &[Node], node: &Node) -> Result<u64> {
+    let asked = members.first().context("nobody to ask")?;
+    let admin = cluster
+        .client_on("admin", asked.number)?
+        .with_retry(Retry::Until(SOON));
+    let request = JoinTokenRequest {
+        ttl_seconds: Some(300),
+        node_id: Some(node.id()),
+    };
+    let token = admin.create_join_token(&request).await?.into_body();
+    let addresses = members
+        .iter()
+        .map(|member| format!("127.0.0.1:{}", member.cluster_port));
+    let request = JoinRequest {
+        token: token.token,
+        cluster_ca_sha256: token.cluster_ca_sha256,
+        leader_addresses: addresses.collect(),
+    };
+    let joining = cluster
+        .client_on("admin", node.number)?
+        .with_retry(Retry::Until(SOON));
+    let joined = joining.join(&request).await.with_context(|| node.id())?;
+    Ok(joined.into_body().raft_id)
+}
+
+/// It was told that it was removed, finished what it had begun, and never runs again with its directory.
+async fn check_gone_for_good(cluster: &Playground, node: &Node) -> Result<()> {
+    node.wait_gone(SOON).await?;
+    let log = node.log();
+    for said in [
+        "this node was removed from its cluster",
+        "draining connections",
+        "ended for good",
+    ] {
+        ensure!(log.contains(said), "{}: it did not say {said:?}", node.id());
+    }
+    let before = log.len();
+    let again = cluster.start_node(node.number).await;
+    ensure!(again.is_err(), "{} runs again", node.id());
+    let log = node.log();
+    let said = log.get(before..).unwrap_or_default();
+    ensure!(
+        said.contains("it was removed from the cluster") && said.contains("empty directory"),
+        "{}: {said}",
+        node.id()
+    );
+    Ok(())
+}
+
+async fn unharmed(loads: Vec<Load>) -> Result<()> {
+    for load in loads {
+        let report = load.stop().await;
+        ensure!(
+            report.failed == 0,
+            "{} failures: {:#?}",
+            report.failed,
+            report.failures
+        );
+        ensure!(report.decrypted > 20, "hardly any load: {report:?}");
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices() -> Result<()> {
+    let mut cluster = Playground::start(1).await?;
+    let first = seal(&cluster.client("trading-1")?, CONTEXT, b"by one").await?;
+    let mut loads = vec![Load::start(&cluster)?];
+    for size in 2..=5 {
+        cluster.add_node(true).await?;
+        if size % 2 == 1 {
+            check_voters(&cluster, &cluster.nodes()).await?;
+            loads.push(Load::start(&cluster)?);
+        }
+    }
+    // The leader itself, then another: a balancer has taken each out before.
+    let mut left = cluster.nodes();
+    let leader = cluster.leader().await?;
+    let mut out = Vec::new();
+    for number in [leader.node, if leader.node == 5 { 4 } else { 5 }] {
+        let node = cluster.node(number);
+        for load in &loads {
+            load.pause(number).await;
+        }
+        let done = removed(&cluster, &node).await?;
+        let rotated = done["rotated"].as_array().context("nothing was rotated")?;
+        ensure!(
+            rotated.iter().any(|one| one["context"] == CONTEXT) && done["to_rotate"] == serde_json::json!([]),
+            "{done}"
+        );
+        left.retain(|other| other.number != number);
+        out.push(node);
+    }
+    check_voters(&cluster, &left).await?;
+    let next = cluster.leader_among(&left).await?;
+    ensure!(next.term > leader.term && next.node != leader.node, "{next:?}");
+    until("two tombstones that hold nothing", SOON, async || {
+        let answer = members(&cluster, &left).await.ok()?;
+        let rotated = answer.removed.iter().all(|one| one.held.is_empty());
+        (answer.removed.len() == 2 && rotated).then_some(())
+    })
+    .await?;
+    unharmed(loads).await?;
+    for node in &left {
+        open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &first).await?;
+    }
+    for node in &out {
+        check_gone_for_good(&cluster, node).await?;
+    }
+    // Refusals: somebody who has gone, somebody who never was, and whoever is needed.
+    let gone = leave(&cluster, "remove", &out[0], &[]).await?;
+    ensure!(
+        gone.code == CONFLICT && gone.stderr.contains("removed already"),
+        "{gone:?}"
+    );
+    let nobody = cluster
+        .hsmctl(&["cluster", "remove", "nobody", "--confirm", "nobody"])
+        .await?;
+    ensure!(
+        nobody.code == CONFLICT && nobody.stderr.contains("nobody"),
+        "{nobody:?}"
+    );
+    let (dead, needed) = {
+        let mut followers = left.iter().filter(|node| node.number != next.node).cloned();
+        (
+            followers.next().context("no follower")?,
+            followers.next().context("one follower")?,
+        )
+    };
+    dead.kill().await?;
+    // Until the leader has missed it.
+    until("a refusal", SOON, async || {
+        let refused = leave(&cluster, "remove", &needed, &["--dry-run"]).await.ok()?;
+        (refused.code == CONFLICT && refused.stderr.contains("of 2 voters that would be left 1 answer"))
+            .then_some(())
+    })
+    .await?;
+    let refused = leave(&cluster, "remove", &needed, &[]).await?;
+    ensure!(
+        refused.code == CONFLICT && refused.stderr.contains("without breaking the quorum"),
+        "{refused:?}"
+    );
+    let still = members(&cluster, &[cluster.node(next.node)]).await?.members;
+    ensure!(
+        still.len() == 3 && still.iter().all(|member| member.leaving.is_none()),
+        "{still:?}"
+    );
+    // The dead one may go, finds out when it comes back, and its name joins again with an empty directory only.
+    removed(&cluster, &dead).await?;
+    left.retain(|node| node.number != dead.number);
+    check_voters(&cluster, &left).await?;
+    // Whether it still listens when it is looked at is a matter of moments.
+    let _ = cluster.start_node(dead.number).await;
+    check_gone_for_good(&cluster, &dead).await?;
+    let before = members(&cluster, &left).await?;
+    let tombstone = before.removed.iter().find(|one| one.node_id == dead.id());
+    let old_id = tombstone.context("no tombstone")?.raft_id;
+    std::fs::remove_dir_all(dead.dir.join("data"))?;
+    cluster.start_node(dead.number).await?;
+    let new_id = join(&cluster, &left, &dead).await?;
+    ensure!(new_id > old_id, "raft id {new_id} after {old_id}");
+    dead.wait_ready(SOON).await?;
+    open(&cluster.client_on("trading-1", dead.number)?, CONTEXT, &first).await?;
+    cluster.passed();
+    Ok(())
+}
+
+pub(crate) async fn leadership_moves_and_a_node_is_replaced_in_one_change() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    let load = Load::start(&cluster)?;
+    let before = cluster.leader().await?;
+    let next = cluster
+        .others(before.node)
+        .into_iter()
+        .next()
+        .context("nobody else")?;
+    // Leadership, to a name; nobody stops.
+    let moved = cluster
+        .hsmctl(&["cluster", "transfer-leader", &next.id(), "-o", "json"])
+        .await?
+        .ok()?;
+    ensure!(json(&moved)?["leader"] == next.id(), "{moved:?}");
+    let leads = cluster.leader().await?;
+    ensure!(leads.node == next.number && leads.term > before.term, "{leads:?}");
+    cluster
+        .client_on("admin", before.node)?
+        .rotate(CONTEXT, None)
+        .await?;
+    let unknown = cluster.hsmctl(&["cluster", "transfer-leader", "nobody"]).await?;
+    ensure!(
+        unknown.code == CONFLICT && unknown.stderr.contains("nobody"),
+        "{unknown:?}"
+    );
+    // To the best: whoever it is, it was not leading.
+    let moved = cluster
+        .hsmctl(&["cluster", "transfer-leader", "-o", "json"])
+        .await?
+        .ok()?;
+    ensure!(json(&moved)?["before"] == next.id(), "{moved:?}");
+    let leader = cluster.leader().await?;
+    ensure!(leader.node != next.number, "{leader:?}");
+
+    let old = cluster.others(leader.node).pop().context("no follower")?;
+    load.pause(old.number).await;
+    let new = "hsm-node-4";
+    let asked = ["--with", new, "--idempotency-key", "swap"];
+    let waiting = json(&leave(&cluster, "replace", &old, &asked).await?.ok()?)?;
+    ensure!(
+        waiting["state"] == "waiting" && waiting["successor"] == new,
+        "{waiting}"
+    );
+    check_voters(&cluster, &cluster.nodes()).await?;
+    // One at a time, and it can be taken back.
+    let other = cluster
+        .others(old.number)
+        .into_iter()
+        .next()
+        .context("nobody else")?;
+    let refused = leave(&cluster, "remove", &other, &[]).await?;
+    ensure!(
+        refused.code == CONFLICT && refused.stderr.contains("one after the other"),
+        "{refused:?}"
+    );
+    let id = old.id();
+    cluster
+        .hsmctl(&["cluster", "remove", &id, "--cancel"])
+        .await?
+        .ok()?;
+    let asked = ["--with", new, "--idempotency-key", "swap-2"];
+    let said = cluster.node(leader.node).log().len();
+    leave(&cluster, "replace", &old, &asked).await?.ok()?;
+
+    let fourth = cluster.add_node(false).await?;
+    let present: Vec<Node> = cluster.others(fourth.number);
+    join(&cluster, &present, &fourth).await?;
+    fourth.wait_ready(SOON).await?;
+    let done = json(&leave(&cluster, "replace", &old, &asked).await?.ok()?)?;
+    ensure!(
+        done["state"] == "removed" && done["rotated"].as_array().is_some_and(|all| !all.is_empty()),
+        "{done}"
+    );
+    let left: Vec<Node> = cluster.others(old.number);
+    check_voters(&cluster, &left).await?;
+    let log = cluster.node(leader.node).log();
+    let log = log.get(said..).unwrap_or_default();
+    ensure!(
+        log.contains("Swap {") && !log.contains("Promote("),
+        "{} was not replaced in one change",
+        old.id()
+    );
+    check_gone_for_good(&cluster, &old).await?;
+    let newest = cluster
+        .client_on("admin", left[0].number)?
+        .rotate(CONTEXT, None)
+        .await?
+        .version;
+    for node in &left {
+        let client = cluster.client_on("trading-1", node.number)?;
+        seal_under(&client, CONTEXT, b"without it", newest).await?;
+    }
+    unharmed(vec![load]).await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// Leaders that die inside a change of the membership: the next one finishes it, and nothing is done by hand.
+#[cfg(feature = "failpoints")]
+pub(crate) mod kills {
+    use cluster_tests::failpoints::kill_at;
+
+    use super::*;
+
+    /// The steps, in the order in which a leader passes them. The first two are on its own disk at most.
+    const POINTS: [&str; 8] = [
+        "store::joint_proposed",
+        "store::joint_applied",
+        "store::uniform_proposed",
+        "membership::before_bury",
+        "membership::before_change",
+        "store::uniform_applied",
+        "membership::after_change",
+        "membership::after_bury",
+    ];
+
+    /// So many of them unless this variable says how many; a cluster of five bears two.
+    const LEADER_KILLS: &str = "HSM_MEMBERSHIP_KILLS";
+    const USUAL: usize = 4;
+
+    fn points() -> Result<&'static [&'static str]> {
+        const ALL: &[&str] = &POINTS;
+        let many = match std::env::var(LEADER_KILLS) {
+            Ok(text) => text.parse().context(LEADER_KILLS)?,
+            Err(_) => USUAL,
+        };
+        ALL.get(..many)
+            .with_context(|| format!("{LEADER_KILLS}: {many} of {}", ALL.len()))
+    }
+
+    /// Two nodes leave, one after the other, and each time the leader dies on the way.
+    async fn of_five(points: &[&'static str]) -> Result<()> {
+        let cluster = Playground::start(5).await?;
+        let first = seal(&cluster.client("trading-1")?, CONTEXT, b"by five").await?;
+        let mut left = cluster.nodes();
+        for point in points {
+            round(&cluster, &mut left, point)
+                .await
+                .with_context(|| (*point).to_owned())?;
+        }
+        for node in &left {
+            open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &first).await?;
+        }
+        cluster.passed();
+        Ok(())
+    }
+
+    async fn round(cluster: &Playground, left: &mut Vec<Node>, point: &'static str) -> Result<()> {
+        let leader = cluster.leader_among(left).await?;
+        let others: Vec<Node> = left
+            .iter()
+            .filter(|node| node.number != leader.node)
+            .cloned()
+            .collect();
+        let (leaves, asked) = (
+            others.last().context("nobody")?,
+            others.first().context("nobody")?,
+        );
+        let doomed = cluster.node(leader.node);
+        kill_at(&doomed, point).await?;
+        // One attempt: the node that is asked goes on by itself, until its time is up.
+        let client = cluster.client_on("admin", asked.number)?;
+        let (id, key) = (leaves.id(), format!("leave {point}").replace([':', ' '], "-"));
+        let removing = tokio::spawn(async move {
+            let request = hsm_api::admin::RemoveNodeRequest::default();
+            client.remove_node(&id, &request, Some(&key)).await
+        });
+        doomed.wait_gone(SOON).await.context("not reached")?;
+        let answer = removing.await?;
+        ensure!(
+            answer.is_ok() || answer.as_ref().is_err_and(hsm_api::ClientError::outcome_unknown),
+            "{answer:?}"
+        );
+        left.retain(|node| node.number != leaves.number);
+        let survivors: Vec<Node> = left
+            .iter()
+            .filter(|node| node.number != leader.node)
+            .cloned()
+            .collect();
+        // Nobody does anything about it.
+        until("its end", SOON, async || {
+            let answer = members(cluster, &survivors).await.ok()?;
+            answer
+                .removed
+                .iter()
+                .any(|one| one.node_id == leaves.id())
+                .then_some(())
+        })
+        .await?;
+        leaves.wait_gone(SOON).await.context("it was not told")?;
+        cluster.start_node(doomed.number).await?;
+        doomed.wait_ready(SOON).await?;
+        check_voters(cluster, left).await?;
+        cluster
+            .client_on("admin", survivors[0].number)?
+            .rotate(CONTEXT, None)
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do() -> Result<()> {
+        let points = points()?;
+        for two in points.chunks(2) {
+            of_five(two).await?;
+        }
+        Ok(())
+    }
+}

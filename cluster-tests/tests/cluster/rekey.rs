@@ -1,0 +1,181 @@
+//! The replication key is replaced over rolling restarts: nothing is broken at any point, whoever lacks the new key is
+//! named, and afterwards the new key alone opens everything.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::{Node, Playground, until};
+use hsm_api::ErrorCode;
+use hsm_api::admin::{RekeyStatus, ReplicationRekey};
+use hsm_api::client::Retry;
+
+use crate::by_hand::Start;
+use crate::common::{CONTEXT, Sealed, json, open, open_everywhere, seal, seal_under, settled_everywhere};
+use crate::pkcs11::Token;
+
+/// From a start, or a change, until every node goes by it.
+const SEEN: Duration = Duration::from_secs(60);
+/// As the playground's configuration has it.
+const KEY_LINE: &str = "encryption_key_env: TOKEN_REPLICATION_KEY";
+
+/// What a node says of both, waiting for a leader if there is none.
+pub(crate) async fn rekey_status(cluster: &Playground, number: u32) -> Result<RekeyStatus> {
+    let client = cluster.client_on("admin", number)?;
+    let client = client.with_retry(Retry::Until(SEEN));
+    Ok(client.rekey_status().await?.into_body())
+}
+
+async fn replication(cluster: &Playground, number: u32) -> Result<ReplicationRekey> {
+    Ok(rekey_status(cluster, number).await?.replication)
+}
+
+/// Until this node says so of what comes next.
+async fn next(cluster: &Playground, number: u32, part: &str) -> Result<ReplicationRekey> {
+    until(&format!("{part:?} on node {number}"), SEEN, async || {
+        let status = replication(cluster, number).await.ok()?;
+        status.next.contains(part).then_some(status)
+    })
+    .await
+}
+
+/// Starts a node again with other sources of replication keys, under way to the next one: the cluster serves meanwhile.
+async fn restart_with(cluster: &Playground, node: &Node, original: &str, keys: &str) -> Result<()> {
+    node.kill().await?;
+    node.set_config(&original.replacen(KEY_LINE, keys, 1))?;
+    cluster.start_node(node.number).await?;
+    cluster.wait_ready(std::slice::from_ref(node)).await
+}
+
+fn key_file(path: &Path, digits: &str) -> Result<()> {
+    std::fs::write(path, digits.repeat(32))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+async fn serves(cluster: &Playground, sealed: &mut Vec<Sealed>, what: &str) -> Result<()> {
+    for node in cluster.nodes() {
+        let client = cluster.client_on("trading-1", node.number)?;
+        sealed.push(
+            seal(&client, CONTEXT, what.as_bytes())
+                .await
+                .with_context(|| format!("{what}: {}", node.id()))?,
+        );
+    }
+    open_everywhere(cluster, "trading-1", CONTEXT, sealed)
+        .await
+        .with_context(|| what.to_owned())
+}
+
+pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let mut sealed = Vec::new();
+    serves(&cluster, &mut sealed, "before").await?;
+    let new = cluster.scratch().join("new.key");
+    key_file(&new, "cd")?;
+    let old = cluster.dir().join("secrets/replication.key");
+    let (new, old) = (new.display().to_string(), old.display().to_string());
+    let both = format!("encryption_key_file: \"{new}\", previous_encryption_key_file: \"{old}\"");
+    let new_alone = format!("encryption_key_file: \"{new}\"");
+    let nodes = cluster.nodes();
+    let originals: Vec<String> = nodes.iter().map(Node::config).collect::<Result<_>>()?;
+    let before = replication(&cluster, 1).await?;
+    ensure!(
+        before.former.is_none() && before.next == "nothing to do",
+        "{before:?}"
+    );
+
+    // Whoever has the new key alone does not start: it could open nothing.
+    nodes[0].kill().await?;
+    let too_early = Start::of(&cluster, &nodes[0])?.with(KEY_LINE, &new_alone)?;
+    too_early
+        .refused(
+            cluster.scratch(),
+            &["encryption_key_file", &before.key, "needs both"],
+        )
+        .await?;
+    for (node, original) in nodes.iter().zip(&originals) {
+        if node.number == 3 {
+            // Asked too early, it is refused, and nothing is changed.
+            let lacking = next(&cluster, 1, "give the new key").await?;
+            ensure!(lacking.next.contains("hsm-node-3"), "{lacking:?}");
+            let refused = cluster.client("admin")?.rekey_replication(None).await;
+            let error = refused.err().context("accepted without node 3")?;
+            ensure!(error.code() == Some(ErrorCode::Conflict), "{error}");
+        }
+        restart_with(&cluster, node, original, &both).await?;
+    }
+    serves(&cluster, &mut sealed, "with both").await?;
+    next(&cluster, 1, "hsmctl cluster rekey replication").await?;
+
+    let args = [
+        "cluster",
+        "rekey",
+        "replication",
+        "--confirm",
+        "replication",
+        "-o",
+        "json",
+    ];
+    let done = json(&cluster.hsmctl(&args).await?.ok()?)?;
+    ensure!(done["former"] == before.key.as_str(), "{done}");
+    let resealed = next(&cluster, 1, "take the old one out").await?;
+    ensure!(
+        resealed.former.is_none() && resealed.records_left == 0,
+        "{resealed:?}"
+    );
+    ensure!(
+        resealed.key == done["key"].as_str().unwrap_or_default(),
+        "{resealed:?} after {done}"
+    );
+    let again = cluster.hsmctl(&args).await?;
+    ensure!(
+        again.code != Some(0) && again.stderr.contains("before"),
+        "{again:?}"
+    );
+    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    settled_everywhere(&cluster, CONTEXT).await?;
+    for node in &nodes {
+        let client = cluster.client_on("trading-1", node.number)?;
+        sealed.push(seal_under(&client, CONTEXT, b"under the new one", version).await?);
+    }
+
+    // The old one alone is refused from now on, by name.
+    nodes[2].kill().await?;
+    let too_late = Start::of(&cluster, &nodes[2])?.with(&both, KEY_LINE)?;
+    too_late
+        .refused(
+            cluster.scratch(),
+            &["TOKEN_REPLICATION_KEY", &resealed.key, "needs both"],
+        )
+        .await?;
+    for (node, original) in nodes.iter().zip(&originals).rev() {
+        restart_with(&cluster, node, original, &new_alone).await?;
+    }
+    let settled = next(&cluster, 1, "nothing to do").await?;
+    ensure!(
+        settled
+            .nodes
+            .iter()
+            .all(|node| node.keys == [settled.key.clone()]),
+        "{settled:?}"
+    );
+
+    // Everything that the state has opens with the new key: a token that has lost its keys gets them all back.
+    nodes[1].kill().await?;
+    for slot in ["exchange", "2fa"] {
+        ensure!(Token::of(&cluster, &nodes[1], slot).forget_keys()? > 1, "{slot}");
+    }
+    cluster.start_node(2).await?;
+    cluster.wait_ready(&nodes).await?;
+    let client = cluster.client_on("trading-1", 2)?;
+    for one in &sealed {
+        open(&client, CONTEXT, one)
+            .await
+            .with_context(|| format!("version {}", one.version))?;
+    }
+    serves(&cluster, &mut sealed, "with the new one alone").await?;
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! All nodes restarted one by one, each with another binary, behind real balancers and under load: no request fails. What
+//! counts them repeats nothing ([`cluster_tests::once`]).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::haproxy::BALANCER;
+use cluster_tests::once::Report;
+use cluster_tests::{Edge, Haproxy, Nginx, Node, Once, Playground, binary, until};
+use hsm_api::admin::{RevocationMatch, RevokeRequest, UnrevokeRequest};
+use hsm_api::client::Retry;
+use hsm_api::{Client, ClientError};
+use nix::sys::signal::Signal;
+use nix::sys::wait::WaitStatus;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::common::{CONTEXT, settled_everywhere};
+
+/// The examples' backend.
+const BACKEND: &str = "hsm_nodes";
+/// `server.drain.notice_ms`: longer than HAProxy takes to see that a node is not ready, 0.8 s.
+const NOTICE: Duration = Duration::from_millis(1000);
+/// By so much nodes keep connections longer than clients leave them idle.
+const BEYOND_IDLE: Duration = Duration::from_secs(3);
+/// A start, an election, a balancer's look, on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+/// For a change that is made while a leader hands over.
+const PATIENT: Duration = Duration::from_secs(60);
+/// Of a node of an earlier release, with which the cluster begins; this build's if it is not set.
+const PREVIOUS: &str = "HSM_PREVIOUS_NODE";
+
+/// What is to be done.
+struct Plan {
+    voters: u32,
+    /// How often each node is restarted.
+    rounds: u32,
+    /// For how long clients keep a connection without a request.
+    idle: Duration,
+    /// Between two rotations, and two other changes.
+    changes: Duration,
+}
+
+/// Three voters, once, with short pauses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_while_nodes_are_restarted_one_by_one_behind_balancers() -> Result<()> {
+    roll(&Plan {
+        voters: 3,
+        rounds: 1,
+        idle: Duration::from_secs(1),
+        changes: Duration::from_millis(700),
+    })
+    .await
+}
+
+/// What `make rolling` runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a quarter of an hour: make rolling"]
+async fn no_request_fails_while_three_and_five_voters_are_upgraded_and_back() -> Result<()> {
+    for voters in [3, 5] {
+        roll(&Plan {
+            voters,
+            rounds: 2,
+            idle: Duration::from_secs(30),
+            changes: Duration::from_secs(2),
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A cluster whose nodes know what stands before them, started with this binary.
+async fn start(plan: &Plan, node: &Path) -> Result<(Playground, Edge)> {
+    let builder = Playground::builder().nodes(plan.voters).unformed();
+    let cluster = builder.env("HSM_NODE_BIN", node).start().await?;
+    let edge = Edge::issue(&cluster.pki())?;
+    let drain = format!(
+        "drain: {{notice_ms: {}, timeout_ms: {}}}",
+        NOTICE.as_millis(),
+        (plan.idle + BEYOND_IDLE).as_millis()
+    );
+    for node in cluster.nodes() {
+        node.kill().await?;
+        let before = node.config()?;
+        let after = before.replace("drain: {notice_ms: 500, timeout_ms: 3000}", &drain);
+        ensure!(
+            after != before,
+            "the playground's configuration has changed:\n{before}"
+        );
+        let balancer = format!("  proxy_protocol_from: [{BALANCER}]\n");
+        node.set_config(&edge.trusted(&after, &balancer)?)?;
+    }
+    cluster.up().await?;
+    Ok((cluster, edge))
+}
+
+/// What a node needs before a balancer that does not look at `/readyz`.
+fn waits_until_ready(config: &str) -> String {
+    if config.contains("wait_ready_ms") {
+        return config.to_owned();
+    }
+    config.replacen("server:\n", "server:\n  wait_ready_ms: 30000\n", 1)
+}
+
+/// This build under another name, as an upgrade brings it.
+fn copied(cluster: &Playground) -> Result<PathBuf> {
+    let (from, to) = (binary("hsm-node")?, cluster.scratch().join("hsm-node-next"));
+    std::fs::copy(&from, &to).with_context(|| to.display().to_string())?;
+    Ok(to)
+}
+
+/// Balancers of all kinds before a cluster.
+struct Balancers {
+    passing: Haproxy,
+    ending: Haproxy,
+    nginx: Nginx,
+}
+
+impl Balancers {
+    async fn start(cluster: &Playground, edge: &Edge) -> Result<Self> {
+        edge.write_files(&cluster.pki(), &Haproxy::files(cluster))?;
+        Ok(Self {
+            passing: Haproxy::start(cluster, "haproxy-pass-through.cfg").await?,
+            ending: Haproxy::start(cluster, "haproxy-client-cert.cfg").await?,
+            nginx: Nginx::start(cluster, "nginx-pass-through.conf").await?,
+        })
+    }
+
+    fn ports(&self) -> [(&'static str, u16); 3] {
+        [
+            ("HAProxy, TLS passed through", self.passing.port()),
+            ("HAProxy, TLS ended", self.ending.port()),
+            ("nginx, TLS passed through", self.nginx.port()),
+        ]
+    }
+
+    async fn wait_up(&self, cluster: &Playground) -> Result<()> {
+        let all: Vec<u32> = cluster.nodes().iter().map(|node| node.number).collect();
+        for haproxy in [&self.passing, &self.ending] {
+            haproxy.wait_up(BACKEND, &all, SOON).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Stops a node, and starts it with another binary and configuration. Returns whether it led.
+async fn replace(cluster: &Playground, node: &Node, with: &Path) -> Result<bool> {
+    let led = cluster.leader().await?.node == node.number;
+    let began = Instant::now();
+    node.set_config(&waits_until_ready(&node.config()?))?;
+    let logged = node.log().len();
+    node.signal(Signal::SIGTERM)?;
+    // With the longest time for which a connection may be kept; nothing that is asked here takes long.
+    let status = node.wait_ended(2 * SOON).await?;
+    ensure!(
+        matches!(status, WaitStatus::Exited(_, 0)),
+        "{} ended with {status:?}",
+        node.id()
+    );
+    let stopped = began.elapsed();
+    let log = node.log();
+    let said = log.get(logged..).unwrap_or_default();
+    ensure!(
+        !said.contains("leadership not handed over"),
+        "{} did not hand over:\n{said}",
+        node.id()
+    );
+    let variables = [("HSM_NODE_BIN", with.as_os_str())];
+    cluster.start_node_with(node.number, &variables).await?;
+    node.wait_ready(SOON).await?;
+    let pid = node.pid().context("it does not run")?;
+    let runs = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    ensure!(
+        runs == with.canonicalize()?,
+        "{} runs {}",
+        node.id(),
+        runs.display()
+    );
+    println!(
+        "  {}{}: stopped in {stopped:.1?}, ready after {:.1?}",
+        node.id(),
+        if led { ", which led" } else { "" },
+        began.elapsed()
+    );
+    Ok(led)
+}
+
+/// Changes and reads of an administrator meanwhile, each of which has to come to something.
+struct Background {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<Result<u64>>>,
+}
+
+impl Background {
+    fn start(cluster: &Playground, pause: Duration) -> Result<Self> {
+        let admin = cluster.client("admin")?.with_retry(Retry::Until(PATIENT));
+        let (stop, stopped) = watch::channel(false);
+        let start = |act: Act, pause| tokio::spawn(act.again(admin.clone(), pause, stopped.clone()));
+        let tasks = vec![
+            start(Act::Rotate, pause),
+            start(Act::Revoke, pause),
+            start(Act::Look, pause / 4),
+        ];
+        Ok(Self { stop, tasks })
+    }
+
+    /// How many there were.
+    async fn stop(self) -> Result<u64> {
+        self.stop.send_replace(true);
+        let mut all = 0;
+        for task in self.tasks {
+            let done = task.await??;
+            ensure!(done > 0, "nothing happened meanwhile");
+            all += done;
+        }
+        Ok(all)
+    }
+}
+
+/// What an administrator does again and again.
+#[derive(Clone, Copy)]
+enum Act {
+    Rotate,
+    /// Somebody whom nobody knows, and taken back.
+    Revoke,
+    /// At keys, their use as the nodes report it, rules and members.
+    Look,
+}
+
+impl Act {
+    /// Gives how many calls it was.
+    async fn once(self, admin: &Client) -> Result<u64, ClientError> {
+        match self {
+            Self::Rotate => {
+                admin.rotate(CONTEXT, None).await?;
+                Ok(1)
+            }
+            Self::Revoke => {
+                let what = Some(RevocationMatch {
+                    cn: Some("nobody-at-all".to_owned()),
+                    ..RevocationMatch::default()
+                });
+                let request = RevokeRequest {
+                    what: what.clone(),
+                    certificate: None,
+                    reason: "a change".to_owned(),
+                };
+                admin.revoke(&request).await?;
+                let certificate = None;
+                admin.unrevoke(&UnrevokeRequest { what, certificate }).await?;
+                Ok(2)
+            }
+            Self::Look => {
+                admin.list_keks().await?;
+                admin.key_usage().await?;
+                admin.acl().await?;
+                admin.members().await?;
+                Ok(4)
+            }
+        }
+    }
+
+    async fn again(self, admin: Client, pause: Duration, stopped: watch::Receiver<bool>) -> Result<u64> {
+        let mut done = 0;
+        while !*stopped.borrow() {
+            done += self.once(&admin).await?;
+            tokio::time::sleep(pause).await;
+        }
+        Ok(done)
+    }
+}
+
+/// Until each client has had so many more right answers, or something has failed.
+async fn goes_on(clients: &Once, answers: u64, limit: Duration) -> Result<()> {
+    let before = clients.so_far().fewest;
+    let what = format!("{answers} more answers for each client");
+    until(&what, limit, async || {
+        let now = clients.so_far();
+        (now.failed > 0 || now.fewest >= before + answers).then_some(())
+    })
+    .await
+}
+
+fn check(report: &Report) -> Result<()> {
+    ensure!(
+        report.failed == 0,
+        "{} of {} requests failed: {:#?}",
+        report.failed,
+        report.requests,
+        report.failures
+    );
+    Ok(())
+}
+
+async fn roll(plan: &Plan) -> Result<()> {
+    // Nodes become this process's children, which may then ask how they ended.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let own = binary("hsm-node")?;
+    let previous = match std::env::var_os(PREVIOUS).filter(|path| !path.is_empty()) {
+        Some(path) => Path::new(&path).canonicalize().context(PREVIOUS)?,
+        None => own.clone(),
+    };
+    let (cluster, edge) = start(plan, &previous).await?;
+    let next = copied(&cluster)?;
+    let balancers = Balancers::start(&cluster, &edge).await?;
+    balancers.wait_up(&cluster).await?;
+    println!(
+        "{} voters, connections idle for up to {:?}, from {}",
+        plan.voters,
+        plan.idle,
+        previous.display()
+    );
+    let clients = Once::start(&cluster.pki(), &balancers.ports(), plan.idle)?;
+    let background = Background::start(&cluster, plan.changes)?;
+    // Each has encrypted, been idle, and decrypted.
+    goes_on(&clients, 2, 2 * plan.idle + SOON).await?;
+    check(&clients.so_far())?;
+
+    let (mut restarts, mut led) = (0_u32, 0_u32);
+    for round in 0..plan.rounds {
+        let with = if round % 2 == 0 { &next } else { &own };
+        for node in cluster.nodes() {
+            led += u32::from(replace(&cluster, &node, with).await?);
+            restarts += 1;
+            balancers.wait_up(&cluster).await?;
+            check(&clients.so_far()).with_context(|| format!("after {} was restarted", node.id()))?;
+        }
+    }
+    goes_on(&clients, 2, 2 * plan.idle + SOON).await?;
+    let changes = background.stop().await?;
+    settled_everywhere(&cluster, CONTEXT).await?;
+    let report = clients.so_far();
+    println!(
+        "  {} requests on {} connections, of which the other side ended {}; {changes} administrative calls; \
+         {restarts} restarts, {led} of them of a leader; {} failed",
+        report.requests, report.connections, report.ended, report.failed
+    );
+    check(&report)?;
+    ensure!(led > 0, "no leader was restarted");
+    ensure!(
+        report.ended > u64::from(restarts),
+        "hardly any connection was ended: {report:?}"
+    );
+    // What does fail is counted.
+    cluster.node(1).kill().await?;
+    until("the failures of a node that was killed", SOON, async || {
+        (clients.so_far().failed > 0).then_some(())
+    })
+    .await?;
+    clients.stop().await;
+    drop(balancers);
+    cluster.passed();
+    Ok(())
+}

@@ -1,0 +1,312 @@
+//! Where the replacement of transport keys and of the replication key stands, for people: read from the state, so that
+//! every node says the same, with what happens next and what there is to do.
+
+use hsm_api::admin::{
+    NodeReplicationKeys, RekeyPhase, RekeyStatus, ReplicationRekey, SlotRekey, TransportKeyInfo,
+    TransportKeyState,
+};
+use raft_store::names::SlotName;
+use raft_store::state::ClusterState;
+use raft_store::state::slot::{Slot, TransportGeneration, TransportState};
+
+use super::views::rfc3339;
+use crate::rekey::decide::due;
+
+/// What every node answers.
+#[must_use]
+pub fn status(state: &ClusterState) -> RekeyStatus {
+    let due = due(state);
+    let slots = state.slots().iter().map(|(name, slot)| {
+        let here = due.iter().filter(|(context, active)| {
+            let active = state.version(context, *active);
+            active.is_some_and(|active| active.slot == *name)
+        });
+        let contexts = here.map(|(context, _)| context.to_string()).collect();
+        of_slot(state, name, slot, contexts)
+    });
+    RekeyStatus {
+        slots: slots.collect(),
+        replication: of_replication(state),
+    }
+}
+
+fn of_slot(state: &ClusterState, name: &SlotName, slot: &Slot, contexts: Vec<String>) -> SlotRekey {
+    let phase = phase(slot, &contexts);
+    let keys: Vec<TransportKeyInfo> = slot
+        .transport
+        .iter()
+        .map(|generation| of_key(state, name, generation))
+        .collect();
+    let next = next(name, phase, &keys, &contexts);
+    SlotRekey {
+        slot: name.to_string(),
+        phase,
+        transport_keys: keys,
+        contexts_to_rotate: contexts,
+        next,
+    }
+}
+
+fn phase(slot: &Slot, contexts: &[String]) -> RekeyPhase {
+    let has = |wanted: TransportState| slot.transport.iter().any(|it| it.state == wanted);
+    if slot.awaits_transport() {
+        RekeyPhase::Making
+    } else if has(TransportState::Offered) {
+        RekeyPhase::Granting
+    } else if !contexts.is_empty() {
+        RekeyPhase::Rotating
+    } else if has(TransportState::Superseded) {
+        RekeyPhase::Waiting
+    } else if has(TransportState::Destroying) {
+        RekeyPhase::Destroying
+    } else {
+        RekeyPhase::Settled
+    }
+}
+
+fn of_key(state: &ClusterState, slot: &SlotName, generation: &TransportGeneration) -> TransportKeyInfo {
+    let lacking = || -> Vec<String> {
+        let members = state.nodes().iter();
+        let members = members.filter(|(_, node)| node.is_member());
+        let lacking = members.filter(|(id, _)| !generation.acks.contains(*id));
+        lacking.map(|(_, node)| node.name.to_string()).collect()
+    };
+    let waiting_for: Vec<String> = match generation.state {
+        TransportState::Offered => lacking(),
+        // Of a key that was there before anybody could replace it nobody was asked.
+        TransportState::Current if !generation.acks.is_empty() => lacking(),
+        TransportState::Destroying => {
+            let owing = state.owing_transport(generation);
+            owing.map(|(_, node)| node.name.to_string()).collect()
+        }
+        TransportState::Current | TransportState::Superseded | TransportState::Destroyed => Vec::new(),
+    };
+    TransportKeyInfo {
+        id: generation.id.to_string(),
+        generation: generation.generation,
+        state: TransportKeyState::from_word(generation.state.as_str()),
+        created_at: rfc3339(generation.created_at),
+        versions: state.wrapped_under(slot, generation.id).count() as u64,
+        waiting_for,
+    }
+}
+
+fn next(slot: &SlotName, phase: RekeyPhase, keys: &[TransportKeyInfo], contexts: &[String]) -> String {
+    let waiting = |state: TransportKeyState| {
+        let of = keys.iter().filter(|key| key.state == state);
+        let nodes: Vec<&str> = of.flat_map(|key| &key.waiting_for).map(String::as_str).collect();
+        nodes.join(", ")
+    };
+    match phase {
+        RekeyPhase::Making => "the leader makes the new transport key".to_owned(),
+        RekeyPhase::Granting => format!(
+            "every member has to take the new transport key; waiting for: {}. A node that stays away is left out by \
+             itself; one whose slot does not serve has to be mended. To begin again with another key: hsmctl cluster \
+             rekey transport --slot {slot} --restart",
+            waiting(TransportKeyState::Offered)
+        ),
+        RekeyPhase::Rotating => format!(
+            "contexts are being rotated to versions under the new transport key: {}",
+            contexts.join(", ")
+        ),
+        RekeyPhase::Waiting => {
+            let old = keys
+                .iter()
+                .filter(|key| key.state == TransportKeyState::Superseded);
+            let versions: u64 = old.map(|key| key.versions).sum();
+            if versions == 0 {
+                "the old transport key is about to be destroyed".to_owned()
+            } else {
+                format!(
+                    "{versions} older versions need the old transport key; it is destroyed by itself with the last of \
+                     them: re-wrap what is encrypted under them (hsmctl key usage), then hsmctl key destroy"
+                )
+            }
+        }
+        RekeyPhase::Destroying => format!(
+            "the old transport key is being removed from every token; waiting for: {}",
+            waiting(TransportKeyState::Destroying)
+        ),
+        RekeyPhase::Settled | RekeyPhase::Unknown => "nothing to do".to_owned(),
+    }
+}
+
+fn of_replication(state: &ClusterState) -> ReplicationRekey {
+    let key = state.meta().map(|meta| meta.trk_id).unwrap_or_default();
+    let former = state.replication().and_then(|row| row.former.as_ref());
+    let former = former.map(|former| former.id);
+    let records_left = former.map_or(0, |id| {
+        state.keys_sealed_under(id).count() + state.grants_sealed_under(id).len()
+    });
+    let standing = state.nodes().iter().filter(|(_, node)| node.is_standing());
+    let standing: Vec<_> = standing
+        .map(|(id, node)| (node.name.to_string(), state.replication_keys_of(*id)))
+        .collect();
+    // A key besides the cluster's that was the cluster's before is on its way out, any other one on its way in.
+    let is_retired = |id: &[u8; 8]| state.replication().is_some_and(|row| row.is_retired(*id));
+    let all = standing.iter().flat_map(|(_, keys)| keys);
+    let new = all.filter(|id| **id != key && !is_retired(id)).min().copied();
+    let without = |wanted: [u8; 8]| {
+        let lacking = standing.iter().filter(|(_, keys)| !keys.contains(&wanted));
+        lacking.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    let with_old: Vec<String> = standing
+        .iter()
+        .filter(|(_, keys)| keys.iter().any(is_retired))
+        .map(|(name, _)| name.clone())
+        .collect();
+    let next = match (former, new) {
+        (Some(_), _) => format!(
+            "{records_left} records are being sealed under the new key; until that is done, every node keeps both"
+        ),
+        (None, Some(new)) => match without(new) {
+            lacking if lacking.is_empty() => {
+                "every node has the new key: hsmctl cluster rekey replication makes it the cluster's"
+                    .to_owned()
+            }
+            lacking => format!(
+                "give the new key beside the present one to: {}; restart them one by one",
+                lacking.join(", ")
+            ),
+        },
+        (None, None) if with_old.is_empty() => "nothing to do".to_owned(),
+        (None, None) => format!(
+            "everything is sealed under the new key: take the old one out of the configuration of: {}; restart them \
+             one by one",
+            with_old.join(", ")
+        ),
+    };
+    ReplicationRekey {
+        key: hex::encode(key),
+        former: former.map(hex::encode),
+        records_left: records_left as u64,
+        nodes: standing
+            .into_iter()
+            .map(|(node_id, keys)| NodeReplicationKeys {
+                node_id,
+                keys: keys.iter().map(hex::encode).collect(),
+            })
+            .collect(),
+        next,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use raft_store::command::{
+        AckTransportKey, ActivateTransportKey, DestroyTransportKey, OfferTransportKey, Op, RekeyTransport,
+        ReportReplicationKeys, ResealKeys,
+    };
+    use raft_store::names::{RaftId, TransportId};
+    use raft_store::state::slot::TransportMode;
+
+    use super::*;
+    use crate::rotation::testing::{World, slot};
+
+    const NEW: TransportId = TransportId([2; 16]);
+    const OLD: TransportId = TransportId([1; 16]);
+
+    fn of(world: &World) -> SlotRekey {
+        let mut slots = status(&world.state).slots;
+        assert_eq!(slots.len(), 1);
+        slots.remove(0)
+    }
+
+    fn ack(world: &mut World, node: RaftId, id: TransportId, gone: bool) {
+        let slot = slot("s");
+        let op = AckTransportKey { node, slot, id, gone };
+        world.ok_as(node, Op::AckTransportKey(op));
+    }
+
+    #[test]
+    fn each_phase_of_a_rekey_says_whom_it_waits_for() {
+        let mut world = World::new(2);
+        let first = world.prepare("c");
+        world.activate("c", first);
+        let voters: Vec<RaftId> = world.voters.iter().copied().collect();
+        for voter in &voters {
+            world.slot_keys(*voter);
+        }
+        let settled = of(&world);
+        assert_eq!(settled.phase, RekeyPhase::Settled);
+        assert!(settled.transport_keys[0].waiting_for.is_empty());
+        world.ok(Op::RekeyTransport(RekeyTransport {
+            slot: slot("s"),
+            expected_generation: 1,
+            give_up: None,
+        }));
+        assert_eq!(of(&world).phase, RekeyPhase::Making);
+        world.ok(Op::OfferTransportKey(OfferTransportKey {
+            slot: slot("s"),
+            id: NEW,
+            expected_generation: 1,
+            mode: TransportMode::Standard,
+            check: vec![2; 40],
+            grants: [].into(),
+        }));
+        ack(&mut world, voters[0], NEW, false);
+        let granting = of(&world);
+        assert_eq!(granting.phase, RekeyPhase::Granting);
+        assert_eq!(granting.transport_keys[1].waiting_for.len(), 1);
+        assert!(granting.next.contains(&granting.transport_keys[1].waiting_for[0]));
+        ack(&mut world, voters[1], NEW, false);
+        world.ok(Op::ActivateTransportKey(ActivateTransportKey {
+            slot: slot("s"),
+            id: NEW,
+            left_out: [].into(),
+        }));
+        let rotating = of(&world);
+        assert_eq!(rotating.phase, RekeyPhase::Rotating);
+        assert_eq!(rotating.contexts_to_rotate, ["c"]);
+        let second = world.prepare_under("c", 2);
+        world.activate("c", second);
+        let waiting = of(&world);
+        assert_eq!(waiting.phase, RekeyPhase::Waiting);
+        assert_eq!(waiting.transport_keys[0].versions, 1);
+        assert!(waiting.next.contains("key destroy"), "{}", waiting.next);
+        world.schedule_destroy("c", 1, 1000);
+        world.begin_destroy("c", 1);
+        world.ok(Op::DestroyTransportKey(DestroyTransportKey {
+            slot: slot("s"),
+            id: OLD,
+        }));
+        ack(&mut world, voters[0], OLD, true);
+        let destroying = of(&world);
+        assert_eq!(destroying.phase, RekeyPhase::Destroying);
+        assert_eq!(destroying.transport_keys[0].waiting_for.len(), 1);
+        ack(&mut world, voters[1], OLD, true);
+        assert_eq!(of(&world).phase, RekeyPhase::Settled);
+        assert_eq!(of(&world).transport_keys[0].state, TransportKeyState::Destroyed);
+    }
+
+    #[test]
+    fn each_step_of_another_replication_key_says_what_to_do_next() {
+        let mut world = World::new(2);
+        let old = world.state.meta().unwrap().trk_id;
+        let new = [9; 8];
+        let next = |world: &World| status(&world.state).replication.next;
+        assert_eq!(next(&world), "nothing to do");
+        let held = [old, new].into();
+        world.ok(Op::ReportReplicationKeys(ReportReplicationKeys { node: 1, held }));
+        let lacking = next(&world);
+        assert!(
+            lacking.contains("give the new key") && !lacking.contains("n1"),
+            "{lacking}"
+        );
+        world.hold_replication_keys(&[old, new]);
+        assert!(next(&world).contains("hsmctl cluster rekey replication"));
+        world.rekey_replication(new);
+        let open = status(&world.state).replication;
+        assert_eq!(open.former, Some(hex::encode(old)));
+        assert!(open.next.contains("keeps both"), "{}", open.next);
+        world.ok(Op::ResealKeys(ResealKeys::default()));
+        let done = next(&world);
+        assert!(
+            done.contains("take the old one out") && done.contains("n1"),
+            "{done}"
+        );
+        world.hold_replication_keys(&[new]);
+        assert_eq!(next(&world), "nothing to do");
+    }
+}

@@ -1,0 +1,71 @@
+//! `RekeyTransport`: a slot is to get its next transport key. This entry makes none: the leader does, in its token, and
+//! whoever leads after it finds here what is to be done.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ApplyContext, Conflict, Done, Missing, Refusal, require_admin, require_slot_keys, transport_in_state,
+};
+use crate::names::{SlotName, TransportId};
+use crate::state::ClusterState;
+use crate::state::slot::{Slot, SlotRekey, TransportState};
+
+/// Transport keys of one slot that are not destroyed. Each has a grant for every node, and all of them lie in one row.
+pub const MAX_LIVE_TRANSPORT_KEYS: usize = 8;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RekeyTransport {
+    /// The slot.
+    pub slot: SlotName,
+    /// The generation the proposer saw as newest: compare and set.
+    pub expected_generation: u32,
+    /// A key that was made for a rekey and never came to all members: it is given up, and another one is made.
+    pub give_up: Option<TransportId>,
+}
+
+impl RekeyTransport {
+    pub(super) fn apply(&self, state: &mut ClusterState, cx: &ApplyContext<'_>) -> Result<Done, Refusal> {
+        require_admin(cx, "rekey_transport")?;
+        let name = &self.slot;
+        let mut slot = match state.slots.get(name) {
+            Some(slot) if slot.current_transport().is_some() => Slot::clone(slot),
+            _ => return Err(Missing::Slot(name.clone()).into()),
+        };
+        let newest = slot.newest_generation();
+        if newest != self.expected_generation {
+            let (slot, generation) = (name.clone(), newest);
+            return Err(Conflict::TransportGeneration { slot, generation }.into());
+        }
+        if let Some(id) = self.give_up {
+            let offered = transport_in_state(&mut slot, name, id, TransportState::Offered)?;
+            offered.end();
+        }
+        if slot.awaits_transport() || slot.offered_transport().is_some() {
+            return Err(Conflict::RekeyOpen { slot: name.clone() }.into());
+        }
+        // Who makes it wraps it under the key that is current now: both would have to be waited for.
+        if let Some((key, _)) = state.pending().find(|(_, version)| version.slot == *name) {
+            let (context, version) = (key.context.clone(), key.version);
+            return Err(Conflict::Pending { context, version }.into());
+        }
+        let live = slot
+            .transport
+            .iter()
+            .filter(|it| it.state != TransportState::Destroyed);
+        let live = live.count();
+        if live >= MAX_LIVE_TRANSPORT_KEYS {
+            let (slot, live) = (name.clone(), live as u64);
+            return Err(Conflict::LiveTransportKeys { slot, live }.into());
+        }
+        require_slot_keys(state, name)?;
+        slot.rekey = Some(SlotRekey {
+            after: newest,
+            requested_at: cx.at,
+        });
+        state.slots.put(name.clone(), slot)?;
+        // What was given up may be nobody's to remove.
+        super::destruction::settle(state, cx.at)?;
+        Ok(Done::Ok)
+    }
+}
