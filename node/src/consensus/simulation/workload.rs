@@ -78,14 +78,17 @@ impl Client {
             return;
         }
         let node = &nodes[chance.index(nodes.len())];
-        self.attempts += 1;
         let body = AdminBody::Rotate {
             context: self.context.clone(),
         };
         let key = format!("{}-{}", self.number, self.request);
-        self.waiting = ask(node, &key, body, &RotateRequest {}).map(|answer| (answer, now));
-        if self.waiting.is_none() {
-            self.next = now + chance.millis(20, 200);
+        match ask(node, &key, body, &RotateRequest {}) {
+            Some(answer) => {
+                self.attempts += 1;
+                self.waiting = Some((answer, now));
+            }
+            // It is down.
+            None => self.next = now + chance.millis(20, 200),
         }
     }
 
