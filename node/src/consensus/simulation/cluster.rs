@@ -21,6 +21,7 @@ use super::chance::Chance;
 use super::faults::Faults;
 use super::node::Node;
 use super::oracle::{Oracle, Violations};
+use super::panics;
 use super::workload::{Client, create};
 use crate::identity::test_certs::TestCa;
 use crate::rotation::testing::{ISSUER, slot};
@@ -117,7 +118,11 @@ impl Cluster {
         if self.over {
             return false;
         }
-        if let Err(error) = self.sim.step() {
+        let stepped = self.sim.step();
+        for panic in panics::said() {
+            self.violations.add("no node panics", panic);
+        }
+        if let Err(error) = stepped {
             self.violations.add("no node panics", error.to_string());
             self.over = true;
             return false;

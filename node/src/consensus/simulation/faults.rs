@@ -110,7 +110,7 @@ impl Faults {
             }
             let vote = cluster.nodes[node].vote();
             let has_voted = vote.is_some() && vote != self.votes[node];
-            self.votes[node] = vote;
+            self.votes[node] = vote.or(self.votes[node]);
             let kind = if cluster.nodes[node].disk.is_off() {
                 "power cut at a write"
             } else if has_voted && chance.one_in(16) {

@@ -21,6 +21,7 @@ mod cluster;
 mod faults;
 mod node;
 mod oracle;
+mod panics;
 mod workload;
 
 use self::chance::Chance;
@@ -63,6 +64,7 @@ struct Ran {
 }
 
 fn run(seed: u64, bug: Bug) -> Ran {
+    panics::watch();
     let dir = data_dir();
     let mut chance = Chance::new(seed);
     let count = if seed % 5 == 4 { MAX_NODES } else { 3 };
