@@ -74,6 +74,14 @@ rolling: build ## upgrade every node of three and five voters behind HAProxy and
 fixture: build ## keep what this release writes for the tests of later ones, once for each release (NAME=2.0.0)
 	@scripts/fixture.sh $(NAME)
 
+SIM_SEEDS ?= 500
+SIM_FIRST ?= 1
+
+.PHONY: chaos-nightly
+chaos-nightly: ## many simulated clusters, whose disks and network fail by chance (SIM_SEEDS=500 SIM_FIRST=1)
+	HSM_SIM_SEEDS=$(SIM_SEEDS) HSM_SIM_FIRST=$(SIM_FIRST) \
+	  $(CARGO) test --locked -p hsm-node --lib every_seed_keeps -- --nocapture
+
 .PHONY: fuzz-api
 fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)
 	@scripts/fuzz-api.sh

@@ -19,8 +19,8 @@ if [ -n "${CI:-}" ]; then
   export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
 fi
 
-# All scenarios, whatever somebody has left in his shell.
-unset HSM_SCENARIOS
+# All scenarios and the usual seeds, whatever somebody has left in his shell.
+unset HSM_SCENARIOS HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST
 
 nextest_log=""
 finished=()

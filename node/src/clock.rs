@@ -1,7 +1,7 @@
 //! The two things the replicated state must never ask for itself: the time, and randomness. Proposers ask
-//! here and put the answer into their command.
+//! here and put the answer into their command. And the monotonic clock that goes with timers.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use raft_store::names::UnixMillis;
 
@@ -9,6 +9,12 @@ use raft_store::names::UnixMillis;
 pub fn unix_millis() -> UnixMillis {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Now by the monotonic clock that timers go by: silence and age are judged by the same one. In a simulation that is
+/// another one than the machine's.
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// A time of RFC 3339 that is over by this node's wall clock.

@@ -9,6 +9,7 @@ use raft_store::names::RaftId;
 use super::connection::{CallFailure, Connection};
 use super::shared::Shared;
 use super::wire::{Request, Response};
+use crate::clock;
 
 /// Why a request has no answer.
 #[derive(Debug)]
@@ -46,8 +47,8 @@ async fn one_request<C: Exchange>(
     request: &Request,
     within: Duration,
 ) -> Result<(C, Response), Unanswered> {
-    let deadline = Instant::now() + within;
-    let left = || deadline.saturating_duration_since(Instant::now());
+    let deadline = clock::now() + within;
+    let left = || deadline.saturating_duration_since(clock::now());
     let sent = idle.is_some();
     if let Some(mut idle) = idle {
         match idle.exchange(request, within).await {

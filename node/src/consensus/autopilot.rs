@@ -137,7 +137,7 @@ pub(super) async fn drive(shared: Arc<Shared>, rules: Autopilot) {
     let mut told = Verdict::Nobody;
     loop {
         tokio::time::sleep(LOOK).await;
-        let Some(picture) = picture(&shared, Instant::now()) else {
+        let Some(picture) = picture(&shared, clock::now()) else {
             told = Verdict::Nobody;
             continue;
         };

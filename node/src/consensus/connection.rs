@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::handshake;
+use super::link::Link;
 use super::server::{end_and_key, now_seconds};
 use super::start::ConsensusOptions;
 use super::wire::{self, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway};
@@ -38,7 +38,7 @@ pub(super) enum CallFailure {
 
 /// An open connection.
 pub(super) struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Link>,
     address: String,
     pub(super) peer: Hello,
     /// Seconds since the epoch at which the peer's certificate ends.
@@ -116,8 +116,8 @@ impl Connection {
             return Err(io(std::io::Error::other("a standalone node has no peers")));
         };
         let dial = async {
-            let tcp = TcpStream::connect(address).await?;
-            tcp.set_nodelay(true)?;
+            let tcp = Link::connect(address).await?;
+            tcp.set_nodelay()?;
             let name = ServerName::try_from("hsm-node.invalid").map_err(std::io::Error::other)?;
             let mut stream = TlsConnector::from(std::sync::Arc::clone(&tls.client))
                 .connect(name, tcp)

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raft_store::command::{Done, Op};
 use raft_store::names::RaftId;
@@ -164,7 +164,7 @@ impl Shared {
         }
         // Asking a quorum that is not there would only use up the caller's time.
         let lost = self
-            .quorum_ack_age(Instant::now())
+            .quorum_ack_age(clock::now())
             .is_none_or(|age| age > self.options.timing.election_max);
         if lost && !bug("bug::reads_without_read_index") {
             return Err(CallError {

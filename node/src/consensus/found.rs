@@ -118,13 +118,13 @@ impl Consensus {
             acl: seed.acl,
             revocations: seed.revocations,
         };
-        let deadline = std::time::Instant::now() + LEAD_WITHIN;
+        let deadline = clock::now() + LEAD_WITHIN;
         loop {
             match self.propose_as_leader(Op::CreateCluster(create.clone())).await {
                 Ok(_) => return Ok(()),
                 // The metrics this node judges by lag its election by a moment.
                 Err(super::ProposeError::NotLeader { .. } | super::ProposeError::NoQuorum)
-                    if std::time::Instant::now() < deadline =>
+                    if clock::now() < deadline =>
                 {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }

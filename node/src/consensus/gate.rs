@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use raft_store::names::RaftId;
 
 use super::ProposeError;
+use crate::clock;
 use crate::seeded::bug;
 
 /// Whether this node has caught up with a quorum-backed leader, since its start and since its last silence.
@@ -98,7 +99,7 @@ pub(super) struct StartGate {
 impl StartGate {
     pub(super) fn new(bound: Duration) -> Self {
         Self {
-            begun: Instant::now(),
+            begun: clock::now(),
             bound,
             inner: Mutex::default(),
             contact: AtomicU64::new(0),

@@ -12,6 +12,7 @@ use super::connection::{CallFailure, Connection};
 use super::wire::{JoinDeclined, Request, Response};
 use super::{Consensus, Role};
 use crate::admin::call::CallError;
+use crate::clock;
 
 /// From the first call until this node votes.
 const JOIN_WITHIN: Duration = Duration::from_secs(60);
@@ -131,10 +132,10 @@ impl Consensus {
     /// `already_initialised`, `invalid_argument` (token, CA, slots, replication key, addresses), `conflict` (name
     /// taken), `outcome_unknown` (not a voter in time; the join goes on, ask again).
     pub async fn join(&self, request: JoinRequest) -> Result<Joined, CallError> {
-        let deadline = Instant::now() + JOIN_WITHIN;
+        let deadline = clock::now() + JOIN_WITHIN;
         self.enter(&request).await?;
         let control = self.control().get();
-        while Instant::now() < deadline {
+        while clock::now() < deadline {
             let role = self.view().role;
             // Out of a joint configuration a majority of the old one alone would have to lead as well.
             let membership = &self.published().membership;
@@ -165,7 +166,7 @@ impl Consensus {
         if control.raft_id == 0 || !knows_the_cluster {
             // Also where it has its id and nobody has reached it since: it may have given an address that
             // was wrong, which is corrected by asking again.
-            let accepted = self.ask_to_join(request, Instant::now() + ASK_WITHIN).await?;
+            let accepted = self.ask_to_join(request, clock::now() + ASK_WITHIN).await?;
             self.take_identity(accepted.cluster_id, accepted.epoch, accepted.raft_id)
                 .await?;
         } else if self.view().role != Role::Learner {
@@ -257,7 +258,7 @@ impl Consensus {
             if hopeless == addresses.len() {
                 return Err(refuse(ErrorCode::InvalidArgument, said.join("; ")));
             }
-            if Instant::now() + PAUSE > deadline {
+            if clock::now() + PAUSE > deadline {
                 return Err(refuse(code, said.join("; ")));
             }
             tokio::time::sleep(PAUSE).await;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::ChangeMembers;
 use raft_store::MemberNode;
@@ -197,7 +197,7 @@ async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut
         return Next::Pause(PERIOD);
     }
     tell_below_members(&shared.published.load().state, told);
-    held_back.tell(&shared.published.load().state, Instant::now());
+    held_back.tell(&shared.published.load().state, clock::now());
     let Some(step) = next_step(shared) else {
         let within = if is_anybody_on_the_way(shared) {
             JOINING_LOOK
@@ -278,7 +278,7 @@ fn next_step(shared: &Shared) -> Option<Step> {
 impl Shared {
     /// The peers that have answered this leader within a few heartbeats.
     pub(super) fn heard_lately(&self) -> BTreeSet<RaftId> {
-        self.heard_within(self.options.timing.heartbeat * HEARTBEATS, Instant::now())
+        self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use raft_store::command::Refusal;
 use raft_store::names::{Boot, NodeName, RaftId};
@@ -33,6 +33,7 @@ mod leaving;
 mod levels;
 #[cfg(test)]
 mod lifecycle_tests;
+mod link;
 mod loading;
 mod membership;
 mod network;
@@ -45,6 +46,8 @@ mod repeat;
 mod revoking;
 mod server;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod start;
 #[cfg(test)]
 mod test_world;
@@ -60,6 +63,7 @@ pub(crate) use propose::SETTLED_AFTER;
 pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, start};
 
 use crate::admin::call::{AdminCall, CallError};
+use crate::clock;
 use shared::Shared;
 
 /// A boxed future, as traits that are used as objects return them.
@@ -267,7 +271,7 @@ impl Consensus {
 
     /// Age of the newest quorum-backed contact; `None`: none since the start. Two atomic loads.
     pub fn staleness(&self) -> Option<Duration> {
-        self.shared.staleness(Instant::now())
+        self.shared.staleness(clock::now())
     }
 
     /// The nodes that have answered this leader within a few heartbeats, and itself. Nobody elsewhere.
@@ -292,7 +296,7 @@ impl Consensus {
 
     /// Where this node stands.
     pub fn view(&self) -> View {
-        self.shared.view(Instant::now())
+        self.shared.view(clock::now())
     }
 
     /// Registers what the leader does for administrators. Once.

@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use super::connection::CallFailure;
 use super::shared::Shared;
 use super::wire::{AppendFrame, Request, Response, SNAPSHOT_CHUNK};
+use crate::clock;
 
 /// Longest time a snapshot transfer may go without a byte being taken.
 const SNAPSHOT_PROGRESS: Duration = Duration::from_secs(10);
@@ -168,7 +169,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<RaftId>> {
-        let now = std::time::Instant::now();
+        let now = clock::now();
         // One that is shut for good makes nobody fresh: who follows it would serve on.
         let shut = self.shared.gate.shut_by().is_some();
         let age = self.shared.quorum_ack_age(now).filter(|_| !shut);

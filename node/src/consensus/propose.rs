@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::error::{ClientWriteError, RaftError};
 use raft_store::codec::{self, MAX_COMMAND_BYTES};
@@ -154,7 +154,7 @@ impl Shared {
         }
         // An isolated leader goes on accepting otherwise, and its log grows with every retry.
         if self
-            .quorum_ack_age(Instant::now())
+            .quorum_ack_age(clock::now())
             .is_none_or(|age| age > self.options.timing.election_max)
         {
             return Err(ProposeError::NoQuorum);

@@ -2,12 +2,13 @@
 //! its id, so the state answers a repeat of what was done with what was done. Once the answer to an attempt
 //! is lost, most errors of later ones prove nothing about it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hsm_api::ErrorCode;
 
 use super::ProposeError;
 use crate::admin::call::CallError;
+use crate::clock;
 
 /// How a call is repeated.
 #[derive(Clone, Copy, Debug)]
@@ -126,10 +127,10 @@ pub(super) async fn repeat<T, F>(pace: Pace, mut attempt: impl FnMut(Duration) -
 where
     F: Future<Output = Result<T, CallError>>,
 {
-    let deadline = Instant::now() + pace.within;
+    let deadline = clock::now() + pace.within;
     let mut maybe_done = false;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(clock::now());
         let error = match tokio::time::timeout(left, attempt(left.min(pace.attempt))).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(error)) => error,
@@ -145,7 +146,7 @@ where
                 pace.pause
             }
         };
-        if Instant::now() + pause >= deadline {
+        if clock::now() + pause >= deadline {
             return Err(if maybe_done { unknown(error) } else { error });
         }
         tokio::time::sleep(pause).await;

@@ -3,7 +3,7 @@
 //! greet as a member.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use raft_store::command::Op;
 use raft_store::state::node::NodeStatus;
@@ -11,7 +11,6 @@ use raft_store::storage::SnapshotReceiver;
 use raft_store::{Snapshot, SnapshotMeta, Vote};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -19,10 +18,12 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::greetings::{Greeting, Greetings};
 use super::handshake;
+use super::link::{Link, Listener};
 use super::shared::Shared;
 use super::wire::{
     self, AppendFrame, FrameSaid, Hello, HelloReply, MAX_FRAME, MAX_HELLO, Request, Response, TurnedAway,
 };
+use crate::clock;
 
 /// Connections of greeted peers at a time; a cluster of seven needs fewer than a hundred.
 const MAX_CONNECTIONS: usize = 160;
@@ -40,7 +41,7 @@ const GREETING: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(120);
 
 /// Accepts peers until the runtime ends.
-pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener: TcpListener) {
+pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener: Listener) {
     let acceptor = TlsAcceptor::from(tls);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // A network that is slow enough to need another heartbeat needs more time here too.
@@ -51,7 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, tls: Arc<ServerConfig>, listener:
             return;
         };
         let tcp = match listener.accept().await {
-            Ok((tcp, _)) => tcp,
+            Ok(tcp) => tcp,
             Err(error) => {
                 tracing::warn!(%error, "cluster listener: accept failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -89,11 +90,11 @@ struct Receiving {
 async fn connection(
     shared: &Arc<Shared>,
     acceptor: TlsAcceptor,
-    tcp: TcpStream,
+    tcp: Link,
     mut greeting: Greeting,
     places: Arc<Semaphore>,
 ) -> std::io::Result<()> {
-    tcp.set_nodelay(true)?;
+    tcp.set_nodelay()?;
     let greeted = async {
         let Some((stream, peer)) = greet(shared, acceptor, tcp).await? else {
             return Ok(None);
@@ -130,8 +131,8 @@ async fn connection(
 async fn greet(
     shared: &Arc<Shared>,
     acceptor: TlsAcceptor,
-    tcp: TcpStream,
-) -> std::io::Result<Option<(TlsStream<TcpStream>, Peer)>> {
+    tcp: Link,
+) -> std::io::Result<Option<(TlsStream<Link>, Peer)>> {
     let mut stream = acceptor.accept(tcp).await?;
     let hello: Hello = wire::receive(&mut stream, MAX_HELLO).await?;
     let certificate = stream
@@ -321,7 +322,7 @@ fn still_member(shared: &Shared, peer: &Peer) -> Result<(), TurnedAway> {
 }
 
 async fn append(shared: &Arc<Shared>, frame: AppendFrame) -> Response {
-    let received = Instant::now();
+    let received = clock::now();
     let Some(running) = shared.raft.get() else {
         return Response::Failed("raft is not running".into());
     };

@@ -23,6 +23,7 @@ use super::pool::Pool;
 use super::start::ConsensusOptions;
 use super::wire::{FrameSaid, Hello};
 use super::{LeaderCalls, Peer, Role, View};
+use crate::clock;
 
 pub(super) type Metrics = RaftMetrics<RaftId, MemberNode>;
 
@@ -185,7 +186,7 @@ impl Shared {
             .is_some_and(|sample| sample.metrics.state == ServerState::Leader);
         if metrics.state == ServerState::Leader {
             if !led {
-                self.leads_since.store(Some(Arc::new(Instant::now())));
+                self.leads_since.store(Some(Arc::new(clock::now())));
             }
             // A new leader has caught up once an entry of its own term is applied: all before it is
             // committed then.
@@ -195,11 +196,11 @@ impl Shared {
             if let Some(age) = metrics.millis_since_quorum_ack.filter(|_| own_term) {
                 let age = Duration::from_millis(age);
                 self.gate
-                    .contact(Instant::now(), age, applied, self.applied_index());
+                    .contact(clock::now(), age, applied, self.applied_index());
             }
         }
         self.sample.store(Some(Arc::new(Sample {
-            at: Instant::now(),
+            at: clock::now(),
             metrics,
         })));
     }
@@ -215,7 +216,7 @@ impl Shared {
 
     /// Notes an answer of a peer.
     pub(super) fn note_peer(&self, id: RaftId) {
-        let now = Instant::now();
+        let now = clock::now();
         self.peers.rcu(|peers| {
             let mut peers = BTreeMap::clone(peers);
             peers.insert(id, now);

@@ -23,6 +23,7 @@ use super::admission::Peers;
 use super::autopilot::{self, Autopilot};
 use super::gate::StartGate;
 use super::handshake::Run;
+use super::link::Listener;
 use super::loading::Loading;
 use super::network::Network;
 use super::pool::Pool;
@@ -189,10 +190,10 @@ pub fn start(options: ConsensusOptions) -> Result<Consensus, StartError> {
 }
 
 /// What can fail because of somebody else: another process with the directory or the port.
-struct Parts {
-    options: ConsensusOptions,
-    opened: Opened,
-    listener: Option<TcpListener>,
+pub(super) struct Parts {
+    pub(super) options: ConsensusOptions,
+    pub(super) opened: Opened,
+    pub(super) listener: Option<Listener>,
 }
 
 /// As `TcpListener::bind`, with a short queue: what waits in a long one is past its sender's patience.
@@ -212,7 +213,8 @@ async fn open(options: ConsensusOptions) -> Result<Parts, StartError> {
     let listener = match options.listen {
         Some(address) => {
             let bound = bind(address);
-            Some(bound.map_err(|reason| ListenError::of(KEY, address, reason))?)
+            let bound = bound.map_err(|reason| ListenError::of(KEY, address, reason))?;
+            Some(Listener::Tcp(bound))
         }
         None => None,
     };
@@ -255,7 +257,7 @@ fn note_recovery(recovery: &RecoverQuorum, before: &Published) {
     );
 }
 
-async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
+pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
     let Parts {
         options,
         opened,

@@ -14,6 +14,7 @@ use super::clocks::Clocks;
 use super::cluster::{Cluster, Leadership};
 use super::decide::{Action, Limits, Sightings, decide, names};
 use super::reach;
+use crate::clock;
 use crate::consensus::ProposeError;
 
 /// Between looks while a version is pending: silence and deadlines pass without an entry.
@@ -62,7 +63,7 @@ async fn look(cluster: &dyn Cluster, clocks: &Clocks, sightings: &mut Sightings,
         clocks.before_stamp(cluster, None).await;
     }
     let published = cluster.published();
-    let now = Instant::now();
+    let now = clock::now();
     sightings.look(leadership.term, &published.state, now);
     let actions = actions(&published, cluster.raft_id(), &leadership, sightings, limits, now);
     let mut failed = false;

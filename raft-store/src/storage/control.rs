@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreFailure;
+#[cfg(feature = "simulation")]
+use super::simulated::SimulatedRows;
 use crate::codec;
 use crate::names::{ClusterId, Incarnation, RaftId};
 use crate::seeded::bug;
@@ -130,10 +132,18 @@ impl Control {
     }
 }
 
+/// What the slots lie in.
+#[derive(Debug)]
+enum Medium {
+    File(File),
+    #[cfg(feature = "simulation")]
+    Simulated(SimulatedRows),
+}
+
 /// The open file.
 #[derive(Debug)]
 pub(super) struct ControlFile {
-    file: File,
+    medium: Medium,
     path: PathBuf,
     sequence: u64,
 }
@@ -152,7 +162,7 @@ impl ControlFile {
             .open(&beside)
             .map_err(StoreFailure::io(format!("create {}", beside.display())))?;
         let mut this = Self {
-            file,
+            medium: Medium::File(file),
             path: path.to_path_buf(),
             sequence: 0,
         };
@@ -175,7 +185,7 @@ impl ControlFile {
         let (sequence, control) = newest(&file, path)?;
         Ok(Some((
             Self {
-                file,
+                medium: Medium::File(file),
                 path: path.to_path_buf(),
                 sequence,
             },
@@ -183,16 +193,50 @@ impl ControlFile {
         )))
     }
 
+    /// The control file of a disk that is not there; made if the disk is new.
+    #[cfg(feature = "simulation")]
+    pub(super) fn simulated(
+        disk: SimulatedRows,
+        fresh: impl FnOnce() -> Control,
+    ) -> Result<(Self, Control), StoreFailure> {
+        let mut newest: Option<(u64, Control)> = None;
+        for slot in disk.slots()? {
+            if let Some(found) = parse_slot(&slot)?
+                && newest.as_ref().is_none_or(|(sequence, _)| found.0 > *sequence)
+            {
+                newest = Some(found);
+            }
+        }
+        let mut this = Self {
+            path: PathBuf::from("control"),
+            sequence: newest.as_ref().map_or(0, |(sequence, _)| *sequence),
+            medium: Medium::Simulated(disk),
+        };
+        if let Some((_, control)) = newest {
+            return Ok((this, control));
+        }
+        let control = fresh();
+        this.write(&control)?;
+        this.write(&control)?;
+        Ok((this, control))
+    }
+
     /// Writes the next slot and waits until it is on disk.
+    #[cfg_attr(not(feature = "simulation"), allow(clippy::match_single_binding))]
     pub(super) fn write(&mut self, control: &Control) -> Result<(), StoreFailure> {
         let what = || format!("write {}", self.path.display());
         let sequence = self.sequence + 1;
         let slot = slot(sequence, control)?;
-        self.file
-            .write_all_at(&slot, (sequence % 2) * SLOT)
-            .map_err(StoreFailure::io(what()))?;
-        if !bug("bug::skip_sync_data") {
-            self.file.sync_data().map_err(StoreFailure::io(what()))?;
+        match &self.medium {
+            Medium::File(file) => {
+                file.write_all_at(&slot, (sequence % 2) * SLOT)
+                    .map_err(StoreFailure::io(what()))?;
+                if !bug("bug::skip_sync_data") {
+                    file.sync_data().map_err(StoreFailure::io(what()))?;
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Medium::Simulated(disk) => disk.write_slot(sequence % 2, slot)?,
         }
         self.sequence = sequence;
         Ok(())

@@ -27,6 +27,8 @@ mod open;
 mod recover;
 mod recover_quorum;
 mod rows;
+#[cfg(feature = "simulation")]
+mod simulated;
 mod sled_watch;
 mod snapshot;
 mod swap;
@@ -41,6 +43,8 @@ pub use machine::{Published, StateMachine};
 pub use open::{Opened, Store, StoreOptions};
 pub use recover_quorum::{Outlook, RecoverError, Recovered};
 pub use rows::BarrierHook;
+#[cfg(feature = "simulation")]
+pub use simulated::{Lie, SimulatedDisk};
 pub use sled_watch::{LogHookTaken, install_log_hook, install_panic_hook};
 pub use snapshot::SnapshotReceiver;
 

@@ -16,7 +16,9 @@ use super::handle::{self, ControlHandle};
 use super::log::LogStore;
 use super::machine::StateMachine;
 use super::recover::{self, FoundLog};
-use super::rows::{BarrierHook, SledRows, panic_message};
+use super::rows::{BarrierHook, RowStore, SledRows, panic_message};
+#[cfg(feature = "simulation")]
+use super::simulated::SimulatedDisk;
 use super::sled_watch;
 use super::swap;
 use super::writer::{Core, OnFatal, Writer};
@@ -65,6 +67,36 @@ impl Store {
         Ok(opened)
     }
 
+    /// Opens or makes the store on a disk that is not there; snapshots are files in `options.dir` all the same. Inside
+    /// a runtime, whose time is the disk's.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    #[cfg(feature = "simulation")]
+    pub fn open_simulated(options: StoreOptions, disk: &SimulatedDisk) -> Result<Opened, OpenError> {
+        let dir = options.dir.clone();
+        let fail = |failure| OpenError::of(&dir, failure);
+        make_dir(&dir.join("snapshots")).map_err(fail)?;
+        let rows = disk.rows();
+        let fresh = || Control::fresh(options.node_name.clone(), options.incarnation);
+        let (file, control) = ControlFile::simulated(rows.clone(), fresh).map_err(fail)?;
+        if let Some(poison) = &control.poison {
+            let reason = poison.to_string();
+            return Err(OpenError::Poisoned { dir, reason });
+        }
+        let promised = control.vote.is_some() || control.last_log.is_some();
+        let under = Underneath {
+            rows: Box::new(rows),
+            file,
+            control,
+            lock: None,
+        };
+        let disk = disk.clone();
+        build(options, under, promised, |core| {
+            Ok(Writer::start_task(core, disk))
+        })
+    }
+
     /// Opens the store in `options.dir` for maintenance: as [`Self::open`], but makes none where there is none.
     pub fn open_existing(options: StoreOptions) -> Result<Opened, OpenError> {
         require_used(&options.dir)?;
@@ -108,7 +140,7 @@ fn watched<T>(dir: &Path, work: impl FnOnce() -> Result<T, OpenError>) -> Result
     })
 }
 
-fn open(options: StoreOptions) -> Result<Opened, OpenError> {
+fn open(mut options: StoreOptions) -> Result<Opened, OpenError> {
     let dir = options.dir.clone();
     let fail = |failure| OpenError::of(&dir, failure);
     let lost = |what: String| OpenError::lost(&dir, what);
@@ -116,8 +148,7 @@ fn open(options: StoreOptions) -> Result<Opened, OpenError> {
     make_dir(&dir).map_err(fail)?;
     let lock = lock_dir(&dir)?;
     swap::finish(&dir).map_err(fail)?;
-    let snapshots = dir.join("snapshots");
-    make_dir(&snapshots).map_err(fail)?;
+    make_dir(&dir.join("snapshots")).map_err(fail)?;
 
     let sled_dir = dir.join("sled");
     let (file, control) = open_control(&options, &sled_dir)?;
@@ -126,13 +157,46 @@ fn open(options: StoreOptions) -> Result<Opened, OpenError> {
         return Err(lost("`sled/db` is missing".into()));
     }
     make_dir(&sled_dir).map_err(fail)?;
-    let rows = open_rows(&dir, &sled_dir, options.cache_bytes, options.on_barrier)?;
+    let rows = open_rows(&dir, &sled_dir, options.cache_bytes, options.on_barrier.take())?;
+    let under = Underneath {
+        rows: Box::new(rows),
+        file,
+        control,
+        lock: Some(lock),
+    };
+    build(options, under, promised, Writer::start)
+}
 
-    let mut found = recover::read_log(&rows).map_err(fail)?;
+/// What a store is built on.
+struct Underneath {
+    rows: Box<dyn RowStore>,
+    file: ControlFile,
+    control: Control,
+    lock: Option<Flock<File>>,
+}
+
+/// Builds a store on what was opened: everything that `control` promises must be there.
+fn build(
+    options: StoreOptions,
+    under: Underneath,
+    promised: bool,
+    start: impl FnOnce(Arc<Core>) -> Result<Writer, StoreFailure>,
+) -> Result<Opened, OpenError> {
+    let dir = options.dir;
+    let fail = |failure| OpenError::of(&dir, failure);
+    let lost = |what: String| OpenError::lost(&dir, what);
+    let snapshots = dir.join("snapshots");
+    let Underneath {
+        rows,
+        file,
+        control,
+        lock,
+    } = under;
+    let mut found = recover::read_log(&*rows).map_err(fail)?;
     if !bug("bug::ignore_control_file") {
         recover::check_promise(&control, &found).map_err(lost)?;
     }
-    let core = Core::new(Box::new(rows), file, control, options.on_fatal, lock);
+    let core = Core::new(rows, file, control, options.on_fatal, lock);
     promise_found(&core, &found).map_err(fail)?;
 
     let mut now = recover::read_state(&*core.rows, promised).map_err(fail)?;
@@ -157,7 +221,7 @@ fn open(options: StoreOptions) -> Result<Opened, OpenError> {
     core.log_bytes.store(found.index.bytes, Ordering::Relaxed);
     core.state_bytes.store(now.bytes, Ordering::Relaxed);
     let core = Arc::new(core);
-    let writer = Writer::start(Arc::clone(&core)).map_err(fail)?;
+    let writer = start(Arc::clone(&core)).map_err(fail)?;
     Ok(Opened {
         log: LogStore::new(Arc::clone(&core), writer, found.index),
         machine: StateMachine::new(Arc::clone(&core), snapshots, now, current),

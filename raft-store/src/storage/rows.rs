@@ -18,7 +18,8 @@ const COPIED_AT_ONCE: usize = 256;
 /// A set of changes to one tree, applied together or not at all.
 #[derive(Default)]
 pub(super) struct Changes {
-    batch: sled::Batch,
+    /// Physical keys with what they hold from now on; `None`: nothing. Of two for one key the later counts.
+    pub(super) pairs: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Changes {
@@ -33,10 +34,10 @@ impl Changes {
         let pairs = frame::pack(form, key, value)?;
         let kept = pairs.len() as u16;
         for (key, frame) in pairs {
-            self.batch.insert(key, frame);
+            self.pairs.push((key, Some(frame)));
         }
         for number in kept..old_len.map_or(0, frame::chunks_of) {
-            self.batch.remove(frame::chunk_key(key, number));
+            self.pairs.push((frame::chunk_key(key, number), None));
         }
         Ok(())
     }
@@ -44,7 +45,7 @@ impl Changes {
     /// Removes a row of the given length.
     pub(super) fn remove(&mut self, key: &[u8], old_len: usize) {
         for number in 0..frame::chunks_of(old_len) {
-            self.batch.remove(frame::chunk_key(key, number));
+            self.pairs.push((frame::chunk_key(key, number), None));
         }
     }
 }
@@ -200,8 +201,15 @@ impl SledRows {
 
 impl RowStore for SledRows {
     fn write(&self, tree: &str, changes: Changes) -> Result<(), StoreFailure> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes.pairs {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
         self.tree(tree)?
-            .apply_batch(changes.batch)
+            .apply_batch(batch)
             .map_err(StoreFailure::sled("write"))
     }
 

@@ -62,8 +62,8 @@ pub(super) struct Core {
     /// Bytes of the rows that there are, of log and state: what sled's file would be without what is old in it.
     pub(super) log_bytes: AtomicU64,
     pub(super) state_bytes: AtomicU64,
-    /// The directory's lock, held as long as any part of the store lives.
-    _lock: Flock<File>,
+    /// The directory's lock, held as long as any part of the store lives. A simulated disk has none.
+    _lock: Option<Flock<File>>,
 }
 
 impl Core {
@@ -72,7 +72,7 @@ impl Core {
         file: ControlFile,
         control: Control,
         on_fatal: OnFatal,
-        lock: Flock<File>,
+        lock: Option<Flock<File>>,
     ) -> Self {
         let durable = AtomicU64::new(control.last_log.map_or(0, |id| id.index));
         Self {
@@ -149,8 +149,11 @@ impl Core {
 
 /// The way to the writer thread. The thread ends when the last sender is gone.
 #[derive(Clone)]
-pub(super) struct Writer {
-    queue: SyncSender<WriteOp>,
+pub(super) enum Writer {
+    Thread(SyncSender<WriteOp>),
+    /// A task of the simulation, in whose time a thread has no part.
+    #[cfg(feature = "simulation")]
+    Task(tokio::sync::mpsc::UnboundedSender<WriteOp>),
 }
 
 impl Writer {
@@ -160,11 +163,33 @@ impl Writer {
             .name("store-writer".into())
             .spawn(move || run(&core, &ops))
             .map_err(StoreFailure::io("start the writer thread"))?;
-        Ok(Self { queue })
+        Ok(Self::Thread(queue))
     }
 
+    /// Writes in a task, each time after what the disk takes for it.
+    #[cfg(feature = "simulation")]
+    pub(super) fn start_task(core: Arc<Core>, disk: super::simulated::SimulatedDisk) -> Self {
+        let (queue, mut ops) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut next: Option<WriteOp> = ops.recv().await;
+            while let Some(op) = next.take() {
+                tokio::time::sleep(disk.write_time()).await;
+                next = carry_out(&core, op, || ops.try_recv().ok());
+                if next.is_none() {
+                    next = ops.recv().await;
+                }
+            }
+        });
+        Self::Task(queue)
+    }
+
+    #[cfg_attr(not(feature = "simulation"), allow(clippy::match_single_binding))]
     pub(super) fn send(&self, op: WriteOp) -> Result<(), StoreFailure> {
-        self.queue.send(op).map_err(|_| StoreFailure::Stopped)
+        match self {
+            Self::Thread(queue) => queue.send(op).map_err(|_| StoreFailure::Stopped),
+            #[cfg(feature = "simulation")]
+            Self::Task(queue) => queue.send(op).map_err(|_| StoreFailure::Stopped),
+        }
     }
 
     /// Sends an operation and waits for its end.
@@ -178,49 +203,54 @@ impl Writer {
 fn run(core: &Core, ops: &Receiver<WriteOp>) {
     let mut next = ops.recv().ok();
     while let Some(op) = next.take() {
-        match op {
-            WriteOp::Append { entries, last, done } => {
-                let (mut entries, mut last, mut waiting) = (entries, last, vec![done]);
-                // Appends that queued up behind the last barrier go to disk together.
-                while waiting.len() < QUEUE {
-                    match ops.try_recv() {
-                        Ok(WriteOp::Append {
-                            entries: more,
-                            last: later,
-                            done,
-                        }) => {
-                            entries.extend(more);
-                            last = later;
-                            waiting.push(done);
-                        }
-                        Ok(other) => {
-                            next = Some(other);
-                            break;
-                        }
-                        Err(_) => break,
-                    }
-                }
-                let result = core.fatal(core.check_running().and_then(|()| append(core, &entries, last)));
-                let error = result.err().map(|e| e.to_string());
-                for done in waiting {
-                    done.log_io_completed(error.clone().map_or(Ok(()), |e| Err(std::io::Error::other(e))));
-                }
-            }
-            WriteOp::Vote { vote, reply } => answer(core, reply, || save_vote(core, vote)),
-            WriteOp::Truncate { remove, last, reply } => {
-                answer(core, reply, || truncate(core, &remove, last))
-            }
-            WriteOp::Purge {
-                remove,
-                upto,
-                last,
-                reply,
-            } => {
-                answer(core, reply, || purge(core, &remove, upto, last));
-            }
-        }
-        next = next.or_else(|| ops.recv().ok());
+        next = carry_out(core, op, || ops.try_recv().ok()).or_else(|| ops.recv().ok());
     }
+}
+
+/// Carries an operation out. Gives back one that it took from the queue meanwhile, whose turn is next.
+fn carry_out(core: &Core, op: WriteOp, mut queued: impl FnMut() -> Option<WriteOp>) -> Option<WriteOp> {
+    match op {
+        WriteOp::Append { entries, last, done } => {
+            let (mut entries, mut last, mut waiting) = (entries, last, vec![done]);
+            let mut other = None;
+            // Appends that queued up behind the last barrier go to disk together.
+            while waiting.len() < QUEUE {
+                match queued() {
+                    Some(WriteOp::Append {
+                        entries: more,
+                        last: later,
+                        done,
+                    }) => {
+                        entries.extend(more);
+                        last = later;
+                        waiting.push(done);
+                    }
+                    Some(next) => {
+                        other = Some(next);
+                        break;
+                    }
+                    None => break,
+                }
+            }
+            let result = core.fatal(core.check_running().and_then(|()| append(core, &entries, last)));
+            let error = result.err().map(|e| e.to_string());
+            for done in waiting {
+                done.log_io_completed(error.clone().map_or(Ok(()), |e| Err(std::io::Error::other(e))));
+            }
+            return other;
+        }
+        WriteOp::Vote { vote, reply } => answer(core, reply, || save_vote(core, vote)),
+        WriteOp::Truncate { remove, last, reply } => {
+            answer(core, reply, || truncate(core, &remove, last));
+        }
+        WriteOp::Purge {
+            remove,
+            upto,
+            last,
+            reply,
+        } => answer(core, reply, || purge(core, &remove, upto, last)),
+    }
+    None
 }
 
 fn answer(core: &Core, reply: Reply, work: impl FnOnce() -> Result<(), StoreFailure>) {
