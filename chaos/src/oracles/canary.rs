@@ -142,7 +142,7 @@ fn below(dir: &Path, spared: &[PathBuf], canaries: &[Canary], searched: &mut Sea
 }
 
 /// The names of those that are in a file.
-fn in_file<'c>(mut file: impl Read, canaries: &'c [Canary]) -> Result<Vec<&'c str>> {
+fn in_file(mut file: impl Read, canaries: &[Canary]) -> Result<Vec<&str>> {
     let overlap = canaries
         .iter()
         .map(|canary| canary.bytes.len())

@@ -252,7 +252,7 @@ mod tests {
             context: context("c"),
             active: 1,
         };
-        assert_eq!(decided(&world, &[]), [rotate.clone()]);
+        assert_eq!(decided(&world, &[]), std::slice::from_ref(&rotate));
         world.prepare_under("c", 2);
         assert!(decided(&world, &[]).is_empty(), "its next version is on its way");
         world.abandon("c", 2);

@@ -46,8 +46,10 @@ fn news(state: &ClusterState, me: RaftId, replication: &Replication) -> Option<O
     let meta = state.meta()?;
     state.nodes().get(&me).filter(|node| node.is_standing())?;
     let held = replication.ids(meta.cluster_id);
-    (state.replication_keys_of(me) != held)
-        .then(|| Op::ReportReplicationKeys(ReportReplicationKeys { node: me, held }))
+    (state.replication_keys_of(me) != held).then_some(Op::ReportReplicationKeys(ReportReplicationKeys {
+        node: me,
+        held,
+    }))
 }
 
 /// Once for each reason; while leaders change there is nothing to say.

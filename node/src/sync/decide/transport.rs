@@ -110,14 +110,13 @@ pub(super) fn keys(
     for generation in needed(picture, versions) {
         let id = generation.id;
         match held.transport.get(&id) {
-            Some(Ok(check)) if *check == generation.check => {
-                if is_asked_for(generation) && !generation.acks.contains(&picture.me) {
-                    plan.actions.push(Action::AckTransport(id));
-                }
-            }
-            Some(Ok(_)) => {
+            Some(Ok(check)) if *check != generation.check => {
                 let why = "its check differs".to_owned();
                 plan.problems.push(Problem::TransportDiffers { id, why });
+            }
+            Some(Ok(_)) => {
+                let is_news = is_asked_for(generation) && !generation.acks.contains(&picture.me);
+                plan.actions.extend(is_news.then_some(Action::AckTransport(id)));
             }
             Some(Err(why)) => plan
                 .problems
