@@ -163,6 +163,7 @@ impl Builder {
             subnet: self.subnet,
             relays: None,
             env: self.env,
+            pooled: true,
             guard,
             passed: false,
         };
@@ -218,6 +219,8 @@ pub struct Playground {
     subnet: Option<Subnet>,
     relays: Option<Relays>,
     env: Vec<(String, OsString)>,
+    /// Whether further nodes take their tokens from the pool.
+    pooled: bool,
     guard: Guard,
     passed: bool,
 }
@@ -252,6 +255,8 @@ impl Playground {
             subnet: None,
             relays: None,
             env: Vec::new(),
+            // Its tokens have PINs of their own.
+            pooled: false,
             guard,
             passed: false,
         })
@@ -448,9 +453,17 @@ impl Playground {
     async fn one_more(&self, how: Option<&str>) -> Result<Node> {
         let number = self.count() + 1;
         let nodes = number.to_string();
-        let pool = token_pool::ready(&self.hsmctl).await?;
-        let pool = pool.to_str().context("the path of the token pool")?;
-        let mut args = vec!["--nodes", nodes.as_str(), "--tokens-from", pool];
+        let pool = match self.pooled {
+            true => Some(token_pool::ready(&self.hsmctl).await?),
+            false => None,
+        };
+        let mut args = vec!["--nodes", nodes.as_str()];
+        if let Some(pool) = &pool {
+            args.extend([
+                "--tokens-from",
+                pool.to_str().context("the path of the token pool")?,
+            ]);
+        }
         args.extend(how);
         self.dev("up", &args).await?;
         self.nodes.store(number, Ordering::SeqCst);

@@ -2,13 +2,18 @@
 //! this node's own state ends it, and no single member but its leader.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use raft_store::MemberNode;
 use raft_store::names::RaftId;
 use raft_store::storage::Poison;
 
 use super::handshake;
+use super::membership::member_of;
 use super::shared::Shared;
 use super::wire::TurnedAway;
+use crate::clock;
 use crate::lock::lock;
 
 /// Members that have to agree before a node believes that it must never run again, unless its leader says so.
@@ -45,14 +50,15 @@ impl Accusers {
 
 impl Shared {
     /// `accuser`, under the certificate of `name`, refuses this node. If its word means that this directory
-    /// must never run again, and is to be believed: remember it, then end the process.
-    pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) {
+    /// must never run again, and is to be believed: remember it, then end the process. True if it would be, were it not
+    /// one member's alone.
+    pub(super) fn accused(&self, accuser: RaftId, name: &str, reason: &TurnedAway) -> bool {
         if let TurnedAway::OtherEpoch { ours, .. } = reason {
             self.note_epoch_of(accuser, name, *ours, reason);
-            return;
+            return false;
         }
         let Some(poison) = handshake::poison_of(&self.control.get(), reason) else {
-            return;
+            return false;
         };
         if !self.is_member(accuser, name) {
             self.note_accusation(
@@ -61,16 +67,16 @@ impl Shared {
                 reason,
                 "a refusal by nobody who is a member is ignored",
             );
-            return;
+            return false;
         }
         if !self.is_believed(accuser, &poison) {
             let what = "one member refuses this node; waiting for another's word";
             self.note_accusation(name, accuser, reason, what);
-            return;
+            return true;
         }
         if self.removed.borrow().is_some() {
             // It is on its way out.
-            return;
+            return false;
         }
         let why = poison.to_string();
         if let Err(error) = self.control.poison(poison.clone()) {
@@ -80,9 +86,35 @@ impl Shared {
         // One that was removed may finish what it has begun: everybody knows what it knows. Unless nobody sees to its end.
         let removed = matches!(poison, Poison::Removed);
         if removed && self.removed.send(Some(text.clone())).is_ok() {
-            return;
+            return false;
         }
         (self.options.on_fatal)(text);
+        false
+    }
+
+    /// Greets every other member, once: whoever refuses this node too says so. A node that Raft's membership has lost asks
+    /// nobody for anything by itself, and hears of nobody who leads.
+    pub(super) fn ask_others_than(self: &Arc<Self>, accuser: RaftId) {
+        if self.peers_seen.asks_others.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let published = self.published.load();
+        let own = self.control.get().raft_id;
+        let others = published.state.nodes().iter();
+        let others = others.filter(|(id, node)| **id != own && **id != accuser && node.is_member());
+        let others: Vec<(RaftId, MemberNode)> = others.map(|(id, node)| (*id, member_of(node))).collect();
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            for (id, node) in others {
+                let address = shared.options.peer_address(&node);
+                // Connections from before know nothing of a tombstone.
+                shared.pool.forget(&(id, address.clone()), clock::now());
+                if let Err(error) = shared.connect(id, &address).await {
+                    tracing::debug!(%error, raft_id = id, "a member was asked whether it refuses this node too");
+                }
+            }
+            shared.peers_seen.asks_others.store(false, Ordering::SeqCst);
+        });
     }
 
     /// A peer says that it is of another epoch than this node. The word of one voter that this node's own log names is

@@ -2,6 +2,7 @@
 //! (`vouching.rs`), and a peer's progress that only its leader knows.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use openraft::ServerState;
@@ -31,6 +32,8 @@ pub(super) struct Peers {
     pub(super) vouched: Mutex<BTreeMap<RaftId, Vouched>>,
     pub(super) asking: Asking,
     pub(super) accusers: Mutex<Accusers>,
+    /// The others are being asked whether they refuse this node too.
+    pub(super) asks_others: AtomicBool,
 }
 
 impl Peers {

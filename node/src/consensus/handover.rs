@@ -18,6 +18,7 @@ use super::Consensus;
 use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
 use super::wire::{Request, Response};
 use crate::admin::call::CallError;
+use crate::clock;
 use crate::seeded::bug;
 
 /// Until what is being appended has been answered.
@@ -88,7 +89,7 @@ impl Consensus {
 
 /// The longest that a hand-over takes.
 fn most(shared: &Shared) -> Duration {
-    SETTLE + CATCH_UP + 3 * TAKE_OVER + lease_and_tick(shared)
+    SETTLE + CATCH_UP + 3 * TAKE_OVER + 2 * lease_and_tick(shared)
 }
 
 /// While this is there, nothing is appended. Heartbeats are sent again when it goes, whatever came of the hand-over: a
@@ -139,6 +140,7 @@ impl Shared {
         if !self.is_leader() {
             return Ok(None);
         }
+        self.outlast_own_lease().await;
         let _paused = Paused::begin(self);
         match self.hand_over(to).await? {
             Some(leader) => {
@@ -173,6 +175,7 @@ impl Shared {
         if metrics.borrow().membership_config.voter_ids().count() < 2 {
             return Ok(None);
         }
+        self.outlast_own_lease().await;
         // Every place among those who append, for good: from here on the log does not grow, and a follower that
         // has all of it now has all of it when it stands.
         let all = Arc::clone(&self.in_flight).acquire_many_owned(MAX_IN_FLIGHT as u32);
@@ -226,6 +229,16 @@ impl Shared {
                     .unwrap_or_else(|| format!("{} was not elected in time", self.name_or_id(target))))
             }
         }
+    }
+
+    /// openraft's leader votes for nobody for as long after its election as voters keep to a leader (`handle_vote_req` in
+    /// openraft 0.9.25), and of three voters its vote is needed.
+    async fn outlast_own_lease(&self) {
+        let Some(since) = self.leads_since.load_full() else {
+            return;
+        };
+        let until = *since + lease_and_tick(self);
+        tokio::time::sleep(until.saturating_duration_since(clock::now())).await;
     }
 
     fn name_or_id(&self, id: RaftId) -> String {

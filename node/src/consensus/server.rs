@@ -261,7 +261,9 @@ async fn handle(
         Request::GoAway(reason) | Request::Refused(reason) => {
             let (id, name) = (peer.hello.raft_id, peer.hello.name.as_str());
             shared.note_accusation(name, id, &reason, "a peer refuses this node's identity");
-            shared.accused(id, name, &reason);
+            if shared.accused(id, name, &reason) {
+                shared.ask_others_than(id);
+            }
             return None;
         }
         Request::Join(_) => return None,

@@ -30,7 +30,7 @@ use self::faults::Faults;
 use crate::lock::lock;
 
 /// Simulated time in which a cluster is disturbed.
-const DISTURBED: Duration = Duration::from_secs(25);
+const DISTURBED: Duration = Duration::from_secs(10);
 /// How often a seed that failed is run again.
 const RERUNS: u64 = 20;
 /// Seeds within which a seeded bug has to be found. Each takes about a second.
