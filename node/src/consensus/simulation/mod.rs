@@ -30,7 +30,7 @@ use self::faults::Faults;
 use crate::lock::lock;
 
 /// Simulated time in which a cluster is disturbed.
-const DISTURBED: Duration = Duration::from_secs(10);
+const DISTURBED: Duration = Duration::from_secs(25);
 /// How often a seed that failed is run again.
 const RERUNS: u64 = 20;
 /// Seeds within which a seeded bug has to be found. Each takes about a second.
@@ -151,6 +151,7 @@ fn tell(seed: u64, ran: &Ran) {
 }
 
 #[test]
+#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn every_seed_keeps_what_was_acknowledged() {
     if let Some(seed) = number("HSM_SIM_SEED") {
         assert_eq!(hit_rate(seed), 0, "seed {seed}");
@@ -185,7 +186,7 @@ fn every_seed_keeps_what_was_acknowledged() {
     for (seed, _) in failed.iter().take(3) {
         hit_rate(*seed);
         println!(
-            "REPRODUCE WITH: HSM_SIM_SEED={seed} cargo test -p hsm-node --lib every_seed_keeps -- --nocapture"
+            "REPRODUCE WITH: HSM_SIM_SEED={seed} cargo test -p hsm-node --lib every_seed_keeps -- --ignored --nocapture"
         );
     }
     assert!(failed.is_empty(), "{} of {count} seeds failed", failed.len());
@@ -226,16 +227,19 @@ fn is_found(bug: Bug, rules: &[&str]) {
 }
 
 #[test]
+#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn a_disk_that_acknowledges_before_it_syncs_is_found() {
     is_found(Bug::UnsyncedAcknowledged, &KEPT);
 }
 
 #[test]
+#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn a_vote_that_is_not_synced_is_found() {
     is_found(Bug::VoteNotSynced, &KEPT);
 }
 
 #[test]
+#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn an_activation_on_a_bare_majority_is_found() {
     is_found(
         Bug::BareMajority,
@@ -244,6 +248,7 @@ fn an_activation_on_a_bare_majority_is_found() {
 }
 
 #[test]
+#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn an_acknowledgement_before_the_import_is_found() {
     is_found(Bug::AckBeforeImport, &["who acknowledges a version holds it"]);
 }
