@@ -80,7 +80,7 @@ SIM_FIRST ?= 1
 .PHONY: chaos-nightly
 chaos-nightly: ## many simulated clusters, whose disks and network fail by chance (SIM_SEEDS=500 SIM_FIRST=1)
 	HSM_SIM_SEEDS=$(SIM_SEEDS) HSM_SIM_FIRST=$(SIM_FIRST) \
-	  $(CARGO) test --locked -p hsm-node --lib consensus::simulation -- --ignored --nocapture --test-threads 1
+	  $(CARGO) test --locked -p hsm-node --lib consensus::simulation -- --nocapture --test-threads 1
 
 .PHONY: fuzz-api
 fuzz-api: build ## ask a playground for what docs/openapi.json describes, and for what it forbids; three minutes (SEED=N; needs PyPI)

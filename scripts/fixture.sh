@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-# Its addresses stand in its state. Of the blocks of ports that tests take from (cluster-tests/src/ports.rs) it is one.
+# Its addresses stand in its state. Of the blocks of ports (cluster-tests/src/ports.rs) it is one that no other test is given.
 port=31000
 profile=""
 

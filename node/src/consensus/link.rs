@@ -23,11 +23,22 @@ impl Link {
     pub(super) async fn connect(address: &str) -> io::Result<Self> {
         #[cfg(test)]
         if turmoil::in_simulation() {
-            return turmoil::net::TcpStream::connect(address)
-                .await
-                .map(Self::Simulated);
+            return Self::simulated(address).await;
         }
         TcpStream::connect(address).await.map(Self::Tcp)
+    }
+
+    /// turmoil reports at once, as refused, what a cut link has lost. A machine hears nothing then, and waits; and with
+    /// attempts that take no time simulated time could stand still.
+    #[cfg(test)]
+    async fn simulated(address: &str) -> io::Result<Self> {
+        let begun = tokio::time::Instant::now();
+        match turmoil::net::TcpStream::connect(address).await {
+            Ok(tcp) => Ok(Self::Simulated(tcp)),
+            // Whoever does refuse is a way away.
+            Err(_) if begun.elapsed().is_zero() => std::future::pending().await,
+            Err(refused) => Err(refused),
+        }
     }
 
     /// Sends what is written at once.

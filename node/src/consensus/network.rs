@@ -56,6 +56,7 @@ fn rpc_error(failure: CallFailure) -> RPCError<RaftId, MemberNode, RaftError<Raf
         CallFailure::Away { .. } | CallFailure::Io { .. } => {
             RPCError::Unreachable(Unreachable::new(&failure))
         }
+        // That one has waited already.
         CallFailure::TimedOut { .. } => RPCError::Network(NetworkError::new(&failure)),
     }
 }
@@ -65,8 +66,9 @@ fn rpc_error(failure: CallFailure) -> RPCError<RaftId, MemberNode, RaftError<Raf
 #[error("the peer has seen a higher vote, {0}")]
 struct HigherVoteSeen(Vote);
 
-fn unexpected(what: &str) -> NetworkError {
-    NetworkError::new(&std::io::Error::other(what.to_string()))
+/// A peer that answers, but not as it should, is left alone for a moment too: its disk may be full.
+fn unexpected(what: &str) -> Unreachable {
+    Unreachable::new(&std::io::Error::other(what.to_string()))
 }
 
 impl PeerClient {
@@ -118,13 +120,15 @@ impl PeerClient {
         }
     }
 
+    /// Whatever it fails of, the next attempt has to wait: after any other error openraft begins a snapshot again at once,
+    /// sends no heartbeats meanwhile, and so dials a peer that is down thousands of times a second.
     async fn send_snapshot(
         &self,
         vote: Vote,
         snapshot: Snapshot,
-    ) -> Result<SnapshotResponse<RaftId>, NetworkError> {
-        let io = |e: std::io::Error| NetworkError::new(&e);
-        let net = |e: CallFailure| NetworkError::new(&e);
+    ) -> Result<SnapshotResponse<RaftId>, Unreachable> {
+        let io = |e: std::io::Error| Unreachable::new(&e);
+        let net = |e: CallFailure| Unreachable::new(&e);
         let mut file = tokio::fs::File::open(&snapshot.snapshot.path).await.map_err(io)?;
         let mut connection = self
             .shared
@@ -141,7 +145,7 @@ impl PeerClient {
                 Response::More => {}
                 Response::Snapshot(answer) if answer.vote > vote => {
                     self.tell_the_core(answer.vote).await;
-                    return Err(NetworkError::new(&HigherVoteSeen(answer.vote)));
+                    return Err(Unreachable::new(&HigherVoteSeen(answer.vote)));
                 }
                 Response::Snapshot(answer) => return Ok(answer),
                 Response::Failed(why) => return Err(unexpected(&why)),
@@ -214,7 +218,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
     ) -> Result<SnapshotResponse<RaftId>, StreamingError<TypeConfig, Fatal<RaftId>>> {
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = self.send_snapshot(vote, snapshot) => sent.map_err(StreamingError::Network),
+            sent = self.send_snapshot(vote, snapshot) => sent.map_err(StreamingError::Unreachable),
         }
     }
 
@@ -226,7 +230,9 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use openraft::raft::AppendEntriesResponse::HigherVote;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::raft::AppendEntriesResponse::{Conflict, HigherVote, Success};
 
     use super::super::Role;
     use super::super::test_world::{World, until};
@@ -308,13 +314,78 @@ mod tests {
             let sent = client
                 .full_snapshot(Vote::new_committed(1, 1), snapshot(), never, option)
                 .await;
-            assert!(matches!(sent, Err(StreamingError::Network(_))), "{sent:?}");
+            assert!(matches!(sent, Err(StreamingError::Unreachable(_))), "{sent:?}");
             if !admit {
                 assert_eq!(world.node.view().term, 1);
             }
         }
         until("a later term", || world.node.view().term > FAR).await;
         assert!(!world.is_ended());
+    }
+
+    /// Whatever it fails of, it is not begun again at once.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_that_cannot_be_dialled_for_a_snapshot_is_unreachable() {
+        let world = World::new("closed").await;
+        // Nobody listens there.
+        let address = "127.0.0.1:1".to_owned();
+        let id = world.register(&address).await;
+        let shared = Arc::clone(&world.node.shared);
+        let member = MemberNode {
+            name: world.hello(id).name,
+            cluster_address: address,
+        };
+        let mut client = Network { shared }.new_client(id, &member).await;
+        let (kept, gone) = (world.dir.path().join("snapshot"), world.dir.path().join("gone"));
+        std::fs::write(&kept, b"bytes").unwrap();
+        for path in [kept, gone] {
+            let snapshot = Snapshot {
+                meta: raft_store::SnapshotMeta::default(),
+                snapshot: Box::new(raft_store::SnapshotFile { path }),
+            };
+            let option = RPCOption::new(Duration::from_secs(10));
+            let never = std::future::pending::<ReplicationClosed>();
+            let sent = client
+                .full_snapshot(Vote::new_committed(1, 1), snapshot, never, option)
+                .await;
+            assert!(matches!(sent, Err(StreamingError::Unreachable(_))), "{sent:?}");
+        }
+    }
+
+    /// openraft begins a snapshot again at once after any error but one.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_snapshot_that_is_not_taken_is_sent_again_after_a_pause() {
+        const WATCHED: Duration = Duration::from_secs(2);
+        let world = World::new("full").await;
+        let raft = world.node.shared.raft.get().unwrap().raft.clone();
+        raft.trigger().snapshot().await.unwrap();
+        until("a snapshot", || raft.metrics().borrow().snapshot.is_some()).await;
+        raft.trigger().purge_log(u64::MAX).await.unwrap();
+        until("a purged log", || raft.metrics().borrow().purged.is_some()).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // The membership driver makes it a learner.
+        let id = world.register(&listener.local_addr().unwrap().to_string()).await;
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&begun);
+        world.answering(listener, id, move |request| match request {
+            // What continues nothing cannot conflict.
+            Request::Append(frame) if frame.rpc.prev_log_id.is_none() => Response::Append(Success),
+            Request::Append(_) => Response::Append(Conflict),
+            Request::SnapshotBegin { .. } => {
+                count.fetch_add(1, Ordering::SeqCst);
+                Response::Failed("no space left".into())
+            }
+            _ => Response::Failed("no part of this test".into()),
+        });
+        let times = || begun.load(Ordering::SeqCst);
+        until("a snapshot that is refused", || times() > 0).await;
+        let before = times();
+        tokio::time::sleep(WATCHED).await;
+        let more = times() - before;
+        // One for each pause of 200 ms; fewer on a busy machine.
+        assert!(more <= 15, "{more} attempts in {WATCHED:?}");
+        let before = times();
+        until("another attempt", || times() > before).await;
     }
 
     /// The last terms there are would end every election after them.

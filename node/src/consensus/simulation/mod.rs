@@ -30,13 +30,15 @@ use self::faults::Faults;
 use crate::lock::lock;
 
 /// Simulated time in which a cluster is disturbed.
-const DISTURBED: Duration = Duration::from_secs(25);
+const DISTURBED: Duration = Duration::from_secs(15);
 /// How often a seed that failed is run again.
 const RERUNS: u64 = 20;
 /// Seeds within which a seeded bug has to be found. Each takes about a second.
 const FOUND_WITHIN: u64 = 8;
-/// From so many seeds on every kind of fault has to have been made.
+/// From so many seeds on every kind of fault has to have been made, and clusters have to have gone on meanwhile.
 const ENOUGH: u64 = 20;
+/// Rotations of a disturbed cluster at least, on average. There are three times as many; a single one may have none.
+const WHILE_DISTURBED: u64 = 5;
 
 /// Something done wrong on purpose, to see that it is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +153,6 @@ fn tell(seed: u64, ran: &Ran) {
 }
 
 #[test]
-#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn every_seed_keeps_what_was_acknowledged() {
     if let Some(seed) = number("HSM_SIM_SEED") {
         assert_eq!(hit_rate(seed), 0, "seed {seed}");
@@ -186,16 +187,16 @@ fn every_seed_keeps_what_was_acknowledged() {
     for (seed, _) in failed.iter().take(3) {
         hit_rate(*seed);
         println!(
-            "REPRODUCE WITH: HSM_SIM_SEED={seed} cargo test -p hsm-node --lib every_seed_keeps -- --ignored --nocapture"
+            "REPRODUCE WITH: HSM_SIM_SEED={seed} cargo test -p hsm-node --lib every_seed_keeps -- --nocapture"
         );
     }
     assert!(failed.is_empty(), "{} of {count} seeds failed", failed.len());
-    // A run in which nothing happened says nothing.
-    assert!(
-        disturbed >= 3 * count,
-        "{disturbed} rotations while {count} clusters were disturbed"
-    );
     if count >= ENOUGH {
+        // A run in which nothing happened says nothing.
+        assert!(
+            disturbed >= WHILE_DISTURBED * count,
+            "{disturbed} rotations while {count} clusters were disturbed"
+        );
         let missing: Vec<_> = faults::KINDS
             .iter()
             .filter(|kind| !faults.contains_key(*kind))
@@ -227,19 +228,16 @@ fn is_found(bug: Bug, rules: &[&str]) {
 }
 
 #[test]
-#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn a_disk_that_acknowledges_before_it_syncs_is_found() {
     is_found(Bug::UnsyncedAcknowledged, &KEPT);
 }
 
 #[test]
-#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn a_vote_that_is_not_synced_is_found() {
     is_found(Bug::VoteNotSynced, &KEPT);
 }
 
 #[test]
-#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn an_activation_on_a_bare_majority_is_found() {
     is_found(
         Bug::BareMajority,
@@ -248,7 +246,6 @@ fn an_activation_on_a_bare_majority_is_found() {
 }
 
 #[test]
-#[ignore = "takes minutes, and turmoil runs out of ports in some runs: make chaos-nightly"]
 fn an_acknowledgement_before_the_import_is_found() {
     is_found(Bug::AckBeforeImport, &["who acknowledges a version holds it"]);
 }
