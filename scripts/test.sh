@@ -52,7 +52,7 @@ step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 # What is shipped has no failpoints: it is built first, has to compile without a warning too, and is what the
 # demonstration and the README's tour run. Of the whole workspace, because with fewer members dependencies would have fewer
-# features, and be built twice; what only tests need comes with them.
+# features, and be built twice. What only tests need is built with them.
 step_shipped() {
   local built
   cargo build --locked --workspace --bin hsm-node --bin hsmctl --config 'build.warnings="deny"'

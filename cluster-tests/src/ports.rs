@@ -111,6 +111,22 @@ mod tests {
         assert!(!others.contains(&base), "{base} was given out twice: {others:?}");
     }
 
+    #[tokio::test]
+    async fn a_block_that_is_waited_for_is_none_that_is_given_out_and_may_be_had_again() {
+        let last = 20_000 + BLOCK * u16::try_from(BLOCKS - 1).unwrap();
+        wait_for(last).await.unwrap();
+        wait_for(last).await.unwrap();
+        for other in [
+            last + 10,
+            last + BLOCK,
+            20_000 + BLOCK * u16::try_from(GIVEN - 1).unwrap(),
+            80,
+        ] {
+            let said = wait_for(other).await.unwrap_err();
+            assert!(said.to_string().contains("never given out"), "{other}: {said}");
+        }
+    }
+
     #[test]
     fn a_port_is_taken_while_somebody_listens() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -16,8 +16,9 @@ use crate::pkcs11::Token;
 
 /// From a committed change until every node goes by it.
 const SEEN: Duration = Duration::from_secs(30);
-/// From the end of a wait until every token is clean and the cluster says so.
-pub(crate) const GONE: Duration = Duration::from_secs(60);
+/// From the end of a wait until every token is clean and the cluster says so. The wait begins anew under another leader,
+/// which takes half a minute.
+pub(crate) const GONE: Duration = Duration::from_secs(150);
 /// From a node's start until it is ready.
 pub(crate) const READY: Duration = Duration::from_secs(60);
 pub(crate) const FIRST: &str = "kek-exchange-key-v1";

@@ -8,6 +8,7 @@ use cluster_tests::Playground;
 use cluster_tests::fixture::{self, Fixture};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{KeyState, RevocationsPage};
+use hsm_api::client::Retry;
 use hsm_api::data::DecryptRequest;
 use nix::sys::signal::Signal;
 
@@ -122,7 +123,8 @@ async fn lives_on(fixture: &Fixture) -> Result<()> {
         opens(&cluster, number, fixture).await?;
     }
     says_the_same(&cluster, 3, fixture).await?;
-    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(SOON));
+    let version = admin.rotate(CONTEXT, None).await?.version;
     settled_on(&cluster, 1, CONTEXT, version).await?;
     let sealed = seal(&cluster.client_on("trading-1", 1)?, CONTEXT, b"by this build").await?;
     let first = cluster.node(1);
@@ -188,7 +190,9 @@ pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()
     })
     .await?;
     // Through the older node itself too.
-    let through = cluster.client_on("admin", older.number)?;
+    let through = cluster
+        .client_on("admin", older.number)?
+        .with_retry(Retry::Until(SOON));
     let refused = through.set_acl(&change, None).await.err();
     let refused = refused.context("it was not refused")?;
     ensure!(

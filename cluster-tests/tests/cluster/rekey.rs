@@ -100,7 +100,8 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
             // Asked too early, it is refused, and nothing is changed.
             let lacking = next(&cluster, 1, "give the new key").await?;
             ensure!(lacking.next.contains("hsm-node-3"), "{lacking:?}");
-            let refused = cluster.client("admin")?.rekey_replication(None).await;
+            let admin = cluster.client("admin")?.with_retry(Retry::Until(SEEN));
+            let refused = admin.rekey_replication(None).await;
             let error = refused.err().context("accepted without node 3")?;
             ensure!(error.code() == Some(ErrorCode::Conflict), "{error}");
         }
@@ -134,7 +135,8 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
         again.code != Some(0) && again.stderr.contains("before"),
         "{again:?}"
     );
-    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(SEEN));
+    let version = admin.rotate(CONTEXT, None).await?.version;
     settled_everywhere(&cluster, CONTEXT).await?;
     for node in &nodes {
         let client = cluster.client_on("trading-1", node.number)?;
