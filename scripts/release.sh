@@ -47,6 +47,7 @@ out=$(target_dir)/package
 
 cargo build --locked --release -p hsm-node -p admin-cli --bins
 check_binary "$built/hsm-node"
+check_binary "$built/hsmctl"
 
 rm -rf "${out:?}/$name"
 mkdir -p "$out/$name/bin"

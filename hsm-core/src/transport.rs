@@ -169,6 +169,13 @@ pub(crate) fn accept(
 pub(crate) fn destroy(token: &Token<'_>, id: TransportId) -> Result<usize, HsmError> {
     let found = token.find_all(sys::CKO_SECRET_KEY, id.as_bytes())?;
     token.destroy_all(&found)?;
+    if !token.find_all(sys::CKO_SECRET_KEY, id.as_bytes())?.is_empty() {
+        return Err(HsmError::Quarantined {
+            what: WHAT,
+            id: id.to_string(),
+            reason: "the token says it destroyed the object and still finds it".to_owned(),
+        });
+    }
     Ok(found.len())
 }
 

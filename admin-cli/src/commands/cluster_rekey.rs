@@ -8,11 +8,11 @@ use clap::{Args, Subcommand};
 use hsm_api::admin::{
     RekeyPhase, RekeyReplicationResponse, RekeyStatus, RekeyTransportRequest, ReplicationRekey, SlotRekey,
 };
-use hsm_api::{Client, ErrorCode};
+use hsm_api::{Client, ClientError, ErrorCode};
 
 use super::preview::{self, Preview};
 use super::{CHANGE, READ, Session, idempotency_key};
-use crate::exit::{change_failed, usage, would_be_refused};
+use crate::exit::{change_failed, usage, with_hint, would_be_refused};
 use crate::output::{self, note, or_dash};
 use crate::progress::Progress;
 use crate::terminal::Destruction;
@@ -49,7 +49,8 @@ pub(crate) struct Transport {
         conflicts_with = "all"
     )]
     slot: Option<String>,
-    /// Every slot, one after the other.
+    /// Every slot, one after the other; one that is refused does not keep the others. With --restart, every slot whose
+    /// transport key is on its way.
     #[arg(long)]
     all: bool,
     /// Give up the transport key that is on its way, because it cannot come to every member, and make another one.
@@ -103,6 +104,7 @@ async fn transport(session: &Session, args: Transport) -> Result<()> {
     let client = session.client(CHANGE)?;
     let status = ask(session, &client).await?;
     let slots = slots(&status, args.slot.as_deref())?;
+    let slots = if args.restart { restartable(slots) } else { slots };
     if args.dry_run {
         preview::check_role(session, &client, preview::ADMINISTER).await?;
         preview::check_leader(session, &client).await?;
@@ -122,28 +124,67 @@ async fn transport(session: &Session, args: Transport) -> Result<()> {
     };
     confirmation.confirm(session.questions())?;
     let key = idempotency_key(args.idempotency_key);
-    let mut newest = None;
+    let (mut newest, mut names, mut failed) = (None, Vec::new(), Vec::new());
     for slot in &slots {
         let request = RekeyTransportRequest {
             slot: slot.slot.clone(),
             restart: args.restart,
         };
         let what = format!("cluster rekey transport --slot {}", slot.slot);
-        let answer = session
-            .ask(&client, &what, client.rekey_transport(&request, Some(&key)))
-            .await
-            .map_err(|error| change_failed(error, &key))?;
-        newest = answer.meta.index.or(newest);
+        let call = client.rekey_transport(&request, Some(&key));
+        // All of them, whatever becomes of one: the others' old keys are in the same hands.
+        match session.ask(&client, &what, call).await {
+            Ok(answer) => {
+                newest = answer.meta.index.or(newest);
+                names.push(slot.slot.clone());
+            }
+            Err(error) => failed.push((slot.slot.clone(), error)),
+        }
+    }
+    let failure = not_begun(failed, &names, &key);
+    if names.is_empty()
+        && let Some(failure) = failure
+    {
+        return Err(failure);
     }
     // What answers has to know of it: before, everything was settled.
     let client = newest.map_or_else(|| client.clone(), |index| client.with_min_index(index));
-    let names: Vec<String> = slots.iter().map(|slot| slot.slot.clone()).collect();
     let status = watch(&client, &names).await?;
     let mut meant = status.slots.iter().filter(|slot| names.contains(&slot.slot));
     if meant.any(|slot| is_busy(slot.phase)) {
         note("it goes on by itself; look how far it is with: hsmctl cluster rekey status");
     }
-    output::print(session.format(), &status, || text(&status))
+    output::print(session.format(), &status, || text(&status))?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// The slots where there is something to begin again; all, if there is none: the node says so then.
+fn restartable(slots: Vec<SlotRekey>) -> Vec<SlotRekey> {
+    let is_offered = |slot: &SlotRekey| slot.phase == RekeyPhase::Granting;
+    if slots.iter().any(is_offered) {
+        slots.into_iter().filter(is_offered).collect()
+    } else {
+        slots
+    }
+}
+
+/// The failure of those slots that were refused, or did not answer; each with its reason.
+fn not_begun(failed: Vec<(String, ClientError)>, begun: &[String], key: &str) -> Option<anyhow::Error> {
+    let names: Vec<&str> = failed.iter().map(|(slot, _)| slot.as_str()).collect();
+    let hint = format!(
+        "not begun: slot {}; begun: {}; ask again, and each is begun once, with: --idempotency-key {key}",
+        names.join(", "),
+        or_dash(Some(begun.join(", ")).filter(|names| !names.is_empty()))
+    );
+    let is_alone = failed.len() == 1 && begun.is_empty();
+    if !is_alone {
+        for (slot, error) in &failed {
+            note(&format!("slot {slot}: {error}"));
+        }
+    }
+    let (_, first) = failed.into_iter().next()?;
+    let first = change_failed(first, key);
+    Some(if is_alone { first } else { with_hint(first, hint) })
 }
 
 /// The slots that are meant.
@@ -410,6 +451,44 @@ mod tests {
         let missing = slots(&known, Some("2fa")).unwrap_err();
         assert_eq!(Exit::of(&missing), Exit::Conflict);
         assert!(missing.to_string().contains("slot exchange"), "{missing}");
+    }
+
+    #[test]
+    fn of_all_slots_those_are_begun_again_where_a_key_is_on_its_way() {
+        let mut known = status("granting", ALONE, None).slots;
+        let mut other = status("settled", ALONE, None).slots;
+        other[0].slot = "2fa".to_owned();
+        known.append(&mut other);
+        let again = restartable(known.clone());
+        let names: Vec<&str> = again.iter().map(|slot| slot.slot.as_str()).collect();
+        assert_eq!(names, ["exchange"]);
+        known.remove(0);
+        assert_eq!(restartable(known.clone()), known, "the node says why not");
+    }
+
+    #[test]
+    fn slots_that_were_refused_are_named_beside_those_that_were_begun() {
+        use crate::exit::tests::{api, silence};
+
+        let begun = ["exchange".to_owned()];
+        assert!(not_begun(Vec::new(), &begun, "k").is_none());
+        let refused = vec![
+            ("2fa".to_owned(), api(ErrorCode::Conflict)),
+            ("third".to_owned(), silence()),
+        ];
+        let failure = not_begun(refused, &begun, "k").unwrap();
+        assert_eq!(Exit::of(&failure), Exit::Conflict);
+        let said = failure.to_string();
+        for part in [
+            "not begun: slot 2fa, third",
+            "begun: exchange",
+            "--idempotency-key k",
+        ] {
+            assert!(said.contains(part), "{said} does not say {part}");
+        }
+        let alone = not_begun(vec![("2fa".to_owned(), silence())], &[], "k").unwrap();
+        assert_eq!(Exit::of(&alone), Exit::Unknown);
+        assert!(!alone.to_string().contains("not begun"), "{alone}");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+#[cfg(feature = "failpoints")]
+use cluster_tests::failpoints::kill_at;
 use cluster_tests::{Node, Playground, until};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{RekeyStatus, ReplicationRekey};
@@ -17,6 +19,8 @@ use crate::pkcs11::Token;
 
 /// From a start, or a change, until every node goes by it.
 const SEEN: Duration = Duration::from_secs(60);
+/// The key under which the replacement is asked for.
+const ONCE: &str = "replaced-once";
 /// As the playground's configuration has it.
 const KEY_LINE: &str = "encryption_key_env: TOKEN_REPLICATION_KEY";
 
@@ -110,6 +114,22 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
     serves(&cluster, &mut sealed, "with both").await?;
     next(&cluster, 1, "hsmctl cluster rekey replication").await?;
 
+    // The leader dies with the first records that it has sealed anew and not proposed: the next one goes on.
+    let number = cluster.leader().await?.node;
+    let follower = cluster.others(number)[0].number;
+    #[cfg(feature = "failpoints")]
+    kill_at(&cluster.node(number), "rekey::before_reseal_commit").await?;
+    let client = cluster.client_on("admin", follower)?;
+    let client = client.with_retry(Retry::Until(SEEN));
+    client.rekey_replication(Some(ONCE)).await?;
+    let resealed = next(&cluster, follower, "take the old one out").await?;
+    #[cfg(feature = "failpoints")]
+    {
+        cluster.node(number).wait_gone(SEEN).await?;
+        cluster.start_node(number).await?;
+        cluster.wait_ready(&nodes).await?;
+    }
+    // Whoever repeats it is told what he asked for.
     let args = [
         "cluster",
         "rekey",
@@ -119,9 +139,9 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
         "-o",
         "json",
     ];
-    let done = json(&cluster.hsmctl(&args).await?.ok()?)?;
+    let repeated = [args.as_slice(), &["--idempotency-key", ONCE]].concat();
+    let done = json(&cluster.hsmctl(&repeated).await?.ok()?)?;
     ensure!(done["former"] == before.key.as_str(), "{done}");
-    let resealed = next(&cluster, 1, "take the old one out").await?;
     ensure!(
         resealed.former.is_none() && resealed.records_left == 0,
         "{resealed:?}"

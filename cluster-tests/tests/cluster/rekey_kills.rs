@@ -163,8 +163,16 @@ pub(crate) async fn a_transport_key_is_replaced_whoever_dies_and_the_old_one_end
     let Leader { node: number, .. } =
         kill_leader_at(&cluster, &cluster.nodes(), "rekey::before_destroy_commit").await?;
     let (dead, others) = (cluster.node(number), cluster.others(number));
-    destroy_retired(&cluster).await?;
-    dead.wait_gone(REKEYED).await?;
+    // Another one dies between the removal from its token and the word of it.
+    let removing = &others[1];
+    kill_at(removing, "rekey::before_remove_transport").await?;
+    // With two of four away nothing is asked for: that one is back before the last destruction may have been.
+    let deaths = async {
+        dead.wait_gone(REKEYED).await?;
+        removing.wait_gone(REKEYED).await?;
+        cluster.start_node(removing.number).await
+    };
+    tokio::try_join!(destroy_retired(&cluster), deaths)?;
     let owed = format!("destructions that only {} owes", dead.id());
     until(&owed, ENDED, async || {
         let slot = slot_on(&cluster, others[0].number).await.ok()?;

@@ -27,8 +27,8 @@ const UNDER_WAY: usize = 40;
 const LOOK: u32 = 20;
 /// Bytes on disk for each byte of live rows.
 const RATIO: u64 = 20;
-/// Below that a ratio says nothing: sled's file is made of segments of half of it.
-const LEAST: u64 = 1 << 20;
+/// Below that a ratio says nothing: it is one of the segments that sled's file is made of.
+const LEAST: u64 = 512 << 10;
 
 /// What a node has on disk.
 #[derive(Debug)]

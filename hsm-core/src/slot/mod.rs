@@ -233,11 +233,17 @@ impl Slot {
         })
     }
 
-    /// Destroys a transport key whose generation has ended. Returns how many objects there were.
+    /// Destroys a transport key whose generation has ended. Returns how many objects there were; none is fine. It is not
+    /// found by its id when this returns. An error if the token is not there, or has forgotten the login: it cannot be
+    /// searched then.
     pub fn destroy_transport_key(&self, id: TransportId) -> Result<usize, HsmError> {
-        self.0
-            .shared
-            .control("destroy_transport_key", |token| transport::destroy(token, id))
+        let shared = &self.0.shared;
+        shared.control("destroy_transport_key", |token| {
+            // As for a KEK: without either nothing is found, and what is not found would be taken for destroyed.
+            health::is_there(shared)?;
+            health::require_login(shared, token)?;
+            transport::destroy(token, id)
+        })
     }
 
     /// Generates a key, wraps it, makes its check record. Nothing of it stays in the token.

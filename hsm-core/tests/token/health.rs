@@ -50,6 +50,9 @@ pub(crate) fn lost_token(sandbox: &Sandbox) {
     key_of_lost.test(&lost).unwrap_err();
     assert!(failed_with(&lost, "known_answer_test"), "{}", lost.state());
     assert!(not_ready(&lost, &key_of_lost));
+    // What cannot be searched is not acknowledged as gone.
+    let error = lost.destroy_transport_key(key_of_lost.transport).unwrap_err();
+    assert!(matches!(error, HsmError::NotFound { .. }), "{error}");
 
     key_of_kept.test(&kept).unwrap();
     key_of_kept.encrypt(&kept, b"text").unwrap();
@@ -138,6 +141,11 @@ pub(crate) fn logout(sandbox: &Sandbox) {
     let error = slot.destroy_kek(kek.uid).unwrap_err();
     assert!(matches!(error, HsmError::Login(_)), "{error}");
     kek.test(&slot).unwrap();
+    beside(&slot).logout().unwrap();
+    let error = slot.destroy_transport_key(kek.transport).unwrap_err();
+    assert!(matches!(error, HsmError::Login(_)), "{error}");
+    kek.test(&slot).unwrap();
+    assert!(slot.transport_check(kek.transport).unwrap().is_some());
     kek.encrypt(&slot, b"text").unwrap();
     // A slot without a key to be tested with asks the session.
     beside(&slot).logout().unwrap();

@@ -3,7 +3,7 @@
 
 use hsm_api::ErrorCode;
 use hsm_api::admin::{RekeyReplicationResponse, RekeyTransportResponse};
-use raft_store::command::{Conflict, Missing, Op, Refusal, RekeyReplication, RekeyTransport};
+use raft_store::command::{Conflict, Done, Missing, Op, Refusal, RekeyReplication, RekeyTransport};
 use raft_store::names::SlotName;
 use raft_store::state::slot::Slot;
 use raft_store::storage::Published;
@@ -33,8 +33,13 @@ impl AdminService {
         for _ in 0..MAX_ROUNDS {
             let published = cluster.published();
             let known = known(&published, slot)?;
-            let attempt = match asked.attempt(&published.state, |_| Some(()))? {
-                Attempt::Settled(()) => return begun(slot, known),
+            let settled = |done: Done| match done {
+                Done::TransportRekey { generation } => Some(generation),
+                _ => None,
+            };
+            let attempt = match asked.attempt(&published.state, settled)? {
+                // Of the rekey that was asked for then: another one may have come of it.
+                Attempt::Settled(generation) => return begun(slot, generation),
                 Attempt::New(attempt) => attempt,
             };
             membership_settled(&published)?;
@@ -46,14 +51,15 @@ impl AdminService {
                     format!("no transport key of slot {slot} is on its way: there is nothing to begin again");
                 return Err(CallError::new(ErrorCode::Conflict, detail));
             }
+            let newest = known.newest_generation();
             let op = Op::RekeyTransport(RekeyTransport {
                 slot: slot.clone(),
-                expected_generation: known.newest_generation(),
+                expected_generation: newest,
                 give_up: offered.filter(|_| restart),
             });
             let (id, origin) = (asked.id(attempt), asked.origin.clone());
             match cluster.propose(id, asked.body_hash, origin, op).await {
-                Ok(_) => return begun(slot, self::known(&cluster.published(), slot)?),
+                Ok(_) => return begun(slot, newest),
                 // Another one was quicker, and its key may be on its way by now.
                 Err(ProposeError::Refused(Refusal::Conflict(why))) if is_passing(&why) => {
                     tracing::info!(%slot, %why, "a rekey met another change; looking again");
@@ -80,15 +86,12 @@ impl AdminService {
                 former: hex::encode(former),
             })
         };
-        let attempt = match asked.attempt(&published.state, |_| Some(()))? {
-            Attempt::Settled(()) => {
-                let row = published.state.replication();
-                let former = row.and_then(|row| {
-                    let open = row.former.as_ref().map(|former| former.id);
-                    open.or_else(|| row.retired.last().copied())
-                });
-                return answer(meta.trk_id, former.unwrap_or_default());
-            }
+        let settled = |done: Done| match done {
+            Done::ReplicationRekey { key, former } => Some((key, former)),
+            _ => None,
+        };
+        let attempt = match asked.attempt(&published.state, settled)? {
+            Attempt::Settled((key, former)) => return answer(key, former),
             Attempt::New(attempt) => attempt,
         };
         membership_settled(&published)?;
@@ -139,9 +142,7 @@ fn is_passing(why: &Conflict) -> bool {
     )
 }
 
-fn begun(slot: &SlotName, known: &Slot) -> Result<Value, CallError> {
-    let newest = known.newest_generation();
-    let generation = known.rekey.as_ref().map_or(newest, |rekey| rekey.after);
+fn begun(slot: &SlotName, generation: u32) -> Result<Value, CallError> {
     json(&RekeyTransportResponse {
         slot: slot.to_string(),
         generation,
@@ -153,7 +154,7 @@ fn begun(slot: &SlotName, known: &Slot) -> Result<Value, CallError> {
 mod tests {
     use crate::rotation::cluster::Cluster;
     use hsm_api::admin::{RekeyReplicationRequest, RekeyTransportRequest};
-    use raft_store::command::OfferTransportKey;
+    use raft_store::command::{OfferTransportKey, ResealKeys};
     use raft_store::names::TransportId;
     use raft_store::state::slot::{TransportMode, TransportState};
 
@@ -225,6 +226,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_late_repeat_is_answered_with_what_it_asked_for_and_not_with_what_came_after() {
+        let bench = ready();
+        let first = bench.service.execute(transport("a", false)).await.unwrap();
+        offer(&bench, 2);
+        let second = bench.service.execute(transport("b", true)).await.unwrap();
+        assert_eq!(second["generation"], 2);
+        let again = bench.service.execute(transport("a", false)).await.unwrap();
+        assert_eq!(again, first);
+    }
+
+    #[tokio::test]
     async fn what_is_on_its_way_is_given_up_only_when_that_is_asked_for() {
         let bench = ready();
         let nothing = bench.service.execute(transport("a", true)).await.unwrap_err();
@@ -276,6 +288,12 @@ mod tests {
         let done = bench.service.execute(replication("b")).await.unwrap();
         let expected = serde_json::json!({"key": hex::encode(new), "former": hex::encode(old)});
         assert_eq!(done, expected);
+        // Another one after it: a repeat of the first names its own keys.
+        bench.cluster.with(|world| {
+            world.ok(Op::ResealKeys(ResealKeys::default()));
+            assert!(world.state.replication().unwrap().former.is_none());
+            world.rekey_replication([9; 8]);
+        });
         assert_eq!(bench.service.execute(replication("b")).await.unwrap(), expected);
         let again = bench.service.execute(replication("c")).await.unwrap_err();
         assert_eq!(again.code, ErrorCode::Conflict);

@@ -172,7 +172,7 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
         (None, None) if with_old.is_empty() => "nothing to do".to_owned(),
         (None, None) => format!(
             "everything is sealed under the new key: take the old one out of the configuration of: {}; restart them \
-             one by one",
+             one by one, each once it has been up with both keys since the new one is the cluster's",
             with_old.join(", ")
         ),
     };

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use raft_store::names::{ContextName, RaftId, SlotName, TransportId};
 use raft_store::state::ClusterState;
-use raft_store::state::context::VersionState;
 use raft_store::state::slot::{Slot, TransportState};
 
 use crate::rotation::Limits;
@@ -119,6 +118,8 @@ pub fn due(state: &ClusterState) -> Vec<(ContextName, u32)> {
     if superseded.is_empty() {
         return Vec::new();
     }
+    // Not a look at every context's versions: after years nearly all are tombstones.
+    let pending: BTreeSet<&ContextName> = state.pending().map(|(key, _)| &key.context).collect();
     let mut due = Vec::new();
     for (name, context) in state.contexts().iter() {
         let Some(number) = context.active_version else {
@@ -126,9 +127,7 @@ pub fn due(state: &ClusterState) -> Vec<(ContextName, u32)> {
         };
         let active = state.version(name, number);
         let under = active.and_then(|active| Some((&active.slot, active.material.as_ref()?.transport_id)));
-        let mut versions = state.versions_of(name);
-        let is_pending = versions.any(|(_, version)| version.state == VersionState::Pending);
-        if under.is_some_and(|under| superseded.contains(&under)) && !is_pending {
+        if under.is_some_and(|under| superseded.contains(&under)) && !pending.contains(name) {
             due.push((name.clone(), number));
         }
     }

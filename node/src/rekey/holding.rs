@@ -2,12 +2,14 @@
 //! another beside it says so, and says when it has not any more, so that people see where a replacement stands before
 //! and after it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use raft_store::command::{Op, ReportReplicationKeys};
 use raft_store::names::RaftId;
 use raft_store::state::ClusterState;
+use raft_store::state::replication::ReplicationKeyId;
 use tokio::time::timeout;
 
 use crate::consensus::ProposeError;
@@ -23,10 +25,20 @@ const AFTER_ERROR: Duration = Duration::from_secs(2);
 pub async fn report(cluster: Arc<dyn Cluster>, replication: Arc<Replication>) {
     let mut applied = cluster.applied();
     let mut said = String::new();
+    let mut told = BTreeSet::new();
     loop {
         applied.borrow_and_update();
         let published = cluster.published();
         let me = cluster.raft_id();
+        let left = retired(&published.state, &replication);
+        for id in left.difference(&told) {
+            tracing::warn!(
+                key = hex::encode(id),
+                "this node still has a replication key that was replaced: take it out of its configuration \
+                 (cluster.token_replication.previous_encryption_key_env or previous_encryption_key_file) and restart it"
+            );
+        }
+        told = left;
         if let Some(op) = me.and_then(|me| news(&published.state, me, &replication)) {
             if let Err(error) = cluster.propose_as_node(op).await {
                 say(&error, &mut said);
@@ -52,6 +64,17 @@ fn news(state: &ClusterState, me: RaftId, replication: &Replication) -> Option<O
     }))
 }
 
+/// The keys of this node that were replaced, and that nothing is sealed under any more: it has them for nothing, and
+/// whoever reads its configuration can open old logs and backups with them.
+fn retired(state: &ClusterState, replication: &Replication) -> BTreeSet<ReplicationKeyId> {
+    let (Some(meta), Some(row)) = (state.meta(), state.replication()) else {
+        return BTreeSet::new();
+    };
+    let mut held = replication.ids(meta.cluster_id);
+    held.retain(|id| row.retired.contains(id));
+    held
+}
+
 /// Once for each reason; while leaders change there is nothing to say.
 fn say(error: &ProposeError, said: &mut String) {
     let why = error.to_string();
@@ -73,12 +96,26 @@ fn say(error: &ProposeError, said: &mut String) {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use hsm_core::replication::ReplicationKey;
+    use raft_store::command::ResealKeys;
 
     use super::*;
     use crate::rotation::testing::{FakeCluster, World, replication_key};
 
     fn other_key() -> ReplicationKey {
         ReplicationKey::parse(&"cd".repeat(32)).unwrap()
+    }
+
+    #[test]
+    fn a_key_that_was_replaced_is_told_of_once_nothing_is_sealed_under_it() {
+        let mut world = World::new(1);
+        let meta = world.state.meta().unwrap().clone();
+        let both = Replication::new(other_key(), "x").beside(replication_key(), "y");
+        world.rekey_replication(both.trk_id(meta.cluster_id));
+        assert!(retired(&world.state, &both).is_empty(), "it is needed");
+        world.ok(Op::ResealKeys(ResealKeys::default()));
+        assert_eq!(retired(&world.state, &both), BTreeSet::from([meta.trk_id]));
+        let alone = Replication::new(other_key(), "x");
+        assert!(retired(&world.state, &alone).is_empty());
     }
 
     #[tokio::test]

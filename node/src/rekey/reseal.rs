@@ -65,14 +65,19 @@ pub fn batch(state: &ClusterState, meta: &ClusterMeta, keys: Keys<'_>) -> Batch 
         }
     }
     for of in state.grants_sealed_under(former) {
-        match reseal_grant(state, meta, keys, &of) {
-            Ok(Some(resealed)) => batch.op.grants.push(resealed),
-            Ok(None) => {}
-            Err(error) => {
-                let GrantKey { slot, id, node } = &of;
-                let problem = format!("slot {slot}: transport key {id} as granted to node {node}: {error}");
-                batch.problems.push(problem);
+        let why = match reseal_grant(state, meta, keys, &of) {
+            Ok(Some(resealed)) => {
+                batch.op.grants.push(resealed);
+                None
             }
+            // It would be proposed again and again to do nothing.
+            Ok(None) => Some("its node has no key for the slot".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = why {
+            let GrantKey { slot, id, node } = &of;
+            let problem = format!("slot {slot}: transport key {id} as granted to node {node}: {why}");
+            batch.problems.push(problem);
         }
         if batch.is_full() {
             return batch;
@@ -101,6 +106,11 @@ fn reseal_key(
     };
     let wrapped = keys.former.open_key(&context, &material.sealed_key)?;
     let sealed_key = keys.present.seal_key(&context, &wrapped)?;
+    same(
+        "sealed key",
+        &keys.present.open_key(&context, &sealed_key)?,
+        &wrapped,
+    )?;
     Ok(Some(ResealedKey {
         context: key.context.clone(),
         version: key.version,
@@ -133,6 +143,7 @@ fn reseal_grant(
     };
     let wrapped = keys.former.open_grant(&context, &grant.blob)?;
     let blob = keys.present.seal_grant(&context, &wrapped)?;
+    same("grant", &keys.present.open_grant(&context, &blob)?, &wrapped)?;
     Ok(Some(ResealedGrant {
         slot: of.slot.clone(),
         id: of.id,
@@ -140,6 +151,16 @@ fn reseal_grant(
         replaces: Sha256::digest(&grant.blob).into(),
         blob,
     }))
+}
+
+/// A new record is opened once before it takes the place of the old one, which is nowhere any more with the entry: of a
+/// version that no other token has it is all that there is.
+fn same(what: &'static str, opened: &[u8], wrapped: &[u8]) -> Result<(), SealError> {
+    if opened == wrapped {
+        Ok(())
+    } else {
+        Err(SealError::Altered { what })
+    }
 }
 
 #[cfg(test)]
@@ -294,6 +315,41 @@ mod tests {
                 op.name()
             );
         }
+    }
+
+    #[test]
+    fn a_grant_that_nobody_can_seal_anew_is_named_and_nothing_is_proposed() {
+        let mut world = World::new(2);
+        let meta = world.state.meta().unwrap().clone();
+        let node = *world.voters.last().unwrap();
+        let old = cluster_key(&replication_key(), &meta);
+        let blob = old.seal_grant(&granted_to(node), &[9; 384]).unwrap();
+        world.ok(Op::AddTransportKey(AddTransportKey {
+            slot: slot("t"),
+            id: TransportId([5; 16]),
+            expected_generation: 0,
+            mode: TransportMode::Standard,
+            check: vec![7; 40],
+            grants: BTreeMap::from([(Grantee::Node(node), Grant { epoch: 1, blob })]),
+        }));
+        world.rekey_replication(cluster_key(&new_key(), &meta).trk_id());
+        let (commands, problems) = reseal(&mut world);
+        assert_eq!((commands, problems.len()), (0, 1));
+        assert!(
+            problems[0].contains(&format!("node {node}: its node has no key")),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn what_does_not_open_to_what_was_sealed_takes_no_records_place() {
+        same("sealed key", &WRAPPED, &WRAPPED).unwrap();
+        let other = [&WRAPPED[1..], &[8]].concat();
+        let error = same("sealed key", &other, &WRAPPED).unwrap_err();
+        assert!(
+            matches!(error, SealError::Altered { what: "sealed key" }),
+            "{error}"
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub struct ActivateTransportKey {
     /// The offered key.
     pub id: TransportId,
     /// Voters and members that have not said that they hold it but were silent long enough to have taken themselves out
-    /// of service. Their grants are in the state: they take it before they come back.
+    /// of service. They take it before they come back: from the state, or from a holder that grants it to them then.
     pub left_out: BTreeSet<RaftId>,
 }
 

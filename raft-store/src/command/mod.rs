@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ContextName, RaftId, UnixMillis};
 use crate::state::ClusterState;
+use crate::state::replication::ReplicationKeyId;
 use crate::state::requests::Seen;
 
 mod abandon_version;
@@ -105,7 +106,8 @@ pub use undo_destroy::UndoDestroy;
 
 use require::{
     in_other_state, known_version, refuse_retired, require_admin, require_cluster, require_leader,
-    require_self, require_slot_keys, require_unrevoked, retired_version, standing_node, transport_in_state,
+    require_nobody_leaves, require_self, require_slot_keys, require_unrevoked, retired_version,
+    standing_node, transport_in_state,
 };
 
 /// One proposed change.
@@ -235,6 +237,18 @@ pub enum Done {
     Node {
         /// Its raft id.
         raft_id: RaftId,
+    },
+    /// A slot is to get its next transport key.
+    TransportRekey {
+        /// The generation that is replaced: the newest there was.
+        generation: u32,
+    },
+    /// Another replication key is the cluster's.
+    ReplicationRekey {
+        /// It.
+        key: ReplicationKeyId,
+        /// The one before.
+        former: ReplicationKeyId,
     },
 }
 

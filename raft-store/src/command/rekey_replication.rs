@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin};
+use super::{ApplyContext, Conflict, Done, Missing, Refusal, require_admin, require_nobody_leaves};
 use crate::state::replication::{FormerKey, Replication, ReplicationKeyId};
 use crate::state::{ClusterMeta, ClusterState};
 
@@ -36,6 +36,7 @@ impl RekeyReplication {
             let (context, version) = (key.context.clone(), key.version);
             return Err(Conflict::Pending { context, version }.into());
         }
+        require_nobody_leaves(state)?;
         // All of them, those that are away too: they could not start any more, or import nothing.
         let mut standing = state.nodes.iter().filter(|(_, node)| node.is_standing());
         if let Some((_, node)) = standing.find(|(id, _)| !state.replication_keys_of(**id).contains(&self.to))
@@ -51,6 +52,9 @@ impl RekeyReplication {
         state.meta.put((), ClusterMeta { trk_id, ..meta })?;
         let former = Some(former);
         state.replication.put((), Replication { former, ..known })?;
-        Ok(Done::Ok)
+        Ok(Done::ReplicationRekey {
+            key: self.to,
+            former: self.from,
+        })
     }
 }

@@ -4,14 +4,20 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ApplyContext, Conflict, Done, Missing, Refusal, require_admin, require_slot_keys, transport_in_state,
+    ApplyContext, Bounded, Conflict, Done, Missing, Refusal, require_admin, require_nobody_leaves,
+    require_slot_keys, transport_in_state,
 };
+use crate::codec;
 use crate::names::{SlotName, TransportId};
 use crate::state::ClusterState;
 use crate::state::slot::{Slot, SlotRekey, TransportState};
+use crate::state::table::RowKind;
 
 /// Transport keys of one slot that are not destroyed. Each has a grant for every node, and all of them lie in one row.
 pub const MAX_LIVE_TRANSPORT_KEYS: usize = 8;
+
+/// Bytes that a grant takes besides what was wrapped and sealed: to whom it is, its epoch, an acknowledgement.
+const AROUND_A_GRANT: usize = 48;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,7 +64,9 @@ impl RekeyTransport {
             let (slot, live) = (name.clone(), live as u64);
             return Err(Conflict::LiveTransportKeys { slot, live }.into());
         }
+        require_nobody_leaves(state)?;
         require_slot_keys(state, name)?;
+        check_room(state, &slot)?;
         slot.rekey = Some(SlotRekey {
             after: newest,
             requested_at: cx.at,
@@ -66,6 +74,17 @@ impl RekeyTransport {
         state.slots.put(name.clone(), slot)?;
         // What was given up may be nobody's to remove.
         super::destruction::settle(state, cx.at)?;
-        Ok(Done::Ok)
+        Ok(Done::TransportRekey { generation: newest })
     }
+}
+
+/// Refuses what would fill the slot's row: the next key is granted to every node, and whoever joins is granted every key.
+/// Here there is somebody to be told; when the key is offered, or a joiner waits for its grants, there is nobody.
+fn check_room(state: &ClusterState, slot: &Slot) -> Result<(), Refusal> {
+    let grants = slot.transport.iter().flat_map(|it| it.grants.values());
+    let largest = grants.map(|grant| grant.blob.len()).max().unwrap_or_default();
+    let nodes = state.nodes.values().filter(|node| node.is_standing()).count();
+    let more = (nodes + MAX_LIVE_TRANSPORT_KEYS) * (largest + AROUND_A_GRANT);
+    let size = usize::try_from(codec::size(slot)).unwrap_or(usize::MAX);
+    Bounded::Row(RowKind::Slot).check(size.saturating_add(more), RowKind::Slot.limit())
 }

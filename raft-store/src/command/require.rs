@@ -94,6 +94,17 @@ pub(super) fn require_slot_keys(state: &ClusterState, slot: &SlotName) -> Result
     }
 }
 
+/// Refuses while a node is asked to leave: it takes part until it has left, and would get what is made to be kept from it.
+pub(super) fn require_nobody_leaves(state: &ClusterState) -> Result<(), Refusal> {
+    match state.nodes.values().find(|node| node.is_leaving()) {
+        None => Ok(()),
+        Some(node) => {
+            let node = node.name.clone();
+            Err(Conflict::NodeLeaves { node }.into())
+        }
+    }
+}
+
 /// A slot's transport key, in the state that the command is about.
 pub(super) fn transport_in_state<'a>(
     slot: &'a mut Slot,

@@ -362,6 +362,25 @@ pub struct TransportGenerationV2 {
     pub rejected: BTreeMap<RaftId, Rejected>,
 }
 
+impl TransportGenerationV2 {
+    /// A transport key in this form, if it says all of it: nothing has happened to it that only a rekey does.
+    fn of(now: &TransportGeneration) -> Option<Self> {
+        let rekeyed = matches!(now.state, TransportState::Offered | TransportState::Destroying)
+            || !now.acks.is_empty()
+            || now.ended_at.is_some();
+        (!rekeyed).then(|| Self {
+            id: now.id,
+            generation: now.generation,
+            mode: now.mode,
+            check: now.check.clone(),
+            state: now.state,
+            grants: now.grants.clone(),
+            created_at: now.created_at,
+            rejected: now.rejected.clone(),
+        })
+    }
+}
+
 impl From<TransportGenerationV2> for TransportGeneration {
     fn from(before: TransportGenerationV2) -> Self {
         Self {
@@ -384,6 +403,19 @@ impl From<TransportGenerationV2> for TransportGeneration {
 pub struct SlotV2 {
     /// See [`Slot::transport`].
     pub transport: Vec<TransportGenerationV2>,
+}
+
+impl SlotV2 {
+    /// A slot in this form, if it says all of it: nobody has asked for another transport key there.
+    pub(crate) fn of(now: &Slot) -> Option<Self> {
+        if now.rekey.is_some() {
+            return None;
+        }
+        let generations = now.transport.iter().map(TransportGenerationV2::of);
+        Some(Self {
+            transport: generations.collect::<Option<_>>()?,
+        })
+    }
 }
 
 impl From<SlotV2> for Slot {

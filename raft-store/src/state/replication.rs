@@ -83,8 +83,9 @@ impl ClusterState {
         &self,
         id: ReplicationKeyId,
     ) -> impl Iterator<Item = (&VersionKey, &KeyVersion)> {
-        self.versions()
-            .iter()
+        // What is over has no key.
+        self.versions
+            .open()
             .map(|(key, version)| (key, &**version))
             .filter(move |(_, version)| {
                 let material = version.material.as_ref();

@@ -9,7 +9,7 @@ use super::context::{KeyVersion, VersionKey};
 use super::frozen::{SlotV1, SlotV2};
 use super::node::Node;
 use super::table::{LoadError, Row, RowKind, unknown_version};
-use crate::codec;
+use crate::codec::{self, CodecError};
 use crate::command::{Bounded, Invalid, Refusal};
 use crate::names::{RaftId, SlotName, TransportId, UnixMillis};
 
@@ -221,8 +221,9 @@ impl ClusterState {
         slot: &'a SlotName,
         id: TransportId,
     ) -> impl Iterator<Item = (&'a VersionKey, &'a KeyVersion)> {
+        // What is over has no key.
         self.versions
-            .iter()
+            .open()
             .map(|(key, version)| (key, &**version))
             .filter(move |(_, version)| {
                 let material = version.material.as_ref();
@@ -233,6 +234,13 @@ impl ClusterState {
 
 impl Row for Slot {
     const KIND: RowKind = RowKind::Slot;
+
+    fn written(&self) -> Result<(u8, Vec<u8>), CodecError> {
+        match SlotV2::of(self) {
+            Some(before) => Ok((2, codec::encode(&before)?)),
+            None => Ok((Self::VERSION, codec::encode(self)?)),
+        }
+    }
 
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {

@@ -83,7 +83,7 @@ impl RowKind {
             .find(|kind| *kind as u8 == byte)
     }
 
-    /// The version its rows are written in: it goes up whenever their encoding changes.
+    /// The newest version its rows are written in: it goes up whenever their encoding changes.
     pub const fn version(self) -> u8 {
         match self {
             RowKind::Meta => 1,
@@ -190,7 +190,7 @@ impl From<CodecError> for LoadError {
 pub trait Row: Serialize + DeserializeOwned {
     /// Its kind.
     const KIND: RowKind;
-    /// The version it is written in.
+    /// The newest version it is written in.
     const VERSION: u8 = Self::KIND.version();
     /// Whether rows of this kind come to an end and stay as tombstones: the others are found without a look at those.
     const ENDS: bool = false;
@@ -198,6 +198,13 @@ pub trait Row: Serialize + DeserializeOwned {
     /// Whether this one has come to its end.
     fn is_over(&self) -> bool {
         false
+    }
+
+    /// The version that this row is written in, and its bytes. A row with a past is written in the oldest form that says
+    /// all that it says: members of the release before read what does not need the new one, and equal rows have equal
+    /// bytes, whichever release wrote them.
+    fn written(&self) -> Result<(u8, Vec<u8>), CodecError> {
+        Ok((Self::VERSION, codec::encode(self)?))
     }
 
     /// Reads a stored row of any version up to the present one. A row with a past has a `decode` of its own:
@@ -394,13 +401,16 @@ impl<K: RowKey, V: Row> Table<K, V> {
     /// Encodes and forgets what was touched.
     pub(crate) fn drain(&mut self, out: &mut Vec<RowChange>) -> Result<(), CodecError> {
         for key in std::mem::take(&mut self.touched) {
-            let value = match self.rows.get(&key) {
-                Some(value) => Some(codec::encode(&**value)?),
-                None => None,
+            let (version, value) = match self.rows.get(&key) {
+                Some(row) => {
+                    let (version, bytes) = V::written(row)?;
+                    (version, Some(bytes))
+                }
+                None => (V::VERSION, None),
             };
             out.push(RowChange {
                 kind: V::KIND,
-                version: V::VERSION,
+                version,
                 key: key.encode(),
                 value,
             });
@@ -410,12 +420,13 @@ impl<K: RowKey, V: Row> Table<K, V> {
 
     /// Encodes every row.
     pub(crate) fn dump(&self, out: &mut Vec<RowChange>) -> Result<(), CodecError> {
-        for (key, value) in self.rows.iter() {
+        for (key, row) in self.rows.iter() {
+            let (version, bytes) = V::written(row)?;
             out.push(RowChange {
                 kind: V::KIND,
-                version: V::VERSION,
+                version,
                 key: key.encode(),
-                value: Some(codec::encode(&**value)?),
+                value: Some(bytes),
             });
         }
         Ok(())

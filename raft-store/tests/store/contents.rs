@@ -117,5 +117,7 @@ fn rows(state: &ClusterState) -> Vec<StateRow> {
     table(state.uses(), &mut rows);
     table(state.uncounted(), &mut rows);
     table(state.leases(), &mut rows);
+    table(state.recoveries(), &mut rows);
+    single(state.replication(), &mut rows);
     rows
 }

@@ -35,6 +35,7 @@ fn filled(purged: bool) -> tempfile::TempDir {
         for _ in 0..5 {
             lives.extend(keys.rotation());
         }
+        lives.extend(keys.replacements());
         let next = 100 + lives.len() as u64;
         store.log.blocking_append(lives.clone()).await.unwrap();
         all_done(&store.machine.apply(lives).await.unwrap());
@@ -60,8 +61,9 @@ fn reference(purged: bool) -> Reference {
     closed(dir.path());
     assert_eq!(contents.control.last_purged.is_some(), purged);
     assert_eq!(contents.snapshot.is_some(), purged);
-    // Cluster, access control, context, versions, slot, nodes, reports, revocations, join tokens and leases.
-    assert!(contents.kinds().len() >= 10, "{:?}", contents.kinds());
+    // Cluster, access control, context, versions, slot, nodes, reports, revocations, join tokens, leases and replication
+    // keys.
+    assert!(contents.kinds().len() >= 11, "{:?}", contents.kinds());
     Reference { dir, contents }
 }
 

@@ -8,7 +8,7 @@ use raft_store::names::*;
 use raft_store::state::FEATURE_LEVEL;
 use raft_store::state::context::{BindingMode, KeyMaterial, RotationPolicy, VersionState};
 use raft_store::state::node::{NodeReport, SlotKey};
-use raft_store::state::slot::TransportMode;
+use raft_store::state::slot::{Grant, Grantee, TransportMode};
 use raft_store::{Entry, MemberNode};
 
 use crate::common::{command, log_id};
@@ -204,6 +204,49 @@ impl Keys {
             entries.extend(self.destruction(version - KEPT));
         }
         entries
+    }
+
+    /// A rekey of both kinds begins: node 1 has another replication key besides the cluster's, and the slot's next
+    /// transport key is offered.
+    pub(crate) fn replacements(&mut self) -> Vec<Entry> {
+        let key = SlotKey {
+            spki: vec![1; 294],
+            epoch: 1,
+            signature: vec![1; 70],
+            signer_chain: vec![vec![1; 500]],
+        };
+        let held = ReportReplicationKeys {
+            node: 1,
+            held: BTreeSet::from([[1; 8], [2; 8]]),
+        };
+        let named = RegisterSlotKey {
+            node: 1,
+            slot: slot(),
+            key,
+        };
+        let asked = RekeyTransport {
+            slot: slot(),
+            expected_generation: 1,
+            give_up: None,
+        };
+        let grants = self.nodes.iter().map(|node| {
+            let blob = vec![6; 450];
+            (Grantee::Node(*node), Grant { epoch: 1, blob })
+        });
+        let offered = OfferTransportKey {
+            slot: slot(),
+            id: TransportId([2; 16]),
+            expected_generation: 1,
+            mode: TransportMode::Standard,
+            check: vec![2; 40],
+            grants: grants.collect(),
+        };
+        vec![
+            self.lead(Op::ReportReplicationKeys(held)),
+            self.lead(Op::RegisterSlotKey(named)),
+            self.by(admin(), Op::RekeyTransport(asked)),
+            self.lead(Op::OfferTransportKey(offered)),
+        ]
     }
 
     fn destruction(&mut self, version: u32) -> Vec<Entry> {

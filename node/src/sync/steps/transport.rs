@@ -91,7 +91,8 @@ impl Workbench {
         propose(effect, Op::OfferTransportKey(op))
     }
 
-    /// The nodes whose slot keys hold, with the keys, this one among them; `None` if it vouches for none of its own.
+    /// The nodes whose slot keys hold, with the keys, this one among them; `None` if it has nothing to vouch with, and is
+    /// alone. Whoever has, and whose own key does not hold, makes nothing: the key would stay in its token alone.
     fn members_keys(&self) -> Result<Option<BTreeMap<RaftId, Vec<u8>>>, StepError> {
         let meta = self.meta()?;
         let Some(signer) = &self.signer else {
@@ -108,7 +109,12 @@ impl Workbench {
                 found.insert(*id, key.spki.clone());
             }
         }
-        Ok(found.contains_key(&self.me).then_some(found))
+        if !found.contains_key(&self.me) {
+            return Err(StepError::NoKey(
+                "the cluster's CA does not vouch for its own slot key",
+            ));
+        }
+        Ok(Some(found))
     }
 
     /// Makes a key that stays in no token: whoever it is granted to, this node too, takes it once it is committed. So a

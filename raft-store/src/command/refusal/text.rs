@@ -170,7 +170,7 @@ impl fmt::Display for Conflict {
             ),
             Conflict::NodeLeaves { node } => write!(
                 f,
-                "node {node} is leaving, and nodes leave one after the other; wait until it has left, or keep it with: \
+                "node {node} is leaving, and that comes first; wait until it has left, or keep it with: \
                  hsmctl cluster remove {node} --cancel"
             ),
             Conflict::LastVoter { node } => write!(
@@ -394,7 +394,10 @@ fn time(ms: u64) -> String {
 impl Bounded {
     fn remedy(self) -> &'static str {
         match self {
-            Bounded::Row(RowKind::Slot) => "the slot has too many transport keys and grants",
+            Bounded::Row(RowKind::Slot) => {
+                "the slot has too many transport keys and grants: destroy versions that need an old one (hsmctl cluster \
+                 rekey status)"
+            }
             Bounded::Row(RowKind::Node) => "configure fewer slots, or shorten the certificate chain",
             Bounded::Row(RowKind::Request) => "shorten the Idempotency-Key",
             Bounded::Row(_) => "make the change smaller, or split it",

@@ -3,8 +3,10 @@
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::state::frozen::SlotV2;
 use crate::state::replication::{FormerKey, ReplicationKeyId};
 use crate::state::slot::{Slot, TransportGeneration, TransportState};
+use crate::state::table::RowChange;
 
 /// The cluster's replication key, as the tests' cluster is founded.
 const OLD: ReplicationKeyId = [2; 8];
@@ -134,6 +136,7 @@ fn a_slots_next_transport_key_is_offered_then_current_and_the_old_one_goes_with_
     world.ok(ack(1, 1, true));
     assert_eq!(state_of(&world, 1), TransportState::Destroyed);
     assert!(generation(&world, 1).ended_at.is_some());
+    assert!(generation(&world, 1).acks.is_empty(), "a tombstone says no more");
     world.ok(destroy_key(1));
     assert_eq!(state_of(&world, 1), TransportState::Destroyed);
 }
@@ -219,6 +222,117 @@ fn every_member_has_to_hold_the_new_key_or_to_be_silent_and_has_to_remove_the_ol
     super::super::destruction::settle(&mut world.state, 7).unwrap();
     assert_eq!(state_of(&world, 1), TransportState::Destroyed);
     assert!(owing(&world).is_empty());
+}
+
+#[test]
+fn nothing_is_replaced_while_a_node_leaves_that_would_get_the_new_key_too() {
+    let mut world = World::new();
+    let other = second(&mut world);
+    world.ok(holds(1, &[OLD, NEW]));
+    world.ok_as(other, holds(other, &[OLD, NEW]));
+    let leave = RemoveNode {
+        node: other,
+        successor: None,
+        lose_keys: false,
+    };
+    world.ok(Op::RemoveNode(leave));
+    for op in [rekey(1, None), rekey_replication(OLD, NEW)] {
+        let name = op.name();
+        let refused = world.refused(op);
+        assert!(
+            matches!(&refused, Refusal::Conflict(Conflict::NodeLeaves { node }) if node.as_str() == "n2"),
+            "{name}: {refused:?}"
+        );
+    }
+    assert!(row(&world).rekey.is_none());
+    world.ok(Op::KeepNode(KeepNode { node: other }));
+    assert_eq!(world.ok(rekey(1, None)), Done::TransportRekey { generation: 1 });
+    let done = Done::ReplicationRekey {
+        key: NEW,
+        former: OLD,
+    };
+    assert_eq!(world.ok(rekey_replication(OLD, NEW)), done);
+}
+
+/// The row of the slot, as a snapshot has it.
+fn stored(world: &World) -> RowChange {
+    let mut rows = world.state.dump().unwrap().into_iter();
+    rows.find(|row| row.kind == RowKind::Slot).unwrap()
+}
+
+#[test]
+fn a_slot_is_written_as_the_release_before_reads_it_until_a_rekey_is_asked_for() {
+    let mut world = World::new();
+    let other = second(&mut world);
+    world.ok(Op::GrantTransportKey(GrantTransportKey {
+        slot: slot(),
+        id: id(1),
+        grantee: Grantee::Node(other),
+        grant: grant(1),
+    }));
+    // On disk and in snapshots alike, and as that release wrote it.
+    let mut drained = world.state.drain().unwrap().into_iter();
+    let on_disk = drained.find(|row| row.kind == RowKind::Slot).unwrap();
+    let before = stored(&world);
+    assert_eq!((on_disk.version, before.version), (2, 2));
+    assert_eq!(on_disk.value, before.value);
+    let value = before.value.unwrap();
+    let read: SlotV2 = crate::codec::decode(&value).unwrap();
+    assert_eq!(Slot::from(read), row(&world));
+    // Whoever has read it writes the same.
+    let mut again = ClusterState::default();
+    again.load(RowKind::Slot, 2, &before.key, &value).unwrap();
+    assert_eq!(again.slots().get(&slot()).unwrap().as_ref(), &row(&world));
+    let rows = again.dump().unwrap();
+    assert_eq!((rows[0].version, rows[0].value.as_ref()), (2, Some(&value)));
+
+    world.ok(rekey(1, None));
+    let after = stored(&world);
+    assert_eq!(after.version, RowKind::Slot.version());
+    let mut again = ClusterState::default();
+    let value = after.value.unwrap();
+    again
+        .load(RowKind::Slot, after.version, &after.key, &value)
+        .unwrap();
+    assert_eq!(again.slots().get(&slot()).unwrap().as_ref(), &row(&world));
+}
+
+#[test]
+fn a_rekey_is_refused_for_which_the_slots_row_has_no_room() {
+    let mut world = World::new();
+    let granted = |world: &mut World, count: u64| {
+        let mut full = row(world);
+        let blob = vec![7; 8 << 10];
+        let grants = (1..=count).map(|node| {
+            (
+                Grantee::Node(node),
+                Grant {
+                    epoch: 1,
+                    blob: blob.clone(),
+                },
+            )
+        });
+        full.transport[0].grants = grants.collect();
+        world.state.slots.put(slot(), full).unwrap();
+    };
+    granted(&mut world, 10);
+    let refused = world.refused(rekey(1, None));
+    assert!(
+        matches!(
+            refused,
+            Refusal::Invalid(Invalid::TooLarge {
+                what: Bounded::Row(RowKind::Slot),
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    assert!(
+        !row(&world).awaits_transport(),
+        "nothing is begun that cannot end"
+    );
+    granted(&mut world, 4);
+    world.ok(rekey(1, None));
 }
 
 #[test]

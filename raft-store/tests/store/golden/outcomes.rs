@@ -18,6 +18,11 @@ fn done() -> Vec<Done> {
         Done::Version { context, version: 2 },
         Done::JoinToken { number: 4 },
         Done::Node { raft_id: 9 },
+        Done::TransportRekey { generation: 3 },
+        Done::ReplicationRekey {
+            key: [4; 8],
+            former: [5; 8],
+        },
     ]
 }
 
