@@ -23,10 +23,10 @@ pub(crate) enum ClusterCommand {
     /// Make the node at --endpoint join a cluster; returns once it votes. Shows the public key of each of its slots
     /// first, and asks whether they are the node's.
     Join(join::Join),
-    /// Take a node out of the cluster for good, and rotate what it held.
+    /// Take a node out of the cluster for good, and replace the transport keys that it had, which rotates what it held.
     Remove(cluster_remove::Remove),
     /// Put a node in another's place, in one change of the membership: the new one joins, and the old one goes in the
-    /// moment in which the new one votes. Then rotate what the old one held.
+    /// moment in which the new one votes. Then replace the transport keys that the old one had, which rotates what it held.
     Replace(cluster_remove::Replace),
     /// Have another node lead.
     TransferLeader(cluster_leader::TransferLeader),

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use hsm_api::admin::{
     RekeyPhase, RekeyReplicationResponse, RekeyStatus, RekeyTransportRequest, ReplicationRekey, SlotRekey,
 };
+use hsm_api::client::Answer;
 use hsm_api::{Client, ClientError, ErrorCode};
 
 use super::preview::{self, Preview};
@@ -149,7 +150,7 @@ async fn transport(session: &Session, args: Transport) -> Result<()> {
     }
     // What answers has to know of it: before, everything was settled.
     let client = newest.map_or_else(|| client.clone(), |index| client.with_min_index(index));
-    let status = watch(&client, &names).await?;
+    let status = watch(&client, &names).await?.into_body();
     let mut meant = status.slots.iter().filter(|slot| names.contains(&slot.slot));
     if meant.any(|slot| is_busy(slot.phase)) {
         note("it goes on by itself; look how far it is with: hsmctl cluster rekey status");
@@ -223,7 +224,7 @@ fn is_busy(phase: RekeyPhase) -> bool {
 
 /// Asks again and again until the nodes have rotated everything, or it takes too long. A node that does not answer for a
 /// moment is no reason to stop: leaders change.
-async fn watch(client: &Client, slots: &[String]) -> Result<RekeyStatus> {
+pub(super) async fn watch(client: &Client, slots: &[String]) -> Result<Answer<RekeyStatus>> {
     let progress = Progress::of_steps("contexts are rotated under the new transport key", slots.len());
     let until = Instant::now() + WATCH;
     let mut settled = 0;
@@ -232,13 +233,12 @@ async fn watch(client: &Client, slots: &[String]) -> Result<RekeyStatus> {
         let is_late = Instant::now() >= until;
         match asked {
             Ok(answer) => {
-                let status = answer.into_body();
-                let here = status.slots.iter().filter(|slot| slots.contains(&slot.slot));
+                let here = answer.body.slots.iter().filter(|slot| slots.contains(&slot.slot));
                 let now = here.filter(|slot| !is_busy(slot.phase)).count();
                 (settled..now).for_each(|_| progress.step());
                 settled = settled.max(now);
                 if now >= slots.len() || is_late {
-                    return Ok(status);
+                    return Ok(answer);
                 }
             }
             Err(error) if is_late => return Err(error.into()),

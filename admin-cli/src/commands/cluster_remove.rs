@@ -1,11 +1,17 @@
-//! `hsmctl cluster remove` and `replace`: a node leaves for good, and every key that it could use is replaced.
+//! `hsmctl cluster remove` and `replace`: a node leaves for good, and what it knew is replaced: the transport keys, which
+//! gives every context of their slots a version that it never had. The replication key is in the nodes' configuration, where
+//! nobody but the operator can replace it.
 
 use anyhow::Result;
 use clap::Args;
 use hsm_api::Client;
-use hsm_api::admin::{RemovalState, RemoveNodeRequest, RemoveNodeResponse};
+use hsm_api::StateIndex;
+use hsm_api::admin::{
+    ContextInfo, RekeyTransportRequest, RemovalState, RemoveNodeRequest, RemoveNodeResponse,
+};
 use serde::Serialize;
 
+use super::cluster_rekey;
 use super::preview::{self, Preview};
 use super::{CHANGE, Session, idempotency_key};
 use crate::exit::{change_failed, with_hint};
@@ -22,7 +28,8 @@ pub(crate) struct Remove {
     /// The node again, instead of typing it.
     #[arg(long, value_name = "NODE_ID")]
     confirm: Option<String>,
-    /// Leave the keys as they are that the node held; `cluster members` goes on naming them.
+    /// Replace no transport key and rotate no context that the node had; `cluster rekey status` and `cluster members` go on
+    /// naming them.
     #[arg(long)]
     no_rotate: bool,
     /// Although a key that was adopted from version 1 is in this node's token only, and goes with it.
@@ -51,7 +58,8 @@ pub(crate) struct Replace {
     /// The node that leaves again, instead of typing it.
     #[arg(long, value_name = "OLD")]
     confirm: Option<String>,
-    /// Leave the keys as they are that the node held; `cluster members` goes on naming them.
+    /// Replace no transport key and rotate no context that the node had; `cluster rekey status` and `cluster members` go on
+    /// naming them.
     #[arg(long)]
     no_rotate: bool,
     /// Although a key that was adopted from version 1 is in this node's token only, and goes with it.
@@ -64,6 +72,10 @@ pub(crate) struct Replace {
     #[arg(long)]
     dry_run: bool,
 }
+
+/// What is left to the operator.
+const TRANSPORT: &str = "hsmctl cluster rekey transport --all";
+const REPLICATION: &str = "hsmctl cluster rekey replication";
 
 /// Both of them.
 struct Wish {
@@ -154,46 +166,39 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
     if wish.request.dry_run {
         return foresee(&wish, left).print(session);
     }
-    let rotated = if wish.rotate && left.state == RemovalState::Removed {
-        rotate_all(&client, &left.held, &key).await
+    let renewal = if wish.rotate && left.state == RemovalState::Removed {
+        renew(&client, left, answer.meta.index, &key).await
     } else {
-        Rotations::default()
+        Renewal::nothing_of(left)
     };
     let done = Done {
         answer: left,
         index: answer.meta.index.map(|index| index.to_string()),
-        rotated: rotated.made,
+        rekeyed: renewal.rekeyed,
+        rotated: renewal.rotated,
         idempotency_key: (left.state == RemovalState::Waiting).then(|| key.clone()),
-        to_rotate: match (left.state, wish.rotate) {
-            (RemovalState::Removed, true) => rotated
-                .failed
-                .iter()
-                .map(|(context, _)| context.clone())
-                .collect(),
-            _ => left.held.clone(),
-        },
+        to_rotate: renewal.to_rotate,
     };
     output::print(session.format(), &done, || text(&done))?;
     for line in next(&wish, &done) {
         note(&line);
     }
-    finish(&wish, &key, &rotated.failed)
+    finish(&wish, &key, &renewal.failed)
 }
 
-/// A removal that is done and rotations that are not make a failure: whoever looks at the exit code has to know.
-fn finish(wish: &Wish, key: &str, failed: &[(String, String)]) -> Result<()> {
-    let Some((context, error)) = failed.first() else {
+/// A removal that is done and keys that are not replaced make a failure: whoever looks at the exit code has to know.
+fn finish(wish: &Wish, key: &str, failed: &[Failure]) -> Result<()> {
+    let Some(first) = failed.first() else {
         return Ok(());
     };
     let node = &wish.node;
     let more = match failed.len() {
         1 => String::new(),
-        many => format!(", and {} more", many - 1),
+        many => format!(", and {} more failed", many - 1),
     };
-    let failure = anyhow::anyhow!("{node} is removed, and {context}{more} was not rotated: {error}");
-    let hint = format!(
-        "it still holds those keys; ask again, and the rest is rotated, with: --idempotency-key {key}"
-    );
+    let failure = anyhow::anyhow!("{node} is removed, and {}: {}{more}", first.what, first.error);
+    let hint =
+        format!("it still has those keys; ask again, and the rest is done, with: --idempotency-key {key}");
     Err(with_hint(failure, hint))
 }
 
@@ -207,9 +212,9 @@ fn verb(request: &RemoveNodeRequest) -> &'static str {
 fn warning(wish: &Wish) -> String {
     let node = &wish.node;
     let rotates = if wish.rotate {
-        "every key that it holds gets a new version"
+        "the transport keys that it has are replaced, by which every key that it holds gets a new version"
     } else {
-        "the keys that it holds stay in use (--no-rotate)"
+        "the transport keys and the keys that it holds stay in use (--no-rotate)"
     };
     match &wish.request.successor {
         None => format!(
@@ -236,7 +241,10 @@ fn foresee(wish: &Wish, left: &RemoveNodeResponse) -> Preview {
     };
     let rotates = match (wish.rotate, left.held.is_empty()) {
         (_, true) => "; it holds no active key version".to_owned(),
-        (true, false) => format!("; and rotate {}", left.held.join(", ")),
+        (true, false) => format!(
+            "; and replace the transport keys that it has, which rotates {}",
+            left.held.join(", ")
+        ),
         (false, false) => format!("; and leave {} to be rotated", left.held.join(", ")),
     };
     let preview = Preview::new(format!("{what}{rotates}"));
@@ -256,30 +264,148 @@ struct Rotated {
     key_id: String,
 }
 
-#[derive(Debug, Default)]
-struct Rotations {
-    made: Vec<Rotated>,
-    /// Contexts, each with what went wrong.
-    failed: Vec<(String, String)>,
+/// What could not be done.
+#[derive(Debug)]
+struct Failure {
+    what: String,
+    error: String,
 }
 
-/// One after the other, all of them whatever becomes of one. The key of the removal is each rotation's too: it belongs to
-/// another operation each time.
-async fn rotate_all(client: &Client, contexts: &[String], key: &str) -> Rotations {
-    let progress = Progress::of_steps("rotating what the node held", contexts.len());
-    let mut rotations = Rotations::default();
-    for context in contexts {
-        match client.rotate(context, Some(key)).await {
-            Ok(answer) => rotations.made.push(Rotated {
-                context: context.clone(),
+/// What was put in the place of what the node knew.
+#[derive(Debug, Default)]
+struct Renewal {
+    /// Slots that get another transport key.
+    rekeyed: Vec<String>,
+    rotated: Vec<Rotated>,
+    /// Contexts whose active version the node has still.
+    to_rotate: Vec<String>,
+    failed: Vec<Failure>,
+}
+
+impl Renewal {
+    fn nothing_of(left: &RemoveNodeResponse) -> Self {
+        Self {
+            to_rotate: left.held.clone(),
+            ..Self::default()
+        }
+    }
+
+    fn fail(&mut self, what: String, error: &dyn std::fmt::Display) {
+        let error = error.to_string();
+        self.failed.push(Failure { what, error });
+    }
+}
+
+/// Another transport key for every slot of which the node may have the present one, and by that another version of every
+/// context there, which is wrapped under a key that the node never had. Where that is refused, contexts are rotated under
+/// the old one: better than nothing. Each step is done whatever becomes of another, and all of them under the key of the
+/// removal: it belongs to another operation each time.
+async fn renew(client: &Client, left: &RemoveNodeResponse, index: Option<StateIndex>, key: &str) -> Renewal {
+    let mut renewal = Renewal::default();
+    let after = |index: Option<StateIndex>| {
+        index.map_or_else(|| client.clone(), |index| client.with_min_index(index))
+    };
+    let slots = match after(index).rekey_status().await {
+        Ok(answer) => answer.into_body().slots,
+        Err(error) => {
+            let what = "whose transport key it has is not known, and none was replaced";
+            renewal.fail(what.to_owned(), &error);
+            Vec::new()
+        }
+    };
+    let mut newest = index;
+    for slot in slots
+        .iter()
+        .filter(|slot| slot.known_to_removed.contains(&left.node_id))
+    {
+        let request = RekeyTransportRequest {
+            slot: slot.slot.clone(),
+            restart: false,
+        };
+        match client.rekey_transport(&request, Some(key)).await {
+            Ok(answer) => {
+                newest = answer.meta.index.or(newest);
+                renewal.rekeyed.push(slot.slot.clone());
+            }
+            Err(error) => {
+                let what = format!("the transport key of slot {} was not replaced", slot.slot);
+                renewal.fail(what, &error);
+            }
+        }
+    }
+    if !renewal.rekeyed.is_empty() {
+        match cluster_rekey::watch(&after(newest), &renewal.rekeyed).await {
+            // Whoever is asked next has to know what this one knows.
+            Ok(answer) => newest = answer.meta.index.or(newest),
+            Err(error) => note(&format!("how far the nodes are is not known: {error:#}")),
+        }
+    }
+    rotate_rest(&after(newest), left, key, &mut renewal).await;
+    renewal
+}
+
+/// What the node holds still: in slots with another transport key the nodes rotate it by themselves.
+async fn rotate_rest(client: &Client, left: &RemoveNodeResponse, key: &str, renewal: &mut Renewal) {
+    let held = match client.members().await {
+        Ok(answer) => {
+            let mut removed = answer.into_body().removed.into_iter();
+            let of_it = removed.find(|one| one.raft_id == left.raft_id);
+            of_it.map(|one| one.held).unwrap_or_default()
+        }
+        Err(error) => {
+            renewal.fail("what it still holds is not known".to_owned(), &error);
+            left.held.clone()
+        }
+    };
+    let contexts = match client.list_keks().await {
+        Ok(answer) => answer.into_body().contexts,
+        Err(error) => {
+            renewal.fail("what was rotated is not known".to_owned(), &error);
+            Vec::new()
+        }
+    };
+    let (waits, rest) = by_whom(&held, &contexts, &renewal.rekeyed);
+    renewal.rotated = contexts
+        .iter()
+        .filter(|known| left.held.contains(&known.context) && !held.contains(&known.context))
+        .filter_map(active)
+        .collect();
+    renewal.to_rotate = waits;
+    let progress = Progress::of_steps("rotating what the node held", rest.len());
+    for context in rest {
+        match client.rotate(&context, Some(key)).await {
+            Ok(answer) => renewal.rotated.push(Rotated {
+                context,
                 version: answer.version,
                 key_id: answer.key_id.clone(),
             }),
-            Err(error) => rotations.failed.push((context.clone(), error.to_string())),
+            Err(error) => {
+                renewal.fail(format!("{context} was not rotated"), &error);
+                renewal.to_rotate.push(context);
+            }
         }
         progress.step();
     }
-    rotations
+}
+
+/// Of the contexts that the node holds still, those that the nodes rotate, and those that have to be rotated here.
+fn by_whom(held: &[String], contexts: &[ContextInfo], rekeyed: &[String]) -> (Vec<String>, Vec<String>) {
+    let by_nodes = |context: &String| {
+        let mut known = contexts.iter().filter(|known| known.context == *context);
+        known.any(|known| rekeyed.contains(&known.slot))
+    };
+    held.iter().cloned().partition(by_nodes)
+}
+
+/// The version that encrypts.
+fn active(context: &ContextInfo) -> Option<Rotated> {
+    let mut versions = context.versions.iter();
+    let active = versions.find(|version| Some(version.version) == context.active_version)?;
+    Some(Rotated {
+        context: context.context.clone(),
+        version: active.version,
+        key_id: active.key_id.clone(),
+    })
 }
 
 /// What has come of it.
@@ -289,6 +415,8 @@ struct Done<'a> {
     answer: &'a RemoveNodeResponse,
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<String>,
+    /// Slots that get another transport key.
+    rekeyed: Vec<String>,
     rotated: Vec<Rotated>,
     /// Contexts whose active version the node still holds.
     to_rotate: Vec<String>,
@@ -310,6 +438,11 @@ fn text(done: &Done<'_>) -> String {
             ),
         ),
     ]);
+    if !done.rekeyed.is_empty() {
+        let rekeyed = done.rekeyed.iter().map(|slot| [slot.clone()]);
+        text.push('\n');
+        text.push_str(&output::table(["SLOTS WITH ANOTHER TRANSPORT KEY"], rekeyed));
+    }
     if !done.rotated.is_empty() {
         let rows = done.rotated.iter().map(|rotated| {
             [
@@ -335,19 +468,31 @@ fn next(wish: &Wish, done: &Done<'_>) -> Vec<String> {
              at {successor}"
         ));
         lines.push(format!(
-            "then the same command once more rotates what {node} held, with: --idempotency-key {key}"
+            "then the same command once more replaces what {node} knew, with: --idempotency-key {key}"
         ));
         return lines;
     }
-    if !done.to_rotate.is_empty() {
+    if !done.to_rotate.is_empty() && done.rekeyed.is_empty() {
         lines.push(format!(
             "{node} still holds the active versions of {}: rotate each with hsmctl rotate CONTEXT",
             done.to_rotate.join(", ")
         ));
     }
+    if !done.to_rotate.is_empty() && !done.rekeyed.is_empty() {
+        lines.push(format!(
+            "{node} still holds the active versions of {}: the nodes rotate what is in slots with another transport key by \
+             themselves; look how far they are with: hsmctl cluster rekey status",
+            done.to_rotate.join(", ")
+        ));
+    }
+    if !wish.rotate {
+        lines.push(format!(
+            "{node} knows the transport keys; replace them, which rotates every context too, with: {TRANSPORT}"
+        ));
+    }
     lines.push(format!(
-        "{node} knows the keys that protect keys on their way: next, hsmctl cluster rekey transport, then hsmctl cluster \
-         rekey replication"
+        "{node} knows TOKEN_REPLICATION_KEY, which no node can replace by itself: give every node another one beside the \
+         present one, restart them one by one, then: {REPLICATION}"
     ));
     lines.push(format!(
         "what was encrypted before can be opened with the tokens of {node}: re-wrap it, destroy the old versions, erase \
@@ -359,7 +504,10 @@ fn next(wish: &Wish, done: &Done<'_>) -> Vec<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::cli::Cli;
 
     fn wish(successor: Option<&str>, rotate: bool) -> Wish {
         Wish {
@@ -391,6 +539,7 @@ mod tests {
         Done {
             answer,
             index: None,
+            rekeyed: vec![],
             rotated: vec![],
             to_rotate: to_rotate.iter().map(|&context| context.to_owned()).collect(),
             idempotency_key: Some("k".to_owned()),
@@ -408,7 +557,8 @@ mod tests {
         };
         assert_eq!(
             would(&wish(None, true)),
-            "remove n3 (raft id 9): 2 voters would be left, 2 a majority, and 0 more could fail; and rotate a, b"
+            "remove n3 (raft id 9): 2 voters would be left, 2 a majority, and 0 more could fail; and replace the \
+             transport keys that it has, which rotates a, b"
         );
         assert!(would(&wish(None, false)).ends_with("leave a, b to be rotated"));
         assert!(would(&wish(Some("n4"), true)).starts_with("put n4 in the place of n3"));
@@ -417,14 +567,30 @@ mod tests {
     #[test]
     fn what_is_to_be_done_next_is_said() {
         let removed = left(RemovalState::Removed);
-        let lines = next(&wish(None, true), &done(&removed, &[])).join("\n");
+        let said = |wish: &Wish, done: &Done<'_>| next(wish, done).join("\n");
+        let lines = said(&wish(None, true), &done(&removed, &[]));
         assert!(
-            lines.contains("rekey transport") && lines.contains("rekey replication"),
+            lines.contains("TOKEN_REPLICATION_KEY") && lines.contains(REPLICATION),
             "{lines}"
         );
-        assert!(!lines.contains("hsmctl rotate"), "{lines}");
-        let lines = next(&wish(None, false), &done(&removed, &["a", "b"])).join("\n");
-        assert!(lines.contains("active versions of a, b"), "{lines}");
+        assert!(
+            !lines.contains("hsmctl rotate") && !lines.contains(TRANSPORT),
+            "{lines}"
+        );
+        let lines = said(&wish(None, false), &done(&removed, &["a", "b"]));
+        assert!(
+            lines.contains("active versions of a, b") && lines.contains(TRANSPORT),
+            "{lines}"
+        );
+        let busy = Done {
+            rekeyed: vec!["s".to_owned()],
+            ..done(&removed, &["a"])
+        };
+        let lines = said(&wish(None, true), &busy);
+        assert!(
+            lines.contains("rekey status") && !lines.contains("hsmctl rotate"),
+            "{lines}"
+        );
         let waiting = left(RemovalState::Waiting);
         let lines = next(&wish(Some("n4"), true), &done(&waiting, &[])).join("\n");
         assert!(
@@ -433,14 +599,48 @@ mod tests {
         );
     }
 
+    /// As it is typed: a command that is offered and refused is worse than none.
     #[test]
-    fn rotations_that_failed_make_the_command_fail_and_say_how_to_go_on() {
+    fn every_command_that_is_offered_is_one() {
+        for command in [TRANSPORT, REPLICATION, "hsmctl cluster rekey status"] {
+            let parsed = Cli::try_parse_from(command.split(' '));
+            assert!(parsed.is_ok(), "{command}: {:?}", parsed.err());
+        }
+    }
+
+    #[test]
+    fn contexts_of_slots_that_get_no_other_transport_key_are_rotated_here() {
+        let context = |name: &str, slot: &str, active: u32| -> ContextInfo {
+            serde_json::from_value(serde_json::json!({
+                "context": name, "slot": slot, "binding": "shared", "active_version": active,
+                "versions": [
+                    {"version": active, "key_id": format!("kek-{name}-v{active}"), "key_uid": "00",
+                     "slot": slot, "state": "active", "created_at": "2030-01-01T00:00:00Z", "acks": [],
+                     "origin": "generated"}
+                ]
+            }))
+            .unwrap()
+        };
+        let contexts = [context("a", "s", 2), context("b", "t", 1)];
+        let held = ["a".to_owned(), "b".to_owned(), "gone".to_owned()];
+        let (by_nodes, here) = by_whom(&held, &contexts, &["s".to_owned()]);
+        assert_eq!(by_nodes, ["a"]);
+        assert_eq!(here, ["b", "gone"]);
+        let rotated = active(&contexts[0]).unwrap();
+        assert_eq!((rotated.version, rotated.key_id.as_str()), (2, "kek-a-v2"));
+    }
+
+    #[test]
+    fn keys_that_could_not_be_replaced_make_the_command_fail_and_say_how_to_go_on() {
         assert!(finish(&wish(None, true), "k", &[]).is_ok());
-        let failed = [("a".to_owned(), "x".to_owned()), ("b".to_owned(), "y".to_owned())];
-        let error = finish(&wish(None, true), "k", &failed).unwrap_err();
+        let mut renewal = Renewal::default();
+        renewal.fail("the transport key of slot s was not replaced".to_owned(), &"x");
+        renewal.fail("b was not rotated".to_owned(), &"y");
+        let error = finish(&wish(None, true), "k", &renewal.failed).unwrap_err();
         let text = format!("{error:#}");
         assert!(
-            text.contains("a, and 1 more was not rotated: x") && text.contains("--idempotency-key k"),
+            text.contains("slot s was not replaced: x, and 1 more failed")
+                && text.contains("--idempotency-key k"),
             "{text}"
         );
     }

@@ -91,6 +91,9 @@ pub struct SlotRekey {
     pub transport_keys: Vec<TransportKeyInfo>,
     /// Contexts that encrypt under a version that is wrapped under a superseded transport key.
     pub contexts_to_rotate: Vec<String>,
+    /// Removed nodes that may have the current transport key: it was made before they left.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known_to_removed: Vec<String>,
     /// What happens next, or what to do.
     pub next: String,
 }
@@ -124,6 +127,9 @@ pub struct ReplicationRekey {
     pub records_left: u64,
     /// The nodes' keys, in order of their raft ids.
     pub nodes: Vec<NodeReplicationKeys>,
+    /// Removed nodes that have the cluster's replication key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known_to_removed: Vec<String>,
     /// What happens next, or what to do.
     pub next: String,
 }

@@ -200,6 +200,10 @@ pub(crate) async fn a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_noti
             rotated.iter().any(|one| one["context"] == CONTEXT) && done["to_rotate"] == serde_json::json!([]),
             "{done}"
         );
+        ensure!(
+            done["rekeyed"].as_array().is_some_and(|slots| !slots.is_empty()),
+            "the transport keys that it knows were not replaced: {done}"
+        );
         left.retain(|other| other.number != number);
         out.push(node);
     }

@@ -1,12 +1,15 @@
 //! Where the replacement of transport keys and of the replication key stands, for people: read from the state, so that
 //! every node says the same, with what happens next and what there is to do.
 
+use std::collections::BTreeSet;
+
 use hsm_api::admin::{
     NodeReplicationKeys, RekeyPhase, RekeyStatus, ReplicationRekey, SlotRekey, TransportKeyInfo,
     TransportKeyState,
 };
-use raft_store::names::SlotName;
+use raft_store::names::{RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
+use raft_store::state::node::NodeStatus;
 use raft_store::state::slot::{Slot, TransportGeneration, TransportState};
 
 use super::views::rfc3339;
@@ -37,14 +40,50 @@ fn of_slot(state: &ClusterState, name: &SlotName, slot: &Slot, contexts: Vec<Str
         .iter()
         .map(|generation| of_key(state, name, generation))
         .collect();
-    let next = next(name, phase, &keys, &contexts);
+    let known_to_removed = with_transport_key(state, slot);
+    let next = next(name, phase, &keys, &contexts, &known_to_removed);
     SlotRekey {
         slot: name.to_string(),
         phase,
         transport_keys: keys,
         contexts_to_rotate: contexts,
+        known_to_removed,
         next,
     }
+}
+
+/// Removed nodes that may have a slot's current transport key: it was made before they left. Whether one had it is not
+/// kept, so that one is named too that never used it.
+fn with_transport_key(state: &ClusterState, slot: &Slot) -> Vec<String> {
+    match slot.current_transport() {
+        Some(current) => removed(state, |_, left| left >= current.created_at),
+        None => Vec::new(),
+    }
+}
+
+/// Removed nodes that have the cluster's replication key: it was the cluster's before they left, or they had said that they
+/// have it.
+fn with_replication_key(state: &ClusterState) -> Vec<String> {
+    let key = state.meta().map(|meta| meta.trk_id).unwrap_or_default();
+    let row = state.replication();
+    let since = row.and_then(|row| row.since);
+    let said = |id: RaftId| {
+        row.and_then(|row| row.held.get(&id))
+            .is_some_and(|keys| keys.contains(&key))
+    };
+    removed(state, |id, left| {
+        since.is_none_or(|since| left >= since) || said(id)
+    })
+}
+
+/// The names of the removed nodes that this holds for, each once; `had` is told when each left.
+fn removed(state: &ClusterState, had: impl Fn(RaftId, UnixMillis) -> bool) -> Vec<String> {
+    let names = state.nodes().iter().filter_map(|(id, node)| match node.status {
+        NodeStatus::Removed { at } if had(*id, at) => Some(node.name.to_string()),
+        _ => None,
+    });
+    let names: BTreeSet<String> = names.collect();
+    names.into_iter().collect()
 }
 
 fn phase(slot: &Slot, contexts: &[String]) -> RekeyPhase {
@@ -91,7 +130,24 @@ fn of_key(state: &ClusterState, slot: &SlotName, generation: &TransportGeneratio
     }
 }
 
-fn next(slot: &SlotName, phase: RekeyPhase, keys: &[TransportKeyInfo], contexts: &[String]) -> String {
+fn next(
+    slot: &SlotName,
+    phase: RekeyPhase,
+    keys: &[TransportKeyInfo],
+    contexts: &[String],
+    known_to_removed: &[String],
+) -> String {
+    // While another one is on its way, or contexts are being rotated to it, that comes first.
+    let begins = matches!(
+        phase,
+        RekeyPhase::Settled | RekeyPhase::Waiting | RekeyPhase::Destroying
+    );
+    if begins && !known_to_removed.is_empty() {
+        return format!(
+            "removed since the transport key was made, and may have it: {}; hsmctl cluster rekey transport --slot {slot}",
+            known_to_removed.join(", ")
+        );
+    }
     let waiting = |state: TransportKeyState| {
         let of = keys.iter().filter(|key| key.state == state);
         let nodes: Vec<&str> = of.flat_map(|key| &key.waiting_for).map(String::as_str).collect();
@@ -155,6 +211,7 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
         .filter(|(_, keys)| keys.iter().any(is_retired))
         .map(|(name, _)| name.clone())
         .collect();
+    let known_to_removed = with_replication_key(state);
     let next = match (former, new) {
         (Some(_), _) => format!(
             "{records_left} records are being sealed under the new key; until that is done, every node keeps both"
@@ -169,6 +226,11 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
                 lacking.join(", ")
             ),
         },
+        (None, None) if with_old.is_empty() && !known_to_removed.is_empty() => format!(
+            "removed, and have the replication key: {}; give every node another one beside the present one, as its \
+             configuration alone can, restart them one by one, then: hsmctl cluster rekey replication",
+            known_to_removed.join(", ")
+        ),
         (None, None) if with_old.is_empty() => "nothing to do".to_owned(),
         (None, None) => format!(
             "everything is sealed under the new key: take the old one out of the configuration of: {}; restart them \
@@ -187,6 +249,7 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
                 keys: keys.iter().map(hex::encode).collect(),
             })
             .collect(),
+        known_to_removed,
         next,
     }
 }
@@ -195,10 +258,10 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use raft_store::command::{
-        AckTransportKey, ActivateTransportKey, DestroyTransportKey, OfferTransportKey, Op, RekeyTransport,
-        ReportReplicationKeys, ResealKeys,
+        AckTransportKey, ActivateTransportKey, BuryNode, DestroyTransportKey, OfferTransportKey, Op,
+        RekeyTransport, RemoveNode, ReportReplicationKeys, ResealKeys,
     };
-    use raft_store::names::{RaftId, TransportId};
+    use raft_store::names::TransportId;
     use raft_store::state::slot::TransportMode;
 
     use super::*;
@@ -278,6 +341,79 @@ mod tests {
         ack(&mut world, voters[1], OLD, true);
         assert_eq!(of(&world).phase, RekeyPhase::Settled);
         assert_eq!(of(&world).transport_keys[0].state, TransportKeyState::Destroyed);
+    }
+
+    /// A voter leaves for good.
+    fn remove(world: &mut World, node: RaftId) {
+        world.ok(Op::RemoveNode(RemoveNode {
+            node,
+            successor: None,
+            lose_keys: false,
+        }));
+        world.voters.remove(&node);
+        world.ok(Op::BuryNode(BuryNode { node }));
+    }
+
+    #[test]
+    fn what_a_removed_node_knows_is_said_until_it_is_replaced() {
+        let mut world = World::new(3);
+        let first = world.prepare("c");
+        world.activate("c", first);
+        assert!(of(&world).known_to_removed.is_empty());
+        let voters: Vec<RaftId> = world.voters.iter().copied().collect();
+        remove(&mut world, voters[2]);
+        let gone = format!("n{}", voters[2]);
+        let slot_of = of(&world);
+        assert_eq!(slot_of.phase, RekeyPhase::Settled);
+        assert_eq!(slot_of.known_to_removed, [gone.clone()]);
+        assert!(
+            slot_of.next.contains(&gone) && slot_of.next.contains("hsmctl cluster rekey transport --slot s"),
+            "{}",
+            slot_of.next
+        );
+        let replication = status(&world.state).replication;
+        assert_eq!(replication.known_to_removed, [gone.clone()]);
+        assert!(
+            replication.next.contains(&gone) && replication.next.contains("hsmctl cluster rekey replication"),
+            "{}",
+            replication.next
+        );
+
+        // The next transport key it never had.
+        for voter in &voters[..2] {
+            world.slot_keys(*voter);
+        }
+        world.ok(Op::RekeyTransport(RekeyTransport {
+            slot: slot("s"),
+            expected_generation: 1,
+            give_up: None,
+        }));
+        world.ok(Op::OfferTransportKey(OfferTransportKey {
+            slot: slot("s"),
+            id: NEW,
+            expected_generation: 1,
+            mode: TransportMode::Standard,
+            check: vec![2; 40],
+            grants: [].into(),
+        }));
+        assert!(of(&world).next.contains("every member has to take"), "first that");
+        for voter in &voters[..2] {
+            ack(&mut world, *voter, NEW, false);
+        }
+        world.ok(Op::ActivateTransportKey(ActivateTransportKey {
+            slot: slot("s"),
+            id: NEW,
+            left_out: [].into(),
+        }));
+        assert!(of(&world).known_to_removed.is_empty());
+        let second = world.prepare_under("c", 2);
+        world.activate("c", second);
+        assert!(of(&world).next.contains("key destroy"), "{}", of(&world).next);
+
+        // Nor the next replication key, unless it has said that it has it.
+        world.rekey_replication([9; 8]);
+        world.ok(Op::ResealKeys(ResealKeys::default()));
+        assert!(status(&world.state).replication.known_to_removed.is_empty());
     }
 
     #[test]

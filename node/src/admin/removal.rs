@@ -127,7 +127,10 @@ impl Removal<'_> {
             let remedy = if names.is_empty() {
                 "let another node join first".to_owned()
             } else {
-                format!("bring back {} first, or remove it instead", names.join(", "))
+                format!(
+                    "wait until {} answers and has caught up, or remove it instead",
+                    names.join(", ")
+                )
             };
             let detail = format!(
                 "{} cannot leave now without breaking the quorum: {why}; {remedy}; nothing was changed",
@@ -247,7 +250,8 @@ impl Removal<'_> {
     /// Has another node lead.
     ///
     /// # Errors
-    /// `not_found`, `node_removed`, `conflict` (it does not vote, or the membership is being changed), `transfer_failed`.
+    /// `not_found`, `node_removed`, `conflict` (it does not vote, it is leaving, or the membership is being changed),
+    /// `transfer_failed`.
     pub async fn transfer(
         &self,
         from: RaftId,
@@ -264,9 +268,17 @@ impl Removal<'_> {
         let target = match to {
             None => None,
             Some(name) => {
-                let (id, _) = find(state, name)?;
+                let (id, node) = find(state, name)?;
                 if own == Some(id) {
                     return Ok(told(id));
+                }
+                // It would hand over again at once.
+                if node.is_leaving() {
+                    let detail = format!(
+                        "{name} is leaving, and whoever leads has to stay: name another voter, or keep it with: hsmctl \
+                         cluster remove {name} --cancel"
+                    );
+                    return Err(CallError::new(ErrorCode::Conflict, detail));
                 }
                 if !published.membership.voter_ids().any(|voter| voter == id) {
                     let detail = format!("{name} does not vote: only a voter can lead");

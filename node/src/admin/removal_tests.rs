@@ -93,7 +93,7 @@ async fn what_would_break_the_quorum_is_refused_with_the_numbers_and_changes_not
     let refused = bench.remove(2, "k").await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::QuorumAtRisk);
     for said in [
-        "of 2 voters that would be left 1 answer, and 2 are a majority",
+        "of 2 voters that would be left 1 answer and are up to date, and 2 are a majority",
         bench.name(1).as_str(),
         "nothing was changed",
     ] {
@@ -182,6 +182,28 @@ async fn leadership_goes_to_a_voter_and_a_repeat_moves_nothing() {
     assert_eq!(repeat.raft_id, 1);
     let own = NodeName::new("n1").unwrap();
     assert_eq!(bench.removal().transfer(1, Some(&own)).await.unwrap().raft_id, 1);
+}
+
+#[tokio::test]
+async fn whoever_leaves_is_not_given_the_lead() {
+    let bench = Bench::of(3);
+    let to = bench.name(1);
+    let late = bench.remove(1, "k").await.unwrap_err();
+    assert_eq!(late.code, ErrorCode::OutcomeUnknown, "{late}");
+    let refused = bench.removal().transfer(1, Some(&to)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Conflict);
+    assert!(
+        refused.detail.contains("is leaving") && refused.detail.contains("--cancel"),
+        "{refused}"
+    );
+    assert!(bench.cluster.leadership().is_some(), "nothing was handed over");
+    bench
+        .removal()
+        .keep(&to, &asked("cluster keep n", "k"))
+        .await
+        .unwrap();
+    let done = bench.removal().transfer(1, Some(&to)).await.unwrap();
+    assert_eq!(done.leader, to.as_str());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use raft_store::MemberNode;
 use raft_store::names::RaftId;
@@ -18,6 +18,8 @@ use crate::lock::lock;
 
 /// Members that have to agree before a node believes that it must never run again, unless its leader says so.
 const BELIEVED: usize = 2;
+/// Without word of a quorum for this long a node asks the members whether they refuse it, and between two rounds of that.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// Who says that this node must never run again, for each reason.
 #[derive(Default)]
@@ -92,11 +94,33 @@ impl Shared {
         false
     }
 
-    /// Greets every other member, once: whoever refuses this node too says so. A node that Raft's membership has lost asks
-    /// nobody for anything by itself, and hears of nobody who leads.
-    pub(super) fn ask_others_than(self: &Arc<Self>, accuser: RaftId) {
-        if self.peers_seen.asks_others.swap(true, Ordering::SeqCst) {
+    /// Asks the members whether they refuse this node, if it has heard of no quorum for long. One that was removed while it was
+    /// away may never hear of it otherwise: Raft's membership has lost it, so nobody calls it; and a learner does not stand
+    /// for election, so it calls nobody. `began`: when this node could first have heard of one.
+    pub(super) fn ask_if_lost(self: &Arc<Self>, began: Instant) {
+        let now = clock::now();
+        let unheard = self
+            .staleness(now)
+            .unwrap_or_else(|| now.saturating_duration_since(began));
+        let ended = self.gate.shut_by().is_some() || self.removed.borrow().is_some();
+        if unheard < ASK_EVERY || ended {
             return;
+        }
+        if let Some(running) = self.raft.get() {
+            self.ask_others_than(running.id);
+        }
+    }
+
+    /// Greets every other member: whoever refuses this node too says so. No more often than [`ASK_EVERY`], whatever one
+    /// member says: each time costs connections to all others.
+    pub(super) fn ask_others_than(self: &Arc<Self>, accuser: RaftId) {
+        {
+            let now = clock::now();
+            let mut asked = lock(&self.peers_seen.asked_others);
+            if asked.is_some_and(|at| now.saturating_duration_since(at) < ASK_EVERY) {
+                return;
+            }
+            *asked = Some(now);
         }
         let published = self.published.load();
         let own = self.control.get().raft_id;
@@ -109,11 +133,13 @@ impl Shared {
                 let address = shared.options.peer_address(&node);
                 // Connections from before know nothing of a tombstone.
                 shared.pool.forget(&(id, address.clone()), clock::now());
-                if let Err(error) = shared.connect(id, &address).await {
-                    tracing::debug!(%error, raft_id = id, "a member was asked whether it refuses this node too");
+                match shared.connect(id, &address).await {
+                    Ok(connection) => shared.pool.put(&(id, address), connection),
+                    Err(error) => {
+                        tracing::debug!(%error, raft_id = id, "a member was asked whether it refuses this node too");
+                    }
                 }
             }
-            shared.peers_seen.asks_others.store(false, Ordering::SeqCst);
         });
     }
 

@@ -2,8 +2,8 @@
 //! (`vouching.rs`), and a peer's progress that only its leader knows.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use openraft::ServerState;
 use raft_store::Vote;
@@ -32,8 +32,8 @@ pub(super) struct Peers {
     pub(super) vouched: Mutex<BTreeMap<RaftId, Vouched>>,
     pub(super) asking: Asking,
     pub(super) accusers: Mutex<Accusers>,
-    /// The others are being asked whether they refuse this node too.
-    pub(super) asks_others: AtomicBool,
+    /// When the others were last asked whether they refuse this node too.
+    pub(super) asked_others: Mutex<Option<Instant>>,
 }
 
 impl Peers {

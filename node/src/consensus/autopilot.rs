@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
                 min_voters,
             } => write!(
                 f,
-                "{heard} of the {left} voters that would be left answer, and at least {min_voters} have to \
+                "{heard} of the {left} voters that would be left answer and are up to date, and at least {min_voters} have to be \
                  (cluster.autopilot.min_voters), one more than their majority: join a node in its place first"
             ),
         }
@@ -82,7 +82,7 @@ struct Picture {
     voters: BTreeSet<RaftId>,
     /// How long each has said nothing to this leader, since it leads.
     silent_for: BTreeMap<RaftId, Duration>,
-    /// Who has answered within a few heartbeats, this node included.
+    /// Who has answered within a few heartbeats and keeps up, this node included.
     heard: BTreeSet<RaftId>,
     loading: BTreeSet<RaftId>,
     joint: bool,

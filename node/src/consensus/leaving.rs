@@ -18,7 +18,8 @@ use super::shared::Shared;
 use crate::clock;
 use crate::rotation::reach;
 
-/// Attempts to tell a removed node that it has to go. It finds out by itself as soon as it asks somebody for something.
+/// Attempts to tell a removed node that it has to go. One that is away finds out by itself: with no word of a quorum it asks
+/// the members that it knows ([`Shared::ask_if_lost`]).
 const TOLD: usize = 5;
 /// Between them.
 const PAUSE: Duration = Duration::from_millis(300);

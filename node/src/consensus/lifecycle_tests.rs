@@ -1,13 +1,19 @@
 //! How a real node begins, gets its identity, once, and stops.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use hsm_api::ErrorCode;
-use raft_store::command::{AddRevocations, Op};
+use raft_store::command::{AddRevocations, Op, RemoveNode, ReportNode};
+use raft_store::names::Boot;
+use raft_store::state::FEATURE_LEVEL;
+use raft_store::state::node::NodeReport;
+use raft_store::storage::Poison;
+use tokio::task::{JoinHandle, JoinSet};
 
-use super::start::prepare;
-use super::test_world::{World, seed};
+use super::start::{prepare, start};
+use super::test_world::{World, seed, until};
 use super::{ProposeError, StartError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,4 +83,78 @@ async fn a_node_is_founded_once_by_however_many() {
         (Err(one), Err(other)) => panic!("{one}, {other}"),
     };
     assert_eq!(refused.code, ErrorCode::AlreadyInitialised, "{refused}");
+}
+
+/// Passes on what comes to an address of its own, until it is aborted.
+async fn door(to: String) -> (String, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let open = tokio::spawn(async move {
+        let mut through = JoinSet::new();
+        while let Ok((mut from, _)) = listener.accept().await {
+            let to = to.clone();
+            through.spawn(async move {
+                let mut to = tokio::net::TcpStream::connect(to).await?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    (address, open)
+}
+
+/// It does not stand for election, so it calls nobody; and Raft's membership has lost it, so nobody calls it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_was_removed_while_it_was_away_asks_and_finds_out() {
+    let world = World::new("wanderer").await;
+    // Whoever removes has to have said that it can.
+    let report = NodeReport {
+        seq: 1,
+        boot: Boot([1; 16]),
+        incarnation: world.node.control().get().incarnation,
+        clock: 0,
+        durable_index: 0,
+        proven_at: Some(1),
+        feature_level: FEATURE_LEVEL,
+        slots: BTreeMap::new(),
+        uses: BTreeMap::new(),
+    };
+    world.done(Op::ReportNode(ReportNode { node: 1, report })).await;
+    let port = {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port()
+    };
+    let (address, open) = door(format!("127.0.0.1:{port}")).await;
+    let mut options = world.options_at(port);
+    options.advertise = address;
+    let node = tokio::task::spawn_blocking(move || start(options))
+        .await
+        .unwrap()
+        .unwrap();
+    let request = world.invitation().await;
+    let joining = {
+        let node = node.clone();
+        tokio::spawn(async move { node.join(request).await.map(|joined| joined.raft_id) })
+    };
+    until("it to know whom to ask", || {
+        let published = node.published();
+        published.state.nodes().len() == 2 && node.staleness().is_some()
+    })
+    .await;
+    // Without tokens it does not prove its keys, and would wait for its vote.
+    joining.abort();
+    open.abort();
+    until("nobody to reach it", || open.is_finished()).await;
+    let id = node.control().get().raft_id;
+    let removal = RemoveNode {
+        node: id,
+        successor: None,
+        lose_keys: false,
+    };
+    world.done(Op::RemoveNode(removal)).await;
+    until("it to find out", || node.control().get().poison.is_some()).await;
+    assert_eq!(node.control().get().poison, Some(Poison::Removed));
+    assert!(
+        node.published().state.nodes().get(&id).unwrap().is_standing(),
+        "nobody sent it the entry"
+    );
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ChangeMembers;
 use raft_store::MemberNode;
@@ -15,7 +15,7 @@ use raft_store::state::node::{Node, NodeStatus};
 use super::held_back::Told;
 use super::leaving;
 use super::propose::{LAST_ANSWER, answer_of};
-use super::shared::Shared;
+use super::shared::{Metrics, Shared};
 use crate::clock;
 use crate::rotation::reach;
 
@@ -27,9 +27,13 @@ const JOINING_LOOK: Duration = Duration::from_millis(50);
 const CHANGE_WITHIN: Duration = Duration::from_secs(5);
 /// Heartbeats within which a node has to have answered before it may count for a majority.
 const HEARTBEATS: u32 = 5;
+/// Entries that a peer may be behind and still acknowledge the next one within a moment. Far more than are ever on their
+/// way at a time.
+const BEHIND: u64 = 1024;
 
-/// After a hand-over that failed: for a time nobody led.
+/// After a hand-over that failed: for a time nobody led. Each further one that fails in a row doubles it, up to a minute.
 const HELD_ON: Duration = Duration::from_secs(5);
+const MOST_HELD_ON: Duration = Duration::from_secs(60);
 
 /// The next step.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,7 +76,8 @@ pub(super) struct Membership {
     pub(super) joint: bool,
     /// Index each follower has, by replication.
     matched: BTreeMap<RaftId, u64>,
-    /// Who has answered this leader lately, and itself. A node that is dead already would only make the majority larger.
+    /// Who has answered this leader lately and keeps up with it, and itself. A node that is dead already would only make the
+    /// majority larger.
     pub(super) heard: BTreeSet<RaftId>,
     /// This node, and where its configuration says that it is reached; nothing without a listener.
     own: Option<(RaftId, MemberNode)>,
@@ -174,13 +179,35 @@ enum Next {
     Pause(Duration),
 }
 
+/// What the driver remembers from one look to the next.
+struct Seen {
+    /// When the driver began.
+    began: Instant,
+    /// Nodes of which it was said that their release is too old.
+    told: BTreeSet<RaftId>,
+    held_back: Told,
+    /// Hand-overs that have failed in a row.
+    held_on: u32,
+}
+
+/// How long nobody is asked to lead after so many hand-overs that failed in a row: while one is tried no change is taken.
+fn pause_after_hand_overs(failed: u32) -> Duration {
+    let doubled = HELD_ON.saturating_mul(1 << failed.saturating_sub(1).min(8));
+    doubled.min(MOST_HELD_ON)
+}
+
 /// Runs the driver until the runtime ends.
 pub(super) async fn drive(shared: Arc<Shared>) {
     let mut applied = shared.applied.clone();
-    let (mut told, mut held_back) = (BTreeSet::new(), Told::default());
+    let mut seen = Seen {
+        began: clock::now(),
+        told: BTreeSet::new(),
+        held_back: Told::default(),
+        held_on: 0,
+    };
     loop {
         applied.borrow_and_update();
-        match look(&shared, &mut told, &mut held_back).await {
+        match look(&shared, &mut seen).await {
             Next::Soon => tokio::time::sleep(JOINING_LOOK).await,
             Next::Pause(time) => tokio::time::sleep(time).await,
             Next::Change { within } => {
@@ -192,12 +219,17 @@ pub(super) async fn drive(shared: Arc<Shared>) {
     }
 }
 
-async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut Told) -> Next {
-    if !shared.is_leader() || shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
+async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Next {
+    if shared.draining.load(std::sync::atomic::Ordering::SeqCst) {
         return Next::Pause(PERIOD);
     }
-    tell_below_members(&shared.published.load().state, told);
-    held_back.tell(&shared.published.load().state, clock::now());
+    if !shared.is_leader() {
+        seen.held_on = 0;
+        shared.ask_if_lost(seen.began);
+        return Next::Pause(PERIOD);
+    }
+    tell_below_members(&shared.published.load().state, &mut seen.told);
+    seen.held_back.tell(&shared.published.load().state, clock::now());
     let Some(step) = next_step(shared) else {
         let within = if is_anybody_on_the_way(shared) {
             JOINING_LOOK
@@ -207,15 +239,19 @@ async fn look(shared: &Arc<Shared>, told: &mut BTreeSet<RaftId>, held_back: &mut
         return Next::Change { within };
     };
     tracing::info!(?step, "membership");
-    let after_failure = match step {
-        Step::HandOver(_) => HELD_ON,
-        _ => PERIOD,
-    };
+    let hands_over = matches!(step, Step::HandOver(_));
+    if !hands_over {
+        seen.held_on = 0;
+    }
     match carry_out(shared, step).await {
         Ok(()) => Next::Soon,
         Err(error) => {
             tracing::info!(error, "membership step not done yet");
-            Next::Pause(after_failure)
+            if !hands_over {
+                return Next::Pause(PERIOD);
+            }
+            seen.held_on = seen.held_on.saturating_add(1);
+            Next::Pause(pause_after_hand_overs(seen.held_on))
         }
     }
 }
@@ -276,10 +312,30 @@ fn next_step(shared: &Shared) -> Option<Step> {
 }
 
 impl Shared {
-    /// The peers that have answered this leader within a few heartbeats.
+    /// The peers that have answered this leader within a few heartbeats, and that can acknowledge the next entry within a
+    /// moment: those that a quorum can rest on.
     pub(super) fn heard_lately(&self) -> BTreeSet<RaftId> {
-        self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now())
+        let heard = self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now());
+        let Some(sample) = self.metrics() else {
+            return BTreeSet::new();
+        };
+        keeping_up(heard, &self.loading.peers(), &sample.metrics)
     }
+}
+
+/// Those of `heard` that have nearly the whole log, by what they have acknowledged. One that is being sent a snapshot answers
+/// all the while, and so does one that needs entries which are here no more; nothing commits with either.
+fn keeping_up(heard: BTreeSet<RaftId>, loading: &BTreeSet<RaftId>, metrics: &Metrics) -> BTreeSet<RaftId> {
+    let last = metrics.last_log_index.unwrap_or(0);
+    let purged = metrics.purged.map_or(0, |id| id.index);
+    let has_enough = |id: &RaftId| {
+        let matched = metrics.replication.as_ref().and_then(|all| *all.get(id)?);
+        matched.is_some_and(|at| at.index >= purged && at.index.saturating_add(BEHIND) >= last)
+    };
+    heard
+        .into_iter()
+        .filter(|id| !loading.contains(id) && has_enough(id))
+        .collect()
 }
 
 /// The voters once `new` has taken the place of `old`.
@@ -350,8 +406,11 @@ async fn admit(shared: &Arc<Shared>, node: RaftId) -> Result<(), String> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use openraft::CommittedLeaderId;
+    use raft_store::LogId;
     use raft_store::state::FEATURE_LEVEL;
 
+    use super::super::quorum;
     use super::*;
     use crate::rotation::testing::World;
 
@@ -379,6 +438,72 @@ pub(super) mod tests {
     fn next(world: &World, heard: &[RaftId]) -> Option<Step> {
         let heard = heard.iter().copied().collect();
         decide(&world.state, &raft_of(world, &heard))
+    }
+
+    fn ids(ids: impl IntoIterator<Item = RaftId>) -> BTreeSet<RaftId> {
+        ids.into_iter().collect()
+    }
+
+    /// A leader's metrics at entry 5000, of which everything below 1000 is in a snapshot, and how far the others are.
+    fn leading(matched: &[(RaftId, Option<u64>)]) -> Metrics {
+        let at = |index| LogId::new(CommittedLeaderId::new(1, 1), index);
+        let mut metrics = Metrics::new_initial(1);
+        metrics.last_log_index = Some(5000);
+        metrics.purged = Some(at(999));
+        let matched = matched.iter().map(|(id, index)| (*id, index.map(at)));
+        metrics.replication = Some(matched.collect());
+        metrics
+    }
+
+    #[test]
+    fn a_quorum_rests_on_nobody_who_cannot_acknowledge_the_next_entry() {
+        let matched = [
+            (2, Some(5000)),
+            (3, Some(4999)),
+            (4, Some(5000 - BEHIND - 1)),
+            (5, None),
+        ];
+        let metrics = leading(&matched);
+        let none = BTreeSet::new();
+        assert_eq!(keeping_up(ids(2..=6), &none, &metrics), ids([2, 3]));
+        // It answers, and has what it had before: it is being sent a snapshot.
+        assert_eq!(keeping_up(ids(2..=6), &ids([3]), &metrics), ids([2]));
+        // Whom nobody hears has it all in vain.
+        assert_eq!(keeping_up(ids([3]), &none, &metrics), ids([3]));
+        let mut young = leading(&[(2, Some(10)), (3, Some(1000))]);
+        young.last_log_index = Some(1010);
+        assert_eq!(
+            keeping_up(ids([2, 3]), &none, &young),
+            ids([3]),
+            "what it needs next is in a snapshot only"
+        );
+        // Nobody keeps up with one who does not lead.
+        young.replication = None;
+        assert_eq!(keeping_up(ids([2, 3]), &none, &young), none);
+    }
+
+    #[test]
+    fn a_healthy_voter_does_not_leave_while_the_others_wait_for_a_snapshot() {
+        let metrics = leading(&[(2, Some(5000)), (3, Some(5000))]);
+        let voters = ids([1, 2, 3]);
+        let removable = |loading: &[RaftId], leaving| {
+            let loading = loading.iter().copied().collect();
+            let mut heard = keeping_up(ids([2, 3]), &loading, &metrics);
+            heard.insert(1);
+            quorum::without(&voters, &heard, leaving, None).is_ok()
+        };
+        assert!(removable(&[], 3));
+        assert!(!removable(&[2], 3), "of 1 and 2 that would be left 2 loads");
+        assert!(removable(&[2], 2), "the one that loads may go");
+    }
+
+    #[test]
+    fn a_hand_over_that_fails_again_and_again_is_tried_less_and_less_often() {
+        let pauses: Vec<u64> = (1..=6)
+            .map(|failed| pause_after_hand_overs(failed).as_secs())
+            .collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 60, 60]);
+        assert_eq!(pause_after_hand_overs(u32::MAX), MOST_HELD_ON);
     }
 
     #[test]

@@ -274,7 +274,7 @@ impl Consensus {
         self.shared.staleness(clock::now())
     }
 
-    /// The nodes that have answered this leader within a few heartbeats, and itself. Nobody elsewhere.
+    /// The nodes that have answered this leader within a few heartbeats and keep up with it, and itself. Nobody elsewhere.
     pub fn heard(&self) -> BTreeSet<RaftId> {
         if !self.is_leader() {
             return BTreeSet::new();

@@ -181,7 +181,9 @@ impl Shared {
         if bytes > MAX_COMMAND_BYTES {
             return Err(ProposeError::TooLarge { bytes });
         }
-        levels::check(&self.published.load().state, &command.op)?;
+        levels::check(&self.published.load().state, &command.op, || {
+            self.silent_peers(clock::now())
+        })?;
         let permit = self.may_append(Some(&command.op))?;
         let raft = running.raft.clone();
         let metrics = raft.metrics();

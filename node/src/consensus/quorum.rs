@@ -16,11 +16,11 @@ pub fn majority(voters: usize) -> usize {
 pub struct AtRisk {
     /// Who votes now.
     pub voters: usize,
-    /// How many of them answer, the leader and the one that is to go included.
+    /// How many of them answer and keep up, the leader and the one that is to go included.
     pub heard: usize,
     /// Who would vote afterwards.
     pub left: usize,
-    /// How many of those answer.
+    /// How many of those answer and keep up.
     pub left_heard: usize,
 }
 
@@ -36,14 +36,14 @@ impl fmt::Display for AtRisk {
         if left_heard < &needed_left {
             return write!(
                 f,
-                "of {left} voters that would be left {left_heard} answer, and {needed_left} are a majority ({heard} of \
-                 the {voters} voters of now answer)"
+                "of {left} voters that would be left {left_heard} answer and are up to date, and {needed_left} are a \
+                 majority ({heard} of the {voters} voters of now are)"
             );
         }
         write!(
             f,
-            "{heard} of {voters} voters answer, and {needed} have to agree to the change ({left_heard} of the {left} that \
-             would be left answer)"
+            "{heard} of {voters} voters answer and are up to date, and {needed} have to agree to the change ({left_heard} \
+             of the {left} that would be left are)"
         )
     }
 }
@@ -128,12 +128,14 @@ mod tests {
         let why = without(&ids([1, 2, 3]), &ids([1, 2]), 2, None).unwrap_err();
         let text = why.to_string();
         assert!(
-            text.starts_with("of 2 voters that would be left 1 answer, and 2 are a majority"),
+            text.starts_with(
+                "of 2 voters that would be left 1 answer and are up to date, and 2 are a majority"
+            ),
             "{text}"
         );
         let text = without(&ids([1, 2]), &ids([1]), 2, None).unwrap_err().to_string();
         assert!(
-            text.starts_with("1 of 2 voters answer, and 2 have to agree"),
+            text.starts_with("1 of 2 voters answer and are up to date, and 2 have to agree"),
             "{text}"
         );
     }

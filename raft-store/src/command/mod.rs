@@ -83,7 +83,7 @@ pub use move_context::MoveContext;
 pub use offer_transport_key::OfferTransportKey;
 pub use op::Op;
 pub use prepare_version::PrepareVersion;
-pub use recover_quorum::RecoverQuorum;
+pub use recover_quorum::{LEFT_OUT_VERSIONS, RecoverQuorum};
 pub use refusal::{Bounded, Conflict, Existing, Forbidden, Invalid, Missing, Refusal};
 pub use register_node::RegisterNode;
 pub use register_slot_key::RegisterSlotKey;

@@ -43,7 +43,7 @@ impl PrepareVersion {
             }
             .into());
         }
-        // Only a version that was abandoned leaves a gap: whoever sees one knows what became of it.
+        // Only a version that was abandoned, or a recovery, leaves a gap: whoever sees one knows what became of it.
         let next = context.highest_version.saturating_add(1);
         if self.version != next || next == context.highest_version {
             return Err(Invalid::VersionNumber {

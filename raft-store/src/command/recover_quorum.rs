@@ -6,10 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::bury_node::bury;
 use super::{ApplyContext, Conflict, Done, Forbidden, Invalid, Missing, Refusal, require_leader};
-use crate::names::RaftId;
+use crate::names::{ContextName, RaftId};
+use crate::state::context::Context;
 use crate::state::node::{Node, NodeStatus};
 use crate::state::recovery::Recovery;
 use crate::state::{ClusterMeta, ClusterState};
+
+/// Version numbers that are left out in every context. The lost voters may have given the next ones, and what was encrypted
+/// under those, and keys in tokens that are still somewhere, have their names.
+pub const LEFT_OUT_VERSIONS: u32 = 100;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +69,19 @@ impl RecoverQuorum {
             .collect();
         for id in &left_out {
             bury(state, *id, cx)?;
+        }
+        let contexts: Vec<(ContextName, Context)> = state
+            .contexts
+            .iter()
+            .map(|(name, context)| (name.clone(), Context::clone(context)))
+            .collect();
+        for (name, context) in contexts {
+            let highest_version = context.highest_version.saturating_add(LEFT_OUT_VERSIONS);
+            let context = Context {
+                highest_version,
+                ..context
+            };
+            state.contexts.put(name, context)?;
         }
         let epoch = self.epoch;
         state.meta.put((), ClusterMeta { epoch, ..meta })?;

@@ -50,8 +50,12 @@ impl RekeyReplication {
         };
         let trk_id = self.to;
         state.meta.put((), ClusterMeta { trk_id, ..meta })?;
-        let former = Some(former);
-        state.replication.put((), Replication { former, ..known })?;
+        let replaced = Replication {
+            former: Some(former),
+            since: Some(cx.at),
+            ..known
+        };
+        state.replication.put((), replaced)?;
         Ok(Done::ReplicationRekey {
             key: self.to,
             former: self.from,

@@ -36,6 +36,8 @@ pub struct Replication {
     pub former: Option<FormerKey>,
     /// Keys that were replaced, oldest first: nothing that names one is taken any more.
     pub retired: Vec<ReplicationKeyId>,
+    /// Since when the present key is the cluster's. The first one was from the beginning.
+    pub since: Option<UnixMillis>,
 }
 
 impl Replication {

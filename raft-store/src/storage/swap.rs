@@ -38,8 +38,18 @@ pub(super) fn swap(dir: &Path) -> Result<(), StoreFailure> {
 }
 
 /// Finishes, or takes back, what a process that was killed had begun. Under the directory's lock.
+///
+/// # Errors
+/// The new one is there alone: nobody leaves that behind, so somebody has removed the others, and it may be the only copy.
 pub(super) fn finish(dir: &Path) -> Result<(), StoreFailure> {
-    if exists(&before(dir))? && !exists(&in_force(dir))? {
+    if !exists(&in_force(dir))? {
+        if !exists(&before(dir))? {
+            if exists(&beside(dir))? {
+                let what = "`sled` and `sled.old` are missing, and `sled.new` is there".to_owned();
+                return Err(StoreFailure::Damaged(what));
+            }
+            return Ok(());
+        }
         let whole = if exists(&beside(dir))? {
             beside(dir)
         } else {
@@ -108,8 +118,19 @@ mod tests {
                 "{there:?}"
             );
         }
-        // Lost, and no business of this: the store says so.
-        assert_eq!(finished(&["sled.new"]).0, Vec::<String>::new());
+        // A new directory, or a lost one: the store says which.
         assert_eq!(finished(&[]).0, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_only_copy_there_is_is_not_removed() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir(top.path().join("sled.new")).unwrap();
+        let refused = finish(top.path()).unwrap_err();
+        assert!(
+            matches!(&refused, StoreFailure::Damaged(what) if what.contains("`sled.new` is there")),
+            "{refused}"
+        );
+        assert!(top.path().join("sled.new").is_dir());
     }
 }

@@ -26,13 +26,15 @@ pub(super) fn samples() -> Vec<Sample> {
         versions: 0,
         waiting_for: list(&["hsm-node-3"]),
     };
-    let slot = SlotRekey {
+    let slot = |known_to_removed: &[&str]| SlotRekey {
         slot: text("exchange"),
         phase: RekeyPhase::Granting,
         transport_keys: vec![key.clone()],
         contexts_to_rotate: list(&["exchange-key"]),
+        known_to_removed: list(known_to_removed),
         next: text("every member has to take the new transport key"),
     };
+    let gone: [&str; 1] = ["hsm-node-4"];
     let node = NodeReplicationKeys {
         node_id: text("hsm-node-1"),
         keys: vec![trk()],
@@ -42,10 +44,11 @@ pub(super) fn samples() -> Vec<Sample> {
         former: open.then(trk),
         records_left: 3,
         nodes: vec![node.clone()],
+        known_to_removed: list(if open { &gone } else { &[] }),
         next: text("nothing to do"),
     };
     let status = |open: bool| RekeyStatus {
-        slots: vec![slot.clone()],
+        slots: vec![slot(&gone)],
         replication: replication(open),
     };
     vec![
@@ -54,7 +57,7 @@ pub(super) fn samples() -> Vec<Sample> {
         request("RekeyReplicationRequest", &RekeyReplicationRequest {}, &[]),
         answer("RekeyReplicationResponse", &replaced, &replaced),
         answer("RekeyStatus", &status(true), &status(false)),
-        answer("SlotRekey", &slot, &slot),
+        answer("SlotRekey", &slot(&gone), &slot(&[])),
         answer("TransportKeyInfo", &key, &key),
         answer("ReplicationRekey", &replication(true), &replication(false)),
         answer("NodeReplicationKeys", &node, &node),

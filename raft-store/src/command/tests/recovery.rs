@@ -53,6 +53,27 @@ fn everybody_else_becomes_a_tombstone_and_nobody_is_waited_for() {
     assert!(again > joining);
 }
 
+/// What the lost voters had encrypted under versions of which the survivor knows nothing names them, and tokens that are still
+/// somewhere have keys of their labels.
+#[test]
+fn no_number_is_given_again_that_the_lost_voters_may_have_given() {
+    let (mut world, _) = of_three();
+    let highest = |world: &World| world.state.contexts().get(&context()).unwrap().highest_version;
+    let before = highest(&world);
+    world.voters = BTreeSet::from([1]);
+    world.ok(recover(2, 1));
+    assert_eq!(highest(&world), before + LEFT_OUT_VERSIONS);
+    assert!(matches!(
+        world.refused(prepare(before, before + 1)),
+        Refusal::Conflict(Conflict::HighestVersion { .. })
+    ));
+    world.ok(prepare(highest(&world), highest(&world) + 1));
+    assert_eq!(
+        world.version_state(before + LEFT_OUT_VERSIONS + 1),
+        VersionState::Pending
+    );
+}
+
 #[test]
 fn nobody_throws_others_out_with_it() {
     let (mut world, _) = of_three();

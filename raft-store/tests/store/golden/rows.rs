@@ -186,6 +186,7 @@ fn replication_row(former: Option<FormerKey>) -> Replication {
         held: [(2, BTreeSet::from([[3; 8], [4; 8]]))].into(),
         former,
         retired: vec![[5; 8]],
+        since: Some(6),
     }
 }
 
