@@ -19,8 +19,9 @@ if [ -n "${CI:-}" ]; then
   export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
 fi
 
-# All scenarios and the usual seeds, whatever somebody has left in his shell.
-unset HSM_SCENARIOS HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST
+# All scenarios and the usual seeds, of these binaries, as many as are meant, whatever somebody has left in his shell.
+unset HSM_SCENARIOS HSM_BIN_DIR HSM_NODE_BIN HSM_LEADER_KILLS HSM_OVERLOAD_SECS CONSENSUS_KILLS
+unset HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST
 
 nextest_log=""
 finished=()
@@ -54,8 +55,10 @@ step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 # demonstration and the README's tour run. Of the whole workspace, because with fewer members dependencies would have fewer
 # features, and be built twice. What only tests need is built with them.
 step_shipped() {
-  local built
-  cargo build --locked --workspace --bin hsm-node --bin hsmctl --config 'build.warnings="deny"'
+  local built said
+  said=$(cargo build --locked --workspace --bin hsm-node --bin hsmctl --color never 2>&1) || die "$said"
+  printf '%s\n' "$said"
+  ! grep -q '^warning' <<<"$said" || die "what is shipped does not compile without a warning"
   built=$(target_dir)/debug
   scripts/release.sh check "$built/hsm-node"
   scripts/release.sh check "$built/hsmctl"
