@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::failpoints::kill_leader_at;
+use cluster_tests::failpoints::{kill_at, kill_leader_at};
 use cluster_tests::{Leader, Load, Node, Playground, until};
 use hsm_api::admin::{
     KeyState, RekeyPhase, RekeyTransportRequest, SlotRekey, TransportKeyInfo, TransportKeyState,

@@ -365,14 +365,14 @@ mod tests {
         let gone = format!("n{}", voters[2]);
         let slot_of = of(&world);
         assert_eq!(slot_of.phase, RekeyPhase::Settled);
-        assert_eq!(slot_of.known_to_removed, [gone.clone()]);
+        assert_eq!(slot_of.known_to_removed, std::slice::from_ref(&gone));
         assert!(
             slot_of.next.contains(&gone) && slot_of.next.contains("hsmctl cluster rekey transport --slot s"),
             "{}",
             slot_of.next
         );
         let replication = status(&world.state).replication;
-        assert_eq!(replication.known_to_removed, [gone.clone()]);
+        assert_eq!(replication.known_to_removed, std::slice::from_ref(&gone));
         assert!(
             replication.next.contains(&gone) && replication.next.contains("hsmctl cluster rekey replication"),
             "{}",
