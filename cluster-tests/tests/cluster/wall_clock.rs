@@ -2,6 +2,7 @@
 //! a wrong clock says rotates nothing, cleans nothing up and destroys nothing, and what is done meanwhile has a time that
 //! can be believed. In the end every clock says the same, so that it is seen that a clock could do it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,12 @@ impl Drop for SharedMemory {
             let pid = ["faketime_shm_", "sem.faketime_sem_"]
                 .iter()
                 .find_map(|prefix| name.strip_prefix(prefix));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // One that has ended and that nobody has asked about yet is there, without a program.
+            let ended = |pid: &str| {
+                let program = std::fs::read_link(Path::new("/proc").join(pid).join("exe"));
+                program.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            };
+            if pid.is_some_and(ended) {
                 // Somebody else's, if it cannot be removed.
                 let _ = std::fs::remove_file(entry.path());
             }
