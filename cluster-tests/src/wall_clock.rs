@@ -1,6 +1,7 @@
 //! Wall clocks of single nodes, by libfaketime: each node's goes by a file in its own folder, its monotonic clock is the
 //! machine's.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -48,7 +49,12 @@ impl Drop for SharedMemory {
             let pid = ["faketime_shm_", "sem.faketime_sem_"]
                 .iter()
                 .find_map(|prefix| name.strip_prefix(prefix));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // One that has ended and that nobody has asked about yet is there, without a program.
+            let ended = |pid: &str| {
+                let program = std::fs::read_link(Path::new("/proc").join(pid).join("exe"));
+                program.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            };
+            if pid.is_some_and(ended) {
                 // Somebody else's, if it cannot be removed.
                 let _ = std::fs::remove_file(entry.path());
             }

@@ -72,13 +72,15 @@ async fn connections(node: &Node) -> Option<f64> {
     node.metrics().await.ok()?.sum("hsm_active_connections")
 }
 
-/// Requests that the node carries out in a second.
-async fn capacity(crowd: &Crowd) -> f64 {
+/// Requests that the node carries out in a second in which the machine runs anybody.
+async fn capacity(crowd: &Crowd, stalls: &Stalls) -> f64 {
     let (before, began) = (crowd.answers(), Instant::now());
     crowd.pace(Pace::Closed { senders: MEASURED_BY });
     tokio::time::sleep(MEASURED_FOR).await;
     let served = crowd.answers().served - before.served;
-    let per_second = served as f64 / began.elapsed().as_secs_f64();
+    let ended = Instant::now();
+    let ran = (ended - began).saturating_sub(stalls.between(began, ended));
+    let per_second = served as f64 / ran.as_secs_f64();
     crowd.pace(Pace::Rest);
     per_second
 }
@@ -217,7 +219,7 @@ async fn ten_thousand_clients_that_ask_for_four_times_as_much_change_nothing_but
     println!("{} KiB each", each >> 10);
 
     shim.obey(&[QUICK])?;
-    let can = capacity(&crowd).await;
+    let can = capacity(&crowd, &stalls).await;
     ensure!(can > 0.0, "it serves nothing");
     let (measured, began) = (crowd.answers(), Instant::now());
     crowd.pace(Pace::Offered {

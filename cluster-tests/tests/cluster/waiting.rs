@@ -70,10 +70,11 @@ fn what_waits_under_one_leader() -> Result<()> {
             crate::hung_token::a_hung_token_of_the_leader_costs_its_slot_and_nothing_else
         )],
         vec![
-            scenario!(crate::stopping::a_hanging_token_keeps_no_leader_from_ending),
             scenario!(
                 crate::wall_clock::a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destroys_nothing
             ),
+            // Last: from then on nodes that have ended stay as zombies of this process.
+            scenario!(crate::stopping::a_hanging_token_keeps_no_leader_from_ending),
         ],
     ])
 }

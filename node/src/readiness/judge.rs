@@ -258,8 +258,8 @@ fn steering(rules: &Rules, view: &View) -> Check {
 
 /// What this node must serve: what is asked for, or else every slot that a fresh member serves and that this node has to
 /// have, and every open one it has not compared with the state or cleaned up yet, still brings keys into for the first time,
-/// or has every key of and no first lease for. Invocations that are used up count only where the leader serves, see [`leader_serves`]. Of a key that is lost
-/// nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of
+/// or has every key of and no first lease for. Invocations that are used up count only where the leader serves, see
+/// [`leader_serves`]. Of a key that is lost nobody claims any: waiting for them would be waiting for ever. A slot that holds nothing any more may be taken out of
 /// one node's configuration after the other's. One that this node has to have and does not is named in any case; where
 /// nobody serves it, it keeps a node only from being ready that is alone, because then nobody else is asked.
 fn slots(picture: &Picture<'_>, query: &ReadyQuery, checks: &mut Vec<Check>) {
