@@ -13,14 +13,15 @@ use raft_store::state::node::NodeStatus;
 use raft_store::state::slot::{Slot, TransportGeneration, TransportState};
 
 use super::views::rfc3339;
-use crate::rekey::decide::due;
+use crate::rekey::decide::outdated;
 
 /// What every node answers.
 #[must_use]
 pub fn status(state: &ClusterState) -> RekeyStatus {
-    let due = due(state);
+    // Until the next version encrypts, also while that is on its way.
+    let outdated = outdated(state);
     let slots = state.slots().iter().map(|(name, slot)| {
-        let here = due.iter().filter(|(context, active)| {
+        let here = outdated.iter().filter(|(context, active)| {
             let active = state.version(context, *active);
             active.is_some_and(|active| active.slot == *name)
         });
@@ -323,6 +324,11 @@ mod tests {
         assert_eq!(rotating.phase, RekeyPhase::Rotating);
         assert_eq!(rotating.contexts_to_rotate, ["c"]);
         let second = world.prepare_under("c", 2);
+        assert_eq!(
+            of(&world).phase,
+            RekeyPhase::Rotating,
+            "the old one still encrypts"
+        );
         world.activate("c", second);
         let waiting = of(&world);
         assert_eq!(waiting.phase, RekeyPhase::Waiting);

@@ -103,11 +103,22 @@ fn unneeded(state: &ClusterState) -> Vec<Action> {
     found
 }
 
+/// Of the [`outdated`] contexts those whose next version is not on its way.
+fn due(state: &ClusterState) -> Vec<(ContextName, u32)> {
+    let mut due = outdated(state);
+    if !due.is_empty() {
+        // Not a look at every context's versions: after years nearly all are tombstones.
+        let pending: BTreeSet<&ContextName> = state.pending().map(|(key, _)| &key.context).collect();
+        due.retain(|(name, _)| !pending.contains(name));
+    }
+    due
+}
+
 /// The contexts whose active version is wrapped under a superseded transport key, with its number. What is wrapped under
 /// one cannot be wrapped anew: a key that was imported is never extractable, and a transport key unwraps no other. So
 /// the way from one to the next is the next version.
 #[must_use]
-pub fn due(state: &ClusterState) -> Vec<(ContextName, u32)> {
+pub fn outdated(state: &ClusterState) -> Vec<(ContextName, u32)> {
     let superseded: BTreeSet<(&SlotName, TransportId)> = state
         .slots()
         .iter()
@@ -118,20 +129,18 @@ pub fn due(state: &ClusterState) -> Vec<(ContextName, u32)> {
     if superseded.is_empty() {
         return Vec::new();
     }
-    // Not a look at every context's versions: after years nearly all are tombstones.
-    let pending: BTreeSet<&ContextName> = state.pending().map(|(key, _)| &key.context).collect();
-    let mut due = Vec::new();
+    let mut outdated = Vec::new();
     for (name, context) in state.contexts().iter() {
         let Some(number) = context.active_version else {
             continue;
         };
         let active = state.version(name, number);
         let under = active.and_then(|active| Some((&active.slot, active.material.as_ref()?.transport_id)));
-        if under.is_some_and(|under| superseded.contains(&under)) && !pending.contains(name) {
-            due.push((name.clone(), number));
+        if under.is_some_and(|under| superseded.contains(&under)) {
+            outdated.push((name.clone(), number));
         }
     }
-    due
+    outdated
 }
 
 #[cfg(test)]

@@ -242,6 +242,10 @@ impl Row for Slot {
         }
     }
 
+    fn written_size(&self) -> u64 {
+        SlotV2::of(self).map_or_else(|| codec::size(self), |before| codec::size(&before))
+    }
+
     fn decode(version: u8, bytes: &[u8]) -> Result<Self, LoadError> {
         match version {
             1 => Ok(codec::decode::<SlotV1>(bytes)?.into()),
