@@ -332,7 +332,7 @@ pub(crate) async fn leadership_moves_and_a_node_is_replaced_in_one_change() -> R
         .context("nobody else")?;
     let refused = leave(&cluster, "remove", &other, &[]).await?;
     ensure!(
-        refused.code == CONFLICT && refused.stderr.contains("one after the other"),
+        refused.code == CONFLICT && refused.stderr.contains("is leaving, and that comes first"),
         "{refused:?}"
     );
     let id = old.id();
