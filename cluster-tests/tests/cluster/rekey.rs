@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 #[cfg(feature = "failpoints")]
-use cluster_tests::failpoints::kill_at;
+use cluster_tests::failpoints::kill_leader_at;
 use cluster_tests::{Node, Playground, until};
 use hsm_api::ErrorCode;
 use hsm_api::admin::{RekeyStatus, ReplicationRekey};
@@ -115,10 +115,13 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
     next(&cluster, 1, "hsmctl cluster rekey replication").await?;
 
     // The leader dies with the first records that it has sealed anew and not proposed: the next one goes on.
+    #[cfg(feature = "failpoints")]
+    let number = kill_leader_at(&cluster, &nodes, "rekey::before_reseal_commit")
+        .await?
+        .node;
+    #[cfg(not(feature = "failpoints"))]
     let number = cluster.leader().await?.node;
     let follower = cluster.others(number)[0].number;
-    #[cfg(feature = "failpoints")]
-    kill_at(&cluster.node(number), "rekey::before_reseal_commit").await?;
     let client = cluster.client_on("admin", follower)?;
     let client = client.with_retry(Retry::Until(SEEN));
     client.rekey_replication(Some(ONCE)).await?;

@@ -32,7 +32,7 @@ fn options(dir: &Path) -> StoreOptions {
 #[allow(clippy::disallowed_methods)]
 fn compact(dir: &Path, rewrite: bool) -> Result<Compacted, OpenError> {
     fatal();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match Store::compact(options(dir), rewrite) {
             // A store that was just dropped is closed by its writer thread.
