@@ -1,7 +1,7 @@
 //! What runs have shown, added up over runs: a checked-in file that `make chaos-long` adds a line to, and the table that is made
 //! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::failover::FailOvers;
 use crate::options::Options;
 use crate::run::Report;
 use crate::schedule::FaultKind;
@@ -33,6 +34,8 @@ pub struct Entry {
     pub seconds: u64,
     /// Faults that had their effect, by kind.
     pub faults: BTreeMap<FaultKind, u32>,
+    /// How long changes waited after each leader kill among them, and what became of other requests meanwhile.
+    pub failovers: FailOvers,
     /// Calls of clients whose outcome is known.
     pub operations: u64,
     /// What the oracles found wrong.
@@ -42,13 +45,21 @@ pub struct Entry {
 /// What a run leaves, in a line.
 #[must_use]
 pub fn summary(report: &Report) -> String {
-    let faults: Vec<String> = counted(&report.fired)
+    let mut tried: BTreeMap<FaultKind, u32> = BTreeMap::new();
+    for fired in &report.fired {
+        *tried.entry(fired.kind).or_default() += 1;
+    }
+    let had = counted(&report.fired);
+    let faults: Vec<String> = tried
         .iter()
-        .map(|(kind, count)| format!("{count} {kind}"))
+        .map(|(kind, tried)| match had.get(kind).copied().unwrap_or_default() {
+            had if had == *tried => format!("{had} {kind}"),
+            had => format!("{had} of {tried} {kind}"),
+        })
         .collect();
     format!(
         "{} faults in {:.1} minutes had their effect: {}; {} operations with a known outcome",
-        counted(&report.fired).values().sum::<u32>(),
+        had.values().sum::<u32>(),
         report.faults_lasted.as_secs_f64() / 60.0,
         if faults.is_empty() {
             "none".to_owned()
@@ -62,8 +73,14 @@ pub fn summary(report: &Report) -> String {
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
 ///
 /// # Errors
-/// A file that cannot be read or written.
-pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> Result<()> {
+/// A file that cannot be read or written; fail-overs that could not be read from the run's folder.
+pub fn add(
+    file: &Path,
+    options: &Options,
+    report: &Report,
+    failovers: Result<FailOvers>,
+    commit: String,
+) -> Result<()> {
     if matches!(report.verdict, Verdict::Inconclusive(_)) || options.bug.is_some() {
         println!("{}: not added: the run shows nothing", file.display());
         return Ok(());
@@ -75,6 +92,7 @@ pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> R
         nodes: options.nodes,
         seconds: report.faults_lasted.as_secs(),
         faults: counted(&report.fired),
+        failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
         violations: report.verdict.findings().len() as u64,
     });
@@ -146,6 +164,9 @@ pub fn table(entries: &[Entry]) -> String {
         counts.map(|count| u64::from(*count)).sum()
     };
     let sum = |of: fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
+    let mut failovers = FailOvers::default();
+    entries.iter().for_each(|entry| failovers.add(&entry.failovers));
+    let commits: BTreeSet<&str> = entries.iter().map(|entry| entry.commit.as_str()).collect();
     let mut out = String::from("| what | in all recorded runs |\n|---|---|\n");
     let mut row = |what: &str, figure: String| out.push_str(&format!("| {what} | {figure} |\n"));
     row(
@@ -159,6 +180,14 @@ pub fn table(entries: &[Entry]) -> String {
     row(
         "leaders killed, each counted only once another node had committed in a higher term",
         thousands(count(FaultKind::KillLeader)),
+    );
+    row(
+        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged",
+        waited(&failovers),
+    );
+    row(
+        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed",
+        format!("{}, {}", thousands(failovers.asked), thousands(failovers.failed)),
     );
     row("whole clusters killed", thousands(count(FaultKind::KillAll)));
     row(
@@ -189,7 +218,35 @@ pub fn table(entries: &[Entry]) -> String {
         "**acknowledged and lost, answered wrongly, or another promise broken**",
         format!("**{}**", thousands(sum(|entry| entry.violations))),
     );
+    row(
+        "commits; seed and duration of each run are in the file",
+        or_none(&commits),
+    );
     out
+}
+
+fn waited(failovers: &FailOvers) -> String {
+    let seconds = |percent| {
+        let ms = failovers.percentile(percent)?;
+        Some(format!("{:.2} s", ms as f64 / 1000.0))
+    };
+    match (seconds(50), seconds(99), seconds(100)) {
+        (Some(half), Some(nearly_all), Some(all)) => {
+            format!(
+                "p50 {half}, p99 {nearly_all}, at most {all}, of {}",
+                thousands(failovers.ms.len() as u64)
+            )
+        }
+        _ => "none measured".to_owned(),
+    }
+}
+
+fn or_none(commits: &BTreeSet<&str>) -> String {
+    if commits.is_empty() {
+        return "none".to_owned();
+    }
+    let commits: Vec<&str> = commits.iter().copied().collect();
+    commits.join(", ")
 }
 
 /// `12,345`.
@@ -265,6 +322,7 @@ mod tests {
             minutes: 10.0,
             nodes: 3,
             faults: crate::options::faults("all").unwrap(),
+            pause_ms: crate::schedule::PAUSE_MS,
             network: crate::options::NetworkChoice::Auto,
             bug: None,
             config: None,
@@ -276,11 +334,22 @@ mod tests {
     fn runs_add_up_and_only_faults_with_an_effect_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("record.json");
-        for _ in 0..2 {
-            add(&file, &options(), &report(Verdict::Pass), "abcdef0".to_owned()).unwrap();
-        }
+        let measured = |ms: &[u64]| {
+            Ok(FailOvers {
+                ms: ms.to_vec(),
+                asked: 1_000,
+                failed: 1,
+            })
+        };
+        let (first, second) = (measured(&[2_400, 1_900]), measured(&[3_000, 2_500]));
+        let pass = report(Verdict::Pass);
+        add(&file, &options(), &pass, first, "abcdef0".to_owned()).unwrap();
+        add(&file, &options(), &pass, second, "abcdef1+".to_owned()).unwrap();
         let nothing = report(Verdict::Inconclusive("no".to_owned()));
-        add(&file, &options(), &nothing, "abcdef0".to_owned()).unwrap();
+        let unread = || Err(anyhow::anyhow!("no history"));
+        add(&file, &options(), &nothing, unread(), "abcdef0".to_owned()).unwrap();
+        let refused = add(&file, &options(), &pass, unread(), "abcdef0".to_owned());
+        assert!(refused.is_err(), "a figure that is missing is no zero");
         let entries = read(&file).unwrap();
         assert_eq!(entries.len(), 2, "what was inconclusive shows nothing");
         assert_eq!(entries[0].faults[&FaultKind::KillLeader], 2);
@@ -289,12 +358,22 @@ mod tests {
             "checked | 2 |",
             "composed faults | 20 |",
             "higher term | 4 |",
+            "| p50 2.40 s, p99 3.00 s, at most 3.00 s, of 4 |",
+            "| 2,000, 2 |",
+            "| abcdef0, abcdef1+ |",
             "outcome | 24,690 |",
             "pause 2",
             "| **0** |",
         ] {
             assert!(table.contains(said), "{said}: {table}");
         }
+    }
+
+    #[test]
+    fn a_summary_says_of_how_many_tried_so_many_had_their_effect() {
+        let said = summary(&report(Verdict::Pass));
+        assert!(said.contains("2 of 3 kill-leader, 1 pause"), "{said}");
+        assert!(said.starts_with("3 faults in 10.0 minutes"), "{said}");
     }
 
     #[test]

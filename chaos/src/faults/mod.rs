@@ -11,6 +11,7 @@ mod module;
 mod partition;
 mod pause;
 mod power;
+pub(crate) mod probe;
 pub(crate) mod token;
 pub mod unsynced;
 mod weather;
@@ -120,7 +121,9 @@ pub(crate) async fn carry_out(
 async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
     let lasts = Duration::from_millis(step.lasts_ms);
     match &step.fault {
-        Fault::Kill(victims, pick) => kill::carry_out(*victims, *pick, lasts, cluster).await,
+        Fault::Kill(victims, pick) => {
+            kill::carry_out((*victims, *pick), step.number, lasts, cluster, recorder).await
+        }
         Fault::Pause { leader, pick, tenths } => pause::carry_out(*leader, *pick, *tenths, cluster).await,
         Fault::Partition(shape, pick) => partition::carry_out(shape, *pick, lasts, cluster).await,
         Fault::IsolateUntilSnapshot(pick) => partition::until_snapshot(*pick, cluster).await,
