@@ -134,6 +134,18 @@ pub enum Fault {
         /// Which node, where it does not follow from the point.
         pick: u32,
     },
+    /// Leadership is handed over, and asked for once more.
+    Transfer {
+        /// To a certain node, else to the best.
+        named: bool,
+        /// Which one.
+        pick: u32,
+    },
+    /// The transport key of a slot is replaced, twice, and each time asked for again.
+    Rekey {
+        /// The leader is killed meanwhile.
+        kill_leader: bool,
+    },
 }
 
 /// Who is killed.

@@ -1,11 +1,13 @@
 //! A new node joins and an old one is removed, and the leader is killed while that goes on. Whatever is interrupted is asked
 //! for again, as a person would.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, until};
-use hsm_api::admin::{JoinRequest, JoinTokenRequest};
+use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
+use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
 
 use super::{Done, one_of, token};
@@ -18,6 +20,8 @@ use crate::schedule::FaultKind;
 const CHANGED: Duration = Duration::from_secs(120);
 /// Of one request to a joining node, which answers once it votes.
 const JOIN: Duration = Duration::from_secs(70);
+/// For a list of members: a leader may be elected meanwhile.
+const ASKED: Duration = Duration::from_secs(15);
 /// From the beginning of a change to the kill.
 const INTO_IT: Duration = Duration::from_millis(300);
 
@@ -49,17 +53,53 @@ pub(super) async fn carry_out(
     removed.with_context(|| format!("{} is removed", old.id()))?;
     cluster.dismiss(old.number);
     old.kill().await?;
+    let repeated = blindly(&node, &old, cluster).await?;
     members::note(cluster, recorder).await;
     let what = format!(
-        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}",
+        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}; asked for once more: {repeated}",
         node.id(),
         old.id()
     );
     Ok(Done::counted(what))
 }
 
+/// Both once more, as by a script that has not heard the answers: one of them is a member already, the other is none any
+/// more, and neither becomes anything else. Their raft ids are noted before and after.
+async fn blindly(node: &Node, old: &Node, cluster: &Cluster) -> Result<String> {
+    let before = voters(cluster).await;
+    let joined = join_once(node, cluster).await.err();
+    let removed = remove_once(old, cluster).await.err();
+    let after = voters(cluster).await;
+    // An answer that does not come is for those who wait for readiness, not a change.
+    if let (Ok(before), Ok(after)) = (&before, &after) {
+        ensure!(
+            before == after,
+            "the voters were {before:?}, and are {after:?} after a join and a removal that were done before"
+        );
+    }
+    let said = |failed: Option<anyhow::Error>| failed.map_or("done".to_owned(), |error| format!("{error:#}"));
+    Ok(format!("{}, {}", said(joined), said(removed)))
+}
+
+/// Names and raft ids, by what any member says.
+async fn voters(cluster: &Cluster) -> Result<BTreeSet<(String, u64)>> {
+    let endpoints: Vec<String> = cluster.nodes().iter().map(Node::endpoint).collect();
+    let admin = cluster.playground().pki().identity("admin")?;
+    let client = cluster.playground().pki().client(Some(&admin), &endpoints)?;
+    let members = client
+        .with_retry(Retry::Until(ASKED))
+        .members()
+        .await?
+        .into_body()
+        .members;
+    let voters = members
+        .into_iter()
+        .filter(|member| member.role == MemberRole::Voter);
+    Ok(voters.map(|member| (member.node_id, member.raft_id)).collect())
+}
+
 /// SIGKILL to the leader a moment later, and its start.
-async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
+pub(super) async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
     if !wanted {
         return Ok(None);
     }
@@ -100,6 +140,8 @@ async fn join_once(node: &Node, cluster: &Cluster) -> Result<()> {
         node_id: Some(node.id()),
     };
     let client = playground.pki().client(Some(&admin), &endpoints)?;
+    // A token that a wrong clock has made is good for too long, or for no time at all.
+    let _right = cluster.right_clocks().await;
     let token = client.create_join_token(&request).await?.into_body();
     let request = JoinRequest {
         token: token.token,
@@ -129,7 +171,7 @@ async fn is_member(node: &Node, cluster: &Cluster) -> Result<bool> {
     let members = client.members().await?.into_body().members;
     Ok(members
         .iter()
-        .any(|member| member.node_id == node.id() && member.role == hsm_api::admin::MemberRole::Voter))
+        .any(|member| member.node_id == node.id() && member.role == MemberRole::Voter))
 }
 
 pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {

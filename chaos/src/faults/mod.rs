@@ -8,6 +8,7 @@ mod files;
 mod kill;
 pub(crate) mod membership;
 mod module;
+mod operator;
 mod partition;
 mod pause;
 mod power;
@@ -162,6 +163,8 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
         Fault::JoinRemove { kill_leader, pick } => {
             membership::carry_out(*kill_leader, *pick, cluster, recorder).await
         }
+        Fault::Transfer { named, pick } => operator::transfer(*named, *pick, cluster).await,
+        Fault::Rekey { kill_leader } => operator::rekey(*kill_leader, cluster, recorder).await,
         Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
     }
 }

@@ -1,6 +1,6 @@
 //! Dealing the steps of a plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Fault, FaultKind, Plan, Shape, Step, Trouble, Victims};
 use crate::cluster::spare;
@@ -10,6 +10,9 @@ use crate::random::Random;
 const CLOCK_STEPS: [i64; 4] = [300, -300, 400 * 86_400, -400 * 86_400];
 /// `CKR_GENERAL_ERROR`, `CKR_DEVICE_ERROR`, `CKR_DEVICE_REMOVED`, `CKR_SESSION_HANDLE_INVALID`, `CKR_USER_NOT_LOGGED_IN`.
 const ERRORS: [u32; 5] = [0x05, 0x30, 0x32, 0xB3, 0x101];
+/// A slot may have eight transport keys that are not destroyed, and clients keep versions under the first of them. There are
+/// two slots, and each step makes two keys in one of them.
+const MOST_REKEYED: u32 = 6;
 /// What the place of a pause between its shortest and its longest is drawn from.
 const PAUSES: u64 = 1_500;
 /// What a step takes besides its own time: finding a leader, starting nodes, getting ready.
@@ -120,6 +123,13 @@ impl Drawn {
                 point: self.first,
                 pick,
             },
+            FaultKind::Transfer => Fault::Transfer {
+                named: self.coin,
+                pick,
+            },
+            FaultKind::Rekey => Fault::Rekey {
+                kill_leader: self.coin,
+            },
         }
     }
 
@@ -128,7 +138,11 @@ impl Drawn {
         let (least, more) = match kind {
             FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority => (0, 3_000),
             FaultKind::KillAll | FaultKind::LostWrites | FaultKind::TornTail => (0, 2_000),
-            FaultKind::Pause | FaultKind::IsolateUntilSnapshot | FaultKind::JoinRemove => (0, 1),
+            FaultKind::Pause
+            | FaultKind::IsolateUntilSnapshot
+            | FaultKind::JoinRemove
+            | FaultKind::Transfer
+            | FaultKind::Rekey => (0, 1),
             FaultKind::Failpoint => (6_000, 4_000),
             kind if kind.is_partition() => (3_000, 3_000),
             _ => (4_000, 4_000),
@@ -154,8 +168,12 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
         .collect();
     // A plan of nothing but weather has only that to go by.
     let breaks = possible.iter().any(|kind| !kind.is_weather());
-    let (mut planned, mut joined) = (0, 0);
-    let most_joined = spare(nodes);
+    let mut planned = 0;
+    // Numbers of nodes are never used again; transport keys stay for as long as a version needs them.
+    let mut left = BTreeMap::from([
+        (FaultKind::JoinRemove, spare(nodes)),
+        (FaultKind::Rekey, MOST_REKEYED),
+    ]);
     let wanted = (minutes.max(0.0) * 60_000.0) as u64;
     while !possible.is_empty() && (steps.is_empty() || planned < wanted) {
         let whole = !steps.is_empty();
@@ -172,13 +190,12 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
             if kind.is_weather() != breaks {
                 planned += step.pause_ms + step.lasts_ms + OVERHEAD_MS;
             }
-            joined += u32::from(kind == FaultKind::JoinRemove);
+            if let Some(left) = left.get_mut(&kind) {
+                *left = left.saturating_sub(1);
+            }
             steps.push(step);
         }
-        // Numbers of nodes are never used again.
-        if joined >= most_joined {
-            possible.retain(|kind| *kind != FaultKind::JoinRemove);
-        }
+        possible.retain(|kind| left.get(kind) != Some(&0));
         if breaks && possible.iter().all(|kind| kind.is_weather()) {
             break;
         }
@@ -297,6 +314,15 @@ mod tests {
         // Alone they are all that there is.
         let alone = plan(1, 120.0, &BTreeSet::from([FaultKind::JoinRemove]), 3);
         assert_eq!(alone.steps.len(), spare(3) as usize);
+    }
+
+    #[test]
+    fn no_more_is_rekeyed_than_slots_have_room_for() {
+        let kinds = BTreeSet::from([FaultKind::Rekey, FaultKind::KillAll]);
+        let steps = plan(1, 60.0, &kinds, 3).steps;
+        let rekeys = steps.iter().filter(|step| step.fault.kind() == FaultKind::Rekey);
+        assert_eq!(rekeys.count(), MOST_REKEYED as usize);
+        assert!(steps.len() > 100);
     }
 
     #[test]
