@@ -1,7 +1,7 @@
 //! A new node joins and an old one is removed, and the leader is killed while that goes on. Whatever is interrupted is asked
 //! for again, as a person would.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -53,49 +53,46 @@ pub(super) async fn carry_out(
     removed.with_context(|| format!("{} is removed", old.id()))?;
     cluster.dismiss(old.number);
     old.kill().await?;
-    let repeated = blindly(&node, &old, cluster).await?;
+    let before = voters(cluster).await;
+    // Once more, as by a script that has not heard the answers: one is a member already, the other is none any more.
+    let repeated = [
+        join_once(&node, cluster).await.err(),
+        remove_once(&old, cluster).await.err(),
+    ];
+    let after = voters(cluster).await;
     members::note(cluster, recorder).await;
+    let said = repeated.map(|failed| failed.map_or("done".to_owned(), |error| format!("{error:#}")));
     let what = format!(
-        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}; asked for once more: {repeated}",
+        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}; asked for once more: {said:?}",
         node.id(),
         old.id()
     );
-    Ok(Done::counted(what))
+    Ok(match (before, after) {
+        (Ok(before), Ok(after)) if before == after => Done::counted(what),
+        (before, after) => {
+            let is = format!("the voters were {before:?}; after both were asked for once more: {after:?}");
+            Done::cluster_failed(what, &is)
+        }
+    })
 }
 
-/// Both once more, as by a script that has not heard the answers: one of them is a member already, the other is none any
-/// more, and neither becomes anything else. Their raft ids are noted before and after.
-async fn blindly(node: &Node, old: &Node, cluster: &Cluster) -> Result<String> {
-    let before = voters(cluster).await;
-    let joined = join_once(node, cluster).await.err();
-    let removed = remove_once(old, cluster).await.err();
-    let after = voters(cluster).await;
-    // An answer that does not come is for those who wait for readiness, not a change.
-    if let (Ok(before), Ok(after)) = (&before, &after) {
-        ensure!(
-            before == after,
-            "the voters were {before:?}, and are {after:?} after a join and a removal that were done before"
-        );
-    }
-    let said = |failed: Option<anyhow::Error>| failed.map_or("done".to_owned(), |error| format!("{error:#}"));
-    Ok(format!("{}, {}", said(joined), said(removed)))
-}
-
-/// Names and raft ids, by what any member says.
-async fn voters(cluster: &Cluster) -> Result<BTreeSet<(String, u64)>> {
-    let endpoints: Vec<String> = cluster.nodes().iter().map(Node::endpoint).collect();
+/// Names of the voters with their raft ids, once somebody says that they are those who belong to the cluster.
+async fn voters(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
+    let nodes = cluster.nodes();
+    let wanted: BTreeSet<String> = nodes.iter().map(Node::id).collect();
+    let endpoints: Vec<String> = nodes.iter().map(Node::endpoint).collect();
     let admin = cluster.playground().pki().identity("admin")?;
     let client = cluster.playground().pki().client(Some(&admin), &endpoints)?;
-    let members = client
-        .with_retry(Retry::Until(ASKED))
-        .members()
-        .await?
-        .into_body()
-        .members;
-    let voters = members
-        .into_iter()
-        .filter(|member| member.role == MemberRole::Voter);
-    Ok(voters.map(|member| (member.node_id, member.raft_id)).collect())
+    let client = client.with_retry(Retry::Until(ASKED));
+    until(&format!("the voters {wanted:?}"), CHANGED, async || {
+        let members = client.members().await.ok()?.into_body().members;
+        let voters = members
+            .into_iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        let voters: BTreeMap<String, u64> = voters.map(|member| (member.node_id, member.raft_id)).collect();
+        voters.keys().eq(&wanted).then_some(voters)
+    })
+    .await
 }
 
 /// SIGKILL to the leader a moment later, and its start.

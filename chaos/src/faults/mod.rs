@@ -49,6 +49,11 @@ impl Done {
         }
     }
 
+    /// It was carried out, and the cluster has done what it must not do: a finding, known by these words.
+    pub(crate) fn cluster_failed(target: impl Into<String>, what: &str) -> Self {
+        Self::not_counted(target, format!("the cluster has failed: {what}"))
+    }
+
     /// Counted if it is so.
     pub(crate) fn counted_if(so: bool, target: impl Into<String>, why_not: &str) -> Self {
         if so {
