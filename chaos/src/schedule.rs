@@ -146,6 +146,11 @@ pub enum Fault {
         /// The leader is killed meanwhile.
         kill_leader: bool,
     },
+    /// The replication key is replaced, over restarts of all nodes, and asked for again.
+    RekeyReplication {
+        /// The leader is killed meanwhile.
+        kill_leader: bool,
+    },
 }
 
 /// Who is killed.

@@ -10,7 +10,7 @@ use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
 
-use super::{Done, one_of, token};
+use super::{Done, one_of, replication, token};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
 use crate::oracles::members;
@@ -33,6 +33,9 @@ pub(super) async fn carry_out(
 ) -> Result<Done> {
     let old = one_of(&cluster.members(), pick).context("no node is left")?;
     let node = cluster.prepare_node().await.context("make a new node")?;
+    // The replication key may have been replaced since the others were made.
+    let theirs = cluster.node(old).config()?;
+    node.set_config(&replication::as_another(&node.config()?, &theirs)?)?;
     cluster
         .start_node(node.number)
         .await

@@ -13,6 +13,7 @@ mod partition;
 mod pause;
 mod power;
 pub(crate) mod probe;
+mod replication;
 pub(crate) mod token;
 pub mod unsynced;
 mod weather;
@@ -170,6 +171,9 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
         }
         Fault::Transfer { named, pick } => operator::transfer(*named, *pick, cluster).await,
         Fault::Rekey { kill_leader } => operator::rekey(*kill_leader, cluster, recorder).await,
+        Fault::RekeyReplication { kill_leader } => {
+            replication::carry_out(*kill_leader, cluster, recorder).await
+        }
         Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
     }
 }

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PROCESS: u32 = 41;
 
 /// Until it succeeds; else what it said last.
-async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Result<(), String>> {
+pub(super) async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Result<(), String>> {
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         let said = cluster.playground().hsmctl(command).await?;
@@ -108,7 +108,7 @@ fn live(slot: &SlotRekey) -> usize {
         .count()
 }
 
-fn admin(cluster: &Cluster) -> Result<Client> {
+pub(super) fn admin(cluster: &Cluster) -> Result<Client> {
     let endpoints: Vec<String> = cluster.nodes().iter().map(Node::endpoint).collect();
     let pki = cluster.playground().pki();
     let client = pki.client(Some(&pki.identity("admin")?), &endpoints)?;

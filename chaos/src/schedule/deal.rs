@@ -130,6 +130,9 @@ impl Drawn {
             FaultKind::Rekey => Fault::Rekey {
                 kill_leader: self.coin,
             },
+            FaultKind::RekeyReplication => Fault::RekeyReplication {
+                kill_leader: self.coin,
+            },
         }
     }
 
@@ -142,7 +145,8 @@ impl Drawn {
             | FaultKind::IsolateUntilSnapshot
             | FaultKind::JoinRemove
             | FaultKind::Transfer
-            | FaultKind::Rekey => (0, 1),
+            | FaultKind::Rekey
+            | FaultKind::RekeyReplication => (0, 1),
             FaultKind::Failpoint => (6_000, 4_000),
             kind if kind.is_partition() => (3_000, 3_000),
             _ => (4_000, 4_000),

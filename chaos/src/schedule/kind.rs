@@ -88,6 +88,8 @@ kinds! {
     Transfer = "transfer",
     /// The transport key of a slot is replaced, by a command that is repeated blindly.
     Rekey = "rekey",
+    /// The replication key is replaced, over restarts, by a command that is repeated blindly.
+    RekeyReplication = "rekey-replication",
 }
 
 impl FaultKind {
@@ -191,6 +193,7 @@ impl Fault {
             Self::Failpoint { .. } => FaultKind::Failpoint,
             Self::Transfer { .. } => FaultKind::Transfer,
             Self::Rekey { .. } => FaultKind::Rekey,
+            Self::RekeyReplication { .. } => FaultKind::RekeyReplication,
         }
     }
 }
