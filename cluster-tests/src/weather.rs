@@ -340,8 +340,8 @@ mod tests {
         assert_eq!(touched.slowed(), 3);
     }
 
-    #[tokio::test]
-    async fn little_is_left_of_a_slow_line_when_the_weather_changes() {
+    #[test]
+    fn little_is_left_of_a_slow_line_when_the_weather_changes() {
         let (ways, receiver) = watch::channel(Ways::default());
         ways.send_modify(|ways| {
             let weather = Weather {

@@ -173,6 +173,7 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
     // A plan of nothing but weather has only that to go by.
     let breaks = possible.iter().any(|kind| !kind.is_weather());
     let mut planned = 0;
+    let (first_point, mut points) = (u32::try_from(seed % 1000).unwrap_or_default(), 0_u32);
     // Numbers of nodes are never used again; transport keys stay for as long as a version needs them.
     let mut left = BTreeMap::from([
         (FaultKind::JoinRemove, spare(nodes)),
@@ -190,7 +191,12 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
                 continue;
             }
             let number = u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
-            let step = drawn.step(number, kind, pause_ms);
+            let mut step = drawn.step(number, kind, pause_ms);
+            // One point after the other, from anywhere on: drawn anew each time, some would hardly ever come.
+            if let Fault::Failpoint { point, .. } = &mut step.fault {
+                *point = first_point.wrapping_add(points);
+                points += 1;
+            }
             if kind.is_weather() != breaks {
                 planned += step.pause_ms + step.lasts_ms + OVERHEAD_MS;
             }
@@ -318,6 +324,20 @@ mod tests {
         // Alone they are all that there is.
         let alone = plan(1, 120.0, &BTreeSet::from([FaultKind::JoinRemove]), 3);
         assert_eq!(alone.steps.len(), spare(3) as usize);
+    }
+
+    #[test]
+    fn every_point_comes_before_any_comes_again() {
+        let kinds = BTreeSet::from([FaultKind::Failpoint]);
+        let all = crate::faults::failpoint::points().len();
+        for seed in [1, 999, u64::MAX] {
+            let steps = plan(seed, 60.0, &kinds, 3).steps;
+            let points = steps.iter().take(all).filter_map(|step| match step.fault {
+                Fault::Failpoint { point, .. } => Some(point as usize % all),
+                _ => None,
+            });
+            assert_eq!(points.collect::<BTreeSet<usize>>().len(), all, "seed {seed}");
+        }
     }
 
     #[test]
