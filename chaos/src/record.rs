@@ -17,6 +17,8 @@ use crate::verdict::{Verdict, counted};
 
 /// Where it lies in the repository.
 pub const FILE: &str = "docs/chaos-record.json";
+/// Kinds of faults in a run that counts as composed of them.
+const COMPOSED: usize = 10;
 /// Around the table in a document.
 const BEGIN: &str = "<!-- chaos record: begin; written by `make chaos-long` -->";
 const END: &str = "<!-- chaos record: end -->";
@@ -165,9 +167,10 @@ pub fn table(entries: &[Entry]) -> String {
         "runs, each a history that every oracle has checked",
         thousands(entries.len() as u64),
     );
+    row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
     row(
-        "minutes of composed faults",
-        thousands(sum(|entry| entry.seconds) / 60),
+        "of these, in runs in which ten kinds of faults or more have had their effect",
+        thousands(sum(|entry| if is_composed(entry) { entry.seconds } else { 0 }) / 60),
     );
     row(
         "leaders killed, each counted only once another node had committed in a higher term",
@@ -215,6 +218,11 @@ pub fn table(entries: &[Entry]) -> String {
         or_none(&commits),
     );
     out
+}
+
+/// Kills alone, however many, are not faults of every kind at once.
+fn is_composed(entry: &Entry) -> bool {
+    entry.faults.len() >= COMPOSED
 }
 
 fn waited(failovers: &FailOvers) -> String {
@@ -348,7 +356,8 @@ mod tests {
         let table = table(&entries);
         for said in [
             "checked | 2 |",
-            "composed faults | 20 |",
+            "minutes under faults | 20 |",
+            "have had their effect | 0 |",
             "higher term | 4 |",
             "| p50 2.40 s, p99 3.00 s, at most 3.00 s, of 4 |",
             "| 2,000, 2 |",
@@ -359,6 +368,24 @@ mod tests {
         ] {
             assert!(table.contains(said), "{said}: {table}");
         }
+    }
+
+    #[test]
+    fn minutes_are_of_composed_faults_where_many_kinds_came() {
+        let entry = |kinds: usize, seconds| Entry {
+            seed: 1,
+            commit: "abcdef0".to_owned(),
+            nodes: 3,
+            seconds,
+            faults: FaultKind::ALL.iter().take(kinds).map(|kind| (*kind, 1)).collect(),
+            failovers: FailOvers::default(),
+            operations: 1,
+            violations: 0,
+        };
+        let table = table(&[entry(COMPOSED - 1, 600), entry(COMPOSED, 1_200)]);
+        assert!(table.contains("minutes under faults | 30 |"), "{table}");
+        assert!(table.contains("have had their effect | 20 |"), "{table}");
+        assert!(table.contains("| none measured |"), "{table}");
     }
 
     #[test]
