@@ -48,6 +48,8 @@ pub struct Cluster {
     kinds: BTreeSet<FaultKind>,
     config: Option<fn(&str) -> String>,
     equipment: Mutex<BTreeMap<u32, Equipment>>,
+    /// The highest number that a node can get.
+    most: u32,
     /// Numbers of the nodes that belong to the cluster.
     members: Mutex<BTreeSet<u32>>,
     /// They are not to run now, whoever looks after the others.
@@ -99,6 +101,7 @@ impl Cluster {
             kinds,
             config: options.config,
             equipment: Mutex::default(),
+            most: options.nodes + spare(options.nodes),
             members: Mutex::new((1..=options.nodes).collect()),
             down: Mutex::default(),
             clocks: tokio::sync::Mutex::default(),
@@ -149,6 +152,12 @@ impl Cluster {
     #[must_use]
     pub fn members(&self) -> Vec<u32> {
         lock(&self.members).iter().copied().collect()
+    }
+
+    /// The highest number that a node can get: who follows all of them follows those that join later, too.
+    #[must_use]
+    pub fn most(&self) -> u32 {
+        self.most
     }
 
     /// Whether a kind was asked for.

@@ -7,6 +7,7 @@
 pub mod bugs;
 pub mod cluster;
 mod ending;
+pub mod failover;
 pub mod faults;
 pub mod folder;
 pub mod history;

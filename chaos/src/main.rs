@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use chaos::bugs::Bug;
+use chaos::failover::FailOvers;
 use chaos::folder::{self, Folder};
 use chaos::network;
 use chaos::options::{self, Asked, NetworkChoice, Options};
 use chaos::run::Report;
+use chaos::schedule::PAUSE_MS;
 use chaos::verdict::Verdict;
 use chaos::{record, replay, run, selftest};
 use clap::{Args, Parser};
@@ -73,6 +75,9 @@ struct RunArguments {
     /// inconclusive.
     #[arg(long, default_value = "all", allow_hyphen_values = true)]
     faults: String,
+    /// The longest pause between two faults; the shortest is a quarter of it. Shorter pauses make room for more faults.
+    #[arg(long, value_name = "MS", default_value_t = PAUSE_MS, value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pause_ms: u32,
     /// Where the nodes find each other.
     #[arg(long, value_enum, default_value_t)]
     network: NetworkChoice,
@@ -177,6 +182,7 @@ async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> 
         minutes: arguments.minutes,
         nodes: arguments.nodes,
         faults,
+        pause_ms: arguments.pause_ms,
         network: arguments.network,
         bug,
         config: None,
@@ -187,8 +193,9 @@ async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> 
         Err(code) => return Ok(code),
     };
     println!("{}", record::summary(&report));
+    let replaced = told(FailOvers::of(&folder));
     if let Some(file) = &arguments.record {
-        record::add(file, &options, &report, record::commit()?)?;
+        record::add(file, &options, &report, replaced, record::commit()?)?;
     }
     Ok(conclude(&report, &folder, &options.command(), arguments.keep))
 }
@@ -205,12 +212,26 @@ async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -
         Err(code) => return Ok(code),
     };
     println!("{}", record::summary(&report));
+    // A replay that has not come so far has none.
+    let _ = told(FailOvers::of(&folder));
     let command = format!("chaos replay {}", recorded.path().display());
     Ok(conclude(&report, &folder, &command, false))
 }
 
+/// Prints them, if there are any.
+fn told(replaced: Result<FailOvers>) -> Result<FailOvers> {
+    if let Ok(replaced) = &replaced
+        && !replaced.ms.is_empty()
+    {
+        println!("{replaced}");
+    }
+    replaced
+}
+
 fn check(recorded: &Path) -> Result<u8> {
-    let verdict = replay::check(&Folder::at(recorded)?)?;
+    let recorded = Folder::at(recorded)?;
+    let verdict = replay::check(&recorded)?;
+    told(FailOvers::of(&recorded))?;
     println!("{verdict}");
     Ok(verdict.exit_code())
 }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::bugs::Bug;
-use crate::schedule::FaultKind;
+use crate::schedule::{FaultKind, PAUSE_MS};
 
 /// Where the nodes of the cluster find each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct Options {
     pub nodes: u32,
     /// Each of them has to happen.
     pub faults: BTreeSet<FaultKind>,
+    /// The longest pause between two faults, in milliseconds; the shortest is a quarter of it.
+    pub pause_ms: u32,
     /// Asked for; the cluster says what it has become.
     pub network: NetworkChoice,
     /// Built into the nodes on purpose.
@@ -59,13 +61,15 @@ impl Options {
             NetworkChoice::Namespaces => "namespaces",
             NetworkChoice::Loopback => "loopback",
         };
+        let pause = (self.pause_ms != PAUSE_MS).then(|| format!(" --pause-ms {}", self.pause_ms));
         let bug = self.bug.map(|bug| format!(" --bug {}", bug.name));
         format!(
-            "chaos run --seed {} --minutes {} --nodes {} --network {network} --faults {}{}",
+            "chaos run --seed {} --minutes {} --nodes {} --network {network} --faults {}{}{}",
             self.seed,
             self.minutes,
             self.nodes,
             names(&self.faults),
+            pause.unwrap_or_default(),
             bug.unwrap_or_default()
         )
     }
@@ -78,6 +82,7 @@ impl Options {
             minutes: self.minutes,
             nodes: self.nodes,
             faults: self.faults.clone(),
+            pause_ms: self.pause_ms,
             network: self.network,
             bug: self.bug.map(|bug| bug.name.to_owned()),
         }
@@ -91,8 +96,15 @@ pub struct Asked {
     pub minutes: f64,
     pub nodes: u32,
     pub faults: BTreeSet<FaultKind>,
+    #[serde(default = "usual_pause")]
+    pub pause_ms: u32,
     pub network: NetworkChoice,
     pub bug: Option<String>,
+}
+
+/// Of runs that could not be asked for another one.
+fn usual_pause() -> u32 {
+    PAUSE_MS
 }
 
 impl Asked {
@@ -106,6 +118,7 @@ impl Asked {
             minutes: self.minutes,
             nodes: self.nodes,
             faults: self.faults,
+            pause_ms: self.pause_ms,
             network: self.network,
             bug: self.bug.as_deref().map(Bug::named).transpose()?,
             config: None,
@@ -190,6 +203,7 @@ mod tests {
             minutes: 0.5,
             nodes: 5,
             faults: faults("kill-leader,pause").unwrap(),
+            pause_ms: 250,
             network: NetworkChoice::Loopback,
             bug: Some(&crate::bugs::BUGS[0]),
             config: None,
@@ -200,6 +214,7 @@ mod tests {
             command.starts_with("chaos run --seed 7 --minutes 0.5 --nodes 5 --network loopback --faults "),
             "{command}"
         );
+        assert!(command.contains(" --pause-ms 250 --bug "), "{command}");
         let kept = serde_json::to_string(&options.asked()).unwrap();
         let read: Asked = serde_json::from_str(&kept).unwrap();
         let again = read.into_options(PathBuf::from("elsewhere")).unwrap();

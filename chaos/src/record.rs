@@ -1,7 +1,7 @@
 //! What runs have shown, added up over runs: a checked-in file that `make chaos-long` adds a line to, and the table that is made
 //! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::failover::FailOvers;
 use crate::options::Options;
 use crate::run::Report;
 use crate::schedule::FaultKind;
@@ -16,6 +17,8 @@ use crate::verdict::{Verdict, counted};
 
 /// Where it lies in the repository.
 pub const FILE: &str = "docs/chaos-record.json";
+/// Kinds of faults in a run that counts as composed of them.
+const COMPOSED: usize = 10;
 /// Around the table in a document.
 const BEGIN: &str = "<!-- chaos record: begin; written by `make chaos-long` -->";
 const END: &str = "<!-- chaos record: end -->";
@@ -33,6 +36,8 @@ pub struct Entry {
     pub seconds: u64,
     /// Faults that had their effect, by kind.
     pub faults: BTreeMap<FaultKind, u32>,
+    /// How long changes waited after each leader kill among them, and what became of other requests meanwhile.
+    pub failovers: FailOvers,
     /// Calls of clients whose outcome is known.
     pub operations: u64,
     /// What the oracles found wrong.
@@ -62,8 +67,14 @@ pub fn summary(report: &Report) -> String {
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
 ///
 /// # Errors
-/// A file that cannot be read or written.
-pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> Result<()> {
+/// A file that cannot be read or written; fail-overs that could not be read from the run's folder.
+pub fn add(
+    file: &Path,
+    options: &Options,
+    report: &Report,
+    failovers: Result<FailOvers>,
+    commit: String,
+) -> Result<()> {
     if matches!(report.verdict, Verdict::Inconclusive(_)) || options.bug.is_some() {
         println!("{}: not added: the run shows nothing", file.display());
         return Ok(());
@@ -75,6 +86,7 @@ pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> R
         nodes: options.nodes,
         seconds: report.faults_lasted.as_secs(),
         faults: counted(&report.fired),
+        failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
         violations: report.verdict.findings().len() as u64,
     });
@@ -146,19 +158,31 @@ pub fn table(entries: &[Entry]) -> String {
         counts.map(|count| u64::from(*count)).sum()
     };
     let sum = |of: fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
+    let mut failovers = FailOvers::default();
+    entries.iter().for_each(|entry| failovers.add(&entry.failovers));
+    let commits: BTreeSet<&str> = entries.iter().map(|entry| entry.commit.as_str()).collect();
     let mut out = String::from("| what | in all recorded runs |\n|---|---|\n");
     let mut row = |what: &str, figure: String| out.push_str(&format!("| {what} | {figure} |\n"));
     row(
         "runs, each a history that every oracle has checked",
         thousands(entries.len() as u64),
     );
+    row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
     row(
-        "minutes of composed faults",
-        thousands(sum(|entry| entry.seconds) / 60),
+        "of these, in runs in which ten kinds of faults or more have had their effect",
+        thousands(sum(|entry| if is_composed(entry) { entry.seconds } else { 0 }) / 60),
     );
     row(
         "leaders killed, each counted only once another node had committed in a higher term",
         thousands(count(FaultKind::KillLeader)),
+    );
+    row(
+        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged",
+        waited(&failovers),
+    );
+    row(
+        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed",
+        format!("{}, {}", thousands(failovers.asked), thousands(failovers.failed)),
     );
     row("whole clusters killed", thousands(count(FaultKind::KillAll)));
     row(
@@ -189,7 +213,40 @@ pub fn table(entries: &[Entry]) -> String {
         "**acknowledged and lost, answered wrongly, or another promise broken**",
         format!("**{}**", thousands(sum(|entry| entry.violations))),
     );
+    row(
+        "commits; seed and duration of each run are in the file",
+        or_none(&commits),
+    );
     out
+}
+
+/// Kills alone, however many, are not faults of every kind at once.
+fn is_composed(entry: &Entry) -> bool {
+    entry.faults.len() >= COMPOSED
+}
+
+fn waited(failovers: &FailOvers) -> String {
+    let seconds = |percent| {
+        let ms = failovers.percentile(percent)?;
+        Some(format!("{:.2} s", ms as f64 / 1000.0))
+    };
+    match (seconds(50), seconds(99), seconds(100)) {
+        (Some(half), Some(nearly_all), Some(all)) => {
+            format!(
+                "p50 {half}, p99 {nearly_all}, at most {all}, of {}",
+                thousands(failovers.ms.len() as u64)
+            )
+        }
+        _ => "none measured".to_owned(),
+    }
+}
+
+fn or_none(commits: &BTreeSet<&str>) -> String {
+    if commits.is_empty() {
+        return "none".to_owned();
+    }
+    let commits: Vec<&str> = commits.iter().copied().collect();
+    commits.join(", ")
 }
 
 /// `12,345`.
@@ -265,6 +322,7 @@ mod tests {
             minutes: 10.0,
             nodes: 3,
             faults: crate::options::faults("all").unwrap(),
+            pause_ms: crate::schedule::PAUSE_MS,
             network: crate::options::NetworkChoice::Auto,
             bug: None,
             config: None,
@@ -276,25 +334,58 @@ mod tests {
     fn runs_add_up_and_only_faults_with_an_effect_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("record.json");
-        for _ in 0..2 {
-            add(&file, &options(), &report(Verdict::Pass), "abcdef0".to_owned()).unwrap();
-        }
+        let measured = |ms: &[u64]| {
+            Ok(FailOvers {
+                ms: ms.to_vec(),
+                asked: 1_000,
+                failed: 1,
+            })
+        };
+        let (first, second) = (measured(&[2_400, 1_900]), measured(&[3_000, 2_500]));
+        let pass = report(Verdict::Pass);
+        add(&file, &options(), &pass, first, "abcdef0".to_owned()).unwrap();
+        add(&file, &options(), &pass, second, "abcdef1+".to_owned()).unwrap();
         let nothing = report(Verdict::Inconclusive("no".to_owned()));
-        add(&file, &options(), &nothing, "abcdef0".to_owned()).unwrap();
+        let unread = || Err(anyhow::anyhow!("no history"));
+        add(&file, &options(), &nothing, unread(), "abcdef0".to_owned()).unwrap();
+        let refused = add(&file, &options(), &pass, unread(), "abcdef0".to_owned());
+        assert!(refused.is_err(), "a figure that is missing is no zero");
         let entries = read(&file).unwrap();
         assert_eq!(entries.len(), 2, "what was inconclusive shows nothing");
         assert_eq!(entries[0].faults[&FaultKind::KillLeader], 2);
         let table = table(&entries);
         for said in [
             "checked | 2 |",
-            "composed faults | 20 |",
+            "minutes under faults | 20 |",
+            "have had their effect | 0 |",
             "higher term | 4 |",
+            "| p50 2.40 s, p99 3.00 s, at most 3.00 s, of 4 |",
+            "| 2,000, 2 |",
+            "| abcdef0, abcdef1+ |",
             "outcome | 24,690 |",
             "pause 2",
             "| **0** |",
         ] {
             assert!(table.contains(said), "{said}: {table}");
         }
+    }
+
+    #[test]
+    fn minutes_are_of_composed_faults_where_many_kinds_came() {
+        let entry = |kinds: usize, seconds| Entry {
+            seed: 1,
+            commit: "abcdef0".to_owned(),
+            nodes: 3,
+            seconds,
+            faults: FaultKind::ALL.iter().take(kinds).map(|kind| (*kind, 1)).collect(),
+            failovers: FailOvers::default(),
+            operations: 1,
+            violations: 0,
+        };
+        let table = table(&[entry(COMPOSED - 1, 600), entry(COMPOSED, 1_200)]);
+        assert!(table.contains("minutes under faults | 30 |"), "{table}");
+        assert!(table.contains("have had their effect | 20 |"), "{table}");
+        assert!(table.contains("| none measured |"), "{table}");
     }
 
     #[test]

@@ -51,7 +51,13 @@ impl Report {
 
 /// Plans a run and carries it out.
 pub async fn run(options: &Options, folder: &Folder) -> Report {
-    let plan = schedule::plan(options.seed, options.minutes, &options.faults, options.nodes);
+    let plan = schedule::plan_with_pauses(
+        options.seed,
+        options.minutes,
+        &options.faults,
+        options.nodes,
+        options.pause_ms,
+    );
     carry_out(options, &plan, folder).await
 }
 

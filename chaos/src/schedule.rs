@@ -16,6 +16,9 @@ use crate::history::Recorder;
 
 pub use kind::FaultKind;
 
+/// The longest pause before a step where no other is asked for, in milliseconds.
+pub const PAUSE_MS: u32 = 2_000;
+
 /// A shape of a broken network of three or more nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -131,6 +134,23 @@ pub enum Fault {
         /// Which node, where it does not follow from the point.
         pick: u32,
     },
+    /// Leadership is handed over, and asked for once more.
+    Transfer {
+        /// To a certain node, else to the best.
+        named: bool,
+        /// Which one.
+        pick: u32,
+    },
+    /// The transport key of a slot is replaced, twice, and each time asked for again.
+    Rekey {
+        /// The leader is killed meanwhile.
+        kill_leader: bool,
+    },
+    /// The replication key is replaced, over restarts of all nodes, and asked for again.
+    RekeyReplication {
+        /// The leader is killed meanwhile.
+        kill_leader: bool,
+    },
 }
 
 /// Who is killed.
@@ -228,7 +248,20 @@ pub struct Fired {
 /// Where `nodes` is less than three, nothing that needs a majority without somebody is planned.
 #[must_use]
 pub fn plan(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32) -> Plan {
-    deal::deal(seed, minutes, kinds, nodes)
+    plan_with_pauses(seed, minutes, kinds, nodes, PAUSE_MS)
+}
+
+/// As [`plan`], with another longest pause before a step, in milliseconds; the shortest is a quarter of it. The same faults
+/// come in the same order, and more of them in the same time.
+#[must_use]
+pub fn plan_with_pauses(
+    seed: u64,
+    minutes: f64,
+    kinds: &BTreeSet<FaultKind>,
+    nodes: u32,
+    pause_ms: u32,
+) -> Plan {
+    deal::deal(seed, minutes, kinds, nodes, pause_ms)
 }
 
 /// Carries a plan out; every step undoes itself.

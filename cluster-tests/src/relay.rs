@@ -30,7 +30,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::subnet::Subnet;
-use crate::weather::{Pump, Touched, Weather};
+use crate::weather::{Pump, Reset, Touched, Weather};
 
 /// Both handshakes of a connection.
 const HANDSHAKES: Duration = Duration::from_secs(5);
@@ -185,6 +185,30 @@ impl Drop for Relays {
     }
 }
 
+/// One end of a connection.
+trait End: AsyncRead + AsyncWrite + Unpin {
+    /// It ends with RST, whatever is still to be sent.
+    fn reset_when_dropped(&self) -> std::io::Result<()>;
+}
+
+impl End for TcpStream {
+    fn reset_when_dropped(&self) -> std::io::Result<()> {
+        self.set_zero_linger()
+    }
+}
+
+impl End for tokio_rustls::server::TlsStream<TcpStream> {
+    fn reset_when_dropped(&self) -> std::io::Result<()> {
+        self.get_ref().0.set_zero_linger()
+    }
+}
+
+impl End for tokio_rustls::client::TlsStream<TcpStream> {
+    fn reset_when_dropped(&self) -> std::io::Result<()> {
+        self.get_ref().0.set_zero_linger()
+    }
+}
+
 /// The way to one node.
 struct Wire {
     pki: PathBuf,
@@ -265,16 +289,26 @@ impl Wire {
     async fn pass_on(
         &self,
         from: u32,
-        inbound: impl AsyncRead + AsyncWrite,
-        outbound: impl AsyncRead + AsyncWrite,
+        inbound: impl End,
+        outbound: impl End,
         ways: watch::Receiver<Ways>,
     ) -> Result<()> {
         let seed = 2 * self.connections.fetch_add(1, Ordering::Relaxed);
-        let (in_read, in_write) = tokio::io::split(inbound);
-        let (out_read, out_write) = tokio::io::split(outbound);
+        let (mut in_read, mut in_write) = tokio::io::split(inbound);
+        let (mut out_read, mut out_write) = tokio::io::split(outbound);
         let there = Pump::new((from, self.to), ways.clone(), &self.touched, seed);
         let back = Pump::new((self.to, from), ways, &self.touched, seed + 1);
-        tokio::try_join!(there.run(in_read, out_write), back.run(out_read, in_write)).map(drop)
+        let ended = tokio::try_join!(
+            there.run(&mut in_read, &mut out_write),
+            back.run(&mut out_read, &mut in_write)
+        );
+        if let Err(error) = &ended
+            && error.is::<Reset>()
+        {
+            in_read.unsplit(in_write).reset_when_dropped()?;
+            out_read.unsplit(out_write).reset_when_dropped()?;
+        }
+        ended.map(drop)
     }
 
     fn identity(&self, node: u32) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
@@ -389,6 +423,8 @@ impl ServerCertVerifier for AnyNode {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn three() -> Relays {
@@ -403,6 +439,41 @@ mod tests {
 
     fn cuts(relays: &Relays) -> Vec<Way> {
         relays.ways.borrow().cuts.iter().copied().collect()
+    }
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (one, other) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (one.unwrap(), other.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn both_ends_see_a_reset_as_one() {
+        let relays = three();
+        let weather = Weather {
+            reset_permille: 1000,
+            ..Weather::default()
+        };
+        relays.set_weather(1, 2, weather);
+        let wire = Wire {
+            pki: PathBuf::new(),
+            to: 2,
+            host: Ipv4Addr::LOCALHOST,
+            cluster_port: 0,
+            subnet: None,
+            touched: Arc::default(),
+            connections: Arc::default(),
+        };
+        let (mut caller, inbound) = connected().await;
+        let (outbound, mut node) = connected().await;
+        caller.write_all(b"hello").await.unwrap();
+        let ended = wire.pass_on(1, inbound, outbound, relays.ways.subscribe()).await;
+        assert!(ended.unwrap_err().is::<Reset>());
+        for end in [&mut caller, &mut node] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+        }
     }
 
     #[test]

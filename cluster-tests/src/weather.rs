@@ -3,6 +3,7 @@
 //! connection.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use crate::relay::{Way, Ways};
 
 /// Read at once.
 const CHUNK: usize = 16 * 1024;
-/// Under way in one direction at most; a sender then waits, as at a full window.
+/// Under way in one direction at most; a sender then waits, as at a full window. Of a slow line it is what passes in a second.
 const UNDER_WAY: usize = 1024 * 1024;
+/// What comes later than this by the limit of bytes per second is held up by it.
+const HELD_UP: Duration = Duration::from_millis(10);
 
 /// See the module; the default does nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +37,18 @@ pub struct Weather {
     /// Bytes per second of one connection; `None` is no limit, and less than one is one.
     pub rate: Option<u32>,
 }
+
+/// The connection was reset by the weather: its ends have to be told so.
+#[derive(Debug)]
+pub(crate) struct Reset;
+
+impl fmt::Display for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection was reset")
+    }
+}
+
+impl std::error::Error for Reset {}
 
 impl Weather {
     fn is_calm(&self) -> bool {
@@ -131,7 +146,9 @@ impl Pace {
                 let takes = Duration::from_secs_f64(bytes as f64 / f64::from(rate.max(1)));
                 self.free = Some(free + takes);
                 due = due.max(free + takes);
-                count(&touched.slowed);
+                if free + takes > now + HELD_UP {
+                    count(&touched.slowed);
+                }
             }
         }
         let due = self.last.map_or(due, |last| last.max(due));
@@ -171,6 +188,14 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// How much may be read now, with so much under way: little is left of a slow line when the weather changes.
+    fn room(&self, under_way: usize) -> usize {
+        let ways = self.ways.borrow();
+        let rate = ways.weather.get(&self.way).and_then(|weather| weather.rate);
+        let most = rate.map_or(UNDER_WAY, |rate| (rate.max(1) as usize).min(UNDER_WAY));
+        most.saturating_sub(under_way).min(CHUNK)
+    }
+
     /// Passes on until the end of the source. Fails when the connection is reset, and once a cut was mended.
     pub(crate) async fn run(
         mut self,
@@ -184,6 +209,7 @@ impl<'a> Pump<'a> {
         let mut buffer = vec![0; CHUNK];
         loop {
             let due = waiting.front().map(|(due, _)| *due);
+            let room = self.room(under_way);
             if ended && due.is_none() {
                 to.shutdown().await?;
                 return Ok(());
@@ -201,7 +227,7 @@ impl<'a> Pump<'a> {
                         to.flush().await?;
                     }
                 }
-                read = from.read(&mut buffer), if !ended && under_way < UNDER_WAY => {
+                read = from.read(&mut buffer[..room]), if !ended && room > 0 => {
                     let read = read?;
                     if read == 0 {
                         ended = true;
@@ -209,7 +235,7 @@ impl<'a> Pump<'a> {
                     }
                     match self.due(read) {
                         Due::At(due) => waiting.push_back((due, buffer[..read].to_vec())),
-                        Due::Reset => bail!("the connection was reset"),
+                        Due::Reset => return Err(Reset.into()),
                     }
                     under_way += read;
                 }
@@ -305,6 +331,33 @@ mod tests {
             [millis(100), millis(200), millis(300)]
         );
         assert_eq!(touched.slowed(), 3);
+        // Whoever has the line for himself and sends little is not held up.
+        let wide = Weather {
+            rate: Some(1_000_000),
+            ..Weather::default()
+        };
+        dues(&wide, 3, 100, &touched);
+        assert_eq!(touched.slowed(), 3);
+    }
+
+    #[test]
+    fn little_is_left_of_a_slow_line_when_the_weather_changes() {
+        let (ways, receiver) = watch::channel(Ways::default());
+        ways.send_modify(|ways| {
+            let weather = Weather {
+                rate: Some(1000),
+                ..Weather::default()
+            };
+            ways.weather.insert((1, 2), weather);
+        });
+        let touched = Touched::default();
+        let pump = Pump::new((1, 2), receiver, &touched, 1);
+        assert_eq!(pump.room(0), 1000);
+        assert_eq!(pump.room(900), 100);
+        assert_eq!(pump.room(1000), 0);
+        ways.send_modify(|ways| ways.weather.clear());
+        assert_eq!(pump.room(1000), CHUNK);
+        assert_eq!(pump.room(UNDER_WAY), 0);
     }
 
     #[test]

@@ -5,12 +5,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::Leader;
 
-use super::{Done, one_of};
+use super::{Done, one_of, probe};
 use crate::cluster::Cluster;
+use crate::failover;
+use crate::history::Recorder;
 use crate::schedule::Victims;
 
 /// An election, its repetition after a split vote, and as much again for a machine that is busy.
 const OVERTAKEN: Duration = Duration::from_secs(30);
+/// For a change before the kill; the one before may have left the cluster without a leader.
+const BEFORE: Duration = Duration::from_secs(5);
 
 fn choose(
     victims: Victims,
@@ -45,16 +49,24 @@ fn choose(
 }
 
 pub(super) async fn carry_out(
-    victims: Victims,
-    pick: u32,
+    (victims, pick): (Victims, u32),
+    step: u32,
     lasts: Duration,
     cluster: &Cluster,
+    recorder: &Recorder,
 ) -> Result<Done> {
-    let leader = cluster.leader_soon().await;
     let members = cluster.members();
+    if victims == Victims::Leader {
+        // From when on there is none is measured from the last one that was.
+        probe::write(&members, BEFORE, cluster, recorder).await?;
+    }
+    let leader = cluster.leader_soon().await;
     let chosen = choose(victims, pick, &members, cluster.tolerated(), leader);
     let target = format!("nodes {chosen:?}, leader {leader:?}");
     let mut killed = 0;
+    if let (Victims::Leader, Some(leader)) = (victims, leader) {
+        recorder.note(&failover::mark(step, leader.node));
+    }
     for number in &chosen {
         cluster.hold_down(*number, true);
         killed += usize::from(cluster.node(*number).signal(nix::sys::signal::Signal::SIGKILL)?);
@@ -78,9 +90,18 @@ pub(super) async fn carry_out(
     }
     match (victims, leader) {
         (Victims::Leader, Some(leader)) => {
-            let other = cluster.commits_above(leader.term, &[], OVERTAKEN);
-            let (other, back) = tokio::join!(other, back);
+            let others: Vec<u32> = members
+                .iter()
+                .copied()
+                .filter(|one| !chosen.contains(one))
+                .collect();
+            let (other, back, written) = tokio::join!(
+                cluster.commits_above(leader.term, &[], OVERTAKEN),
+                back,
+                probe::write(&others, OVERTAKEN, cluster, recorder)
+            );
             back?;
+            written?;
             match other {
                 Some(other) if chosen.contains(&other.node) => {
                     let why = format!("it was back before anybody else led: {other:?}");

@@ -1,14 +1,16 @@
 //! A new node joins and an old one is removed, and the leader is killed while that goes on. Whatever is interrupted is asked
 //! for again, as a person would.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, until};
-use hsm_api::admin::{JoinRequest, JoinTokenRequest};
+use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
+use hsm_api::client::Retry;
 use nix::sys::signal::Signal;
 
-use super::{Done, one_of, token};
+use super::{Done, one_of, replication, token};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
 use crate::oracles::members;
@@ -18,6 +20,8 @@ use crate::schedule::FaultKind;
 const CHANGED: Duration = Duration::from_secs(120);
 /// Of one request to a joining node, which answers once it votes.
 const JOIN: Duration = Duration::from_secs(70);
+/// For a list of members: a leader may be elected meanwhile.
+const ASKED: Duration = Duration::from_secs(15);
 /// From the beginning of a change to the kill.
 const INTO_IT: Duration = Duration::from_millis(300);
 
@@ -29,6 +33,9 @@ pub(super) async fn carry_out(
 ) -> Result<Done> {
     let old = one_of(&cluster.members(), pick).context("no node is left")?;
     let node = cluster.prepare_node().await.context("make a new node")?;
+    // The replication key may have been replaced since the others were made.
+    let theirs = cluster.node(old).config()?;
+    node.set_config(&replication::as_another(&node.config()?, &theirs)?)?;
     cluster
         .start_node(node.number)
         .await
@@ -49,17 +56,50 @@ pub(super) async fn carry_out(
     removed.with_context(|| format!("{} is removed", old.id()))?;
     cluster.dismiss(old.number);
     old.kill().await?;
+    let before = voters(cluster).await;
+    // Once more, as by a script that has not heard the answers: one is a member already, the other is none any more.
+    let repeated = [
+        join_once(&node, cluster).await.err(),
+        remove_once(&old, cluster).await.err(),
+    ];
+    let after = voters(cluster).await;
     members::note(cluster, recorder).await;
+    let said = repeated.map(|failed| failed.map_or("done".to_owned(), |error| format!("{error:#}")));
     let what = format!(
-        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}",
+        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}; asked for once more: {said:?}",
         node.id(),
         old.id()
     );
-    Ok(Done::counted(what))
+    Ok(match (before, after) {
+        (Ok(before), Ok(after)) if before == after => Done::counted(what),
+        (before, after) => {
+            let is = format!("the voters were {before:?}; after both were asked for once more: {after:?}");
+            Done::cluster_failed(what, &is)
+        }
+    })
+}
+
+/// Names of the voters with their raft ids, once somebody says that they are those who belong to the cluster.
+async fn voters(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
+    let nodes = cluster.nodes();
+    let wanted: BTreeSet<String> = nodes.iter().map(Node::id).collect();
+    let endpoints: Vec<String> = nodes.iter().map(Node::endpoint).collect();
+    let admin = cluster.playground().pki().identity("admin")?;
+    let client = cluster.playground().pki().client(Some(&admin), &endpoints)?;
+    let client = client.with_retry(Retry::Until(ASKED));
+    until(&format!("the voters {wanted:?}"), CHANGED, async || {
+        let members = client.members().await.ok()?.into_body().members;
+        let voters = members
+            .into_iter()
+            .filter(|member| member.role == MemberRole::Voter);
+        let voters: BTreeMap<String, u64> = voters.map(|member| (member.node_id, member.raft_id)).collect();
+        voters.keys().eq(&wanted).then_some(voters)
+    })
+    .await
 }
 
 /// SIGKILL to the leader a moment later, and its start.
-async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
+pub(super) async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
     if !wanted {
         return Ok(None);
     }
@@ -100,6 +140,8 @@ async fn join_once(node: &Node, cluster: &Cluster) -> Result<()> {
         node_id: Some(node.id()),
     };
     let client = playground.pki().client(Some(&admin), &endpoints)?;
+    // A token that a wrong clock has made is good for too long, or for no time at all.
+    let _right = cluster.right_clocks().await;
     let token = client.create_join_token(&request).await?.into_body();
     let request = JoinRequest {
         token: token.token,
@@ -129,7 +171,7 @@ async fn is_member(node: &Node, cluster: &Cluster) -> Result<bool> {
     let members = client.members().await?.into_body().members;
     Ok(members
         .iter()
-        .any(|member| member.node_id == node.id() && member.role == hsm_api::admin::MemberRole::Voter))
+        .any(|member| member.node_id == node.id() && member.role == MemberRole::Voter))
 }
 
 pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {

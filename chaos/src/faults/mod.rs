@@ -8,9 +8,12 @@ mod files;
 mod kill;
 pub(crate) mod membership;
 mod module;
+mod operator;
 mod partition;
 mod pause;
 mod power;
+pub(crate) mod probe;
+mod replication;
 pub(crate) mod token;
 pub mod unsynced;
 mod weather;
@@ -45,6 +48,11 @@ impl Done {
             target: target.into(),
             effect: Effect::NotCounted(why.into()),
         }
+    }
+
+    /// It was carried out, and the cluster has done what it must not do: a finding, known by these words.
+    pub(crate) fn cluster_failed(target: impl Into<String>, what: &str) -> Self {
+        Self::not_counted(target, format!("the cluster has failed: {what}"))
     }
 
     /// Counted if it is so.
@@ -120,7 +128,9 @@ pub(crate) async fn carry_out(
 async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
     let lasts = Duration::from_millis(step.lasts_ms);
     match &step.fault {
-        Fault::Kill(victims, pick) => kill::carry_out(*victims, *pick, lasts, cluster).await,
+        Fault::Kill(victims, pick) => {
+            kill::carry_out((*victims, *pick), step.number, lasts, cluster, recorder).await
+        }
         Fault::Pause { leader, pick, tenths } => pause::carry_out(*leader, *pick, *tenths, cluster).await,
         Fault::Partition(shape, pick) => partition::carry_out(shape, *pick, lasts, cluster).await,
         Fault::IsolateUntilSnapshot(pick) => partition::until_snapshot(*pick, cluster).await,
@@ -158,6 +168,11 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
         },
         Fault::JoinRemove { kill_leader, pick } => {
             membership::carry_out(*kill_leader, *pick, cluster, recorder).await
+        }
+        Fault::Transfer { named, pick } => operator::transfer(*named, *pick, cluster).await,
+        Fault::Rekey { kill_leader } => operator::rekey(*kill_leader, cluster, recorder).await,
+        Fault::RekeyReplication { kill_leader } => {
+            replication::carry_out(*kill_leader, cluster, recorder).await
         }
         Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
     }

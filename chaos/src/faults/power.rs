@@ -20,7 +20,7 @@ const GONE: Duration = Duration::from_secs(30);
 async fn kill_while_writing(numbers: &[u32], cluster: &Cluster) -> Result<()> {
     let first = *numbers.first().context("no node is left")?;
     for number in numbers {
-        cluster.with_layer(*number, |layer| layer.delay(HELD_UP))?;
+        cluster.with_layer(*number, |layer| layer.hold_up(HELD_UP))?;
     }
     // Where nothing is written there is nothing to lose, and it will be said.
     let _ = until("something that is not synchronised", WRITTEN, async || {
@@ -35,7 +35,7 @@ async fn kill_while_writing(numbers: &[u32], cluster: &Cluster) -> Result<()> {
     for number in numbers {
         cluster.node(*number).wait_gone(GONE).await?;
         // What was under way when the power went is not done.
-        cluster.with_layer(*number, super::unsynced::Layer::be_honest)?;
+        cluster.with_layer(*number, |layer| layer.hold_up(Duration::ZERO))?;
     }
     Ok(())
 }

@@ -37,7 +37,15 @@ pub enum Loss {
 #[derive(Debug, Clone, Copy, Default)]
 struct Orders {
     delay: Duration,
+    /// Besides, for whoever waits for a moment with something to lose.
+    held_up: Duration,
     fail: bool,
+}
+
+impl Orders {
+    fn longer(self) -> Duration {
+        self.delay + self.held_up
+    }
 }
 
 /// What the file system and its owner share.
@@ -139,6 +147,11 @@ impl Layer {
     /// Every synchronisation from now on takes so much longer.
     pub fn delay(&self, each: Duration) {
         lock(&self.shared.orders).delay = each;
+    }
+
+    /// The same for somebody else: what one of them ends goes on for the other.
+    pub fn hold_up(&self, each: Duration) {
+        lock(&self.shared.orders).held_up = each;
     }
 
     /// Every synchronisation from now on fails with EIO, or no longer does.
@@ -398,6 +411,33 @@ mod tests {
         drop(file);
         layer.lose(&Loss::All).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first.....");
+    }
+
+    #[test]
+    fn two_who_slow_it_down_do_not_end_each_others() {
+        let Some(Mounted {
+            folder: _folder,
+            layer,
+            at,
+        }) = mounted()
+        else {
+            return;
+        };
+        let (slow, held_up) = (Duration::from_millis(60), Duration::from_millis(90));
+        layer.delay(slow);
+        layer.hold_up(held_up);
+        let takes = |name: &str| {
+            let begun = Instant::now();
+            synced_file(&at.join(name), b"x");
+            begun.elapsed()
+        };
+        assert!(takes("both") >= slow + held_up);
+        layer.delay(Duration::ZERO);
+        assert!(takes("one") >= held_up);
+        assert_eq!(layer.delayed(), 2);
+        layer.hold_up(Duration::ZERO);
+        takes("none");
+        assert_eq!(layer.delayed(), 2);
     }
 
     #[test]

@@ -46,8 +46,7 @@ pub fn watch(cluster: &Cluster, recorder: &Recorder) -> Watch {
     let (stop, mut stopped) = signal::channel(false);
     let (pki, recorder) = (cluster.playground().pki(), recorder.clone());
     // Whoever is not there yet is silent.
-    let most = cluster.nodes().len() as u32 + crate::cluster::spare(cluster.nodes().len() as u32);
-    let nodes: Vec<Node> = (1..=most)
+    let nodes: Vec<Node> = (1..=cluster.most())
         .map(|number| cluster.playground().node(number))
         .collect();
     let looking = tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! Dealing the steps of a plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Fault, FaultKind, Plan, Shape, Step, Trouble, Victims};
 use crate::cluster::spare;
@@ -10,11 +10,17 @@ use crate::random::Random;
 const CLOCK_STEPS: [i64; 4] = [300, -300, 400 * 86_400, -400 * 86_400];
 /// `CKR_GENERAL_ERROR`, `CKR_DEVICE_ERROR`, `CKR_DEVICE_REMOVED`, `CKR_SESSION_HANDLE_INVALID`, `CKR_USER_NOT_LOGGED_IN`.
 const ERRORS: [u32; 5] = [0x05, 0x30, 0x32, 0xB3, 0x101];
+/// A slot may have eight transport keys that are not destroyed, and clients keep versions under the first of them. There are
+/// two slots, and each step makes two keys in one of them.
+const MOST_REKEYED: u32 = 6;
+/// What the place of a pause between its shortest and its longest is drawn from.
+const PAUSES: u64 = 1_500;
 /// What a step takes besides its own time: finding a leader, starting nodes, getting ready.
 const OVERHEAD_MS: u64 = 3_000;
 
 /// What is drawn for each step, all of it, always.
 struct Drawn {
+    /// Of [`PAUSES`].
     pause: u64,
     pick: u32,
     coin: bool,
@@ -29,7 +35,7 @@ impl Drawn {
     fn from(random: &mut Random) -> Self {
         let mut number = |limit: u64| u32::try_from(random.below(limit)).unwrap_or_default();
         Self {
-            pause: 500 + u64::from(number(1500)),
+            pause: u64::from(number(PAUSES)),
             pick: number(5040),
             coin: number(2) == 1,
             first: number(1000),
@@ -75,7 +81,7 @@ impl Drawn {
                 reset_permille: 1 + self.second / 250,
             },
             FaultKind::ByteRate => Fault::ByteRate {
-                bytes_per_second: self.between(50_000, 300_000),
+                bytes_per_second: self.between(4_000, 50_000),
             },
             FaultKind::DiskFull => Fault::DiskFull { leader, pick },
             FaultKind::SlowFsync => Fault::SlowFsync {
@@ -117,29 +123,46 @@ impl Drawn {
                 point: self.first,
                 pick,
             },
+            FaultKind::Transfer => Fault::Transfer {
+                named: self.coin,
+                pick,
+            },
+            FaultKind::Rekey => Fault::Rekey {
+                kill_leader: self.coin,
+            },
+            FaultKind::RekeyReplication => Fault::RekeyReplication {
+                kill_leader: self.coin,
+            },
         }
     }
 
-    fn step(&self, number: u32, kind: FaultKind) -> Step {
+    fn step(&self, number: u32, kind: FaultKind, pause_ms: u32) -> Step {
         // Shortest, and what comes to it: a partition has to outlast an election, a token's trouble the looks at it.
         let (least, more) = match kind {
             FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority => (0, 3_000),
             FaultKind::KillAll | FaultKind::LostWrites | FaultKind::TornTail => (0, 2_000),
-            FaultKind::Pause | FaultKind::IsolateUntilSnapshot | FaultKind::JoinRemove => (0, 1),
+            FaultKind::Pause
+            | FaultKind::IsolateUntilSnapshot
+            | FaultKind::JoinRemove
+            | FaultKind::Transfer
+            | FaultKind::Rekey
+            | FaultKind::RekeyReplication => (0, 1),
             FaultKind::Failpoint => (6_000, 4_000),
             kind if kind.is_partition() => (3_000, 3_000),
             _ => (4_000, 4_000),
         };
+        let longest = u64::from(pause_ms);
+        let shortest = longest / 4;
         Step {
             number,
-            pause_ms: self.pause,
+            pause_ms: shortest + (longest - shortest) * self.pause / PAUSES,
             fault: self.fault(kind),
             lasts_ms: least + more * self.lasts / 1000,
         }
     }
 }
 
-pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32) -> Plan {
+pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32, pause_ms: u32) -> Plan {
     let mut random = Random::new(seed);
     let mut steps: Vec<Step> = Vec::new();
     let mut possible: Vec<FaultKind> = kinds
@@ -149,8 +172,13 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
         .collect();
     // A plan of nothing but weather has only that to go by.
     let breaks = possible.iter().any(|kind| !kind.is_weather());
-    let (mut planned, mut joined) = (0, 0);
-    let most_joined = spare(nodes);
+    let mut planned = 0;
+    let (first_point, mut points) = (u32::try_from(seed % 1000).unwrap_or_default(), 0_u32);
+    // Numbers of nodes are never used again; transport keys stay for as long as a version needs them.
+    let mut left = BTreeMap::from([
+        (FaultKind::JoinRemove, spare(nodes)),
+        (FaultKind::Rekey, MOST_REKEYED),
+    ]);
     let wanted = (minutes.max(0.0) * 60_000.0) as u64;
     while !possible.is_empty() && (steps.is_empty() || planned < wanted) {
         let whole = !steps.is_empty();
@@ -163,17 +191,21 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
                 continue;
             }
             let number = u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
-            let step = drawn.step(number, kind);
+            let mut step = drawn.step(number, kind, pause_ms);
+            // One point after the other, from anywhere on: drawn anew each time, some would hardly ever come.
+            if let Fault::Failpoint { point, .. } = &mut step.fault {
+                *point = first_point.wrapping_add(points);
+                points += 1;
+            }
             if kind.is_weather() != breaks {
                 planned += step.pause_ms + step.lasts_ms + OVERHEAD_MS;
             }
-            joined += u32::from(kind == FaultKind::JoinRemove);
+            if let Some(left) = left.get_mut(&kind) {
+                *left = left.saturating_sub(1);
+            }
             steps.push(step);
         }
-        // Numbers of nodes are never used again.
-        if joined >= most_joined {
-            possible.retain(|kind| *kind != FaultKind::JoinRemove);
-        }
+        possible.retain(|kind| left.get(kind) != Some(&0));
         if breaks && possible.iter().all(|kind| kind.is_weather()) {
             break;
         }
@@ -191,7 +223,7 @@ fn shuffle(cards: &mut [FaultKind], random: &mut Random) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::plan;
+    use super::super::{PAUSE_MS, plan, plan_with_pauses};
     use super::*;
 
     fn all() -> BTreeSet<FaultKind> {
@@ -206,6 +238,34 @@ mod tests {
         let (short, long) = (plan(7, 5.0, &all(), 3), plan(7, 10.0, &all(), 3));
         let first = short.steps.len().min(FaultKind::ALL.len());
         assert_eq!(short.steps[..first], long.steps[..first]);
+    }
+
+    #[test]
+    fn shorter_pauses_leave_room_for_more_of_the_same_steps() {
+        let kinds = BTreeSet::from([FaultKind::KillLeader, FaultKind::KillAll]);
+        let usual = plan(7, 60.0, &kinds, 3);
+        assert_eq!(plan_with_pauses(7, 60.0, &kinds, 3, PAUSE_MS), usual);
+        let hurried = plan_with_pauses(7, 60.0, &kinds, 3, 200);
+        let count = |plan: &Plan, wanted: FaultKind| {
+            let kinds = plan.steps.iter().map(|step| step.fault.kind());
+            kinds.filter(|kind| *kind == wanted).count()
+        };
+        assert!(
+            count(&usual, FaultKind::KillLeader) >= 300,
+            "an hour has hundreds of kills: {}",
+            count(&usual, FaultKind::KillLeader)
+        );
+        assert!(count(&hurried, FaultKind::KillAll) > count(&usual, FaultKind::KillAll) * 6 / 5);
+        for (one, other) in usual.steps.iter().zip(&hurried.steps) {
+            assert_eq!((&one.fault, one.lasts_ms), (&other.fault, other.lasts_ms));
+            assert!((500..2_000).contains(&one.pause_ms) && (50..200).contains(&other.pause_ms));
+        }
+        assert!(
+            plan_with_pauses(7, 1.0, &kinds, 3, 0)
+                .steps
+                .iter()
+                .all(|step| step.pause_ms == 0)
+        );
     }
 
     #[test]
@@ -264,6 +324,29 @@ mod tests {
         // Alone they are all that there is.
         let alone = plan(1, 120.0, &BTreeSet::from([FaultKind::JoinRemove]), 3);
         assert_eq!(alone.steps.len(), spare(3) as usize);
+    }
+
+    #[test]
+    fn every_point_comes_before_any_comes_again() {
+        let kinds = BTreeSet::from([FaultKind::Failpoint]);
+        let all = crate::faults::failpoint::points().len();
+        for seed in [1, 999, u64::MAX] {
+            let steps = plan(seed, 60.0, &kinds, 3).steps;
+            let points = steps.iter().take(all).filter_map(|step| match step.fault {
+                Fault::Failpoint { point, .. } => Some(point as usize % all),
+                _ => None,
+            });
+            assert_eq!(points.collect::<BTreeSet<usize>>().len(), all, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_rekeyed_than_slots_have_room_for() {
+        let kinds = BTreeSet::from([FaultKind::Rekey, FaultKind::KillAll]);
+        let steps = plan(1, 60.0, &kinds, 3).steps;
+        let rekeys = steps.iter().filter(|step| step.fault.kind() == FaultKind::Rekey);
+        assert_eq!(rekeys.count(), MOST_REKEYED as usize);
+        assert!(steps.len() > 100);
     }
 
     #[test]

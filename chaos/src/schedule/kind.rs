@@ -84,6 +84,12 @@ kinds! {
     JoinRemove = "join-remove",
     /// A node dies at a chosen line of the product.
     Failpoint = "failpoint",
+    /// Leadership is handed over, by a command that is repeated blindly.
+    Transfer = "transfer",
+    /// The transport key of a slot is replaced, by a command that is repeated blindly.
+    Rekey = "rekey",
+    /// The replication key is replaced, over restarts, by a command that is repeated blindly.
+    RekeyReplication = "rekey-replication",
 }
 
 impl FaultKind {
@@ -108,6 +114,7 @@ impl FaultKind {
                 | Self::Bridge
                 | Self::IsolateUntilSnapshot
                 | Self::JoinRemove
+                | Self::Transfer
         )
     }
 
@@ -184,6 +191,9 @@ impl Fault {
             Self::Token(Trouble::Errors { .. }, _) => FaultKind::TokenErrors,
             Self::JoinRemove { .. } => FaultKind::JoinRemove,
             Self::Failpoint { .. } => FaultKind::Failpoint,
+            Self::Transfer { .. } => FaultKind::Transfer,
+            Self::Rekey { .. } => FaultKind::Rekey,
+            Self::RekeyReplication { .. } => FaultKind::RekeyReplication,
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::folder::{self, Folder};
 use crate::history::Recorder;
 use crate::options::{NetworkChoice, Options};
 use crate::oracles::{self, Judgement, Watch, members};
+use crate::schedule::PAUSE_MS;
 use crate::workload::{Clients, Sealed};
 
 /// The context of all scenarios.
@@ -44,6 +45,7 @@ impl Scene {
             minutes: 0.0,
             nodes: case.nodes,
             faults: case.faults.iter().copied().collect(),
+            pause_ms: PAUSE_MS,
             // Scripts cut single links, which needs no rights.
             network: NetworkChoice::Loopback,
             bug: bug.filter(|_| case.armed == Armed::Always),

@@ -17,7 +17,7 @@ use hsm_api::{Base64, Client, ClientError};
 
 use super::access;
 use super::client_of;
-use crate::cluster::{self, Cluster};
+use crate::cluster::Cluster;
 use crate::history::{Answer, ContextView, Operation, Outcome, Pending, Recorder, plaintext};
 
 /// Of a call through all nodes: a leader is elected meanwhile.
@@ -74,9 +74,9 @@ impl Clients {
     pub fn of(cluster: &Cluster, recorder: &Recorder) -> Result<Self> {
         let playground = cluster.playground();
         let pki = playground.pki();
-        let members = cluster.nodes().len() as u32;
-        let most = members + cluster::spare(members);
-        let nodes: Vec<Node> = (1..=most).map(|number| playground.node(number)).collect();
+        let nodes: Vec<Node> = (1..=cluster.most())
+            .map(|number| playground.node(number))
+            .collect();
         let mut single = BTreeMap::new();
         for profile in PROFILES {
             let identity = pki.identity(profile)?;

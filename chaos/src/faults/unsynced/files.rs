@@ -172,13 +172,13 @@ impl Files {
         let shared = Arc::clone(&self.shared);
         let mark = lock(&shared.state).journal.mark();
         let orders = *lock(&shared.orders);
-        if orders.delay.is_zero() {
+        if orders.longer().is_zero() {
             finish(&shared, inode, &covers, mark, orders.fail, reply);
             return;
         }
         shared.delayed.fetch_add(1, Ordering::SeqCst);
         std::thread::spawn(move || {
-            std::thread::sleep(orders.delay);
+            std::thread::sleep(orders.longer());
             finish(&shared, inode, &covers, mark, orders.fail, reply);
         });
     }

@@ -1,0 +1,392 @@
+//! How long a cluster takes no changes after its leader was killed, and what becomes meanwhile of encryptions and decryptions on
+//! the other nodes: both from what was written down in a run, so that whoever has its folder can count again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
+use anyhow::{Context, Result, bail};
+use hsm_api::ErrorCode;
+use serde::{Deserialize, Serialize};
+
+use crate::folder::{self, Folder};
+use crate::history::{Answer, Line, Operation, Outcome};
+use crate::schedule::{Effect, FaultKind, Fired};
+
+/// In front of the number of the step and of the node.
+const MARK: &str = "leader killed: step ";
+
+/// What is noted right before a leader is sent SIGKILL.
+#[must_use]
+pub(crate) fn mark(step: u32, node: u32) -> String {
+    format!("{MARK}{step}, node {node}")
+}
+
+fn marked(note: &str) -> Option<(u32, u32)> {
+    let (step, node) = note.strip_prefix(MARK)?.split_once(", node ")?;
+    Some((step.parse().ok()?, node.parse().ok()?))
+}
+
+/// The fail-overs of a run: one for each `kill-leader` that counts, which is one after which another node has committed in a
+/// higher term.
+///
+/// A fail-over lasts from the last change that any client was told of before the signal was sent, to the first answer that
+/// any client had to a change that it asked for after that. Both ends are seen by clients, so it is never shorter than the
+/// time in which no change was possible; the fault itself asks for one right before the kill and for more right after it, so
+/// that it is hardly longer. Where none was acknowledged before the next kill, or at all, it lasts until then.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailOvers {
+    /// Milliseconds of each, in their order.
+    pub ms: Vec<u64>,
+    /// Encryptions and decryptions that were under way during one, on nodes other than the killed one.
+    pub asked: u64,
+    /// Those of them that were not answered as they should be: refused for whatever reason but that somebody had taken the
+    /// version out of use, or not answered at all.
+    pub failed: u64,
+}
+
+impl FailOvers {
+    /// Of a run, by its folder.
+    ///
+    /// # Errors
+    /// The run has not come so far that its folder says which faults were carried out; a history that cannot be read.
+    pub fn of(run: &Folder) -> Result<Self> {
+        let fired: Vec<Fired> = run.read(folder::FIRED)?;
+        let path = run.file(folder::HISTORY);
+        let file = File::open(&path).with_context(|| path.display().to_string())?;
+        let mut lines = BufReader::new(file).lines().enumerate().peekable();
+        let mut reading = Reading::default();
+        while let Some((number, line)) = lines.next() {
+            let line = line.with_context(|| path.display().to_string())?;
+            match serde_json::from_str(&line) {
+                Ok(line) => reading.line(line),
+                // Whoever wrote it may have been killed.
+                Err(_) if lines.peek().is_none() => break,
+                Err(error) => bail!("{}: line {}: {error}", path.display(), number + 1),
+            }
+        }
+        Ok(reading.finish(&fired))
+    }
+
+    /// With those of another run.
+    pub fn add(&mut self, other: &Self) {
+        self.ms.extend(&other.ms);
+        self.asked += other.asked;
+        self.failed += other.failed;
+    }
+
+    /// So many of a hundred took this long at most, in milliseconds, by the nearest rank. None if there was no fail-over.
+    #[must_use]
+    pub fn percentile(&self, percent: usize) -> Option<u64> {
+        let mut sorted = self.ms.clone();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * percent).div_ceil(100);
+        sorted.get(rank.saturating_sub(1)).copied()
+    }
+}
+
+impl fmt::Display for FailOvers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |percent| self.percentile(percent).unwrap_or_default() as f64 / 1000.0;
+        write!(
+            f,
+            "{} leaders replaced: changes back after p50 {:.2} s, p99 {:.2} s, at most {:.2} s; meanwhile {} encryptions and \
+             decryptions on the others, {} failed",
+            self.ms.len(),
+            seconds(50),
+            seconds(99),
+            seconds(100),
+            self.asked,
+            self.failed
+        )
+    }
+}
+
+/// One of them. Times are nanoseconds.
+struct Span {
+    step: u32,
+    killed: u32,
+    /// The last acknowledgement before.
+    from: u64,
+    /// The signal.
+    at: u64,
+    /// The first acknowledgement of what was asked for after it.
+    until: Option<u64>,
+    asked: u64,
+    failed: u64,
+}
+
+/// A history, line by line.
+#[derive(Default)]
+struct Reading {
+    /// What is under way, with when it was begun.
+    open: HashMap<u64, (u64, Operation)>,
+    acknowledged: Option<u64>,
+    spans: Vec<Span>,
+    ended: u64,
+}
+
+impl Reading {
+    fn line(&mut self, line: Line) {
+        match line {
+            Line::Noted { at, what } => {
+                self.ended = self.ended.max(at);
+                if let Some((step, killed)) = marked(&what) {
+                    self.spans.push(Span {
+                        step,
+                        killed,
+                        from: self.acknowledged.unwrap_or(at),
+                        at,
+                        until: None,
+                        asked: 0,
+                        failed: 0,
+                    });
+                }
+            }
+            Line::Invoked {
+                at, id, operation, ..
+            } => {
+                self.open.insert(id, (at, operation));
+            }
+            Line::Completed { at, id, outcome, .. } => {
+                self.ended = self.ended.max(at);
+                if let Some((invoked, operation)) = self.open.remove(&id) {
+                    self.completed(invoked, at, &operation, &outcome);
+                }
+            }
+            Line::Begun { .. } | Line::Sampled { .. } => {}
+        }
+    }
+
+    fn completed(&mut self, invoked: u64, at: u64, operation: &Operation, outcome: &Outcome) {
+        let span = self.spans.last_mut();
+        match operation {
+            Operation::Encrypt { node, .. } | Operation::Decrypt { node, .. } => {
+                let meant = span
+                    .filter(|span| span.killed != *node && span.until.is_none_or(|until| invoked < until));
+                if let Some(span) = meant {
+                    span.asked += 1;
+                    span.failed += u64::from(has_failed(outcome));
+                }
+            }
+            change if change.is_change() && matches!(outcome, Outcome::Ok(_)) => {
+                self.acknowledged = self.acknowledged.max(Some(at));
+                if let Some(span) = span.filter(|span| span.until.is_none() && invoked > span.at) {
+                    span.until = Some(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(self, fired: &[Fired]) -> FailOvers {
+        let counted: BTreeSet<u32> = fired
+            .iter()
+            .filter(|one| one.kind == FaultKind::KillLeader && matches!(one.effect, Effect::Counted))
+            .map(|one| one.step)
+            .collect();
+        let next = self.spans.iter().skip(1).map(|span| span.at);
+        let ends: Vec<u64> = next.chain([self.ended]).collect();
+        let mut found = FailOvers::default();
+        for (span, end) in self.spans.iter().zip(ends) {
+            if !counted.contains(&span.step) {
+                continue;
+            }
+            let lasted = span.until.unwrap_or(end).saturating_sub(span.from);
+            found.ms.push(lasted.div_ceil(1_000_000));
+            found.asked += span.asked;
+            found.failed += span.failed;
+        }
+        found
+    }
+}
+
+/// Whether somebody who asked a node that serves was let down. A version that is out of use is none of its business: whether
+/// anybody had wanted that is judged by the oracle of ciphertexts.
+fn has_failed(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Ok(Answer::Opened { right }) => !right,
+        Outcome::Ok(_) => false,
+        Outcome::Refused { code } => !matches!(
+            code.parse::<ErrorCode>(),
+            Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed)
+        ),
+        Outcome::Unknown { .. } => true,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn begun(at: u64, id: u64, operation: Operation) -> Line {
+        Line::Invoked {
+            at: at * MS,
+            id,
+            process: 1,
+            operation,
+        }
+    }
+
+    fn over(at: u64, id: u64, outcome: Outcome) -> Line {
+        Line::Completed {
+            at: at * MS,
+            id,
+            index: None,
+            stale: false,
+            outcome,
+        }
+    }
+
+    fn change(id: u64) -> Operation {
+        Operation::Revoke {
+            cn: format!("probe-{id}"),
+        }
+    }
+
+    fn seal(node: u32) -> Operation {
+        Operation::Encrypt {
+            context: "c".to_owned(),
+            number: 1,
+            node,
+        }
+    }
+
+    fn done() -> Outcome {
+        Outcome::Ok(Answer::Done)
+    }
+
+    fn refused(code: &str) -> Outcome {
+        Outcome::Refused {
+            code: code.to_owned(),
+        }
+    }
+
+    fn kill(at: u64, step: u32, node: u32) -> Line {
+        Line::Noted {
+            at: at * MS,
+            what: mark(step, node),
+        }
+    }
+
+    fn fired(step: u32, effect: Effect) -> Fired {
+        Fired {
+            step,
+            kind: FaultKind::KillLeader,
+            at_ms: 0,
+            target: String::new(),
+            effect,
+            healed_ms: 1,
+        }
+    }
+
+    fn read(lines: Vec<Line>, fired: &[Fired]) -> FailOvers {
+        let mut reading = Reading::default();
+        lines.into_iter().for_each(|line| reading.line(line));
+        reading.finish(fired)
+    }
+
+    #[test]
+    fn it_lasts_from_the_last_acknowledgement_to_the_first_one_of_what_was_asked_for_after_the_kill() {
+        let lines = vec![
+            begun(10, 1, change(1)),
+            over(90, 1, done()),
+            begun(95, 2, change(2)),
+            kill(100, 7, 3),
+            // It was asked for before: the dead leader may have made it.
+            over(110, 2, done()),
+            begun(120, 3, change(3)),
+            over(130, 3, refused("no_quorum")),
+            begun(2400, 4, change(4)),
+            over(2490, 4, done()),
+            begun(2500, 5, change(5)),
+            over(2501, 5, done()),
+        ];
+        let found = read(lines, &[fired(7, Effect::Counted)]);
+        assert_eq!(found.ms, [2400]);
+    }
+
+    #[test]
+    fn a_kill_that_does_not_count_is_no_fail_over_and_one_without_an_end_lasts_until_the_next() {
+        let lines = vec![kill(100, 1, 1), kill(5_000, 2, 2), kill(9_000, 3, 3)];
+        let none = Effect::NotCounted("it was back".to_owned());
+        let all = [
+            fired(1, Effect::Counted),
+            fired(2, none),
+            fired(3, Effect::Counted),
+        ];
+        assert_eq!(read(lines, &all).ms, [4_900, 0]);
+    }
+
+    #[test]
+    fn requests_of_the_other_nodes_count_while_it_lasts() {
+        let sealed = || {
+            Outcome::Ok(Answer::Sealed {
+                version: 1,
+                ciphertext: String::new(),
+            })
+        };
+        let lines = vec![
+            begun(90, 1, seal(1)),
+            kill(100, 7, 3),
+            // Of the killed one nothing is expected.
+            begun(101, 2, seal(3)),
+            over(102, 2, refused("unreachable")),
+            over(110, 1, sealed()),
+            begun(120, 3, seal(1)),
+            begun(130, 4, seal(2)),
+            begun(140, 5, change(5)),
+            over(150, 5, done()),
+            // Under way in it, and over later.
+            over(160, 3, refused("not_ready")),
+            over(
+                170,
+                4,
+                Outcome::Unknown {
+                    why: "reset".to_owned(),
+                },
+            ),
+            begun(180, 6, seal(1)),
+            over(190, 6, refused("not_ready")),
+        ];
+        let found = read(lines, &[fired(7, Effect::Counted)]);
+        assert_eq!((found.asked, found.failed), (3, 2));
+    }
+
+    #[test]
+    fn a_version_out_of_use_is_no_failure_and_a_wrong_plaintext_is_one() {
+        assert!(!has_failed(&refused("key_version_destroyed")));
+        assert!(has_failed(&refused("unreachable")));
+        assert!(has_failed(&Outcome::Ok(Answer::Opened { right: false })));
+        assert!(!has_failed(&Outcome::Ok(Answer::Opened { right: true })));
+    }
+
+    #[test]
+    fn percentiles_are_of_what_was_measured() {
+        let mut all = FailOvers::default();
+        assert_eq!(all.percentile(99), None);
+        for ms in (1..=200).rev() {
+            all.add(&FailOvers {
+                ms: vec![ms],
+                asked: 2,
+                failed: 0,
+            });
+        }
+        assert_eq!(
+            [50, 99, 100].map(|percent| all.percentile(percent)),
+            [100, 198, 200].map(Some)
+        );
+        assert_eq!(all.asked, 400);
+        assert!(all.to_string().contains("p50 0.10 s, p99 0.20 s"), "{all}");
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_is_written() {
+        assert_eq!(marked(&mark(12, 3)), Some((12, 3)));
+        assert_eq!(marked("fault 12 begins: kill-leader"), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! Commands of an operator, or his script, who repeats them blindly: until they succeed, and once more after that.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cluster_tests::Node;
+use hsm_api::Client;
+use hsm_api::admin::{SlotRekey, TransportKeyState};
+use hsm_api::client::Retry;
+use tokio::time::sleep;
+
+use super::{Done, membership, one_of};
+use crate::cluster::Cluster;
+use crate::history::{Operation, Pending, Recorder};
+use crate::workload::{CONTEXTS, NEW};
+
+/// Two elections, one of which may end in a split vote, on a busy machine.
+const OVERTAKEN: Duration = Duration::from_secs(20);
+/// Of one command, before it is given up.
+const ATTEMPTS: u32 = 5;
+/// Between two of them.
+const AGAIN: Duration = Duration::from_millis(500);
+/// For a question: a leader may be elected meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// In a history, whoever asks here.
+const PROCESS: u32 = 41;
+
+/// Until it succeeds; else what it said last.
+pub(super) async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Result<(), String>> {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        let said = cluster.playground().hsmctl(command).await?;
+        if said.code == Some(0) {
+            return Ok(Ok(()));
+        }
+        last = format!("{:?}: {}", said.code, said.stderr.trim());
+        sleep(AGAIN).await;
+    }
+    Ok(Err(last))
+}
+
+/// Another node is to lead, a certain one or whoever is best. Whoever asks once more for a certain one changes nothing.
+pub(super) async fn transfer(named: bool, pick: u32, cluster: &Cluster) -> Result<Done> {
+    let Some(before) = cluster.leader_soon().await else {
+        return Ok(Done::not_counted("nobody", "nobody led"));
+    };
+    let others: Vec<u32> = cluster
+        .members()
+        .into_iter()
+        .filter(|one| *one != before.node)
+        .collect();
+    let to = one_of(&others, pick)
+        .filter(|_| named)
+        .map(|number| cluster.node(number).id());
+    let mut command = vec!["cluster", "transfer-leader"];
+    command.extend(to.as_deref());
+    let what = format!("from {before:?} to {}", to.as_deref().unwrap_or("the best"));
+    if let Err(said) = repeated(&command, cluster).await? {
+        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+    }
+    let other = cluster
+        .commits_above(before.term, &[before.node], OVERTAKEN)
+        .await;
+    let Some(other) = other else {
+        return Ok(Done::not_counted(
+            what,
+            "no other node has committed in a higher term",
+        ));
+    };
+    let again = cluster.playground().hsmctl(&command).await?;
+    let what = format!("{what}: {other:?}; asked once more: {:?}", again.code);
+    if !named || again.code != Some(0) {
+        return Ok(Done::counted(what));
+    }
+    let last = cluster.leader_soon().await;
+    let stayed = last.is_some_and(|last| last.term == other.term);
+    Ok(Done::counted_if(
+        stayed,
+        what,
+        "there was another election by the time it was asked for once more",
+    ))
+}
+
+fn transport<'a>(slot: &'a str, key: &'a str) -> [&'a str; 9] {
+    [
+        "cluster",
+        "rekey",
+        "transport",
+        "--slot",
+        slot,
+        "--confirm",
+        slot,
+        "--idempotency-key",
+        key,
+    ]
+}
+
+fn newest(slot: &SlotRekey) -> u32 {
+    let generations = slot.transport_keys.iter().map(|key| key.generation);
+    generations.max().unwrap_or_default()
+}
+
+/// Of its transport keys, those that some version needs still.
+fn live(slot: &SlotRekey) -> usize {
+    let keys = slot.transport_keys.iter();
+    keys.filter(|key| key.state != TransportKeyState::Destroyed)
+        .count()
+}
+
+pub(super) fn admin(cluster: &Cluster) -> Result<Client> {
+    let endpoints: Vec<String> = cluster.nodes().iter().map(Node::endpoint).collect();
+    let pki = cluster.playground().pki();
+    let client = pki.client(Some(&pki.identity("admin")?), &endpoints)?;
+    Ok(client.with_retry(Retry::Until(PATIENCE)))
+}
+
+async fn slots(client: &Client) -> Result<Vec<SlotRekey>> {
+    let answer = client.rekey_status().await.context("ask for the rekeys")?;
+    Ok(answer.into_body().slots)
+}
+
+/// What a rekey makes by itself: a version of every context of the slot, at some time from now on, and of those that come
+/// into it meanwhile. Nobody is told which, so nobody ends these.
+async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result<Vec<Pending>> {
+    let listed = client
+        .list_keks()
+        .await
+        .context("list the contexts")?
+        .into_body()
+        .contexts;
+    let here = listed.into_iter().filter(|context| context.slot == slot);
+    let mut contexts: BTreeSet<String> = here.map(|context| context.context).collect();
+    if contexts.contains(CONTEXTS[0]) {
+        contexts.extend(NEW.map(str::to_owned));
+    }
+    let rotation = |context| {
+        let key = format!("rekey-{}", recorder.number());
+        recorder.invoke(PROCESS, Operation::Rotate { context, key })
+    };
+    Ok(contexts.into_iter().map(rotation).collect())
+}
+
+/// The slot with the fewest transport keys gets another one, and another one after that; both are asked for again under the
+/// key that they were asked for first, which makes none. More than these two would be versions that nobody has asked for, to
+/// the oracle of the metadata register too.
+pub(super) async fn rekey(kill_leader: bool, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+    let client = admin(cluster)?;
+    let Some(before) = slots(&client).await?.into_iter().min_by_key(live) else {
+        return Ok(Done::not_counted("no slot", "no slot has a transport key"));
+    };
+    let slot = before.slot.as_str();
+    let own = [
+        versions_of(slot, &client, recorder).await?,
+        versions_of(slot, &client, recorder).await?,
+    ];
+    let [once, anew] = [(); 2].map(|()| format!("rekey-{}", recorder.number()));
+    let first = transport(slot, &once);
+    let second = transport(slot, &anew);
+    let (began, killed) = tokio::join!(repeated(&first, cluster), membership::kill(kill_leader, cluster));
+    let killed = killed?;
+    let mut said = began?;
+    for command in [&first, &second, &second, &first] {
+        if said.is_ok() {
+            said = repeated(command, cluster).await?;
+        }
+    }
+    // What is still on its way is made or not by the time that anybody looks; those who look know of it.
+    drop(own);
+    let what = format!(
+        "slot {slot} after generation {}, leader killed: {killed:?}",
+        newest(&before)
+    );
+    if let Err(said) = said {
+        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+    }
+    let after = slots(&client).await?;
+    let after = after.iter().find(|known| known.slot == slot).map(newest);
+    let made = after.map(|after| after.saturating_sub(newest(&before)));
+    let what = format!("{what}: {after:?} now");
+    Ok(match made {
+        Some(2) => Done::counted(what),
+        Some(more) if more > 2 => Done::cluster_failed(
+            what,
+            "two requests, each repeated, have made more than two transport keys",
+        ),
+        _ => Done::not_counted(what, "the second transport key is still to be made"),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn slot(name: &str, states: &[&str]) -> SlotRekey {
+        let keys: Vec<serde_json::Value> = states
+            .iter()
+            .enumerate()
+            .map(|(place, state)| {
+                serde_json::json!({
+                    "id": format!("{place:02x}"), "generation": place + 1, "state": state,
+                    "created_at": "2030-01-01T00:00:00Z", "versions": 1, "waiting_for": []
+                })
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({
+            "slot": name, "phase": "waiting", "contexts_to_rotate": [], "next": "", "transport_keys": keys
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_slot_with_the_fewest_keys_is_rekeyed_and_its_newest_generation_known() {
+        let many = slot("exchange", &["superseded", "superseded", "current"]);
+        let few = slot("2fa", &["destroyed", "destroyed", "superseded", "current"]);
+        assert_eq!([live(&many), live(&few)], [3, 2]);
+        assert_eq!([newest(&many), newest(&few)], [3, 4]);
+        let chosen = [many, few].into_iter().min_by_key(live).unwrap();
+        assert_eq!(chosen.slot, "2fa");
+    }
+}
