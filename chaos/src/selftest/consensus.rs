@@ -9,7 +9,7 @@ use hsm_api::admin::{RevocationMatch, RevokeRequest, SlotState, UnrevokeRequest}
 use hsm_api::client::Retry;
 use hsm_api::data::DecryptRequest;
 
-use super::scene::{CONTEXT, PROCESS, SOON, Scene, WATCHED};
+use super::scene::{CONTEXT, HARDLY, PROCESS, SOON, Scene, WATCHED};
 use crate::ending::{CALM_BEGINS, CALM_ENDS, DISTURBED, STOOD_STILL};
 use crate::history::{Answer, Operation};
 use crate::workload::Sealed;
@@ -27,7 +27,7 @@ const GONE: &str = "chaos-gone";
 /// More entries than a leader sends at once: those who miss them apply them in several steps.
 const BACKLOG: u32 = 150;
 /// Each step of applying, on the node that comes back.
-const STEP_MS: u32 = 2500;
+const STEP_MS: u32 = 3500;
 /// Longer than the oracle gives a node that cannot hear of a revocation.
 const IN_FORCE: Duration = Duration::from_secs(16);
 
@@ -95,13 +95,13 @@ pub(super) async fn a_node_that_missed_a_revocation_comes_back(scene: &mut Scene
     // It hears of nobody until it applies slowly.
     scene.cluster.links().separate(&[away])?;
     scene.start_node(away).await?;
-    // It can decrypt before the others are heard: it is asked only for as long as it has not applied anything.
-    until("slots that serve", SOON, async || {
+    // What it may do wrong it does before it has applied anything, so its tokens have to be open by then.
+    let _ = until("slots that serve", HARDLY, async || {
         let status = scene.cluster.status(away).await?;
         let mut slots = status.slots.iter();
         slots.all(|slot| slot.state == SlotState::Ready).then_some(())
     })
-    .await?;
+    .await;
     let slowly = format!("sleep({STEP_MS})");
     scene.arm(&[away], "store::before_apply", &slowly).await?;
     scene.cluster.links().heal()?;
