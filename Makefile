@@ -61,6 +61,10 @@ chaos: setup-packages ## break a cluster under load in every way, then check wha
 chaos-selftest: setup-packages ## show that each seeded bug is found by the oracle named for it, on real nodes; some eight minutes (BUG=name)
 	@scripts/chaos.sh selftest $(if $(BUG),--bug $(BUG))
 
+.PHONY: chaos-ci
+chaos-ci: setup-packages ## what CI runs after `make test`: every seeded bug, and a minute of many faults; some eight minutes
+	@scripts/test.sh chaos
+
 .PHONY: chaos-long
 chaos-long: MINUTES := $(if $(filter file,$(origin MINUTES)),60,$(MINUTES))
 chaos-long: SEED := $(if $(filter file,$(origin SEED)),$(shell date +%s),$(SEED))

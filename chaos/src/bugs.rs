@@ -10,6 +10,8 @@ pub struct Bug {
     pub name: &'static str,
     /// That has to find it.
     pub oracle: &'static str,
+    /// What that has to say, at least: it looks at more than this, and a slow machine is no proof.
+    pub says: &'static str,
     /// What the node does wrong.
     pub what: &'static str,
 }
@@ -49,71 +51,85 @@ pub static BUGS: [Bug; 14] = [
     Bug {
         name: "skip_vote_flush",
         oracle: "durability",
+        says: "it may vote in a term once more",
         what: "a vote is answered before it is on the disk",
     },
     Bug {
         name: "skip_sync_data",
         oracle: "durability",
+        says: "whose rotation was acknowledged",
         what: "entries of the log are acknowledged before they are on the disk",
     },
     Bug {
         name: "ignore_control_file",
         oracle: "durability",
+        says: "whose rotation was acknowledged",
         what: "a log that ends before what was promised is taken for whole",
     },
     Bug {
         name: "keep_restarted_leaders_term",
         oracle: "durability",
+        says: "nobody has elected it since",
         what: "a leader that was killed leads on in its term",
     },
     Bug {
         name: "no_deduplication",
         oracle: "register",
+        says: "the request with the Idempotency-Key",
         what: "a request that is sent again is carried out again",
     },
     Bug {
         name: "reads_without_read_index",
         oracle: "register",
+        says: "is not linearizable",
         what: "a node answers from its own state without asking whether it is the newest",
     },
     Bug {
         name: "reuse_node_id",
         oracle: "members",
+        says: "raft id",
         what: "a node that is added gets the number of one that was removed",
     },
     Bug {
         name: "activate_before_import",
         oracle: "keys_held",
+        says: "was activated although",
         what: "a version is activated before any node has imported its key",
     },
     Bug {
         name: "activate_on_majority",
         oracle: "keys_held",
+        says: "was activated although",
         what: "a version is activated once a majority holds its key",
     },
     Bug {
         name: "ready_before_gate",
         oracle: "revocation",
+        says: "encrypted for chaos-gone",
         what: "a node that comes back answers before it has applied what it missed",
     },
     Bug {
         name: "drop_tombstones",
         oracle: "versions",
+        says: "are no unbroken row",
         what: "the row of a destroyed version goes, and its number with it",
     },
     Bug {
         name: "forget_session_copies",
         oracle: "ciphertexts",
+        says: "was decrypted",
         what: "a destroyed key goes from the token and stays in the sessions",
     },
     Bug {
         name: "heartbeats_stay_off",
         oracle: "throughput",
-        what: "a leader whose hand-over has failed sends no heartbeats any more",
+        says: "although nothing was broken",
+        what: "a leader that hands over, or tries to, sends no heartbeats when it leads again",
     },
     Bug {
         name: "go_away_without_tombstone",
         oracle: "readiness",
+        says: "hsm-node-6: does not start",
         what: "a member that lags behind tells a node that it does not know yet that it was removed",
     },
 ];

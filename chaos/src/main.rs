@@ -41,10 +41,15 @@ enum Command {
         recorded: PathBuf,
     },
     /// Show that each seeded bug is found by the oracle named for it, and that the same passes without.
+    ///
+    /// The exit code is 1 if a bug is not found, or something is found without it, and 2 if a scenario was not carried out.
     Selftest {
         /// These bugs alone.
         #[arg(long)]
         bug: Vec<String>,
+        /// Scenarios at a time: they mostly wait.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+        jobs: u8,
         /// Only say which bugs there are.
         #[arg(long)]
         list: bool,
@@ -141,7 +146,11 @@ async fn carry_out(command: Command) -> Result<u8> {
             print!("{}", selftest::list());
             Ok(0)
         }
-        Command::Selftest { bug, list: false } => prove(&bug, &mut signals).await,
+        Command::Selftest {
+            bug,
+            jobs,
+            list: false,
+        } => prove(&bug, jobs.into(), &mut signals).await,
         Command::Record { file, into } => sums(&file, into.as_deref()),
     }
 }
@@ -236,20 +245,22 @@ fn check(recorded: &Path) -> Result<u8> {
     Ok(verdict.exit_code())
 }
 
-async fn prove(bugs: &[String], signals: &mut Signals) -> Result<u8> {
+async fn prove(bugs: &[String], jobs: usize, signals: &mut Signals) -> Result<u8> {
     let chosen = Bug::chosen(bugs)?;
     let folder = Folder::create(None)?;
-    match signals.or_stop(&folder, selftest::run(&chosen, &folder)).await {
-        Ok(all_found) => {
-            if all_found {
-                folder.remove();
-            } else {
-                println!("kept: {}", folder.path().display());
-            }
-            Ok(u8::from(!all_found))
-        }
-        Err(code) => Ok(code),
+    let code = match signals
+        .or_stop(&folder, selftest::run(&chosen, jobs, &folder))
+        .await
+    {
+        Ok(code) => code?,
+        Err(code) => return Ok(code),
+    };
+    if code == 0 {
+        folder.remove();
+    } else {
+        println!("kept: {}", folder.path().display());
     }
+    Ok(code)
 }
 
 fn sums(file: &Path, into: Option<&Path>) -> Result<u8> {

@@ -31,6 +31,7 @@ use crate::schedule::Fired;
 
 pub use observe::observe;
 pub use observed::{ContextState, NodeView, Observed, Opened, TokenView, VersionView};
+pub(crate) use watch::watch_first;
 pub use watch::{Watch, watch};
 
 /// Findings of one oracle that are told one by one; beyond it the first tell enough.

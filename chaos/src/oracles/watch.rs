@@ -1,7 +1,7 @@
 //! Looks at every node again and again while the run goes on: is it ready, can it use what another one has just encrypted, how
 //! far is it, what does its state look like? What it sees it writes down; what that means is judged later.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cluster_tests::{Identity, Node, Pki};
@@ -20,9 +20,12 @@ use crate::workload::{CONTEXTS, client_of, told};
 const EVERY: Duration = Duration::from_millis(200);
 /// A node that is stopped answers nothing; one look must not wait for it for long.
 const PATIENCE: Duration = Duration::from_millis(1500);
-/// Of a node that does not know a version yet: for a second in all, as docs/errors.md has it.
-const AGAIN: u32 = 10;
+/// Of a node that does not know a version yet: as docs/errors.md has it.
+const AGAIN: Duration = Duration::from_secs(1);
 const A_MOMENT: Duration = Duration::from_millis(100);
+/// Places in [`CONTEXTS`], one for each look: the first one rotates most, and what is wrong with its versions may be over with
+/// the next look.
+const TURNS: &[usize] = &[0, 1, 0, 2];
 
 /// A running watch.
 pub struct Watch {
@@ -43,6 +46,15 @@ impl Watch {
 
 /// Begins to look. Nodes that join later are looked at too.
 pub fn watch(cluster: &Cluster, recorder: &Recorder) -> Watch {
+    begin(cluster, recorder, TURNS)
+}
+
+/// The same where only the first of [`CONTEXTS`] is used: every look is for it.
+pub(crate) fn watch_first(cluster: &Cluster, recorder: &Recorder) -> Watch {
+    begin(cluster, recorder, &[0])
+}
+
+fn begin(cluster: &Cluster, recorder: &Recorder, turns: &'static [usize]) -> Watch {
     let (stop, mut stopped) = signal::channel(false);
     let (pki, recorder) = (cluster.playground().pki(), recorder.clone());
     // Whoever is not there yet is silent.
@@ -50,7 +62,7 @@ pub fn watch(cluster: &Cluster, recorder: &Recorder) -> Watch {
         .map(|number| cluster.playground().node(number))
         .collect();
     let looking = tokio::spawn(async move {
-        let mut look = Look::new(&pki, nodes, recorder)?;
+        let mut look = Look::new(&pki, nodes, recorder, turns)?;
         while !*stopped.borrow() {
             look.once().await;
             // Either way there is nothing else to wait for.
@@ -74,6 +86,8 @@ struct Look {
     targets: Vec<Target>,
     recorder: Recorder,
     round: usize,
+    /// See [`TURNS`].
+    turns: &'static [usize],
 }
 
 /// What is to be decrypted.
@@ -87,7 +101,7 @@ struct Sealed {
 }
 
 impl Look {
-    fn new(pki: &Pki, nodes: Vec<Node>, recorder: Recorder) -> Result<Self> {
+    fn new(pki: &Pki, nodes: Vec<Node>, recorder: Recorder, turns: &'static [usize]) -> Result<Self> {
         let admin = pki.identity("admin")?;
         let mut targets = Vec::new();
         for node in nodes {
@@ -105,6 +119,7 @@ impl Look {
             targets,
             recorder,
             round: 0,
+            turns,
         })
     }
 
@@ -146,15 +161,15 @@ impl Look {
         ready.into_iter().map(|(_, pid, ready)| (pid, ready)).collect()
     }
 
-    /// Encrypts on one of the nodes that are ready: each time on another one, in another context.
+    /// Encrypts on one of the nodes that are ready, and after a round of contexts on another one.
     async fn seal(&self, ready: &[(Option<i32>, bool)]) -> Option<Sealed> {
         let all = self.targets.iter().zip(ready);
         let ready: Vec<&Target> = all
             .filter(|(_, (_, ready))| *ready)
             .map(|(target, _)| target)
             .collect();
-        let place = self.round % CONTEXTS.len();
-        let target = ready.get(self.round / CONTEXTS.len() % ready.len().max(1))?;
+        let place = self.turns[self.round % self.turns.len()];
+        let target = ready.get(self.round / self.turns.len() % ready.len().max(1))?;
         let number = self.recorder.number();
         let text = plaintext(self.recorder.marker(), number);
         let request = EncryptRequest::new(CONTEXTS[place], text.into_bytes());
@@ -222,11 +237,11 @@ fn leads(status: &ClusterStatus) -> bool {
 
 /// A node may hear of a version a moment after it holds its key, and says so: it is asked again before it is believed.
 async fn held(target: &Target, sealed: &Sealed, marker: &str) -> Held {
+    let asked = Instant::now();
     let mut said = ask(target, sealed, marker).await;
-    for _ in 0..AGAIN {
-        if !matches!(&said, Held::Refused { code } if code == "key_version_not_ready") {
-            break;
-        }
+    while matches!(&said, Held::Refused { code } if code == "key_version_not_ready")
+        && asked.elapsed() < AGAIN
+    {
         tokio::time::sleep(A_MOMENT).await;
         said = ask(target, sealed, marker).await;
     }

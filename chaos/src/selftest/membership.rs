@@ -1,10 +1,10 @@
 //! Nodes that come and go: a raft id that is given twice, and members that tell a node to go that they do not know yet.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::until;
 use nix::sys::signal::Signal;
 
-use super::scene::{HARDLY, SOON, Scene};
+use super::scene::{SOON, Scene};
 use crate::faults::membership;
 use crate::oracles::members;
 
@@ -37,8 +37,8 @@ pub(super) async fn a_new_voter_meets_members_that_lag(scene: &mut Scene) -> Res
     }
     scene.kill(&[leader]).await?;
     let stood = scene.status(sixth).await?.term;
-    // Poisoned, it ends; otherwise it stands for election for as long as it is let.
-    let _ = until("an election", HARDLY, async || {
+    // Told by two to go, it ends; otherwise it stands for election for as long as it is let.
+    let _ = until("an election", SOON, async || {
         if scene.cluster.node(sixth).pid().is_none() {
             return Some(());
         }
@@ -51,7 +51,21 @@ pub(super) async fn a_new_voter_meets_members_that_lag(scene: &mut Scene) -> Res
     }
     scene.arm(&[lag, lags_too], "store::before_append", "off").await?;
     scene.start_node(leader).await?;
-    scene.ready(&scene.cluster.members()).await
+    // One that is to go does what it has begun before it does.
+    let all = scene.cluster.members();
+    let stays = until(
+        "members that are ready, or one that has ended",
+        SOON,
+        async || {
+            if scene.cluster.node(sixth).pid().is_none() {
+                return Some(false);
+            }
+            scene.all_ready(&all).await.then_some(true)
+        },
+    )
+    .await?;
+    ensure!(stays, "node {sixth} has ended");
+    Ok(())
 }
 
 /// One node more, as operators do it; returns its number once it is ready. It counts as one that should run as soon as it

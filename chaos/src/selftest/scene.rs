@@ -8,13 +8,12 @@ use cluster_tests::{failpoints, until};
 use hsm_api::admin::ClusterStatus;
 
 use super::{Armed, Case};
-use crate::bugs::Bug;
 use crate::cluster::Cluster;
 use crate::ending::{self, Ending, Patience, Witnesses};
 use crate::folder::{self, Folder};
 use crate::history::Recorder;
 use crate::options::{NetworkChoice, Options};
-use crate::oracles::{self, Judgement, Watch, members};
+use crate::oracles::{self, Watch, members};
 use crate::schedule::PAUSE_MS;
 use crate::workload::{Clients, Sealed};
 
@@ -22,8 +21,8 @@ use crate::workload::{Clients, Sealed};
 pub(super) const CONTEXT: &str = "exchange-key";
 /// Who asks, in the history.
 pub(super) const PROCESS: u32 = 900;
-/// The watch has looked at everything at least twice.
-pub(super) const WATCHED: Duration = Duration::from_millis(1200);
+/// The watch has looked at everything at least twice, on a slow machine too.
+pub(super) const WATCHED: Duration = Duration::from_millis(2500);
 /// Whatever a healthy cluster does takes less, on a machine that is busy.
 pub(super) const SOON: Duration = Duration::from_secs(60);
 /// What is not expected to happen is waited for no longer.
@@ -39,7 +38,8 @@ pub(super) struct Scene {
 
 impl Scene {
     /// A cluster that has rotated once and has encrypted under both versions, so that every oracle has something to look at.
-    pub(super) async fn start(case: &Case, bug: Option<&'static Bug>, folder: &Folder) -> Result<Self> {
+    pub(super) async fn start(case: &Case, seeded: bool, folder: &Folder) -> Result<Self> {
+        let bug = seeded.then_some(case.bug);
         let options = Options {
             seed: 1,
             minutes: 0.0,
@@ -54,7 +54,7 @@ impl Scene {
         };
         let cluster = Cluster::start(&options).await?;
         let recorder = Recorder::create(&folder.file(folder::HISTORY))?;
-        let watch = oracles::watch(&cluster, &recorder);
+        let watch = oracles::watch_first(&cluster, &recorder);
         let clients = Clients::of(&cluster, &recorder)?;
         let scene = Self {
             cluster,
@@ -75,28 +75,22 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Heals, lets the oracles judge.
-    pub(super) async fn conclude(
-        self,
-        patience: Patience,
-        folder: &Folder,
-    ) -> Result<(Judgement, Vec<String>)> {
+    /// Heals, lets the oracles judge. What is on the disk stays: it shows why, if that is not as it should be.
+    pub(super) async fn conclude(self, patience: Patience, folder: &Folder) -> Result<Ending> {
         let Self {
-            cluster,
+            mut cluster,
             clients,
             recorder,
             watch,
         } = self;
+        cluster.keep();
         drop(clients);
         let witnesses = Witnesses {
             recorder,
             watch,
             workload: None,
         };
-        let Ending {
-            judgement, trouble, ..
-        } = ending::end(&cluster, witnesses, &[], patience, folder).await?;
-        Ok((judgement, trouble))
+        ending::end(&cluster, witnesses, &[], patience, folder).await
     }
 
     /// Encrypts on a node, and at once, or once it can.
@@ -166,15 +160,20 @@ impl Scene {
     /// Whether these are ready within a time.
     pub(super) async fn ready_within(&self, nodes: &[u32], limit: Duration) -> bool {
         until("nodes that may never be ready", limit, async || {
-            for number in nodes {
-                if !self.cluster.node(*number).is_ready().await {
-                    return None;
-                }
-            }
-            Some(())
+            self.all_ready(nodes).await.then_some(())
         })
         .await
         .is_ok()
+    }
+
+    /// Whether these are ready now.
+    pub(super) async fn all_ready(&self, nodes: &[u32]) -> bool {
+        for number in nodes {
+            if !self.cluster.node(*number).is_ready().await {
+                return false;
+            }
+        }
+        true
     }
 
     /// SIGKILL to these, and whoever brings others back lets them lie.

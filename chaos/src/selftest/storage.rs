@@ -65,19 +65,22 @@ pub(super) async fn an_older_store_comes_back(scene: &mut Scene) -> Result<()> {
     let (older, newest) = (beside("older"), beside("newest"));
     scene.kill(&[forgets]).await?;
     copy_store(&data, &older)?;
+    // It must not hear of the other's next run: what that reports would have the older copy refused by its peers.
+    scene.kill(&[away]).await?;
     scene.start_node(forgets).await?;
     scene.ready(&[forgets]).await?;
 
-    scene.kill(&[away]).await?;
     scene.rotate("while the third is away").await?;
     let sealed = scene.seal(leader).await?;
     scene.kill(&[leader, forgets]).await?;
     copy_store(&data, &newest)?;
     put_store(&data, &older)?;
     scene.start_node(away).await?;
-    // It has to refuse to start.
-    let started = scene.start_node(forgets).await;
-    if started.is_ok() && scene.ready_within(&[forgets, away], HARDLY).await {
+    // It has to refuse to start. If it does not, its store is not mended: the two agree on what is not there before the third
+    // comes, who would know better and lead.
+    if scene.start_node(forgets).await.is_ok() {
+        scene.leader_but(&[leader]).await?;
+        scene.ready_within(&[forgets, away], HARDLY).await;
         scene.open_on(&[forgets, away], &sealed).await;
         return Ok(());
     }

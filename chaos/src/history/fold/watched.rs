@@ -11,8 +11,9 @@ use super::Few;
 const FRESH: u64 = 6_000_000_000;
 /// For as long is remembered what was known to be committed.
 const REMEMBERED: u64 = 600_000_000_000;
-/// Who was ready no longer ago than this has not been silent for long.
-const JUST_NOW: u64 = 2_000_000_000;
+/// Who was ready no longer ago than this has not been silent for long: readiness ends after five seconds of silence, and whoever
+/// has been silent for eight is not waited for. A look at who lacks a key takes more than a second.
+const JUST_NOW: u64 = 2_800_000_000;
 /// Digests that are compared with later ones.
 const DIGESTS: usize = 4096;
 
