@@ -12,7 +12,7 @@ use crate::health::{Readiness, ReadyQuery};
 use crate::http::{DrainSignal, ListenError, Phase, Reserved};
 use crate::readiness::NodeView;
 
-/// Between two looks.
+/// Between two looks. For so long `/readyz` may say yes before the API listens.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The API's address, which is this node's from the first moment on.
@@ -62,6 +62,8 @@ impl Entrance {
                 () = sleep(LOOK) => {}
             }
         }
-        reserved.open().map(Some)
+        let socket = reserved.open()?;
+        tracing::info!("the API is open");
+        Ok(Some(socket))
     }
 }

@@ -38,7 +38,8 @@ pub(super) struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        // With `none_left`: a listener that is gone has let in, for whoever sees that, all that it ever did.
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -136,7 +137,8 @@ impl OpenConnections {
 
     /// Waits until none is left, and none is let in any more. Looks now and then: this is the last thing a process does.
     pub async fn none_left(&self) {
-        while self.listeners.load(Ordering::Relaxed) > 0 || self.count() > 0 {
+        // The listeners first: none of them may let anybody in after the others were counted.
+        while self.listeners.load(Ordering::Acquire) > 0 || self.open.load(Ordering::Acquire) > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     }
