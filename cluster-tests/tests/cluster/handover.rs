@@ -48,7 +48,7 @@ async fn wait_notice(node: &Node, signalled: Instant) -> Result<()> {
 /// A balancer that looks at `/readyz`, and administrators who change things one after the other.
 async fn hands_over(voters: u32) -> Result<()> {
     // Nodes are children of a program that has ended: they become this process's, which may then ask how they
-    // ended.
+    // ended. For good, and for every other test of it: nextest gives each a process of its own.
     nix::sys::prctl::set_child_subreaper(true)?;
     let cluster = formed_with(Playground::builder().nodes(voters), |config| {
         config.replace("notice_ms: 500", &format!("notice_ms: {}", NOTICE.as_millis()))
