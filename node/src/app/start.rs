@@ -184,9 +184,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             keys.adopt(&consensus, &rotator, &config).await?;
         }
         let opened = entrance.open(view, founded, drain.signal());
+        let listening = open.listen();
         tokio::spawn(async move {
             match opened.await {
-                Ok(Some(socket)) => listener(socket).serve().await,
+                Ok(Some(socket)) => listener(socket).serve(listening).await,
                 Ok(None) => {}
                 Err(error) => die(&error.to_string()),
             }

@@ -16,7 +16,7 @@ use super::brief::BriefPlace;
 use super::connection::{Common, Connection};
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
-use super::places::OpenConnections;
+use super::places::{Counted, OpenConnections};
 use super::trusted::TrustedProxies;
 use crate::config::{Http2, Proxies};
 use crate::metrics;
@@ -174,17 +174,9 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Accepts until connections are being closed.
-    pub fn serve(self) -> impl Future<Output = ()> + Send {
-        // The shutdown waits for the last who is let in, and may look before this runs for the first time.
-        let listening = self.open.listen();
-        async move {
-            self.let_all_in().await;
-            drop(listening);
-        }
-    }
-
-    async fn let_all_in(&self) {
+    /// Accepts until connections are being closed. `_listening` is from before the address was opened: the shutdown waits
+    /// for the last who is let in.
+    pub async fn serve(self, _listening: Counted) {
         let common = self.common();
         let mut closing = self.drain.clone();
         loop {

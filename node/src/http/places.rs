@@ -34,7 +34,8 @@ pub struct OpenConnections {
 }
 
 /// Counts one connection, or listener, until it is dropped.
-pub(super) struct Counted(Arc<AtomicUsize>);
+#[must_use]
+pub struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -106,7 +107,7 @@ impl OpenConnections {
     }
 
     /// A listener that goes on letting connections in: until it ends none of them is the last.
-    pub(super) fn listen(&self) -> Counted {
+    pub fn listen(&self) -> Counted {
         self.listeners.fetch_add(1, Ordering::Relaxed);
         Counted(Arc::clone(&self.listeners))
     }

@@ -113,9 +113,9 @@ async fn whoever_is_here_already_is_served_where_no_packet_filter_is_allowed() {
 }
 
 #[tokio::test]
-async fn a_shutdown_waits_for_a_listener_that_has_only_just_been_started() {
+async fn a_shutdown_waits_for_a_listener_that_has_yet_to_run_for_the_first_time() {
     let (listener, running) = Setup::new(10).prepare();
-    let serving = listener.serve();
+    let serving = listener.serve(running.open.listen());
     assert!(running.open.none_left().now_or_never().is_none());
     drop(serving);
     assert!(running.open.none_left().now_or_never().is_some());

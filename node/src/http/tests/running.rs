@@ -68,7 +68,7 @@ impl Setup {
 
     pub(super) async fn start(self) -> Running {
         let (listener, running) = self.prepare();
-        tokio::spawn(listener.serve());
+        tokio::spawn(listener.serve(running.open.listen()));
         running
     }
 
