@@ -29,5 +29,5 @@ fi
 if previous=$(scripts/previous.sh); then
   run HSM_PREVIOUS_NODE="$previous" "$mixed"
 fi
-run HSM_PREVIOUS_NODE= "$rolled"
+run HSM_PREVIOUS_NODE="" "$rolled"
 [ -n "$previous" ] || die "NOT TESTED: a cluster of two releases, see above"

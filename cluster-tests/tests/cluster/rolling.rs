@@ -13,6 +13,7 @@ use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -179,6 +180,9 @@ pub(crate) async fn start_with(cluster: &Playground, node: &Node, with: &Path) -
         node.id(),
         runs.display()
     );
+    // Whoever is ready takes connections, also with `server.wait_ready_ms`.
+    let connected = TcpStream::connect((node.host, node.api_port)).await;
+    connected.with_context(|| format!("{} is ready and does not listen", node.id()))?;
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::health::{Readiness, ReadyQuery};
 use crate::http::{DrainSignal, ListenError, Phase, Reserved};
 use crate::readiness::NodeView;
 
-/// Between two looks. For so long `/readyz` may say yes before the API listens.
+/// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The API's address, which is this node's from the first moment on.
@@ -31,6 +31,11 @@ impl Entrance {
             return Ok(Self::Open(reserved.open()?));
         }
         Ok(Self::Waits(reserved, Instant::now() + server.wait_ready))
+    }
+
+    /// Whether it takes connections from the first moment on.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
     }
 
     /// Who belongs to no cluster yet waits for a call, and so does whoever is not ready in time: it may need an
@@ -63,6 +68,7 @@ impl Entrance {
             }
         }
         let socket = reserved.open()?;
+        view.listens();
         tracing::info!("the API is open");
         Ok(Some(socket))
     }

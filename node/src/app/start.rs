@@ -121,6 +121,9 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             drain: drain.signal(),
             metrics: Arc::new(recorder.clone()),
         });
+        if entrance.is_open() {
+            view.listens();
+        }
         let _health = health::start(health_socket, Arc::clone(&view) as _, Some(recorder))?;
         let rotator = lead(
             &config,
