@@ -79,12 +79,12 @@ impl Reserved {
     /// # Errors
     /// [`ListenError`], with the key.
     pub fn new(key: &'static str, address: SocketAddr) -> Result<Self, ListenError> {
-        let bound = match bound(address, false) {
+        let taken = match bound(address, false) {
             // Connections of the process before this one may still be ending.
             Err(reason) if reason.kind() == std::io::ErrorKind::AddrInUse => bound(address, true),
-            bound => bound,
+            taken => taken,
         };
-        let socket = bound.map_err(|reason| ListenError::of(key, address, reason))?;
+        let socket = taken.map_err(|reason| ListenError::of(key, address, reason))?;
         Ok(Self { key, address, socket })
     }
 

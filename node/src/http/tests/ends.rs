@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use super::super::*;
 use super::listener::start;
@@ -121,42 +122,54 @@ async fn a_shutdown_waits_for_a_listener_that_has_yet_to_run_for_the_first_time(
     assert!(running.open.none_left().now_or_never().is_some());
 }
 
-/// Sends a request piece by piece, longer than it takes to refuse it, and reads then.
-async fn ask_slowly(running: &Running, path: &str) -> String {
+#[tokio::test]
+async fn a_client_that_still_sends_reads_why_it_is_refused() {
+    let running = start(10).await;
     let mut stream = running.connect(&running.client()).await;
     let piece = [b'x'; 16 * 1024];
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "POST /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         20 * piece.len()
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         stream.write_all(&piece).await.unwrap();
     }
     stream.flush().await.unwrap();
-    rest(&mut stream).await
-}
-
-#[tokio::test]
-async fn a_client_that_still_sends_reads_why_it_is_refused() {
-    let running = start(10).await;
-    let answer = ask_slowly(&running, "/nowhere").await;
+    let answer = rest(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }
 
+/// What a client reads that has sent more than the one request with which its connection ends: all of it is written, and
+/// the node is done with the connection, before the client reads any. The connection must not have been reset.
+async fn read_late(running: &Running, mut stream: TlsStream<TcpStream>, body: &str) -> String {
+    let post = |body: &str| {
+        let length = body.len();
+        format!("POST /encrypt HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}")
+    };
+    let sent = post(body) + &post(&"x".repeat(256 * 1024));
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    stream.flush().await.unwrap();
+    until(|| running.open.count() == 0).await;
+    let answer = rest(&mut stream).await;
+    let error = stream.get_ref().0.take_error().unwrap();
+    assert!(error.is_none(), "{error:?} after {} bytes", answer.len());
+    answer
+}
+
 #[tokio::test]
-async fn a_client_that_gets_no_place_reads_why_although_it_still_sends() {
+async fn a_client_that_gets_no_place_is_told_why_without_a_reset() {
     let running = start(10).await;
-    let revoked = RevocationKey::CommonName("trading-1".to_owned());
-    running.node.revoke(revoked);
-    let answer = ask_slowly(&running, "/encrypt").await;
+    running
+        .node
+        .revoke(RevocationKey::CommonName("trading-1".to_owned()));
+    let revoked = running.connect(&running.client()).await;
+    let answer = read_late(&running, revoked, "{}").await;
     assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     assert!(answer.contains(r#""error":"certificate revoked""#), "{answer}");
 }
 
-/// The node has written it all, and is done with the connection, before its client reads any; and bytes of that client are
-/// unread by then.
 #[tokio::test]
 async fn a_long_answer_arrives_whole_although_more_was_sent_on_a_connection_that_ends() {
     let running = start(10).await;
@@ -167,15 +180,7 @@ async fn a_long_answer_arrives_whole_although_more_was_sent_on_a_connection_that
     let item = format!(r#"{{"context":"exchange-key","plaintext":"{plaintext}"}}"#);
     // More than a client's receive buffer takes, and less than a server's send buffer does.
     let batch = format!(r#"{{"batch":[{}]}}"#, vec![item; 8].join(","));
-    let post = |body: &str| {
-        let length = body.len();
-        format!("POST /encrypt HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}")
-    };
-    let sent = post(&batch) + &post(&"x".repeat(256 * 1024));
-    stream.write_all(sent.as_bytes()).await.unwrap();
-    stream.flush().await.unwrap();
-    until(|| running.open.count() == 0).await;
-    let answer = rest(&mut stream).await;
+    let answer = read_late(&running, stream, &batch).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(
         head.starts_with("HTTP/1.1 200 ") && head.contains("connection: close"),
