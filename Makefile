@@ -73,7 +73,7 @@ chaos-long: setup-packages ## an hour of chaos, added to docs/chaos-record.json 
 	  scripts/chaos.sh record --into docs/reliability.md && exit $$status
 
 .PHONY: rolling
-rolling: build ## upgrade every node of three and five voters behind HAProxy and nginx under load: no request fails (PREVIOUS=path of an older hsm-node)
+rolling: build ## mix two releases; upgrade every node of three and five voters behind HAProxy and nginx under load: no request fails (PREVIOUS=path of an older hsm-node)
 	@scripts/rolling.sh $(PREVIOUS)
 
 .PHONY: fixture

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -58,14 +58,14 @@ pub enum Answer {
 }
 
 /// One connection to a node's API.
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
+pub struct Connection<S = TlsStream<TcpStream>> {
+    stream: S,
     /// What was read and is no whole frame yet.
     read: Vec<u8>,
     max_streams: Option<u32>,
     /// The next of those that `ask` begins.
     next_stream: u32,
-    /// The other side takes no further requests.
+    /// The other side takes no further requests: it has sent GOAWAY.
     is_ending: bool,
 }
 
@@ -103,7 +103,9 @@ impl Connection {
         };
         timeout(PATIENCE, opened).await.context("no connection")?
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// How many streams the node says a client may have open; nothing if it does not say.
     #[must_use]
     pub fn max_streams(&self) -> Option<u32> {
@@ -248,12 +250,11 @@ fn string(block: &mut Vec<u8>, text: &str) {
 }
 
 /// RFC 7541 appendix A: the statuses that are one byte, with which an answer begins.
-fn status(block: &[u8]) -> Option<u16> {
-    let block = match block {
-        // A new size of the table may stand before it (section 6.3).
-        [0x20..=0x3e, rest @ ..] => rest,
-        _ => block,
-    };
+fn status(mut block: &[u8]) -> Option<u16> {
+    // New sizes of the table may stand before it, the smallest and the last (sections 4.2 and 6.3).
+    while let [0x20..=0x3e, rest @ ..] = block {
+        block = rest;
+    }
     match block.first()? {
         0x88 => Some(200),
         0x89 => Some(204),
@@ -290,9 +291,10 @@ mod tests {
     }
 
     #[test]
-    fn a_status_may_follow_a_new_size_of_the_table() {
+    fn a_status_may_follow_new_sizes_of_the_table() {
         assert_eq!(status(&[0x88]), Some(200));
         assert_eq!(status(&[0x20, 0x8c]), Some(400));
+        assert_eq!(status(&[0x20, 0x3e, 0x88]), Some(200));
         assert_eq!(status(&[0x08, 0x03, b'4', b'0', b'3']), None);
         assert_eq!(status(&[]), None);
     }

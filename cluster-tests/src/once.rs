@@ -2,17 +2,18 @@
 //! beginning, or because it was told, before it sent anything, that the one it had ends. Whatever else happens to a
 //! connection, and every answer that is not the right one, is a failure.
 
+mod wish;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hsm_api::data::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
-use hsm_api::{Base64, paths};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::wish::{Sealed, Wish};
 use crate::client::{Identity, Pki};
 use crate::{http1, http2};
 
@@ -24,7 +25,9 @@ const STREAMS: usize = 3;
 const PARTS: u32 = 4;
 /// Failures whose text is kept.
 const KEPT: usize = 20;
-const CONTEXT: &str = "exchange-key";
+/// Items of a batch, and their least length: some hundred KB, more than a connection takes at once.
+const ITEMS: usize = 8;
+const ITEM_LENGTH: usize = 24 * 1024;
 
 /// What has happened so far.
 #[derive(Debug, Clone, Default)]
@@ -35,12 +38,36 @@ pub struct Report {
     pub connections: u64,
     /// Connections whose end was told before anything was sent on them.
     pub ended: u64,
+    /// Those among them that have spoken HTTP/2: each has ended with GOAWAY, which is the only good end.
+    pub goaways: u64,
+    /// The fewest such ends that a client has seen of those that keep a connection to a node.
+    pub fewest_ended: u64,
     /// Requests without the right answer, and connections that broke, or could not be had.
     pub failed: u64,
     /// The first of these.
     pub failures: Vec<String>,
-    /// The fewest right answers that a client has had.
+    /// The fewest turns that a client has had, in each of which all that it asked was answered well.
     pub fewest: u64,
+}
+
+/// Where clients connect to.
+#[derive(Debug, Clone, Copy)]
+pub struct Balancer {
+    /// For people.
+    pub name: &'static str,
+    /// Of this machine.
+    pub port: u16,
+    /// A connection to it is one to a node.
+    pub passes_through: bool,
+}
+
+/// Of one client.
+#[derive(Default)]
+struct Counts {
+    turns: AtomicU64,
+    ended: AtomicU64,
+    /// It keeps a connection to a node.
+    keeps_one: bool,
 }
 
 #[derive(Default)]
@@ -48,18 +75,21 @@ struct Tally {
     requests: AtomicU64,
     connections: AtomicU64,
     ended: AtomicU64,
+    goaways: AtomicU64,
     failed: AtomicU64,
     failures: Mutex<Vec<String>>,
-    /// Of each client, its right answers.
-    answered: Mutex<Vec<Arc<AtomicU64>>>,
+    clients: Mutex<Vec<Arc<Counts>>>,
 }
 
 impl Tally {
-    fn client(&self) -> Arc<AtomicU64> {
-        let answered = Arc::<AtomicU64>::default();
-        let mut all = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(Arc::clone(&answered));
-        answered
+    fn client(&self, keeps_one: bool) -> Arc<Counts> {
+        let counts = Arc::new(Counts {
+            keeps_one,
+            ..Counts::default()
+        });
+        let mut all = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Arc::clone(&counts));
+        counts
     }
 
     fn fail(&self, text: String) {
@@ -80,13 +110,15 @@ enum Habit {
     Kept(Duration),
     /// HTTP/2 on one connection, several requests at once, with pauses of this length.
     Streams(Duration),
+    /// HTTP/1.1 on one connection, batches with pauses of this length.
+    Batches(Duration),
 }
 
 impl Habit {
     fn pause(self) -> Duration {
         match self {
             Self::Fresh => BUSY,
-            Self::Kept(pause) | Self::Streams(pause) => pause,
+            Self::Kept(pause) | Self::Streams(pause) | Self::Batches(pause) => pause,
         }
     }
 }
@@ -99,29 +131,34 @@ pub struct Once {
 }
 
 impl Once {
-    /// Starts clients of each of these balancers, by name and port. `idle` is the longest time for which one of them keeps
-    /// a connection without a request.
-    pub fn start(pki: &Pki, balancers: &[(&'static str, u16)], idle: Duration) -> Result<Self> {
+    /// Starts clients of each of these balancers. `idle` is the longest time for which one of them keeps a connection
+    /// without a request.
+    pub fn start(pki: &Pki, balancers: &[Balancer], idle: Duration) -> Result<Self> {
         let tally = Arc::<Tally>::default();
         let (stop, stopped) = watch::channel(false);
         let mut habits = vec![Habit::Fresh, Habit::Kept(BUSY), Habit::Streams(BUSY)];
         for part in 1..=PARTS {
             habits.push(Habit::Kept(idle * part / PARTS));
         }
-        habits.extend([Habit::Streams(idle / 2), Habit::Streams(idle)]);
+        habits.extend([
+            Habit::Streams(idle / 2),
+            Habit::Streams(idle),
+            Habit::Batches(idle / 2),
+        ]);
         let mut clients = Vec::new();
-        for (balancer, port) in balancers {
+        for balancer in balancers {
             for habit in &habits {
+                let keeps_one = balancer.passes_through && !matches!(habit, Habit::Fresh);
                 let client = Client {
-                    name: format!("{balancer}, {habit:?}"),
+                    name: format!("{}, {habit:?}", balancer.name),
                     habit: *habit,
                     pki: pki.clone(),
                     who: pki.identity("trading-1")?,
-                    port: *port,
+                    port: balancer.port,
                     began: Instant::now(),
                     sealed: Vec::new(),
                     count: 0,
-                    answered: tally.client(),
+                    counts: tally.client(keeps_one),
                     tally: Arc::clone(&tally),
                 };
                 clients.push(tokio::spawn(client.work(stopped.clone())));
@@ -134,18 +171,24 @@ impl Once {
     #[must_use]
     pub fn so_far(&self) -> Report {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let answered = &self.tally.answered;
-        let answered = answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = &self.tally.clients;
+        let clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let keeping = clients.iter().filter(|counts| counts.keeps_one);
         let failures = &self.tally.failures;
         Report {
             requests: read(&self.tally.requests),
             connections: read(&self.tally.connections),
             ended: read(&self.tally.ended),
+            goaways: read(&self.tally.goaways),
+            fewest_ended: keeping
+                .map(|counts| read(&counts.ended))
+                .min()
+                .unwrap_or_default(),
             failed: read(&self.tally.failed),
             failures: failures.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            fewest: answered
+            fewest: clients
                 .iter()
-                .map(|count| count.load(Ordering::Relaxed))
+                .map(|counts| read(&counts.turns))
                 .min()
                 .unwrap_or_default(),
         }
@@ -193,26 +236,17 @@ impl Wire {
             Self::One(connection) => {
                 let body = bodies.first().context("nothing to ask")?;
                 let answer = connection.ask("POST", path, &[], body).await?;
-                ensure!(
-                    answer.status()? == 200,
-                    "{} {:?}",
-                    answer.start,
-                    String::from_utf8_lossy(&answer.body)
-                );
+                let said = wish::right(Some(answer.status()?), &answer.body)?;
                 let closes = answer
                     .header("connection")
                     .is_some_and(|value| value.eq_ignore_ascii_case("close"));
-                Ok((vec![answer.json()?], !closes))
+                Ok((vec![said], !closes))
             }
             Self::Two(connection) => {
                 let sent: Vec<Vec<u8>> = bodies.iter().map(|body| body.to_string().into_bytes()).collect();
                 let answers = connection.ask(path, &sent).await?;
-                let read = |answer: http2::Whole| -> Result<Value> {
-                    let text = String::from_utf8_lossy(&answer.body);
-                    ensure!(answer.status == Some(200), "{:?} {text:?}", answer.status);
-                    Ok(serde_json::from_slice(&answer.body)?)
-                };
-                let answers: Result<Vec<Value>> = answers.into_iter().map(read).collect();
+                let read = |answer: &http2::Whole| wish::right(answer.status, &answer.body);
+                let answers: Result<Vec<Value>> = answers.iter().map(read).collect();
                 Ok((answers?, !connection.is_ending()))
             }
         }
@@ -227,9 +261,9 @@ struct Client {
     port: u16,
     began: Instant,
     /// What it has encrypted, and decrypts next.
-    sealed: Vec<(String, Base64)>,
+    sealed: Vec<Sealed>,
     count: u64,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     tally: Arc<Tally>,
 }
 
@@ -262,8 +296,16 @@ impl Client {
                 Err(error) => self.broken(&error),
             };
             if had_one && wire.is_none() {
-                self.tally.ended.fetch_add(1, Ordering::Relaxed);
+                self.ended();
             }
+        }
+    }
+
+    fn ended(&self) {
+        self.tally.ended.fetch_add(1, Ordering::Relaxed);
+        self.counts.ended.fetch_add(1, Ordering::Relaxed);
+        if matches!(self.habit, Habit::Streams(_)) {
+            self.tally.goaways.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -278,7 +320,7 @@ impl Client {
         self.tally.connections.fetch_add(1, Ordering::Relaxed);
         let opened = async {
             match self.habit {
-                Habit::Fresh | Habit::Kept(_) => {
+                Habit::Fresh | Habit::Kept(_) | Habit::Batches(_) => {
                     let opened = http1::Connection::open(&self.pki, self.port, &self.who).await;
                     opened.map(Wire::One)
                 }
@@ -297,63 +339,68 @@ impl Client {
             Some(wire) => wire,
             None => self.open().await?,
         };
-        let sealed = std::mem::take(&mut self.sealed);
-        let goes_on = if sealed.is_empty() {
-            self.encrypt(&mut wire).await?
-        } else {
-            self.decrypt(&mut wire, sealed).await?
-        };
+        let wishes = self.wishes();
+        let goes_on = self.ask(&mut wire, wishes).await?;
         if !goes_on {
-            self.tally.ended.fetch_add(1, Ordering::Relaxed);
+            self.ended();
         }
         let keeps = goes_on && !matches!(self.habit, Habit::Fresh);
         Ok(keeps.then_some(wire))
     }
 
-    async fn encrypt(&mut self, wire: &mut Wire) -> Result<bool> {
-        let at_once = match self.habit {
-            Habit::Streams(_) => STREAMS,
-            Habit::Fresh | Habit::Kept(_) => 1,
+    /// To encrypt, then, of a batch, to bring that under the newest version, then to decrypt it.
+    fn wishes(&mut self) -> Vec<Wish> {
+        let sealed = std::mem::take(&mut self.sealed);
+        if !sealed.is_empty() {
+            let is_batch = matches!(self.habit, Habit::Batches(_));
+            let next = |sealed: Sealed| match is_batch && !sealed.is_rewrapped {
+                true => Wish::Rewrap(sealed),
+                false => Wish::Decrypt(sealed),
+            };
+            return sealed.into_iter().map(next).collect();
+        }
+        let (at_once, length) = match self.habit {
+            Habit::Fresh | Habit::Kept(_) => (1, 0),
+            Habit::Streams(_) => (STREAMS, 0),
+            Habit::Batches(_) => (ITEMS, ITEM_LENGTH),
         };
-        let mut plaintexts = Vec::new();
-        let mut bodies = Vec::new();
+        let mut wishes = Vec::new();
         for _ in 0..at_once {
             self.count += 1;
-            let plaintext = format!("{} {}", self.name, self.count);
-            let request = EncryptRequest::new(CONTEXT, plaintext.as_bytes());
-            bodies.push(serde_json::to_value(&request)?);
-            plaintexts.push(plaintext);
+            if matches!(self.habit, Habit::Fresh) && self.count.is_multiple_of(2) {
+                wishes.push(Wish::DataKey);
+                continue;
+            }
+            let plaintext = format!("{} {} {}", self.name, self.count, "x".repeat(length));
+            wishes.push(Wish::Encrypt(plaintext.into_bytes()));
         }
-        let (answers, goes_on) = self.ask(wire, paths::ENCRYPT, &bodies).await?;
-        for (plaintext, answer) in plaintexts.into_iter().zip(answers) {
-            let answer: EncryptResponse = serde_json::from_value(answer)?;
-            self.sealed.push((plaintext, answer.ciphertext));
-        }
-        Ok(goes_on)
+        wishes
     }
 
-    async fn decrypt(&mut self, wire: &mut Wire, sealed: Vec<(String, Base64)>) -> Result<bool> {
-        let mut bodies = Vec::new();
-        for (_, ciphertext) in &sealed {
-            let request = DecryptRequest::new(CONTEXT, ciphertext.clone());
-            bodies.push(serde_json::to_value(&request)?);
+    /// All of them at once; whether there is a next time.
+    async fn ask(&mut self, wire: &mut Wire, wishes: Vec<Wish>) -> Result<bool> {
+        let path = wishes.first().context("nothing to ask")?.path();
+        let mut bodies = wishes.iter().map(Wish::body).collect::<Result<Vec<Value>>>()?;
+        let is_batch = matches!(self.habit, Habit::Batches(_));
+        if is_batch {
+            bodies = vec![json!({ "batch": bodies })];
         }
-        let (answers, goes_on) = self.ask(wire, paths::DECRYPT, &bodies).await?;
-        for ((plaintext, _), answer) in sealed.iter().zip(answers) {
-            let answer: DecryptResponse = serde_json::from_value(answer)?;
-            ensure!(
-                answer.plaintext.as_slice() == plaintext.as_bytes(),
-                "{plaintext:?} was decrypted to something else"
-            );
-        }
-        Ok(goes_on)
-    }
-
-    async fn ask(&self, wire: &mut Wire, path: &str, bodies: &[Value]) -> Result<(Vec<Value>, bool)> {
         let sent = u64::try_from(bodies.len())?;
         self.tally.requests.fetch_add(sent, Ordering::Relaxed);
-        let answered = wire.ask(path, bodies).await.context(path.to_owned())?;
-        self.answered.fetch_add(sent, Ordering::Relaxed);
-        Ok(answered)
+        let (mut answers, goes_on) = wire.ask(path, &bodies).await.context(path)?;
+        if is_batch {
+            answers = wish::items(answers.pop().context("no answer")?)?;
+        }
+        ensure!(
+            answers.len() == wishes.len(),
+            "{} answers to {} requests",
+            answers.len(),
+            wishes.len()
+        );
+        for (wish, answer) in wishes.into_iter().zip(answers) {
+            self.sealed.extend(wish.granted(answer)?);
+        }
+        self.counts.turns.fetch_add(1, Ordering::Relaxed);
+        Ok(goes_on)
     }
 }

@@ -12,6 +12,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -65,6 +66,7 @@ pub struct NodeView {
     waived: plane::Waived,
     /// When the leader's index was last asked for, and what it was.
     last_read: Mutex<Option<(Instant, u64)>>,
+    is_listening: AtomicBool,
 }
 
 impl NodeView {
@@ -80,8 +82,14 @@ impl NodeView {
             holding: holding::Holding::default(),
             waived: plane::Waived::default(),
             last_read: Mutex::new(None),
+            is_listening: AtomicBool::new(false),
             parts,
         })
+    }
+
+    /// The API takes connections from now on; before that the node is not ready, whatever else holds.
+    pub fn listens(&self) {
+        self.is_listening.store(true, Ordering::Release);
     }
 
     /// Every slot of this node, as readiness sees it.

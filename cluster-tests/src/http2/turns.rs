@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
@@ -23,7 +24,7 @@ pub struct Whole {
     is_over: bool,
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Whether the other side takes no further requests: a client has to go elsewhere with the next one.
     #[must_use]
     pub fn is_ending(&self) -> bool {
@@ -52,15 +53,15 @@ impl Connection {
         timeout(PATIENCE, answered).await.context("no answer")?
     }
 
-    /// Lets time pass in which nothing is asked; ends as soon as the other side ends the connection.
+    /// Lets time pass in which nothing is asked; ends as soon as the other side says GOAWAY. That it ends the connection
+    /// without is an error (RFC 9113 section 6.8): a request may have been on its way, and nobody knows what became of it.
     pub async fn rest(&mut self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         while !self.is_ending {
             match timeout_at(until, self.next()).await {
                 Err(_) => return Ok(()),
                 Ok(Ok(Some(frame))) => self.take(frame, self.next_stream, &mut []).await?,
-                // TLS has said that this is the end.
-                Ok(Ok(None)) => self.is_ending = true,
+                Ok(Ok(None)) => bail!("ended without GOAWAY while nothing was asked"),
                 Ok(Err(error)) => return Err(error.context("while nothing was asked")),
             }
         }
@@ -113,5 +114,62 @@ impl Connection {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn connected() -> (Connection<DuplexStream>, DuplexStream) {
+        let (own, other) = duplex(1024);
+        let connection = Connection {
+            stream: own,
+            read: Vec::new(),
+            max_streams: None,
+            next_stream: 1,
+            is_ending: false,
+        };
+        (connection, other)
+    }
+
+    /// A frame without flags, for the connection as a whole.
+    fn frame(kind: u8, payload: [u8; 8]) -> Vec<u8> {
+        let mut frame = vec![0, 0, 8, kind, 0, 0, 0, 0, 0];
+        frame.extend_from_slice(&payload);
+        frame
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_well_with_goaway() {
+        let (mut connection, mut other) = connected();
+        // The last stream that is taken: any; then no error.
+        let goaway = frame(GOAWAY, [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        other.write_all(&frame(PING, [1; 8])).await.unwrap();
+        other.write_all(&goaway).await.unwrap();
+        connection.rest(LONG).await.unwrap();
+        assert!(connection.is_ending());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_without_goaway_has_failed() {
+        let (mut connection, other) = connected();
+        drop(other);
+        let error = connection.rest(LONG).await.unwrap_err();
+        assert!(error.to_string().contains("without GOAWAY"), "{error}");
+        assert!(!connection.is_ending());
+    }
+
+    #[tokio::test]
+    async fn a_request_that_goaway_leaves_out_has_failed() {
+        let (mut connection, mut other) = connected();
+        other.write_all(&frame(GOAWAY, [0; 8])).await.unwrap();
+        let error = connection.ask("/encrypt", &[b"{}".to_vec()]).await.unwrap_err();
+        assert!(error.to_string().contains("was not taken"), "{error}");
     }
 }

@@ -63,7 +63,7 @@ async fn hands_over(voters: u32) -> Result<()> {
 /// without handing over, as it may if the machine stands still; everything else holds all the same.
 async fn is_handed_over(voters: u32) -> Result<bool> {
     // Nodes are children of a program that has ended: they become this process's, which may then ask how they
-    // ended.
+    // ended. For good, and for every other test of it: nextest gives each a process of its own.
     nix::sys::prctl::set_child_subreaper(true)?;
     let cluster = formed_with(Playground::builder().nodes(voters), |config| {
         config.replace("notice_ms: 500", &format!("notice_ms: {}", NOTICE.as_millis()))

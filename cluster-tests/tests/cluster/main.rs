@@ -38,6 +38,7 @@ mod load_balancers;
 mod members;
 mod metrics;
 mod min_index;
+mod mixed;
 mod moves;
 mod nginx_examples;
 mod open_connections;

@@ -154,37 +154,25 @@ pub(crate) async fn a_node_of_each_earlier_release_is_opened_and_joined() -> Res
 pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()> {
     use std::ffi::OsStr;
 
-    use cluster_tests::failpoints::arm;
     use cluster_tests::until;
-    use hsm_api::admin::SetAclRequest;
+    use hsm_api::admin::RekeyTransportRequest;
 
-    /// Of the changes there are it is the one that stands for a new one.
-    const IS_NEW: &str = "levels::set_acl_is_new";
-    let cluster = Playground::start(3).await?;
-    let leader = cluster.leader().await?;
-    let older = cluster.others(leader.node).remove(0);
-    older.signal(Signal::SIGTERM)?;
-    older.wait_gone(SOON).await?;
-    cluster
-        .start_node_with(
-            older.number,
-            &[("HSM_FAILPOINTS", OsStr::new("levels::report_older=return"))],
-        )
-        .await?;
-    older.wait_ready(SOON).await?;
-    for node in cluster.nodes() {
-        arm(&node, IS_NEW, "return").await?;
-    }
-    let admin = cluster.client_on("admin", leader.node)?;
-    let change = SetAclRequest {
-        acl: admin.acl().await?.into_body(),
-        dry_run: false,
+    let cluster = Playground::builder().unformed().start().await?;
+    let older = cluster.node(3);
+    older.kill().await?;
+    let report_older = [("HSM_FAILPOINTS", OsStr::new("levels::report_older=return"))];
+    cluster.start_node_with(older.number, &report_older).await?;
+    cluster.up().await?;
+    let admin = cluster.client("admin")?;
+    let change = RekeyTransportRequest {
+        slot: "exchange".to_owned(),
+        restart: false,
     };
-    // Until the older node's report has been applied, this one is all that is known of it.
+    // Until the others have reported what they know, they may be named in its place.
     let named = format!("{} understands", older.id());
     let what = format!("a refusal that says what {named}");
     until(&what, SOON, async || {
-        let error = admin.set_acl(&change, None).await.err()?;
+        let error = admin.rekey_transport(&change, None).await.err()?;
         let named = error.to_string().contains(&named);
         (error.code() == Some(ErrorCode::Conflict) && named).then_some(())
     })
@@ -193,7 +181,7 @@ pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()
     let through = cluster
         .client_on("admin", older.number)?
         .with_retry(Retry::Until(SOON));
-    let refused = through.set_acl(&change, None).await.err();
+    let refused = through.rekey_transport(&change, None).await.err();
     let refused = refused.context("it was not refused")?;
     ensure!(
         refused.code() == Some(ErrorCode::Conflict) && refused.to_string().contains(&named),
@@ -212,9 +200,8 @@ pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()
     older.wait_gone(SOON).await?;
     cluster.start_node(older.number).await?;
     older.wait_ready(SOON).await?;
-    arm(&older, IS_NEW, "return").await?;
     until("the change to be taken", SOON, async || {
-        admin.set_acl(&change, None).await.ok().map(drop)
+        admin.rekey_transport(&change, None).await.ok().map(drop)
     })
     .await?;
     cluster.passed();

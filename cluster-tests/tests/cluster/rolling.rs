@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::haproxy::BALANCER;
-use cluster_tests::once::Report;
+use cluster_tests::once::{Balancer, Report};
 use cluster_tests::{Edge, Haproxy, Nginx, Node, Once, Playground, Stalls, binary, until};
-use hsm_api::admin::{RevocationMatch, RevokeRequest, UnrevokeRequest};
+use hsm_api::admin::{JoinTokenRequest, RevocationMatch, RevokeRequest, UnrevokeRequest};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -22,16 +23,19 @@ use crate::common::{CONTEXT, settled_everywhere};
 const BACKEND: &str = "hsm_nodes";
 /// `server.drain.notice_ms`: longer than HAProxy takes to see that a node is not ready, 0.8 s.
 const NOTICE: Duration = Duration::from_millis(1000);
-/// By so much nodes keep connections longer than clients leave them idle.
-const BEYOND_IDLE: Duration = Duration::from_secs(3);
+/// By so much nodes keep connections longer than clients leave them idle. A machine that stands still for longer than this
+/// within a closing has both times end at once, and a request may meet the end of its connection.
+const BEYOND_IDLE: Duration = Duration::from_secs(6);
 /// A start, an election, a balancer's look, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 /// Of the second that each step of a hand-over has; on a machine that stood still for longer no leader may be blamed.
 const STOOD_STILL: Duration = Duration::from_millis(400);
 /// For a change that is made while a leader hands over.
 const PATIENT: Duration = Duration::from_secs(60);
-/// Of a node of an earlier release, with which the cluster begins; this build's if it is not set.
+/// Names a node of an earlier release, with which a cluster begins.
 const PREVIOUS: &str = "HSM_PREVIOUS_NODE";
+/// Of this context nobody encrypts meanwhile: its first version is disabled again and again.
+const UNUSED: &str = "2fa";
 
 /// What is to be done.
 struct Plan {
@@ -105,6 +109,13 @@ fn waits_until_ready(config: &str) -> String {
     config.replacen("server:\n", "server:\n  wait_ready_ms: 30000\n", 1)
 }
 
+/// What [`PREVIOUS`] names, if it names any.
+pub(crate) fn previous() -> Result<Option<PathBuf>> {
+    let path = std::env::var_os(PREVIOUS).filter(|path| !path.is_empty());
+    path.map(|path| Path::new(&path).canonicalize().context(PREVIOUS))
+        .transpose()
+}
+
 /// This build under another name, as an upgrade brings it.
 fn copied(cluster: &Playground) -> Result<PathBuf> {
     let (from, to) = (binary("hsm-node")?, cluster.scratch().join("hsm-node-next"));
@@ -129,12 +140,22 @@ impl Balancers {
         })
     }
 
-    fn ports(&self) -> [(&'static str, u16); 3] {
-        [
-            ("HAProxy, TLS passed through", self.passing.port()),
-            ("HAProxy, TLS ended", self.ending.port()),
-            ("nginx, TLS passed through", self.nginx.port()),
-        ]
+    /// Without nginx, if nodes of an earlier release stop behind it: it sends them connections until they refuse one, and
+    /// they reset those that are on their way then (`docs/decisions/013-how-a-node-stops-listening.md`).
+    fn for_clients(&self, earlier_release: bool) -> Vec<Balancer> {
+        let before = |name, port, passes_through| Balancer {
+            name,
+            port,
+            passes_through,
+        };
+        let mut all = vec![
+            before("HAProxy, TLS passed through", self.passing.port(), true),
+            before("HAProxy, TLS ended", self.ending.port(), false),
+        ];
+        if !earlier_release {
+            all.push(before("nginx, TLS passed through", self.nginx.port(), true));
+        }
+        all
     }
 
     async fn wait_up(&self, cluster: &Playground) -> Result<()> {
@@ -146,30 +167,8 @@ impl Balancers {
     }
 }
 
-/// Stops a node, and starts it with another binary and configuration. Returns whether it led.
-async fn replace(cluster: &Playground, node: &Node, with: &Path) -> Result<bool> {
-    let led = cluster.leader().await?.node == node.number;
-    let stalls = Stalls::watch()?;
-    let began = Instant::now();
-    node.set_config(&waits_until_ready(&node.config()?))?;
-    let logged = node.log().len();
-    node.signal(Signal::SIGTERM)?;
-    // With the longest time for which a connection may be kept; nothing that is asked here takes long.
-    let status = node.wait_ended(2 * SOON).await?;
-    ensure!(
-        matches!(status, WaitStatus::Exited(_, 0)),
-        "{} ended with {status:?}",
-        node.id()
-    );
-    let stopped = began.elapsed();
-    let stood_still = stalls.between(began, Instant::now());
-    let log = node.log();
-    let said = log.get(logged..).unwrap_or_default();
-    ensure!(
-        stood_still > STOOD_STILL || !said.contains("leadership not handed over"),
-        "{} did not hand over:\n{said}",
-        node.id()
-    );
+/// Starts a node with this binary, until it is ready.
+pub(crate) async fn start_with(cluster: &Playground, node: &Node, with: &Path) -> Result<()> {
     let variables = [("HSM_NODE_BIN", with.as_os_str())];
     cluster.start_node_with(node.number, &variables).await?;
     node.wait_ready(SOON).await?;
@@ -181,13 +180,10 @@ async fn replace(cluster: &Playground, node: &Node, with: &Path) -> Result<bool>
         node.id(),
         runs.display()
     );
-    println!(
-        "  {}{}: stopped in {stopped:.1?}, ready after {:.1?}",
-        node.id(),
-        if led { ", which led" } else { "" },
-        began.elapsed()
-    );
-    Ok(led)
+    // Whoever is ready takes connections, also with `server.wait_ready_ms`.
+    let connected = TcpStream::connect((node.host, node.api_port)).await;
+    connected.with_context(|| format!("{} is ready and does not listen", node.id()))?;
+    Ok(())
 }
 
 /// Changes and reads of an administrator meanwhile, each of which has to come to something.
@@ -197,13 +193,17 @@ struct Background {
 }
 
 impl Background {
-    fn start(cluster: &Playground, pause: Duration) -> Result<Self> {
+    async fn start(cluster: &Playground, pause: Duration) -> Result<Self> {
         let admin = cluster.client("admin")?.with_retry(Retry::Until(PATIENT));
+        // Its first version only decrypts from now on.
+        admin.rotate(UNUSED, None).await?;
         let (stop, stopped) = watch::channel(false);
         let start = |act: Act, pause| tokio::spawn(act.again(admin.clone(), pause, stopped.clone()));
         let tasks = vec![
             start(Act::Rotate, pause),
             start(Act::Revoke, pause),
+            start(Act::Disable, pause),
+            start(Act::Admit, pause),
             start(Act::Look, pause / 4),
         ];
         Ok(Self { stop, tasks })
@@ -228,6 +228,10 @@ enum Act {
     Rotate,
     /// Somebody whom nobody knows, and taken back.
     Revoke,
+    /// A version that only decrypts, and puts it back into use.
+    Disable,
+    /// A node that will not come: a join token.
+    Admit,
     /// At keys, their use as the nodes report it, rules and members.
     Look,
 }
@@ -255,6 +259,20 @@ impl Act {
                 admin.unrevoke(&UnrevokeRequest { what, certificate }).await?;
                 Ok(2)
             }
+            Self::Disable => {
+                admin.disable_key(UNUSED, 1, None).await?;
+                admin.enable_key(UNUSED, 1, None).await?;
+                Ok(2)
+            }
+            Self::Admit => {
+                let request = JoinTokenRequest {
+                    // Open tokens are limited.
+                    ttl_seconds: Some(1),
+                    node_id: None,
+                };
+                admin.create_join_token(&request).await?;
+                Ok(1)
+            }
             Self::Look => {
                 admin.list_keks().await?;
                 admin.key_usage().await?;
@@ -275,37 +293,102 @@ impl Act {
     }
 }
 
-/// Until each client has had so many more right answers, or something has failed.
-async fn goes_on(clients: &Once, answers: u64, limit: Duration) -> Result<()> {
-    let before = clients.so_far().fewest;
-    let what = format!("{answers} more answers for each client");
-    until(&what, limit, async || {
-        let now = clients.so_far();
-        (now.failed > 0 || now.fewest >= before + answers).then_some(())
-    })
-    .await
+/// A cluster that is upgraded, and what happens to its clients.
+struct Scene<'a> {
+    cluster: &'a Playground,
+    balancers: &'a Balancers,
+    clients: &'a Once,
+    stalls: &'a Stalls,
+    began: Instant,
+    restarts: u32,
+    /// Of them, of nodes that led and handed over.
+    handed_over: u32,
 }
 
-fn check(report: &Report) -> Result<()> {
-    ensure!(
-        report.failed == 0,
-        "{} of {} requests failed: {:#?}",
-        report.failed,
-        report.requests,
-        report.failures
-    );
-    Ok(())
+impl Scene<'_> {
+    fn check(&self) -> Result<Report> {
+        let report = self.clients.so_far();
+        ensure!(
+            report.failed == 0,
+            "{} of {} requests failed (the machine stood still for {:.1?} of {:.1?}): {:#?}",
+            report.failed,
+            report.requests,
+            self.stalls.between(self.began, Instant::now()),
+            self.began.elapsed(),
+            report.failures
+        );
+        Ok(report)
+    }
+
+    /// Until each client has had so many more turns, or something has failed.
+    async fn goes_on(&self, turns: u64, limit: Duration) -> Result<()> {
+        let before = self.clients.so_far().fewest;
+        let what = format!("{turns} more turns of each client");
+        until(&what, limit, async || {
+            let now = self.clients.so_far();
+            (now.failed > 0 || now.fewest >= before + turns).then_some(())
+        })
+        .await
+    }
+
+    /// Stops a node, and starts it with another binary and configuration.
+    async fn replace(&mut self, node: &Node, with: &Path) -> Result<()> {
+        let leads = self.cluster.leader().await?.node == node.number;
+        let began = Instant::now();
+        node.set_config(&waits_until_ready(&node.config()?))?;
+        let logged = node.log().len();
+        node.signal(Signal::SIGTERM)?;
+        // With the longest time for which a connection may be kept; nothing that is asked here takes long.
+        let status = node.wait_ended(2 * SOON).await?;
+        ensure!(
+            matches!(status, WaitStatus::Exited(_, 0)),
+            "{} ended with {status:?}",
+            node.id()
+        );
+        let stopped = began.elapsed();
+        let stood_still = self.stalls.between(began, Instant::now());
+        let log = node.log();
+        let said = log.get(logged..).unwrap_or_default();
+        let handed_over = said.contains("leadership handed over");
+        ensure!(
+            handed_over || !leads || stood_still > STOOD_STILL,
+            "{} led and did not hand over:\n{said}",
+            node.id()
+        );
+        start_with(self.cluster, node, with).await?;
+        self.restarts += 1;
+        self.handed_over += u32::from(handed_over);
+        println!(
+            "  {}{}: stopped in {stopped:.1?}, ready after {:.1?}; the machine stood still for {stood_still:.1?}",
+            node.id(),
+            if handed_over { ", which handed over" } else { "" },
+            began.elapsed()
+        );
+        self.balancers.wait_up(self.cluster).await?;
+        let checked = self.check();
+        checked.with_context(|| format!("after {} was restarted", node.id()))?;
+        Ok(())
+    }
+
+    /// In the first round the leader last, as `docs/operations.md` says, and by their numbers afterwards.
+    async fn order(&self, round: u32) -> Result<Vec<Node>> {
+        let mut nodes = self.cluster.nodes();
+        if round == 0 {
+            let leader = self.cluster.leader().await?.node;
+            nodes.sort_by_key(|node| node.number == leader);
+        }
+        Ok(nodes)
+    }
 }
 
 async fn roll(plan: &Plan) -> Result<()> {
-    // Nodes become this process's children, which may then ask how they ended.
+    // Nodes become this process's children, which may then ask how they ended. For good, and for every other test of it:
+    // nextest gives each a process of its own.
     nix::sys::prctl::set_child_subreaper(true)?;
     let own = binary("hsm-node")?;
-    let previous = match std::env::var_os(PREVIOUS).filter(|path| !path.is_empty()) {
-        Some(path) => Path::new(&path).canonicalize().context(PREVIOUS)?,
-        None => own.clone(),
-    };
-    let (cluster, edge) = start(plan, &previous).await?;
+    let earlier = previous()?;
+    let first = earlier.as_deref().unwrap_or(&own);
+    let (cluster, edge) = start(plan, first).await?;
     let next = copied(&cluster)?;
     let balancers = Balancers::start(&cluster, &edge).await?;
     balancers.wait_up(&cluster).await?;
@@ -313,38 +396,60 @@ async fn roll(plan: &Plan) -> Result<()> {
         "{} voters, connections idle for up to {:?}, from {}",
         plan.voters,
         plan.idle,
-        previous.display()
+        first.display()
     );
-    let clients = Once::start(&cluster.pki(), &balancers.ports(), plan.idle)?;
-    let background = Background::start(&cluster, plan.changes)?;
-    // Each has encrypted, been idle, and decrypted.
-    goes_on(&clients, 2, 2 * plan.idle + SOON).await?;
-    check(&clients.so_far())?;
+    let before = balancers.for_clients(earlier.is_some());
+    let clients = Once::start(&cluster.pki(), &before, plan.idle)?;
+    let background = Background::start(&cluster, plan.changes).await?;
+    let stalls = Stalls::watch()?;
+    let mut scene = Scene {
+        cluster: &cluster,
+        balancers: &balancers,
+        clients: &clients,
+        stalls: &stalls,
+        began: Instant::now(),
+        restarts: 0,
+        handed_over: 0,
+    };
+    // Each has encrypted, been idle, and gone on with what it has encrypted.
+    scene.goes_on(2, 2 * plan.idle + SOON).await?;
+    scene.check()?;
 
-    let (mut restarts, mut led) = (0_u32, 0_u32);
     for round in 0..plan.rounds {
         let with = if round % 2 == 0 { &next } else { &own };
-        for node in cluster.nodes() {
-            led += u32::from(replace(&cluster, &node, with).await?);
-            restarts += 1;
-            balancers.wait_up(&cluster).await?;
-            check(&clients.so_far()).with_context(|| format!("after {} was restarted", node.id()))?;
+        for node in scene.order(round).await? {
+            scene.replace(&node, with).await?;
         }
     }
-    goes_on(&clients, 2, 2 * plan.idle + SOON).await?;
+    // Elections on a slow machine may have led past every restart.
+    while scene.handed_over == 0 {
+        ensure!(
+            scene.restarts < plan.voters * (plan.rounds + 1),
+            "no leader has handed over in {} restarts",
+            scene.restarts
+        );
+        let leader = cluster.leader().await?.node;
+        scene.replace(&cluster.node(leader), &own).await?;
+    }
+    scene.goes_on(2, 2 * plan.idle + SOON).await?;
     let changes = background.stop().await?;
     settled_everywhere(&cluster, CONTEXT).await?;
-    let report = clients.so_far();
+    let report = scene.check()?;
     println!(
-        "  {} requests on {} connections, of which the other side ended {}; {changes} administrative calls; \
-         {restarts} restarts, {led} of them of a leader; {} failed",
-        report.requests, report.connections, report.ended, report.failed
+        "  {} requests on {} connections, of which the other side ended {} ({} by GOAWAY); {changes} administrative \
+         calls; {} restarts, {} of them of a leader; {} failed",
+        report.requests,
+        report.connections,
+        report.ended,
+        report.goaways,
+        scene.restarts,
+        scene.handed_over,
+        report.failed
     );
-    check(&report)?;
-    ensure!(led > 0, "no leader was restarted");
+    // Whatever node a client is on, that node is restarted in each round.
     ensure!(
-        report.ended > u64::from(restarts),
-        "hardly any connection was ended: {report:?}"
+        report.fewest_ended >= u64::from(plan.rounds) && report.goaways > 0,
+        "a client has kept its connection over the restart of each node: {report:?}"
     );
     // What does fail is counted.
     cluster.node(1).kill().await?;

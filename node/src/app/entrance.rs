@@ -33,6 +33,11 @@ impl Entrance {
         Ok(Self::Waits(reserved, Instant::now() + server.wait_ready))
     }
 
+    /// Whether it takes connections from the first moment on.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
     /// Who belongs to no cluster yet waits for a call, and so does whoever is not ready in time: it may need an
     /// administrator. Nothing, if the node is told to stop before.
     pub(super) async fn open(
@@ -62,6 +67,9 @@ impl Entrance {
                 () = sleep(LOOK) => {}
             }
         }
-        reserved.open().map(Some)
+        let socket = reserved.open()?;
+        view.listens();
+        tracing::info!("the API is open");
+        Ok(Some(socket))
     }
 }

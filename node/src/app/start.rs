@@ -121,6 +121,9 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             drain: drain.signal(),
             metrics: Arc::new(recorder.clone()),
         });
+        if entrance.is_open() {
+            view.listens();
+        }
         let _health = health::start(health_socket, Arc::clone(&view) as _, Some(recorder))?;
         let rotator = lead(
             &config,
@@ -184,9 +187,10 @@ pub(super) fn run(config: Config) -> Result<(), StartFailure> {
             keys.adopt(&consensus, &rotator, &config).await?;
         }
         let opened = entrance.open(view, founded, drain.signal());
+        let listening = open.listen();
         tokio::spawn(async move {
             match opened.await {
-                Ok(Some(socket)) => listener(socket).serve().await,
+                Ok(Some(socket)) => listener(socket).serve(listening).await,
                 Ok(None) => {}
                 Err(error) => die(&error.to_string()),
             }

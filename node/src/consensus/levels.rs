@@ -20,15 +20,8 @@ pub(super) fn check(
         not_asked.insert(out);
         not_asked
     });
-    check_level(state, op.name(), needed(op), &not_asked.unwrap_or_default())
-}
-
-fn needed(op: &Op) -> u32 {
-    // A kind of change stands for one that this release has brought, whether it has brought any or not.
-    fail::fail_point!("levels::set_acl_is_new", matches!(op, Op::SetAcl(_)), |_| {
-        raft_store::state::FEATURE_LEVEL
-    });
-    op.min_feature_level()
+    let level = op.min_feature_level();
+    check_level(state, op.name(), level, &not_asked.unwrap_or_default())
 }
 
 /// What takes a node out needs not be understood by that one, which may be of an earlier release, and dead; nor by others

@@ -250,7 +250,13 @@ impl Connection {
 
     /// Answers the first request, and whatever came with it, with a refusal; then ends.
     async fn turn_away(&self, client: Client, refusal: ApiError) {
-        let Client { stream, sender, .. } = client;
+        let Client { stream, back, sender } = client;
+        self.refuse_all(stream, sender, refusal).await;
+        // Whatever it is still sending must not cost it the refusal.
+        back.linger().await;
+    }
+
+    async fn refuse_all(&self, stream: TlsStream<Borrowed>, sender: Sender, refusal: ApiError) {
         let (common, peer) = (&self.common, self.peer);
         let is_http2 = is_http2(&stream);
         let builder = if is_http2 { &common.http2 } else { &common.http1 };

@@ -1,5 +1,5 @@
 //! The API's accept loop: bounded connections, of which each gets the newest certificates. Its address is taken before
-//! anybody is let in, and at its end nobody whom the kernel has let in is sent away.
+//! anybody is let in, and at its end nobody whom the kernel has let in is sent away, unless every place is taken.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::brief::BriefPlace;
 use super::connection::{Common, Connection};
 use super::data_plane::DataPlane;
 use super::drain::{DrainSignal, Phase};
-use super::places::OpenConnections;
+use super::places::{Counted, OpenConnections};
 use super::trusted::TrustedProxies;
 use crate::config::{Http2, Proxies};
 use crate::metrics;
@@ -79,18 +79,19 @@ impl Reserved {
     /// # Errors
     /// [`ListenError`], with the key.
     pub fn new(key: &'static str, address: SocketAddr) -> Result<Self, ListenError> {
-        let bound = || -> std::io::Result<TcpSocket> {
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                SocketAddr::V6(_) => TcpSocket::new_v6()?,
-            };
+        let taken = match bound(address, false) {
             // Connections of the process before this one may still be ending.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            Ok(socket)
+            Err(reason) if reason.kind() == std::io::ErrorKind::AddrInUse => bound(address, true),
+            taken => taken,
         };
-        let socket = bound().map_err(|reason| ListenError::of(key, address, reason))?;
+        let socket = taken.map_err(|reason| ListenError::of(key, address, reason))?;
         Ok(Self { key, address, socket })
+    }
+
+    /// With the port that the kernel has chosen.
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.socket.local_addr().unwrap_or(self.address)
     }
 
     /// From now on whoever connects is let in. Only within a runtime of tokio.
@@ -99,10 +100,25 @@ impl Reserved {
     /// [`ListenError`], with the key.
     pub fn open(self) -> Result<TcpListener, ListenError> {
         let Self { key, address, socket } = self;
-        socket
-            .listen(BACKLOG)
+        // Connections inherit it, and keep the address from nobody when they are ending.
+        let reusable = socket.set_reuseaddr(true);
+        reusable
+            .and_then(|()| socket.listen(BACKLOG))
             .map_err(|reason| ListenError::of(key, address, reason))
     }
+}
+
+/// A socket at an address that nobody else is given while it does not listen: Linux lets two share one if both say
+/// `SO_REUSEADDR` and none of them listens.
+fn bound(address: SocketAddr, beside_old_connections: bool) -> std::io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(beside_old_connections)?;
+    socket.bind(address)?;
+    socket.set_reuseaddr(false)?;
+    Ok(socket)
 }
 
 /// Binds an address that `key` has set, and opens it.
@@ -158,10 +174,9 @@ pub struct ApiListener {
 }
 
 impl ApiListener {
-    /// Accepts until connections are being closed.
-    pub async fn serve(self) {
-        // The shutdown waits for the last who is let in.
-        let _listening = self.open.listen();
+    /// Accepts until connections are being closed. `_listening` is from before the address was opened: the shutdown waits
+    /// for the last who is let in.
+    pub async fn serve(self, _listening: Counted) {
         let common = self.common();
         let mut closing = self.drain.clone();
         loop {
@@ -170,21 +185,27 @@ impl ApiListener {
                 accepted = self.accept() => self.let_in(&common, accepted),
             }
         }
-        if let Err(error) = let_in_nobody_new(&self.socket) {
-            return tracing::warn!(%error, "who connects at this moment may be reset");
+        self.let_in_the_last(&common, let_in_nobody_new(&self.socket))
+            .await;
+    }
+
+    /// Those who were on their way when nobody new was to be let in, whatever came of that.
+    pub(super) async fn let_in_the_last(&self, common: &Arc<Common>, nobody_new: std::io::Result<()>) {
+        if let Err(error) = nobody_new {
+            tracing::warn!(%error, "who connects at this moment may be reset");
         }
         let mut last = std::pin::pin!(sleep(LAST_TO_ARRIVE));
         loop {
             tokio::select! {
                 // First: nobody who is here already is left to the kernel.
                 biased;
-                accepted = self.accept() => self.let_in(&common, accepted),
+                accepted = self.accept() => self.let_in(common, accepted),
                 () = last.as_mut() => break,
             }
         }
     }
 
-    fn common(&self) -> Arc<Common> {
+    pub(super) fn common(&self) -> Arc<Common> {
         Arc::new(Common::new(
             self.router.clone(),
             Arc::clone(&self.data),

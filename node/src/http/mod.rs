@@ -60,7 +60,7 @@ pub use self::drain::{DrainControl, DrainSignal, Phase};
 #[cfg(test)]
 pub(crate) use self::listener::bind;
 pub use self::listener::{ApiListener, ListenError, Reserved, STALLED};
-pub use self::places::{HANDSHAKES, OpenConnections};
+pub use self::places::{Counted, HANDSHAKES, OpenConnections};
 pub use self::problem::ApiError;
 pub(crate) use self::refusals::say_refusals_left_out;
 pub use self::request_id::RequestId;

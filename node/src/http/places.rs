@@ -34,11 +34,13 @@ pub struct OpenConnections {
 }
 
 /// Counts one connection, or listener, until it is dropped.
-pub(super) struct Counted(Arc<AtomicUsize>);
+#[must_use]
+pub struct Counted(Arc<AtomicUsize>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        // With `none_left`: a listener that is gone has let in, for whoever sees that, all that it ever did.
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -105,7 +107,7 @@ impl OpenConnections {
     }
 
     /// A listener that goes on letting connections in: until it ends none of them is the last.
-    pub(super) fn listen(&self) -> Counted {
+    pub fn listen(&self) -> Counted {
         self.listeners.fetch_add(1, Ordering::Relaxed);
         Counted(Arc::clone(&self.listeners))
     }
@@ -136,7 +138,8 @@ impl OpenConnections {
 
     /// Waits until none is left, and none is let in any more. Looks now and then: this is the last thing a process does.
     pub async fn none_left(&self) {
-        while self.listeners.load(Ordering::Relaxed) > 0 || self.count() > 0 {
+        // The listeners first: none of them may let anybody in after the others were counted.
+        while self.listeners.load(Ordering::Acquire) > 0 || self.open.load(Ordering::Acquire) > 0 {
             sleep(Duration::from_millis(20)).await;
         }
     }

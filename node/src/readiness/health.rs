@@ -1,6 +1,7 @@
 //! The probes' view: readiness, v1's health document, metrics.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use hsm_api::data::{HealthResponse, HealthStatus, KekStatus};
 use hsm_core::SlotState;
@@ -10,13 +11,18 @@ use super::{NodeView, gauges};
 use crate::clock;
 use crate::config::ContextName;
 use crate::consensus::Role;
-use crate::health::{HealthSource, Readiness, ReadyQuery};
+use crate::health::{Check, HealthSource, Readiness, ReadyQuery};
 use crate::keyring::{KeyRing, MissingWhy};
 use crate::metrics;
 
 impl HealthSource for NodeView {
     fn readiness(&self, query: &ReadyQuery) -> Readiness {
-        Readiness::of(self.checks(query))
+        let mut checks = self.checks(query);
+        if !self.is_listening.load(Ordering::Acquire) {
+            let why = "the API opens when everything else holds, or server.wait_ready_ms has passed";
+            checks.push(Check::new("listening", false, why));
+        }
+        Readiness::of(checks)
     }
 
     fn v1_health(&self) -> HealthResponse {
@@ -124,7 +130,6 @@ mod tests {
     use hsm_core::names::KeyUid;
 
     use super::*;
-    use crate::health::Check;
     use crate::keyring::{ClosedSlot, ContextKeys, KeySlot, MissingKey, ReadableKey};
 
     /// Versions 1 and 2 are held, 3 is missing.

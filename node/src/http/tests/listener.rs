@@ -1,25 +1,22 @@
 //! The accept loop over real sockets and TLS, asked in plain HTTP/1.1.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::super::*;
-use super::running::{AT_ONCE, Running, SOON, Setup, ask, closed, until};
+use super::running::{AT_ONCE, Running, SOON, Setup, ask, closed, rest, until};
 use crate::config::Drain;
 use crate::identity::Authority;
 use crate::policy::RevocationKey;
 
 const BRIEF: Duration = Duration::from_millis(50);
 
-async fn start(max_connections: usize) -> Running {
+pub(super) async fn start(max_connections: usize) -> Running {
     Setup::new(max_connections).start().await
 }
 
@@ -61,57 +58,6 @@ async fn a_drain_lets_an_idle_connection_ask_once_more() {
     drop(stream);
     timeout(SOON, draining).await.unwrap().unwrap();
     assert_eq!(running.open.count(), 0);
-}
-
-/// As from a balancer that looks at no `/readyz`: one connection after the other, until one is refused.
-#[tokio::test]
-async fn whoever_is_let_in_while_a_listener_ends_is_served() {
-    let running = start(100).await;
-    let asked = AtomicUsize::new(0);
-    let client = || async {
-        let cert = running.client();
-        loop {
-            match running.behind(&[], &cert, &[]).await {
-                Ok(mut stream) => {
-                    let answer = ask(&mut stream).await;
-                    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
-                Err(error) => panic!("a client that was let in was sent away: {error}"),
-            }
-        }
-    };
-    let clients = join_all((0..4).map(|_| client()));
-    let drained = async {
-        until(|| asked.load(Ordering::Relaxed) > 20).await;
-        running.node.drain.run(AT_ONCE, &running.open).await;
-    };
-    timeout(SOON, async { tokio::join!(clients, drained) })
-        .await
-        .unwrap();
-    assert_eq!(running.open.count(), 0);
-    assert_eq!(running.node.drain.signal().phase(), Phase::Stopped);
-}
-
-#[tokio::test]
-async fn an_address_that_is_only_reserved_refuses_connections() {
-    let taken = start(1).await;
-    let error = Reserved::new("server.listen", taken.address).unwrap_err();
-    assert!(error.to_string().contains("in use"), "{error}");
-    // Somebody else may be given the port in between.
-    let reserved = (0..3).find_map(|_| {
-        let free = bind("server.listen", "127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let reserved = Reserved::new("server.listen", address).ok()?;
-        Some((address, reserved))
-    });
-    let (address, reserved) = reserved.unwrap();
-    let refused = TcpStream::connect(address).await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
-    let _open = reserved.open().unwrap();
-    TcpStream::connect(address).await.unwrap();
 }
 
 #[tokio::test]
@@ -383,31 +329,4 @@ async fn a_principal_with_all_its_places_is_told_so_and_leaves_another_one_its_o
         }
     });
     again.await.unwrap();
-}
-
-/// Until the server has closed the connection.
-async fn rest(stream: &mut TlsStream<TcpStream>) -> String {
-    let mut rest = Vec::new();
-    // Some close without a word of TLS; what came before counts.
-    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
-    String::from_utf8_lossy(&rest).into_owned()
-}
-
-#[tokio::test]
-async fn a_client_that_still_sends_reads_why_it_is_refused() {
-    let running = start(10).await;
-    let mut stream = running.connect(&running.client()).await;
-    let piece = [b'x'; 16 * 1024];
-    let head = format!(
-        "POST /nowhere HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
-        20 * piece.len()
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        stream.write_all(&piece).await.unwrap();
-    }
-    stream.flush().await.unwrap();
-    let answer = rest(&mut stream).await;
-    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
 }

@@ -1,6 +1,7 @@
 //! The routes as a client sees them, with a node and a token that live in memory.
 
 mod batches;
+mod ends;
 pub(super) mod fake;
 mod http2;
 mod index;

@@ -67,6 +67,13 @@ impl Setup {
     }
 
     pub(super) async fn start(self) -> Running {
+        let (listener, running) = self.prepare();
+        tokio::spawn(listener.serve(running.open.listen()));
+        running
+    }
+
+    /// The address listens, and nobody serves yet.
+    pub(super) fn prepare(self) -> (ApiListener, Running) {
         let dir = tempfile::tempdir().unwrap();
         let ca = TestCa::new("Clients");
         std::fs::write(dir.path().join("ca.crt"), &ca.pem).unwrap();
@@ -96,8 +103,7 @@ impl Setup {
             drain: node.drain.signal(),
             open: self.open.clone(),
         };
-        tokio::spawn(listener.serve());
-        Running {
+        let running = Running {
             node,
             state,
             address,
@@ -106,7 +112,8 @@ impl Setup {
             ca,
             proxy,
             _dir: dir,
-        }
+        };
+        (listener, running)
     }
 }
 
@@ -325,4 +332,12 @@ pub(super) async fn closed(stream: &mut TlsStream<TcpStream>) {
         .await
         .expect("the connection is still open");
     assert!(!matches!(read, Ok(1..)), "something was sent");
+}
+
+/// Until the server has closed the connection.
+pub(super) async fn rest(stream: &mut TlsStream<TcpStream>) -> String {
+    let mut rest = Vec::new();
+    // Some close without a word of TLS; what came before counts.
+    let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();
+    String::from_utf8_lossy(&rest).into_owned()
 }
