@@ -76,7 +76,7 @@ pub fn add(file: &Path, options: &Options, report: &Report, commit: String) -> R
         seconds: report.faults_lasted.as_secs(),
         faults: counted(&report.fired),
         operations: report.operations,
-        violations: report.verdict.findings().len() as u64,
+        violations: report.verdict.violations(),
     });
     write(file, &entries)?;
     println!("{}: {} runs", file.display(), entries.len());
