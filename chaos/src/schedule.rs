@@ -244,6 +244,16 @@ pub struct Fired {
     pub healed_ms: u64,
 }
 
+/// In the place of the time at which a fault was undone: the harness has failed, and nobody knows what is still broken.
+const NEVER: u64 = u64::MAX;
+
+impl Fired {
+    /// Whether it was undone, as far as the harness knows.
+    pub(crate) fn was_undone(&self) -> bool {
+        self.healed_ms != NEVER
+    }
+}
+
 /// Plans a run of so many minutes. Every kind comes at least once: of many kinds in little time, the run takes longer.
 /// Where `nodes` is less than three, nothing that needs a majority without somebody is planned.
 #[must_use]
@@ -311,7 +321,7 @@ async fn one_after_the_other(
                     at_ms,
                     target: "unknown".to_owned(),
                     effect: Effect::NotCounted(format!("the harness has failed: {error:#}")),
-                    healed_ms: u64::MAX,
+                    healed_ms: NEVER,
                 });
                 return (fired, Some(error));
             }
