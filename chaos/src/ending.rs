@@ -101,23 +101,9 @@ pub(crate) async fn end(
         ),
         None => (Judgement::Pass, String::new()),
     };
-    // Where the harness has failed, that a node is away may be its fault.
     let stays_away =
         unsettled.map(|error| format!("{:?} after everything was healed: {error:#}", patience.settled));
-    let judgement = match stays_away {
-        Some(text) if trouble.is_empty() => with(
-            judgement,
-            Finding {
-                oracle: "readiness",
-                text,
-            },
-        ),
-        Some(text) => {
-            trouble.push(text);
-            judgement
-        }
-        None => judgement,
-    };
+    let judgement = with_unsettled(judgement, stays_away, fired, &mut trouble);
     Ok(Ending {
         history,
         judgement,
@@ -187,6 +173,24 @@ async fn look(
     }
 }
 
+/// With what is wrong with nodes that do not come back. Where the harness has failed, that one is away may be its fault.
+fn with_unsettled(
+    judgement: Judgement,
+    unsettled: Option<String>,
+    fired: &[Fired],
+    trouble: &mut Vec<String>,
+) -> Judgement {
+    let Some(text) = unsettled else {
+        return judgement;
+    };
+    if trouble.is_empty() && fired.iter().all(Fired::was_undone) {
+        let oracle = "readiness";
+        return with(judgement, Finding { oracle, text });
+    }
+    trouble.push(text);
+    judgement
+}
+
 fn with(judgement: Judgement, more: Finding) -> Judgement {
     match judgement {
         Judgement::Violations(mut findings) => {
@@ -194,5 +198,35 @@ fn with(judgement: Judgement, more: Finding) -> Judgement {
             Judgement::Violations(findings)
         }
         Judgement::Pass | Judgement::Inconclusive(_) => Judgement::Violations(vec![more]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::{Effect, FaultKind};
+
+    #[test]
+    fn a_node_that_stays_away_is_a_finding_unless_the_harness_has_failed() {
+        let judged = |healed_ms, trouble: &[&str]| {
+            let fired = Fired {
+                step: 1,
+                kind: FaultKind::TornTail,
+                at_ms: 1,
+                target: String::new(),
+                effect: Effect::Counted,
+                healed_ms,
+            };
+            let mut trouble: Vec<String> = trouble.iter().map(|text| (*text).to_owned()).collect();
+            let away = Some("hsm-node-1 is away".to_owned());
+            let judgement = with_unsettled(Judgement::Pass, away, &[fired], &mut trouble);
+            (judgement, trouble.len())
+        };
+        let (found, trouble) = judged(2, &[]);
+        assert!(matches!(found, Judgement::Violations(all) if all[0].oracle == "readiness"));
+        assert_eq!(trouble, 0);
+        assert_eq!(judged(2, &["heal: no such file"]), (Judgement::Pass, 2));
+        // A step that was broken off may have left its store cut.
+        assert_eq!(judged(u64::MAX, &[]), (Judgement::Pass, 1));
     }
 }

@@ -19,7 +19,9 @@ use hsm_api::ClientError;
 use hsm_api::client::Meta;
 
 pub use event::{Answer, ContextView, Held, Line, Operation, Outcome, Probe, Sample, Seen};
-pub use fold::{Counts, Done, Few, Findings, History, Kept, LateAsk, Refusals, TermSeen, Version};
+pub use fold::{
+    Counts, Done, Few, Findings, History, Kept, LateAsk, Moment, Moments, Refusals, TermSeen, Version,
+};
 
 /// Lines that wait for the disk at most; whoever writes one more waits too.
 const WAITING: usize = 1 << 16;
@@ -85,7 +87,8 @@ impl Recorder {
         self.now() / 1_000_000
     }
 
-    fn now(&self) -> u64 {
+    /// The same in nanoseconds, as in the lines of a history.
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.0.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 

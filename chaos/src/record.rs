@@ -88,7 +88,7 @@ pub fn add(
         faults: counted(&report.fired),
         failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
-        violations: report.verdict.findings().len() as u64,
+        violations: report.verdict.violations(),
     });
     write(file, &entries)?;
     println!("{}: {} runs", file.display(), entries.len());

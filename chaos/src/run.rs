@@ -13,7 +13,7 @@ use crate::history::Recorder;
 use crate::options::Options;
 use crate::oracles;
 use crate::schedule::{self, FaultKind, Fired, Plan};
-use crate::verdict::Verdict;
+use crate::verdict::{Verdict, effects};
 use crate::workload::Workload;
 
 /// A node that was away may need a snapshot, and every key that it has missed.
@@ -95,13 +95,12 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     let mut trouble = Vec::from_iter(unplanned(options, plan));
     let begun = Instant::now();
     recorder.note(ending::FAULTS_BEGIN);
-    let fired = match schedule::carry_out(plan, &cluster, &recorder).await {
-        Ok(fired) => fired,
-        Err(error) => {
-            trouble.push(format!("carry out the faults: {error:#}"));
-            Vec::new()
-        }
-    };
+    let (fired, failed) = schedule::carry_out(plan, &cluster, &recorder).await;
+    trouble.extend(
+        failed
+            .iter()
+            .map(|error| format!("carry out the faults: {error:#}")),
+    );
     recorder.note(ending::FAULTS_END);
     let faults_lasted = begun.elapsed();
     folder.write(folder::FIRED, &fired)?;
@@ -119,7 +118,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     Ok(Report {
         verdict,
         operations: history.operations(),
-        checked,
+        checked: checked + &effects(&fired),
         fired,
         faults_lasted,
     })

@@ -7,6 +7,8 @@ mod deal;
 mod kind;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -227,6 +229,24 @@ pub enum Effect {
     NotCounted(String),
 }
 
+/// In front of why a fault does not count: it is not the fault that has failed.
+const CLUSTER_FAILED: &str = "the cluster has failed: ";
+
+impl Effect {
+    /// The fault was carried out, and the cluster has not done what it has to do about it: that is a finding.
+    pub(crate) fn cluster_failed(what: &str) -> Self {
+        Self::NotCounted(format!("{CLUSTER_FAILED}{what}"))
+    }
+
+    /// What the cluster has not done.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Self::Counted => None,
+            Self::NotCounted(why) => why.strip_prefix(CLUSTER_FAILED),
+        }
+    }
+}
+
 /// A fault that was carried out. Times are the recorder's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fired {
@@ -242,6 +262,16 @@ pub struct Fired {
     pub effect: Effect,
     /// When it was undone, and the nodes ran again.
     pub healed_ms: u64,
+}
+
+/// In the place of the time at which a fault was undone: the harness has failed, and nobody knows what is still broken.
+const NEVER: u64 = u64::MAX;
+
+impl Fired {
+    /// Whether it was undone, as far as the harness knows.
+    pub(crate) fn was_undone(&self) -> bool {
+        self.healed_ms != NEVER
+    }
 }
 
 /// Plans a run of so many minutes. Every kind comes at least once: of many kinds in little time, the run takes longer.
@@ -269,30 +299,135 @@ pub fn plan_with_pauses(
 /// If the cluster does not come back from a fault in time, the plan ends with that one: the cluster is left as it is, and
 /// whoever waits for it next finds what is wrong.
 ///
-/// # Errors
-/// The harness could not do what was planned.
-pub async fn carry_out(plan: &Plan, cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Fired>> {
+/// It ends, too, with the first step that the harness could not carry out. That one is among what was fired, without an effect
+/// and without an end, and why it failed is said besides.
+pub async fn carry_out(
+    plan: &Plan,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> (Vec<Fired>, Vec<anyhow::Error>) {
     let (weather, breaking): (Vec<&Step>, Vec<&Step>) =
         plan.steps.iter().partition(|step| step.fault.kind().is_weather());
-    let (mut fired, beside) = tokio::try_join!(
-        one_after_the_other(&breaking, cluster, recorder),
-        one_after_the_other(&weather, cluster, recorder)
-    )?;
+    let over = AtomicBool::new(false);
+    let now = || recorder.elapsed_ms();
+    let carry = async |step: &Step| crate::faults::carry_out(step, cluster, recorder).await;
+    let ((mut fired, failed), (beside, failed_beside)) = tokio::join!(
+        one_after_the_other(&breaking, &over, now, &carry),
+        one_after_the_other(&weather, &over, now, &carry)
+    );
     fired.extend(beside);
     fired.sort_by_key(|fired| (fired.at_ms, fired.step));
-    Ok(fired)
+    (fired, failed.into_iter().chain(failed_beside).collect())
 }
 
-async fn one_after_the_other(steps: &[&Step], cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Fired>> {
+/// Until `over` is set, which this sets itself where something goes wrong: what comes next would hide it. Whoever looks at the
+/// cluster next finds that it is not ready.
+async fn one_after_the_other(
+    steps: &[&Step],
+    over: &AtomicBool,
+    now: impl Fn() -> u64,
+    carry: impl AsyncFn(&Step) -> Result<(Fired, Option<String>)>,
+) -> (Vec<Fired>, Option<anyhow::Error>) {
     let mut fired = Vec::with_capacity(steps.len());
     for step in steps {
-        tokio::time::sleep(std::time::Duration::from_millis(step.pause_ms)).await;
-        let (one, stuck) = crate::faults::carry_out(step, cluster, recorder).await?;
-        fired.push(one);
-        if stuck.is_some() {
-            // What comes next would hide what has gone wrong. Whoever looks at the cluster next finds that it is not ready.
+        tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
+        if over.load(Ordering::Relaxed) {
             break;
         }
+        let at_ms = now();
+        match carry(step).await {
+            Ok((one, stuck)) => {
+                let goes_on = stuck.is_none() && one.effect.failure().is_none();
+                fired.push(one);
+                if goes_on {
+                    continue;
+                }
+                over.store(true, Ordering::Relaxed);
+                break;
+            }
+            Err(error) => {
+                over.store(true, Ordering::Relaxed);
+                // It may have broken something that only the end of the run heals.
+                fired.push(Fired {
+                    step: step.number,
+                    kind: step.fault.kind(),
+                    at_ms,
+                    target: "unknown".to_owned(),
+                    effect: Effect::NotCounted(format!("the harness has failed: {error:#}")),
+                    healed_ms: NEVER,
+                });
+                return (fired, Some(error));
+            }
+        }
     }
-    Ok(fired)
+    (fired, None)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn step(number: u32) -> Step {
+        Step {
+            number,
+            pause_ms: 0,
+            fault: Fault::Kill(Victims::Leader, 0),
+            lasts_ms: 0,
+        }
+    }
+
+    fn fired(step: &Step, effect: Effect) -> Fired {
+        Fired {
+            step: step.number,
+            kind: step.fault.kind(),
+            at_ms: 5,
+            target: String::new(),
+            effect,
+            healed_ms: 6,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_fired_is_kept_when_the_harness_fails() {
+        let steps = [step(1), step(2), step(3)];
+        let steps: Vec<&Step> = steps.iter().collect();
+        let over = AtomicBool::new(false);
+        let carry = async |step: &Step| match step.number {
+            2 => anyhow::bail!("no such tool"),
+            _ => Ok((fired(step, Effect::Counted), None::<String>)),
+        };
+        let (done, failed) = one_after_the_other(&steps, &over, || 7, carry).await;
+        assert_eq!(failed.unwrap().to_string(), "no such tool");
+        assert_eq!(done.len(), 2, "{done:?}");
+        assert_eq!((done[0].step, &done[0].effect), (1, &Effect::Counted));
+        // It has begun, and nobody knows whether it has ended.
+        assert_eq!((done[1].step, done[1].at_ms, done[1].healed_ms), (2, 7, u64::MAX));
+        assert!(matches!(&done[1].effect, Effect::NotCounted(why) if why.contains("no such tool")));
+        assert!(over.load(Ordering::Relaxed), "what goes on beside it ends, too");
+    }
+
+    #[tokio::test]
+    async fn a_plan_ends_where_the_cluster_does_not_come_back() {
+        let steps = [step(1), step(2)];
+        let steps: Vec<&Step> = steps.iter().collect();
+        let failed = Effect::cluster_failed("it does not join");
+        assert_eq!(failed.failure(), Some("it does not join"));
+        assert_eq!(Effect::NotCounted("nobody led".to_owned()).failure(), None);
+        for (effect, stuck, carried) in [
+            (Effect::Counted, None, 2),
+            (Effect::Counted, Some("not ready"), 1),
+            (failed, None, 1),
+        ] {
+            let over = AtomicBool::new(false);
+            let carry =
+                async |step: &Step| anyhow::Ok((fired(step, effect.clone()), stuck.map(str::to_owned)));
+            let (done, failed) = one_after_the_other(&steps, &over, || 0, &carry).await;
+            assert!(failed.is_none());
+            assert_eq!(done.len(), carried, "{effect:?} {stuck:?}");
+            // The other lane finds that it is over.
+            let (beside, _) = one_after_the_other(&steps, &over, || 0, &carry).await;
+            assert_eq!(beside.len(), if carried == 2 { 2 } else { 0 });
+        }
+    }
 }

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::oracles::{Finding, Judgement};
 use crate::schedule::{Effect, FaultKind, Fired, Plan};
 
+/// Of fewer faults of a kind one with its effect will do: some depend on luck, such as who is elected next.
+const MANY: u32 = 6;
+
 /// What came of a run.
 #[derive(Debug, Clone)]
 pub enum Verdict {
@@ -63,6 +66,12 @@ impl Verdict {
         }
     }
 
+    /// How many things were found wrong, with those that are not told one by one.
+    #[must_use]
+    pub fn violations(&self) -> u64 {
+        self.findings().iter().map(Finding::stands_for).sum()
+    }
+
     /// As the run's folder keeps it, `verdict.json`.
     #[must_use]
     pub fn to_json(&self) -> Value {
@@ -108,7 +117,43 @@ pub fn counted(fired: &[Fired]) -> BTreeMap<FaultKind, u32> {
     counts
 }
 
-/// What was planned and has not happened: steps that were not carried out, and kinds of which none has had its effect.
+/// Of each kind how many that were carried out have had their effect, in lines for people, with the last reason of those that
+/// have not.
+#[must_use]
+pub fn effects(fired: &[Fired]) -> String {
+    let (counts, mut out) = (counted(fired), String::new());
+    for (kind, carried) in carried_out(fired) {
+        let count = counts.get(&kind).copied().unwrap_or_default();
+        out.push_str(&format!("{kind}: {count} of {carried} had their effect"));
+        if count < carried {
+            out.push_str(&format!("; the last of the others: {}", last_reason(fired, kind)));
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// How often each kind was carried out, whatever came of it.
+fn carried_out(fired: &[Fired]) -> BTreeMap<FaultKind, u32> {
+    let mut counts = BTreeMap::new();
+    for one in fired {
+        *counts.entry(one.kind).or_default() += 1;
+    }
+    counts
+}
+
+/// Why the last one of a kind that has had no effect had none.
+fn last_reason(fired: &[Fired], kind: FaultKind) -> &str {
+    let mut why = fired.iter().rev().filter(|one| one.kind == kind);
+    why.find_map(|one| match &one.effect {
+        Effect::NotCounted(why) => Some(why.as_str()),
+        Effect::Counted => None,
+    })
+    .unwrap_or("it was never carried out")
+}
+
+/// What was planned and has not happened: steps that were not carried out, and kinds of which none has had its effect, or less
+/// than half of [`MANY`] and more.
 fn missing(plan: &Plan, fired: &[Fired]) -> Vec<String> {
     let mut reasons = Vec::new();
     let done: BTreeSet<u32> = fired.iter().map(|one| one.step).collect();
@@ -122,14 +167,20 @@ fn missing(plan: &Plan, fired: &[Fired]) -> Vec<String> {
         reasons.push(format!("steps that were not carried out: {}", undone.join(", ")));
     }
     let counts = counted(fired);
+    let carried = carried_out(fired);
     let planned: BTreeSet<FaultKind> = plan.steps.iter().map(|step| step.fault.kind()).collect();
-    for kind in planned.into_iter().filter(|kind| !counts.contains_key(kind)) {
-        let last = fired.iter().rev().find(|one| one.kind == kind);
-        let why = match last.map(|one| &one.effect) {
-            Some(Effect::NotCounted(why)) => why.as_str(),
-            Some(Effect::Counted) | None => "it was never carried out",
-        };
-        reasons.push(format!("no {kind} has had its effect: {why}"));
+    for kind in planned {
+        let count = |of: &BTreeMap<FaultKind, u32>| of.get(&kind).copied().unwrap_or_default();
+        let (count, carried) = (count(&counts), count(&carried));
+        let why = || last_reason(fired, kind);
+        if count == 0 {
+            reasons.push(format!("no {kind} has had its effect: {}", why()));
+        } else if carried >= MANY && 2 * count < carried {
+            reasons.push(format!(
+                "{count} of {carried} {kind} have had their effect: {}",
+                why()
+            ));
+        }
     }
     if plan.steps.is_empty() {
         reasons.push("no fault was planned: nothing was tried".to_owned());
@@ -187,6 +238,39 @@ mod tests {
                 .to_string()
                 .contains("no kill-leader has had its effect: nobody led"),
             "{verdict}"
+        );
+    }
+
+    #[test]
+    fn most_faults_of_a_kind_have_to_have_their_effect_and_how_many_had_is_said() {
+        let plan = plan(7, 5.0, &BTreeSet::from([FaultKind::KillLeader]), 3);
+        let mut fired = all_fired(&plan);
+        let all = fired.len();
+        assert!(all >= 12, "{all}");
+        let none = |why: &str| Effect::NotCounted(why.to_owned());
+        for one in fired.iter_mut().skip(all.div_ceil(2)) {
+            one.effect = none("nobody led");
+        }
+        assert!(
+            Verdict::of(Judgement::Pass, &plan, &fired, &[]).is_pass(),
+            "one half"
+        );
+        fired[0].effect = none("it was back");
+        let said = Verdict::of(Judgement::Pass, &plan, &fired, &[]);
+        assert_eq!(said.exit_code(), 2, "{said}");
+        let of = format!("{} of {all} ", all.div_ceil(2) - 1);
+        assert!(
+            said.to_string().contains(&of) && said.to_string().contains("nobody led"),
+            "{said}"
+        );
+        assert!(
+            effects(&fired).starts_with(&format!("kill-leader: {of}")),
+            "{}",
+            effects(&fired)
+        );
+        assert_eq!(
+            effects(&all_fired(&plan)),
+            format!("kill-leader: {all} of {all} had their effect\n")
         );
     }
 

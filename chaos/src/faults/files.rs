@@ -12,12 +12,17 @@ use cluster_tests::until;
 use super::unsynced::Loss;
 use super::{Done, one_of};
 use crate::cluster::{Cluster, copy};
+use crate::schedule::Effect;
 
 const DB: &str = "sled/db";
 /// In a node's folder: its data as it was.
 const ASIDE: &str = "data.aside";
-/// From a start to readiness or to the refusal.
-const DECIDED: Duration = Duration::from_secs(60);
+/// From a start to readiness or to the refusal: as long as any node has to come back from a fault.
+const DECIDED: Duration = Duration::from_secs(120);
+/// Every refusal of a store says what to do, and where that is described.
+const REMEDY: &str = "docs/operations.md";
+/// Of what a node said last, for people.
+const LAST_WORDS: usize = 400;
 
 /// Where what was written ends: sled makes its file longer than that.
 fn written(path: &Path) -> Result<u64> {
@@ -49,19 +54,27 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
     let is = left(was, permille);
     File::options().write(true).open(&db)?.set_len(is)?;
     let what = format!("node {number}: {DB} cut from {was} to {is} bytes");
+    let said = node.log().len();
     // Fails if the node ends before it listens.
     let started = cluster.start_node(number).await;
     let outcome = until("a refusal, or readiness", DECIDED, async || match node.pid() {
-        None => Some("it has refused"),
-        Some(_) => node.is_ready().await.then_some("it has come back whole"),
+        None => Some(Came::Refused),
+        Some(_) => node.is_ready().await.then_some(Came::Back),
     })
     .await;
     let done = match outcome {
-        Ok(came) => Done::counted(format!("{what}; {came}")),
-        Err(_) => Done::not_counted(
-            format!("{what}; {started:?}"),
-            format!("it neither refuses nor comes back: {}", node.checks().await),
-        ),
+        Ok(came) => {
+            let log = node.log();
+            judged(came, log.get(said..).unwrap_or(&log), what)
+        }
+        // The silent difference is near: it may answer from what it has not lost.
+        Err(_) => Done {
+            target: format!("{what}; {started:?}"),
+            effect: Effect::cluster_failed(&format!(
+                "a node whose store was cut neither refuses nor comes back within {DECIDED:?}: {}",
+                node.checks().await
+            )),
+        },
     };
     if !node.is_ready().await {
         give_back(&node, &data, &aside).await?;
@@ -69,6 +82,33 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
     fs::remove_dir_all(&aside).with_context(|| aside.display().to_string())?;
     cluster.hold_down(number, false);
     Ok(done)
+}
+
+/// What a node makes of a store that was cut.
+#[derive(Debug, Clone, Copy)]
+enum Came {
+    /// It has ended.
+    Refused,
+    /// It is ready: nothing was lost that it had promised.
+    Back,
+}
+
+/// A refusal has to say what to do.
+fn judged(came: Came, log: &str, what: String) -> Done {
+    match came {
+        Came::Back => Done::counted(format!("{what}; it has come back whole")),
+        Came::Refused if log.contains(REMEDY) => Done::counted(format!("{what}; it has refused")),
+        Came::Refused => {
+            let last = log.trim_end().chars().rev().take(LAST_WORDS);
+            let last: String = last.collect::<Vec<char>>().into_iter().rev().collect();
+            Done {
+                target: what,
+                effect: Effect::cluster_failed(&format!(
+                    "a node whose store was cut has ended without the remedy ({REMEDY}): {last}"
+                )),
+            }
+        }
+    }
 }
 
 async fn give_back(node: &cluster_tests::Node, data: &Path, aside: &Path) -> Result<()> {
@@ -88,6 +128,23 @@ async fn give_back(node: &cluster_tests::Node, data: &Path, aside: &Path) -> Res
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_ends_without_the_remedy_is_a_finding() {
+        let failure = |came, log: &str| {
+            let done = judged(came, log, "node 1".to_owned());
+            done.effect.failure().map(str::to_owned)
+        };
+        let refused =
+            "data_dir /d: entries are missing; keep it (docs/operations.md, \"A store that is refused\")\n";
+        assert_eq!(failure(Came::Refused, refused), None);
+        assert_eq!(failure(Came::Back, ""), None);
+        let said = failure(Came::Refused, "thread 'main' panicked\n").unwrap();
+        assert!(
+            said.contains("without the remedy") && said.ends_with("panicked"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn something_is_cut_off_and_something_is_left_of_most() {

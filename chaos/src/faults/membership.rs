@@ -14,10 +14,11 @@ use super::{Done, one_of, replication, token};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
 use crate::oracles::members;
-use crate::schedule::FaultKind;
+use crate::schedule::{Effect, FaultKind};
 
-/// For one change, with all that it is interrupted by.
-const CHANGED: Duration = Duration::from_secs(120);
+/// For one change, with all that it is interrupted by. One that takes longer has failed, and not the harness: the cluster had a
+/// quorum for nearly all of the time.
+const CHANGED: Duration = Duration::from_secs(240);
 /// Of one request to a joining node, which answers once it votes.
 const JOIN: Duration = Duration::from_secs(70);
 /// For a list of members: a leader may be elected meanwhile.
@@ -40,10 +41,14 @@ pub(super) async fn carry_out(
         .start_node(node.number)
         .await
         .context("start a new node")?;
-    let joined = join(&node, cluster);
-    let (joined, killed) = tokio::join!(joined, kill(kill_leader, cluster));
+    // A token that is made by a wrong clock is refused by a right one.
+    let clocks = cluster.right_clocks().await;
+    let (joined, killed) = tokio::join!(join(&node, cluster), kill(kill_leader, cluster));
+    drop(clocks);
     let killed = killed?;
-    joined.with_context(|| format!("{} joins", node.id()))?;
+    if let Err(error) = joined {
+        return Ok(failed(&node.id(), "does not join", &error));
+    }
     cluster.admit(node.number);
     members::note(cluster, recorder).await;
     if cluster.tries(FaultKind::TokenOlder) {
@@ -53,7 +58,9 @@ pub(super) async fn carry_out(
     let old = cluster.node(old);
     let (removed, killed_again) = tokio::join!(remove(&old, cluster), kill(kill_leader, cluster));
     let killed_again = killed_again?;
-    removed.with_context(|| format!("{} is removed", old.id()))?;
+    if let Err(error) = removed {
+        return Ok(failed(&old.id(), "is not removed", &error));
+    }
     cluster.dismiss(old.number);
     old.kill().await?;
     let before = voters(cluster).await;
@@ -96,6 +103,13 @@ async fn voters(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
         voters.keys().eq(&wanted).then_some(voters)
     })
     .await
+}
+
+fn failed(node: &str, what: &str, error: &anyhow::Error) -> Done {
+    Done {
+        target: node.to_owned(),
+        effect: Effect::cluster_failed(&format!("{node} {what} within {CHANGED:?}: {error:#}")),
+    }
 }
 
 /// SIGKILL to the leader a moment later, and its start.
@@ -202,4 +216,21 @@ async fn remove_once(node: &Node, cluster: &Cluster) -> Result<()> {
         said.stderr
     );
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_members_that_does_not_come_through_is_the_clusters_failure() {
+        let done = failed("hsm-node-4", "does not join", &anyhow::anyhow!("no answer"));
+        let failure = done.effect.failure().unwrap();
+        assert!(
+            failure.starts_with("hsm-node-4 does not join within"),
+            "{failure}"
+        );
+        assert!(failure.ends_with("no answer"), "{failure}");
+    }
 }

@@ -1,4 +1,8 @@
 //! SIGSTOP: a node that neither answers nor ends, and goes on later as if no time had passed.
+//!
+//! A pause counts if the process was seen to stand still at its end: one that is shorter than an election, or of a follower, is there
+//! to be passed over by the others, and what they and the clients made of it the oracles judge. Only that of a leader which
+//! outlasts every election time-out has to have left a trace: a commit in a higher term.
 
 use std::time::Duration;
 
@@ -10,6 +14,9 @@ use crate::cluster::{Cluster, ELECTION};
 
 /// For the cluster to find another leader, if there is to be one.
 const OVERTAKEN: Duration = Duration::from_secs(15);
+
+/// Who hears no leader waits for as long as a leader may have a quorum without being heard, and for his own time-out after that.
+const OUTLASTED: Duration = ELECTION.saturating_mul(2);
 
 /// Goes on when this is dropped, however the step ends.
 struct Stopped<'a>(&'a cluster_tests::Node);
@@ -47,7 +54,7 @@ pub(super) async fn carry_out(leader: bool, pick: u32, tenths: u32, cluster: &Cl
     if !stood {
         return Ok(Done::not_counted(what, "it was not seen to stand still"));
     }
-    match before.filter(|leader| leader.node == number && time > ELECTION) {
+    match before.filter(|leader| leader.node == number && time > OUTLASTED) {
         // It outlasted every election time-out: somebody else leads, or it would have to be explained.
         Some(leader) => {
             let other = cluster.commits_above(leader.term, &[], OVERTAKEN).await;

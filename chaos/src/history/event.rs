@@ -165,6 +165,9 @@ pub struct ContextView {
 /// One look of the watch at every node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
+    /// When it began, in nanoseconds since the run began: before anybody was asked whether he is ready.
+    #[serde(default)]
+    pub began: u64,
     /// The highest index that was known to be committed before anybody was asked.
     pub known: u64,
     /// What a node that was ready has just encrypted.
@@ -182,6 +185,9 @@ pub struct Probe {
     pub version: u32,
     /// Who made it.
     pub made_on: u32,
+    /// When it was there, in nanoseconds since the run began.
+    #[serde(default)]
+    pub at: u64,
 }
 
 /// A node in a sample.

@@ -2,6 +2,8 @@
 //! them, decided line by line. Lines are in the order in which they were sent, so whatever is known of a change is known before
 //! anything that was asked after it.
 
+mod few;
+mod uses;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,6 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use hsm_api::admin::KeyState;
 
+pub use self::few::{Few, Moment, Moments};
+use self::uses::Uses;
 use self::watched::Watched;
 pub use self::watched::{Findings, TermSeen};
 use super::event::{Answer, Line, Operation, Outcome};
@@ -19,36 +23,7 @@ use crate::random::Random;
 
 /// Ciphertexts that are kept of each version.
 const KEPT: usize = 50;
-/// Of a kind of trouble, as many are told one by one.
-const FEW: usize = 100;
 const SECOND: u64 = 1_000_000_000;
-
-/// The first of many.
-#[derive(Debug, Clone)]
-pub struct Few<T> {
-    /// Those.
-    pub first: Vec<T>,
-    /// How many there are in all.
-    pub total: u64,
-}
-
-impl<T> Default for Few<T> {
-    fn default() -> Self {
-        Self {
-            first: Vec::new(),
-            total: 0,
-        }
-    }
-}
-
-impl<T> Few<T> {
-    pub(crate) fn push(&mut self, one: T) {
-        self.total += 1;
-        if self.first.len() < FEW {
-            self.first.push(one);
-        }
-    }
-}
 
 /// A change, or a look at the state, and what came of it. Times are nanoseconds since the run began.
 #[derive(Debug, Clone)]
@@ -143,8 +118,11 @@ pub struct History {
     pub asked: u64,
     /// Refusals because of the certificate.
     pub turned_away: u64,
-    /// See [`LateAsk`].
-    pub late: Few<LateAsk>,
+    /// Of each node, by whether it knew and whether it called itself stale, the one that was longest after the revocation; the
+    /// others say no more.
+    pub late: BTreeMap<(u32, bool, bool), LateAsk>,
+    /// Refusals with `internal`, of each node one in a second at most.
+    pub internal: Moments,
     /// Refusals because of certificates that nobody had wanted to revoke.
     pub turned_away_early: Few<String>,
     /// Encryptions under a version that was replaced in the state that they were made from.
@@ -227,6 +205,9 @@ struct Fold {
     floors: BTreeMap<String, Vec<(u64, u32)>>,
     /// Versions that are out of use → the index.
     unused: BTreeMap<(String, u32), u64>,
+    uses: Uses,
+    /// When a node has last refused with `internal`.
+    internal: BTreeMap<u32, u64>,
     /// When versions were seen destroyed.
     destroyed: BTreeMap<(String, u32), u64>,
     watched: Watched,
@@ -244,6 +225,8 @@ impl Default for Fold {
             named: BTreeSet::new(),
             floors: BTreeMap::new(),
             unused: BTreeMap::new(),
+            uses: Uses::default(),
+            internal: BTreeMap::new(),
             destroyed: BTreeMap::new(),
             watched: Watched::default(),
         }
@@ -307,6 +290,8 @@ impl Fold {
                     Operation::Ask { cn, node } => self.asked(cn, *node, &answered),
                     changed => {
                         self.changed(changed, &answered);
+                        let when = (answered.invoked, answered.completed);
+                        self.uses.ends(changed, when, &outcome);
                         self.keep(id, begun, at, index, outcome);
                     }
                 }
@@ -342,6 +327,7 @@ impl Fold {
 
     /// What an operation may bring about from now on.
     fn begins(&mut self, operation: &Operation) {
+        self.uses.begins(operation);
         match operation {
             Operation::Revoke { cn } => {
                 self.named.insert(cn.clone());
@@ -489,6 +475,7 @@ impl Fold {
                 }
             }
             Outcome::Refused { code } => {
+                self.refused(&key, &name, node, code, answered);
                 let known = self.history.versions.entry(key).or_default();
                 let refused = known.refused.entry(code.clone()).or_default();
                 if refused.count == 0 {
@@ -497,6 +484,30 @@ impl Fold {
                 refused.count += 1;
             }
             Outcome::Ok(_) | Outcome::Unknown { .. } => {}
+        }
+    }
+
+    fn refused(&mut self, key: &(String, u32), name: &str, node: u32, code: &str, answered: &Answered<'_>) {
+        match code {
+            "internal" => {
+                let at = answered.completed;
+                let last = self.internal.get(&node);
+                if last.is_none_or(|last| at.saturating_sub(*last) >= SECOND) {
+                    self.internal.insert(node, at);
+                    let text = format!("{name} was refused with internal");
+                    self.history.internal.push(Moment { at, node, text });
+                }
+            }
+            "key_version_disabled" | "key_version_destroyed" => {
+                if let Some(back) = self.uses.back(key).filter(|back| *back < answered.invoked) {
+                    let text = format!(
+                        "{name} was refused with {code}, and that version was put back into use {:.3} s before it was asked for",
+                        (answered.invoked - back) as f64 / SECOND as f64
+                    );
+                    self.watched.suspect(node, back, text);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -509,13 +520,18 @@ impl Fold {
                 };
                 let knew = index.is_some_and(|revoked| answered.index.is_some_and(|made| made >= revoked));
                 if answered.invoked > *at || knew {
-                    self.history.late.push(LateAsk {
+                    let late = LateAsk {
                         cn: cn.to_owned(),
                         node,
                         after_ns: answered.invoked.saturating_sub(*at),
                         knew,
                         stale: answered.stale,
-                    });
+                    };
+                    let kind = (node, knew, answered.stale);
+                    let worst = self.history.late.entry(kind).or_insert_with(|| late.clone());
+                    if worst.after_ns < late.after_ns {
+                        *worst = late;
+                    }
                 }
             }
             Outcome::Refused { code } if code == "certificate_revoked" => {

@@ -1,4 +1,4 @@
-use super::super::event::Sample;
+use super::super::event::{Held, Sample, Seen};
 use super::*;
 
 /// A history in the making.
@@ -45,6 +45,30 @@ impl Script {
         };
         let ciphertext = format!("sealed {number}");
         self.ok(operation, index, Answer::Sealed { version, ciphertext });
+    }
+
+    /// The watch looks, so much later: node 2 is ready.
+    fn look(&mut self, later: u64) {
+        self.at += later;
+        let seen = Seen {
+            node: 2,
+            pid: Some(1),
+            ready: true,
+            index: None,
+            held: Held::NotAsked,
+            digest: None,
+            term: None,
+            leads: false,
+        };
+        self.fold.line(Line::Sampled {
+            at: self.at,
+            sample: Box::new(Sample {
+                began: self.at,
+                known: 0,
+                probe: None,
+                nodes: vec![seen],
+            }),
+        });
     }
 
     fn open(&mut self, version: u32, index: u64, right: bool) {
@@ -202,10 +226,61 @@ fn who_is_let_in_after_his_revocation_is_told_with_what_the_node_knew() {
     });
     script.end(stranger, None, turned_away);
     let history = script.fold.finish();
-    let late: Vec<bool> = history.late.first.iter().map(|late| late.knew).collect();
+    let late: Vec<bool> = history.late.values().map(|late| late.knew).collect();
     assert_eq!(late, [false, true]);
     assert_eq!((history.asked, history.turned_away), (4, 2));
     assert_eq!(history.turned_away_early.total, 1);
+}
+
+#[test]
+fn of_many_who_are_let_in_late_the_latest_of_each_node_is_kept() {
+    let mut script = Script::default();
+    script.ok(revoke(), 10, Answer::Done);
+    for _ in 0..500 {
+        script.ok(ask(), 9, Answer::Done);
+    }
+    let last = script.at;
+    let history = script.fold.finish();
+    assert_eq!(history.late.len(), 1, "{:?}", history.late);
+    let late = &history.late[&(1, false, false)];
+    // From the acknowledgement, at 20 ms, until the last one was asked for.
+    assert_eq!(late.after_ns, last - SECOND / 100 - SECOND / 50);
+}
+
+#[test]
+fn an_internal_error_is_kept_with_its_time_and_its_node() {
+    let mut script = Script::default();
+    for _ in 0..150 {
+        let id = script.begin(decrypt(1));
+        let code = "internal".to_owned();
+        script.end(id, None, Outcome::Refused { code });
+    }
+    let history = script.fold.finish();
+    let at: Vec<u64> = history.internal.kept.iter().map(|one| one.at / SECOND).collect();
+    assert_eq!(at, [0, 1, 2], "one in a second");
+    assert_eq!((history.internal.kept[0].node, history.internal.more), (2, 0));
+}
+
+#[test]
+fn what_is_back_in_use_is_refused_by_nobody_who_knows() {
+    for (between, withheld) in [(20, 1), (1, 0)] {
+        let mut script = Script::default();
+        let disabled = Answer::State {
+            state: KeyState::Disabled,
+        };
+        script.ok(use_of(false), 10, disabled);
+        let enabled = Answer::State {
+            state: KeyState::DecryptOnly,
+        };
+        script.ok(use_of(true), 11, enabled);
+        script.look(between * SECOND);
+        let id = script.begin(decrypt(1));
+        let code = "key_version_disabled".to_owned();
+        script.end(id, None, Outcome::Refused { code });
+        script.look(SECOND);
+        let history = script.fold.finish();
+        assert_eq!(history.watched.withheld.total, withheld, "{between} s");
+    }
 }
 
 #[test]
@@ -216,6 +291,7 @@ fn what_never_ends_is_kept_as_unknown() {
     script.fold.line(Line::Sampled {
         at: 1,
         sample: Box::new(Sample {
+            began: 0,
             known: 0,
             probe: None,
             nodes: Vec::new(),

@@ -12,7 +12,7 @@ use hsm_api::Base64;
 use super::Found;
 use super::observed::Observed;
 
-const NAME: &str = "canary";
+pub(super) const NAME: &str = "canary";
 /// Read at a time.
 const CHUNK: usize = 1 << 20;
 

@@ -7,6 +7,7 @@ use hsm_api::ErrorCode;
 use hsm_api::admin::KeyState;
 
 use super::Found;
+use super::excused::Excused;
 use super::observed::{NodeView, Observed, Opened};
 use crate::history::{History, Operation};
 
@@ -55,16 +56,18 @@ impl Wanted {
     }
 }
 
-pub(super) fn judge(history: &History, observed: &Observed, tokens_fail: bool, found: &mut Found) {
+pub(super) fn judge(history: &History, observed: &Observed, tokens_fail: &Excused, found: &mut Found) {
     during(history, tokens_fail, found);
     for node in observed.nodes.iter().filter(|node| node.ready) {
         at_the_end(history, node, found);
     }
 }
 
-fn during(history: &History, tokens_fail: bool, found: &mut Found) {
+fn during(history: &History, tokens_fail: &Excused, found: &mut Found) {
     let wanted = Wanted::of(history);
     found.violations(NAME, &history.revived);
+    found.violations(NAME, &history.watched.withheld);
+    found.unexplained(NAME, &history.internal, tokens_fail);
     for (key, version) in &history.versions {
         found.violations(NAME, &version.wrong);
         found.checked(NAME, version.opened);
@@ -72,7 +75,8 @@ fn during(history: &History, tokens_fail: bool, found: &mut Found) {
             let excused = match code.parse::<ErrorCode>() {
                 // Not now, or not here.
                 Ok(code) if code.retryable() || code.status() == 503 => true,
-                Ok(ErrorCode::Internal) => tokens_fail,
+                // Each at its time, above.
+                Ok(ErrorCode::Internal) => true,
                 Ok(code) => wanted.explains(key, code, refused.first_at),
                 Err(_) => code == "unreachable",
             };
@@ -146,9 +150,10 @@ fn text(node: u32, state: KeyState, opened: &Opened) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::testing::{Script, context, nodes_with, told, version, with_version};
+    use super::super::testing::{Script, context, fired, nodes_with, told, version, with_version};
     use super::*;
-    use crate::history::{Answer, Few, Outcome, Refusals, Version};
+    use crate::history::{Answer, Few, Moment, Outcome, Refusals, Version};
+    use crate::schedule::FaultKind;
 
     fn refused(code: &str, first_at: u64) -> Version {
         let refusals = Refusals {
@@ -177,7 +182,7 @@ mod tests {
         observed.nodes.truncate(1);
         observed.nodes[0].opened = opened.into_iter().collect();
         let history = with_version(Script::default().history(), "c", 1, Version::default());
-        told(|found| judge(&history, &observed, false, found))
+        told(|found| judge(&history, &observed, &nothing(), found))
     }
 
     #[test]
@@ -208,10 +213,38 @@ mod tests {
     fn a_version_that_a_node_does_not_know_is_lost() {
         let history = with_version(Script::default().history(), "c", 1, Version::default());
         let observed = nodes_with(vec![context("c", vec![version(2, KeyState::Active)])]);
-        let said = told(|found| judge(&history, &observed, false, found));
+        let said = told(|found| judge(&history, &observed, &nothing(), found));
         assert_eq!(said.len(), 2, "{said:?}");
         // Who was not asked is no violation, and no pass.
         assert!(at_end(KeyState::Active, None).is_empty());
+    }
+
+    fn nothing() -> Excused {
+        Excused::by(&[], |_| true)
+    }
+
+    #[test]
+    fn an_internal_error_is_excused_by_what_was_done_to_the_tokens_then_and_there() {
+        let faults = [fired(FaultKind::TokenErrors, 10_000, 20_000, "node 2, 0x30")];
+        let excused = Excused::by(&faults, |_| true);
+        let mut history = Script::default().history();
+        for (second, node) in [(12, 2), (12, 3), (60, 2)] {
+            history.internal.push(Moment {
+                at: second * 1_000_000_000,
+                node,
+                text: format!("{second} {node}"),
+            });
+        }
+        let said = told(|found| during(&history, &excused, found));
+        assert_eq!(said, ["12 3", "60 2"]);
+        assert_eq!(told(|found| during(&history, &nothing(), found)).len(), 3);
+    }
+
+    #[test]
+    fn what_is_in_use_again_is_refused_by_nobody_who_knows() {
+        let mut history = Script::default().history();
+        history.watched.withheld.push("withheld".to_owned());
+        assert_eq!(told(|found| during(&history, &nothing(), found)), ["withheld"]);
     }
 
     #[test]
@@ -223,7 +256,7 @@ mod tests {
             ..Version::default()
         };
         let history = with_version(Script::default().history(), "c", 1, version);
-        let said = told(|found| during(&history, false, found));
+        let said = told(|found| during(&history, &nothing(), found));
         assert_eq!(said, ["plaintext 1 …"]);
     }
 
@@ -247,23 +280,21 @@ mod tests {
             version: 1,
             key: "k".to_owned(),
         };
-        for (version, operation, tokens_fail, violations) in [
-            (refused("overloaded", 1), None, false, 0),
-            (refused("slot_failed", 1), None, false, 0),
-            (refused("unreachable", 1), None, false, 0),
-            (refused("internal", 1), None, true, 0),
-            (refused("internal", 1), None, false, 1),
-            (refused("unknown_key_version", 1), None, true, 1),
-            (refused("authentication_failed", 1), None, true, 1),
-            (refused("key_version_disabled", 10), Some(disable()), false, 0),
+        for (version, operation, violations) in [
+            (refused("overloaded", 1), None, 0),
+            (refused("slot_failed", 1), None, 0),
+            (refused("unreachable", 1), None, 0),
+            (refused("unknown_key_version", 1), None, 1),
+            (refused("authentication_failed", 1), None, 1),
+            (refused("key_version_disabled", 10), Some(disable()), 0),
             // Before anybody asked for it, and for a reason that nobody gave.
-            (refused("key_version_disabled", 9), Some(disable()), false, 1),
-            (refused("key_version_destroyed", 10), Some(disable()), false, 1),
-            (refused("key_version_destroyed", 10), Some(destroy()), false, 0),
-            (refused("a_code_of_tomorrow", 10), None, false, 1),
+            (refused("key_version_disabled", 9), Some(disable()), 1),
+            (refused("key_version_destroyed", 10), Some(disable()), 1),
+            (refused("key_version_destroyed", 10), Some(destroy()), 0),
+            (refused("a_code_of_tomorrow", 10), None, 1),
         ] {
             let history = history(version.clone(), operation);
-            let said = told(|found| during(&history, tokens_fail, found));
+            let said = told(|found| during(&history, &nothing(), found));
             assert_eq!(said.len(), violations, "{version:?}: {said:?}");
         }
     }

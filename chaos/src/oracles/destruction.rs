@@ -9,7 +9,9 @@ use super::Found;
 use super::observed::{NodeView, Observed, TokenView, VersionView};
 use crate::history::{Answer, History, Operation, Outcome};
 
-const NAME: &str = "destruction";
+pub(super) const NAME: &str = "destruction";
+/// Versions that were looked for in tokens, of all states.
+pub(super) const TOKENS: &str = "tokens";
 
 pub(super) fn judge(history: &History, observed: &Observed, found: &mut Found) {
     let acknowledged = acknowledged(history);
@@ -65,7 +67,7 @@ fn tokens(node: &NodeView, acknowledged: &BTreeSet<(&str, u32)>, found: &mut Fou
             let Some(token) = node.tokens.iter().find(|token| token.slot == version.slot) else {
                 continue;
             };
-            found.checked(NAME, 1);
+            found.checked(TOKENS, 1);
             let gone = acknowledged.contains(&(context.context.as_str(), version.number));
             if let Some(what) = wrong(version, token, gone, node.ready) {
                 let text = format!(

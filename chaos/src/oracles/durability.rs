@@ -9,7 +9,7 @@ use super::Found;
 use super::observed::{NodeView, Observed};
 use crate::history::{Answer, Done, History, Operation, Outcome};
 
-const NAME: &str = "durability";
+pub(super) const NAME: &str = "durability";
 
 pub(super) fn judge(history: &History, observed: &Observed, found: &mut Found) {
     let made = made(history);

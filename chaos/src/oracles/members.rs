@@ -9,6 +9,7 @@ use super::Finding;
 use crate::cluster::{Cluster, ELECTION};
 use crate::history::{History, Recorder};
 
+pub(super) const NAME: &str = "members";
 /// In front of a name and a raft id.
 const MARK: &str = "member ";
 
@@ -30,6 +31,12 @@ pub(crate) async fn note(cluster: &Cluster, recorder: &Recorder) {
     }
 }
 
+/// How often a member was noted.
+pub(super) fn noted(history: &History) -> u64 {
+    let notes = history.notes.iter();
+    notes.filter(|(_, note)| note.starts_with(MARK)).count() as u64
+}
+
 /// Raft ids that two nodes have had.
 pub(super) fn check(history: &History) -> Vec<Finding> {
     let mut names: BTreeMap<&str, &str> = BTreeMap::new();
@@ -41,7 +48,7 @@ pub(super) fn check(history: &History) -> Vec<Finding> {
         let first = names.entry(id).or_insert(name);
         if *first != name {
             findings.push(Finding {
-                oracle: "members",
+                oracle: NAME,
                 text: format!("raft id {id} was {first}'s and is {name}'s"),
             });
             *first = name;

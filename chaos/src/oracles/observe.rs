@@ -28,7 +28,9 @@ const BATCH: usize = 100;
 const MOST: usize = 6000;
 const LEAST: usize = 3;
 /// Rounds of digests: nodes are asked one after the other, and reports go on.
-const DIGEST_ROUNDS: usize = 20;
+const DIGEST_ROUNDS: usize = 60;
+/// For a node that has been ready before; an election makes it unready for a moment.
+const READY: Duration = Duration::from_secs(10);
 
 /// Asks every member. See the module.
 ///
@@ -43,7 +45,7 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
     for node in cluster.nodes() {
         let mut view = NodeView {
             node: node.number,
-            ready: node.is_ready().await,
+            ready: is_ready(&node).await,
             ..NodeView::default()
         };
         if node.pid().is_none() {
@@ -72,6 +74,15 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
     let (searched, finds) = searched.await.context("the search for secrets")??;
     (observed.searched, observed.leaked, observed.search_finds) = (searched.files, searched.leaked, finds);
     Ok(observed)
+}
+
+/// Whether it is ready, or becomes so in a moment.
+async fn is_ready(node: &Node) -> bool {
+    let ready = until("a ready node", READY, async || {
+        // One that does not run will not be.
+        (node.pid().is_none() || node.is_ready().await).then_some(())
+    });
+    ready.await.is_ok() && node.pid().is_some()
 }
 
 /// Until no version is on its way anywhere, and all say the same, or for as long: what was asked for last goes on when its client
@@ -258,8 +269,9 @@ pub(super) async fn digest(node: &Node) -> Option<(u64, String)> {
     (said.index > 0).then_some((said.index, said.digest))
 }
 
-/// Until all have spoken of one index, or for as many rounds.
+/// Until all that run have spoken of one index, or for as many rounds.
 async fn digests(nodes: &[Node], views: &mut [NodeView]) {
+    let running = nodes.iter().filter(|node| node.pid().is_some()).count();
     for _ in 0..DIGEST_ROUNDS {
         let mut indexes = Vec::new();
         for (node, view) in nodes.iter().zip(views.iter_mut()) {
@@ -268,7 +280,7 @@ async fn digests(nodes: &[Node], views: &mut [NodeView]) {
                 view.digests.push(said);
             }
         }
-        if indexes.len() == nodes.len() && indexes.windows(2).all(|pair| pair[0] == pair[1]) {
+        if indexes.len() == running && indexes.windows(2).all(|pair| pair[0] == pair[1]) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

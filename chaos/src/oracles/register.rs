@@ -15,7 +15,7 @@ use super::observed::Observed;
 use super::wgl::{Call, Sequential, Verdict, check};
 use crate::history::{Answer, Done, History, Operation, Outcome};
 
-const NAME: &str = "register";
+pub(super) const NAME: &str = "register";
 /// Of one search; a few seconds, and a few hundred megabytes at most.
 const STEPS: u64 = 5_000_000;
 
@@ -83,6 +83,21 @@ impl Versions {
             order: order.into_iter().collect(),
             claimed: BTreeSet::new(),
         }
+    }
+
+    /// Somebody knows to have made these.
+    #[must_use]
+    pub(super) fn claimed_by(mut self, versions: impl IntoIterator<Item = u32>) -> Self {
+        self.claimed.extend(versions);
+        self
+    }
+
+    /// Whether a rotation of which nobody knows what it has made can have made anything.
+    fn has_unclaimed(&self) -> bool {
+        self.order
+            .iter()
+            .skip(1)
+            .any(|version| !self.claimed.contains(version))
     }
 }
 
@@ -237,15 +252,24 @@ fn versions(context: &str, history: &History, observed: &Observed, found: &mut F
     if seen.is_empty() {
         return;
     }
+    let what = format!("the active version of {context}");
     // Somebody has made the first one: until then there was none.
     if seen.first().is_some_and(|first| claimed.contains(first)) {
+        if observed.nodes.iter().all(|node| node.keys.is_none()) {
+            let text = format!("{what}: no node has said at the end which versions there were before");
+            found.undecided(NAME, text);
+            return;
+        }
         seen.insert(NONE);
     }
-    let spec = Versions {
-        claimed,
-        ..Versions::of(seen)
-    };
-    let what = format!("the active version of {context}");
+    let spec = Versions::of(seen).claimed_by(claimed);
+    // Open for ever, they would be tried at every step of the search.
+    if !spec.has_unclaimed() {
+        let can_be = |call: &Call<VersionOp>| {
+            call.completed.is_some() || !matches!(call.op, VersionOp::Rotate { version: None, .. })
+        };
+        calls.retain(can_be);
+    }
     decide(&spec, &calls, &what, found);
 }
 
@@ -275,8 +299,32 @@ fn access(history: &History, observed: &Observed, found: &mut Found) {
             op: CellOp::Read { value: Some(value) },
         });
     }
+    without_trace(&mut calls);
     decide(&Cell, &calls, "access control", found);
     older_reads(history, found);
+}
+
+/// Takes out what nobody knows to have happened and nobody has seen a trace of: after such a change there is none that could
+/// come after it, so a history that is explained with it is explained without it. Open for ever, they would be tried at every
+/// step of the search.
+fn without_trace(calls: &mut Vec<Call<CellOp>>) {
+    loop {
+        let seen: BTreeSet<u64> = calls
+            .iter()
+            .filter_map(|call| match call.op {
+                CellOp::Swap { from, .. } => Some(from),
+                CellOp::Read { value } => value,
+            })
+            .collect();
+        let before = calls.len();
+        calls.retain(|call| match call.op {
+            CellOp::Swap { to, .. } => call.completed.is_some() || seen.contains(&to),
+            CellOp::Read { .. } => true,
+        });
+        if calls.len() == before {
+            return;
+        }
+    }
 }
 
 fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
@@ -373,7 +421,7 @@ fn overlaps<O>(one: &Call<O>, other: &Call<O>) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::testing::{Script, judged, node_with};
+    use super::super::testing::{Script, judged, node_with, undecided};
     use super::*;
 
     fn rotate(key: &str) -> Operation {
@@ -472,6 +520,89 @@ mod tests {
         script.did(retired(), highest(1));
         let observed = node_with(&[("c", &[1], Some(2))]);
         assert_eq!(run(script, &observed), Vec::<String>::new());
+    }
+
+    #[test]
+    fn where_no_node_says_what_there_was_before_nothing_is_decided() {
+        let create = Operation::Create {
+            context: "c".to_owned(),
+            key: "a".to_owned(),
+        };
+        let second = Outcome::Ok(Answer::Rotated {
+            version: 2,
+            previous: None,
+        });
+        let mut script = Script::default();
+        script.did(create, second);
+        // There was a first one, of which nothing in the history speaks.
+        script.did(rotate("b"), made(3, 2));
+        script.did(retired(), highest(2));
+        let history = script.history();
+        let mut observed = node_with(&[("c", &[1, 2], Some(3))]);
+        assert!(judged(&history, &observed, judge).is_empty());
+        assert!(undecided(|found| judge(&history, &observed, found)).is_empty());
+        observed.nodes[0].keys = None;
+        assert!(judged(&history, &observed, judge).is_empty());
+        assert_eq!(undecided(|found| judge(&history, &observed, found)).len(), 1);
+    }
+
+    #[test]
+    fn what_can_have_made_nothing_is_not_searched() {
+        let mut script = Script::default();
+        for number in 0..400 {
+            script.did(rotate(&format!("lost {number}")), unknown());
+            script.did(swap(0, 1000 + number), unknown());
+        }
+        for version in 2..3000 {
+            script.did(rotate(&format!("made {version}")), made(version, version - 1));
+            script.did(retired(), highest(version - 1));
+        }
+        for value in 1..900 {
+            script.did(swap(value - 1, value), Outcome::Ok(Answer::Done));
+        }
+        let retired: Vec<u32> = (1..2999).collect();
+        let mut observed = node_with(&[("c", &retired, Some(2999))]);
+        observed.nodes[0].acl = Some(899);
+        let history = script.history();
+        assert!(judged(&history, &observed, judge).is_empty());
+        assert!(undecided(|found| judge(&history, &observed, found)).is_empty());
+        let mut found = Found::default();
+        judge(&history, &observed, &mut found);
+        // 2998 rotations and reads each, 899 changes, and what the node says at the end.
+        assert_eq!(found.checked.get(NAME), Some(&(2 * 2998 + 899 + 2)));
+    }
+
+    #[test]
+    fn a_change_without_a_trace_is_left_out_and_no_other() {
+        let swap = |from, to, completed| Call {
+            invoked: 1,
+            completed,
+            op: CellOp::Swap { from, to },
+        };
+        let read = Call {
+            invoked: 9,
+            completed: Some(9),
+            op: CellOp::Read { value: Some(3) },
+        };
+        let mut calls = vec![
+            swap(0, 1, Some(2)),
+            // What comes of it is read.
+            swap(1, 3, None),
+            // One after the other without a trace.
+            swap(3, 4, None),
+            swap(4, 5, None),
+            read,
+        ];
+        without_trace(&mut calls);
+        let left: Vec<&CellOp> = calls.iter().map(|call| &call.op).collect();
+        assert_eq!(
+            left,
+            [
+                &CellOp::Swap { from: 0, to: 1 },
+                &CellOp::Swap { from: 1, to: 3 },
+                &CellOp::Read { value: Some(3) }
+            ]
+        );
     }
 
     #[test]

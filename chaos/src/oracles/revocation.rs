@@ -5,31 +5,32 @@
 use std::time::Duration;
 
 use super::Found;
+use crate::ending::FAULTS_BEGIN;
 use crate::history::{History, LateAsk};
 
-const NAME: &str = "revocation";
+pub(super) const NAME: &str = "revocation";
 /// `staleness.ready_ms`.
 const READY: Duration = Duration::from_secs(5);
 /// `staleness.encrypt_ms`.
 const ENCRYPT: Duration = Duration::from_secs(60);
+/// In a run of this length somebody is revoked and asks, again and again.
+const LONG: Duration = Duration::from_secs(60);
 /// For a node whose disk is slow on purpose, and whose machine stands still now and then.
 const SLACK: Duration = Duration::from_secs(10);
 
 pub(super) fn judge(history: &History, found: &mut Found) {
     found.checked(NAME, history.asked + history.turned_away);
     found.violations(NAME, &history.turned_away_early);
-    for late in &history.late.first {
+    for late in history.late.values() {
         if let Some(text) = too_late(late) {
             found.violation(NAME, text);
         }
     }
-    let kept = history.late.first.len() as u64;
-    if history.late.total > kept {
-        let text = format!(
-            "{} requests of revoked clients were carried out, and only {kept} of them were looked at",
-            history.late.total
-        );
-        found.undecided(NAME, text);
+    let begun = history.notes.iter().find(|(_, what)| what == FAULTS_BEGIN);
+    let lasted = begun.map(|(at, _)| Duration::from_nanos(history.ended.saturating_sub(*at)));
+    if lasted.is_some_and(|lasted| lasted >= LONG) && history.turned_away == 0 {
+        let text = "no revoked client was ever turned away: nothing was tested";
+        found.undecided(NAME, text.to_owned());
     }
 }
 
@@ -52,7 +53,7 @@ fn too_late(late: &LateAsk) -> Option<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::testing::{Script, told};
+    use super::super::testing::{Script, told, undecided};
     use super::*;
 
     fn late(seconds: u64, knew: bool, stale: bool) -> LateAsk {
@@ -75,9 +76,21 @@ mod tests {
             (late(71, false, true), 1),
         ] {
             let mut history = Script::default().history();
-            history.late.push(late.clone());
+            let kind = (late.node, late.knew, late.stale);
+            history.late.insert(kind, late.clone());
             let said = told(|found| judge(&history, found));
             assert_eq!(said.len(), violations, "{late:?}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_run_in_which_nobody_was_turned_away_shows_nothing() {
+        for (seconds, turned_away, shows_nothing) in [(59, 0, 0), (60, 0, 1), (3600, 1, 0)] {
+            let mut history = Script::default().history();
+            history.notes = vec![(0, FAULTS_BEGIN.to_owned())];
+            (history.ended, history.turned_away) = (seconds * 1_000_000_000, turned_away);
+            let said = undecided(|found| judge(&history, found));
+            assert_eq!(said.len(), shows_nothing, "{seconds} {turned_away}");
         }
     }
 

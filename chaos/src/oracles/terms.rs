@@ -7,6 +7,7 @@ use super::Finding;
 use crate::ending::{CALM_BEGINS, CALM_ENDS, DISTURBED};
 use crate::history::{History, TermSeen};
 
+pub(super) const NAME: &str = "terms";
 /// Nanoseconds until the watch has seen what was so when the calm began.
 const SEEN: u64 = 1_000_000_000;
 

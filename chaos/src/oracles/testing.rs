@@ -5,6 +5,7 @@ use hsm_api::admin::KeyState;
 use super::observed::{ContextState, NodeView, Observed, VersionView};
 use super::{Found, Judgement};
 use crate::history::{Done, History, Kept, Operation, Outcome, Version};
+use crate::schedule::{Effect, FaultKind, Fired};
 
 /// A history in the making: one operation after the other.
 #[derive(Default, Clone)]
@@ -59,6 +60,18 @@ pub(super) fn with_version(
     history
 }
 
+/// A fault that had its effect, with its times in milliseconds.
+pub(super) fn fired(kind: FaultKind, at_ms: u64, healed_ms: u64, target: &str) -> Fired {
+    Fired {
+        step: 1,
+        kind,
+        at_ms,
+        target: target.to_owned(),
+        effect: Effect::Counted,
+        healed_ms,
+    }
+}
+
 /// What one oracle tells.
 pub(super) fn judged(
     history: &History,
@@ -66,6 +79,13 @@ pub(super) fn judged(
     oracle: impl Fn(&History, &Observed, &mut Found),
 ) -> Vec<String> {
     told(|found| oracle(history, observed, found))
+}
+
+/// What one oracle could not decide.
+pub(super) fn undecided(oracle: impl Fn(&mut Found)) -> Vec<String> {
+    let mut found = Found::default();
+    oracle(&mut found);
+    found.undecided
 }
 
 /// What one oracle tells.

@@ -125,9 +125,11 @@ impl Look {
 
     async fn once(&mut self) {
         self.round += 1;
+        let began = self.recorder.now();
         let known = self.recorder.highest_index();
         let ready = self.ready().await;
         let sealed = self.seal(&ready).await;
+        let at = self.recorder.now();
         let mut asked = JoinSet::new();
         for (target, (pid, was_ready)) in self.targets.iter().cloned().zip(ready) {
             let (recorder, sealed) = (self.recorder.clone(), sealed.clone());
@@ -136,11 +138,13 @@ impl Look {
         let mut nodes = asked.join_all().await;
         nodes.sort_by_key(|seen| seen.node);
         self.recorder.sample(Sample {
+            began,
             known,
             probe: sealed.map(|sealed| Probe {
                 context: CONTEXTS[sealed.place].to_owned(),
                 version: sealed.version,
                 made_on: sealed.made_on,
+                at,
             }),
             nodes,
         });

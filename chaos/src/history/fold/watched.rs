@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::super::event::{Held, Sample, Seen};
-use super::Few;
+use super::{Few, Moment, Moments};
 
 /// A node is ready while it has heard within this time, of a leader that had a quorum, and a little more for who looks: a
 /// commit that is younger may be missing on one that is cut off together with an old leader.
@@ -16,6 +16,11 @@ const REMEMBERED: u64 = 600_000_000_000;
 const JUST_NOW: u64 = 2_800_000_000;
 /// Digests that are compared with later ones.
 const DIGESTS: usize = 4096;
+/// So much is committed before a node is ready, and it has applied it: as a node whose disk is slow on purpose is given with
+/// revocations.
+const KNOWN: u64 = 16_000_000_000;
+/// Refusals that wait for the next look, at most.
+const SUSPECTS: usize = 64;
 
 /// See the module.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +32,9 @@ pub struct Findings {
     /// A ready node lacked the key.
     pub lacking: Few<String>,
     /// A node that had just been ready lacked the key of a version that others use.
-    pub lost: Few<String>,
+    pub lost: Moments,
+    /// A node refused to decrypt what had been put back into use long before it was ready.
+    pub withheld: Few<String>,
     /// Whenever a node had another process, term or part than before.
     pub terms: Vec<TermSeen>,
     /// Looks at ready nodes whose process was started during the run.
@@ -64,6 +71,12 @@ struct Process {
     seen: u64,
 }
 
+/// A refusal that is wrong if it came from the process that was seen before, and is the same at the next look.
+struct Suspect {
+    node: u32,
+    text: String,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Watched {
@@ -72,8 +85,9 @@ pub(super) struct Watched {
     /// What was known to be committed, and when.
     known: VecDeque<(u64, u64)>,
     digests: BTreeMap<u64, (String, u32)>,
-    /// When, and in which process, a node was ready last.
+    /// When the look began in which a node was ready last, and its process.
     ready: BTreeMap<u32, (u64, Option<i32>)>,
+    suspects: Vec<Suspect>,
     terms: BTreeMap<u32, TermSeen>,
 }
 
@@ -82,12 +96,14 @@ impl Watched {
     pub(super) fn sample(&mut self, at: u64, sample: &Sample) {
         self.found.samples += 1;
         for seen in &sample.nodes {
+            self.same_process(seen);
             self.holding(sample, seen);
             self.losing(at, sample, seen);
             self.caught_up(at, seen);
             self.digest(seen);
             self.term(at, seen);
         }
+        self.suspects.clear();
         self.known.push_back((at, sample.known));
         while self.known.front().is_some_and(|(then, _)| then + REMEMBERED < at) {
             self.known.pop_front();
@@ -121,23 +137,46 @@ impl Watched {
         }
     }
 
-    /// Whoever served a moment ago has been heard by the leader, and nothing is activated without him.
+    /// A node refuses what was put back into use at a time: wrong if it was ready long enough after that.
+    pub(super) fn suspect(&mut self, node: u32, back: u64, text: String) {
+        let knew = self.ready.get(&node);
+        let knew = knew.is_some_and(|(began, _)| *began >= back.saturating_add(KNOWN));
+        if knew && self.suspects.len() < SUSPECTS {
+            self.suspects.push(Suspect { node, text });
+        }
+    }
+
+    /// One that was started in between may have refused before it had caught up.
+    fn same_process(&mut self, seen: &Seen) {
+        let was = self.ready.get(&seen.node).map(|(_, pid)| *pid);
+        if seen.pid.is_some() && was == Some(seen.pid) {
+            for suspect in self.suspects.iter().filter(|suspect| suspect.node == seen.node) {
+                self.found.withheld.push(suspect.text.clone());
+            }
+        }
+    }
+
+    /// Whoever served a moment ago has been heard by the leader, and nothing is activated without him. Told once, until he is
+    /// ready again.
     fn losing(&mut self, at: u64, sample: &Sample, seen: &Seen) {
         let was = self.ready.get(&seen.node).copied();
         if seen.ready {
-            self.ready.insert(seen.node, (at, seen.pid));
+            self.ready.insert(seen.node, (sample.began, seen.pid));
             return;
         }
         let (Some(probe), Some((then, pid))) = (&sample.probe, was) else {
             return;
         };
         let lacks = matches!(&seen.held, Held::Refused { code } if code == "key_version_not_ready");
-        if lacks && pid == seen.pid && at.saturating_sub(then) < JUST_NOW {
+        // From before it was ready until after the version was active: no longer than that in truth, however long a look takes.
+        if lacks && pid == seen.pid && probe.at.saturating_sub(then) < JUST_NOW {
             let text = format!(
                 "version {} of {} was activated although node {}, which served until then, did not hold it",
                 probe.version, probe.context, seen.node
             );
-            self.found.lost.push(text);
+            let node = seen.node;
+            self.found.lost.push(Moment { at, node, text });
+            self.ready.remove(&node);
         }
     }
 
@@ -235,14 +274,24 @@ mod tests {
 
     fn sample(known: u64, nodes: Vec<Seen>) -> Sample {
         Sample {
+            began: 0,
             known,
             probe: Some(Probe {
                 context: "c".to_owned(),
                 version: 7,
                 made_on: 1,
+                at: 0,
             }),
             nodes,
         }
+    }
+
+    /// One that began at a time, and encrypted at once.
+    fn begun(began: u64, nodes: Vec<Seen>) -> Sample {
+        let mut sample = sample(1, nodes);
+        sample.began = began;
+        sample.probe.as_mut().unwrap().at = began;
+        sample
     }
 
     fn held(held: Held, ready: bool) -> Seen {
@@ -320,16 +369,58 @@ mod tests {
 
     #[test]
     fn who_served_a_moment_ago_must_hold_what_others_use() {
-        let not_ready = || held(refused("key_version_not_ready"), false);
+        let not_ready = |pid| Seen {
+            pid: Some(pid),
+            ..held(refused("key_version_not_ready"), false)
+        };
         for (then, pid, lost) in [(MS, 100, 1), (MS, 101, 0), (5000 * MS, 100, 0)] {
             let mut watched = Watched::default();
-            watched.sample(MS, &sample(1, vec![node(2)]));
+            watched.sample(2 * MS, &begun(MS, vec![node(2)]));
+            watched.sample(MS + then, &begun(MS + then, vec![not_ready(pid)]));
+            let lost_now = watched.into_findings().lost;
+            assert_eq!(lost_now.kept.len(), lost, "{then} {pid}");
+        }
+        // Looks that take long say no more than when they began: it may have been silent since the first one.
+        let mut watched = Watched::default();
+        watched.sample(5000 * MS, &begun(MS, vec![node(2)]));
+        watched.sample(5300 * MS, &begun(5200 * MS, vec![not_ready(100)]));
+        assert!(watched.into_findings().lost.kept.is_empty());
+        // It is one loss until it is ready again.
+        let mut watched = Watched::default();
+        watched.sample(2 * MS, &begun(MS, vec![node(2)]));
+        for at in [3 * MS, 4 * MS] {
+            watched.sample(at, &begun(at, vec![not_ready(100)]));
+        }
+        let lost = watched.into_findings().lost.kept;
+        assert_eq!((lost.len(), lost[0].node, lost[0].at), (1, 2, 3 * MS));
+    }
+
+    #[test]
+    fn who_refuses_what_is_in_use_again_is_told_if_it_knew_and_was_not_started_since() {
+        let (back, second) = (MS, 1000 * MS);
+        for (ready_at, pid, withheld) in [
+            (20 * second, 100, 1),
+            (20 * second, 101, 0),
+            // It need not know yet.
+            (10 * second, 100, 0),
+        ] {
+            let mut watched = Watched::default();
+            watched.sample(ready_at, &begun(ready_at, vec![node(2)]));
+            watched.suspect(2, back, "refused".to_owned());
+            watched.suspect(3, back, "by one that was never seen".to_owned());
             let now = Seen {
                 pid: Some(pid),
-                ..not_ready()
+                ..node(2)
             };
-            watched.sample(MS + then, &sample(1, vec![now]));
-            assert_eq!(watched.into_findings().lost.total, lost, "{then} {pid}");
+            for later in [1, 2] {
+                let at = ready_at + later * MS;
+                watched.sample(at, &begun(at, vec![now.clone()]));
+            }
+            assert_eq!(
+                watched.into_findings().withheld.total,
+                withheld,
+                "{ready_at} {pid}"
+            );
         }
     }
 

@@ -242,8 +242,8 @@ impl World for Rotations {
     type Spec = Versions;
 
     fn spec() -> Versions {
-        // As many as there can be, with a gap.
-        Versions::of([1, 2, 4, 5, 6, 7, 8, 9, 10, 11])
+        // As many as there can be, with a gap; two of them somebody knows to have made.
+        Versions::of([1, 2, 4, 5, 6, 7, 8, 9, 10, 11]).claimed_by([2, 5])
     }
 
     fn question(random: &mut Random, _: u64) -> VersionOp {
@@ -263,6 +263,10 @@ impl World for Rotations {
                 version: Some(*order.get(state + 1)?),
                 previous: Some(order[*state]),
             }),
+            // Both kinds of reads are answered.
+            _ if state % 2 == 1 => Some(VersionOp::Active {
+                version: Some(order[*state]),
+            }),
             _ => Some(VersionOp::Retired {
                 highest: state.checked_sub(1).map(|before| order[before]),
             }),
@@ -272,10 +276,14 @@ impl World for Rotations {
     fn guess(random: &mut Random, question: &VersionOp) -> VersionOp {
         let order = Self::spec().order;
         let place = usize::try_from(random.below(4)).unwrap();
+        let active = random.below(2) == 0;
         match question {
             VersionOp::Rotate { .. } => VersionOp::Rotate {
                 version: Some(order[place + 1]),
                 previous: Some(order[place]),
+            },
+            _ if active => VersionOp::Active {
+                version: Some(order[place]),
             },
             _ => VersionOp::Retired {
                 highest: place.checked_sub(1).map(|before| order[before]),
