@@ -57,7 +57,7 @@ pub static BUGS: [Bug; 14] = [
     Bug {
         name: "skip_sync_data",
         oracle: "durability",
-        says: "whose rotation was acknowledged",
+        says: "and its revocation was acknowledged",
         what: "entries of the log are acknowledged before they are on the disk",
     },
     Bug {

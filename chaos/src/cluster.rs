@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::cluster::equip::Equipment;
 use crate::faults;
+use crate::faults::unsynced::Loss;
 use crate::network::Network;
 use crate::options::Options;
 use crate::schedule::FaultKind;
@@ -32,6 +33,8 @@ pub(crate) const KEEP_LOGS: u64 = 50;
 const MOST_NODES: u32 = 9;
 /// From a start to readiness: a token may have to be filled again, and a snapshot be loaded.
 const READY: Duration = Duration::from_secs(120);
+/// For a process to end that waits for a disk which is slow on purpose.
+const POWER_OFF: Duration = Duration::from_secs(30);
 /// Between two looks at whether all nodes say the same.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -209,13 +212,26 @@ impl Cluster {
             .unwrap_or_else(|_| self.node(number).dir.join("data"))
     }
 
-    /// SIGKILL to one node, as when its machine loses power: everything that it has written and not synchronised is gone.
+    /// These nodes' machines lose power at once: SIGKILL, and of what they have written and not synchronised so much is gone.
+    /// How many changes that were.
     ///
     /// # Errors
-    /// The layer under its data is not there.
-    pub async fn kill_losing_writes(&self, number: u32) -> Result<usize> {
-        self.node(number).kill().await?;
-        self.with_layer(number, |layer| layer.lose(&faults::unsynced::Loss::All))?
+    /// The layer under a node's data is not there, or a node does not end.
+    pub async fn power_off(&self, numbers: &[u32], loss: &Loss) -> Result<usize> {
+        for number in numbers {
+            self.node(*number).signal(Signal::SIGKILL)?;
+        }
+        let mut lost = 0;
+        for number in numbers {
+            // Now: a process that waits for its disk ends only once that has answered, and then nothing would be left to lose.
+            lost += self.with_layer(*number, |layer| layer.lose(loss))??;
+        }
+        for number in numbers {
+            self.node(*number).wait_gone(POWER_OFF).await?;
+            // What its threads wrote meanwhile.
+            self.with_layer(*number, |layer| layer.lose(&Loss::All))??;
+        }
+        Ok(lost)
     }
 
     /// What is done with the layer under a node's data.

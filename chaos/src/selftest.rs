@@ -96,11 +96,7 @@ fn cases() -> Result<Vec<Case>> {
         Case::new("skip_vote_flush", script!(storage::a_vote_is_lost_with_the_power))?
             .with(&[LostWrites])
             .always(),
-        Case::new(
-            "skip_sync_data",
-            script!(storage::all_lose_power_after_a_rotation),
-        )?
-        .with(&[LostWrites]),
+        Case::new("skip_sync_data", script!(storage::all_lose_power_after_a_change))?.with(&[LostWrites]),
         Case::new("ignore_control_file", script!(storage::an_older_store_comes_back))?.always(),
         Case::new(
             "keep_restarted_leaders_term",

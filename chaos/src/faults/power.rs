@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::until;
-use nix::sys::signal::Signal;
 
 use super::unsynced::Loss;
 use super::{Done, one_of};
@@ -14,10 +13,9 @@ use crate::cluster::Cluster;
 const HELD_UP: Duration = Duration::from_millis(250);
 /// For something to be written. Clients write all the time.
 const WRITTEN: Duration = Duration::from_secs(5);
-const GONE: Duration = Duration::from_secs(30);
 
-/// Kills these at a moment at which the first of them has something to lose.
-async fn kill_while_writing(numbers: &[u32], cluster: &Cluster) -> Result<()> {
+/// Takes the power from these at a moment at which the first of them has something to lose. How many changes that cost.
+async fn lose_power(numbers: &[u32], loss: &Loss, cluster: &Cluster) -> Result<usize> {
     let first = *numbers.first().context("no node is left")?;
     for number in numbers {
         cluster.with_layer(*number, |layer| layer.hold_up(HELD_UP))?;
@@ -30,14 +28,12 @@ async fn kill_while_writing(numbers: &[u32], cluster: &Cluster) -> Result<()> {
     .await;
     for number in numbers {
         cluster.hold_down(*number, true);
-        cluster.node(*number).signal(Signal::SIGKILL)?;
     }
+    let lost = cluster.power_off(numbers, loss).await?;
     for number in numbers {
-        cluster.node(*number).wait_gone(GONE).await?;
-        // What was under way when the power went is not done.
         cluster.with_layer(*number, |layer| layer.hold_up(Duration::ZERO))?;
     }
-    Ok(())
+    Ok(lost)
 }
 
 async fn start(numbers: &[u32], lasts: Duration, cluster: &Cluster) -> Result<()> {
@@ -55,11 +51,7 @@ pub(super) async fn lost(all: bool, pick: u32, lasts: Duration, cluster: &Cluste
     } else {
         one_of(&members, pick).into_iter().collect()
     };
-    kill_while_writing(&numbers, cluster).await?;
-    let mut lost = 0;
-    for number in &numbers {
-        lost += cluster.with_layer(*number, |layer| layer.lose(&Loss::All))??;
-    }
+    let lost = lose_power(&numbers, &Loss::All, cluster).await?;
     start(&numbers, lasts, cluster)
         .await
         .context("after the loss of power")?;
@@ -69,8 +61,7 @@ pub(super) async fn lost(all: bool, pick: u32, lasts: Duration, cluster: &Cluste
 
 pub(super) async fn torn(pick: u32, permille: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
     let number = one_of(&cluster.members(), pick).context("no node is left")?;
-    kill_while_writing(&[number], cluster).await?;
-    let torn = cluster.with_layer(number, |layer| layer.lose(&Loss::LastWrite(permille)))??;
+    let torn = lose_power(&[number], &Loss::LastWrite(permille), cluster).await?;
     start(&[number], lasts, cluster)
         .await
         .context("after a torn write")?;

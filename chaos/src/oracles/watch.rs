@@ -27,6 +27,19 @@ const A_MOMENT: Duration = Duration::from_millis(100);
 /// the next look.
 const TURNS: &[usize] = &[0, 1, 0, 2];
 
+/// What was said by all that were asked. Those that are asked while the run ends say nothing.
+async fn answers<T: 'static>(mut asked: JoinSet<T>) -> Vec<T> {
+    let mut all = Vec::with_capacity(asked.len());
+    while let Some(one) = asked.join_next().await {
+        match one {
+            Ok(answer) => all.push(answer),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => {}
+        }
+    }
+    all
+}
+
 /// A running watch.
 pub struct Watch {
     stop: signal::Sender<bool>,
@@ -135,7 +148,7 @@ impl Look {
             let (recorder, sealed) = (self.recorder.clone(), sealed.clone());
             asked.spawn(async move { see(&target, pid, was_ready, sealed.as_ref(), &recorder).await });
         }
-        let mut nodes = asked.join_all().await;
+        let mut nodes = answers(asked).await;
         nodes.sort_by_key(|seen| seen.node);
         self.recorder.sample(Sample {
             began,
@@ -160,7 +173,7 @@ impl Look {
                 (place, pid, pid.is_some() && node.is_ready().await)
             });
         }
-        let mut ready = asked.join_all().await;
+        let mut ready = answers(asked).await;
         ready.sort_unstable();
         ready.into_iter().map(|(_, pid, ready)| (pid, ready)).collect()
     }

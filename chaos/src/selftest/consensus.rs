@@ -57,7 +57,7 @@ pub(super) async fn an_isolated_leader_is_asked(scene: &mut Scene) -> Result<()>
     tokio::time::sleep(FENCED).await;
     scene
         .clients
-        .rotate(PROCESS, CONTEXT, Some(new), "by the others")
+        .rotate(PROCESS, CONTEXT, Some(new), "by-the-others")
         .await
         .context("a rotation without the old leader")?;
     scene.clients.retired(PROCESS, CONTEXT, Some(new)).await;

@@ -18,7 +18,7 @@ pub(super) async fn a_node_goes_and_another_comes(scene: &mut Scene) -> Result<(
     leaving.kill().await?;
     join(scene).await?;
     members::note(&scene.cluster, &scene.recorder).await;
-    scene.rotate("with the newcomer").await.map(drop)
+    scene.rotate("with-the-newcomer").await.map(drop)
 }
 
 /// Two of five members apply nothing, and so do not know the sixth when it joins. The leader dies, the other two are stopped, and

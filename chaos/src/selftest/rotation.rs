@@ -31,7 +31,7 @@ pub(super) async fn one_of_three_tokens_is_slow(scene: &mut Scene) -> Result<()>
 async fn rotate_with_slow(scene: &Scene, leader: u32, slow: &[u32]) -> Result<()> {
     let action = format!("sleep({})", SLOW.as_millis());
     scene.arm(slow, IMPORTS, &action).await?;
-    scene.rotate("with slow tokens").await?;
+    scene.rotate("with-slow-tokens").await?;
     let sealed = scene.seal(leader).await?;
     scene.open_everywhere(&[&sealed]).await;
     tokio::time::sleep(WATCHED).await;
@@ -43,8 +43,8 @@ async fn rotate_with_slow(scene: &Scene, leader: u32, slow: &[u32]) -> Result<()
 
 /// Whoever has not heard the answer asks again, under the same key.
 pub(super) async fn a_rotation_is_asked_for_twice_under_one_key(scene: &mut Scene) -> Result<()> {
-    let first = scene.rotate("asked for twice").await?;
-    let again = scene.rotate("asked for twice").await?;
+    let first = scene.rotate("asked-for-twice").await?;
+    let again = scene.rotate("asked-for-twice").await?;
     let sealed = scene.seal(1).await?;
     scene.open_everywhere(&[&sealed]).await;
     ensure!(first == again, "version {first}, then version {again}");
@@ -54,7 +54,7 @@ pub(super) async fn a_rotation_is_asked_for_twice_under_one_key(scene: &mut Scen
 /// The first version is destroyed on every node, and everybody is asked for what was encrypted under it.
 pub(super) async fn a_version_is_destroyed(scene: &mut Scene) -> Result<()> {
     let sealed = scene.seal(1).await?;
-    scene.rotate("its successor").await?;
+    scene.rotate("its-successor").await?;
     scene.open_everywhere(&[&sealed]).await;
     scene.clients.destroy(PROCESS, CONTEXT, sealed.version).await;
     // Its row may be gone, and with it any word of its end.

@@ -63,7 +63,7 @@ impl Scene {
             watch,
         };
         let first = scene.seal(1).await?;
-        scene.rotate("the first").await?;
+        scene.rotate("the-first").await?;
         let second = scene.seal(1).await?;
         scene.open_everywhere(&[&first, &second]).await;
         members::note(&scene.cluster, &scene.recorder).await;
@@ -105,6 +105,12 @@ impl Scene {
     pub(super) async fn rotate(&self, key: &str) -> Result<u32> {
         let version = self.clients.rotate(PROCESS, CONTEXT, None, key).await;
         version.with_context(|| format!("the rotation under the key `{key}` was not acknowledged"))
+    }
+
+    /// Every synchronisation on the disks of these nodes takes so much longer from now on.
+    pub(super) fn slow_disks(&self, nodes: &[u32], each: Duration) -> Result<()> {
+        let mut nodes = nodes.iter();
+        nodes.try_for_each(|node| self.cluster.with_layer(*node, |layer| layer.delay(each)))
     }
 
     /// Asks every node for these; what it answers is for the oracles.

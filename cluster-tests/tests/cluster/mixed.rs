@@ -2,7 +2,6 @@
 //! nodes of both rotate, encrypt and decrypt for each other and bring each other up to date, and what only this release
 //! knows waits for the last node.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
