@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -228,7 +229,11 @@ impl<'a> Pump<'a> {
                     }
                 }
                 read = from.read(&mut buffer[..room]), if !ended && room > 0 => {
-                    let read = read?;
+                    let read = match read {
+                        // TLS that ends without a goodbye ends all the same, after what was sent.
+                        Err(error) if error.kind() == ErrorKind::UnexpectedEof => 0,
+                        read => read?,
+                    };
                     if read == 0 {
                         ended = true;
                         continue;
@@ -253,7 +258,10 @@ async fn cut(ways: &mut watch::Receiver<Ways>, way: Way, cut: bool) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use tokio::io::duplex;
+    use std::pin::Pin;
+    use std::task::{self, Poll};
+
+    use tokio::io::{ReadBuf, duplex};
 
     use super::*;
 
@@ -403,6 +411,37 @@ mod tests {
         read.unwrap();
         assert_eq!(got, wanted);
         assert!(touched.delayed() > 0);
+    }
+
+    /// TLS whose peer has closed the connection without a goodbye.
+    struct Gone;
+
+    impl AsyncRead for Gone {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Err(ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn last_words_arrive_without_a_goodbye() {
+        let (_ways, receiver) = watch::channel(Ways::default());
+        let touched = Touched::default();
+        for seed in 0..20 {
+            let (to, mut reader) = duplex(4096);
+            let pump = Pump::new((1, 2), receiver.clone(), &touched, seed);
+            let mut got = String::new();
+            let (pumped, read) = tokio::join!(
+                pump.run(b"go away".chain(Gone), to),
+                reader.read_to_string(&mut got)
+            );
+            pumped.unwrap();
+            read.unwrap();
+            assert_eq!(got, "go away");
+        }
     }
 
     #[tokio::test]
