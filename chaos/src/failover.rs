@@ -42,7 +42,7 @@ pub struct FailOvers {
     /// Encryptions and decryptions that were under way during one, on nodes other than the killed one.
     pub asked: u64,
     /// Those of them that were not answered as they should be: refused for whatever reason but that somebody had taken the
-    /// version out of use, or not answered at all.
+    /// version out of use or nobody had made a key yet, or not answered at all.
     pub failed: u64,
 }
 
@@ -202,15 +202,15 @@ impl Reading {
     }
 }
 
-/// Whether somebody who asked a node that serves was let down. A version that is out of use is none of its business: whether
-/// anybody had wanted that is judged by the oracle of ciphertexts.
+/// Whether somebody who asked a node that serves was let down. A version that is out of use, or a context in which nobody has
+/// made a key, is none of its business: whether anybody had wanted that is judged by the oracle of ciphertexts.
 fn has_failed(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Ok(Answer::Opened { right }) => !right,
         Outcome::Ok(_) => false,
         Outcome::Refused { code } => !matches!(
             code.parse::<ErrorCode>(),
-            Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed)
+            Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed | ErrorCode::ContextHasNoKey)
         ),
         Outcome::Unknown { .. } => true,
     }
