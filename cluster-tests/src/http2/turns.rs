@@ -68,6 +68,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(())
     }
 
+    /// What the other side needs to hear of what it has sent. It may have ended after its last answer and be gone: whether that
+    /// was all that was asked for is seen by reading on.
+    async fn tell(&mut self, kind: u8, flags: u8, payload: &[u8]) {
+        let _ = self.send(kind, flags, 0, payload).await;
+    }
+
     async fn take(&mut self, frame: Frame, first: u32, answers: &mut [Whole]) -> Result<()> {
         let last = self.next_stream.saturating_sub(2);
         let place = frame
@@ -75,8 +81,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .checked_sub(first)
             .and_then(|beyond| usize::try_from(beyond / 2).ok());
         match frame.kind {
-            PING if frame.flags & ACK == 0 => self.send(PING, ACK, 0, &frame.payload).await?,
-            SETTINGS if frame.flags & ACK == 0 => self.send(SETTINGS, ACK, 0, &[]).await?,
+            PING if frame.flags & ACK == 0 => self.tell(PING, ACK, &frame.payload).await,
+            SETTINGS if frame.flags & ACK == 0 => self.tell(SETTINGS, ACK, &[]).await,
             GOAWAY => {
                 self.is_ending = true;
                 let taken = frame.payload.first_chunk::<4>().context("a short GOAWAY")?;
@@ -100,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if frame.kind == DATA && !frame.payload.is_empty() {
                     // Of the connection; a stream's own is larger than any answer here.
                     let length = u32::try_from(frame.payload.len())?;
-                    self.send(WINDOW_UPDATE, 0, 0, &length.to_be_bytes()).await?;
+                    self.tell(WINDOW_UPDATE, 0, &length.to_be_bytes()).await;
                 }
                 let answer = place.and_then(|place| answers.get_mut(place));
                 let answer = answer.with_context(|| format!("stream {} was not begun", frame.stream))?;
@@ -120,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
 
@@ -154,6 +160,29 @@ mod tests {
         other.write_all(&goaway).await.unwrap();
         connection.rest(LONG).await.unwrap();
         assert!(connection.is_ending());
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_answered_though_the_other_side_has_gone_since() {
+        let (mut connection, mut other) = connected();
+        let asked = tokio::spawn(async move { connection.ask("/encrypt", &[b"{}".to_vec()]).await });
+        // As much as is asked for; then nobody reads what it is told.
+        let mut head = [0; 9];
+        for _ in 0..2 {
+            other.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[2])];
+            other.read_exact(&mut payload).await.unwrap();
+        }
+        let mut answer = vec![0, 0, 1, HEADERS, 4, 0, 0, 0, 1, 0x88];
+        answer.extend_from_slice(&[0, 0, 2, DATA, END_STREAM, 0, 0, 0, 1]);
+        answer.extend_from_slice(b"{}");
+        other.write_all(&answer).await.unwrap();
+        drop(other);
+        let answers = asked.await.unwrap().unwrap();
+        assert_eq!(
+            (answers[0].status, answers[0].body.as_slice()),
+            (Some(200), &b"{}"[..])
+        );
     }
 
     #[tokio::test]

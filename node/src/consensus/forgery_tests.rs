@@ -175,6 +175,12 @@ async fn a_node_that_is_no_member_yet_acts_in_nobodys_name() {
     let world = World::new("joiner").await;
     let id = world.register("127.0.0.1:1").await;
     let hello = world.hello(id);
+    // This node makes it a learner by itself, which is an entry too.
+    until("a learner", || {
+        let view = world.node.view();
+        view.peers.contains_key(&id) && view.applied == view.last_log
+    })
+    .await;
     let term = world.node.view().term;
     let last = world.node.view().last_log;
     for (asked, request) in [
