@@ -62,7 +62,7 @@ chaos-selftest: setup-packages ## show that each seeded bug is found by the orac
 	@scripts/chaos.sh selftest $(if $(BUG),--bug $(BUG))
 
 .PHONY: chaos-ci
-chaos-ci: setup-packages ## what CI runs after `make test`: every seeded bug, and a minute of many faults; some eight minutes
+chaos-ci: setup-packages ## every seeded bug, and a minute of many faults; some eight minutes
 	@scripts/test.sh chaos
 
 .PHONY: chaos-long

@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh               all steps
 #   scripts/test.sh fmt clippy    only these
-#   scripts/test.sh chaos         what CI runs after them
+#   scripts/test.sh chaos         none of these: the seeded bugs, and a minute of composed faults
 #
 # The last line is 'N passed, N failed, N skipped', below nextest's own summary.
 set -uo pipefail
@@ -180,15 +180,20 @@ chaos_faults=kill-leader,kill-all,pause,leader-in-minority,one-way,delay,disk-fu
 # With this one the leader is away, stopped and cut off for longer than an election takes, and all lose power at once.
 chaos_seed=2265
 
-# Not one of all_steps: CI runs it after them, so that their last line comes when it always did. The oracles have to find every
-# seeded bug and nothing without it; then a cluster is broken in many ways at once. In namespaces where that is permitted.
+# Not one of all_steps. The oracles have to find every seeded bug and nothing without it; then a cluster is broken in many ways at
+# once, in namespaces where that is permitted. A run in which a fault had no effect shows nothing, and is made once more.
 step_chaos() {
-  local chaos
+  local chaos status=0
   chaos=$(target_dir)/debug/chaos
   # With everything else that step `build` builds: alone it would have other features, and all would be built again.
   step_build
   timeout --kill-after=60 900 "$chaos" selftest
-  timeout --kill-after=60 480 "$chaos" run --seed "$chaos_seed" --minutes 1 --faults "$chaos_faults"
+  timeout --kill-after=60 480 "$chaos" run --seed "$chaos_seed" --minutes 1 --faults "$chaos_faults" || status=$?
+  if [ "$status" -eq 2 ]; then
+    status=0
+    timeout --kill-after=60 480 "$chaos" run --seed "$chaos_seed" --minutes 1 --faults "$chaos_faults" || status=$?
+  fi
+  return "$status"
 }
 
 # Prints 'N passed, N failed, N skipped' from nextest's summary in file $1; fails when there is none.
