@@ -5,6 +5,7 @@
 
 mod deal;
 mod kind;
+mod limit;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,8 @@ use crate::cluster::Cluster;
 use crate::history::Recorder;
 
 pub use kind::FaultKind;
+pub(crate) use limit::Limit;
+pub use limit::{Early, Stop};
 
 /// The longest pause before a step where no other is asked for, in milliseconds.
 pub const PAUSE_MS: u32 = 2_000;
@@ -300,21 +303,32 @@ pub fn plan_with_pauses(
 /// whoever waits for it next finds what is wrong.
 ///
 /// It ends, too, with the first step that the harness could not carry out. That one is among what was fired, without an effect
-/// and without an end, and why it failed is said besides.
-pub async fn carry_out(
+/// and without an end, and why it failed is said besides. And it ends at its [`Limit`].
+pub(crate) async fn carry_out(
     plan: &Plan,
     cluster: &Cluster,
     recorder: &Recorder,
+    limit: &Limit<'_>,
 ) -> (Vec<Fired>, Vec<anyhow::Error>) {
     let (weather, breaking): (Vec<&Step>, Vec<&Step>) =
         plan.steps.iter().partition(|step| step.fault.kind().is_weather());
     let over = AtomicBool::new(false);
     let now = || recorder.elapsed_ms();
-    let carry = async |step: &Step| crate::faults::carry_out(step, cluster, recorder).await;
-    let ((mut fired, failed), (beside, failed_beside)) = tokio::join!(
-        one_after_the_other(&breaking, &over, now, &carry),
-        one_after_the_other(&weather, &over, now, &carry)
-    );
+    let carry = async |step: &Step| {
+        limit.step_begins(step.number);
+        let done = crate::faults::carry_out(step, cluster, recorder).await;
+        if !matches!(&done, Ok((one, None)) if one.effect.failure().is_none()) {
+            limit.plan_breaks();
+        }
+        done
+    };
+    let lanes = async {
+        tokio::join!(
+            one_after_the_other(&breaking, &over, now, &carry),
+            one_after_the_other(&weather, &over, now, &carry)
+        )
+    };
+    let ((mut fired, failed), (beside, failed_beside)) = limit.hold(&over, lanes).await;
     fired.extend(beside);
     fired.sort_by_key(|fired| (fired.at_ms, fired.step));
     (fired, failed.into_iter().chain(failed_beside).collect())
