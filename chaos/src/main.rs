@@ -193,7 +193,9 @@ impl Signals {
         };
         let has_begun = stop.tell();
         if has_begun {
-            println!("told to stop: no other fault begins, and what was done is judged; to end it where it is, tell it again");
+            println!(
+                "told to stop: no other fault begins, and what was done is judged; to end it where it is, tell it again"
+            );
             let told = Instant::now();
             code = loop {
                 tokio::select! {
@@ -381,7 +383,11 @@ fn exit_code(verdict: &Verdict, stopped: Option<u8>) -> u8 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use nix::sys::signal::Signal::SIGUSR2;
+    use nix::unistd::Pid;
+
     use super::*;
 
     #[test]
@@ -394,28 +400,64 @@ mod tests {
         assert_eq!(code(Verdict::Violation(Vec::new()), Some(143)), 1);
     }
 
+    /// In the place of those that end programs.
+    fn signals() -> Signals {
+        Signals {
+            interrupt: signal(SignalKind::user_defined1()).unwrap(),
+            terminate: signal(SignalKind::user_defined2()).unwrap(),
+        }
+    }
+
+    fn raise() {
+        nix::sys::signal::kill(Pid::this(), SIGUSR2).unwrap();
+    }
+
+    fn folder(root: &tempfile::TempDir) -> Folder {
+        Folder::create(Some(&root.path().join("run"))).unwrap()
+    }
+
     #[tokio::test]
-    async fn a_run_whose_faults_have_not_begun_is_dropped_by_the_first_signal() {
-        let root = tempfile::tempdir().ok();
-        let place = root.as_ref().map(|root| root.path().join("run"));
-        let Ok(folder) = Folder::create(place.as_deref()) else {
-            panic!("no folder");
-        };
-        let (Ok(interrupt), Ok(terminate)) = (
-            signal(SignalKind::user_defined1()),
-            signal(SignalKind::user_defined2()),
-        ) else {
-            panic!("no signals");
-        };
-        let mut signals = Signals { interrupt, terminate };
-        let stop = Stop::default();
-        let raise = async {
-            let pid = nix::unistd::Pid::this();
-            assert!(nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR2).is_ok());
-            std::future::pending::<()>().await;
-        };
-        let stopped = signals.or_stop(&folder, &stop, raise).await;
-        assert_eq!(stopped.map(|(_, code)| code), Err(143));
+    async fn a_run_whose_faults_have_not_begun_ends_with_the_first_signal_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        raise();
+        let ended = signals
+            .or_stop(&folder, &stop, std::future::pending::<()>())
+            .await;
+        assert_eq!(ended.map(|(_, code)| code), Err(143));
         assert!(!folder.path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_faults_have_begun_ends_by_itself_after_the_first_signal() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        stop.faults_begin();
+        raise();
+        let run = async {
+            while !stop.is_told() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            7
+        };
+        assert_eq!(signals.or_stop(&folder, &stop, run).await, Ok((7, Some(143))));
+        assert!(folder.path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_run_ends_where_it_is_with_the_second_signal_and_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        stop.faults_begin();
+        let begun = Instant::now();
+        let run = async {
+            for _ in 0..10_000 {
+                raise();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert_eq!(signals.or_stop(&folder, &stop, run).await, Err(143));
+        assert!(begun.elapsed() > SAME_SIGNAL, "one that comes twice is one");
+        assert!(folder.path().exists());
     }
 }

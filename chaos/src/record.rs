@@ -1,5 +1,6 @@
 //! What runs have shown, added up over runs: a checked-in file that `make chaos-long` adds a line to, and the table that is made
-//! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are.
+//! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are,
+//! and those that were told to stop are with what they had carried out until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,9 +11,10 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::failover::FailOvers;
+use crate::faults::failpoint::points;
 use crate::options::Options;
 use crate::run::Report;
-use crate::schedule::FaultKind;
+use crate::schedule::{Early, Effect, FaultKind, Fired};
 use crate::verdict::{Verdict, counted};
 
 /// Where it lies in the repository.
@@ -28,14 +30,29 @@ const END: &str = "<!-- chaos record: end -->";
 pub struct Entry {
     /// Its seed.
     pub seed: u64,
-    /// Of the repository; `+` behind it if files were changed.
+    /// That the programs were built from; `-dirty` behind it if files were changed.
     pub commit: String,
     /// Nodes at its beginning.
     pub nodes: u32,
     /// For how long faults went on, in seconds.
     pub seconds: u64,
+    /// Kinds that were asked for.
+    #[serde(default)]
+    pub asked: BTreeSet<FaultKind>,
+    /// Steps of the plan.
+    #[serde(default)]
+    pub planned: u32,
+    /// Those of them that were left out because the plan has ended early.
+    #[serde(default)]
+    pub left_out: u32,
+    /// Why it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early: Option<Early>,
     /// Faults that had their effect, by kind.
     pub faults: BTreeMap<FaultKind, u32>,
+    /// How often a node has died at each failpoint.
+    #[serde(default)]
+    pub points: BTreeMap<String, u32>,
     /// How long changes waited after each leader kill among them, and what became of other requests meanwhile.
     pub failovers: FailOvers,
     /// Calls of clients whose outcome is known.
@@ -51,8 +68,15 @@ pub fn summary(report: &Report) -> String {
         .iter()
         .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
+    let left_out = report.early.map(|early| {
+        let (left_out, planned) = (report.left_out(), report.planned);
+        format!(
+            "; {left_out} of {planned} planned faults were left out: {}",
+            early.why()
+        )
+    });
     format!(
-        "{} faults in {:.1} minutes had their effect: {}; {} operations with a known outcome",
+        "{} faults in {:.1} minutes had their effect: {}; {} operations with a known outcome{}",
         counted(&report.fired).values().sum::<u32>(),
         report.faults_lasted.as_secs_f64() / 60.0,
         if faults.is_empty() {
@@ -60,8 +84,25 @@ pub fn summary(report: &Report) -> String {
         } else {
             faults.join(", ")
         },
-        report.operations
+        report.operations,
+        left_out.unwrap_or_default()
     )
+}
+
+/// At which failpoints nodes have died, and how often.
+fn hits(fired: &[Fired]) -> BTreeMap<String, u32> {
+    let (all, mut hits) = (points(), BTreeMap::new());
+    let deaths = fired
+        .iter()
+        .filter(|one| one.kind == FaultKind::Failpoint && one.effect == Effect::Counted);
+    for death in deaths {
+        // `node 2 at store::after_vote, leader …`
+        let mut words = death.target.split([' ', ',', ';']);
+        if let Some(name) = words.find(|word| all.iter().any(|(name, _)| name == word)) {
+            *hits.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    hits
 }
 
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
@@ -85,7 +126,12 @@ pub fn add(
         commit,
         nodes: options.nodes,
         seconds: report.faults_lasted.as_secs(),
+        asked: options.faults.clone(),
+        planned: report.planned,
+        left_out: report.left_out(),
+        early: report.early,
         faults: counted(&report.fired),
+        points: hits(&report.fired),
         failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
         violations: report.verdict.violations(),
@@ -114,40 +160,45 @@ fn write(file: &Path, entries: &[Entry]) -> Result<()> {
     fs::rename(&beside, file).with_context(|| file.display().to_string())
 }
 
-/// That of this repository; `+` behind it if files of the program were changed.
+/// The commit that the nodes were built from, as `hsm-node --version` says it; `own` is that of this program.
 ///
 /// # Errors
-/// There is none.
-pub fn commit() -> Result<String> {
-    let git = |arguments: &[&str]| -> Result<String> {
-        let output = Command::new("git")
-            .args(arguments)
-            .output()
-            .context("start git")?;
-        ensure!(
-            output.status.success(),
-            "git {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let head = git(&["rev-parse", "--short=7", "HEAD"])?;
-    let own = format!(":(exclude){FILE}");
-    let changed = git(&[
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ":/",
-        &own,
-        ":(exclude)docs/reliability.md",
-    ])?;
-    Ok(if changed.is_empty() {
-        head
-    } else {
-        format!("{head}+")
-    })
+/// The nodes do not say it, or this program, whose oracles judge them, is of another one.
+pub fn commit(own: Option<&str>) -> Result<String> {
+    let node = cluster_tests::binary("hsm-node")?;
+    let output = Command::new(&node)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("start {}", node.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} --version: {}: {}",
+        node.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    let commit = commit_in(&said, own).with_context(|| node.display().to_string())?;
+    Ok(commit.to_owned())
+}
+
+/// Of what `hsm-node --version` says.
+fn commit_in<'a>(said: &'a str, own: Option<&str>) -> Result<&'a str> {
+    let commit = said
+        .lines()
+        .find_map(|line| line.strip_prefix("commit: "))
+        .map(str::trim)
+        .filter(|commit| !commit.is_empty());
+    let commit = commit.context(
+        "it does not say which commit it was built from, so nothing can be recorded of it; build it by scripts/chaos.sh, or with \
+         HSM_BUILD_COMMIT",
+    )?;
+    let own = own.unwrap_or_default();
+    ensure!(
+        commit == own,
+        "it was built from commit {commit}, and chaos from `{own}`; build both together, by scripts/chaos.sh"
+    );
+    Ok(commit)
 }
 
 /// The sums as a table.
@@ -158,8 +209,8 @@ pub fn table(entries: &[Entry]) -> String {
         counts.map(|count| u64::from(*count)).sum()
     };
     let sum = |of: fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
-    let mut failovers = FailOvers::default();
-    entries.iter().for_each(|entry| failovers.add(&entry.failovers));
+    let (alone, beside): (Vec<&Entry>, Vec<&Entry>) = entries.iter().partition(|entry| kills_alone(entry));
+    let (alone, beside) = (failovers(&alone), failovers(&beside));
     let commits: BTreeSet<&str> = entries.iter().map(|entry| entry.commit.as_str()).collect();
     let mut out = String::from("| what | in all recorded runs |\n|---|---|\n");
     let mut row = |what: &str, figure: String| out.push_str(&format!("| {what} | {figure} |\n"));
@@ -177,12 +228,21 @@ pub fn table(entries: &[Entry]) -> String {
         thousands(count(FaultKind::KillLeader)),
     );
     row(
-        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged",
-        waited(&failovers),
+        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged, in runs of kills \
+         alone",
+        waited(&alone),
     );
     row(
-        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed",
-        format!("{}, {}", thousands(failovers.asked), thousands(failovers.failed)),
+        "the same in all other runs, in which lines, disks, clocks or tokens are bad besides",
+        waited(&beside),
+    );
+    row(
+        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed, in runs of kills alone",
+        format!("{}, {}", thousands(alone.asked), thousands(alone.failed)),
+    );
+    row(
+        "the same in all other runs",
+        format!("{}, {}", thousands(beside.asked), thousands(beside.failed)),
     );
     row("whole clusters killed", thousands(count(FaultKind::KillAll)));
     row(
@@ -205,6 +265,15 @@ pub fn table(entries: &[Entry]) -> String {
         .map(|kind| format!("{kind} {}", thousands(count(*kind))))
         .collect();
     row("other faults that had their effect", others.join(", "));
+    row("nodes that died at each failpoint", at_points(entries));
+    row(
+        "planned, and left out because the time was over or the run was told to stop",
+        format!(
+            "{} of {}",
+            thousands(sum(|entry| u64::from(entry.left_out))),
+            thousands(sum(|entry| u64::from(entry.planned)))
+        ),
+    );
     row(
         "operations with a known outcome",
         thousands(sum(|entry| entry.operations)),
@@ -223,6 +292,39 @@ pub fn table(entries: &[Entry]) -> String {
 /// Kills alone, however many, are not faults of every kind at once.
 fn is_composed(entry: &Entry) -> bool {
     entry.faults.len() >= COMPOSED
+}
+
+/// Nothing but nodes that are killed: how long that takes is not mixed with what a slow disk or a bad line adds to it.
+fn kills_alone(entry: &Entry) -> bool {
+    let mut kinds = entry.asked.iter().chain(entry.faults.keys());
+    kinds.all(|kind| {
+        matches!(
+            kind,
+            FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority | FaultKind::KillAll
+        )
+    })
+}
+
+fn failovers(entries: &[&Entry]) -> FailOvers {
+    let mut all = FailOvers::default();
+    entries.iter().for_each(|entry| all.add(&entry.failovers));
+    all
+}
+
+/// Once somebody has died at one, those at which nobody has are told too.
+fn at_points(entries: &[Entry]) -> String {
+    if entries.iter().all(|entry| entry.points.is_empty()) {
+        return "none".to_owned();
+    }
+    let mut all: BTreeMap<&str, u64> = points().into_iter().map(|(name, _)| (name, 0)).collect();
+    for (name, count) in entries.iter().flat_map(|entry| &entry.points) {
+        *all.entry(name).or_default() += u64::from(*count);
+    }
+    let told: Vec<String> = all
+        .iter()
+        .map(|(name, count)| format!("`{name}` {}", thousands(*count)))
+        .collect();
+    told.join(", ")
 }
 
 fn waited(failovers: &FailOvers) -> String {
@@ -287,7 +389,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::schedule::{Effect, Fired};
 
     fn root() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -313,6 +414,30 @@ mod tests {
             operations: 12_345,
             checked: String::new(),
             faults_lasted: Duration::from_secs(600),
+            planned: 4,
+            early: None,
+        }
+    }
+
+    fn measured(ms: &[u64]) -> FailOvers {
+        serde_json::from_value(serde_json::json!({"ms": ms, "asked": 1_000, "failed": 1})).unwrap()
+    }
+
+    fn entry(kinds: &[FaultKind]) -> Entry {
+        Entry {
+            seed: 1,
+            commit: "abcdef0".to_owned(),
+            nodes: 3,
+            seconds: 600,
+            asked: kinds.iter().copied().collect(),
+            planned: 9,
+            left_out: 0,
+            early: None,
+            faults: kinds.iter().map(|kind| (*kind, 1)).collect(),
+            points: BTreeMap::new(),
+            failovers: FailOvers::default(),
+            operations: 1,
+            violations: 0,
         }
     }
 
@@ -334,17 +459,10 @@ mod tests {
     fn runs_add_up_and_only_faults_with_an_effect_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("record.json");
-        let measured = |ms: &[u64]| {
-            Ok(FailOvers {
-                ms: ms.to_vec(),
-                asked: 1_000,
-                failed: 1,
-            })
-        };
-        let (first, second) = (measured(&[2_400, 1_900]), measured(&[3_000, 2_500]));
+        let (first, second) = (Ok(measured(&[2_400, 1_900])), Ok(measured(&[3_000, 2_500])));
         let pass = report(Verdict::Pass);
         add(&file, &options(), &pass, first, "abcdef0".to_owned()).unwrap();
-        add(&file, &options(), &pass, second, "abcdef1+".to_owned()).unwrap();
+        add(&file, &options(), &pass, second, "abcdef1-dirty".to_owned()).unwrap();
         let nothing = report(Verdict::Inconclusive("no".to_owned()));
         let unread = || Err(anyhow::anyhow!("no history"));
         add(&file, &options(), &nothing, unread(), "abcdef0".to_owned()).unwrap();
@@ -361,7 +479,9 @@ mod tests {
             "higher term | 4 |",
             "| p50 2.40 s, p99 3.00 s, at most 3.00 s, of 4 |",
             "| 2,000, 2 |",
-            "| abcdef0, abcdef1+ |",
+            "| abcdef0, abcdef1-dirty |",
+            "or the run was told to stop | 0 of 8 |",
+            "at each failpoint | none |",
             "outcome | 24,690 |",
             "pause 2",
             "| **0** |",
@@ -372,20 +492,92 @@ mod tests {
 
     #[test]
     fn minutes_are_of_composed_faults_where_many_kinds_came() {
-        let entry = |kinds: usize, seconds| Entry {
-            seed: 1,
-            commit: "abcdef0".to_owned(),
-            nodes: 3,
-            seconds,
-            faults: FaultKind::ALL.iter().take(kinds).map(|kind| (*kind, 1)).collect(),
-            failovers: FailOvers::default(),
-            operations: 1,
-            violations: 0,
-        };
-        let table = table(&[entry(COMPOSED - 1, 600), entry(COMPOSED, 1_200)]);
+        let few = entry(&FaultKind::ALL[..COMPOSED - 1]);
+        let mut many = entry(&FaultKind::ALL[..COMPOSED]);
+        many.seconds = 1_200;
+        let table = table(&[few, many]);
         assert!(table.contains("minutes under faults | 30 |"), "{table}");
         assert!(table.contains("have had their effect | 20 |"), "{table}");
         assert!(table.contains("| none measured |"), "{table}");
+    }
+
+    #[test]
+    fn fail_overs_of_kills_alone_are_told_apart() {
+        let mut alone = entry(&[FaultKind::KillLeader, FaultKind::KillAll]);
+        alone.failovers = measured(&[2_000]);
+        let mut beside = entry(&[FaultKind::KillLeader]);
+        // It was asked for, and made lines bad, whether it counts or not.
+        beside.asked.insert(FaultKind::Delay);
+        beside.failovers = measured(&[9_000, 9_000]);
+        let table = table(&[alone, beside]);
+        for said in [
+            "in runs of kills alone | p50 2.00 s, p99 2.00 s, at most 2.00 s, of 1 |",
+            "bad besides | p50 9.00 s, p99 9.00 s, at most 9.00 s, of 2 |",
+            "failed, in runs of kills alone | 1,000, 1 |",
+        ] {
+            assert!(table.contains(said), "{said}: {table}");
+        }
+    }
+
+    #[test]
+    fn deaths_at_failpoints_are_counted_for_each() {
+        let at = |target: &str, effect| Fired {
+            step: 1,
+            kind: FaultKind::Failpoint,
+            at_ms: 0,
+            target: target.to_owned(),
+            effect,
+            healed_ms: 1,
+        };
+        let vote = "node 2 at store::after_vote, leader Some(Leader { node: 1, term: 3 })";
+        let hits = hits(&[
+            at(vote, Effect::Counted),
+            at(vote, Effect::Counted),
+            at(
+                "node 1 at store::after_purge, leader None",
+                Effect::NotCounted("nobody".to_owned()),
+            ),
+        ]);
+        assert_eq!(hits, BTreeMap::from([("store::after_vote".to_owned(), 2)]));
+        let mut died = entry(&[FaultKind::Failpoint]);
+        died.points = hits;
+        let table = table(&[died]);
+        for said in ["`store::after_vote` 2", "`store::after_purge` 0"] {
+            assert!(table.contains(said), "{said}: {table}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_has_ended_early_is_recorded_with_what_it_has_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("record.json");
+        let mut stopped = report(Verdict::Pass);
+        stopped.planned = 90;
+        stopped.early = Some(Early::Signal);
+        assert!(
+            summary(&stopped).ends_with("86 of 90 planned faults were left out: the run was told to stop"),
+            "{}",
+            summary(&stopped)
+        );
+        let failovers = Ok(FailOvers::default());
+        add(&file, &options(), &stopped, failovers, "abcdef0".to_owned()).unwrap();
+        let entries = read(&file).unwrap();
+        assert_eq!((entries[0].left_out, entries[0].early), (86, Some(Early::Signal)));
+        assert!(table(&entries).contains("| 86 of 90 |"));
+    }
+
+    #[test]
+    fn the_commit_is_that_of_the_nodes_and_of_this_program() {
+        let said = "hsm-node 2.0.0\nfeatures: none\ncommit: abcdef0-dirty\n";
+        assert_eq!(commit_in(said, Some("abcdef0-dirty")).unwrap(), "abcdef0-dirty");
+        let other = commit_in(said, Some("abcdef0")).unwrap_err().to_string();
+        assert!(
+            other.contains("abcdef0-dirty, and chaos from `abcdef0`"),
+            "{other}"
+        );
+        assert!(commit_in(said, None).is_err());
+        let silent = commit_in("hsm-node 2.0.0\nfeatures: none\n", None).unwrap_err();
+        assert!(silent.to_string().contains("scripts/chaos.sh"), "{silent}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct Stop {
 
 impl Stop {
     /// From here on there is something to be judged.
-    pub(crate) fn faults_begin(&self) {
+    pub fn faults_begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }
 
@@ -55,6 +55,12 @@ impl Stop {
     pub fn tell(&self) -> bool {
         self.told.store(true, Ordering::Relaxed);
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was told.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
     }
 }
 
@@ -115,7 +121,7 @@ impl<'a> Limit<'a> {
 
     async fn comes(&self) -> Early {
         loop {
-            if self.stop.told.load(Ordering::Relaxed) {
+            if self.stop.is_told() {
                 return Early::Signal;
             }
             if Instant::now() >= self.until && lock(&self.first).is_empty() {
