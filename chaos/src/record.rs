@@ -337,6 +337,7 @@ mod tests {
         let measured = |ms: &[u64]| {
             Ok(FailOvers {
                 ms: ms.to_vec(),
+                unended: 0,
                 asked: 1_000,
                 failed: 1,
             })
