@@ -172,7 +172,7 @@ pub fn names(faults: &BTreeSet<FaultKind>) -> String {
 mod tests {
     use super::*;
     use crate::faults::failpoint::points;
-    use crate::schedule::{Fault, Victims, plan};
+    use crate::schedule::{Fault, Meanwhile, plan};
 
     #[test]
     fn a_list_of_faults_is_read_as_it_is_written() {
@@ -239,20 +239,21 @@ mod tests {
         let mut seen = 0;
         for step in &plan.steps {
             let is_so = match &step.fault {
-                Fault::Kill(Victims::Leader, _) => step.lasts_ms > 2_400,
                 Fault::Pause { leader, tenths, .. } => *leader && *tenths > 24,
                 Fault::LostWrites { all, .. } => *all,
                 Fault::TornTail { on_stopped, .. } => !on_stopped,
-                Fault::JoinRemove { kill_leader, .. } | Fault::Rekey { kill_leader } => *kill_leader,
+                Fault::JoinRemove {
+                    meanwhile, rotate, ..
+                } => matches!(meanwhile, Meanwhile::LeaderKilledAt(_)) && *rotate,
                 Fault::Failpoint { point, .. } => {
                     let all = points();
-                    all[*point as usize % all.len()].0 == "rotation::after_import"
+                    all[*point as usize % all.len()].0 == "rotation::before_activate_commit"
                 }
                 _ => continue,
             };
             assert!(is_so, "{step:?}");
             seen += 1;
         }
-        assert_eq!(seen, 7);
+        assert_eq!(seen, 5);
     }
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::failpoints;
 use serde::{Deserialize, Serialize};
 
 use crate::failover::FailOvers;
@@ -71,7 +72,7 @@ pub fn summary(report: &Report) -> String {
         .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
     let left_out = report.early.map(|early| {
-        let (left_out, planned) = (report.left_out(), report.planned);
+        let (left_out, planned) = (report.left_out, report.planned);
         format!(
             "; {left_out} of {planned} planned faults were left out: {}",
             early.why()
@@ -91,16 +92,26 @@ pub fn summary(report: &Report) -> String {
     )
 }
 
-/// At which failpoints nodes have died, and how often.
-fn hits(fired: &[Fired]) -> BTreeMap<String, u32> {
-    let (all, mut hits) = (points(), BTreeMap::new());
-    let deaths = fired
+/// Every line of the product at which a fault has a node die, by itself or while an operator changes something.
+fn lines() -> BTreeSet<&'static str> {
+    let alone = points().into_iter().map(|(name, _)| name);
+    let meanwhile = failpoints::MEMBERSHIP
         .iter()
-        .filter(|one| one.kind == FaultKind::Failpoint && one.effect == Effect::Counted);
-    for death in deaths {
-        // `node 2 at store::after_vote, leader …`
-        let mut words = death.target.split([' ', ',', ';']);
-        if let Some(name) = words.find(|word| all.iter().any(|(name, _)| name == word)) {
+        .chain(&failpoints::BURY)
+        .chain(&failpoints::REKEY)
+        .chain(&failpoints::RESEAL);
+    alone.chain(meanwhile.copied()).collect()
+}
+
+/// At which of them nodes have died, and how often.
+fn hits(fired: &[Fired]) -> BTreeMap<String, u32> {
+    let (all, mut hits) = (lines(), BTreeMap::new());
+    for one in fired.iter().filter(|one| one.effect == Effect::Counted) {
+        // `node 2 at store::after_vote, leader …`; of a change of members there may be two.
+        let words = one
+            .target
+            .split(|letter: char| !letter.is_alphanumeric() && !matches!(letter, '_' | ':'));
+        for name in words.filter(|word| all.contains(word)) {
             *hits.entry(name.to_owned()).or_default() += 1;
         }
     }
@@ -130,7 +141,7 @@ pub fn add(
         seconds: report.faults_lasted.as_secs(),
         asked: options.faults.clone(),
         planned: report.planned,
-        left_out: report.left_out(),
+        left_out: report.left_out,
         early: report.early,
         faults: counted(&report.fired),
         points: hits(&report.fired),
@@ -255,6 +266,7 @@ mod tests {
             faults_lasted: Duration::from_secs(600),
             planned: 4,
             early: None,
+            left_out: 0,
         }
     }
 
@@ -313,24 +325,34 @@ mod tests {
 
     #[test]
     fn deaths_at_failpoints_are_counted_for_each() {
-        let at = |target: &str, effect| Fired {
+        let at = |kind, target: &str, effect| Fired {
             step: 1,
-            kind: FaultKind::Failpoint,
+            kind,
             at_ms: 0,
             target: target.to_owned(),
             effect,
             healed_ms: 1,
         };
         let vote = "node 2 at store::after_vote, leader Some(Leader { node: 1, term: 3 })";
+        let purge = "node 1 at store::after_purge, leader None";
+        let joined = "meanwhile: Some(\"leader 1 at membership::after_change\"), Some(\"leader 2 at membership::after_bury\")";
         let hits = hits(&[
-            at(vote, Effect::Counted),
-            at(vote, Effect::Counted),
+            at(FaultKind::Failpoint, vote, Effect::Counted),
+            at(FaultKind::Failpoint, vote, Effect::Counted),
             at(
-                "node 1 at store::after_purge, leader None",
+                FaultKind::Failpoint,
+                purge,
                 Effect::NotCounted("nobody".to_owned()),
             ),
+            at(FaultKind::JoinRemove, joined, Effect::Counted),
+            at(FaultKind::Pause, "node 1", Effect::Counted),
         ]);
-        assert_eq!(hits, BTreeMap::from([("store::after_vote".to_owned(), 2)]));
+        let wanted = [
+            ("membership::after_bury", 1),
+            ("membership::after_change", 1),
+            ("store::after_vote", 2),
+        ];
+        assert_eq!(hits, wanted.map(|(name, count)| (name.to_owned(), count)).into());
     }
 
     #[test]
@@ -340,6 +362,7 @@ mod tests {
         let mut stopped = report(Verdict::Pass);
         stopped.planned = 90;
         stopped.early = Some(Early::Signal);
+        stopped.left_out = 86;
         assert!(
             summary(&stopped).ends_with("86 of 90 planned faults were left out: the run was told to stop"),
             "{}",

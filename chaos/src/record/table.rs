@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Entry;
+use super::{Entry, lines};
 use crate::failover::FailOvers;
-use crate::faults::failpoint::points;
 use crate::schedule::FaultKind;
 
 /// Kinds of faults in a run that counts as composed of them.
@@ -125,7 +124,7 @@ fn at_points(entries: &[Entry]) -> String {
     if entries.iter().all(|entry| entry.points.is_empty()) {
         return "none".to_owned();
     }
-    let mut all: BTreeMap<&str, u64> = points().into_iter().map(|(name, _)| (name, 0)).collect();
+    let mut all: BTreeMap<&str, u64> = lines().into_iter().map(|name| (name, 0)).collect();
     for (name, count) in entries.iter().flat_map(|entry| &entry.points) {
         *all.entry(name).or_default() += u64::from(*count);
     }
@@ -137,6 +136,10 @@ fn at_points(entries: &[Entry]) -> String {
 }
 
 fn waited(failovers: &FailOvers) -> String {
+    let unended = match failovers.unended {
+        0 => String::new(),
+        more => format!(", and {} without an end", thousands(more)),
+    };
     let seconds = |percent| {
         let ms = failovers.percentile(percent)?;
         Some(format!("{:.2} s", ms as f64 / 1000.0))
@@ -144,11 +147,11 @@ fn waited(failovers: &FailOvers) -> String {
     match (seconds(50), seconds(99), seconds(100)) {
         (Some(half), Some(nearly_all), Some(all)) => {
             format!(
-                "p50 {half}, p99 {nearly_all}, at most {all}, of {}",
+                "p50 {half}, p99 {nearly_all}, at most {all}, of {}{unended}",
                 thousands(failovers.ms.len() as u64)
             )
         }
-        _ => "none measured".to_owned(),
+        _ => format!("none measured{unended}"),
     }
 }
 
@@ -219,10 +222,11 @@ mod tests {
         // It was asked for, and made lines bad, whether it counts or not.
         beside.asked.insert(FaultKind::Delay);
         beside.failovers = measured(&[9_000, 9_000]);
+        beside.failovers.unended = 3;
         let table = table(&[alone, beside]);
         for said in [
             "in runs of kills alone | p50 2.00 s, p99 2.00 s, at most 2.00 s, of 1 |",
-            "bad besides | p50 9.00 s, p99 9.00 s, at most 9.00 s, of 2 |",
+            "bad besides | p50 9.00 s, p99 9.00 s, at most 9.00 s, of 2, and 3 without an end |",
             "failed, in runs of kills alone | 1,000, 1 |",
         ] {
             assert!(table.contains(said), "{said}: {table}");
@@ -235,7 +239,11 @@ mod tests {
         assert_eq!(at_points(std::slice::from_ref(&died)), "none");
         died.points = BTreeMap::from([("store::after_vote".to_owned(), 2)]);
         let table = table(&[died.clone(), died]);
-        for said in ["`store::after_vote` 4", "`store::after_purge` 0"] {
+        for said in [
+            "`store::after_vote` 4",
+            "`store::after_purge` 0",
+            "`membership::after_change` 0",
+        ] {
             assert!(table.contains(said), "{said}: {table}");
         }
     }

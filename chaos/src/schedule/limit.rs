@@ -1,14 +1,14 @@
 //! What ends a plan before its last step: its time is over, or the program was told to stop. What is under way then is undone as
 //! always, and nothing else is begun.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fired, Plan};
+use super::{Effect, Fired, Plan, Step};
 
 /// Between two looks at whether it is time.
 const LOOK: Duration = Duration::from_millis(100);
@@ -70,8 +70,9 @@ pub(crate) struct Limit<'a> {
     stop: &'a Stop,
     /// From then on nothing is begun but what is in `first`.
     until: Instant,
-    /// Numbers of the steps that come however late it is, the first one of each kind, and have not begun yet.
-    first: Mutex<BTreeSet<u32>>,
+    /// Numbers of the steps that come however late it is, the first one of each kind, and as often as they may be repeated; and
+    /// whether they are weather. Those that have had their effect, or have been given up, are gone from it.
+    first: Mutex<BTreeMap<u32, bool>>,
     /// The plan has ended by itself: what is left out is so for another reason.
     broken: AtomicBool,
     early: Mutex<Option<Early>>,
@@ -86,20 +87,32 @@ impl<'a> Limit<'a> {
     pub(crate) fn begin(stop: &'a Stop, plan: &Plan, minutes: f64) -> Self {
         let mut kinds = BTreeSet::new();
         let first = plan.steps.iter().filter(|step| kinds.insert(step.fault.kind()));
-        let first = first.map(|step| step.number).collect();
+        let first = first.map(|step| (step.number, step.fault.kind().is_weather()));
+        let first = Mutex::new(first.collect());
         stop.faults_begin();
         Self {
             stop,
             until: Instant::now() + allowed(minutes),
-            first: Mutex::new(first),
+            first,
             broken: AtomicBool::new(false),
             early: Mutex::default(),
         }
     }
 
-    /// This step begins.
-    pub(crate) fn step_begins(&self, number: u32) {
-        lock(&self.first).remove(&number);
+    /// This step begins, or is repeated: those before it in its lane are through.
+    pub(crate) fn step_begins(&self, step: &Step) {
+        let lane = step.fault.kind().is_weather();
+        lock(&self.first).retain(|number, weather| *weather != lane || *number >= step.number);
+    }
+
+    /// This one was carried out, for the first time or once more; `stuck` if the cluster has not come back from it.
+    pub(crate) fn step_ends(&self, one: &Fired, stuck: bool) {
+        if stuck || one.effect.failure().is_some() {
+            self.plan_breaks();
+        }
+        if one.effect == Effect::Counted {
+            lock(&self.first).remove(&one.step);
+        }
     }
 
     /// The harness or the cluster has failed, and the plan ends with that.
@@ -148,9 +161,21 @@ fn allowed(minutes: f64) -> Duration {
 }
 
 impl Plan {
-    /// What of it was carried out: that is all that a run which has ended early can be asked about.
+    /// What of it was carried out: that is all that a run which has ended early can be asked about. A step that has had no effect
+    /// would have been repeated, had there been time: the last one of each lane is among what was left out.
     pub(crate) fn carried_out(&self, fired: &[Fired]) -> Self {
-        let done: BTreeSet<u32> = fired.iter().map(|one| one.step).collect();
+        let mut done: BTreeSet<u32> = fired.iter().map(|one| one.step).collect();
+        for lane in [false, true] {
+            let of_lane = |one: &&Fired| one.kind.is_weather() == lane;
+            let last = fired.iter().filter(of_lane).max_by_key(|one| one.step);
+            let counts = |number: u32| {
+                let mut attempts = fired.iter().filter(|one| one.step == number);
+                attempts.any(|one| one.effect == Effect::Counted)
+            };
+            if let Some(last) = last.filter(|last| !counts(last.step)) {
+                done.remove(&last.step);
+            }
+        }
         let steps = self.steps.iter().filter(|step| done.contains(&step.number));
         Self {
             seed: self.seed,
@@ -162,7 +187,7 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::{Effect, FaultKind, plan};
+    use super::super::{FaultKind, plan};
     use super::*;
 
     fn planned() -> Plan {
@@ -191,7 +216,8 @@ mod tests {
             if over.load(Ordering::Relaxed) {
                 return done;
             }
-            limit.step_begins(step.number);
+            limit.step_begins(step);
+            limit.step_ends(&fired(plan, done + 1)[done], false);
         }
         tokio::time::sleep(4 * LOOK).await;
         plan.steps.len()
@@ -255,10 +281,40 @@ mod tests {
     }
 
     #[test]
+    fn a_first_step_without_effect_is_waited_for_until_it_is_given_up() {
+        let plan = planned();
+        let stop = Stop::default();
+        let limit = Limit::begin(&stop, &plan, 5.0);
+        let waits = || lock(&limit.first).len();
+        assert_eq!(waits(), 2);
+        let mut one = fired(&plan, 1).remove(0);
+        one.effect = Effect::NotCounted("nobody led".to_owned());
+        for _ in 0..2 {
+            limit.step_begins(&plan.steps[0]);
+            limit.step_ends(&one, false);
+            assert_eq!(waits(), 2, "it is repeated");
+        }
+        limit.step_begins(&plan.steps[1]);
+        assert_eq!(waits(), 1, "it was given up: it is missing from the run");
+        limit.step_ends(&fired(&plan, 2)[1], false);
+        assert_eq!(waits(), 0);
+        assert!(!limit.broken.load(Ordering::Relaxed));
+        one.effect = Effect::cluster_failed("it does not join");
+        limit.step_ends(&one, false);
+        assert!(limit.broken.load(Ordering::Relaxed));
+    }
+
+    #[test]
     fn what_was_carried_out_of_a_plan_is_a_plan() {
         let plan = planned();
         let some = plan.carried_out(&fired(&plan, 3));
         assert_eq!(some.steps, plan.steps[..3]);
         assert!(plan.carried_out(&[]).steps.is_empty());
+        // One that was given up is asked about; one that there was no more time for is not.
+        let mut without = fired(&plan, 3);
+        without[1].effect = Effect::NotCounted("nobody led".to_owned());
+        assert_eq!(plan.carried_out(&without).steps.len(), 3);
+        without[2].effect = Effect::NotCounted("nobody led".to_owned());
+        assert_eq!(plan.carried_out(&without).steps, plan.steps[..2]);
     }
 }

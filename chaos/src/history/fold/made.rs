@@ -1,0 +1,70 @@
+//! Which contexts have a key for certain: somebody was told of a version there, or was given a ciphertext. A node that has been ready
+//! for long enough since then may not say that a context has none.
+
+use std::collections::BTreeMap;
+
+use super::super::event::{Answer, Operation, Outcome};
+use crate::workload::CONTEXTS;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Made(BTreeMap<String, u64>);
+
+impl Default for Made {
+    /// A playground is handed over with a key in each of these.
+    fn default() -> Self {
+        Self(
+            CONTEXTS
+                .iter()
+                .map(|context| ((*context).to_owned(), 0))
+                .collect(),
+        )
+    }
+}
+
+impl Made {
+    /// An operation was over at this time.
+    pub(crate) fn ends(&mut self, operation: &Operation, at: u64, outcome: &Outcome) {
+        let context = match (operation, outcome) {
+            (
+                Operation::Rotate { context, .. } | Operation::Create { context, .. },
+                Outcome::Ok(Answer::Rotated { .. }),
+            )
+            | (Operation::Encrypt { context, .. }, Outcome::Ok(Answer::Sealed { .. })) => context,
+            _ => return,
+        };
+        if !self.0.contains_key(context) {
+            self.0.insert(context.clone(), at);
+        }
+    }
+
+    /// Since when it has one, in nanoseconds since the run began.
+    pub(crate) fn since(&self, context: &str) -> Option<u64> {
+        self.0.get(context).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_has_a_key_from_its_first_answer_on_and_the_first_three_have_one_at_once() {
+        let mut made = Made::default();
+        assert!(CONTEXTS.iter().all(|context| made.since(context) == Some(0)));
+        let create = Operation::Create {
+            context: "chaos-1".to_owned(),
+            key: "k".to_owned(),
+        };
+        let rotated = Outcome::Ok(Answer::Rotated {
+            version: 1,
+            previous: None,
+        });
+        let unknown = Outcome::Unknown { why: String::new() };
+        made.ends(&create, 5, &unknown);
+        assert_eq!(made.since("chaos-1"), None, "it may not have been made");
+        made.ends(&create, 7, &rotated);
+        made.ends(&create, 9, &rotated);
+        assert_eq!(made.since("chaos-1"), Some(7));
+    }
+}
