@@ -352,7 +352,8 @@ mod tests {
             ("membership::after_change", 1),
             ("store::after_vote", 2),
         ];
-        assert_eq!(hits, wanted.map(|(name, count)| (name.to_owned(), count)).into());
+        let wanted = wanted.map(|(name, count)| (name.to_owned(), count));
+        assert_eq!(hits, BTreeMap::from(wanted));
     }
 
     #[test]
