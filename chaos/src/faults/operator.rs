@@ -142,8 +142,8 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
     Ok(contexts.into_iter().map(rotation).collect())
 }
 
-/// The same of every slot, for a change that rekeys each of them once. Twice: where that is refused at first, the contexts rotate under
-/// the present key, and again under the next.
+/// The same of every slot, for a change that rekeys each of them once. Twice: where that is refused at first, the contexts rotate
+/// under the present key, and again under the next.
 pub(super) async fn versions_of_all(cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Pending>> {
     let client = admin(cluster)?;
     let mut all = Vec::new();

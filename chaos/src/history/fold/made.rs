@@ -1,5 +1,5 @@
-//! Which contexts have a key for certain: somebody was told of a version there, or was given a ciphertext. A node that has been ready
-//! for long enough since then may not say that a context has none.
+//! Which contexts have a key for certain: somebody was told of a version there, or was given a ciphertext. A node that has been
+//! ready for long enough since then may not say that a context has none.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ impl Made {
             | (Operation::Encrypt { context, .. }, Outcome::Ok(Answer::Sealed { .. })) => context,
             _ => return,
         };
-        if !self.0.contains_key(context) {
+        if self.since(context).is_none() {
             self.0.insert(context.clone(), at);
         }
     }
