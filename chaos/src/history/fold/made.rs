@@ -6,6 +6,11 @@ use std::collections::BTreeMap;
 use super::super::event::{Answer, Operation, Outcome};
 use crate::workload::CONTEXTS;
 
+/// After so long whoever serves has heard of one: as long as a node whose disk is slow on purpose is given with everything else.
+const HEARD: u64 = 16_000_000_000;
+/// When the first three were made, which every node has known since before it was ready.
+const BEFORE: u64 = 0;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Made(BTreeMap<String, u64>);
@@ -16,7 +21,7 @@ impl Default for Made {
         Self(
             CONTEXTS
                 .iter()
-                .map(|context| ((*context).to_owned(), 0))
+                .map(|context| ((*context).to_owned(), BEFORE))
                 .collect(),
         )
     }
@@ -38,8 +43,14 @@ impl Made {
         }
     }
 
+    /// Whether somebody who serves and is asked at this time has heard of it.
+    pub(crate) fn is_known(&self, context: &str, asked: u64) -> bool {
+        let since = self.since(context);
+        since.is_some_and(|since| since == BEFORE || since.saturating_add(HEARD) <= asked)
+    }
+
     /// Since when it has one, in nanoseconds since the run began.
-    pub(crate) fn since(&self, context: &str) -> Option<u64> {
+    pub(super) fn since(&self, context: &str) -> Option<u64> {
         self.0.get(context).copied()
     }
 }
@@ -66,5 +77,8 @@ mod tests {
         made.ends(&create, 7, &rotated);
         made.ends(&create, 9, &rotated);
         assert_eq!(made.since("chaos-1"), Some(7));
+        let known = |context, asked| made.is_known(context, asked);
+        assert!(known("2fa", 1) && !known("chaos-2", u64::MAX));
+        assert!(!known("chaos-1", HEARD) && known("chaos-1", HEARD + 7));
     }
 }
