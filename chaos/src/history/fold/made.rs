@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::super::event::{Answer, Operation, Outcome};
-use crate::workload::CONTEXTS;
+use crate::workload::KEYED;
 
 /// After so long whoever serves has heard of one: as long as a node whose disk is slow on purpose is given with everything else.
 const HEARD: u64 = 16_000_000_000;
-/// When the first three were made, which every node has known since before it was ready.
+/// When the first ones were made, which every node has known since before it was ready.
 const BEFORE: u64 = 0;
 
 /// See the module.
@@ -19,7 +19,7 @@ impl Default for Made {
     /// A playground is handed over with a key in each of these.
     fn default() -> Self {
         Self(
-            CONTEXTS
+            KEYED
                 .iter()
                 .map(|context| ((*context).to_owned(), BEFORE))
                 .collect(),
@@ -60,9 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_context_has_a_key_from_its_first_answer_on_and_the_first_three_have_one_at_once() {
+    fn a_context_has_a_key_from_its_first_answer_on_and_those_of_a_playground_have_one_at_once() {
         let mut made = Made::default();
-        assert!(CONTEXTS.iter().all(|context| made.since(context) == Some(0)));
+        assert!(KEYED.iter().all(|context| made.since(context) == Some(0)));
         let create = Operation::Create {
             context: "chaos-1".to_owned(),
             key: "k".to_owned(),
@@ -78,7 +78,7 @@ mod tests {
         made.ends(&create, 9, &rotated);
         assert_eq!(made.since("chaos-1"), Some(7));
         let known = |context, asked| made.is_known(context, asked);
-        assert!(known("2fa", 1) && !known("chaos-2", u64::MAX));
+        assert!(known("2fa", 1) && !known("order-key", u64::MAX));
         assert!(!known("chaos-1", HEARD) && known("chaos-1", HEARD + 7));
     }
 }
