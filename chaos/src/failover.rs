@@ -45,7 +45,7 @@ pub struct FailOvers {
     /// Encryptions and decryptions that were under way during one, on nodes other than the killed one.
     pub asked: u64,
     /// Those of them that were not answered as they should be: refused for whatever reason but that somebody had taken the
-    /// version out of use or nobody had been told of a key of that context yet, or not answered at all.
+    /// version out of use or the context had no key until shortly before, or not answered at all.
     pub failed: u64,
 }
 
@@ -170,12 +170,12 @@ impl Reading {
         let span = self.spans.last_mut();
         match operation {
             Operation::Encrypt { node, context, .. } | Operation::Decrypt { node, context, .. } => {
-                let made = self.made.since(context).is_some_and(|since| since < invoked);
+                let known = self.made.is_known(context, invoked);
                 let meant = span
                     .filter(|span| span.killed != *node && span.until.is_none_or(|until| invoked < until));
                 if let Some(span) = meant {
                     span.asked += 1;
-                    span.failed += u64::from(has_failed(outcome, made));
+                    span.failed += u64::from(has_failed(outcome, known));
                 }
             }
             change if change.is_change() && matches!(outcome, Outcome::Ok(_)) => {
@@ -223,15 +223,15 @@ impl Reading {
 }
 
 /// Whether somebody who asked a node that serves was let down. A version that is out of use is none of its business, nor is a
-/// context without a key, unless somebody had been told before of one that was `made`: whether a refusal was right is judged by
-/// the oracle of ciphertexts.
-fn has_failed(outcome: &Outcome, made: bool) -> bool {
+/// context without a key, unless it was `known` to have one for long: whether a refusal was right is judged by the oracle of
+/// ciphertexts.
+fn has_failed(outcome: &Outcome, known: bool) -> bool {
     match outcome {
         Outcome::Ok(Answer::Opened { right }) => !right,
         Outcome::Ok(_) => false,
         Outcome::Refused { code } => match code.parse::<ErrorCode>() {
             Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed) => false,
-            Ok(ErrorCode::ContextHasNoKey) => made,
+            Ok(ErrorCode::ContextHasNoKey) => known,
             _ => true,
         },
         Outcome::Unknown { .. } => true,

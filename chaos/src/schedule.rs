@@ -21,8 +21,8 @@ pub use kind::FaultKind;
 pub(crate) use limit::Limit;
 pub use limit::{Early, Stop};
 
-/// A step that had no effect is carried out again, so often in all: nobody may have led just then, or a node have had nothing to lose.
-/// One that has none even then is missing from the run.
+/// A step that had no effect is carried out again, so often in all: nobody may have led just then, or a node have had nothing to
+/// lose. One that has none even then is missing from the run.
 const ATTEMPTS: u32 = 4;
 
 /// The longest pause before a step where no other is asked for, in milliseconds.
@@ -176,8 +176,9 @@ pub enum Meanwhile {
     Nothing,
     /// SIGKILL to the leader.
     LeaderKilled,
-    /// The same at a line of the change, where failpoints are among the faults of a run: of [`cluster_tests::failpoints::MEMBERSHIP`],
-    /// and at a removal of [`cluster_tests::failpoints::BURY`] too, modulo their number.
+    /// The same at a line of the change, where failpoints are among the faults of a run: of
+    /// [`cluster_tests::failpoints::MEMBERSHIP`], and at a removal of [`cluster_tests::failpoints::BURY`] too, modulo their
+    /// number.
     LeaderKilledAt(u32),
     /// The leader is cut off from all others, for longer than an election takes.
     LeaderCutOff,
@@ -326,8 +327,8 @@ pub fn plan_with_pauses(
     deal::deal(seed, minutes, kinds, nodes, pause_ms)
 }
 
-/// Carries a plan out; every step undoes itself. One that had no effect is repeated at once, a few times: every attempt is among what
-/// was fired, under the number of its step.
+/// Carries a plan out; every step undoes itself. One that had no effect is repeated at once, a few times: every attempt is among
+/// what was fired, under the number of its step.
 ///
 /// If the cluster does not come back from a fault in time, the plan ends with that one: the cluster is left as it is, and
 /// whoever waits for it next finds what is wrong.

@@ -172,7 +172,7 @@ fn missing(plan: &Plan, fired: &[Fired]) -> Vec<String> {
     for kind in planned {
         let of_kind = plan.steps.iter().filter(|step| step.fault.kind() == kind);
         let all: Vec<u32> = of_kind.map(|step| step.number).collect();
-        let without = all.iter().filter(|number| !had_effect.contains(number));
+        let without = all.iter().filter(|number| !had_effect.contains(*number));
         let without: Vec<String> = without.map(ToString::to_string).collect();
         let why = || last_reason(fired, kind);
         if without.len() == all.len() {

@@ -28,12 +28,11 @@ pub const ROTATION: [&str; 10] = [
 ];
 
 /// Where a node writes what Raft must not lose, and applies it.
-pub const STORE: [&str; 6] = [
+pub const STORE: [&str; 5] = [
     "store::before_append",
     "store::after_append",
     "store::before_vote",
     "store::after_vote",
-    "store::before_control",
     "store::before_apply",
 ];
 

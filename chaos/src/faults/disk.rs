@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::{Node, until};
 
+use super::unsynced::Loss;
 use super::{Done, target};
 use crate::cluster::{Cluster, Disk};
 
@@ -89,6 +90,10 @@ pub(super) async fn failing(leader: bool, pick: u32, lasts: Duration, cluster: &
         layer.fail(false);
         layer.failed()
     })?;
+    if ended {
+        // A disk that has failed to take something does not remember it: what was promised all the same is missed now.
+        cluster.with_layer(node.number, |layer| layer.lose(&Loss::All))??;
+    }
     Ok(after_failures(node.number, after - before, ended))
 }
 

@@ -1,6 +1,6 @@
-//! A node kills itself at a chosen line of the product: at every step of votes, appends, snapshots and their installation, rotations,
-//! imports and destructions. Only builds with failpoints have them. Lines that only a command of an operator comes by are tried with
-//! that (`interruption.rs`).
+//! A node kills itself at a chosen line of the product: at every step of votes, appends, snapshots and their installation,
+//! rotations, imports and destructions. Only builds with failpoints have them. Lines that only a command of an operator comes by
+//! are tried with that (`interruption.rs`).
 
 use std::time::Duration;
 
@@ -169,8 +169,8 @@ mod tests {
         let names: BTreeSet<&str> = all.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), all.len());
         for part in [
-            "vote", "append", "apply", "control", "snapshot", "install", "pointer", "wrap", "prepare",
-            "import", "ack", "activate", "begin", "remove", "purge",
+            "vote", "append", "apply", "snapshot", "install", "pointer", "wrap", "prepare", "import", "ack",
+            "activate", "begin", "remove", "purge",
         ] {
             assert!(names.iter().any(|name| name.contains(part)), "{part}");
         }

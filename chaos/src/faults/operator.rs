@@ -14,7 +14,7 @@ use super::interruption::Death;
 use super::{Done, one_of};
 use crate::cluster::Cluster;
 use crate::history::{Operation, Pending, Recorder};
-use crate::workload::{CONTEXTS, NEW};
+use crate::workload::{CONTEXTS, NEW, SHORT_LIVED};
 
 /// Two elections, one of which may end in a split vote, on a busy machine.
 const OVERTAKEN: Duration = Duration::from_secs(20);
@@ -134,6 +134,7 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
     let mut contexts: BTreeSet<String> = here.map(|context| context.context).collect();
     if contexts.contains(CONTEXTS[0]) {
         contexts.extend(NEW.map(str::to_owned));
+        contexts.insert(SHORT_LIVED.to_owned());
     }
     let rotation = |context| {
         let key = format!("rekey-{}", recorder.number());
@@ -142,8 +143,8 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
     Ok(contexts.into_iter().map(rotation).collect())
 }
 
-/// The same of every slot, for a change that rekeys each of them once. Twice: where that is refused at first, the contexts rotate under
-/// the present key, and again under the next.
+/// The same of every slot, for a change that rekeys each of them once. Twice: where that is refused at first, the contexts rotate
+/// under the present key, and again under the next.
 pub(super) async fn versions_of_all(cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Pending>> {
     let client = admin(cluster)?;
     let mut all = Vec::new();

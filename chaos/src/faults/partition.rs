@@ -149,8 +149,8 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
     Ok(Done::counted_if(brought, what, "it was sent no snapshot"))
 }
 
-/// Cuts one node off until the others have purged the log that it would need. Whatever comes of it, the links are then to be healed.
-/// The last index that it has, or why it is not left behind.
+/// Cuts one node off until the others have purged the log that it would need. Whatever comes of it, the links are to be healed
+/// then. The last index that it has, or why it is not left behind.
 pub(super) async fn leave_behind(alone: u32, cluster: &Cluster) -> Result<Result<u64, &'static str>> {
     cluster.links().separate(&[alone])?;
     let Some(last) = index(cluster, alone, "hsm_raft_last_log_index").await else {

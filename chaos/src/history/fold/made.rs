@@ -1,10 +1,15 @@
-//! Which contexts have a key for certain: somebody was told of a version there, or was given a ciphertext. A node that has been ready
-//! for long enough since then may not say that a context has none.
+//! Which contexts have a key for certain: somebody was told of a version there, or was given a ciphertext. A node that has been
+//! ready for long enough since then may not say that a context has none.
 
 use std::collections::BTreeMap;
 
 use super::super::event::{Answer, Operation, Outcome};
-use crate::workload::CONTEXTS;
+use crate::workload::KEYED;
+
+/// After so long whoever serves has heard of one: as long as a node whose disk is slow on purpose is given with everything else.
+const HEARD: u64 = 16_000_000_000;
+/// When the first ones were made, which every node has known since before it was ready.
+const BEFORE: u64 = 0;
 
 /// See the module.
 #[derive(Debug)]
@@ -14,9 +19,9 @@ impl Default for Made {
     /// A playground is handed over with a key in each of these.
     fn default() -> Self {
         Self(
-            CONTEXTS
+            KEYED
                 .iter()
-                .map(|context| ((*context).to_owned(), 0))
+                .map(|context| ((*context).to_owned(), BEFORE))
                 .collect(),
         )
     }
@@ -33,13 +38,19 @@ impl Made {
             | (Operation::Encrypt { context, .. }, Outcome::Ok(Answer::Sealed { .. })) => context,
             _ => return,
         };
-        if !self.0.contains_key(context) {
+        if self.since(context).is_none() {
             self.0.insert(context.clone(), at);
         }
     }
 
+    /// Whether somebody who serves and is asked at this time has heard of it.
+    pub(crate) fn is_known(&self, context: &str, asked: u64) -> bool {
+        let since = self.since(context);
+        since.is_some_and(|since| since == BEFORE || since.saturating_add(HEARD) <= asked)
+    }
+
     /// Since when it has one, in nanoseconds since the run began.
-    pub(crate) fn since(&self, context: &str) -> Option<u64> {
+    pub(super) fn since(&self, context: &str) -> Option<u64> {
         self.0.get(context).copied()
     }
 }
@@ -49,9 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_context_has_a_key_from_its_first_answer_on_and_the_first_three_have_one_at_once() {
+    fn a_context_has_a_key_from_its_first_answer_on_and_those_of_a_playground_have_one_at_once() {
         let mut made = Made::default();
-        assert!(CONTEXTS.iter().all(|context| made.since(context) == Some(0)));
+        assert!(KEYED.iter().all(|context| made.since(context) == Some(0)));
         let create = Operation::Create {
             context: "chaos-1".to_owned(),
             key: "k".to_owned(),
@@ -66,5 +77,8 @@ mod tests {
         made.ends(&create, 7, &rotated);
         made.ends(&create, 9, &rotated);
         assert_eq!(made.since("chaos-1"), Some(7));
+        let known = |context, asked| made.is_known(context, asked);
+        assert!(known("2fa", 1) && !known("order-key", u64::MAX));
+        assert!(!known("chaos-1", HEARD) && known("chaos-1", HEARD + 7));
     }
 }
