@@ -63,3 +63,12 @@ json_member() {
 json_object() {
   tr -d '\n' | sed -n 's/.*"'"$1"'"[[:space:]]*:[[:space:]]*\({[^{}]*}\).*/\1/p'
 }
+
+# Prints the commit that is built here, with -dirty behind it if anything but what recorded runs write was changed or is new; nothing
+# outside a repository.
+built_commit() {
+  local head changed
+  head=$(git rev-parse --short=7 HEAD 2>/dev/null) || return 0
+  changed=$(git status --porcelain -- ':(top)' ':(top,exclude)docs/chaos-record.json' ':(top,exclude)docs/reliability.md') || return 0
+  printf '%s\n' "$head${changed:+-dirty}"
+}

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cluster_tests::{Stalls, until};
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 use crate::folder::{self, Folder};
 use crate::history::{History, Recorder};
 use crate::oracles::{self, Finding, Judgement, Observed, Watch, members};
-use crate::schedule::Fired;
+use crate::schedule::{Early, Fired, Plan};
+use crate::verdict::Verdict;
 use crate::workload::Workload;
 
 /// Phases that the oracles know, as they are noted.
@@ -47,12 +49,37 @@ pub(crate) struct Witnesses {
 pub(crate) struct Ending {
     /// What was written down.
     pub(crate) history: History,
-    /// What the oracles say of it.
+    /// What the oracles say of it, and of nodes that did not come back.
     pub(crate) judgement: Judgement,
     /// How much they have looked at, in lines for people.
     pub(crate) checked: String,
+    /// Which nodes did not come back, where nothing but they can be to blame.
+    pub(crate) unready: Option<String>,
     /// What went wrong with the run itself.
     pub(crate) trouble: Vec<String>,
+}
+
+/// What a verdict goes by besides the plan, what was fired, what was written down and what was seen: `ended.json`, so that a kept
+/// run is judged again as it was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// Why the plan has ended before its last step.
+    pub(crate) early: Option<Early>,
+    /// Nodes that did not come back: a finding.
+    pub(crate) unready: Option<String>,
+    /// What went wrong with the run itself.
+    pub(crate) trouble: Vec<String>,
+}
+
+impl Ended {
+    /// What a run comes to, with what its oracles say. One that has ended early is asked only about what it has carried out.
+    pub(crate) fn verdict(&self, judgement: Judgement, plan: &Plan, fired: &[Fired]) -> Verdict {
+        let judgement = with_unready(judgement, self.unready.as_deref());
+        match self.early {
+            None => Verdict::of(judgement, plan, fired, &self.trouble),
+            Some(_) => Verdict::of(judgement, &plan.carried_out(fired), fired, &self.trouble),
+        }
+    }
 }
 
 /// Ends it, and writes what was seen into the folder.
@@ -103,11 +130,12 @@ pub(crate) async fn end(
     };
     let stays_away =
         unsettled.map(|error| format!("{:?} after everything was healed: {error:#}", patience.settled));
-    let judgement = with_unsettled(judgement, stays_away, fired, &mut trouble);
+    let unready = to_blame(stays_away, fired, &mut trouble);
     Ok(Ending {
         history,
-        judgement,
+        judgement: with_unready(judgement, unready.as_deref()),
         checked,
+        unready,
         trouble,
     })
 }
@@ -173,22 +201,29 @@ async fn look(
     }
 }
 
-/// With what is wrong with nodes that do not come back. Where the harness has failed, that one is away may be its fault.
-fn with_unsettled(
-    judgement: Judgement,
-    unsettled: Option<String>,
-    fired: &[Fired],
-    trouble: &mut Vec<String>,
-) -> Judgement {
-    let Some(text) = unsettled else {
-        return judgement;
-    };
+/// What is wrong with nodes that do not come back. Where the harness has failed, that one is away may be its fault: then it is
+/// trouble and no finding.
+fn to_blame(stays_away: Option<String>, fired: &[Fired], trouble: &mut Vec<String>) -> Option<String> {
+    let text = stays_away?;
     if trouble.is_empty() && fired.iter().all(Fired::was_undone) {
-        let oracle = "readiness";
-        return with(judgement, Finding { oracle, text });
+        return Some(text);
     }
     trouble.push(text);
-    judgement
+    None
+}
+
+fn with_unready(judgement: Judgement, unready: Option<&str>) -> Judgement {
+    let Some(text) = unready else {
+        return judgement;
+    };
+    let finding = Finding {
+        oracle: "readiness",
+        text: text.to_owned(),
+    };
+    if matches!(&judgement, Judgement::Violations(findings) if findings.contains(&finding)) {
+        return judgement;
+    }
+    with(judgement, finding)
 }
 
 fn with(judgement: Judgement, more: Finding) -> Judgement {
@@ -202,9 +237,10 @@ fn with(judgement: Judgement, more: Finding) -> Judgement {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::schedule::{Effect, FaultKind};
+    use crate::schedule::{Effect, FaultKind, plan};
 
     #[test]
     fn a_node_that_stays_away_is_a_finding_unless_the_harness_has_failed() {
@@ -219,8 +255,8 @@ mod tests {
             };
             let mut trouble: Vec<String> = trouble.iter().map(|text| (*text).to_owned()).collect();
             let away = Some("hsm-node-1 is away".to_owned());
-            let judgement = with_unsettled(Judgement::Pass, away, &[fired], &mut trouble);
-            (judgement, trouble.len())
+            let unready = to_blame(away, &[fired], &mut trouble);
+            (with_unready(Judgement::Pass, unready.as_deref()), trouble.len())
         };
         let (found, trouble) = judged(2, &[]);
         assert!(matches!(found, Judgement::Violations(all) if all[0].oracle == "readiness"));
@@ -228,5 +264,39 @@ mod tests {
         assert_eq!(judged(2, &["heal: no such file"]), (Judgement::Pass, 2));
         // A step that was broken off may have left its store cut.
         assert_eq!(judged(u64::MAX, &[]), (Judgement::Pass, 1));
+    }
+    #[test]
+    fn a_run_that_has_ended_early_is_asked_about_what_it_has_carried_out() {
+        let kinds = [FaultKind::KillLeader, FaultKind::Pause].into_iter().collect();
+        let plan = plan(7, 5.0, &kinds, 3);
+        let fired: Vec<Fired> = plan.steps[..4]
+            .iter()
+            .map(|step| Fired {
+                step: step.number,
+                kind: step.fault.kind(),
+                at_ms: 1,
+                target: String::new(),
+                effect: Effect::Counted,
+                healed_ms: 2,
+            })
+            .collect();
+        let ended = |early| Ended {
+            early,
+            ..Ended::default()
+        };
+        let verdict =
+            |ended: &Ended, fired: &[Fired]| ended.verdict(Judgement::Pass, &plan, fired).exit_code();
+        assert_eq!(verdict(&ended(None), &fired), 2, "steps are missing");
+        assert_eq!(verdict(&ended(Some(Early::Time)), &fired), 0);
+        assert_eq!(verdict(&ended(Some(Early::Signal)), &fired), 0);
+        assert_eq!(verdict(&ended(Some(Early::Signal)), &[]), 2, "nothing was tried");
+        let mut unready = ended(Some(Early::Signal));
+        unready.unready = Some("hsm-node-1 is away".to_owned());
+        assert_eq!(verdict(&unready, &fired), 1);
+        // The run itself has it among its findings already: it counts once.
+        let found = with_unready(Judgement::Pass, unready.unready.as_deref());
+        assert_eq!(unready.verdict(found, &plan, &fired).violations(), 1);
+        let text = serde_json::to_string(&unready).unwrap();
+        assert_eq!(serde_json::from_str::<Ended>(&text).unwrap(), unready);
     }
 }

@@ -1,7 +1,7 @@
 //! How long a cluster takes no changes after its leader was killed, and what becomes meanwhile of encryptions and decryptions on
 //! the other nodes: both from what was written down in a run, so that whoever has its folder can count again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use hsm_api::ErrorCode;
 use serde::{Deserialize, Serialize};
 
 use crate::folder::{self, Folder};
-use crate::history::{Answer, Line, Operation, Outcome};
+use crate::history::{Answer, Line, Made, Operation, Outcome};
 use crate::schedule::{Effect, FaultKind, Fired};
 
 /// In front of the number of the step and of the node.
@@ -34,15 +34,18 @@ fn marked(note: &str) -> Option<(u32, u32)> {
 /// A fail-over lasts from the last change that any client was told of before the signal was sent, to the first answer that
 /// any client had to a change that it asked for after that. Both ends are seen by clients, so it is never shorter than the
 /// time in which no change was possible; the fault itself asks for one right before the kill and for more right after it, so
-/// that it is hardly longer. Where none was acknowledged before the next kill, or at all, it lasts until then.
+/// that it is hardly longer. One in which none was acknowledged has no length that anybody knows, and is counted apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailOvers {
-    /// Milliseconds of each, in their order.
+    /// Milliseconds of each that has ended, in their order.
     pub ms: Vec<u64>,
+    /// Those in which no change was acknowledged until the next leader was killed, or the run was over.
+    #[serde(default)]
+    pub unended: u64,
     /// Encryptions and decryptions that were under way during one, on nodes other than the killed one.
     pub asked: u64,
     /// Those of them that were not answered as they should be: refused for whatever reason but that somebody had taken the
-    /// version out of use or nobody had made a key yet, or not answered at all.
+    /// version out of use or the context had no key until shortly before, or not answered at all.
     pub failed: u64,
 }
 
@@ -72,6 +75,7 @@ impl FailOvers {
     /// With those of another run.
     pub fn add(&mut self, other: &Self) {
         self.ms.extend(&other.ms);
+        self.unended += other.unended;
         self.asked += other.asked;
         self.failed += other.failed;
     }
@@ -99,7 +103,11 @@ impl fmt::Display for FailOvers {
             seconds(100),
             self.asked,
             self.failed
-        )
+        )?;
+        if self.unended > 0 {
+            write!(f, "; {} more without an end", self.unended)?;
+        }
+        Ok(())
     }
 }
 
@@ -122,16 +130,15 @@ struct Span {
 struct Reading {
     /// What is under way, with when it was begun.
     open: HashMap<u64, (u64, Operation)>,
+    made: Made,
     acknowledged: Option<u64>,
     spans: Vec<Span>,
-    ended: u64,
 }
 
 impl Reading {
     fn line(&mut self, line: Line) {
         match line {
             Line::Noted { at, what } => {
-                self.ended = self.ended.max(at);
                 if let Some((step, killed)) = marked(&what) {
                     self.spans.push(Span {
                         step,
@@ -150,9 +157,9 @@ impl Reading {
                 self.open.insert(id, (at, operation));
             }
             Line::Completed { at, id, outcome, .. } => {
-                self.ended = self.ended.max(at);
                 if let Some((invoked, operation)) = self.open.remove(&id) {
                     self.completed(invoked, at, &operation, &outcome);
+                    self.made.ends(&operation, at, &outcome);
                 }
             }
             Line::Begun { .. } | Line::Sampled { .. } => {}
@@ -162,12 +169,13 @@ impl Reading {
     fn completed(&mut self, invoked: u64, at: u64, operation: &Operation, outcome: &Outcome) {
         let span = self.spans.last_mut();
         match operation {
-            Operation::Encrypt { node, .. } | Operation::Decrypt { node, .. } => {
+            Operation::Encrypt { node, context, .. } | Operation::Decrypt { node, context, .. } => {
+                let known = self.made.is_known(context, invoked);
                 let meant = span
                     .filter(|span| span.killed != *node && span.until.is_none_or(|until| invoked < until));
                 if let Some(span) = meant {
                     span.asked += 1;
-                    span.failed += u64::from(has_failed(outcome));
+                    span.failed += u64::from(has_failed(outcome, known));
                 }
             }
             change if change.is_change() && matches!(outcome, Outcome::Ok(_)) => {
@@ -181,20 +189,32 @@ impl Reading {
     }
 
     fn finish(self, fired: &[Fired]) -> FailOvers {
+        // Of a step that was repeated, the last attempt is the one that counts. Where the cluster has failed, it counts too.
+        let counts = |one: &&Fired| matches!(one.effect, Effect::Counted) || one.effect.failure().is_some();
         let counted: BTreeSet<u32> = fired
             .iter()
-            .filter(|one| one.kind == FaultKind::KillLeader && matches!(one.effect, Effect::Counted))
+            .filter(|one| one.kind == FaultKind::KillLeader)
+            .filter(counts)
             .map(|one| one.step)
             .collect();
-        let next = self.spans.iter().skip(1).map(|span| span.at);
-        let ends: Vec<u64> = next.chain([self.ended]).collect();
+        let last: BTreeMap<u32, usize> = self
+            .spans
+            .iter()
+            .enumerate()
+            .map(|(place, span)| (span.step, place))
+            .collect();
         let mut found = FailOvers::default();
-        for (span, end) in self.spans.iter().zip(ends) {
-            if !counted.contains(&span.step) {
+        for (place, span) in self.spans.iter().enumerate() {
+            if !counted.contains(&span.step) || last.get(&span.step) != Some(&place) {
                 continue;
             }
-            let lasted = span.until.unwrap_or(end).saturating_sub(span.from);
-            found.ms.push(lasted.div_ceil(1_000_000));
+            match span.until {
+                Some(until) => {
+                    let lasted = until.saturating_sub(span.from);
+                    found.ms.push(lasted.div_ceil(1_000_000));
+                }
+                None => found.unended += 1,
+            }
             found.asked += span.asked;
             found.failed += span.failed;
         }
@@ -202,16 +222,18 @@ impl Reading {
     }
 }
 
-/// Whether somebody who asked a node that serves was let down. A version that is out of use, or a context in which nobody has
-/// made a key, is none of its business: whether anybody had wanted that is judged by the oracle of ciphertexts.
-fn has_failed(outcome: &Outcome) -> bool {
+/// Whether somebody who asked a node that serves was let down. A version that is out of use is none of its business, nor is a
+/// context without a key, unless it was `known` to have one for long: whether a refusal was right is judged by the oracle of
+/// ciphertexts.
+fn has_failed(outcome: &Outcome, known: bool) -> bool {
     match outcome {
         Outcome::Ok(Answer::Opened { right }) => !right,
         Outcome::Ok(_) => false,
-        Outcome::Refused { code } => !matches!(
-            code.parse::<ErrorCode>(),
-            Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed | ErrorCode::ContextHasNoKey)
-        ),
+        Outcome::Refused { code } => match code.parse::<ErrorCode>() {
+            Ok(ErrorCode::KeyVersionDisabled | ErrorCode::KeyVersionDestroyed) => false,
+            Ok(ErrorCode::ContextHasNoKey) => known,
+            _ => true,
+        },
         Outcome::Unknown { .. } => true,
     }
 }
@@ -311,15 +333,26 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_that_does_not_count_is_no_fail_over_and_one_without_an_end_lasts_until_the_next() {
-        let lines = vec![kill(100, 1, 1), kill(5_000, 2, 2), kill(9_000, 3, 3)];
+    fn a_kill_that_does_not_count_is_no_fail_over_and_one_without_an_end_has_no_length() {
+        let lines = vec![
+            kill(100, 1, 1),
+            begun(2_000, 1, change(1)),
+            over(2_100, 1, done()),
+            kill(5_000, 2, 2),
+            // The first attempt of this one was of no use.
+            kill(7_000, 3, 3),
+            kill(9_000, 3, 3),
+        ];
         let none = Effect::NotCounted("it was back".to_owned());
         let all = [
             fired(1, Effect::Counted),
-            fired(2, none),
-            fired(3, Effect::Counted),
+            fired(2, none.clone()),
+            fired(3, none),
+            fired(3, Effect::cluster_failed("no change was acknowledged")),
         ];
-        assert_eq!(read(lines, &all).ms, [4_900, 0]);
+        let found = read(lines, &all);
+        assert_eq!((found.ms.as_slice(), found.unended), ([2_000].as_slice(), 1));
+        assert!(found.to_string().ends_with("; 1 more without an end"), "{found}");
     }
 
     #[test]
@@ -359,10 +392,30 @@ mod tests {
 
     #[test]
     fn a_version_out_of_use_is_no_failure_and_a_wrong_plaintext_is_one() {
-        assert!(!has_failed(&refused("key_version_destroyed")));
-        assert!(has_failed(&refused("unreachable")));
-        assert!(has_failed(&Outcome::Ok(Answer::Opened { right: false })));
-        assert!(!has_failed(&Outcome::Ok(Answer::Opened { right: true })));
+        let has_failed = |outcome: Outcome| super::has_failed(&outcome, true);
+        assert!(!has_failed(refused("key_version_destroyed")));
+        assert!(has_failed(refused("unreachable")));
+        assert!(has_failed(Outcome::Ok(Answer::Opened { right: false })));
+        assert!(!has_failed(Outcome::Ok(Answer::Opened { right: true })));
+    }
+
+    #[test]
+    fn a_context_that_has_a_key_lets_somebody_down_who_is_told_that_it_has_none() {
+        let seal_in = |context: &str| Operation::Encrypt {
+            context: context.to_owned(),
+            number: 1,
+            node: 1,
+        };
+        let none = || refused("context_has_no_key");
+        let lines = vec![
+            kill(100, 7, 3),
+            begun(110, 1, seal_in("chaos-1")),
+            begun(110, 2, seal_in("2fa")),
+            over(120, 1, none()),
+            over(120, 2, none()),
+        ];
+        let found = read(lines, &[fired(7, Effect::Counted)]);
+        assert_eq!((found.asked, found.failed), (2, 1));
     }
 
     #[test]
@@ -372,6 +425,7 @@ mod tests {
         for ms in (1..=200).rev() {
             all.add(&FailOvers {
                 ms: vec![ms],
+                unended: 0,
                 asked: 2,
                 failed: 0,
             });

@@ -21,6 +21,8 @@ pub const HISTORY: &str = "history.jsonl";
 pub const FIRED: &str = "fired.json";
 /// What every node said at the end.
 pub const OBSERVED: &str = "observed.json";
+/// What else the verdict goes by: nodes that did not come back, what went wrong with the run itself.
+pub const ENDED: &str = "ended.json";
 /// What came of it.
 pub const VERDICT: &str = "verdict.json";
 
@@ -102,6 +104,18 @@ impl Folder {
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
+    /// Whether a file of this name is there.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.file(name).exists()
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        fs::read_dir(&self.path).is_ok_and(|mut entries| entries.next().is_none())
+    }
+
     /// Ends what still runs in it. A run that is told to stop may leave a node whose start nobody has noted yet.
     pub fn sweep(&self) {
         let begun = Instant::now();
@@ -161,7 +175,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("a/run");
         let folder = Folder::create(Some(&path)).unwrap();
+        assert!(folder.is_empty() && !folder.has(PLAN));
         folder.write(PLAN, &[1, 2]).unwrap();
+        assert!(!folder.is_empty() && folder.has(PLAN));
         assert_eq!(folder.read::<Vec<u32>>(PLAN).unwrap(), [1, 2]);
         let error = Folder::create(Some(&path)).unwrap_err();
         assert!(error.to_string().contains("something is in it"), "{error}");

@@ -18,6 +18,8 @@ use anyhow::{Context, Result, anyhow};
 use hsm_api::ClientError;
 use hsm_api::client::Meta;
 
+pub(crate) use fold::Made;
+
 pub use event::{Answer, ContextView, Held, Line, Operation, Outcome, Probe, Sample, Seen};
 pub use fold::{
     Counts, Done, Few, Findings, History, Kept, LateAsk, Moment, Moments, Refusals, TermSeen, Version,

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use chaos::bugs::Bug;
@@ -11,7 +12,7 @@ use chaos::folder::{self, Folder};
 use chaos::network;
 use chaos::options::{self, Asked, NetworkChoice, Options};
 use chaos::run::Report;
-use chaos::schedule::PAUSE_MS;
+use chaos::schedule::{PAUSE_MS, Stop};
 use chaos::verdict::Verdict;
 use chaos::{record, replay, run, selftest};
 use clap::{Args, Parser};
@@ -19,7 +20,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Break a cluster under load and check what it acknowledged.
 ///
-/// Exit codes: 0 pass, 1 violation, 2 inconclusive, 130 and 143 stopped by a signal.
+/// Exit codes: 0 pass, 1 violation, 2 inconclusive, 130 and 143 stopped by a signal. A run that is told to stop while faults go
+/// on heals everything and is judged by what it has carried out; told again, it ends where it is.
 #[derive(Parser)]
 #[command(name = "chaos", version)]
 enum Command {
@@ -70,7 +72,8 @@ struct RunArguments {
     /// Seed of the faults and of the workload.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long faults go on.
+    /// How long faults go on. Each kind comes once, however long that takes; beyond that the plan ends after these minutes, a
+    /// fifth of them and one more, with whatever is left of it.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
     /// Nodes of the cluster.
@@ -95,7 +98,8 @@ struct RunArguments {
     /// Keep the folder of a run that passes, too.
     #[arg(long)]
     keep: bool,
-    /// Add what the run shows to this file.
+    /// Add what the run shows to this file. The nodes have to say which commit they were built from, as those of
+    /// scripts/chaos.sh do.
     #[arg(long)]
     record: Option<PathBuf>,
 }
@@ -155,6 +159,9 @@ async fn carry_out(command: Command) -> Result<u8> {
     }
 }
 
+/// A signal that comes again within this time is the same one: `timeout` sends it to a program and to its group.
+const SAME_SIGNAL: Duration = Duration::from_secs(2);
+
 /// What ends the program before its time.
 struct Signals {
     interrupt: Signal,
@@ -170,21 +177,62 @@ impl Signals {
         }
     }
 
-    /// Does it, or ends it: what is dropped stops its nodes, and its folder goes.
-    async fn or_stop<T>(&mut self, folder: &Folder, what: impl Future<Output = T>) -> Result<T, u8> {
-        let stopped = tokio::select! {
-            done = what => return Ok(done),
+    /// Does it to its end, which a signal brings nearer, and says by which exit code that is known; or ends it where it is,
+    /// with the first signal if its faults have not begun, else with the second. What is dropped stops its nodes.
+    async fn or_stop<T>(
+        &mut self,
+        folder: &Folder,
+        stop: &Stop,
+        what: impl Future<Output = T>,
+    ) -> Result<(T, Option<u8>), u8> {
+        // It has to be gone before its folder is looked at.
+        let mut what = Box::pin(what);
+        let mut code = tokio::select! {
+            done = &mut what => return Ok((done, None)),
             code = self.told_to_stop() => code,
         };
-        println!("verdict: inconclusive: stopped by a signal");
+        let has_begun = stop.tell();
+        if has_begun {
+            println!(
+                "told to stop: no other fault begins, and what was done is judged; to end it where it is, tell it again"
+            );
+            let told = Instant::now();
+            code = loop {
+                tokio::select! {
+                    done = &mut what => return Ok((done, Some(code))),
+                    again = self.told_to_stop() => {
+                        if told.elapsed() > SAME_SIGNAL {
+                            break again;
+                        }
+                    }
+                }
+            };
+        }
+        drop(what);
+        give_up(folder, has_begun);
+        Err(code)
+    }
+}
+
+/// Of what was ended where it was: the folder is kept if there is something to look at.
+fn give_up(folder: &Folder, keep: bool) {
+    println!("verdict: inconclusive: stopped by a signal");
+    if keep {
+        folder.sweep();
+        println!("kept: {}", folder.path().display());
+    } else {
         folder.remove();
-        Err(stopped)
     }
 }
 
 async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> {
     let faults = options::faults(&arguments.faults)?;
     let bug = arguments.bug.as_deref().map(Bug::named).transpose()?;
+    // Now, of these binaries: at the end of an hour there may be others, and it would be too late to say what is missing.
+    let record = match arguments.record {
+        Some(file) => Some((file, record::commit(option_env!("HSM_BUILD_COMMIT"))?)),
+        None => None,
+    };
     let folder = Folder::create(arguments.dir.as_deref())?;
     let options = Options {
         seed: arguments.seed,
@@ -197,16 +245,25 @@ async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> 
         config: None,
         dir: folder.path().to_owned(),
     };
-    let report = match signals.or_stop(&folder, run::run(&options, &folder)).await {
-        Ok(report) => report,
-        Err(code) => return Ok(code),
+    let command = options.command();
+    let stop = Stop::default();
+    let carried_out = signals
+        .or_stop(&folder, &stop, run::run(&options, &folder, &stop))
+        .await;
+    let (report, stopped) = match carried_out {
+        Ok(ended) => ended,
+        Err(code) => return Ok(ended_by(code, &command)),
     };
     println!("{}", record::summary(&report));
     let replaced = told(FailOvers::of(&folder));
-    if let Some(file) = &arguments.record {
-        record::add(file, &options, &report, replaced, record::commit()?)?;
-    }
-    Ok(conclude(&report, &folder, &options.command(), arguments.keep))
+    let recorded = match record {
+        Some((file, commit)) => record::add(&file, &options, &report, replaced, commit),
+        None => Ok(()),
+    };
+    let keep = arguments.keep || recorded.is_err();
+    let code = conclude(&report, &folder, &command, keep, stopped);
+    recorded?;
+    Ok(code)
 }
 
 async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -> Result<u8> {
@@ -216,15 +273,25 @@ async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -
         Err(error) => println!("the recorded history cannot be judged: {error:#}"),
     }
     let folder = Folder::create(dir)?;
-    let report = match signals.or_stop(&folder, replay::again(&recorded, &folder)).await {
-        Ok(report) => report?,
-        Err(code) => return Ok(code),
+    let command = format!("chaos replay {}", recorded.path().display());
+    let stop = Stop::default();
+    let carried_out = signals
+        .or_stop(&folder, &stop, replay::again(&recorded, &folder, &stop))
+        .await;
+    let (report, stopped) = match carried_out {
+        Ok((report, stopped)) => (report?, stopped),
+        Err(code) => return Ok(ended_by(code, &command)),
     };
     println!("{}", record::summary(&report));
     // A replay that has not come so far has none.
     let _ = told(FailOvers::of(&folder));
-    let command = format!("chaos replay {}", recorded.path().display());
-    Ok(conclude(&report, &folder, &command, false))
+    Ok(conclude(&report, &folder, &command, false, stopped))
+}
+
+/// Says how to do again what was ended where it was.
+fn ended_by(code: u8, command: &str) -> u8 {
+    println!("REPRODUCE WITH: {command}");
+    code
 }
 
 /// Prints them, if there are any.
@@ -248,14 +315,23 @@ fn check(recorded: &Path) -> Result<u8> {
 async fn prove(bugs: &[String], jobs: usize, signals: &mut Signals) -> Result<u8> {
     let chosen = Bug::chosen(bugs)?;
     let folder = Folder::create(None)?;
-    let code = match signals
-        .or_stop(&folder, selftest::run(&chosen, jobs, &folder))
-        .await
-    {
-        Ok(code) => code?,
-        Err(code) => return Ok(code),
+    // On the heap: it has to be gone, and its nodes with it, before the folder is looked at.
+    let mut proof = Box::pin(selftest::run(&chosen, jobs, &folder));
+    let stopped = tokio::select! {
+        code = &mut proof => Ok(code),
+        code = signals.told_to_stop() => Err(code),
     };
-    if code == 0 {
+    drop(proof);
+    let code = match stopped {
+        Ok(code) => code?,
+        Err(code) => {
+            // Of each scenario that was being played there is a folder that has its bug's name.
+            give_up(&folder, !folder.is_empty());
+            return Ok(code);
+        }
+    };
+    // One that went as it should has removed its own.
+    if folder.is_empty() {
         folder.remove();
     } else {
         println!("kept: {}", folder.path().display());
@@ -272,10 +348,16 @@ fn sums(file: &Path, into: Option<&Path>) -> Result<u8> {
     Ok(0)
 }
 
-/// Says the verdict and how to see it again; removes the folder of a run that passed.
-fn conclude(report: &Report, folder: &Folder, command: &str, keep: bool) -> u8 {
+/// Says the verdict and how to see it again; removes the folder of a run that passed and was not told to stop. The exit code: that
+/// of the signal, if there was one and nothing was found wrong.
+fn conclude(report: &Report, folder: &Folder, command: &str, keep: bool, stopped: Option<u8>) -> u8 {
     print!("{}", report.checked);
-    println!("{}", report.verdict);
+    let of_what = if stopped.is_some() {
+        ", of what was carried out until the run was told to stop"
+    } else {
+        ""
+    };
+    println!("{}{of_what}", report.verdict);
     let passed = matches!(report.verdict, Verdict::Pass);
     if !passed {
         println!("REPRODUCE WITH: {command}");
@@ -284,10 +366,98 @@ fn conclude(report: &Report, folder: &Folder, command: &str, keep: bool) -> u8 {
             folder.path().display()
         );
     }
-    if passed && !keep {
+    if passed && !keep && stopped.is_none() {
         folder.remove();
     } else {
         println!("kept: {}", folder.path().display());
     }
-    report.verdict.exit_code()
+    exit_code(&report.verdict, stopped)
+}
+
+/// What was found wrong is said, whoever has stopped the run.
+fn exit_code(verdict: &Verdict, stopped: Option<u8>) -> u8 {
+    match (verdict, stopped) {
+        (Verdict::Pass | Verdict::Inconclusive(_), Some(code)) => code,
+        _ => verdict.exit_code(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use nix::sys::signal::Signal::SIGUSR2;
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn a_violation_is_told_whoever_has_stopped_the_run() {
+        let code = |verdict: Verdict, stopped| exit_code(&verdict, stopped);
+        assert_eq!(code(Verdict::Pass, None), 0);
+        assert_eq!(code(Verdict::Pass, Some(143)), 143);
+        assert_eq!(code(Verdict::Inconclusive(String::new()), Some(130)), 130);
+        assert_eq!(code(Verdict::Inconclusive(String::new()), None), 2);
+        assert_eq!(code(Verdict::Violation(Vec::new()), Some(143)), 1);
+    }
+
+    /// In the place of those that end programs.
+    fn signals() -> Signals {
+        Signals {
+            interrupt: signal(SignalKind::user_defined1()).unwrap(),
+            terminate: signal(SignalKind::user_defined2()).unwrap(),
+        }
+    }
+
+    fn raise() {
+        nix::sys::signal::kill(Pid::this(), SIGUSR2).unwrap();
+    }
+
+    fn folder(root: &tempfile::TempDir) -> Folder {
+        Folder::create(Some(&root.path().join("run"))).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_faults_have_not_begun_ends_with_the_first_signal_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        raise();
+        let ended = signals
+            .or_stop(&folder, &stop, std::future::pending::<()>())
+            .await;
+        assert_eq!(ended.map(|(_, code)| code), Err(143));
+        assert!(!folder.path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_faults_have_begun_ends_by_itself_after_the_first_signal() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        stop.faults_begin();
+        raise();
+        let run = async {
+            while !stop.is_told() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            7
+        };
+        assert_eq!(signals.or_stop(&folder, &stop, run).await, Ok((7, Some(143))));
+        assert!(folder.path().exists());
+    }
+
+    #[tokio::test]
+    async fn a_run_ends_where_it_is_with_the_second_signal_and_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stop, mut signals) = (folder(&root), Stop::default(), signals());
+        stop.faults_begin();
+        let begun = Instant::now();
+        let run = async {
+            for _ in 0..10_000 {
+                raise();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert_eq!(signals.or_stop(&folder, &stop, run).await, Err(143));
+        assert!(begun.elapsed() > SAME_SIGNAL, "one that comes twice is one");
+        assert!(folder.path().exists());
+    }
 }

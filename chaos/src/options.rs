@@ -171,6 +171,8 @@ pub fn names(faults: &BTreeSet<FaultKind>) -> String {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::faults::failpoint::points;
+    use crate::schedule::{Fault, Meanwhile, plan};
 
     #[test]
     fn a_list_of_faults_is_read_as_it_is_written() {
@@ -220,5 +222,38 @@ mod tests {
         let again = read.into_options(PathBuf::from("elsewhere")).unwrap();
         assert_eq!(again.command(), command);
         assert_eq!(again.failpoints(), options.failpoints());
+    }
+    /// Its comment says what the seed makes of these faults; with another list it would make something else.
+    #[test]
+    fn the_run_of_ci_is_what_it_is_said_to_be() {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/test.sh");
+        let script = std::fs::read_to_string(script).unwrap();
+        let value = |name: &str| {
+            let mut lines = script.lines();
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_else(|| panic!("no {name}"))
+        };
+        let kinds = faults(value("chaos_faults")).unwrap();
+        let plan = plan(value("chaos_seed").parse().unwrap(), 1.0, &kinds, 3);
+        assert_eq!(plan.steps.len(), kinds.len(), "each of them once");
+        let mut seen = 0;
+        for step in &plan.steps {
+            let is_so = match &step.fault {
+                Fault::Pause { leader, tenths, .. } => *leader && *tenths > 24,
+                Fault::LostWrites { all, .. } => *all,
+                Fault::TornTail { on_stopped, .. } => !on_stopped,
+                Fault::JoinRemove {
+                    meanwhile, rotate, ..
+                } => matches!(meanwhile, Meanwhile::LeaderKilledAt(_)) && *rotate,
+                Fault::Failpoint { point, .. } => {
+                    let all = points();
+                    all[*point as usize % all.len()].0 == "rotation::before_activate_commit"
+                }
+                _ => continue,
+            };
+            assert!(is_so, "{step:?}");
+            seen += 1;
+        }
+        assert_eq!(seen, 5);
     }
 }

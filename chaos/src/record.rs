@@ -1,5 +1,8 @@
 //! What runs have shown, added up over runs: a checked-in file that `make chaos-long` adds a line to, and the table that is made
-//! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are.
+//! of it for `docs/reliability.md`. Runs that were inconclusive show nothing and are not in it; those that found something are,
+//! and those that were told to stop are with what they had carried out until then.
+
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,18 +10,20 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::failpoints;
 use serde::{Deserialize, Serialize};
 
 use crate::failover::FailOvers;
+use crate::faults::failpoint::points;
 use crate::options::Options;
 use crate::run::Report;
-use crate::schedule::FaultKind;
+use crate::schedule::{Early, Effect, FaultKind, Fired};
 use crate::verdict::{Verdict, counted};
+
+pub use table::table;
 
 /// Where it lies in the repository.
 pub const FILE: &str = "docs/chaos-record.json";
-/// Kinds of faults in a run that counts as composed of them.
-const COMPOSED: usize = 10;
 /// Around the table in a document.
 const BEGIN: &str = "<!-- chaos record: begin; written by `make chaos-long` -->";
 const END: &str = "<!-- chaos record: end -->";
@@ -28,14 +33,29 @@ const END: &str = "<!-- chaos record: end -->";
 pub struct Entry {
     /// Its seed.
     pub seed: u64,
-    /// Of the repository; `+` behind it if files were changed.
+    /// That the programs were built from; `-dirty` behind it if files were changed.
     pub commit: String,
     /// Nodes at its beginning.
     pub nodes: u32,
     /// For how long faults went on, in seconds.
     pub seconds: u64,
+    /// Kinds that were asked for.
+    #[serde(default)]
+    pub asked: BTreeSet<FaultKind>,
+    /// Steps of the plan.
+    #[serde(default)]
+    pub planned: u32,
+    /// Those of them that were left out because the plan has ended early.
+    #[serde(default)]
+    pub left_out: u32,
+    /// Why it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early: Option<Early>,
     /// Faults that had their effect, by kind.
     pub faults: BTreeMap<FaultKind, u32>,
+    /// How often a node has died at each failpoint.
+    #[serde(default)]
+    pub points: BTreeMap<String, u32>,
     /// How long changes waited after each leader kill among them, and what became of other requests meanwhile.
     pub failovers: FailOvers,
     /// Calls of clients whose outcome is known.
@@ -51,8 +71,15 @@ pub fn summary(report: &Report) -> String {
         .iter()
         .map(|(kind, count)| format!("{count} {kind}"))
         .collect();
+    let left_out = report.early.map(|early| {
+        let (left_out, planned) = (report.left_out, report.planned);
+        format!(
+            "; {left_out} of {planned} planned faults were left out: {}",
+            early.why()
+        )
+    });
     format!(
-        "{} faults in {:.1} minutes had their effect: {}; {} operations with a known outcome",
+        "{} faults in {:.1} minutes had their effect: {}; {} operations with a known outcome{}",
         counted(&report.fired).values().sum::<u32>(),
         report.faults_lasted.as_secs_f64() / 60.0,
         if faults.is_empty() {
@@ -60,8 +87,35 @@ pub fn summary(report: &Report) -> String {
         } else {
             faults.join(", ")
         },
-        report.operations
+        report.operations,
+        left_out.unwrap_or_default()
     )
+}
+
+/// Every line of the product at which a fault has a node die, by itself or while an operator changes something.
+fn lines() -> BTreeSet<&'static str> {
+    let alone = points().into_iter().map(|(name, _)| name);
+    let meanwhile = failpoints::MEMBERSHIP
+        .iter()
+        .chain(&failpoints::BURY)
+        .chain(&failpoints::REKEY)
+        .chain(&failpoints::RESEAL);
+    alone.chain(meanwhile.copied()).collect()
+}
+
+/// At which of them nodes have died, and how often.
+fn hits(fired: &[Fired]) -> BTreeMap<String, u32> {
+    let (all, mut hits) = (lines(), BTreeMap::new());
+    for one in fired.iter().filter(|one| one.effect == Effect::Counted) {
+        // `node 2 at store::after_vote, leader …`; of a change of members there may be two.
+        let words = one
+            .target
+            .split(|letter: char| !letter.is_alphanumeric() && !matches!(letter, '_' | ':'));
+        for name in words.filter(|word| all.contains(word)) {
+            *hits.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    hits
 }
 
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
@@ -85,7 +139,12 @@ pub fn add(
         commit,
         nodes: options.nodes,
         seconds: report.faults_lasted.as_secs(),
+        asked: options.faults.clone(),
+        planned: report.planned,
+        left_out: report.left_out,
+        early: report.early,
         faults: counted(&report.fired),
+        points: hits(&report.fired),
         failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
         violations: report.verdict.violations(),
@@ -114,152 +173,45 @@ fn write(file: &Path, entries: &[Entry]) -> Result<()> {
     fs::rename(&beside, file).with_context(|| file.display().to_string())
 }
 
-/// That of this repository; `+` behind it if files of the program were changed.
+/// The commit that the nodes were built from, as `hsm-node --version` says it; `own` is that of this program.
 ///
 /// # Errors
-/// There is none.
-pub fn commit() -> Result<String> {
-    let git = |arguments: &[&str]| -> Result<String> {
-        let output = Command::new("git")
-            .args(arguments)
-            .output()
-            .context("start git")?;
-        ensure!(
-            output.status.success(),
-            "git {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let head = git(&["rev-parse", "--short=7", "HEAD"])?;
-    let own = format!(":(exclude){FILE}");
-    let changed = git(&[
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ":/",
-        &own,
-        ":(exclude)docs/reliability.md",
-    ])?;
-    Ok(if changed.is_empty() {
-        head
-    } else {
-        format!("{head}+")
-    })
+/// The nodes do not say it, or this program, whose oracles judge them, is of another one.
+pub fn commit(own: Option<&str>) -> Result<String> {
+    let node = cluster_tests::binary("hsm-node")?;
+    let output = Command::new(&node)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("start {}", node.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} --version: {}: {}",
+        node.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let said = String::from_utf8_lossy(&output.stdout);
+    let commit = commit_in(&said, own).with_context(|| node.display().to_string())?;
+    Ok(commit.to_owned())
 }
 
-/// The sums as a table.
-#[must_use]
-pub fn table(entries: &[Entry]) -> String {
-    let count = |kind: FaultKind| -> u64 {
-        let counts = entries.iter().filter_map(|entry| entry.faults.get(&kind));
-        counts.map(|count| u64::from(*count)).sum()
-    };
-    let sum = |of: fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
-    let mut failovers = FailOvers::default();
-    entries.iter().for_each(|entry| failovers.add(&entry.failovers));
-    let commits: BTreeSet<&str> = entries.iter().map(|entry| entry.commit.as_str()).collect();
-    let mut out = String::from("| what | in all recorded runs |\n|---|---|\n");
-    let mut row = |what: &str, figure: String| out.push_str(&format!("| {what} | {figure} |\n"));
-    row(
-        "runs, each a history that every oracle has checked",
-        thousands(entries.len() as u64),
+/// Of what `hsm-node --version` says.
+fn commit_in<'a>(said: &'a str, own: Option<&str>) -> Result<&'a str> {
+    let commit = said
+        .lines()
+        .find_map(|line| line.strip_prefix("commit: "))
+        .map(str::trim)
+        .filter(|commit| !commit.is_empty());
+    let commit = commit.context(
+        "it does not say which commit it was built from, so nothing can be recorded of it; build it by scripts/chaos.sh, or with \
+         HSM_BUILD_COMMIT",
+    )?;
+    let own = own.unwrap_or_default();
+    ensure!(
+        commit == own,
+        "it was built from commit {commit}, and chaos from `{own}`; build both together, by scripts/chaos.sh"
     );
-    row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
-    row(
-        "of these, in runs in which ten kinds of faults or more have had their effect",
-        thousands(sum(|entry| if is_composed(entry) { entry.seconds } else { 0 }) / 60),
-    );
-    row(
-        "leaders killed, each counted only once another node had committed in a higher term",
-        thousands(count(FaultKind::KillLeader)),
-    );
-    row(
-        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged",
-        waited(&failovers),
-    );
-    row(
-        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed",
-        format!("{}, {}", thousands(failovers.asked), thousands(failovers.failed)),
-    );
-    row("whole clusters killed", thousands(count(FaultKind::KillAll)));
-    row(
-        "partitions with the leader in the minority",
-        thousands(count(FaultKind::LeaderInMinority)),
-    );
-    row(
-        "partitions with the leader in the majority",
-        thousands(count(FaultKind::LeaderInMajority)),
-    );
-    let named = [
-        FaultKind::KillLeader,
-        FaultKind::KillAll,
-        FaultKind::LeaderInMinority,
-        FaultKind::LeaderInMajority,
-    ];
-    let others: Vec<String> = FaultKind::ALL
-        .iter()
-        .filter(|kind| !named.contains(kind))
-        .map(|kind| format!("{kind} {}", thousands(count(*kind))))
-        .collect();
-    row("other faults that had their effect", others.join(", "));
-    row(
-        "operations with a known outcome",
-        thousands(sum(|entry| entry.operations)),
-    );
-    row(
-        "**acknowledged and lost, answered wrongly, or another promise broken**",
-        format!("**{}**", thousands(sum(|entry| entry.violations))),
-    );
-    row(
-        "commits; seed and duration of each run are in the file",
-        or_none(&commits),
-    );
-    out
-}
-
-/// Kills alone, however many, are not faults of every kind at once.
-fn is_composed(entry: &Entry) -> bool {
-    entry.faults.len() >= COMPOSED
-}
-
-fn waited(failovers: &FailOvers) -> String {
-    let seconds = |percent| {
-        let ms = failovers.percentile(percent)?;
-        Some(format!("{:.2} s", ms as f64 / 1000.0))
-    };
-    match (seconds(50), seconds(99), seconds(100)) {
-        (Some(half), Some(nearly_all), Some(all)) => {
-            format!(
-                "p50 {half}, p99 {nearly_all}, at most {all}, of {}",
-                thousands(failovers.ms.len() as u64)
-            )
-        }
-        _ => "none measured".to_owned(),
-    }
-}
-
-fn or_none(commits: &BTreeSet<&str>) -> String {
-    if commits.is_empty() {
-        return "none".to_owned();
-    }
-    let commits: Vec<&str> = commits.iter().copied().collect();
-    commits.join(", ")
-}
-
-/// `12,345`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
+    Ok(commit)
 }
 
 /// Writes the table into a document, between its marks.
@@ -287,7 +239,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::schedule::{Effect, Fired};
 
     fn root() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -313,6 +264,9 @@ mod tests {
             operations: 12_345,
             checked: String::new(),
             faults_lasted: Duration::from_secs(600),
+            planned: 4,
+            early: None,
+            left_out: 0,
         }
     }
 
@@ -334,17 +288,14 @@ mod tests {
     fn runs_add_up_and_only_faults_with_an_effect_count() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("record.json");
-        let measured = |ms: &[u64]| {
-            Ok(FailOvers {
-                ms: ms.to_vec(),
-                asked: 1_000,
-                failed: 1,
-            })
+        let measured = |ms: [u64; 2]| {
+            let all = serde_json::json!({"ms": ms, "asked": 1_000, "failed": 1});
+            serde_json::from_value::<FailOvers>(all).context("fail-overs")
         };
-        let (first, second) = (measured(&[2_400, 1_900]), measured(&[3_000, 2_500]));
+        let (first, second) = (measured([2_400, 1_900]), measured([3_000, 2_500]));
         let pass = report(Verdict::Pass);
         add(&file, &options(), &pass, first, "abcdef0".to_owned()).unwrap();
-        add(&file, &options(), &pass, second, "abcdef1+".to_owned()).unwrap();
+        add(&file, &options(), &pass, second, "abcdef1-dirty".to_owned()).unwrap();
         let nothing = report(Verdict::Inconclusive("no".to_owned()));
         let unread = || Err(anyhow::anyhow!("no history"));
         add(&file, &options(), &nothing, unread(), "abcdef0".to_owned()).unwrap();
@@ -361,7 +312,9 @@ mod tests {
             "higher term | 4 |",
             "| p50 2.40 s, p99 3.00 s, at most 3.00 s, of 4 |",
             "| 2,000, 2 |",
-            "| abcdef0, abcdef1+ |",
+            "| abcdef0, abcdef1-dirty |",
+            "or the run was told to stop | 0 of 8 |",
+            "at each failpoint | none |",
             "outcome | 24,690 |",
             "pause 2",
             "| **0** |",
@@ -371,21 +324,70 @@ mod tests {
     }
 
     #[test]
-    fn minutes_are_of_composed_faults_where_many_kinds_came() {
-        let entry = |kinds: usize, seconds| Entry {
-            seed: 1,
-            commit: "abcdef0".to_owned(),
-            nodes: 3,
-            seconds,
-            faults: FaultKind::ALL.iter().take(kinds).map(|kind| (*kind, 1)).collect(),
-            failovers: FailOvers::default(),
-            operations: 1,
-            violations: 0,
+    fn deaths_at_failpoints_are_counted_for_each() {
+        let at = |kind, target: &str, effect| Fired {
+            step: 1,
+            kind,
+            at_ms: 0,
+            target: target.to_owned(),
+            effect,
+            healed_ms: 1,
         };
-        let table = table(&[entry(COMPOSED - 1, 600), entry(COMPOSED, 1_200)]);
-        assert!(table.contains("minutes under faults | 30 |"), "{table}");
-        assert!(table.contains("have had their effect | 20 |"), "{table}");
-        assert!(table.contains("| none measured |"), "{table}");
+        let vote = "node 2 at store::after_vote, leader Some(Leader { node: 1, term: 3 })";
+        let purge = "node 1 at store::after_purge, leader None";
+        let joined = "meanwhile: Some(\"leader 1 at membership::after_change\"), Some(\"leader 2 at membership::after_bury\")";
+        let hits = hits(&[
+            at(FaultKind::Failpoint, vote, Effect::Counted),
+            at(FaultKind::Failpoint, vote, Effect::Counted),
+            at(
+                FaultKind::Failpoint,
+                purge,
+                Effect::NotCounted("nobody".to_owned()),
+            ),
+            at(FaultKind::JoinRemove, joined, Effect::Counted),
+            at(FaultKind::Pause, "node 1", Effect::Counted),
+        ]);
+        let wanted = [
+            ("membership::after_bury", 1),
+            ("membership::after_change", 1),
+            ("store::after_vote", 2),
+        ];
+        let wanted = wanted.map(|(name, count)| (name.to_owned(), count));
+        assert_eq!(hits, BTreeMap::from(wanted));
+    }
+
+    #[test]
+    fn a_run_that_has_ended_early_is_recorded_with_what_it_has_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("record.json");
+        let mut stopped = report(Verdict::Pass);
+        stopped.planned = 90;
+        stopped.early = Some(Early::Signal);
+        stopped.left_out = 86;
+        assert!(
+            summary(&stopped).ends_with("86 of 90 planned faults were left out: the run was told to stop"),
+            "{}",
+            summary(&stopped)
+        );
+        let failovers = Ok(FailOvers::default());
+        add(&file, &options(), &stopped, failovers, "abcdef0".to_owned()).unwrap();
+        let entries = read(&file).unwrap();
+        assert_eq!((entries[0].left_out, entries[0].early), (86, Some(Early::Signal)));
+        assert!(table(&entries).contains("| 86 of 90 |"));
+    }
+
+    #[test]
+    fn the_commit_is_that_of_the_nodes_and_of_this_program() {
+        let said = "hsm-node 2.0.0\nfeatures: none\ncommit: abcdef0-dirty\n";
+        assert_eq!(commit_in(said, Some("abcdef0-dirty")).unwrap(), "abcdef0-dirty");
+        let other = commit_in(said, Some("abcdef0")).unwrap_err().to_string();
+        assert!(
+            other.contains("abcdef0-dirty, and chaos from `abcdef0`"),
+            "{other}"
+        );
+        assert!(commit_in(said, None).is_err());
+        let silent = commit_in("hsm-node 2.0.0\nfeatures: none\n", None).unwrap_err();
+        assert!(silent.to_string().contains("scripts/chaos.sh"), "{silent}");
     }
 
     #[test]
@@ -410,14 +412,6 @@ mod tests {
             between,
             table(&entries),
             "run: cargo run -p chaos -- record --into docs/reliability.md"
-        );
-    }
-
-    #[test]
-    fn thousands_are_set_apart() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(thousands),
-            ["0", "999", "1,000", "1,234,567"]
         );
     }
 }

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::cluster::Cluster;
-use crate::ending::{self, Ending, Patience, Witnesses};
+use crate::ending::{self, Ended, Ending, Patience, Witnesses};
 use crate::folder::{self, Folder};
 use crate::history::Recorder;
 use crate::options::Options;
 use crate::oracles;
-use crate::schedule::{self, FaultKind, Fired, Plan};
+use crate::schedule::{self, Early, FaultKind, Fired, Limit, Plan, Stop};
 use crate::verdict::{Verdict, effects};
 use crate::workload::Workload;
 
@@ -35,6 +36,12 @@ pub struct Report {
     pub checked: String,
     /// How long faults went on.
     pub faults_lasted: Duration,
+    /// Steps of the plan.
+    pub planned: u32,
+    /// Why not all of them were carried out, if nothing has failed.
+    pub early: Option<Early>,
+    /// Those that were left out for that.
+    pub left_out: u32,
 }
 
 impl Report {
@@ -45,12 +52,25 @@ impl Report {
             operations: 0,
             checked: String::new(),
             faults_lasted: Duration::ZERO,
+            planned: 0,
+            early: None,
+            left_out: 0,
         }
+    }
+
+    /// As the run's folder keeps it.
+    fn to_json(&self) -> serde_json::Value {
+        let mut verdict = self.verdict.to_json();
+        if let Some(early) = self.early {
+            verdict["ended_early"] = json!(early);
+            verdict["left_out"] = json!(self.left_out);
+        }
+        verdict
     }
 }
 
-/// Plans a run and carries it out.
-pub async fn run(options: &Options, folder: &Folder) -> Report {
+/// Plans a run and carries it out, until its time is over or it is told to stop.
+pub async fn run(options: &Options, folder: &Folder, stop: &Stop) -> Report {
     let plan = schedule::plan_with_pauses(
         options.seed,
         options.minutes,
@@ -58,25 +78,27 @@ pub async fn run(options: &Options, folder: &Folder) -> Report {
         options.nodes,
         options.pause_ms,
     );
-    carry_out(options, &plan, folder).await
+    carry_out(options, &plan, folder, stop).await
 }
 
 /// Carries out a plan, and leaves everything about it in the folder.
-pub async fn carry_out(options: &Options, plan: &Plan, folder: &Folder) -> Report {
-    let report = match attempt(options, plan, folder).await {
+pub async fn carry_out(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -> Report {
+    let report = match attempt(options, plan, folder, stop).await {
         Ok(report) => report,
         Err(error) => Report::inconclusive(&error),
     };
-    if let Err(error) = folder.write(folder::VERDICT, &report.verdict.to_json()) {
+    if let Err(error) = folder.write(folder::VERDICT, &report.to_json()) {
         eprintln!("{error:#}");
     }
     report
 }
 
-async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Report> {
+async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -> Result<Report> {
     folder.write(folder::OPTIONS, &options.asked())?;
     folder.write(folder::PLAN, plan)?;
     let mut cluster = Cluster::start(options).await.context("start the cluster")?;
+    // Whatever ends this: what is on the disk says why. The folder of a run that passes goes as a whole.
+    cluster.keep();
     println!(
         "seed {}: {} nodes, {}, in {}; {} faults in about {} minutes",
         plan.seed,
@@ -95,7 +117,8 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     let mut trouble = Vec::from_iter(unplanned(options, plan));
     let begun = Instant::now();
     recorder.note(ending::FAULTS_BEGIN);
-    let (fired, failed) = schedule::carry_out(plan, &cluster, &recorder).await;
+    let limit = Limit::begin(stop, plan, options.minutes);
+    let (fired, failed) = schedule::carry_out(plan, &cluster, &recorder, &limit).await;
     trouble.extend(
         failed
             .iter()
@@ -104,23 +127,32 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder) -> Result<Repo
     recorder.note(ending::FAULTS_END);
     let faults_lasted = begun.elapsed();
     folder.write(folder::FIRED, &fired)?;
+    let early = limit.early(plan, &fired);
     let Ending {
         history,
         judgement,
         checked,
+        unready,
         trouble: more,
     } = ending::end(&cluster, witnesses, &fired, PATIENCE, folder).await?;
     trouble.extend(more);
-    let verdict = Verdict::of(judgement, plan, &fired, &trouble);
-    if !verdict.is_pass() {
-        cluster.keep();
-    }
+    let ended = Ended {
+        early,
+        unready,
+        trouble,
+    };
+    folder.write(folder::ENDED, &ended)?;
+    let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
+    let left_out = plan.steps.len() - plan.carried_out(&fired).steps.len();
     Ok(Report {
-        verdict,
+        verdict: ended.verdict(judgement, plan, &fired),
         operations: history.operations(),
         checked: checked + &effects(&fired),
         fired,
         faults_lasted,
+        planned: count(plan.steps.len()),
+        early,
+        left_out: early.map_or(0, |_| count(left_out)),
     })
 }
 
@@ -139,4 +171,27 @@ fn unplanned(options: &Options, plan: &Plan) -> Option<String> {
             left_out.join(" ")
         )
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_of_a_plan_is_in_the_verdict() {
+        let mut report = Report {
+            planned: 9,
+            early: Some(Early::Time),
+            left_out: 7,
+            ..Report::inconclusive(&anyhow::anyhow!("no"))
+        };
+        report.verdict = Verdict::Pass;
+        assert_eq!(
+            report.to_json(),
+            json!({"verdict": "pass", "ended_early": "time", "left_out": 7})
+        );
+        report.early = None;
+        assert_eq!(report.to_json(), json!({"verdict": "pass"}));
+    }
 }

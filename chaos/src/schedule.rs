@@ -5,6 +5,7 @@
 
 mod deal;
 mod kind;
+mod limit;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,12 @@ use crate::cluster::Cluster;
 use crate::history::Recorder;
 
 pub use kind::FaultKind;
+pub(crate) use limit::Limit;
+pub use limit::{Early, Stop};
+
+/// A step that had no effect is carried out again, so often in all: nobody may have led just then, or a node have had nothing to
+/// lose. One that has none even then is missing from the run.
+const ATTEMPTS: u32 = 4;
 
 /// The longest pause before a step where no other is asked for, in milliseconds.
 pub const PAUSE_MS: u32 = 2_000;
@@ -124,9 +131,11 @@ pub enum Fault {
     Token(Trouble, u32),
     /// A new node joins and an old one is removed, while something breaks.
     JoinRemove {
-        /// The leader is killed meanwhile.
-        kill_leader: bool,
-        /// Which old one.
+        /// What breaks meanwhile, each time.
+        meanwhile: Meanwhile,
+        /// With the removal the transport keys that the node had are replaced, and every context that it had a key of rotates.
+        rotate: bool,
+        /// Which old one, and when it is interrupted.
         pick: u32,
     },
     /// A node dies at a chosen line.
@@ -147,12 +156,36 @@ pub enum Fault {
     Rekey {
         /// The leader is killed meanwhile.
         kill_leader: bool,
+        /// At which line, where runs have failpoints: of [`cluster_tests::failpoints::REKEY`], modulo their number.
+        point: u32,
     },
     /// The replication key is replaced, over restarts of all nodes, and asked for again.
     RekeyReplication {
         /// The leader is killed meanwhile.
         kill_leader: bool,
+        /// As above, of [`cluster_tests::failpoints::RESEAL`].
+        point: u32,
     },
+}
+
+/// What breaks while an operator changes something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Meanwhile {
+    /// Nothing.
+    Nothing,
+    /// SIGKILL to the leader.
+    LeaderKilled,
+    /// The same at a line of the change, where failpoints are among the faults of a run: of
+    /// [`cluster_tests::failpoints::MEMBERSHIP`], and at a removal of [`cluster_tests::failpoints::BURY`] too, modulo their
+    /// number.
+    LeaderKilledAt(u32),
+    /// The leader is cut off from all others, for longer than an election takes.
+    LeaderCutOff,
+    /// SIGSTOP to the leader, for about as long as an election takes.
+    LeaderPaused,
+    /// SIGKILL to the node that comes or goes. Who comes is started again; who goes stays dead.
+    NodeKilled,
 }
 
 /// Who is killed.
@@ -294,27 +327,40 @@ pub fn plan_with_pauses(
     deal::deal(seed, minutes, kinds, nodes, pause_ms)
 }
 
-/// Carries a plan out; every step undoes itself.
+/// Carries a plan out; every step undoes itself. One that had no effect is repeated at once, a few times: every attempt is among
+/// what was fired, under the number of its step.
 ///
 /// If the cluster does not come back from a fault in time, the plan ends with that one: the cluster is left as it is, and
 /// whoever waits for it next finds what is wrong.
 ///
 /// It ends, too, with the first step that the harness could not carry out. That one is among what was fired, without an effect
-/// and without an end, and why it failed is said besides.
-pub async fn carry_out(
+/// and without an end, and why it failed is said besides. And it ends at its [`Limit`].
+pub(crate) async fn carry_out(
     plan: &Plan,
     cluster: &Cluster,
     recorder: &Recorder,
+    limit: &Limit<'_>,
 ) -> (Vec<Fired>, Vec<anyhow::Error>) {
     let (weather, breaking): (Vec<&Step>, Vec<&Step>) =
         plan.steps.iter().partition(|step| step.fault.kind().is_weather());
     let over = AtomicBool::new(false);
     let now = || recorder.elapsed_ms();
-    let carry = async |step: &Step| crate::faults::carry_out(step, cluster, recorder).await;
-    let ((mut fired, failed), (beside, failed_beside)) = tokio::join!(
-        one_after_the_other(&breaking, &over, now, &carry),
-        one_after_the_other(&weather, &over, now, &carry)
-    );
+    let carry = async |step: &Step| {
+        limit.step_begins(step);
+        let done = crate::faults::carry_out(step, cluster, recorder).await;
+        match &done {
+            Ok((one, stuck)) => limit.step_ends(one, stuck.is_some()),
+            Err(_) => limit.plan_breaks(),
+        }
+        done
+    };
+    let lanes = async {
+        tokio::join!(
+            one_after_the_other(&breaking, &over, now, &carry),
+            one_after_the_other(&weather, &over, now, &carry)
+        )
+    };
+    let ((mut fired, failed), (beside, failed_beside)) = limit.hold(&over, lanes).await;
     fired.extend(beside);
     fired.sort_by_key(|fired| (fired.at_ms, fired.step));
     (fired, failed.into_iter().chain(failed_beside).collect())
@@ -331,32 +377,39 @@ async fn one_after_the_other(
     let mut fired = Vec::with_capacity(steps.len());
     for step in steps {
         tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
-        if over.load(Ordering::Relaxed) {
-            break;
-        }
-        let at_ms = now();
-        match carry(step).await {
-            Ok((one, stuck)) => {
-                let goes_on = stuck.is_none() && one.effect.failure().is_none();
-                fired.push(one);
-                if goes_on {
-                    continue;
-                }
-                over.store(true, Ordering::Relaxed);
-                break;
+        let kind = step.fault.kind();
+        let attempts = if kind.may_be_repeated() { ATTEMPTS } else { 1 };
+        for _ in 0..attempts {
+            if over.load(Ordering::Relaxed) {
+                return (fired, None);
             }
-            Err(error) => {
-                over.store(true, Ordering::Relaxed);
-                // It may have broken something that only the end of the run heals.
-                fired.push(Fired {
-                    step: step.number,
-                    kind: step.fault.kind(),
-                    at_ms,
-                    target: "unknown".to_owned(),
-                    effect: Effect::NotCounted(format!("the harness has failed: {error:#}")),
-                    healed_ms: NEVER,
-                });
-                return (fired, Some(error));
+            let at_ms = now();
+            match carry(step).await {
+                Ok((one, stuck)) => {
+                    let goes_on = stuck.is_none() && one.effect.failure().is_none();
+                    let counts = one.effect == Effect::Counted;
+                    fired.push(one);
+                    if !goes_on {
+                        over.store(true, Ordering::Relaxed);
+                        return (fired, None);
+                    }
+                    if counts {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    over.store(true, Ordering::Relaxed);
+                    // It may have broken something that only the end of the run heals.
+                    fired.push(Fired {
+                        step: step.number,
+                        kind,
+                        at_ms,
+                        target: "unknown".to_owned(),
+                        effect: Effect::NotCounted(format!("the harness has failed: {error:#}")),
+                        healed_ms: NEVER,
+                    });
+                    return (fired, Some(error));
+                }
             }
         }
     }
@@ -405,6 +458,38 @@ mod tests {
         assert_eq!((done[1].step, done[1].at_ms, done[1].healed_ms), (2, 7, u64::MAX));
         assert!(matches!(&done[1].effect, Effect::NotCounted(why) if why.contains("no such tool")));
         assert!(over.load(Ordering::Relaxed), "what goes on beside it ends, too");
+    }
+
+    #[tokio::test]
+    async fn a_step_without_effect_is_repeated_until_it_has_one_a_few_times() {
+        let joins = Step {
+            fault: Fault::JoinRemove {
+                meanwhile: Meanwhile::Nothing,
+                rotate: false,
+                pick: 0,
+            },
+            ..step(3)
+        };
+        let steps = [step(1), step(2), joins];
+        let steps: Vec<&Step> = steps.iter().collect();
+        let over = AtomicBool::new(false);
+        let tried = std::sync::atomic::AtomicU32::new(0);
+        // The first one has its effect at the third attempt, the others never.
+        let carry = async |step: &Step| {
+            let counts = step.number == 1 && tried.fetch_add(1, Ordering::Relaxed) == 2;
+            let effect = if counts {
+                Effect::Counted
+            } else {
+                Effect::NotCounted("nobody led".to_owned())
+            };
+            anyhow::Ok((fired(step, effect), None::<String>))
+        };
+        let (done, failed) = one_after_the_other(&steps, &over, || 0, &carry).await;
+        assert!(failed.is_none());
+        let attempts = |number| done.iter().filter(|one| one.step == number).count();
+        assert_eq!([1, 2, 3].map(attempts), [3, ATTEMPTS as usize, 1]);
+        let counted = done.iter().filter(|one| one.effect == Effect::Counted);
+        assert_eq!(counted.count(), 1);
     }
 
     #[tokio::test]

@@ -162,7 +162,7 @@ pub fn list() -> String {
 }
 
 /// Plays the scenarios of these bugs, each with its bug and without, so many at a time; says what came of each as soon as it is
-/// over. Folders of scenarios that went as they should are removed.
+/// over. Folders of scenarios that went as they should are removed; one that is forgiven, because the machine stood still, is not.
 ///
 /// The exit code: 0 if everything was as it has to be; 1 if a bug was not found, or something was found without it; 2 if a
 /// scenario was not carried out, which shows nothing.
@@ -183,6 +183,9 @@ pub async fn run(bugs: &[&'static Bug], jobs: usize, folder: &Folder) -> Result<
     rows.sort_by_key(|row: &Row| BUGS.iter().position(|bug| bug == row.bug));
     let good = rows.iter().filter(|row| row.is_good()).count();
     println!("\n{}", outcome::table(&rows));
+    for row in rows.iter().filter(|row| !row.is_good()) {
+        println!("REPRODUCE WITH: make chaos-selftest BUG={}", row.bug.name);
+    }
     println!(
         "selftest: {good} of {} seeded bugs found by their oracles and passed without, in {} s",
         rows.len(),
@@ -209,12 +212,12 @@ async fn play_on(queue: &RefCell<Queue>, rows: &RefCell<Vec<Row>>, folder: &Fold
     }
 }
 
-/// Plays a scenario, and once more if it went wrong while the machine stood still: its nodes were deaf and late then, whatever
-/// is built into them.
+/// Plays a scenario, and once more if it went wrong while the machine stood still, and in a way that this explains: its nodes were
+/// deaf and late then, whatever is built into them.
 async fn tried(case: &Case, seeded: bool, folder: &Folder) -> Tried {
     let name = format!("{}-{}", case.bug.name, if seeded { "with" } else { "without" });
     let first = played(case, seeded, &folder.file(&name)).await;
-    if first.outcome.is_good() || !first.is_disturbed() {
+    if first.outcome.is_good() || !first.is_forgiven() {
         return Tried {
             disturbed: None,
             counts: first,
@@ -230,21 +233,23 @@ async fn tried(case: &Case, seeded: bool, folder: &Folder) -> Tried {
 async fn played(case: &Case, seeded: bool, place: &Path) -> Played {
     let begun = Instant::now();
     let stalls = Stalls::watch();
-    let outcome = match play(case, seeded, place).await {
-        Ok(outcome) => outcome,
-        Err(error) => Outcome::Undecided(format!("{error:#}")),
+    let (outcome, may_be_late) = match play(case, seeded, place).await {
+        Ok(played) => played,
+        Err(error) => (Outcome::Undecided(format!("{error:#}")), true),
     };
     let ended = Instant::now();
     Played {
         outcome,
+        may_be_late,
         took: ended.saturating_duration_since(begun),
         // Where nobody can look, it is not known to have stood still.
         stood_still: stalls.map_or(Duration::ZERO, |stalls| stalls.between(begun, ended)),
     }
 }
 
-/// Plays a scenario once, on a cluster of its own. Its folder is removed if it went as it should.
-async fn play(case: &Case, seeded: bool, place: &Path) -> Result<Outcome> {
+/// Plays a scenario once, on a cluster of its own, and says whether what came of it may be for nothing but want of time. Its folder is
+/// removed if it went as it should.
+async fn play(case: &Case, seeded: bool, place: &Path) -> Result<(Outcome, bool)> {
     let folder = Folder::create(Some(place))?;
     let mut scene = Scene::start(case, seeded, &folder)
         .await
@@ -255,17 +260,17 @@ async fn play(case: &Case, seeded: bool, place: &Path) -> Result<Outcome> {
     if let Err(error) = script {
         ending.trouble.push(format!("the scenario: {error:#}"));
     }
-    let outcome = if seeded {
-        outcome::with_bug(case.bug, &ending)
+    let (outcome, may_be_late) = if seeded {
+        (outcome::with_bug(case.bug, &ending), true)
     } else {
-        outcome::without(case.bug, &ending)
+        (outcome::without(case.bug, &ending), outcome::may_be_late(&ending))
     };
     if outcome.is_good() {
         // It waits for processes, and others are played meanwhile.
         let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
         removed.context("remove the scenario's folder")?;
     }
-    Ok(outcome)
+    Ok((outcome, may_be_late))
 }
 
 #[cfg(test)]

@@ -27,12 +27,13 @@ pub const ROTATION: [&str; 10] = [
     "rotation::after_activate_commit",
 ];
 
-/// Where a node writes what Raft must not lose.
-pub const STORE: [&str; 4] = [
+/// Where a node writes what Raft must not lose, and applies it.
+pub const STORE: [&str; 5] = [
     "store::before_append",
     "store::after_append",
     "store::before_vote",
     "store::after_vote",
+    "store::before_apply",
 ];
 
 /// Where it makes a snapshot, and shortens its log behind one.
@@ -44,6 +45,41 @@ pub const SNAPSHOT: [&str; 6] = [
     "store::between_purge_and_promise",
     "store::after_purge",
 ];
+
+/// Where it installs one that it was sent.
+pub const INSTALL: [&str; 4] = [
+    "store::before_install",
+    "store::in_install",
+    "store::before_pointer",
+    "store::after_pointer",
+];
+
+/// Where the leader begins a destruction whose wait is over.
+pub const BEGIN_DESTROY: [&str; 2] = [
+    "destruction::before_begin_commit",
+    "destruction::after_begin_commit",
+];
+
+/// Where the leader changes Raft's membership.
+pub const MEMBERSHIP: [&str; 4] = [
+    "membership::before_change",
+    "membership::after_change",
+    "store::joint_applied",
+    "store::uniform_applied",
+];
+
+/// Where the leader makes a node that has left a tombstone.
+pub const BURY: [&str; 2] = ["membership::before_bury", "membership::after_bury"];
+
+/// Where the leader replaces the transport key of a slot.
+pub const REKEY: [&str; 3] = [
+    "rekey::before_offer",
+    "rekey::before_activate_commit",
+    "rekey::after_activate_commit",
+];
+
+/// Where the leader seals records anew, under another replication key.
+pub const RESEAL: [&str; 2] = ["rekey::before_reseal_commit", "rekey::after_reseal_commit"];
 
 /// Where it removes a key that is to be destroyed from its token.
 pub const DESTROY: [&str; 2] = ["sync::before_remove", "sync::after_remove"];

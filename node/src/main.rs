@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 /// A node of the clustered key service.
 #[derive(Parser)]
-#[command(name = "hsm-node", version, long_version = LONG_VERSION)]
+#[command(name = "hsm-node", version, long_version = LONG_VERSION.as_str())]
 struct Arguments {
     /// The configuration file.
     #[arg(long, short, env = "CONFIG_PATH", default_value = "config.yaml")]
@@ -43,15 +44,20 @@ enum Maintenance {
     },
 }
 
-/// Release packaging looks for the feature's name.
-const LONG_VERSION: &str = if cfg!(feature = "failpoints") {
-    concat!(
-        env!("CARGO_PKG_VERSION"),
-        "\nfeatures: failpoints (for tests only)"
-    )
-} else {
-    concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: none")
-};
+/// Release packaging looks for the feature's name, and the record of `chaos` for the commit, which is known where whoever builds
+/// says it.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let features = if cfg!(feature = "failpoints") {
+        "failpoints (for tests only)"
+    } else {
+        "none"
+    };
+    let commit = option_env!("HSM_BUILD_COMMIT").filter(|commit| !commit.is_empty());
+    let commit = commit
+        .map(|commit| format!("\ncommit: {commit}"))
+        .unwrap_or_default();
+    format!("{}\nfeatures: {features}{commit}", env!("CARGO_PKG_VERSION"))
+});
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -5,11 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::{Node, until};
 
+use super::unsynced::Loss;
 use super::{Done, target};
 use crate::cluster::{Cluster, Disk};
 
 /// From the end of the fault until the node has said or done something about it.
 const NOTICED: Duration = Duration::from_secs(10);
+/// For a node to end that could not synchronise what it wrote, on a machine that is busy.
+const ENDED: Duration = Duration::from_secs(30);
 
 async fn victim(leader: bool, pick: u32, cluster: &Cluster) -> Result<Node> {
     let before = cluster.leader_soon().await;
@@ -28,20 +31,28 @@ pub(super) async fn full(leader: bool, pick: u32, lasts: Duration, cluster: &Clu
     let filled = cluster.with_equipment(node.number, |equipment| equipment.disk().map(Disk::fill))?;
     let bytes = filled.context("the node has no disk of its own")??;
     let what = format!("node {}, {bytes} bytes of ballast", node.number);
-    let noticed = until("a word of the full disk", lasts + NOTICED, async || {
+    let spoken = || {
         let log = node.log();
-        let spoken = speaks_of_space(log.get(said..).unwrap_or_default());
-        (spoken || node.pid().is_none()).then_some(())
+        speaks_of_space(log.get(said..).unwrap_or(&log))
+    };
+    let noticed = until("a word of the full disk", lasts + NOTICED, async || {
+        (spoken() || node.pid().is_none()).then_some(())
     });
-    let (noticed, ()) = tokio::join!(noticed, tokio::time::sleep(lasts));
+    let (_, ()) = tokio::join!(noticed, tokio::time::sleep(lasts));
+    // In this order: what has ended writes nothing more.
+    let ended = node.pid().is_none();
+    let spoken = spoken();
     cluster
         .with_equipment(node.number, |equipment| equipment.disk().map(Disk::make_room))?
         .context("the node has no disk of its own")??;
-    Ok(Done::counted_if(
-        noticed.is_ok(),
-        what,
-        "the node has not met the end of its disk",
-    ))
+    Ok(after_full(what, spoken, ended))
+}
+
+fn after_full(what: String, spoken: bool, ended: bool) -> Done {
+    if ended && !spoken {
+        return Done::cluster_failed(what, "the node has ended on a full disk without a word of that");
+    }
+    Done::counted_if(spoken, what, "the node has not met the end of its disk")
 }
 
 pub(super) async fn slow(
@@ -73,22 +84,60 @@ pub(super) async fn failing(leader: bool, pick: u32, lasts: Duration, cluster: &
         layer.failed()
     })?;
     tokio::time::sleep(lasts).await;
+    // They go on failing meanwhile: one that succeeds after one that did not would hide that this was passed over.
+    let ended = node.wait_gone(ENDED).await.is_ok();
     let after = cluster.with_layer(node.number, |layer| {
         layer.fail(false);
         layer.failed()
     })?;
-    let count = after - before;
-    let ended = node.pid().is_none();
-    let what = format!(
-        "node {}: {count} synchronisations failed, it has ended: {ended}",
-        node.number
-    );
-    Ok(Done::counted_if(count > 0, what, "nothing was synchronised"))
+    if ended {
+        // A disk that has failed to take something does not remember it: what was promised all the same is missed now.
+        cluster.with_layer(node.number, |layer| layer.lose(&Loss::All))??;
+    }
+    Ok(after_failures(node.number, after - before, ended))
+}
+
+/// What a disk has not taken may be gone, whatever it says next: a node that goes on after that would promise what it lacks.
+fn after_failures(node: u32, count: u64, ended: bool) -> Done {
+    let what = format!("node {node}: {count} synchronisations failed, it has ended: {ended}");
+    match (count, ended) {
+        (0, _) => Done::not_counted(what, "nothing was synchronised"),
+        (_, true) => Done::counted(what),
+        (_, false) => Done::cluster_failed(what, "the node runs on after synchronisations that have failed"),
+    }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::speaks_of_space;
+    use super::*;
+    use crate::schedule::Effect;
+
+    #[test]
+    fn who_ends_on_a_full_disk_says_why() {
+        let effect = |spoken, ended| after_full("node 1".to_owned(), spoken, ended).effect;
+        assert_eq!(effect(true, false), Effect::Counted);
+        assert_eq!(effect(true, true), Effect::Counted);
+        let not = effect(false, false);
+        assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
+        assert!(effect(false, true).failure().unwrap().contains("without a word"));
+    }
+
+    #[test]
+    fn who_goes_on_after_a_failed_synchronisation_is_a_finding() {
+        assert_eq!(after_failures(1, 3, true).effect, Effect::Counted);
+        assert!(
+            after_failures(1, 3, false)
+                .effect
+                .failure()
+                .unwrap()
+                .contains("runs on")
+        );
+        for ended in [false, true] {
+            let not = after_failures(1, 0, ended).effect;
+            assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_known_by_its_words() {

@@ -1,14 +1,15 @@
-//! A node kills itself at a chosen line of the product: at every step of votes, appends, snapshots, rotations, imports and
-//! destructions. Only builds with failpoints have them.
+//! A node kills itself at a chosen line of the product: at every step of votes, appends, snapshots and their installation,
+//! rotations, imports and destructions. Only builds with failpoints have them. Lines that only a command of an operator comes by
+//! are tried with that (`interruption.rs`).
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::failpoints::{self, arm, kill_at};
-use cluster_tests::until;
+use cluster_tests::{Node, until};
 use nix::sys::signal::Signal;
 
-use super::{Done, target};
+use super::{Done, partition, target};
 use crate::cluster::Cluster;
 
 /// Whom a point is armed on, and what has to be done for it to be reached.
@@ -22,6 +23,8 @@ pub enum Where {
     Voter,
     /// Somebody else, while entries are written until a snapshot is due.
     Snapshot,
+    /// Somebody else, cut off until only a snapshot can bring it back.
+    Install,
 }
 
 /// From when a point is armed until somebody has come by there. Clients rotate every few seconds; a destruction waits for half a
@@ -42,12 +45,36 @@ pub fn points() -> Vec<(&'static str, Where)> {
         (*point, if vote { Where::Voter } else { Where::Follower })
     });
     let snapshot = failpoints::SNAPSHOT.iter().map(|point| (*point, Where::Snapshot));
+    let install = failpoints::INSTALL.iter().map(|point| (*point, Where::Install));
+    let begin = failpoints::BEGIN_DESTROY.iter();
+    let begin = begin.map(|point| (*point, Where::Leader));
     let destroy = failpoints::DESTROY.iter().map(|point| (*point, Where::Follower));
-    rotation.chain(store).chain(snapshot).chain(destroy).collect()
+    let rest = snapshot.chain(install).chain(begin).chain(destroy);
+    rotation.chain(store).chain(rest).collect()
+}
+
+/// Those that somebody comes by in a cluster of which so many may fail: where nobody may, nobody can be elected or left behind
+/// while another one goes on.
+fn reachable(tolerated: usize) -> Vec<(&'static str, Where)> {
+    let mut points = points();
+    points.retain(|(_, place)| tolerated > 0 || !matches!(place, Where::Voter | Where::Install));
+    points
+}
+
+/// Arms it once the node has to be sent a snapshot, and lets it be reached again; else why not.
+async fn arm_behind(node: &Node, name: &str, cluster: &Cluster) -> Result<Option<&'static str>> {
+    let left = partition::leave_behind(node.number, cluster).await;
+    let armed = match &left {
+        Ok(Ok(_)) => kill_at(node, name).await,
+        _ => Ok(()),
+    };
+    cluster.links().heal()?;
+    armed?;
+    Ok(left?.err())
 }
 
 pub(super) async fn carry_out(point: u32, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
-    let all = points();
+    let all = reachable(cluster.tolerated());
     let (name, place) = all[point as usize % all.len()];
     let leader = cluster.leader_soon().await;
     let number =
@@ -55,13 +82,24 @@ pub(super) async fn carry_out(point: u32, pick: u32, lasts: Duration, cluster: &
     let node = cluster.node(number);
     let what = format!("node {number} at {name}, leader {leader:?}");
     cluster.hold_down(number, true);
-    if let Err(error) = kill_at(&node, name).await {
-        cluster.hold_down(number, false);
-        // It may still have died of the fault before this one.
-        return match node.pid() {
-            Some(_) => Err(error),
-            None => Ok(Done::not_counted(what, "it did not run")),
-        };
+    let armed = match place {
+        Where::Install => arm_behind(&node, name, cluster).await,
+        _ => kill_at(&node, name).await.map(|()| None),
+    };
+    match armed {
+        Ok(None) => {}
+        Ok(Some(why)) => {
+            cluster.hold_down(number, false);
+            return Ok(Done::not_counted(what, why));
+        }
+        Err(error) => {
+            cluster.hold_down(number, false);
+            // It may still have died of the fault before this one.
+            return match node.pid() {
+                Some(_) => Err(error),
+                None => Ok(Done::not_counted(what, "it did not run")),
+            };
+        }
     }
     if let (Where::Voter, Some(leader)) = (place, leader.filter(|leader| leader.node != number)) {
         let other = cluster.node(leader.node);
@@ -86,7 +124,7 @@ fn came(reached: bool, name: &str, what: String) -> Done {
     Done::counted_if(reached, what, &why_not)
 }
 
-async fn dies(node: &cluster_tests::Node, place: Where, within: Duration, cluster: &Cluster) -> bool {
+async fn dies(node: &Node, place: Where, within: Duration, cluster: &Cluster) -> bool {
     let writes = place == Where::Snapshot;
     let _clocks = if writes {
         Some(cluster.right_clocks().await)
@@ -131,11 +169,26 @@ mod tests {
         let names: BTreeSet<&str> = all.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), all.len());
         for part in [
-            "vote", "append", "snapshot", "wrap", "prepare", "import", "ack", "activate", "remove", "purge",
+            "vote", "append", "apply", "snapshot", "install", "pointer", "wrap", "prepare", "import", "ack",
+            "activate", "begin", "remove", "purge",
         ] {
             assert!(names.iter().any(|name| name.contains(part)), "{part}");
         }
         assert!(all.contains(&("rotation::before_import", Where::Follower)));
         assert!(all.contains(&("store::after_vote", Where::Voter)));
+        assert!(all.contains(&("destruction::after_begin_commit", Where::Leader)));
+        assert!(all.contains(&("store::in_install", Where::Install)));
+    }
+
+    #[test]
+    fn where_nobody_may_fail_only_what_is_reached_there_is_tried() {
+        assert_eq!(reachable(1), points());
+        let alone = reachable(0);
+        assert!(
+            alone
+                .iter()
+                .all(|(name, _)| !name.ends_with("vote") && !name.ends_with("install"))
+        );
+        assert!(alone.contains(&("destruction::before_begin_commit", Where::Leader)));
     }
 }

@@ -6,13 +6,14 @@ use anyhow::{Context, Result};
 use cluster_tests::Leader;
 
 use super::{Done, one_of, probe};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Committed};
 use crate::failover;
 use crate::history::Recorder;
 use crate::schedule::Victims;
 
-/// An election, its repetition after a split vote, and as much again for a machine that is busy.
-const OVERTAKEN: Duration = Duration::from_secs(30);
+/// An election and its repetition after a split vote, a network on which hardly anything comes through for as long as that is
+/// planned, and as much again for a machine that is busy. A quorum that takes no change for longer has failed.
+const OVERTAKEN: Duration = Duration::from_secs(60);
 /// For a change before the kill; the one before may have left the cluster without a leader.
 const BEFORE: Duration = Duration::from_secs(5);
 
@@ -64,7 +65,9 @@ pub(super) async fn carry_out(
     let chosen = choose(victims, pick, &members, cluster.tolerated(), leader);
     let target = format!("nodes {chosen:?}, leader {leader:?}");
     let mut killed = 0;
-    if let (Victims::Leader, Some(leader)) = (victims, leader) {
+    // Where the others are no quorum, nobody leads before it is back, and there is no fail-over to be measured.
+    let replaced = cluster.tolerated() > 0;
+    if let (Victims::Leader, Some(leader), true) = (victims, leader, replaced) {
         recorder.note(&failover::mark(step, leader.node));
     }
     for number in &chosen {
@@ -74,54 +77,73 @@ pub(super) async fn carry_out(
     for number in &chosen {
         cluster.node(*number).wait_gone(OVERTAKEN).await?;
     }
-    let back = async {
-        tokio::time::sleep(lasts).await;
+    let back = async || {
         for number in &chosen {
             cluster.hold_down(*number, false);
         }
         cluster.start_stopped().await.context("after the kill")
     };
+    let lasted = tokio::time::sleep(lasts);
     if killed < chosen.len() || chosen.is_empty() {
-        back.await?;
+        lasted.await;
+        back().await?;
         return Ok(Done::not_counted(
             target,
             format!("{killed} of {} ran", chosen.len()),
         ));
     }
     match (victims, leader) {
+        (Victims::Leader, Some(leader)) if !replaced => {
+            lasted.await;
+            back().await?;
+            let again = cluster.commits_above(leader.term, &[], OVERTAKEN).await;
+            Ok(Done::counted_if(
+                again.is_some(),
+                format!("{target}, then {again:?}"),
+                "nobody has committed in a higher term",
+            ))
+        }
         (Victims::Leader, Some(leader)) => {
             let others: Vec<u32> = members
                 .iter()
                 .copied()
                 .filter(|one| !chosen.contains(one))
                 .collect();
-            let (other, back, written) = tokio::join!(
-                cluster.commits_above(leader.term, &[], OVERTAKEN),
-                back,
-                probe::write(&others, OVERTAKEN, cluster, recorder)
+            // It stays down until it has been replaced: back too early, it could be elected again.
+            let (other, written, ()) = tokio::join!(
+                cluster.commits_above(leader.term, &chosen, OVERTAKEN),
+                probe::write(&others, OVERTAKEN, cluster, recorder),
+                lasted
             );
-            back?;
-            written?;
-            match other {
-                Some(other) if chosen.contains(&other.node) => {
-                    let why = format!("it was back before anybody else led: {other:?}");
-                    Ok(Done::not_counted(target, why))
-                }
-                Some(other) => Ok(Done::counted(format!("{target}, then {other:?}"))),
-                None => Ok(Done::not_counted(
-                    target,
-                    "no other node has committed in a higher term",
-                )),
-            }
+            back().await?;
+            Ok(came(target, other, written?))
         }
         (Victims::Leader | Victims::Follower, None) => {
-            back.await?;
+            lasted.await;
+            back().await?;
             Ok(Done::not_counted(target, "nobody led"))
         }
         _ => {
-            back.await?;
+            lasted.await;
+            back().await?;
             Ok(Done::counted(target))
         }
+    }
+}
+
+/// What the others have made of the end of their leader.
+fn came(target: String, other: Option<Committed>, written: bool) -> Done {
+    match (other, written) {
+        (_, false) => {
+            let what =
+                format!("no change was acknowledged within {OVERTAKEN:?} by those who were left, a quorum");
+            Done::cluster_failed(target, &what)
+        }
+        (Some(other), true) => Done::counted(format!("{target}, then {other:?}")),
+        (None, true) => Done::not_counted(
+            target,
+            "no other node was seen that has committed in a higher term",
+        ),
     }
 }
 
@@ -129,6 +151,22 @@ pub(super) async fn carry_out(
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::schedule::Effect;
+
+    #[test]
+    fn a_leader_that_nobody_replaces_is_a_finding() {
+        let other = Some(Committed { node: 2, term: 8 });
+        let effect = |other, written| came("nodes [1]".to_owned(), other, written).effect;
+        assert_eq!(effect(other, true), Effect::Counted);
+        for other in [other, None] {
+            let failed = effect(other, false);
+            let failure = failed.failure().unwrap();
+            assert!(failure.starts_with("no change was acknowledged"), "{failure}");
+        }
+        // Whoever leads by now was not seen: the next attempt shows more.
+        let not = effect(None, true);
+        assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
+    }
 
     #[test]
     fn victims_are_who_they_are_called() {

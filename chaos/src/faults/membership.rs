@@ -1,5 +1,5 @@
-//! A new node joins and an old one is removed, and the leader is killed while that goes on. Whatever is interrupted is asked
-//! for again, as a person would.
+//! A new node joins and an old one is removed, and something breaks while that goes on (`interruption.rs`). Whatever is interrupted
+//! is asked for again, as a person would. Some removals replace the keys that the node had, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, until};
 use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
-use nix::sys::signal::Signal;
 
-use super::{Done, one_of, replication, token};
+use super::interruption::Interruption;
+use super::{Done, one_of, operator, replication, token};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
 use crate::oracles::members;
-use crate::schedule::{Effect, FaultKind};
+use crate::schedule::{Effect, FaultKind, Meanwhile};
 
 /// For one change, with all that it is interrupted by. One that takes longer has failed, and not the harness: the cluster had a
 /// quorum for nearly all of the time.
@@ -23,11 +23,9 @@ const CHANGED: Duration = Duration::from_secs(240);
 const JOIN: Duration = Duration::from_secs(70);
 /// For a list of members: a leader may be elected meanwhile.
 const ASKED: Duration = Duration::from_secs(15);
-/// From the beginning of a change to the kill.
-const INTO_IT: Duration = Duration::from_millis(300);
 
 pub(super) async fn carry_out(
-    kill_leader: bool,
+    (meanwhile, rotate): (Meanwhile, bool),
     pick: u32,
     cluster: &Cluster,
     recorder: &Recorder,
@@ -41,11 +39,9 @@ pub(super) async fn carry_out(
         .start_node(node.number)
         .await
         .context("start a new node")?;
-    // A token that is made by a wrong clock is refused by a right one.
-    let clocks = cluster.right_clocks().await;
-    let (joined, killed) = tokio::join!(join(&node, cluster), kill(kill_leader, cluster));
-    drop(clocks);
-    let killed = killed?;
+    let interruption = Interruption::prepare(meanwhile, pick, (&node, true), cluster).await?;
+    let (joined, happened) = tokio::join!(join(&node, cluster), interruption.happens(cluster));
+    let happened = happened?;
     if let Err(error) = joined {
         return Ok(failed(&node.id(), "does not join", &error));
     }
@@ -56,34 +52,63 @@ pub(super) async fn carry_out(
     }
     cluster.start_stopped().await?;
     let old = cluster.node(old);
-    let (removed, killed_again) = tokio::join!(remove(&old, cluster), kill(kill_leader, cluster));
-    let killed_again = killed_again?;
+    // What is made then is made at some time from now on, and nobody is told of it.
+    let own = if rotate {
+        operator::versions_of_all(cluster, recorder).await?
+    } else {
+        Vec::new()
+    };
+    let key = rotate.then(|| format!("remove-{}", recorder.number()));
+    let key = key.as_deref();
+    // Who is removed ends by itself, and does not start again.
+    cluster.hold_down(old.number, true);
+    let interruption = Interruption::prepare(meanwhile, pick, (&old, false), cluster).await?;
+    let (removed, happened_again) = tokio::join!(removal(&old, key, cluster), interruption.happens(cluster));
+    let happened_again = happened_again?;
     if let Err(error) = removed {
         return Ok(failed(&old.id(), "is not removed", &error));
     }
     cluster.dismiss(old.number);
     old.kill().await?;
+    cluster.hold_down(old.number, false);
+    let replaced = match key {
+        Some(key) => replace_keys(&old, key, cluster).await,
+        None => Ok(()),
+    };
     let before = voters(cluster).await;
     // Once more, as by a script that has not heard the answers: one is a member already, the other is none any more.
     let repeated = [
         join_once(&node, cluster).await.err(),
-        remove_once(&old, cluster).await.err(),
+        remove_once(&old, key, cluster).await.err(),
     ];
     let after = voters(cluster).await;
+    drop(own);
     members::note(cluster, recorder).await;
     let said = repeated.map(|failed| failed.map_or("done".to_owned(), |error| format!("{error:#}")));
     let what = format!(
-        "{} joined, {} was removed; leaders killed meanwhile: {killed:?} {killed_again:?}; asked for once more: {said:?}",
+        "{} joined, {} was removed, keys replaced: {rotate}; meanwhile: {happened:?}, {happened_again:?}; asked for once more: \
+         {said:?}",
         node.id(),
         old.id()
     );
     Ok(match (before, after) {
-        (Ok(before), Ok(after)) if before == after => Done::counted(what),
+        (Ok(before), Ok(after)) if before == after => {
+            came(what, happened.is_some() || happened_again.is_some(), replaced)
+        }
         (before, after) => {
             let is = format!("the voters were {before:?}; after both were asked for once more: {after:?}");
             Done::cluster_failed(what, &is)
         }
     })
+}
+
+/// Of a change of members that has come through.
+fn came(what: String, interrupted: bool, replaced: Result<()>) -> Done {
+    match replaced {
+        // A slot has room for so many transport keys: that there is none left is no fault of the cluster.
+        Err(error) => Done::not_counted(what, format!("the keys of the removed node stay: {error:#}")),
+        Ok(()) => Done::counted_if(interrupted, what, "nobody led when it was to be interrupted"),
+    }
 }
 
 /// Names of the voters with their raft ids, once somebody says that they are those who belong to the cluster.
@@ -110,23 +135,6 @@ fn failed(node: &str, what: &str, error: &anyhow::Error) -> Done {
         target: node.to_owned(),
         effect: Effect::cluster_failed(&format!("{node} {what} within {CHANGED:?}: {error:#}")),
     }
-}
-
-/// SIGKILL to the leader a moment later, and its start.
-pub(super) async fn kill(wanted: bool, cluster: &Cluster) -> Result<Option<u32>> {
-    if !wanted {
-        return Ok(None);
-    }
-    tokio::time::sleep(INTO_IT).await;
-    let Some(leader) = cluster.leader_now().await else {
-        return Ok(None);
-    };
-    let node = cluster.node(leader.node);
-    node.signal(Signal::SIGKILL)?;
-    node.wait_gone(CHANGED).await?;
-    tokio::time::sleep(INTO_IT).await;
-    cluster.start_stopped().await?;
-    Ok(Some(leader.node))
 }
 
 pub(crate) async fn join(node: &Node, cluster: &Cluster) -> Result<()> {
@@ -189,9 +197,14 @@ async fn is_member(node: &Node, cluster: &Cluster) -> Result<bool> {
 }
 
 pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {
+    removal(node, None, cluster).await
+}
+
+/// Under a key, the keys that the node had are begun to be replaced, too.
+async fn removal(node: &Node, key: Option<&str>, cluster: &Cluster) -> Result<()> {
     let mut last = String::new();
     let removed = until("the removal", CHANGED, async || {
-        let failed = remove_once(node, cluster).await.err();
+        let failed = remove_once(node, key, cluster).await.err();
         last = failed
             .as_ref()
             .map(|error| format!("{error:#}"))
@@ -204,10 +217,35 @@ pub(crate) async fn remove(node: &Node, cluster: &Cluster) -> Result<()> {
     removed.with_context(|| last)
 }
 
-/// By the program that a person uses. Which keys are made anew is the workload's to decide.
-async fn remove_once(node: &Node, cluster: &Cluster) -> Result<()> {
+/// The command again, under the key that it began under, does what is left of it.
+async fn replace_keys(node: &Node, key: &str, cluster: &Cluster) -> Result<()> {
+    let mut last = String::new();
+    let replaced = until("other keys", CHANGED, async || {
+        match remove_once(node, Some(key), cluster).await {
+            Ok(()) => Some(()),
+            Err(error) => {
+                last = format!("{error:#}");
+                None
+            }
+        }
+    })
+    .await;
+    replaced.with_context(|| last)
+}
+
+fn removal_arguments<'a>(id: &'a str, key: Option<&'a str>) -> Vec<&'a str> {
+    let mut arguments = vec!["cluster", "remove", id, "--confirm", id];
+    match key {
+        Some(key) => arguments.extend(["--idempotency-key", key]),
+        None => arguments.push("--no-rotate"),
+    }
+    arguments
+}
+
+/// By the program that a person uses. Without a key for it, which keys are made anew is the workload's to decide.
+async fn remove_once(node: &Node, key: Option<&str>, cluster: &Cluster) -> Result<()> {
     let id = node.id();
-    let arguments = ["cluster", "remove", &id, "--confirm", &id, "--no-rotate"];
+    let arguments = removal_arguments(&id, key);
     let said = cluster.playground().hsmctl(&arguments).await?;
     ensure!(
         said.code == Some(0),
@@ -222,6 +260,28 @@ async fn remove_once(node: &Node, cluster: &Cluster) -> Result<()> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_removal_replaces_keys_under_a_key_of_its_own_or_not_at_all() {
+        assert_eq!(removal_arguments("n", None).last(), Some(&"--no-rotate"));
+        let rotates = removal_arguments("n", Some("k"));
+        assert!(
+            rotates.ends_with(&["--idempotency-key", "k"]) && !rotates.contains(&"--no-rotate"),
+            "{rotates:?}"
+        );
+    }
+
+    #[test]
+    fn a_change_that_nothing_broke_or_that_left_keys_does_not_count() {
+        let counts = |interrupted, replaced| came(String::new(), interrupted, replaced).effect;
+        assert_eq!(counts(true, Ok(())), Effect::Counted);
+        for not in [
+            counts(false, Ok(())),
+            counts(true, Err(anyhow::anyhow!("no room"))),
+        ] {
+            assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
+        }
+    }
 
     #[test]
     fn a_change_of_members_that_does_not_come_through_is_the_clusters_failure() {

@@ -5,6 +5,7 @@ mod clock;
 mod disk;
 pub mod failpoint;
 mod files;
+mod interruption;
 mod kill;
 pub(crate) mod membership;
 mod module;
@@ -166,13 +167,17 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
             Trouble::Hung => module::hung(*pick, lasts, cluster).await,
             Trouble::Errors { code } => module::errors(*code, *pick, lasts, cluster).await,
         },
-        Fault::JoinRemove { kill_leader, pick } => {
-            membership::carry_out(*kill_leader, *pick, cluster, recorder).await
-        }
+        Fault::JoinRemove {
+            meanwhile,
+            rotate,
+            pick,
+        } => membership::carry_out((*meanwhile, *rotate), *pick, cluster, recorder).await,
         Fault::Transfer { named, pick } => operator::transfer(*named, *pick, cluster).await,
-        Fault::Rekey { kill_leader } => operator::rekey(*kill_leader, cluster, recorder).await,
-        Fault::RekeyReplication { kill_leader } => {
-            replication::carry_out(*kill_leader, cluster, recorder).await
+        Fault::Rekey { kill_leader, point } => {
+            operator::rekey((*kill_leader, *point), cluster, recorder).await
+        }
+        Fault::RekeyReplication { kill_leader, point } => {
+            replication::carry_out((*kill_leader, *point), cluster, recorder).await
         }
         Fault::Failpoint { point, pick } => failpoint::carry_out(*point, *pick, lasts, cluster).await,
     }

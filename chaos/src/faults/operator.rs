@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cluster_tests::Node;
+use cluster_tests::{Node, failpoints};
 use hsm_api::Client;
 use hsm_api::admin::{SlotRekey, TransportKeyState};
 use hsm_api::client::Retry;
 use tokio::time::sleep;
 
-use super::{Done, membership, one_of};
+use super::interruption::Death;
+use super::{Done, one_of};
 use crate::cluster::Cluster;
 use crate::history::{Operation, Pending, Recorder};
-use crate::workload::{CONTEXTS, NEW};
+use crate::workload::{CONTEXTS, NEW, SHORT_LIVED};
 
 /// Two elections, one of which may end in a split vote, on a busy machine.
 const OVERTAKEN: Duration = Duration::from_secs(20);
@@ -133,6 +134,7 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
     let mut contexts: BTreeSet<String> = here.map(|context| context.context).collect();
     if contexts.contains(CONTEXTS[0]) {
         contexts.extend(NEW.map(str::to_owned));
+        contexts.insert(SHORT_LIVED.to_owned());
     }
     let rotation = |context| {
         let key = format!("rekey-{}", recorder.number());
@@ -141,10 +143,27 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
     Ok(contexts.into_iter().map(rotation).collect())
 }
 
+/// The same of every slot, for a change that rekeys each of them once. Twice: where that is refused at first, the contexts rotate
+/// under the present key, and again under the next.
+pub(super) async fn versions_of_all(cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Pending>> {
+    let client = admin(cluster)?;
+    let mut all = Vec::new();
+    for slot in slots(&client).await? {
+        for _ in 0..2 {
+            all.extend(versions_of(&slot.slot, &client, recorder).await?);
+        }
+    }
+    Ok(all)
+}
+
 /// The slot with the fewest transport keys gets another one, and another one after that; both are asked for again under the
 /// key that they were asked for first, which makes none. More than these two would be versions that nobody has asked for, to
 /// the oracle of the metadata register too.
-pub(super) async fn rekey(kill_leader: bool, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+pub(super) async fn rekey(
+    (kill_leader, point): (bool, u32),
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let client = admin(cluster)?;
     let Some(before) = slots(&client).await?.into_iter().min_by_key(live) else {
         return Ok(Done::not_counted("no slot", "no slot has a transport key"));
@@ -157,7 +176,9 @@ pub(super) async fn rekey(kill_leader: bool, cluster: &Cluster, recorder: &Recor
     let [once, anew] = [(); 2].map(|()| format!("rekey-{}", recorder.number()));
     let first = transport(slot, &once);
     let second = transport(slot, &anew);
-    let (began, killed) = tokio::join!(repeated(&first, cluster), membership::kill(kill_leader, cluster));
+    let line = failpoints::REKEY[point as usize % failpoints::REKEY.len()];
+    let death = Death::prepare(kill_leader, line, cluster).await?;
+    let (began, killed) = tokio::join!(repeated(&first, cluster), death.comes(cluster));
     let killed = killed?;
     let mut said = began?;
     for command in [&first, &second, &second, &first] {

@@ -136,10 +136,25 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
         .collect();
     let alone = one_of(&others, pick).context("nobody but the leader")?;
     let what = format!("node {alone}, leader {leader:?}");
+    let left = leave_behind(alone, cluster).await;
+    cluster.links().heal()?;
+    let last = match left? {
+        Ok(last) => last,
+        Err(why) => return Ok(Done::not_counted(what, why)),
+    };
+    let brought = until("a snapshot", BROUGHT_BACK, async || {
+        (index(cluster, alone, "hsm_raft_snapshot_index").await? > last).then_some(())
+    });
+    let brought = brought.await.is_ok();
+    Ok(Done::counted_if(brought, what, "it was sent no snapshot"))
+}
+
+/// Cuts one node off until the others have purged the log that it would need. Whatever comes of it, the links are to be healed
+/// then. The last index that it has, or why it is not left behind.
+pub(super) async fn leave_behind(alone: u32, cluster: &Cluster) -> Result<Result<u64, &'static str>> {
     cluster.links().separate(&[alone])?;
     let Some(last) = index(cluster, alone, "hsm_raft_last_log_index").await else {
-        cluster.links().heal()?;
-        return Ok(Done::not_counted(what, "it does not say how far its log goes"));
+        return Ok(Err("it does not say how far its log goes"));
     };
     let behind = last + KEEP_LOGS + PURGED_AT_ONCE + 2;
     let there: Vec<u32> = cluster
@@ -162,18 +177,9 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
     });
     let left = left.await.is_ok();
     drop(clocks);
-    cluster.links().heal()?;
-    if !left {
-        return Ok(Done::not_counted(
-            what,
-            "the others still have the log that it needs",
-        ));
-    }
-    let brought = until("a snapshot", BROUGHT_BACK, async || {
-        (index(cluster, alone, "hsm_raft_snapshot_index").await? > last).then_some(())
-    });
-    let brought = brought.await.is_ok();
-    Ok(Done::counted_if(brought, what, "it was sent no snapshot"))
+    Ok(left
+        .then_some(last)
+        .ok_or("the others still have the log that it needs"))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const OVERTAKEN: Duration = Duration::from_secs(15);
 const OUTLASTED: Duration = ELECTION.saturating_mul(2);
 
 /// Goes on when this is dropped, however the step ends.
-struct Stopped<'a>(&'a cluster_tests::Node);
+pub(super) struct Stopped<'a>(pub(super) &'a cluster_tests::Node);
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {

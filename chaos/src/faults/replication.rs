@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cluster_tests::until;
+use cluster_tests::{failpoints, until};
 use hsm_api::Client;
 use hsm_api::admin::ReplicationRekey;
 
-use super::{Done, membership, operator};
+use super::interruption::Death;
+use super::{Done, operator};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
 
@@ -104,7 +105,11 @@ fn command(key: &str) -> [&str; 7] {
 
 /// Counted if the key is another one afterwards, and neither the same request again nor another one, which finds nothing to
 /// be replaced, has made anything else of it.
-pub(super) async fn carry_out(kill_leader: bool, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+pub(super) async fn carry_out(
+    (kill_leader, point): (bool, u32),
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let client = operator::admin(cluster)?;
     let before = status(&client).await?;
     let what = format!("in the place of {}", before.key);
@@ -122,8 +127,13 @@ pub(super) async fn carry_out(kill_leader: bool, cluster: &Cluster, recorder: &R
         let changed = with_next(&config, &next, &first)?;
         originals.push((number, config));
         if let Err(error) = restart(number, &changed, cluster).await {
-            // Whoever waits for readiness next finds the same.
             let why = format!("node {number} has not come back with both keys: {error:#}");
+            // Whoever waits for readiness next finds the same; another attempt begins with the keys that they had.
+            for (number, config) in &originals {
+                if let Err(error) = restart(*number, config, cluster).await {
+                    eprintln!("node {number} with the keys that it had: {error:#}");
+                }
+            }
             return Ok(Done::not_counted(what, why));
         }
     }
@@ -135,10 +145,9 @@ pub(super) async fn carry_out(kill_leader: bool, cluster: &Cluster, recorder: &R
     .await;
     let [once, anew] = [(); 2].map(|()| format!("rekey-{}", recorder.number()));
     let once = command(&once);
-    let (began, killed) = tokio::join!(
-        operator::repeated(&once, cluster),
-        membership::kill(kill_leader, cluster)
-    );
+    let line = failpoints::RESEAL[point as usize % failpoints::RESEAL.len()];
+    let death = Death::prepare(kill_leader, line, cluster).await?;
+    let (began, killed) = tokio::join!(operator::repeated(&once, cluster), death.comes(cluster));
     let killed = killed?;
     let what = format!("{what}, leader killed: {killed:?}");
     let done = status(&client).await?;

@@ -1,4 +1,7 @@
 //! What happens to the folder of a node's tokens: it is gone, it is an older one, it cannot be read.
+//!
+//! Whatever it is, the node has to live: it votes, says which slot does not serve, and fills an older token again from what the
+//! cluster has. One that ends over its tokens has cost the cluster a voter, and that is found.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,8 +20,10 @@ const ASIDE: &str = "tokens.aside";
 const FIRST: &str = "tokens.first";
 /// From a start until a node says what is wrong with its slots.
 const NOTICED: Duration = Duration::from_secs(20);
-/// For a node to fill an older token again.
-const FILLED: Duration = Duration::from_secs(60);
+/// For a node to fill an older token again, key by key, while the weather may make each of them slow.
+const FILLED: Duration = Duration::from_secs(180);
+/// Of a start that ends at once: it may have met something else, such as a port that is not free yet.
+const STARTS: u32 = 3;
 
 fn tokens(node: &Node) -> PathBuf {
     node.dir.join("tokens")
@@ -58,11 +63,8 @@ fn set_aside(node: &Node) -> Result<()> {
     fs::rename(&from, node.dir.join(ASIDE)).with_context(|| from.display().to_string())
 }
 
-/// Whether the node says that something is wrong with a slot, does not answer as a ready one, or has ended.
+/// Whether the node says that something is wrong with a slot.
 async fn is_noticed(node: &Node, cluster: &Cluster) -> bool {
-    if node.pid().is_none() {
-        return true;
-    }
     match cluster.status(node.number).await {
         Some(status) => {
             let mut slots = status.slots.iter();
@@ -72,11 +74,29 @@ async fn is_noticed(node: &Node, cluster: &Cluster) -> bool {
     }
 }
 
+/// False as soon as it has ended, too: then it says nothing any more.
 async fn noticed_within(node: &Node, within: Duration, cluster: &Cluster) -> bool {
     let noticed = until("a word of the token", within, async || {
-        is_noticed(node, cluster).await.then_some(())
+        if node.pid().is_none() {
+            return Some(false);
+        }
+        is_noticed(node, cluster).await.then_some(true)
     });
-    noticed.await.is_ok()
+    noticed.await.unwrap_or(false)
+}
+
+/// What came of tokens that were not there: to be asked before anybody ends the node.
+fn came(node: &Node, what: String, noticed: bool) -> Done {
+    judged(what, noticed, node.pid().is_none(), &node.log())
+}
+
+fn judged(what: String, noticed: bool, ended: bool, log: &str) -> Done {
+    if !ended {
+        return Done::counted_if(noticed, what, "the node has not noticed it");
+    }
+    let last = log.lines().last().unwrap_or_default();
+    let failure = format!("the node has ended over its tokens, and a voter with it; its last words: {last}");
+    Done::cluster_failed(what, &failure)
 }
 
 fn victim(pick: u32, cluster: &Cluster) -> Result<Node> {
@@ -84,24 +104,35 @@ fn victim(pick: u32, cluster: &Cluster) -> Result<Node> {
     Ok(cluster.node(number))
 }
 
-/// Starts it without its tokens. It may refuse to.
+/// Starts it without its tokens. Whether it lives then is for [`came`] to say.
 async fn start_without(node: &Node, cluster: &Cluster) {
-    if let Err(error) = cluster.start_node(node.number).await {
-        eprintln!("{} without its tokens: {error:#}", node.id());
+    for _ in 0..STARTS {
+        if let Err(error) = cluster.start_node(node.number).await {
+            eprintln!("{} without its tokens: {error:#}", node.id());
+        }
+        if node.pid().is_some() {
+            return;
+        }
     }
 }
 
 pub(super) async fn deleted(running: bool, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
     let node = victim(pick, cluster)?;
     let what = format!("node {}, running: {running}", node.number);
+    // A node that starts by a wrong clock may end over its certificates.
+    let _right = cluster.right_clocks().await;
+    if node.pid().is_none() {
+        return Ok(Done::not_counted(what, "it did not run"));
+    }
     cluster.hold_down(node.number, true);
-    let mut noticed = false;
+    let (mut noticed, mut lives) = (false, true);
     if running {
         set_aside(&node)?;
         let (seen, ()) = tokio::join!(noticed_within(&node, lasts, cluster), tokio::time::sleep(lasts));
         noticed = seen;
+        lives = node.pid().is_some();
     }
-    if !noticed {
+    if !noticed && lives {
         // What a token has in memory outlives its folder; a start needs the folder.
         node.kill().await?;
         if !running {
@@ -110,13 +141,15 @@ pub(super) async fn deleted(running: bool, pick: u32, lasts: Duration, cluster: 
         start_without(&node, cluster).await;
         noticed = noticed_within(&node, NOTICED, cluster).await;
     }
+    let done = came(&node, what, noticed);
     put_back(&node).await?;
     cluster.hold_down(node.number, false);
-    Ok(Done::counted_if(noticed, what, "the node has not noticed it"))
+    Ok(done)
 }
 
 pub(super) async fn unreadable(pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
     let node = victim(pick, cluster)?;
+    let _right = cluster.right_clocks().await;
     cluster.hold_down(node.number, true);
     node.kill().await?;
     set_aside(&node)?;
@@ -127,10 +160,10 @@ pub(super) async fn unreadable(pick: u32, lasts: Duration, cluster: &Cluster) ->
         noticed_within(&node, NOTICED.max(lasts), cluster),
         tokio::time::sleep(lasts)
     );
+    let done = came(&node, format!("node {}", node.number), noticed);
     put_back(&node).await?;
     cluster.hold_down(node.number, false);
-    let what = format!("node {}", node.number);
-    Ok(Done::counted_if(noticed, what, "the node has not noticed it"))
+    Ok(done)
 }
 
 /// Files of objects in all tokens of a folder.
@@ -156,37 +189,56 @@ pub(super) async fn older(pick: u32, cluster: &Cluster) -> Result<Done> {
             "there is no older copy of its tokens",
         ));
     }
+    let right = cluster.right_clocks().await;
     cluster.hold_down(node.number, true);
     node.kill().await?;
     let (now, then) = (objects(&tokens(&node))?, objects(&first)?);
     set_aside(&node)?;
     copy(&first, &tokens(&node))?;
-    let started = cluster.start_node(node.number).await;
+    start_without(&node, cluster).await;
+    drop(right);
     let filled = node.wait_ready(FILLED).await;
     let what = format!("node {}: {then} objects instead of {now}", node.number);
-    let what = match (&started, &filled) {
-        (Ok(()), Ok(())) => {
-            // It has what it needs; the newer ones are not needed any more.
+    let done = match &filled {
+        // It has what it needs; the newer ones are not needed any more.
+        Ok(()) => {
             remove(&node.dir.join(ASIDE))?;
-            format!("{what}; it has come back by itself")
+            Done::counted_if(
+                now != then,
+                format!("{what}; it has come back by itself"),
+                "the older copy has the same objects",
+            )
         }
-        _ => {
+        Err(error) => {
+            let failure = format!("it does not fill an older token again: {error:#}");
             put_back(&node).await?;
-            format!("{what}; it was given back the newer ones")
+            Done::cluster_failed(format!("{what}; it was given back the newer ones"), &failure)
         }
     };
     cluster.hold_down(node.number, false);
-    Ok(Done::counted_if(
-        now != then,
-        what,
-        "the older copy has the same objects",
-    ))
+    Ok(done)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use crate::schedule::Effect;
+
+    #[test]
+    fn a_node_that_ends_over_its_tokens_is_a_finding() {
+        let effect = |noticed, ended| judged("node 2".to_owned(), noticed, ended, "one\nno token\n").effect;
+        assert_eq!(effect(true, false), Effect::Counted);
+        let not = effect(false, false);
+        assert!(
+            not != Effect::Counted && not.failure().is_none(),
+            "it may be asked too late"
+        );
+        for noticed in [true, false] {
+            let failure = effect(noticed, true);
+            assert!(failure.failure().unwrap().ends_with("no token"), "{failure:?}");
+        }
+    }
 
     #[test]
     fn objects_are_counted_over_all_tokens() {

@@ -3,6 +3,8 @@
 //! anything that was asked after it.
 
 mod few;
+mod made;
+mod refused;
 mod uses;
 mod watched;
 
@@ -15,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use hsm_api::admin::KeyState;
 
 pub use self::few::{Few, Moment, Moments};
+pub(crate) use self::made::Made;
 use self::uses::Uses;
 use self::watched::Watched;
 pub use self::watched::{Findings, TermSeen};
@@ -127,6 +130,8 @@ pub struct History {
     pub turned_away_early: Few<String>,
     /// Encryptions under a version that was replaced in the state that they were made from.
     pub behind: Few<String>,
+    /// Refusals to encrypt that are no matter of the moment, such as `access_denied`.
+    pub refused_to_encrypt: Few<String>,
     /// Decryptions under a version that was out of use in the state that they were made from.
     pub revived: Few<String>,
     /// What was noted, with its time.
@@ -206,6 +211,7 @@ struct Fold {
     /// Versions that are out of use → the index.
     unused: BTreeMap<(String, u32), u64>,
     uses: Uses,
+    made: Made,
     /// When a node has last refused with `internal`.
     internal: BTreeMap<u32, u64>,
     /// When versions were seen destroyed.
@@ -226,6 +232,7 @@ impl Default for Fold {
             floors: BTreeMap::new(),
             unused: BTreeMap::new(),
             uses: Uses::default(),
+            made: Made::default(),
             internal: BTreeMap::new(),
             destroyed: BTreeMap::new(),
             watched: Watched::default(),
@@ -272,6 +279,7 @@ impl Fold {
                     return;
                 };
                 self.count(&outcome);
+                self.made.ends(&begun.operation, at, &outcome);
                 let answered = Answered {
                     invoked: begun.at,
                     completed: at,
@@ -280,7 +288,16 @@ impl Fold {
                     outcome: &outcome,
                 };
                 match &begun.operation {
-                    Operation::Encrypt { context, number, .. } => self.encrypted(context, *number, &answered),
+                    Operation::Encrypt {
+                        context,
+                        number,
+                        node,
+                    } => {
+                        self.encrypted(context, *number, &answered);
+                        if let Outcome::Refused { code } = &outcome {
+                            self.refused_to_encrypt(context, *number, *node, code, &answered);
+                        }
+                    }
                     Operation::Decrypt {
                         context,
                         version,
@@ -484,30 +501,6 @@ impl Fold {
                 refused.count += 1;
             }
             Outcome::Ok(_) | Outcome::Unknown { .. } => {}
-        }
-    }
-
-    fn refused(&mut self, key: &(String, u32), name: &str, node: u32, code: &str, answered: &Answered<'_>) {
-        match code {
-            "internal" => {
-                let at = answered.completed;
-                let last = self.internal.get(&node);
-                if last.is_none_or(|last| at.saturating_sub(*last) >= SECOND) {
-                    self.internal.insert(node, at);
-                    let text = format!("{name} was refused with internal");
-                    self.history.internal.push(Moment { at, node, text });
-                }
-            }
-            "key_version_disabled" | "key_version_destroyed" => {
-                if let Some(back) = self.uses.back(key).filter(|back| *back < answered.invoked) {
-                    let text = format!(
-                        "{name} was refused with {code}, and that version was put back into use {:.3} s before it was asked for",
-                        (answered.invoked - back) as f64 / SECOND as f64
-                    );
-                    self.watched.suspect(node, back, text);
-                }
-            }
-            _ => {}
         }
     }
 

@@ -283,6 +283,68 @@ fn what_is_back_in_use_is_refused_by_nobody_who_knows() {
     }
 }
 
+fn encrypt(context: &str) -> Operation {
+    Operation::Encrypt {
+        context: context.to_owned(),
+        number: 1,
+        node: 2,
+    }
+}
+
+#[test]
+fn a_refusal_to_encrypt_is_of_the_moment_or_is_told() {
+    for (code, told, internal) in [
+        ("overloaded", 0, 0),
+        ("slot_failed", 0, 0),
+        ("unreachable", 0, 0),
+        ("internal", 0, 1),
+        ("access_denied", 1, 0),
+        ("status_404", 1, 0),
+    ] {
+        let mut script = Script::default();
+        let id = script.begin(encrypt("2fa"));
+        let code = code.to_owned();
+        script.end(id, None, Outcome::Refused { code: code.clone() });
+        let history = script.fold.finish();
+        let is = (
+            history.refused_to_encrypt.total,
+            history.internal.kept.len() as u64,
+        );
+        assert_eq!(is, (told, internal), "{code}");
+    }
+}
+
+#[test]
+fn who_has_long_been_ready_knows_which_contexts_have_a_key() {
+    // Made at the beginning, made by somebody then, and never made.
+    for (context, between, told) in [
+        ("2fa", 20, 1),
+        ("2fa", 1, 0),
+        ("chaos-1", 20, 1),
+        ("chaos-1", 1, 0),
+        ("chaos-2", 20, 0),
+    ] {
+        let mut script = Script::default();
+        let create = Operation::Create {
+            context: "chaos-1".to_owned(),
+            key: "k".to_owned(),
+        };
+        let answer = Answer::Rotated {
+            version: 1,
+            previous: None,
+        };
+        script.ok(create, 10, answer);
+        script.look(between * SECOND);
+        let id = script.begin(encrypt(context));
+        let code = "context_has_no_key".to_owned();
+        script.end(id, None, Outcome::Refused { code });
+        script.look(SECOND);
+        let history = script.fold.finish();
+        assert_eq!(history.watched.withheld.total, told, "{context} {between}");
+        assert_eq!(history.refused_to_encrypt.total, 0);
+    }
+}
+
 #[test]
 fn what_never_ends_is_kept_as_unknown() {
     let mut script = Script::default();

@@ -1,5 +1,5 @@
 //! Whatever was handed out decrypts, to what it was made of, on every node that is ready, until its version is taken out of
-//! use or destroyed; from then on on none.
+//! use or destroyed; from then on on none. And who may encrypt is refused only for the moment, or by a node that cannot.
 
 use std::collections::BTreeMap;
 
@@ -67,6 +67,7 @@ fn during(history: &History, tokens_fail: &Excused, found: &mut Found) {
     let wanted = Wanted::of(history);
     found.violations(NAME, &history.revived);
     found.violations(NAME, &history.watched.withheld);
+    found.violations(NAME, &history.refused_to_encrypt);
     found.unexplained(NAME, &history.internal, tokens_fail);
     for (key, version) in &history.versions {
         found.violations(NAME, &version.wrong);
@@ -245,6 +246,16 @@ mod tests {
         let mut history = Script::default().history();
         history.watched.withheld.push("withheld".to_owned());
         assert_eq!(told(|found| during(&history, &nothing(), found)), ["withheld"]);
+    }
+
+    #[test]
+    fn a_refusal_to_encrypt_that_nobody_can_explain_is_told() {
+        let mut history = Script::default().history();
+        history.refused_to_encrypt.push("access_denied".to_owned());
+        assert_eq!(
+            told(|found| during(&history, &nothing(), found)),
+            ["access_denied"]
+        );
     }
 
     #[test]

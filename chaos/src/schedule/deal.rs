@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Fault, FaultKind, Plan, Shape, Step, Trouble, Victims};
+use super::{Fault, FaultKind, Meanwhile, Plan, Shape, Step, Trouble, Victims};
 use crate::cluster::spare;
 use crate::random::Random;
 
@@ -13,6 +13,19 @@ const ERRORS: [u32; 5] = [0x05, 0x30, 0x32, 0xB3, 0x101];
 /// A slot may have eight transport keys that are not destroyed, and clients keep versions under the first of them. There are
 /// two slots, and each step makes two keys in one of them.
 const MOST_REKEYED: u32 = 6;
+/// The same where nodes are removed as well, some of them with a new transport key in each slot.
+const MOST_REKEYED_BESIDE_REMOVALS: u32 = 4;
+/// One removal of so many replaces the keys that the node had: of six, which is as many as there can be, two.
+const ROTATES_ONCE_IN: u32 = 3;
+/// What breaks while members change: each comes before any comes again.
+const MEANWHILE: [Meanwhile; 6] = [
+    Meanwhile::LeaderKilled,
+    Meanwhile::LeaderCutOff,
+    Meanwhile::LeaderKilledAt(0),
+    Meanwhile::NodeKilled,
+    Meanwhile::LeaderPaused,
+    Meanwhile::Nothing,
+];
 /// What the place of a pause between its shortest and its longest is drawn from.
 const PAUSES: u64 = 1_500;
 /// What a step takes besides its own time: finding a leader, starting nodes, getting ready.
@@ -116,7 +129,8 @@ impl Drawn {
                 pick,
             ),
             FaultKind::JoinRemove => Fault::JoinRemove {
-                kill_leader: self.coin,
+                meanwhile: Meanwhile::Nothing,
+                rotate: false,
                 pick,
             },
             FaultKind::Failpoint => Fault::Failpoint {
@@ -129,9 +143,11 @@ impl Drawn {
             },
             FaultKind::Rekey => Fault::Rekey {
                 kill_leader: self.coin,
+                point: self.first,
             },
             FaultKind::RekeyReplication => Fault::RekeyReplication {
                 kill_leader: self.coin,
+                point: self.first,
             },
         }
     }
@@ -173,12 +189,15 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
     // A plan of nothing but weather has only that to go by.
     let breaks = possible.iter().any(|kind| !kind.is_weather());
     let mut planned = 0;
-    let (first_point, mut points) = (u32::try_from(seed % 1000).unwrap_or_default(), 0_u32);
+    let (from_seed, mut points, mut joins) = (u32::try_from(seed % 1000).unwrap_or_default(), 0_u32, 0_u32);
+    let removes = possible.contains(&FaultKind::JoinRemove);
+    let rekeys = if removes {
+        MOST_REKEYED_BESIDE_REMOVALS
+    } else {
+        MOST_REKEYED
+    };
     // Numbers of nodes are never used again; transport keys stay for as long as a version needs them.
-    let mut left = BTreeMap::from([
-        (FaultKind::JoinRemove, spare(nodes)),
-        (FaultKind::Rekey, MOST_REKEYED),
-    ]);
+    let mut left = BTreeMap::from([(FaultKind::JoinRemove, spare(nodes)), (FaultKind::Rekey, rekeys)]);
     let wanted = (minutes.max(0.0) * 60_000.0) as u64;
     while !possible.is_empty() && (steps.is_empty() || planned < wanted) {
         let whole = !steps.is_empty();
@@ -192,10 +211,20 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
             }
             let number = u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
             let mut step = drawn.step(number, kind, pause_ms);
-            // One point after the other, from anywhere on: drawn anew each time, some would hardly ever come.
-            if let Fault::Failpoint { point, .. } = &mut step.fault {
-                *point = first_point.wrapping_add(points);
-                points += 1;
+            // One after the other, from anywhere on: drawn anew each time, some would hardly ever come.
+            match &mut step.fault {
+                Fault::Failpoint { point, .. } => {
+                    *point = from_seed.wrapping_add(points);
+                    points += 1;
+                }
+                Fault::JoinRemove {
+                    meanwhile, rotate, ..
+                } => {
+                    *meanwhile = breaks_meanwhile(from_seed.wrapping_add(joins), drawn.second);
+                    *rotate = joins.is_multiple_of(ROTATES_ONCE_IN);
+                    joins += 1;
+                }
+                _ => {}
             }
             if kind.is_weather() != breaks {
                 planned += step.pause_ms + step.lasts_ms + OVERHEAD_MS;
@@ -211,6 +240,14 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
         }
     }
     Plan { seed, steps }
+}
+
+/// The one whose turn it is, at the line that was drawn.
+fn breaks_meanwhile(turn: u32, line: u32) -> Meanwhile {
+    match MEANWHILE[turn as usize % MEANWHILE.len()] {
+        Meanwhile::LeaderKilledAt(_) => Meanwhile::LeaderKilledAt(line),
+        other => other,
+    }
 }
 
 fn shuffle(cards: &mut [FaultKind], random: &mut Random) {
@@ -342,11 +379,46 @@ mod tests {
 
     #[test]
     fn no_more_is_rekeyed_than_slots_have_room_for() {
-        let kinds = BTreeSet::from([FaultKind::Rekey, FaultKind::KillAll]);
+        let mut kinds = BTreeSet::from([FaultKind::Rekey, FaultKind::KillAll]);
         let steps = plan(1, 60.0, &kinds, 3).steps;
         let rekeys = steps.iter().filter(|step| step.fault.kind() == FaultKind::Rekey);
         assert_eq!(rekeys.count(), MOST_REKEYED as usize);
         assert!(steps.len() > 100);
+        // The first of each of two slots, two for each rekey of one of them, one for each removal that rekeys.
+        kinds.insert(FaultKind::JoinRemove);
+        let steps = plan(1, 120.0, &kinds, 3).steps;
+        let count = |fits: fn(&Fault) -> bool| steps.iter().filter(|step| fits(&step.fault)).count();
+        let rekeys = count(|fault| matches!(fault, Fault::Rekey { .. }));
+        let removals = count(|fault| matches!(fault, Fault::JoinRemove { rotate: true, .. }));
+        assert_eq!((rekeys, removals), (4, 2));
+        assert!(
+            1 + rekeys.div_ceil(2) * 2 + removals < 8,
+            "a slot has room for eight"
+        );
+    }
+
+    #[test]
+    fn everything_that_breaks_while_members_change_comes_before_anything_comes_again() {
+        for seed in [1, 5, 999, u64::MAX] {
+            let steps = plan(seed, 120.0, &BTreeSet::from([FaultKind::JoinRemove]), 3).steps;
+            let breaks: Vec<Meanwhile> = steps
+                .iter()
+                .filter_map(|step| match step.fault {
+                    Fault::JoinRemove { meanwhile, .. } => Some(meanwhile),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(breaks.len(), MEANWHILE.len(), "seed {seed}");
+            for wanted in MEANWHILE {
+                let of_that =
+                    |one: &&Meanwhile| std::mem::discriminant(*one) == std::mem::discriminant(&wanted);
+                assert_eq!(
+                    breaks.iter().filter(of_that).count(),
+                    1,
+                    "seed {seed}: {wanted:?}"
+                );
+            }
+        }
     }
 
     #[test]

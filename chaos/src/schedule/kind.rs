@@ -102,6 +102,12 @@ impl FaultKind {
         )
     }
 
+    /// Whether it is carried out once more where it had no effect. A change of members uses up the number of a node.
+    #[must_use]
+    pub fn may_be_repeated(self) -> bool {
+        self != Self::JoinRemove
+    }
+
     /// Whether some nodes have to go on without others.
     #[must_use]
     pub fn needs_three(self) -> bool {

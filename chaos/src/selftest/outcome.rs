@@ -76,6 +76,18 @@ pub(super) fn without(bug: &Bug, ending: &Ending) -> Outcome {
     }
 }
 
+/// Oracles whose findings may come of a machine that stands still: they judge what happens in time. What the others find is wrong
+/// however long it took.
+const OF_TIME: [&str; 4] = ["keys_held", "readiness", "revocation", "throughput"];
+
+/// Whether nothing was found without the bug that a machine which stood still would not explain.
+pub(super) fn may_be_late(ending: &Ending) -> bool {
+    match &ending.judgement {
+        Judgement::Violations(findings) => findings.iter().all(|finding| OF_TIME.contains(&finding.oracle)),
+        Judgement::Pass | Judgement::Inconclusive(_) => true,
+    }
+}
+
 /// What the oracle has looked at, of the lines in which all say it. Some are too simple to count.
 fn checked(oracle: &str, lines: &str) -> String {
     let mut lines = lines.lines();
@@ -113,6 +125,8 @@ fn short(text: &str) -> String {
 #[derive(Debug, Clone)]
 pub(super) struct Played {
     pub(super) outcome: Outcome,
+    /// Whether what is wrong with it may be for want of time alone.
+    pub(super) may_be_late: bool,
     pub(super) took: Duration,
     /// How long nobody on this machine was run meanwhile.
     pub(super) stood_still: Duration,
@@ -122,6 +136,11 @@ impl Played {
     /// Whether the machine may be to blame.
     pub(super) fn is_disturbed(&self) -> bool {
         self.stood_still > STOOD_STILL
+    }
+
+    /// Whether it is: it counts no more, if another run goes as it should.
+    pub(super) fn is_forgiven(&self) -> bool {
+        self.is_disturbed() && self.may_be_late
     }
 }
 
@@ -239,6 +258,7 @@ mod tests {
             history: History::default(),
             judgement,
             checked: "7 operations done\ndurability: 12 checks\nversions: 3 checks\n".to_owned(),
+            unready: None,
             trouble: trouble.iter().map(|text| (*text).to_owned()).collect(),
         }
     }
@@ -255,6 +275,7 @@ mod tests {
             disturbed: None,
             counts: Played {
                 outcome,
+                may_be_late: true,
                 took: Duration::from_secs(3),
                 stood_still: Duration::from_millis(stood_still_ms),
             },
@@ -331,6 +352,34 @@ mod tests {
         assert_eq!(exit_code(&[row(good(), failed())]), 1);
         assert_eq!(exit_code(&[row(good(), good()), row(undecided(), good())]), 2);
         assert_eq!(exit_code(&[]), 2);
+    }
+
+    #[test]
+    fn what_no_lateness_explains_is_not_forgiven() {
+        for oracle in OF_TIME {
+            assert!(may_be_late(&ending(found(oracle, "late"), &[])), "{oracle}");
+        }
+        for oracle in ["durability", "register", "ciphertexts", "versions", "canary"] {
+            assert!(!may_be_late(&ending(found(oracle, "wrong"), &[])), "{oracle}");
+        }
+        let both = Judgement::Violations(
+            ["readiness", "versions"]
+                .map(|oracle| Finding {
+                    oracle,
+                    text: String::new(),
+                })
+                .to_vec(),
+        );
+        assert!(!may_be_late(&ending(both, &[])));
+        assert!(may_be_late(&ending(
+            Judgement::Pass,
+            &["the scenario: nobody leads"]
+        )));
+        let mut played = tried(Outcome::Failed(String::new()), 1_500).counts;
+        assert!(played.is_forgiven());
+        played.may_be_late = false;
+        assert!(played.is_disturbed() && !played.is_forgiven());
+        assert!(!tried(Outcome::Failed(String::new()), 100).counts.is_forgiven());
     }
 
     #[test]

@@ -52,7 +52,9 @@ impl Scene {
             config: None,
             dir: folder.path().to_owned(),
         };
-        let cluster = Cluster::start(&options).await?;
+        let mut cluster = Cluster::start(&options).await?;
+        // What is on the disk shows why, if anything is not as it should be; the folder of what is goes as a whole.
+        cluster.keep();
         let recorder = Recorder::create(&folder.file(folder::HISTORY))?;
         let watch = oracles::watch_first(&cluster, &recorder);
         let clients = Clients::of(&cluster, &recorder)?;
@@ -75,15 +77,14 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Heals, lets the oracles judge. What is on the disk stays: it shows why, if that is not as it should be.
+    /// Heals, lets the oracles judge.
     pub(super) async fn conclude(self, patience: Patience, folder: &Folder) -> Result<Ending> {
         let Self {
-            mut cluster,
+            cluster,
             clients,
             recorder,
             watch,
         } = self;
-        cluster.keep();
         drop(clients);
         let witnesses = Witnesses {
             recorder,

@@ -24,6 +24,21 @@ pub(super) async fn rotate(mut worker: Worker, context: &'static str, every_ms: 
     }
 }
 
+/// The first version of a context, under one key until it is said to be there. False if all is over before.
+async fn make(worker: &mut Worker, context: &str) -> bool {
+    let key = worker.clients.key();
+    loop {
+        let node = worker.once_in(2).then(|| worker.node());
+        let made = worker.clients.create(worker.process, context, node, &key).await;
+        if made.is_some() {
+            return true;
+        }
+        if !worker.pause(500, 1_500).await {
+            return false;
+        }
+    }
+}
+
 /// Makes contexts that nobody has had, each until it is said to be there, and then versions of them. Whether what was encrypted
 /// in them decrypts is asked at the end: a node that is cut off does not know them, and may say so.
 pub(super) async fn create(mut worker: Worker) {
@@ -31,16 +46,8 @@ pub(super) async fn create(mut worker: Worker) {
         if !worker.pause(3_000, 15_000).await {
             return;
         }
-        let key = worker.clients.key();
-        loop {
-            let node = worker.once_in(2).then(|| worker.node());
-            let made = worker.clients.create(worker.process, context, node, &key).await;
-            if made.is_some() {
-                break;
-            }
-            if !worker.pause(500, 1_500).await {
-                return;
-            }
+        if !make(&mut worker, context).await {
+            return;
         }
         for node in worker.clients.running() {
             worker.clients.seal(worker.process, context, node).await;
@@ -69,6 +76,9 @@ pub(super) async fn read(mut worker: Worker, context: &'static str) {
 
 /// The whole life of each version of a context: retired, disabled, enabled, destroyed, sometimes spared in time.
 pub(super) async fn live(mut worker: Worker, context: &'static str) {
+    if !make(&mut worker, context).await {
+        return;
+    }
     while worker.pause(1_000, 3_000).await {
         let node = worker.node();
         let Some(sealed) = worker.clients.seal(worker.process, context, node).await else {

@@ -22,6 +22,9 @@ use crate::random::Random;
 
 /// What is encrypted in.
 pub const CONTEXTS: [&str; 3] = ["exchange-key", "2fa", "order-key"];
+/// Those of them that a playground has made a key in before a run begins. The other one gets its first from the client that ends
+/// its versions.
+pub(crate) const KEYED: [&str; 2] = [CONTEXTS[0], CONTEXTS[1]];
 /// Whose versions are taken out of use, and destroyed long before they are old.
 pub(crate) const SHORT_LIVED: &str = "order-key";
 /// Placed in every node's configuration, and made only during a run.
@@ -202,5 +205,6 @@ logging: {level: info}
         let clients: Vec<&str> = CONTEXTS.iter().map(|context| client_of(context)).collect();
         assert_eq!(clients, ["trading-1", "2fa-1", "trading-1"]);
         assert!(CONTEXTS.contains(&SHORT_LIVED));
+        assert!(!KEYED.contains(&SHORT_LIVED), "its first key is made in a run");
     }
 }

@@ -1,4 +1,5 @@
-//! The chaos program itself: a short run ends well, and one that is told to stop takes its nodes with it.
+//! The chaos program itself: a short run ends well, and one that is told to stop takes its nodes with it, and says what it has found
+//! until then.
 
 use std::cell::OnceCell;
 use std::fs::File;
@@ -93,8 +94,8 @@ impl Run {
             .with_context(|| self.said())
     }
 
-    /// Nothing of it is left: no listener, no folder.
-    async fn check_gone(&self) -> Result<()> {
+    /// No node of it is left.
+    async fn check_ended(&self) -> Result<()> {
         // A process is gone a moment before its sockets are.
         if let Some(base_port) = self.base_port() {
             until("free ports", STOPPED_WITHIN, async || {
@@ -104,11 +105,44 @@ impl Run {
             .await
             .with_context(|| self.said())?;
         }
+        Ok(())
+    }
+
+    /// Nothing of it is left: no listener, no folder.
+    async fn check_gone(&self) -> Result<()> {
+        self.check_ended().await?;
         let mut left = Vec::new();
         for entry in std::fs::read_dir(self.folder.path())? {
             left.push(entry?.file_name());
         }
         ensure!(left == ["said"], "left behind: {left:?}");
+        Ok(())
+    }
+
+    /// What it was stopped in has been judged, and is kept; judged again it is the same.
+    async fn check_judged(&self) -> Result<()> {
+        self.check_ended().await?;
+        let said = self.said();
+        ensure!(
+            said.contains("planned faults were left out: the run was told to stop"),
+            "{said}"
+        );
+        let folder = self.folder.path().join("run");
+        for name in ["fired.json", "observed.json", "ended.json", "verdict.json"] {
+            ensure!(folder.join(name).is_file(), "no {name}: {said}");
+        }
+        let again = Command::new(cluster_tests::binary("chaos")?)
+            .arg("check")
+            .arg(&folder)
+            .output()
+            .context("start chaos check")?;
+        let again = String::from_utf8_lossy(&again.stdout).into_owned();
+        let verdict = again.lines().find(|line| line.starts_with("verdict: "));
+        let verdict = verdict.with_context(|| format!("no verdict: {again}"))?;
+        ensure!(
+            said.contains(verdict) && !verdict.contains("violation"),
+            "{again}\n{said}"
+        );
         Ok(())
     }
 }
@@ -146,7 +180,7 @@ pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
 pub(crate) async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
         let mut run = Run::start(11, "30", "kill-leader,kill-all")?;
-        // Once while the cluster comes up, once among kills.
+        // Once while the cluster comes up, once among kills: then it ends by itself.
         run.until_ready("its first node", |nodes| nodes[0]).await?;
         if signal == Signal::SIGTERM {
             run.until_ready("all nodes", |nodes| nodes.iter().all(|ready| *ready))
@@ -155,9 +189,15 @@ pub(crate) async fn a_signal_ends_chaos_and_its_nodes() -> Result<()> {
                 .await?;
         }
         run.signal(signal)?;
-        let status = run.ended(STOPPED_WITHIN).await?;
+        let judges = signal == Signal::SIGTERM;
+        let status = run.ended(if judges { PATIENCE } else { STOPPED_WITHIN }).await?;
         ensure!(status.code() == Some(code), "{signal}: {status}: {}", run.said());
-        run.check_gone().await.with_context(|| signal.to_string())?;
+        let left = if judges {
+            run.check_judged().await
+        } else {
+            run.check_gone().await
+        };
+        left.with_context(|| signal.to_string())?;
     }
     Ok(())
 }

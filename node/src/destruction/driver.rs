@@ -9,7 +9,7 @@ use raft_store::command::{AdvanceWaits, BeginDestroy, Done, Op};
 use super::decide::{Action, decide, next_look};
 use super::waits::Waits;
 use crate::consensus::ProposeError;
-use crate::rotation::Cluster;
+use crate::rotation::{Cluster, reach};
 
 /// Between looks while nothing waits; changes of the state wake the driver at once.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
@@ -99,12 +99,14 @@ async fn carry_out(cluster: &dyn Cluster, action: Action) -> bool {
             report("advance_waits", "", proposed)
         }
         Action::Begin { context, version } => {
+            reach("destruction::before_begin_commit").await;
             let op = BeginDestroy {
                 context: context.clone(),
                 version,
             };
             let proposed = cluster.propose_as_leader(Op::BeginDestroy(op)).await;
             if proposed.is_ok() {
+                reach("destruction::after_begin_commit").await;
                 let epoch = crate::logging::epoch();
                 tracing::warn!(
                     target: "audit", epoch, action = "key.destroy.begin", %context, version,

@@ -1,0 +1,258 @@
+//! The sums over recorded runs, as a table for a document.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Entry, lines};
+use crate::failover::FailOvers;
+use crate::schedule::FaultKind;
+
+/// Kinds of faults in a run that counts as composed of them.
+const COMPOSED: usize = 10;
+
+/// The sums as a table.
+#[must_use]
+pub fn table(entries: &[Entry]) -> String {
+    let count = |kind: FaultKind| -> u64 {
+        let counts = entries.iter().filter_map(|entry| entry.faults.get(&kind));
+        counts.map(|count| u64::from(*count)).sum()
+    };
+    let sum = |of: fn(&Entry) -> u64| entries.iter().map(of).sum::<u64>();
+    let (alone, beside): (Vec<&Entry>, Vec<&Entry>) = entries.iter().partition(|entry| kills_alone(entry));
+    let (alone, beside) = (failovers(&alone), failovers(&beside));
+    let commits: BTreeSet<&str> = entries.iter().map(|entry| entry.commit.as_str()).collect();
+    let mut out = String::from("| what | in all recorded runs |\n|---|---|\n");
+    let mut row = |what: &str, figure: String| out.push_str(&format!("| {what} | {figure} |\n"));
+    row(
+        "runs, each a history that every oracle has checked",
+        thousands(entries.len() as u64),
+    );
+    row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
+    row(
+        "of these, in runs in which ten kinds of faults or more have had their effect",
+        thousands(sum(|entry| if is_composed(entry) { entry.seconds } else { 0 }) / 60),
+    );
+    row(
+        "leaders killed, each counted only once another node had committed in a higher term",
+        thousands(count(FaultKind::KillLeader)),
+    );
+    row(
+        "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged, in runs of kills \
+         alone",
+        waited(&alone),
+    );
+    row(
+        "the same in all other runs, in which lines, disks, clocks or tokens are bad besides",
+        waited(&beside),
+    );
+    row(
+        "encryptions and decryptions meanwhile on the nodes that were not killed, and how many of them failed, in runs of kills alone",
+        format!("{}, {}", thousands(alone.asked), thousands(alone.failed)),
+    );
+    row(
+        "the same in all other runs",
+        format!("{}, {}", thousands(beside.asked), thousands(beside.failed)),
+    );
+    row("whole clusters killed", thousands(count(FaultKind::KillAll)));
+    row(
+        "partitions with the leader in the minority",
+        thousands(count(FaultKind::LeaderInMinority)),
+    );
+    row(
+        "partitions with the leader in the majority",
+        thousands(count(FaultKind::LeaderInMajority)),
+    );
+    let named = [
+        FaultKind::KillLeader,
+        FaultKind::KillAll,
+        FaultKind::LeaderInMinority,
+        FaultKind::LeaderInMajority,
+    ];
+    let others: Vec<String> = FaultKind::ALL
+        .iter()
+        .filter(|kind| !named.contains(kind))
+        .map(|kind| format!("{kind} {}", thousands(count(*kind))))
+        .collect();
+    row("other faults that had their effect", others.join(", "));
+    row("nodes that died at each failpoint", at_points(entries));
+    row(
+        "planned, and left out because the time was over or the run was told to stop",
+        format!(
+            "{} of {}",
+            thousands(sum(|entry| u64::from(entry.left_out))),
+            thousands(sum(|entry| u64::from(entry.planned)))
+        ),
+    );
+    row(
+        "operations with a known outcome",
+        thousands(sum(|entry| entry.operations)),
+    );
+    row(
+        "**acknowledged and lost, answered wrongly, or another promise broken**",
+        format!("**{}**", thousands(sum(|entry| entry.violations))),
+    );
+    row(
+        "commits; seed and duration of each run are in the file",
+        or_none(&commits),
+    );
+    out
+}
+
+/// Kills alone, however many, are not faults of every kind at once.
+fn is_composed(entry: &Entry) -> bool {
+    entry.faults.len() >= COMPOSED
+}
+
+/// Nothing but nodes that are killed: how long that takes is not mixed with what a slow disk or a bad line adds to it.
+fn kills_alone(entry: &Entry) -> bool {
+    let mut kinds = entry.asked.iter().chain(entry.faults.keys());
+    kinds.all(|kind| {
+        matches!(
+            kind,
+            FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority | FaultKind::KillAll
+        )
+    })
+}
+
+fn failovers(entries: &[&Entry]) -> FailOvers {
+    let mut all = FailOvers::default();
+    entries.iter().for_each(|entry| all.add(&entry.failovers));
+    all
+}
+
+/// Once somebody has died at one, those at which nobody has are told too.
+fn at_points(entries: &[Entry]) -> String {
+    if entries.iter().all(|entry| entry.points.is_empty()) {
+        return "none".to_owned();
+    }
+    let mut all: BTreeMap<&str, u64> = lines().into_iter().map(|name| (name, 0)).collect();
+    for (name, count) in entries.iter().flat_map(|entry| &entry.points) {
+        *all.entry(name).or_default() += u64::from(*count);
+    }
+    let told: Vec<String> = all
+        .iter()
+        .map(|(name, count)| format!("`{name}` {}", thousands(*count)))
+        .collect();
+    told.join(", ")
+}
+
+fn waited(failovers: &FailOvers) -> String {
+    let unended = match failovers.unended {
+        0 => String::new(),
+        more => format!(", and {} without an end", thousands(more)),
+    };
+    let seconds = |percent| {
+        let ms = failovers.percentile(percent)?;
+        Some(format!("{:.2} s", ms as f64 / 1000.0))
+    };
+    match (seconds(50), seconds(99), seconds(100)) {
+        (Some(half), Some(nearly_all), Some(all)) => {
+            format!(
+                "p50 {half}, p99 {nearly_all}, at most {all}, of {}{unended}",
+                thousands(failovers.ms.len() as u64)
+            )
+        }
+        _ => format!("none measured{unended}"),
+    }
+}
+
+fn or_none(commits: &BTreeSet<&str>) -> String {
+    if commits.is_empty() {
+        return "none".to_owned();
+    }
+    let commits: Vec<&str> = commits.iter().copied().collect();
+    commits.join(", ")
+}
+
+/// `12,345`.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn measured(ms: &[u64]) -> FailOvers {
+        serde_json::from_value(serde_json::json!({"ms": ms, "asked": 1_000, "failed": 1})).unwrap()
+    }
+
+    fn entry(kinds: &[FaultKind]) -> Entry {
+        Entry {
+            seed: 1,
+            commit: "abcdef0".to_owned(),
+            nodes: 3,
+            seconds: 600,
+            asked: kinds.iter().copied().collect(),
+            planned: 9,
+            left_out: 0,
+            early: None,
+            faults: kinds.iter().map(|kind| (*kind, 1)).collect(),
+            points: BTreeMap::new(),
+            failovers: FailOvers::default(),
+            operations: 1,
+            violations: 0,
+        }
+    }
+
+    #[test]
+    fn minutes_are_of_composed_faults_where_many_kinds_came() {
+        let few = entry(&FaultKind::ALL[..COMPOSED - 1]);
+        let mut many = entry(&FaultKind::ALL[..COMPOSED]);
+        many.seconds = 1_200;
+        let table = table(&[few, many]);
+        assert!(table.contains("minutes under faults | 30 |"), "{table}");
+        assert!(table.contains("have had their effect | 20 |"), "{table}");
+        assert!(table.contains("| none measured |"), "{table}");
+    }
+
+    #[test]
+    fn fail_overs_of_kills_alone_are_told_apart() {
+        let mut alone = entry(&[FaultKind::KillLeader, FaultKind::KillAll]);
+        alone.failovers = measured(&[2_000]);
+        let mut beside = entry(&[FaultKind::KillLeader]);
+        // It was asked for, and made lines bad, whether it counts or not.
+        beside.asked.insert(FaultKind::Delay);
+        beside.failovers = measured(&[9_000, 9_000]);
+        beside.failovers.unended = 3;
+        let table = table(&[alone, beside]);
+        for said in [
+            "in runs of kills alone | p50 2.00 s, p99 2.00 s, at most 2.00 s, of 1 |",
+            "bad besides | p50 9.00 s, p99 9.00 s, at most 9.00 s, of 2, and 3 without an end |",
+            "failed, in runs of kills alone | 1,000, 1 |",
+        ] {
+            assert!(table.contains(said), "{said}: {table}");
+        }
+    }
+
+    #[test]
+    fn once_somebody_has_died_at_a_failpoint_all_of_them_are_told() {
+        let mut died = entry(&[FaultKind::Failpoint]);
+        assert_eq!(at_points(std::slice::from_ref(&died)), "none");
+        died.points = BTreeMap::from([("store::after_vote".to_owned(), 2)]);
+        let table = table(&[died.clone(), died]);
+        for said in [
+            "`store::after_vote` 4",
+            "`store::after_purge` 0",
+            "`membership::after_change` 0",
+        ] {
+            assert!(table.contains(said), "{said}: {table}");
+        }
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(thousands),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+    }
+}
