@@ -47,13 +47,13 @@ fn what_mostly_waits() -> Result<()> {
         vec![
             scenario!(crate::members::a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices),
             scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
+            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(
                 crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
             ),
             scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
-            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
