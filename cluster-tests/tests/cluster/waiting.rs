@@ -98,7 +98,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::forgeries::an_acknowledgement_for_another_node_is_refused),
         ],
         vec![scenario!(
-            crate::members::kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
+            crate::member_kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
         )],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),
