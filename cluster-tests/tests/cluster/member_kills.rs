@@ -155,8 +155,9 @@ async fn ask(
     }
 }
 
-fn key(point: &str) -> String {
-    format!("leave {point}").replace([':', ' '], "-")
+/// Its own for each round: the same point is tried more than once.
+fn key(leaves: &Node, point: &str) -> String {
+    format!("{} leaves {point}", leaves.id()).replace([':', ' '], "-")
 }
 
 /// A follower leaves, or the leader itself.
@@ -171,7 +172,12 @@ async fn removed(cluster: &Playground, left: &[Node], who: Who, point: &'static 
     };
     // One attempt: the node that is asked goes on by itself, until its time is up.
     let client = cluster.client_on("admin", asked.number)?;
-    let removing = tokio::spawn(ask(client, leaves.id(), RemoveNodeRequest::default(), key(point)));
+    let removing = tokio::spawn(ask(
+        client,
+        leaves.id(),
+        RemoveNodeRequest::default(),
+        key(&leaves, point),
+    ));
     doomed.wait_gone(SOON).await.context("not reached")?;
     let answer = removing.await?;
     ensure!(
@@ -185,7 +191,8 @@ async fn removed(cluster: &Playground, left: &[Node], who: Who, point: &'static 
 /// make it a learner is a change of the membership too.
 async fn replaced(cluster: &mut Playground, left: &mut Vec<Node>, point: &'static str) -> Result<Killed> {
     let new = cluster.add_node(false).await?;
-    let (cluster, before): (&Playground, &[Node]) = (cluster, left);
+    let cluster: &Playground = cluster;
+    let before: &[Node] = left;
     let leads = cluster.leader_among(before).await?;
     let others = without(before, leads.node);
     let leaves = others.last().context("nobody")?.clone();
@@ -195,7 +202,9 @@ async fn replaced(cluster: &mut Playground, left: &mut Vec<Node>, point: &'stati
         ..RemoveNodeRequest::default()
     };
     let client = cluster.client_on("admin", asked)?.with_retry(Retry::Until(SOON));
-    let waiting = ask(client, leaves.id(), request, key(point)).await?.into_body();
+    let waiting = ask(client, leaves.id(), request, key(&leaves, point))
+        .await?
+        .into_body();
     ensure!(waiting.state == RemovalState::Waiting, "{waiting:?}");
 
     let said: Vec<usize> = before.iter().map(|node| node.log().len()).collect();
