@@ -66,6 +66,20 @@ async fn no_request_fails_while_nodes_are_restarted_one_by_one_behind_balancers(
     .await
 }
 
+/// What `make rolling` runs first: hardly a restart, and short pauses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute: make rolling"]
+async fn no_request_fails_while_two_of_five_voters_are_removed() -> Result<()> {
+    roll(&Plan {
+        voters: 5,
+        rounds: 0,
+        idle: Duration::from_secs(1),
+        changes: Duration::from_millis(700),
+        removals: 2,
+    })
+    .await
+}
+
 /// What `make rolling` runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a quarter of an hour: make rolling"]
