@@ -40,7 +40,6 @@ fn what_mostly_waits() -> Result<()> {
         ],
         vec![
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
-            scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
             scenario!(crate::full_disk::a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged),
             scenario!(crate::previous_release::a_node_of_each_earlier_release_is_opened_and_joined),
         ],
@@ -48,6 +47,7 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::members::a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices),
             scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
             scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
+            scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
         ],
         vec![
             scenario!(
