@@ -76,6 +76,12 @@ chaos-long: setup-packages ## an hour of chaos, added to docs/chaos-record.json 
 rolling: build ## mix two releases; upgrade every node of three and five voters behind HAProxy and nginx under load: no request fails (PREVIOUS=path of an older hsm-node)
 	@scripts/rolling.sh $(PREVIOUS)
 
+.PHONY: membership
+membership: setup-packages ## kill the leader at each step of every way to leave a cluster; some minutes
+	$(CARGO) build --locked --quiet --workspace --bins --features failpoints
+	$(CARGO) test --locked --quiet -p cluster-tests --features failpoints --test cluster -- --ignored --exact --nocapture \
+	  member_kills::leaders_die_at_every_step_of_every_way_to_leave
+
 .PHONY: fixture
 fixture: build ## keep what this release writes for the tests of later ones, once for each release (NAME=2.0.0)
 	@scripts/fixture.sh $(NAME)

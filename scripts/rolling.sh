@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Upgrades all nodes of clusters of three and of five voters one by one, and back, behind HAProxy (TLS passed through, and
 # ended) and nginx (passed through), under load and under changes. Prints what was sent, and how much of it failed; fails if
-# any of it did. Takes about a quarter of an hour; cluster-tests/tests/cluster/rolling.rs says what is counted. Before it, a
-# cluster of two releases (mixed.rs), for which the last release is built once.
+# any of it did; before that the same while two of five nodes leave for good. Takes about a quarter of an hour;
+# cluster-tests/tests/cluster/rolling.rs says what is counted. First of all comes a cluster of two releases (mixed.rs), for
+# which the last release is built once.
 #
 #   scripts/rolling.sh                   from this build to this build; two releases: from the last one
 #   scripts/rolling.sh /path/hsm-node    both from an earlier release, and the first without nginx
@@ -16,6 +17,7 @@ run() {
   env "${@:1:$#-1}" "${CARGO:-cargo}" test --locked --quiet -p cluster-tests --test cluster -- --ignored --exact --nocapture "${@: -1}"
 }
 mixed=mixed::nodes_of_two_releases_serve_together_until_the_last_one_is_upgraded
+removed=rolling::no_request_fails_while_two_of_five_voters_are_removed
 rolled=rolling::no_request_fails_while_three_and_five_voters_are_upgraded_and_back
 
 if [ -n "${1:-}" ]; then
@@ -29,5 +31,6 @@ fi
 if previous=$(scripts/previous.sh); then
   run HSM_PREVIOUS_NODE="$previous" "$mixed"
 fi
+run HSM_PREVIOUS_NODE="" "$removed"
 run HSM_PREVIOUS_NODE="" "$rolled"
 [ -n "$previous" ] || die "NOT TESTED: a cluster of two releases, see above"

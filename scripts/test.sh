@@ -22,7 +22,8 @@ fi
 
 # All scenarios and the usual seeds, of these binaries, as many as are meant, whatever somebody has left in his shell.
 unset HSM_SCENARIOS HSM_BIN_DIR HSM_NODE_BIN HSM_LEADER_KILLS HSM_OVERLOAD_SECS CONSENSUS_KILLS
-unset HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST
+unset HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST HSM_MEMBERSHIP_SEED HSM_PREVIOUS_NODE
+unset HSM_DAMAGE_ROUNDS HSM_SPACE_ROTATIONS HSM_REAL_ROTATIONS HSM_DISK_FLAT_SECS
 
 nextest_log=""
 finished=()

@@ -1,6 +1,6 @@
 //! A node whose data lies on a small file system of its own that is filled to its last byte under load, and freed again: it
 //! refuses changes and leaves service in time, comes back by itself or ends with the reason and starts again, has lost
-//! nothing that it acknowledged, and takes no more room afterwards than before.
+//! nothing that it acknowledged, and takes no more room afterwards than before, although keys are renewed all the while.
 //!
 //! The file system is a tmpfs, which only root may mount. Where that is not permitted nothing is tested, and the test says so;
 //! `HSM_NEED_TMPFS` makes that a failure.
@@ -8,19 +8,21 @@
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::load::Load;
 use cluster_tests::{Node, Playground, until};
-use hsm_api::admin::JoinTokenRequest;
+use hsm_api::admin::{JoinTokenRequest, KeyState};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ErrorCode};
 use nix::sys::statvfs::statvfs;
 use tokio::sync::watch;
 
-use crate::common::{CONTEXT, Sealed, context_on, open_everywhere_soon, seal, seal_under};
+use crate::common::{CONTEXT, Sealed, context_on, in_state, open_everywhere_soon, seal, seal_under};
+use crate::key_life::{GONE, after};
 
 /// How long its use is watched once there is room again, in seconds.
 const FLAT: &str = "HSM_DISK_FLAT_SECS";
@@ -42,6 +44,12 @@ const BACK: Duration = Duration::from_secs(60);
 const A_MOMENT: Duration = Duration::from_secs(2);
 /// From the reserve's end to the end of readiness.
 const NOTICED: Duration = Duration::from_secs(30);
+/// Between two rotations while its use is watched.
+const RENEWED: Duration = Duration::from_millis(500);
+/// Versions of these that can be used: the active one and two that decrypt.
+const KEPT: usize = 3;
+/// Destructions asked for meanwhile, at least.
+const FEWEST: usize = 3;
 
 /// A file system of its own; gone when dropped.
 struct Tmpfs {
@@ -140,6 +148,34 @@ async fn rotate_on(admin: Client, trading: Client, shared: Shared, stopped: watc
     }
 }
 
+/// A configuration under which a destruction waits for a second only.
+fn renewable(config: &str) -> Result<String> {
+    let changed = config.replacen("logging:", "keys: {destroy: {min_wait_seconds: 1}}\nlogging:", 1);
+    ensure!(
+        changed != config,
+        "the playground's configuration has changed:\n{config}"
+    );
+    Ok(changed)
+}
+
+/// Rotates until it is stopped, and has the fourth last version that it made destroyed each time: much is written, and what
+/// is alive stays what it was. The versions that are to be destroyed.
+async fn renew(admin: &Client, asked: &AtomicUsize, stopped: watch::Receiver<bool>) -> Result<Vec<u32>> {
+    let mut made = Vec::new();
+    let mut leaving = Vec::new();
+    while !*stopped.borrow() {
+        made.push(admin.rotate(CONTEXT, None).await?.version);
+        if made.len() > KEPT {
+            let old = made.remove(0);
+            admin.destroy_key(CONTEXT, old, &after(1), None).await?;
+            leaving.push(old);
+            asked.store(leaving.len(), Ordering::Relaxed);
+        }
+        tokio::time::sleep(RENEWED).await;
+    }
+    Ok(leaving)
+}
+
 /// Puts the data of a stopped node on a file system of its own.
 fn move_data(node: &Node, scratch: &Path) -> Result<Option<Tmpfs>> {
     let (data, aside) = (node.dir.join("data"), scratch.join("data-aside"));
@@ -181,12 +217,17 @@ async fn comes_back(cluster: &Playground, node: &Node, done: impl Fn() -> bool) 
     }
 }
 
-/// The most that was used in the first and in the second half of a while, under load.
-async fn watched(tmpfs: &Tmpfs, node: &Node, seconds: u64) -> Result<[u64; 2]> {
+/// The most that was used in the first and in the second half of a while, under load. The second one lasts until enough was
+/// destroyed.
+async fn watched(tmpfs: &Tmpfs, node: &Node, seconds: u64, destructions: &AtomicUsize) -> Result<[u64; 2]> {
     let begun = Instant::now();
     let all = Duration::from_secs(seconds);
     let mut peaks = [0, 0];
-    while begun.elapsed() < all {
+    while begun.elapsed() < all || destructions.load(Ordering::Relaxed) < FEWEST {
+        ensure!(
+            begun.elapsed() < all + BACK,
+            "hardly anything is rotated and destroyed: nothing was watched"
+        );
         let half = usize::from(begun.elapsed() * 2 > all);
         peaks[half] = tmpfs.used()?.max(peaks[half]);
         // A look at a token that comes late, because the machine stood still, takes readiness for a moment.
@@ -210,6 +251,7 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
         cluster.passed();
         return Ok(());
     };
+    node.set_config(&renewable(&node.config()?)?)?;
     cluster.start_node(1).await?;
     node.wait_ready(BACK).await?;
 
@@ -298,11 +340,8 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
         ensure!(there, "version {version} was acknowledged and is gone");
     }
     open_everywhere_soon(&cluster, "trading-1", CONTEXT, &sealed).await?;
-    let next = admin
-        .with_retry(Retry::Until(BACK))
-        .rotate(CONTEXT, None)
-        .await?
-        .version;
+    let admin = admin.with_retry(Retry::Until(BACK));
+    let next = admin.rotate(CONTEXT, None).await?.version;
     ensure!(
         versions.iter().all(|version| *version < next),
         "{next} after {versions:?}"
@@ -310,14 +349,29 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
     seal_under(&trading, CONTEXT, b"and more", next).await?;
 
     let seconds = std::env::var(FLAT).map_or(Ok(USUAL_FLAT), |text| text.parse().context(FLAT))?;
-    let peaks = watched(&tmpfs, &node, seconds).await?;
+    let (stop, stopped) = watch::channel(false);
+    let asked = AtomicUsize::new(0);
+    let watching = async {
+        let peaks = watched(&tmpfs, &node, seconds, &asked).await;
+        stop.send_replace(true);
+        peaks
+    };
+    let (peaks, leaving) = tokio::try_join!(watching, renew(&admin, &asked, stopped))?;
+    until("the end of what was to be destroyed", GONE, async || {
+        let info = context_on(&cluster, 1, CONTEXT).await.ok()?;
+        let gone = in_state(&info, KeyState::Destroyed);
+        leaving.iter().all(|version| gone.contains(version)).then_some(())
+    })
+    .await?;
     let report = load.stop().await;
     println!(
         "{SIZE} bytes filled: {} rotations acknowledged, {refused} refused, 0 lost; the node ended {ended} times; \
-         {before} bytes used before, at most {} and {} in the halves of {seconds} s afterwards; {} encryptions",
+         {before} bytes used before, at most {} and {} in the halves of {seconds} s afterwards, in which {} versions were \
+         destroyed; {} encryptions",
         versions.len(),
         peaks[0],
         peaks[1],
+        leaving.len(),
         report.encrypted
     );
     ensure!(

@@ -15,6 +15,11 @@ use crate::common::{CONTEXT, open, open_everywhere_soon, seal, seal_under};
 
 /// From a start, or a join, until a node is ready, and what else takes a moment on a busy machine.
 const READY: Duration = Duration::from_secs(60);
+/// For how long a join token is good that has to be too old, and from its making until it surely is.
+const SHORT_LIVED: u64 = 1;
+const TOO_OLD: Duration = Duration::from_secs(2);
+/// For how long one that answers nobody is watched: many times as long as it takes to let one in.
+const SILENT: Duration = Duration::from_secs(3);
 
 /// Until so much more than this was decrypted that the load is one.
 async fn some_load(load: &Load, than: u64) -> Result<()> {
@@ -135,6 +140,13 @@ async fn a_join_that_must_fail_says_why_and_harms_nobody() -> Result<()> {
 
     let mut cluster = Playground::start(3).await?;
     let fourth = cluster.add_node(false).await?;
+    let request = JoinTokenRequest {
+        ttl_seconds: Some(SHORT_LIVED),
+        node_id: None,
+    };
+    let admin = cluster.client_on("admin", 1)?.with_retry(Retry::Until(READY));
+    let expired = admin.create_join_token(&request).await?.into_body().token;
+    let made = Instant::now();
 
     // Tokens and pins.
     let outcome = join(&cluster, &fourth, |request| {
@@ -230,13 +242,30 @@ async fn a_join_that_must_fail_says_why_and_harms_nobody() -> Result<()> {
     .await?;
     check_unharmed(&cluster).await?;
 
-    // Nothing of all this stands in the way of the right one.
+    // A token whose time is over.
     restart(&cluster, &fourth, &config).await?;
-    join(&cluster, &fourth, |_| ()).await??;
+    until("the end of a token", READY, async || {
+        (made.elapsed() > TOO_OLD).then_some(())
+    })
+    .await?;
+    let outcome = join(&cluster, &fourth, |request| request.token = expired).await?;
+    check_refused(outcome, &[AccessDenied], "unknown, used or expired")?;
+    check_unharmed(&cluster).await?;
+
+    // Nothing of all this stands in the way of the right one.
+    let mut used = None;
+    join(&cluster, &fourth, |request| used = Some(request.token.clone())).await??;
     fourth.wait_ready(READY).await?;
     // And once more: a member stays one.
     let outcome = join(&cluster, &fourth, |_| ()).await?;
     check_refused(outcome, &[ErrorCode::AlreadyInitialised], "already")?;
+    // Its token lets nobody in any more.
+    let used = used.context("no token")?;
+    let fifth = cluster.add_node(false).await?;
+    let outcome = join(&cluster, &fifth, |request| request.token = used).await?;
+    check_refused(outcome, &[AccessDenied], "unknown, used or expired")?;
+    let members = admin.members().await?.into_body().members;
+    ensure!(members.len() == 4, "{members:?}");
     cluster.passed();
     Ok(())
 }
@@ -262,9 +291,28 @@ async fn a_join_under_a_wrong_address_is_put_right_by_joining_again() -> Result<
             given = given => given?,
         }
     }
+    // It answers nobody, so it is never let in, and nobody waits for it.
+    let admin = cluster.client_on("admin", 1)?.with_retry(Retry::Until(READY));
+    let watched = Instant::now();
+    let version = admin.rotate(CONTEXT, None).await?.version;
+    let silent = until("a learner that stays one", READY, async || {
+        let members = admin.members().await.ok()?.into_body().members;
+        let member = members.into_iter().find(|one| one.node_id == fourth.id())?;
+        (member.role == MemberRole::Voter || watched.elapsed() > SILENT).then_some(member)
+    })
+    .await?;
+    ensure!(silent.role == MemberRole::Learner, "{silent:?}");
+    let sealed = seal_under(
+        &cluster.client_on("trading-1", 1)?,
+        CONTEXT,
+        b"without it",
+        version,
+    )
+    .await?;
     restart(&cluster, &fourth, &right).await?;
     join(&cluster, &fourth, |_| ()).await??;
     fourth.wait_ready(READY).await?;
+    open(&cluster.client_on("trading-1", fourth.number)?, CONTEXT, &sealed).await?;
     let members = cluster.client("admin")?.members().await?.into_body().members;
     let address = format!("127.0.0.1:{}", fourth.cluster_port);
     ensure!(

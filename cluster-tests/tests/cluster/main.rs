@@ -35,6 +35,8 @@ mod joining;
 mod key_commands;
 mod key_life;
 mod load_balancers;
+#[cfg(feature = "failpoints")]
+mod member_kills;
 mod members;
 mod metrics;
 mod min_index;

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::common::{CONTEXT, json, open, seal, seal_under};
 
 /// A join, a start, an end, on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// hsmctl's exit code for what the state forbids.
 const CONFLICT: Option<i32> = Some(4);
 /// What `quorum_at_risk` says.
@@ -65,7 +65,7 @@ async fn transferred(cluster: &Playground, to: Option<&Node>) -> Result<Value> {
 }
 
 /// Members as one of these nodes has them.
-async fn members(cluster: &Playground, nodes: &[Node]) -> Result<MembersResponse> {
+pub(crate) async fn members(cluster: &Playground, nodes: &[Node]) -> Result<MembersResponse> {
     let asked = nodes.first().context("nobody to ask")?;
     let client = cluster.client_on("admin", asked.number)?;
     Ok(client.members().await?.into_body())
@@ -96,7 +96,7 @@ async fn are_voters(cluster: &Playground, nodes: &[Node]) -> Result<Result<(), S
 }
 
 /// A follower hears of what is committed with the next heartbeat.
-async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
+pub(crate) async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
     let mut last = String::new();
     let met = until("the voters", SOON, async || {
         match are_voters(cluster, nodes).await {
@@ -111,7 +111,7 @@ async fn check_voters(cluster: &Playground, nodes: &[Node]) -> Result<()> {
 }
 
 /// A node that runs and belongs to no cluster joins the one of these.
-async fn join(cluster: &Playground, members: &[Node], node: &Node) -> Result<u64> {
+pub(crate) async fn join(cluster: &Playground, members: &[Node], node: &Node) -> Result<u64> {
     let asked = members.first().context("nobody to ask")?;
     let admin = cluster
         .client_on("admin", asked.number)?
@@ -137,7 +137,7 @@ async fn join(cluster: &Playground, members: &[Node], node: &Node) -> Result<u64
 }
 
 /// It was told that it was removed, finished what it had begun, and never runs again with its directory.
-async fn check_gone_for_good(cluster: &Playground, node: &Node) -> Result<()> {
+pub(crate) async fn check_gone_for_good(cluster: &Playground, node: &Node) -> Result<()> {
     node.wait_gone(SOON).await?;
     let log = node.log();
     for said in [
@@ -380,128 +380,4 @@ pub(crate) async fn leadership_moves_and_a_node_is_replaced_in_one_change() -> R
     unharmed(vec![load]).await?;
     cluster.passed();
     Ok(())
-}
-
-/// Leaders that die inside a change of the membership: the next one finishes it, and nothing is done by hand.
-#[cfg(feature = "failpoints")]
-pub(crate) mod kills {
-    use std::time::Instant;
-
-    use cluster_tests::failpoints::kill_leader_at;
-    use hsm_api::{ClientError, ErrorCode};
-
-    use super::*;
-
-    /// The steps, in the order in which a leader passes them. The first two are on its own disk at most.
-    const POINTS: [&str; 8] = [
-        "store::joint_proposed",
-        "store::joint_applied",
-        "store::uniform_proposed",
-        "membership::before_bury",
-        "membership::before_change",
-        "store::uniform_applied",
-        "membership::after_change",
-        "membership::after_bury",
-    ];
-
-    /// So many of them unless this variable says how many; a cluster of five bears two.
-    const LEADER_KILLS: &str = "HSM_MEMBERSHIP_KILLS";
-    const USUAL: usize = 4;
-
-    fn points() -> Result<&'static [&'static str]> {
-        const ALL: &[&str] = &POINTS;
-        let many = match std::env::var(LEADER_KILLS) {
-            Ok(text) => text.parse().context(LEADER_KILLS)?,
-            Err(_) => USUAL,
-        };
-        ALL.get(..many)
-            .with_context(|| format!("{LEADER_KILLS}: {many} of {}", ALL.len()))
-    }
-
-    /// Two nodes leave, one after the other, and each time the leader dies on the way.
-    async fn of_five(points: &[&'static str]) -> Result<()> {
-        let cluster = Playground::start(5).await?;
-        let first = seal(&cluster.client("trading-1")?, CONTEXT, b"by five").await?;
-        let mut left = cluster.nodes();
-        for point in points {
-            round(&cluster, &mut left, point)
-                .await
-                .with_context(|| (*point).to_owned())?;
-        }
-        for node in &left {
-            open(&cluster.client_on("trading-1", node.number)?, CONTEXT, &first).await?;
-        }
-        cluster.passed();
-        Ok(())
-    }
-
-    async fn round(cluster: &Playground, left: &mut Vec<Node>, point: &'static str) -> Result<()> {
-        let leader = kill_leader_at(cluster, left, point).await?;
-        let others: Vec<Node> = left
-            .iter()
-            .filter(|node| node.number != leader.node)
-            .cloned()
-            .collect();
-        let (leaves, asked) = (
-            others.last().context("nobody")?,
-            others.first().context("nobody")?,
-        );
-        let doomed = cluster.node(leader.node);
-        // One attempt: the node that is asked goes on by itself, until its time is up.
-        let client = cluster.client_on("admin", asked.number)?;
-        let (id, key) = (leaves.id(), format!("leave {point}").replace([':', ' '], "-"));
-        let removing = tokio::spawn(async move {
-            let request = hsm_api::admin::RemoveNodeRequest::default();
-            let deadline = Instant::now() + SOON;
-            loop {
-                let answer = client.remove_node(&id, &request, Some(&key)).await;
-                let code = answer.as_ref().err().and_then(ClientError::code);
-                // See `removed`.
-                if code != Some(ErrorCode::QuorumAtRisk) || Instant::now() > deadline {
-                    return answer;
-                }
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        });
-        doomed.wait_gone(SOON).await.context("not reached")?;
-        let answer = removing.await?;
-        ensure!(
-            answer.is_ok() || answer.as_ref().is_err_and(ClientError::outcome_unknown),
-            "{answer:?}"
-        );
-        left.retain(|node| node.number != leaves.number);
-        let survivors: Vec<Node> = left
-            .iter()
-            .filter(|node| node.number != leader.node)
-            .cloned()
-            .collect();
-        // Nobody does anything about it.
-        until("its end", SOON, async || {
-            let answer = members(cluster, &survivors).await.ok()?;
-            answer
-                .removed
-                .iter()
-                .any(|one| one.node_id == leaves.id())
-                .then_some(())
-        })
-        .await?;
-        leaves.wait_gone(SOON).await.context("it was not told")?;
-        cluster.start_node(doomed.number).await?;
-        doomed.wait_ready(SOON).await?;
-        check_voters(cluster, left).await?;
-        cluster
-            .client_on("admin", survivors[0].number)?
-            .with_retry(Retry::Until(SOON))
-            .rotate(CONTEXT, None)
-            .await?;
-        Ok(())
-    }
-
-    pub(crate) async fn a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do() -> Result<()> {
-        let points = points()?;
-        for two in points.chunks(2) {
-            of_five(two).await?;
-        }
-        Ok(())
-    }
 }

@@ -1,11 +1,14 @@
 //! Work on the directory of a stopped node, and voters that never come back: a survivor goes on alone, whoever belonged to
-//! the old epoch is refused until it comes anew, and a store that is written anew holds what it held.
+//! the old epoch is refused until it comes anew, what is lost is said, and a store that is written anew holds what it held.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
-use hsm_api::admin::{ClusterStatus, JoinRequest, JoinTokenRequest, MemberRole, NodeRole};
+use hsm_api::admin::{
+    ClusterStatus, JoinRequest, JoinTokenRequest, MemberRole, NodeRole, RevocationMatch, RevocationsPage,
+    RevokeRequest,
+};
 use hsm_api::client::Retry;
 use hsm_api::data::EncryptRequest;
 use hsm_api::{ClientError, ErrorCode};
@@ -19,6 +22,10 @@ use crate::common::{
 const READY: Duration = Duration::from_secs(60);
 /// A voter that said nothing for ten seconds is taken out, and the looks around it.
 const TAKEN_OUT: Duration = Duration::from_secs(90);
+/// Version numbers that a recovery leaves out: `docs/operations.md`.
+const LEFT_OUT: u32 = 100;
+/// Of a certificate that nobody has: its revocation is lost.
+const REVOKED: &str = "revoked-and-lost";
 
 fn config_of(node: &Node) -> Result<String> {
     let path = node.dir.join("config.yaml");
@@ -105,6 +112,71 @@ async fn opens_all(cluster: &Playground, number: u32, all: &[Sealed]) -> Result<
     Ok(())
 }
 
+/// Acknowledged by the two nodes that are lost later, when the third was dead already.
+struct Lost {
+    sealed: Sealed,
+    /// Of the last of it.
+    index: u64,
+}
+
+/// Kills one node of three, and has the others acknowledge a rotation, an encryption and a revocation. With failpoints it dies
+/// with the entry of one more change, and without a word of whether that counts.
+async fn acknowledged_without(cluster: &Playground, dies: &Node) -> Result<Lost> {
+    let others = cluster.others(dies.number);
+    let asked = others.first().context("nobody else")?.number;
+    let admin = cluster.client_on("admin", asked)?.with_retry(Retry::Until(READY));
+    #[cfg(feature = "failpoints")]
+    {
+        cluster_tests::failpoints::kill_at(dies, "store::after_append").await?;
+        let change = JoinTokenRequest {
+            ttl_seconds: Some(60),
+            node_id: None,
+        };
+        admin.create_join_token(&change).await?;
+        dies.wait_gone(READY).await.context("it appends nothing")?;
+    }
+    dies.kill().await?;
+    // Once it has been silent for long enough to be left out.
+    let version = admin.rotate(CONTEXT, None).await?.version;
+    let trading = cluster.client_on("trading-1", asked)?;
+    let sealed = seal_under(&trading, CONTEXT, b"of a version that is lost", version).await?;
+    let revoked = RevokeRequest {
+        what: Some(RevocationMatch {
+            cn: Some(REVOKED.to_owned()),
+            ..RevocationMatch::default()
+        }),
+        certificate: None,
+        reason: "shortly before the loss".to_owned(),
+    };
+    let revoked = admin.revoke(&revoked).await?;
+    let index = revoked.meta.index.context("an answer without an index")?.index;
+    Ok(Lost { sealed, index })
+}
+
+/// The survivor has nothing of it, says so, and gives no number again that was given.
+async fn check_lost(cluster: &Playground, survivor: &Node, lost: &Lost, next: u32) -> Result<()> {
+    let trading = cluster.client_on("trading-1", survivor.number)?;
+    let opened = open(&trading, CONTEXT, &lost.sealed).await;
+    let error = opened.err().context("what was lost opens")?;
+    let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
+    ensure!(code == Some(ErrorCode::UnknownKeyVersion), "{error:#}");
+    ensure!(
+        next == lost.sealed.version + LEFT_OUT,
+        "version {next} after {} was lost",
+        lost.sealed.version
+    );
+    let admin = cluster.client_on("admin", survivor.number)?;
+    let revoked = admin.revocations(&RevocationsPage::default()).await?.into_body();
+    ensure!(
+        revoked
+            .revocations
+            .iter()
+            .all(|one| one.what.cn.as_deref() != Some(REVOKED)),
+        "{revoked:?}"
+    );
+    Ok(())
+}
+
 pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew() -> Result<()>
 {
     let cluster = Playground::start(3).await?;
@@ -129,7 +201,8 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
     )
     .await?;
     refused(&cluster, &survivor, &["compact"], "another process uses it").await?;
-    for node in cluster.nodes() {
+    let gone = acknowledged_without(&cluster, &survivor).await?;
+    for node in &lost {
         node.kill().await?;
     }
 
@@ -149,18 +222,26 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
             && seen["node_id"] == name.as_str(),
         "{seen}"
     );
+    let last = seen["last_log"]["index"].as_u64().context("no last entry")?;
     ensure!(
-        seen["last_log"]["index"].as_u64() >= Some(old_index.index) && seen["last_written_at"].is_string(),
-        "{seen}"
+        (old_index.index..gone.index).contains(&last) && seen["last_written_at"].is_string(),
+        "{} was lost: {seen}",
+        gone.index
     );
+    let uncertain = seen["uncertain_entries"].as_u64().context("uncertain entries")?;
+    ensure!(uncertain > 0 || cfg!(not(feature = "failpoints")), "{seen}");
     refused(&cluster, &survivor, &["recover-quorum"], "--confirm hsm-node-3").await?;
-    refused(
-        &cluster,
-        &survivor,
-        &["recover-quorum", "--confirm", "hsm-node-1"],
-        "are lost",
-    )
-    .await?;
+    for named in [
+        format!(
+            "which ends at term {}, index {last}, are lost",
+            seen["last_log"]["term"]
+        ),
+        format!("Its last {uncertain} entries become committed"),
+        "hsm-node-1, hsm-node-2 will never be taken back".to_owned(),
+    ] {
+        let wrong = ["recover-quorum", "--confirm", "hsm-node-1"];
+        refused(&cluster, &survivor, &wrong, &named).await?;
+    }
     #[cfg(feature = "failpoints")]
     killed_at(
         &survivor,
@@ -192,7 +273,10 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
         let log = survivor.log();
         let audited = |line: &str| {
             line.contains("\"target\":\"audit\"")
-                && line.contains("the quorum was recovered by this node alone")
+                && line.contains(
+                    "the quorum was recovered by this node alone: what was committed behind its log is lost",
+                )
+                && line.contains(&format!("\"last_index\":{last}"))
                 && line.contains("hsm-node-1 hsm-node-2")
         };
         log.lines().any(audited).then_some(())
@@ -214,6 +298,7 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
         .await?
         .version;
     acknowledged.push(seal_under(&trading, CONTEXT, b"of the new epoch", version).await?);
+    check_lost(&cluster, &survivor, &gone, version).await?;
 
     // The old ones come back, two of three: among themselves they are a quorum, and serve nobody.
     let begun = survivor.log().len();

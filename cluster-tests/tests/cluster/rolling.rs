@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cluster_tests::haproxy::BALANCER;
 use cluster_tests::once::{Balancer, Report};
+use cluster_tests::playground::Output;
 use cluster_tests::{Edge, Haproxy, Nginx, Node, Once, Playground, Stalls, binary, until};
 use hsm_api::admin::{JoinTokenRequest, RevocationMatch, RevokeRequest, UnrevokeRequest};
 use hsm_api::client::Retry;
@@ -34,6 +35,8 @@ const STOOD_STILL: Duration = Duration::from_millis(400);
 const PATIENT: Duration = Duration::from_secs(60);
 /// Names a node of an earlier release, with which a cluster begins.
 const PREVIOUS: &str = "HSM_PREVIOUS_NODE";
+/// How a node ends that was removed: `docs/operations.md`.
+const REMOVED: i32 = 78;
 /// Of this context nobody encrypts meanwhile: its first version is disabled again and again.
 const UNUSED: &str = "2fa";
 
@@ -46,6 +49,8 @@ struct Plan {
     idle: Duration,
     /// Between two rotations, and two other changes.
     changes: Duration,
+    /// Nodes that leave for good in the end, with their clients: a follower, then leaders.
+    removals: u32,
 }
 
 /// Three voters, once, with short pauses.
@@ -56,6 +61,21 @@ async fn no_request_fails_while_nodes_are_restarted_one_by_one_behind_balancers(
         rounds: 1,
         idle: Duration::from_secs(1),
         changes: Duration::from_millis(700),
+        removals: 0,
+    })
+    .await
+}
+
+/// What `make rolling` runs first: hardly a restart, and short pauses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute: make rolling"]
+async fn no_request_fails_while_two_of_five_voters_are_removed() -> Result<()> {
+    roll(&Plan {
+        voters: 5,
+        rounds: 0,
+        idle: Duration::from_secs(1),
+        changes: Duration::from_millis(700),
+        removals: 2,
     })
     .await
 }
@@ -64,12 +84,13 @@ async fn no_request_fails_while_nodes_are_restarted_one_by_one_behind_balancers(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a quarter of an hour: make rolling"]
 async fn no_request_fails_while_three_and_five_voters_are_upgraded_and_back() -> Result<()> {
-    for voters in [3, 5] {
+    for (voters, removals) in [(3, 0), (5, 2)] {
         roll(&Plan {
             voters,
             rounds: 2,
             idle: Duration::from_secs(30),
             changes: Duration::from_secs(2),
+            removals,
         })
         .await?;
     }
@@ -158,8 +179,9 @@ impl Balancers {
         all
     }
 
-    async fn wait_up(&self, cluster: &Playground) -> Result<()> {
-        let all: Vec<u32> = cluster.nodes().iter().map(|node| node.number).collect();
+    /// Until these are up, and no others.
+    async fn wait_up(&self, nodes: &[Node]) -> Result<()> {
+        let all: Vec<u32> = nodes.iter().map(|node| node.number).collect();
         for haproxy in [&self.passing, &self.ending] {
             haproxy.wait_up(BACKEND, &all, SOON).await?;
         }
@@ -364,9 +386,48 @@ impl Scene<'_> {
             if handed_over { ", which handed over" } else { "" },
             began.elapsed()
         );
-        self.balancers.wait_up(self.cluster).await?;
+        self.balancers.wait_up(&self.cluster.nodes()).await?;
         let checked = self.check();
         checked.with_context(|| format!("after {} was restarted", node.id()))?;
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster for good, by the command and by nothing else: no balancer was told before.
+    async fn remove(&self, node: &Node) -> Result<()> {
+        let (id, began, logged) = (node.id(), Instant::now(), node.log().len());
+        // Under one key: asked again it goes on.
+        let key = format!("remove-{id}");
+        let args = [
+            "cluster",
+            "remove",
+            &id,
+            "--confirm",
+            &id,
+            "--idempotency-key",
+            &key,
+        ];
+        let mut last = String::new();
+        // A leader whose machine has just stood still has heard nobody for a second; nothing was changed then.
+        let what = format!("the removal of {id}");
+        let removed = until(&what, SOON, async || {
+            match self.cluster.hsmctl(&args).await.and_then(Output::ok) {
+                Ok(_) => Some(()),
+                Err(error) => {
+                    last = format!("{error:#}");
+                    None
+                }
+            }
+        })
+        .await;
+        removed.with_context(|| last.clone())?;
+        let status = node.wait_ended(2 * SOON).await?;
+        let log = node.log();
+        let said = log.get(logged..).unwrap_or_default();
+        ensure!(
+            matches!(status, WaitStatus::Exited(_, REMOVED)) && said.contains("draining connections"),
+            "{id} ended with {status:?}:\n{said}"
+        );
+        println!("  {id}: removed and gone in {:.1?}", began.elapsed());
         Ok(())
     }
 
@@ -391,7 +452,7 @@ async fn roll(plan: &Plan) -> Result<()> {
     let (cluster, edge) = start(plan, first).await?;
     let next = copied(&cluster)?;
     let balancers = Balancers::start(&cluster, &edge).await?;
-    balancers.wait_up(&cluster).await?;
+    balancers.wait_up(&cluster.nodes()).await?;
     println!(
         "{} voters, connections idle for up to {:?}, from {}",
         plan.voters,
@@ -451,8 +512,20 @@ async fn roll(plan: &Plan) -> Result<()> {
         report.fewest_ended >= u64::from(plan.rounds) && report.goaways > 0,
         "a client has kept its connection over the restart of each node: {report:?}"
     );
+    let mut left = cluster.nodes();
+    for removal in 0..plan.removals {
+        let leader = cluster.leader_among(&left).await?.node;
+        let leads = removal > 0;
+        let place = left.iter().position(|node| (node.number == leader) == leads);
+        let node = left.remove(place.context("nobody to remove")?);
+        scene.remove(&node).await?;
+        balancers.wait_up(&left).await?;
+        scene.goes_on(2, 2 * plan.idle + SOON).await?;
+        let checked = scene.check();
+        checked.with_context(|| format!("after {} was removed", node.id()))?;
+    }
     // What does fail is counted.
-    cluster.node(1).kill().await?;
+    left.first().context("nobody is left")?.kill().await?;
     until("the failures of a node that was killed", SOON, async || {
         (clients.so_far().failed > 0).then_some(())
     })

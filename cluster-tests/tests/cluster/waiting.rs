@@ -40,20 +40,20 @@ fn what_mostly_waits() -> Result<()> {
         ],
         vec![
             scenario!(crate::v1_adoption::an_adopted_key_serves_where_its_token_is_and_ends_there),
-            scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
             scenario!(crate::full_disk::a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged),
             scenario!(crate::previous_release::a_node_of_each_earlier_release_is_opened_and_joined),
         ],
         vec![
             scenario!(crate::members::a_cluster_grows_to_five_and_shrinks_to_three_and_nobody_notices),
             scenario!(crate::members::leadership_moves_and_a_node_is_replaced_in_one_change),
+            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
+            scenario!(crate::revocations::deleting_the_file_of_revocations_takes_none_back),
         ],
         vec![
             scenario!(
                 crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
             ),
             scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
-            scenario!(crate::rekey::another_replication_key_comes_over_rolling_restarts),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
@@ -98,7 +98,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::forgeries::an_acknowledgement_for_another_node_is_refused),
         ],
         vec![scenario!(
-            crate::members::kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
+            crate::member_kills::a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do
         )],
         vec![
             scenario!(crate::snapshots::a_kill_inside_the_installation_of_a_snapshot_is_made_good),

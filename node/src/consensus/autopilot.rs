@@ -217,7 +217,18 @@ async fn remove(shared: &Arc<Shared>, id: RaftId, silent_for: Duration) -> Resul
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use openraft::error::ReplicationClosed;
+    use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
+    use openraft::raft::SnapshotResponse;
+    use raft_store::{MemberNode, Snapshot, SnapshotFile, SnapshotMeta, Vote};
+
+    use super::super::network::Network;
+    use super::super::test_world::{self, WITHIN, until};
+    use super::super::wire::{Request, Response};
     use super::*;
     use crate::rotation::testing::World;
 
@@ -295,6 +306,67 @@ mod tests {
         let before = AFTER.saturating_sub(Duration::from_millis(1));
         picture.silent_for.insert(ids[2], before);
         assert_eq!(verdict(&world, &picture), Verdict::Nobody);
+    }
+
+    /// What a leader knows of who loads comes from the connection that the snapshot is sent on.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_voter_that_is_sent_a_snapshot_goes_only_once_that_has_ended() {
+        let world = test_world::World::new("loader").await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let id = world.register(&address).await;
+        world.admitted(id).await;
+        let vote = Vote::new_committed(1, 1);
+        let (installs, held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+        let (begun, holds) = (Arc::clone(&installs), Arc::clone(&held));
+        world.answering(listener, id, move |request| match request {
+            Request::SnapshotBegin { .. } | Request::SnapshotChunk(_) => Response::More,
+            Request::SnapshotEnd => {
+                begun.store(true, Ordering::SeqCst);
+                tokio::task::block_in_place(|| {
+                    while holds.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                });
+                Response::Snapshot(SnapshotResponse::new(vote))
+            }
+            _ => Response::Failed("no part of this test".into()),
+        });
+        let shared = Arc::clone(&world.node.shared);
+        // It votes, has been silent for as long as it takes, and of the others enough are heard.
+        let verdict = || {
+            let mut picture = picture(&shared, clock::now())?;
+            picture.voters.extend([id, id + 1, id + 2, id + 3]);
+            picture.heard.extend([id + 1, id + 2, id + 3]);
+            picture.silent_for.insert(id, AFTER);
+            Some(decide(&shared.published.load().state, &picture, &RULES))
+        };
+        until("a dead voter", || verdict() == Some(Verdict::Remove(id))).await;
+
+        let file = world.dir.path().join("snapshot");
+        std::fs::write(&file, b"bytes").unwrap();
+        let member = MemberNode {
+            name: world.hello(id).name,
+            cluster_address: address,
+        };
+        let network = Arc::clone(&shared);
+        let mut client = Network { shared: network }.new_client(id, &member).await;
+        let sending = tokio::spawn(async move {
+            let snapshot = Snapshot {
+                meta: SnapshotMeta::default(),
+                snapshot: Box::new(SnapshotFile { path: file }),
+            };
+            let never = std::future::pending::<ReplicationClosed>();
+            let option = RPCOption::new(WITHIN);
+            let sent = client.full_snapshot(vote, snapshot, never, option).await;
+            sent.map(drop).map_err(|error| format!("{error:?}"))
+        });
+        until("the peer to install it", || installs.load(Ordering::SeqCst)).await;
+        assert_eq!(verdict(), Some(Verdict::Keep(id, Reason::Loading)));
+        held.store(false, Ordering::SeqCst);
+        sending.await.unwrap().unwrap();
+        assert_eq!(verdict(), Some(Verdict::Remove(id)));
+        assert!(!world.is_ended());
     }
 
     #[test]
