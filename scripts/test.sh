@@ -12,12 +12,18 @@ cd "$(dirname "$0")/.." || exit 1
 . scripts/lib.sh
 
 # What `make verify` runs is the part that builds no binaries; see Makefile.
-all_steps=(setup scripts alerts fmt clippy deny doc shipped demo dev build release-guard nextest)
+# Those that mostly wait go on while others compile, which give way to them and leave the binaries alone that they run.
+first=(setup scripts alerts fmt deny shipped)
+that_wait=(demo dev)
+meanwhile=(clippy doc)
+last=(build release-guard nextest)
+all_steps=("${first[@]}" "${that_wait[@]}" "${meanwhile[@]}" "${last[@]}")
 
 # A run from scratch gains nothing from incremental compilation, and from lines in backtraces only once something has
-# failed; it pays for both in time and disk.
+# failed; it pays for both in time and disk. Nor does it gain what the optimiser's second pass over each dependency costs,
+# which `lto = false` means.
 if [ -n "${CI:-}" ]; then
-  export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
+  export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none CARGO_PROFILE_DEV_LTO=off
 fi
 
 # All scenarios and the usual seeds, of these binaries, as many as are meant, whatever somebody has left in his shell.
@@ -26,7 +32,9 @@ unset HSM_SIM_SEED HSM_SIM_SEEDS HSM_SIM_FIRST HSM_MEMBERSHIP_SEED HSM_PREVIOUS_
 unset HSM_DAMAGE_ROUNDS HSM_SPACE_ROTATIONS HSM_REAL_ROTATIONS HSM_DISK_FLAT_SECS
 
 nextest_log=""
-finished=()
+# Each step that has ended with its wall time, a line each, in the order of their ends.
+finished=""
+gives_way=""
 
 step_setup() { scripts/setup.sh; }
 
@@ -51,7 +59,13 @@ step_clippy() { cargo clippy --locked --workspace --all-targets --features failp
 # Advisories are left to `make advisories`: they need a copy of the advisory database.
 step_deny() { cargo deny --locked check bans licenses sources; }
 
-step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --features failpoints; }
+# It needs our crates checked, as `clippy` has just done it: by the same driver, as `cargo clippy` calls it, and with the
+# features that tests add, cargo finds that done. Otherwise it does it again.
+step_doc() {
+  RUSTC_WORKSPACE_WRAPPER=$(rustc --print sysroot)/bin/clippy-driver
+  export RUSTC_WORKSPACE_WRAPPER CLIPPY_ARGS=-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__ RUSTDOCFLAGS="-D warnings"
+  cargo doc --locked --workspace --no-deps --features failpoints,hsm-core/test-support,raft-store/simulation
+}
 
 # What is shipped has no failpoints: it is built first, has to compile without a warning too, and is what the
 # demonstration and the README's tour run. Of the whole workspace, because with fewer members dependencies would have fewer
@@ -214,12 +228,9 @@ count_of() {
 }
 
 summarise() {
-  local line
   echo
   echo "wall time by step:"
-  for line in "${finished[@]}"; do
-    printf '  %s\n' "$line"
-  done
+  sed 's/^/  /' "$finished"
   printf '  %-14s %5d s\n' total "$SECONDS"
 }
 
@@ -230,10 +241,11 @@ run_step() {
   # A subshell of its own, not a condition: inside a condition bash ignores `set -e`.
   (
     set -e
+    [ -z "$gives_way" ] || renice -n 19 -p "$BASHPID" >/dev/null
     "step_$name"
   ) </dev/null
   status=$?
-  finished+=("$(printf '%-14s %5d s' "$name" $((SECONDS - begun)))")
+  printf '%-14s %5d s\n' "$name" $((SECONDS - begun)) >>"$finished"
   printf '<== %s: %d s\n' "$name" $((SECONDS - begun))
   if [ "$status" -ne 0 ]; then
     summarise
@@ -245,14 +257,54 @@ run_step() {
   fi
 }
 
-nextest_log=$(mktemp) || exit 1
-trap 'rm -f "$nextest_log"' EXIT
+run_steps() {
+  local name
+  for name in "$@"; do
+    run_step "$name"
+  done
+}
+
+# What runs beside the steps; its output is shown once it has ended.
+beside=""
+
+# Whoever ends before waits too: what runs beside cleans up after itself.
+wait_beside() {
+  local process=$beside
+  [ -n "$process" ] || return 0
+  beside=""
+  wait "$process"
+}
+
+run_all() {
+  local status
+  run_steps "${first[@]}"
+  (
+    trap - EXIT
+    run_steps "${that_wait[@]}"
+  ) >"$scratch/beside" 2>&1 &
+  beside=$!
+  gives_way=yes
+  run_steps "${meanwhile[@]}"
+  gives_way=""
+  wait_beside
+  status=$?
+  cat "$scratch/beside"
+  [ "$status" -eq 0 ] || exit "$status"
+  run_steps "${last[@]}"
+}
+
+scratch=$(mktemp -d) || exit 1
+trap 'wait_beside; rm -rf "$scratch"' EXIT
+nextest_log=$scratch/nextest finished=$scratch/finished
+: >"$finished"
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=("${all_steps[@]}")
-for name in "${steps[@]}"; do
-  run_step "$name"
-done
+if [ ${#steps[@]} -gt 0 ]; then
+  run_steps "${steps[@]}"
+else
+  steps=("${all_steps[@]}")
+  run_all
+fi
 summarise
 case " ${steps[*]} " in
   *" nextest "*)

@@ -17,34 +17,40 @@ mod objects;
 mod pins;
 mod transport;
 
-use harness::{scenario, scenario_by_the_clock};
+use harness::scenario;
 
+/// Tests by their names, below a path, each with its phases.
 macro_rules! scenarios {
-    ($run:ident: $($name:ident: $($phase:path),+;)+) => {
+    ($run:ident below $path:literal: $($name:ident: $($phase:path),+;)+) => {
         $(
             #[test]
             fn $name() {
-                $run(stringify!($name), &[$($phase),+]);
+                $run(concat!($path, stringify!($name)), &[$($phase),+]);
             }
         )+
     };
 }
 
-// What has deadlines, which a machine that stands still takes a part of.
-scenarios! {
-    scenario_by_the_clock:
-    a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
-    no_call_is_begun_that_might_end_after_its_caller_has_gone: batches::caller_goes;
-    a_long_batch_gives_way_to_single_jobs_and_other_batches: batches::gives_way;
-    the_turns_of_other_batches_cost_a_batch_none_of_its_time: batches::turns_of_others;
-    many_batches_beside_each_other_end_before_their_callers_give_up: batches::many_beside_each_other;
-    a_hang_between_two_turns_of_a_batch_leaves_its_answers: batches::hang_between_turns;
-    an_item_that_hangs_costs_those_before_it_nothing: batches::hanging_item;
-    a_hanging_call_fails_the_slot_until_it_has_come_back_and_passed_a_test: health::hang;
+/// What has deadlines, which a machine that stands still takes a part of. They run alone (`.config/nextest.toml`).
+mod by_the_clock {
+    use super::harness::scenario_by_the_clock;
+    use super::{batches, health};
+
+    scenarios! {
+        scenario_by_the_clock below "by_the_clock::":
+        a_batch_whose_time_is_over_keeps_what_is_done: batches::time_is_over;
+        no_call_is_begun_that_might_end_after_its_caller_has_gone: batches::caller_goes;
+        a_long_batch_gives_way_to_single_jobs_and_other_batches: batches::gives_way;
+        the_turns_of_other_batches_cost_a_batch_none_of_its_time: batches::turns_of_others;
+        many_batches_beside_each_other_end_before_their_callers_give_up: batches::many_beside_each_other;
+        a_hang_between_two_turns_of_a_batch_leaves_its_answers: batches::hang_between_turns;
+        an_item_that_hangs_costs_those_before_it_nothing: batches::hanging_item;
+        a_hanging_call_fails_the_slot_until_it_has_come_back_and_passed_a_test: health::hang;
+    }
 }
 
 scenarios! {
-    scenario:
+    scenario below "":
     plaintexts_of_all_sizes_round_trip: data::round_trip;
     any_flipped_bit_is_the_callers_fault: data::bit_flips;
     another_context_principal_or_aad_does_not_open: data::other_associated_data;
