@@ -35,7 +35,7 @@ pub async fn arm(node: &Node, name: &str, action: &str) -> Result<()> {
         name,
         paths::encode_segment(action)
     );
-    let answer = node.health().post(&path).await.with_context(|| node.id())?;
+    let answer = node.patient().post(&path).await.with_context(|| node.id())?;
     if answer.status == 404 {
         bail!(
             "{}: no failpoints in this build; build with --features failpoints",

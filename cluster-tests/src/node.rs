@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 use crate::metrics::Metrics;
 use crate::wait::until;
 
+/// For an answer of a health listener without which a test has failed: a machine that stands still now and then.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A node by number; it may run or not.
 #[derive(Clone)]
 pub struct Node {
@@ -59,6 +62,12 @@ impl Node {
         HealthClient::new(&format!("127.0.0.1:{}", self.health_port))
     }
 
+    /// The same, for an answer that has to come, however late.
+    #[must_use]
+    pub fn patient(&self) -> HealthClient {
+        self.health().with_limit(PATIENCE)
+    }
+
     /// Whether `/readyz` is 200; false too if it does not answer.
     pub async fn is_ready(&self) -> bool {
         self.health().is_ready().await
@@ -83,7 +92,7 @@ impl Node {
 
     /// Its metrics now.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let answer = self.health().get("/metrics").await?;
+        let answer = self.patient().get("/metrics").await?;
         Metrics::parse(&answer.text()).with_context(|| format!("metrics of {}", self.id()))
     }
 

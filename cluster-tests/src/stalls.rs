@@ -1,16 +1,22 @@
-//! Time in which this machine ran nobody, as far as one can see from inside of it: machines that are shared stand still for
-//! a second now and then. What a test measures by the clock has it in it, and no node can do anything about it.
+//! Time in which this machine, or one of its cores, ran nobody, as far as one can see from inside of it: machines that are
+//! shared stand still for a second now and then. What a test measures by the clock has it in it, and no node can do anything
+//! about it: a core that stands still takes the threads along that are on it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 /// How often somebody asks to be run.
 const EVERY: Duration = Duration::from_millis(10);
 /// Whoever is run no later than this is run in time: two busy cores make everybody wait a little.
 const IN_TIME: Duration = Duration::from_millis(100);
+
+/// Cores that are looked at.
+const CORES: usize = 16;
 
 /// Of a run in which the machine stood still for longer than half of it, what was measured says nothing.
 const HALF: u32 = 2;
@@ -18,48 +24,80 @@ const HALF: u32 = 2;
 /// From when it was due until it was run.
 type Stall = (Instant, Instant);
 
-struct Seen {
+/// What was seen of one core.
+struct Core {
     stalls: Vec<Stall>,
-    /// When it is to be run next.
+    /// When whoever looks is to be run next.
     due: Instant,
 }
 
-impl Seen {
-    fn between(&self, from: Instant, to: Instant) -> Duration {
-        // It may stand still just now, and whoever asks was run first.
-        let now = (self.due, to);
+impl Core {
+    /// Those that count. It may stand still just now, and whoever asks was run first.
+    fn stalls(&self, now: Instant) -> impl Iterator<Item = Stall> {
         let late = |(due, run): &Stall| run.saturating_duration_since(*due) > IN_TIME;
-        let stalls = self.stalls.iter().copied().chain([now]).filter(late);
-        let within = |(due, run): Stall| run.min(to).saturating_duration_since(due.max(from));
-        stalls.map(within).sum()
+        self.stalls.iter().copied().chain([(self.due, now)]).filter(late)
     }
+}
+
+struct Seen(Vec<Core>);
+
+impl Seen {
+    /// In which any core stood still.
+    fn between(&self, from: Instant, to: Instant) -> Duration {
+        total(self.0.iter().flat_map(|core| core.stalls(to)), from, to)
+    }
+
+    /// In which the one stood still that did so for longest.
+    fn of_one(&self, from: Instant, to: Instant) -> Duration {
+        let each = self.0.iter().map(|core| total(core.stalls(to), from, to));
+        each.max().unwrap_or_default()
+    }
+}
+
+/// What two cores stood still for at once counts once.
+fn total(stalls: impl Iterator<Item = Stall>, from: Instant, to: Instant) -> Duration {
+    let mut stalls: Vec<Stall> = stalls.collect();
+    stalls.sort_unstable();
+    let (mut counted, mut sum) = (from, Duration::ZERO);
+    for (due, run) in stalls {
+        let end = run.min(to);
+        sum += end.saturating_duration_since(due.max(counted));
+        counted = counted.max(end);
+    }
+    sum
 }
 
 /// Looks until it is dropped.
 pub struct Stalls(Arc<Mutex<Seen>>);
 
 impl Stalls {
-    /// Begins to look.
+    /// Begins to look, on each core.
     pub fn watch() -> Result<Self> {
-        let seen = Arc::new(Mutex::new(Seen {
+        let cores = cores();
+        let due = Instant::now() + EVERY;
+        let seen = cores.iter().map(|_| Core {
             stalls: Vec::new(),
-            due: Instant::now() + EVERY,
-        }));
-        let looked = Arc::downgrade(&seen);
-        std::thread::Builder::new()
-            .name("stalls".to_owned())
-            .spawn(move || {
-                loop {
-                    sleep(EVERY);
-                    let Some(seen) = looked.upgrade() else { return };
-                    let (mut seen, now) = (lock(&seen), Instant::now());
-                    let stall = (seen.due, now);
-                    if now.saturating_duration_since(seen.due) > IN_TIME {
-                        seen.stalls.push(stall);
+            due,
+        });
+        let seen = Arc::new(Mutex::new(Seen(seen.collect())));
+        for (place, core) in cores.into_iter().enumerate() {
+            let looked = Arc::downgrade(&seen);
+            std::thread::Builder::new()
+                .name(format!("stalls-{place}"))
+                .spawn(move || {
+                    stay_on(core);
+                    loop {
+                        sleep(EVERY);
+                        let Some(seen) = looked.upgrade() else { return };
+                        let (mut seen, now) = (lock(&seen), Instant::now());
+                        let own = &mut seen.0[place];
+                        let due = std::mem::replace(&mut own.due, now + EVERY);
+                        if now.saturating_duration_since(due) > IN_TIME {
+                            own.stalls.push((due, now));
+                        }
                     }
-                    seen.due = now + EVERY;
-                }
-            })?;
+                })?;
+        }
         Ok(Self(seen))
     }
 
@@ -77,11 +115,11 @@ impl Stalls {
         passed.saturating_sub(self.between(from, now))
     }
 
-    /// How much of a run that began then it stood still, and that this is little of it: what is deducted from
+    /// How much of a run that began then one core stood still, and that this is little of it: what is deducted from
     /// measurements must not be what they measure.
     pub fn few_since(&self, from: Instant) -> Result<Duration> {
         let now = Instant::now();
-        let stood_still = self.between(from, now);
+        let stood_still = lock(&self.0).of_one(from, now);
         check_few(stood_still, now.saturating_duration_since(from))?;
         Ok(stood_still)
     }
@@ -94,6 +132,26 @@ fn check_few(stood_still: Duration, run: Duration) -> Result<()> {
          it again where less else runs"
     );
     Ok(())
+}
+
+/// The cores that this process may run on; one that is not known where nobody says.
+fn cores() -> Vec<Option<usize>> {
+    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else {
+        return vec![None];
+    };
+    let all = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
+    let cores: Vec<Option<usize>> = all.take(CORES).map(Some).collect();
+    if cores.is_empty() { vec![None] } else { cores }
+}
+
+/// Keeps this thread there. One that is moved about sees less, and nothing that is not so.
+fn stay_on(core: Option<usize>) {
+    let mut only = CpuSet::new();
+    if let Some(core) = core
+        && only.set(core).is_ok()
+    {
+        let _ = sched_setaffinity(Pid::from_raw(0), &only);
+    }
 }
 
 fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
@@ -109,10 +167,10 @@ mod tests {
     fn a_stall_counts_as_far_as_it_is_within_the_time() {
         let began = Instant::now();
         let at = |millis: u64| began + Duration::from_millis(millis);
-        let seen = Seen {
+        let seen = Seen(vec![Core {
             stalls: vec![(at(1000), at(1500)), (at(3000), at(4000)), (at(5000), at(5050))],
             due: at(9000),
-        };
+        }]);
         let between = |from, to| seen.between(at(from), at(to)).as_millis();
         assert_eq!(between(0, 2000), 500);
         assert_eq!(between(1200, 3500), 300 + 500);
@@ -120,6 +178,26 @@ mod tests {
         // Whoever is only a little late is in time; and who was due and was not run yet is late.
         assert_eq!(between(4500, 9050), 0);
         assert_eq!(between(4500, 9700), 700);
+    }
+
+    #[test]
+    fn what_two_cores_stood_still_for_at_once_counts_once() {
+        let began = Instant::now();
+        let at = |millis: u64| began + Duration::from_millis(millis);
+        let one = Core {
+            stalls: vec![(at(1000), at(1500))],
+            due: at(2500),
+        };
+        let other = Core {
+            stalls: vec![(at(1200), at(1400)), (at(1410), at(2000))],
+            due: at(2400),
+        };
+        let seen = Seen(vec![one, other]);
+        let between = |from, to| seen.between(at(from), at(to)).as_millis();
+        assert_eq!(between(0, 2100), 1000);
+        assert_eq!(between(1100, 1350), 250);
+        assert_eq!(between(0, 2700), 1000 + 300);
+        assert_eq!(seen.of_one(began, at(2100)).as_millis(), 200 + 590);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::error::ClientError;
 use super::transport::collect;
 use crate::paths;
 
-/// A health listener must answer at once: it has a runtime of its own.
+/// A health listener must answer at once: it has a runtime of its own. As long as nobody says otherwise.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Asks one node's health listener. Every request has a connection of its own, so that a killed
@@ -24,6 +24,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 pub struct HealthClient {
     pool: legacy::Client<HttpConnector, Full<Bytes>>,
     base: String,
+    limit: Duration,
 }
 
 impl HealthClient {
@@ -40,7 +41,15 @@ impl HealthClient {
         Self {
             pool,
             base: format!("http://{address}"),
+            limit: LIMIT,
         }
+    }
+
+    /// With another time for one answer than two seconds.
+    #[must_use]
+    pub fn with_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// `GET` of a path with its query, as `/readyz?verbose`. Every status is an `Ok`.
@@ -76,11 +85,11 @@ impl HealthClient {
                 .map_err(|error| ClientError::transport(&self.base, error.is_connect(), &error))?;
             collect(response, &self.base).await
         };
-        match tokio::time::timeout(LIMIT, exchange).await {
+        match tokio::time::timeout(self.limit, exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(ClientError::Timeout {
                 endpoint: self.base.clone(),
-                after: LIMIT,
+                after: self.limit,
             }),
         }
     }

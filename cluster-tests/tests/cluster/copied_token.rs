@@ -200,7 +200,7 @@ async fn fails(cluster: &Playground, node: &Node, slot: &str, why: &str) -> Resu
 }
 
 async fn status_of(node: &Node, path: &str) -> Result<u16> {
-    Ok(node.health().get(path).await?.status)
+    Ok(node.patient().get(path).await?.status)
 }
 
 /// The other slot of this node serves as ever.

@@ -21,32 +21,47 @@ const HANDING_OVER: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(1200 + 300);
 /// Noticing all that, on a busy machine.
 const SLACK: Duration = Duration::from_secs(10);
+/// A step of a hand-over has a second (`node/src/consensus/handover.rs`): a machine that stood still for longer than this
+/// has no leader hand over.
+const STOOD_STILL: Duration = Duration::from_millis(400);
+/// Stops that are tried until the machine lets one be.
+const ROUNDS: usize = 3;
 /// By itself no voter stands for election sooner after the old leader's end: its last frame is at most a heartbeat
 /// older, and its lease, `election_max`, and an election time-out, at least `election_min`, have to pass.
 const UNASKED: Duration = Duration::from_millis(1200 + 800 - 200);
 
 /// Until `/readyz` says no, which has to come before anything else ends.
-async fn wait_notice(node: &Node, signalled: Instant) -> Result<()> {
+async fn wait_notice(node: &Node, signalled: Instant, stalls: &Stalls) -> Result<()> {
     loop {
-        let answer = node.health().get("/readyz").await;
+        let answer = node.patient().get("/readyz").await;
         match answer
             .context("it went before it said that it was not ready")?
             .status
         {
             503 => return Ok(()),
-            200 => ensure!(
-                signalled.elapsed() < NOTICE,
-                "ready {:?} after SIGTERM",
-                signalled.elapsed()
-            ),
+            200 => {
+                let took = stalls.running_since(signalled);
+                ensure!(took < NOTICE, "ready {took:?} after SIGTERM");
+            }
             status => bail!("/readyz is {status}"),
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// A balancer that looks at `/readyz`, and administrators who change things one after the other.
 async fn hands_over(voters: u32) -> Result<()> {
+    for _ in 0..ROUNDS {
+        if is_handed_over(voters).await? {
+            return Ok(());
+        }
+        println!("not handed over by a machine that stood still");
+    }
+    bail!("the machine stood still in each of {ROUNDS} hand-overs: run it again where less else runs")
+}
+
+/// A balancer that looks at `/readyz`, and administrators who change things one after the other. False if the leader went
+/// without handing over, as it may if the machine stands still; everything else holds all the same.
+async fn is_handed_over(voters: u32) -> Result<bool> {
     // Nodes are children of a program that has ended: they become this process's, which may then ask how they
     // ended.
     nix::sys::prctl::set_child_subreaper(true)?;
@@ -77,7 +92,7 @@ async fn hands_over(voters: u32) -> Result<()> {
 
     let signalled = Instant::now();
     node.signal(nix::sys::signal::Signal::SIGTERM)?;
-    wait_notice(&node, signalled).await?;
+    wait_notice(&node, signalled, &stalls).await?;
     // The balancer sends nothing more, and whoever is not told yet is served.
     let late = seal(&cluster.client_on("trading-1", before.node)?, CONTEXT, b"late").await?;
     load.pause(before.node).await;
@@ -104,19 +119,22 @@ async fn hands_over(voters: u32) -> Result<()> {
         matches!(status, WaitStatus::Exited(_, 0)),
         "it ended with {status:?}"
     );
+    let handed_over = node.log().contains("leadership handed over");
     ensure!(
-        node.log().contains("leadership handed over"),
+        handed_over || stalls.between(signalled, ended) > STOOD_STILL,
         "it did not hand over"
     );
     ensure!(
         next.node != before.node && next.term > before.term,
         "{next:?} after {before:?}"
     );
-    ensure!(without < UNASKED, "no leader for {without:?} after the old one");
     let asked = Instant::now();
     first_change(&cluster, &survivors, asked).await?;
     let took = stalls.running_since(asked);
-    ensure!(took < UNASKED, "a change took {took:?}");
+    if handed_over {
+        ensure!(without < UNASKED, "no leader for {without:?} after the old one");
+        ensure!(took < UNASKED, "a change took {took:?}");
+    }
 
     // What was on its way was answered, every time, and stands.
     let versions = rotations.await?.context("a rotation on its way")?;
@@ -139,7 +157,7 @@ async fn hands_over(voters: u32) -> Result<()> {
     node.wait_ready(Duration::from_secs(60)).await?;
     open_everywhere(&cluster, "trading-1", CONTEXT, &[late]).await?;
     cluster.passed();
-    Ok(())
+    Ok(handed_over)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// Asked so often until it comes at once: what the machine does passes, and the hang stays.
 const TRIES: usize = 3;
+/// Clusters in which somebody else is elected: a leader that is held up by its token misses its heartbeats each time, and
+/// one that the machine did not run does so once.
+const ROUNDS: usize = 3;
 
 /// Takes the lock that SoftHSM takes to see whether a token has changed; it waits for it inside the call, for as
 /// long as it takes. The lock is this process's until the file is closed. `None` while the node has it.
@@ -49,6 +52,18 @@ pub(crate) fn hold(generation: &Path) -> Result<Option<File>> {
     }
 }
 
+/// Somebody else was elected.
+#[derive(Debug)]
+struct Elected(String);
+
+impl std::fmt::Display for Elected {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Elected {}
+
 /// Nobody has elected anybody, the leader says how it is, and its other slot serves.
 async fn goes_on(cluster: &Playground, leader: Leader, own: &Sealed) -> Result<()> {
     for node in cluster.nodes() {
@@ -62,26 +77,28 @@ async fn goes_on(cluster: &Playground, leader: Leader, own: &Sealed) -> Result<(
                 _ => ensure!(took.len() < TRIES, "{}: a status after {took:?}", node.id()),
             }
         };
-        ensure!(
-            status.term == leader.term,
-            "{} is in term {}, {leader:?}",
-            node.id(),
-            status.term
-        );
+        if status.term != leader.term {
+            let what = format!("{} is in term {}, {leader:?}", node.id(), status.term);
+            return Err(Elected(what).into());
+        }
     }
     let node = cluster.node(leader.node);
     ensure!(
-        node.health().get("/livez").await?.status == 200,
+        node.patient().get("/livez").await?.status == 200,
         "the node is down"
     );
-    ensure!(ready(&node, "2fa").await? == 200, "the other slot is not ready");
+    // A look at a token that comes late, because the machine stood still, takes readiness for a moment.
+    until("readiness of the other slot", AT_ONCE, async || {
+        (ready(&node, "2fa").await.ok()? == 200).then_some(())
+    })
+    .await?;
     let owner = cluster.client_on("2fa-1", leader.node)?;
     open(&owner, "2fa", own).await?;
     seal(&owner, "2fa", b"meanwhile").await.map(drop)
 }
 
 async fn ready(node: &Node, slot: &str) -> Result<u16> {
-    let answer = node.health().get(&format!("/readyz?slot={slot}")).await?;
+    let answer = node.patient().get(&format!("/readyz?slot={slot}")).await?;
     Ok(answer.status)
 }
 
@@ -106,6 +123,16 @@ fn check_refusal(error: &ClientError) -> Result<()> {
 }
 
 pub(crate) async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else() -> Result<()> {
+    for _ in 1..ROUNDS {
+        match costs_its_slot().await {
+            Err(error) if error.downcast_ref::<Elected>().is_some() => println!("once more: {error:#}"),
+            ended => return ended,
+        }
+    }
+    costs_its_slot().await
+}
+
+async fn costs_its_slot() -> Result<()> {
     let cluster = Playground::start(3).await?;
     let leader = cluster.leader().await?;
     let node = cluster.node(leader.node);
@@ -120,7 +147,7 @@ pub(crate) async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else()
 
     // Until the hang is noticed, copies of the keys go on working.
     let begun = Instant::now();
-    while node.is_ready().await {
+    while node.patient().is_ready().await {
         goes_on(&cluster, leader, &own).await?;
         ensure!(
             begun.elapsed() < GIVEN_UP_WITHIN,
@@ -147,6 +174,7 @@ pub(crate) async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else()
     let error = admin.rotate(CONTEXT, None).await.err();
     check_refusal(&error.context("rotated with a token that hangs")?)?;
     admin.rotate("2fa", None).await?;
+    goes_on(&cluster, leader, &own).await?;
 
     drop(held);
     until("the slot's recovery", GIVEN_UP_WITHIN, async || {
@@ -157,7 +185,7 @@ pub(crate) async fn a_hung_token_of_the_leader_costs_its_slot_and_nothing_else()
     goes_on(&cluster, leader, &own).await?;
     let version = admin.rotate(CONTEXT, None).await?.version;
     ensure!(version == 2, "version {version} after the recovery");
-    ensure!(cluster.leader().await? == leader, "another leader");
+    goes_on(&cluster, leader, &own).await?;
     cluster.passed();
     Ok(())
 }

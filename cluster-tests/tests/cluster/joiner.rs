@@ -46,7 +46,7 @@ async fn watch(node: Node, all: Vec<Theirs>) -> Result<BTreeMap<ErrorCode, u32>>
     // Whoever opens one version opens them all from then on.
     let mut opens = false;
     loop {
-        match node.health().get("/readyz").await?.status {
+        match node.patient().get("/readyz").await?.status {
             200 => break,
             503 => {}
             status => bail!("/readyz is {status}"),

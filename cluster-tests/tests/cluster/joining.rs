@@ -404,7 +404,8 @@ async fn a_renewed_cluster_certificate_changes_nothing() -> Result<()> {
         cluster.wait_ready(&cluster.nodes()).await?;
     }
     // All of them are heard: a rotation needs every member.
-    let version = cluster.client("admin")?.rotate(CONTEXT, None).await?.version;
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(READY));
+    let version = admin.rotate(CONTEXT, None).await?.version;
     let sealed = seal_under(&cluster.client("trading-1")?, CONTEXT, b"renewed", version).await?;
     open_everywhere_soon(&cluster, "trading-1", CONTEXT, &[sealed]).await?;
     cluster.passed();
@@ -444,6 +445,7 @@ async fn a_directory_from_an_older_copy_is_not_let_in() -> Result<()> {
     // ended.
     nix::sys::prctl::set_child_subreaper(true)?;
     let cluster = Playground::start(3).await?;
+    let (stalls, begins) = (Stalls::watch()?, Instant::now());
     let leader = cluster.leader().await?;
     let node = cluster.others(leader.node)[0].clone();
     let (data, copy) = (node.dir.join("data"), cluster.scratch().join("older"));
@@ -460,12 +462,14 @@ async fn a_directory_from_an_older_copy_is_not_let_in() -> Result<()> {
         .await
         .context("no status")?
         .last_log_index;
+    let admin = cluster.client("admin")?.with_retry(Retry::Until(READY));
     for _ in 0..5 {
-        cluster.client("admin")?.rotate(CONTEXT, None).await?;
+        admin.rotate(CONTEXT, None).await?;
     }
-    // The leader has heard that the node has more on its disk than when the copy was made.
-    let on_leader = cluster.client_on("admin", leader.node)?;
+    // Whoever leads has heard that the node has more on its disk than when the copy was made.
     until("what the node acknowledges", READY, async || {
+        let leader = cluster.leader_among(&cluster.others(node.number)).await.ok()?;
+        let on_leader = cluster.client_on("admin", leader.node).ok()?;
         let members = on_leader.members().await.ok()?.into_body().members;
         let member = members.iter().find(|member| member.node_id == node.id())?;
         (member.matched_index? > begun).then_some(())
@@ -489,12 +493,21 @@ async fn a_directory_from_an_older_copy_is_not_let_in() -> Result<()> {
         "{said}"
     );
     // Nobody else was disturbed, and two of three still change things.
-    ensure!(cluster.leader().await? == leader, "another leader");
+    let now = cluster.leader_among(&cluster.others(node.number)).await?;
+    let stood_still = stalls.between(begins, Instant::now());
+    ensure!(
+        now == leader || stood_still >= ELECTION / 2,
+        "{now:?} after {leader:?}; the machine stood still for {stood_still:?}"
+    );
     let request = JoinTokenRequest {
         ttl_seconds: Some(60),
         node_id: None,
     };
-    on_leader.create_join_token(&request).await?;
+    let on_leader = cluster.client_on("admin", now.node)?;
+    on_leader
+        .with_retry(Retry::Until(READY))
+        .create_join_token(&request)
+        .await?;
     cluster.passed();
     Ok(())
 }

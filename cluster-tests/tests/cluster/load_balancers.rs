@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Edge, Haproxy, Node, Playground, until};
+use cluster_tests::{Edge, Haproxy, Leader, Node, Playground, until};
 use hsm_api::client::Answer;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Base64, Client, ClientError};
@@ -302,9 +302,23 @@ async fn active_passive() -> Result<(Playground, Edge)> {
     Ok((cluster, edge))
 }
 
+/// Elections at most, while one waits for balancers to see who leads.
+const ELECTIONS: u32 = 3;
+
 /// Until each of these balancers has one node in rotation: the leader, which answers.
 async fn steered(cluster: &Playground, balancers: &[&Haproxy], among: &[Node]) -> Result<Node> {
-    let leader = cluster.leader_among(among).await?;
+    for _ in 1..ELECTIONS {
+        let leader = cluster.leader_among(among).await?;
+        let steered = steered_to(cluster, balancers, leader).await;
+        // Unless another one was elected meanwhile.
+        if steered.is_ok() || cluster.leader_among(among).await? == leader {
+            return steered;
+        }
+    }
+    steered_to(cluster, balancers, cluster.leader_among(among).await?).await
+}
+
+async fn steered_to(cluster: &Playground, balancers: &[&Haproxy], leader: Leader) -> Result<Node> {
     let node = cluster.node(leader.node);
     for haproxy in balancers {
         haproxy.wait_up(BALANCED, &[leader.node], SOON).await?;

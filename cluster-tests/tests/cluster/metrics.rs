@@ -6,7 +6,7 @@ use cluster_tests::metrics::Sample;
 use cluster_tests::{Metrics, Playground, until};
 use std::time::{Duration, Instant};
 
-use crate::common::{CONTEXT, open, open_everywhere, seal};
+use crate::common::{CONTEXT, open, open_everywhere, seal, settled_on};
 
 /// Half as long again as the ten seconds in which everything that repeats itself has come up.
 const QUIET: Duration = Duration::from_secs(15);
@@ -129,6 +129,14 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
     }
     open_everywhere(&cluster, "trading-1", CONTEXT, &acknowledged).await?;
     cluster.client("admin")?.rotate(CONTEXT, None).await?;
+    // A node hears of it a moment later.
+    for node in cluster.nodes() {
+        settled_on(&cluster, node.number, CONTEXT, 2).await?;
+        until("every key", SOON, async || {
+            (node.metrics().await.ok()?.sum("hsm_keys_missing")? == 0.0).then_some(())
+        })
+        .await?;
+    }
     let leader = cluster.leader().await?;
 
     for node in cluster.nodes() {
@@ -197,7 +205,7 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
                 );
             }
         }
-        let health = node.health().get("/health").await?.text();
+        let health = node.patient().get("/health").await?.text();
         ensure!(
             health.contains("\"kek_status\":{}"),
             "{}: /health: {health}",
@@ -242,7 +250,7 @@ async fn every_node_exports_what_is_promised() -> Result<()> {
     Ok(())
 }
 
-fn token_calls(metrics: &Metrics, op: &str) -> f64 {
+pub(crate) fn token_calls(metrics: &Metrics, op: &str) -> f64 {
     let of_op = metrics
         .all("hsm_token_calls_total")
         .filter(|sample| sample.labels.get("op").is_some_and(|found| found == op));

@@ -277,7 +277,7 @@ async fn nothing_is_administered_through_a_proxy(cluster: &Playground, edge: &Id
 
 /// Whoever is revoked is refused within a second on connections that are open, and nobody else notices.
 async fn a_revoked_client_is_refused_at_once(cluster: &Playground, edge: &Identity) -> Result<()> {
-    const ROUNDS: u32 = 3;
+    const ROUNDS: u32 = 6;
     let mut took = Vec::new();
     for round in 1..=ROUNDS {
         let victim = cluster.pki().issue(&format!("victim-{round}"), Some("Trading"))?;

@@ -48,7 +48,7 @@ async fn it_serves_all_the_same_if_it_is_told_to(
             "{refused} instead of {code}"
         );
     }
-    let health = node.health();
+    let health = node.patient();
     until("/readyz?stale=ok in isolation", FOLLOWS, async || {
         (health.get("/readyz?stale=ok").await.ok()?.status == 200).then_some(())
     })
@@ -99,7 +99,7 @@ pub(crate) async fn a_node_restarted_in_isolation_is_never_ready() -> Result<()>
     let client = cluster.client_on("trading-1", node.number)?;
     while Instant::now() < until_then {
         for path in ["/readyz", "/readyz?stale=ok", "/readyz?slot=exchange"] {
-            let answer = node.health().get(path).await?;
+            let answer = node.patient().get(path).await?;
             ensure!(answer.status == 503, "{path} is {} in isolation", answer.status);
         }
         let outcome = code_of(seal(&client, CONTEXT, b"x").await.map(drop));

@@ -111,7 +111,7 @@ impl Pairs {
             workers.spawn(work(Arc::clone(&shared), worker));
         }
         let pairs = Self { shared, workers };
-        until("pairs on their way", Duration::from_secs(20), async || {
+        until("pairs on their way", Duration::from_secs(60), async || {
             (pairs.shared.made.load(Ordering::SeqCst) >= AT_ONCE).then_some(())
         })
         .await?;

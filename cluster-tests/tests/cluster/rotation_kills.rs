@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::failpoints::{PREPARED, ROTATION, kill_at};
+use cluster_tests::failpoints::{PREPARED, ROTATION, kill_leader_at};
 use cluster_tests::lanes::lanes;
 use cluster_tests::{Leader, Load, Node, Playground, Stalls, scenario, until};
 use hsm_api::admin::{ContextInfo, JoinTokenRequest, KeyState};
@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 /// From the request to the point.
-const REACHED: Duration = Duration::from_secs(30);
+const REACHED: Duration = Duration::from_secs(60);
 /// Finished or abandoned, once the leader is dead.
 const SETTLED: Duration = Duration::from_secs(15);
 /// The follower that was asked, its client's one attempt included.
@@ -39,12 +39,12 @@ struct Doomed<'a> {
 
 impl<'a> Doomed<'a> {
     async fn at(cluster: &'a Playground, load: &'a Load, point: &'static str) -> Result<Self> {
-        let leader = cluster.leader().await?;
+        // Of one that is overtaken before anybody asks it nothing dies.
+        let leader = kill_leader_at(cluster, &cluster.nodes(), point).await?;
         let others = cluster.others(leader.node);
         let before = context_on(cluster, others[0].number, CONTEXT).await?;
         // What was sent to the leader itself may fail with it; nothing else may.
         load.pause(leader.node).await;
-        kill_at(&cluster.node(leader.node), point).await?;
         Ok(Self {
             cluster,
             load,

@@ -28,7 +28,7 @@ const CALLERS: usize = 4;
 /// twin with no trouble. What counts is the median of either: whatever else the machine does, it does to both.
 const TRIPS: usize = 60;
 /// Measured so often until it is enough: what the machine does passes, what the sick slot does to its neighbour stays.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 /// So many times as long as in the twin a round trip takes at most: full speed, and what a median of so many is known by. In
 /// a slot that waits for the other one's calls, which are given up after seconds, it takes hundreds of times as long.
 const SLOWER: f64 = 1.25;

@@ -289,7 +289,7 @@ async fn says_that_one_key_is_gone(node: &Node, client: &Client) -> Result<()> {
     let answer = client
         .request(Method::GET, paths::HEALTH, &[], Vec::new())
         .await?;
-    let open = node.health().get(paths::HEALTH).await?;
+    let open = node.patient().get(paths::HEALTH).await?;
     for (answer, keys) in [(answer, keys), (open, json!({}))] {
         let expected = json!({ "status": "degraded", "hsm_available": false, "kek_status": keys });
         let said: Value = serde_json::from_str(&answer.text())?;
@@ -339,8 +339,8 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
             .await;
         let code = outcome.err().and_then(|error| error.code());
         assert_eq!(code, Some(ErrorCode::SlotFailed), "{instead}");
-        assert_eq!(node.health().get("/readyz?slot=exchange").await?.status, 200);
-        assert_eq!(node.health().get("/readyz?slot=2fa").await?.status, 503);
+        assert_eq!(node.patient().get("/readyz?slot=exchange").await?.status, 200);
+        assert_eq!(node.patient().get("/readyz?slot=2fa").await?.status, 503);
         says_that_one_key_is_gone(&node, &trading).await?;
         let status = cluster.status(1).await.context("no status")?;
         let slot = status
@@ -364,7 +364,7 @@ async fn a_slot_that_was_ready_fails_alone() -> Result<()> {
     cluster.start_node(1).await?;
     node.wait_ready(STARTED_WITHIN).await?;
     seal(&cluster.client("2fa-1")?, "2fa", b"again").await?;
-    assert_eq!(node.health().get(paths::HEALTH).await?.status, 200);
+    assert_eq!(node.patient().get(paths::HEALTH).await?.status, 200);
     cluster.passed();
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hsm_core::secrets::Pin;
@@ -17,6 +18,10 @@ const DIR: &str = "HSM_CORE_TEST_DIR";
 const PHASE: &str = "HSM_CORE_TEST_PHASE";
 const HELPER: &str = "HSM_CORE_TEST_HELPER";
 const LIMIT: Duration = Duration::from_secs(100);
+/// Between two looks whether this machine runs anybody, how late one may be, and how often a test may be that met it.
+const LOOK: Duration = Duration::from_millis(10);
+const STOOD_STILL: Duration = Duration::from_millis(150);
+const ROUNDS: usize = 4;
 
 /// The directory that the phases of one test share.
 pub(crate) struct Sandbox {
@@ -25,6 +30,65 @@ pub(crate) struct Sandbox {
 
 /// Runs each phase in a process of its own, one after the other.
 pub(crate) fn scenario(name: &str, phases: &[fn(&Sandbox)]) {
+    if !is_phase(phases) {
+        run(name, phases).unwrap_or_else(|said| panic!("{said}"));
+    }
+}
+
+/// The same, of phases in which calls have deadlines, of which a machine that stands still takes a part: what has failed
+/// while it did begins anew.
+pub(crate) fn scenario_by_the_clock(name: &str, phases: &[fn(&Sandbox)]) {
+    if is_phase(phases) {
+        return;
+    }
+    for round in 1..=ROUNDS {
+        let machine = Machine::watch();
+        let outcome = run(name, phases);
+        let late = machine.most_late();
+        let Err(said) = outcome else { return };
+        assert!(round < ROUNDS && late > STOOD_STILL, "{said}");
+        eprintln!("{name} begins anew: the machine stood still for {late:?}\n{said}");
+    }
+}
+
+/// How late whoever wants to run was run at most; on each core, as far as they are spread.
+struct Machine {
+    lookers: Vec<std::thread::JoinHandle<Duration>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Machine {
+    fn watch() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let look = |over: Arc<AtomicBool>| {
+            let mut most = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                std::thread::sleep(LOOK);
+                most = most.max(began.elapsed().saturating_sub(LOOK));
+            }
+            most
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let lookers = (0..cores).map(|_| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || look(over))
+        });
+        Self {
+            lookers: lookers.collect(),
+            over,
+        }
+    }
+
+    fn most_late(self) -> Duration {
+        self.over.store(true, Ordering::Relaxed);
+        let most = self.lookers.into_iter().map(|looker| looker.join().unwrap());
+        most.max().unwrap_or_default()
+    }
+}
+
+/// Does the phase that this process was started for, if it was started for one.
+fn is_phase(phases: &[fn(&Sandbox)]) -> bool {
     if let Some(root) = std::env::var_os(DIR) {
         let phase: usize = std::env::var(PHASE).unwrap().parse().unwrap();
         let sandbox = Sandbox {
@@ -33,8 +97,13 @@ pub(crate) fn scenario(name: &str, phases: &[fn(&Sandbox)]) {
         phases[phase](&sandbox);
         // A child whose filter matched nothing would succeed as well.
         fs::write(sandbox.root.join(format!("done-{phase}")), "").unwrap();
-        return;
+        return true;
     }
+    false
+}
+
+/// What a phase that has failed said.
+fn run(name: &str, phases: &[fn(&Sandbox)]) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("tokens")).unwrap();
     fs::write(
@@ -56,12 +125,15 @@ pub(crate) fn scenario(name: &str, phases: &[fn(&Sandbox)]) {
         let mut child = command.spawn().unwrap();
         let succeeded = wait(&mut child);
         let output = fs::read_to_string(&log).unwrap_or_default();
-        assert!(succeeded, "phase {phase} of {name} failed:\n{output}");
+        if !succeeded {
+            return Err(format!("phase {phase} of {name} failed:\n{output}"));
+        }
         assert!(
             dir.path().join(format!("done-{phase}")).exists(),
             "phase {phase} of {name} did not run:\n{output}"
         );
     }
+    Ok(())
 }
 
 /// This test binary again, with one test.

@@ -36,7 +36,7 @@ pub(crate) fn closed(dir: &Path) {
 #[allow(clippy::disallowed_methods)]
 fn try_open_as(node_name: &str, dir: &Path) -> Result<Opened, OpenError> {
     fatal();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let opened = Store::open(StoreOptions {
             dir: dir.to_path_buf(),
@@ -170,7 +170,7 @@ pub(crate) fn receive(store: &Opened, snapshot: &Snapshot) -> SnapshotFile {
 /// Opens sled itself on a closed store.
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn open_sled(dir: &Path) -> sled::Db {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match sled::Config::new().path(dir).open() {
             // It gives its lock back a moment after it is dropped.
