@@ -36,8 +36,9 @@ const OLD: [&str; 5] = [
 ];
 /// Destruction waits for a second only.
 const BRISK: &str = "keys: {destroy: {min_wait_seconds: 1}}\n";
-/// From the command until the keys are out of every token.
-const GONE: Duration = Duration::from_secs(30);
+/// From the command until the keys are out of every token. The wait begins anew under another leader, which takes half a
+/// minute.
+const GONE: Duration = Duration::from_secs(150);
 
 /// hsmctl on one node, until it has done what it is told: a slot that has just been opened is of use once its node has
 /// reported it.
