@@ -362,6 +362,14 @@ impl Cluster {
         }
     }
 
+    /// Has a key put by whoever leads: another one may have been elected since somebody looked.
+    pub(crate) fn put(&mut self, key: &str) {
+        self.wait(&format!("put {key}"), LONG, |cluster| {
+            let leader = cluster.leader();
+            cluster.node(leader).ask(&format!("put {key}"), SHORT).is_ok()
+        });
+    }
+
     /// Cuts or heals all links between `one` and the rest.
     pub(crate) fn isolate(&self, some: &[usize], cut: bool) {
         for ((from, to), relay) in &self.relays {

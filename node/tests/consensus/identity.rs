@@ -42,8 +42,7 @@ fn joins_that_must_fail_fail_clearly_and_leave_the_cluster_as_it_was() {
     );
 
     cluster.kill(2);
-    let leader = cluster.leader();
-    cluster.node(leader).ask("put unharmed", SHORT).unwrap();
+    cluster.put("unharmed");
     cluster.converge();
 }
 
@@ -61,7 +60,7 @@ pub(crate) fn a_wiped_node_is_refused_under_its_old_identity() {
     );
     // Nor does the leader's replication reach it: it belongs to no cluster.
     assert_eq!(cluster.stand(wiped).unwrap().role, "uninitialised");
-    cluster.node(leader).ask("put still-two", SHORT).unwrap();
+    cluster.put("still-two");
 }
 
 pub(crate) fn a_directory_put_back_from_an_older_copy_poisons_itself() {
@@ -73,10 +72,7 @@ pub(crate) fn a_directory_put_back_from_an_older_copy_poisons_itself() {
     copy_dir(&cluster.data(node), &copy);
     cluster.start(node);
     for number in 0..5 {
-        cluster
-            .node(leader)
-            .ask(&format!("put k{number}"), SHORT)
-            .unwrap();
+        cluster.put(&format!("k{number}"));
     }
     cluster.converge();
     // The report that names its index is what the copy falls short of.
@@ -149,7 +145,7 @@ fn a_renewed_certificate_does_not_cut_a_node_off() {
     cluster.pki.issue(&Cluster::name(node));
     cluster.start(node);
     cluster.wait("it is back", LONG, |c| c.stand(node).is_some_and(|s| s.gate_open));
-    cluster.node(leader).ask("put renewed", SHORT).unwrap();
+    cluster.put("renewed");
     cluster.converge();
 }
 
@@ -170,6 +166,5 @@ fn a_certificate_of_another_authority_or_for_another_node_does_not_connect() {
         why.contains(&address) && !why.contains("node_id"),
         "TLS itself refuses: {why}"
     );
-    let leader = cluster.leader();
-    cluster.node(leader).ask("put unharmed", SHORT).unwrap();
+    cluster.put("unharmed");
 }

@@ -57,7 +57,7 @@ pub(crate) fn a_leader_and_one_follower_of_five_cut_off_together_are_both_stale(
 pub(crate) fn a_node_restarted_in_isolation_never_passes_the_start_gate() {
     let mut cluster = Cluster::new(3, 0);
     let leader = cluster.leader();
-    cluster.node(leader).ask("put k1", SHORT).unwrap();
+    cluster.put("k1");
     let alone = (leader + 1) % 3;
     cluster.isolate(&[alone], true);
     cluster.kill(alone);
