@@ -193,9 +193,9 @@ async fn the_old_slot_is_emptied(cluster: &Playground) -> Result<()> {
 /// of the new slot, and comes back to both.
 #[cfg(feature = "failpoints")]
 async fn the_leader_dies_between_the_move_and_its_version(cluster: &Playground) -> Result<()> {
-    let leader = cluster.leader().await?;
+    let point = "rotation::after_move_commit";
+    let leader = cluster_tests::failpoints::kill_leader_at(cluster, &cluster.nodes(), point).await?;
     let doomed = cluster.node(leader.node);
-    cluster_tests::failpoints::kill_at(&doomed, "rotation::after_move_commit").await?;
     let asked = cluster.others(leader.node)[0].clone();
     let client = cluster.client_on("admin", asked.number)?;
     let done = client
