@@ -160,6 +160,16 @@ async fn rules_that_somebody_else_has_changed_or_that_lock_out_are_refused() -> 
     assert_eq!(acl(&cluster).await?, before);
 
     set("a.json", &wanted, &confirmed).await?.ok()?;
+    // Whichever node is asked next hears of it a moment later.
+    for node in cluster.nodes() {
+        let client = cluster.client_on("admin", node.number)?;
+        until("the new rules", SETTLED, async || {
+            let rules = client.acl().await.ok()?.into_body();
+            rules.mappings.contains_key("Night").then_some(())
+        })
+        .await
+        .with_context(|| node.id())?;
+    }
     // The same digest again: it was read before the change.
     let mut late = before.clone();
     late["mappings"]["Late"] = json!([]);
