@@ -201,7 +201,10 @@ async fn counts_clients(site: &Site, metrics: &str) -> Result<()> {
             .is_some_and(|name| name == "trading-1")
     });
     ensure!(own.is_some_and(|own| own.value >= 1.0), "{named:?}");
-    let open = HealthClient::new(&site.health()).get(paths::METRICS).await?;
+    let open = HealthClient::new(&site.health())
+        .with_limit(SEEN)
+        .get(paths::METRICS)
+        .await?;
     ensure!(!open.text().contains("client_cn"), "{}", open.text());
     let summed = encryptions(&open.text())?;
     let all: f64 = named.iter().map(|sample| sample.value).sum();
@@ -409,7 +412,10 @@ async fn says_which_keys_are_gone(site: &Site) -> Result<()> {
     .await;
     degraded.with_context(|| format!("{last:?}"))?;
     // Whoever shows no certificate is told no names.
-    let open = HealthClient::new(&site.health()).get(paths::HEALTH).await?;
+    let open = HealthClient::new(&site.health())
+        .with_limit(SEEN)
+        .get(paths::HEALTH)
+        .await?;
     let said: Value = serde_json::from_str(&open.text())?;
     let unnamed = json!({ "status": "degraded", "hsm_available": false, "kek_status": {} });
     ensure!(
