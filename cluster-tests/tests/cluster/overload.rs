@@ -25,13 +25,14 @@ const SECONDS: u64 = 60;
 const MEASURED_BY: usize = 64;
 const MEASURED_FOR: Duration = Duration::from_secs(3);
 /// What is offered to it is so many times as much, by so many clients: they find the slot's queue of 1,024 full.
-const OFFERED: f64 = 5.0;
+const OFFERED: f64 = 6.0;
 const SENDERS: usize = 5_000;
 /// As long as an encryption takes in the token, as in hardware: it is the token that is asked for too much. SoftHSM alone
-/// does more than the rest of a node that shares two cores with its clients, and its queue would stay empty.
-const QUICK: &str = "C_Encrypt delay 2 slot-exchange";
+/// does more than the rest of a node that shares two cores with its clients, and its queue would stay empty. It is long
+/// enough that two slow cores are able to ask for six times as much.
+const QUICK: &str = "C_Encrypt delay 5 slot-exchange";
 /// In the second half each takes so long.
-const SLOW: &str = "C_Encrypt delay 4 slot-exchange";
+const SLOW: &str = "C_Encrypt delay 10 slot-exchange";
 /// In each half at least so many times as much is asked of it. That is less than what is offered: a client that waits for an
 /// answer asks nothing meanwhile.
 const ASKED: f64 = 4.0;
