@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use hsm_api::paths;
 
 use crate::node::Node;
+use crate::playground::{Leader, Playground};
 
 /// The leader has committed a version. From here on it has a number for good, and whoever leads next has to do something
 /// about it.
@@ -51,6 +52,24 @@ pub async fn arm(node: &Node, name: &str, action: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Elections at most that come between a look for the leader and its failpoint.
+const ELECTIONS: u32 = 10;
+
+/// Lets the leader among these nodes kill itself when it reaches the point. It leads with the failpoint: of one that was
+/// overtaken meanwhile it is taken back, because it may never get there.
+pub async fn kill_leader_at(cluster: &Playground, among: &[Node], name: &str) -> Result<Leader> {
+    for _ in 0..ELECTIONS {
+        let leader = cluster.leader_among(among).await?;
+        let node = cluster.node(leader.node);
+        kill_at(&node, name).await?;
+        if cluster.leader_among(among).await? == leader {
+            return Ok(leader);
+        }
+        arm(&node, name, "off").await?;
+    }
+    bail!("{ELECTIONS} elections in a row: no leader stays for long enough to be given {name}")
 }
 
 /// Lets the node kill itself with SIGKILL when it reaches the point.
