@@ -17,7 +17,7 @@ mod objects;
 mod pins;
 mod transport;
 
-use harness::scenario;
+use harness::{scenario, scenario_by_the_clock};
 
 /// Tests by their names, below a path, each with its phases.
 macro_rules! scenarios {
