@@ -252,8 +252,7 @@ mod tests {
         let mut fired = all_fired(&plan);
         let all = fired.len();
         assert!(all >= 12, "{all}");
-        let none = |why: &str| Effect::NotCounted(why.to_owned());
-        fired[3].effect = none("nobody led");
+        fired[3].effect = Effect::NotCounted("nobody led".to_owned());
         let said = Verdict::of(Judgement::Pass, &plan, &fired, &[]);
         assert_eq!(said.exit_code(), 2, "{said}");
         let one = format!("1 of {all} kill-leader have had no effect (steps 4): nobody led");

@@ -72,12 +72,6 @@ impl Node {
         self.health().with_limit(PATIENCE)
     }
 
-    /// The same, for an answer that has to come, however late.
-    #[must_use]
-    pub fn patient(&self) -> HealthClient {
-        self.health().with_limit(PATIENCE)
-    }
-
     /// Whether `/readyz` is 200; false too if it does not answer.
     pub async fn is_ready(&self) -> bool {
         self.health().is_ready().await

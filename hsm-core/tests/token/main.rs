@@ -17,7 +17,7 @@ mod objects;
 mod pins;
 mod transport;
 
-use harness::{scenario, scenario_by_the_clock};
+use harness::scenario;
 
 /// Tests by their names, below a path, each with its phases.
 macro_rules! scenarios {
