@@ -143,7 +143,10 @@ impl NodeView {
 
     /// How many versions of a slot this node cannot encrypt under for want of a first lease.
     fn unleased(&self, state: &ClusterState, me: RaftId, slot: &SlotName) -> u32 {
-        self.parts.leases.lacking(state, me, in_slot(state, slot))
+        let leases = &self.parts.leases;
+        // What the state has given counts once requests can draw on it, and the driver may not have looked yet.
+        leases.look(state, me);
+        leases.lacking(state, me, in_slot(state, slot))
     }
 
     /// How many versions of a slot it cannot encrypt under for want of another one. Whoever hears no leader is out of

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cluster_tests::{Node, failpoints};
+use cluster_tests::{Node, failpoints, until};
 use hsm_api::Client;
-use hsm_api::admin::{SlotRekey, TransportKeyState};
+use hsm_api::admin::{RekeyPhase, RekeyStatus, SlotRekey, TransportKeyState};
 use hsm_api::client::Retry;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
 use super::{Done, one_of};
@@ -18,27 +18,30 @@ use crate::workload::{CONTEXTS, NEW, SHORT_LIVED};
 
 /// Two elections, one of which may end in a split vote, on a busy machine.
 const OVERTAKEN: Duration = Duration::from_secs(20);
-/// Of one command, before it is given up.
-const ATTEMPTS: u32 = 5;
-/// Between two of them.
+/// Until a command is given up: a rekey is refused while any version is on its way, and four clients rotate.
+const BLINDLY: Duration = Duration::from_secs(30);
+/// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(500);
 /// For a question: a leader may be elected meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Until all members say the same: one of them may have been killed, and have a snapshot to load.
+const AGREED: Duration = Duration::from_secs(120);
 /// In a history, whoever asks here.
 const PROCESS: u32 = 41;
 
 /// Until it succeeds; else what it said last.
 pub(super) async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Result<(), String>> {
-    let mut last = String::new();
-    for _ in 0..ATTEMPTS {
+    let given_up = Instant::now() + BLINDLY;
+    loop {
         let said = cluster.playground().hsmctl(command).await?;
         if said.code == Some(0) {
             return Ok(Ok(()));
         }
-        last = format!("{:?}: {}", said.code, said.stderr.trim());
+        if Instant::now() >= given_up {
+            return Ok(Err(format!("{:?}: {}", said.code, said.stderr.trim())));
+        }
         sleep(AGAIN).await;
     }
-    Ok(Err(last))
 }
 
 /// Another node is to lead, a certain one or whoever is best. Whoever asks once more for a certain one changes nothing.
@@ -116,9 +119,29 @@ pub(super) fn admin(cluster: &Cluster) -> Result<Client> {
     Ok(client.with_retry(Retry::Until(PATIENCE)))
 }
 
-async fn slots(client: &Client) -> Result<Vec<SlotRekey>> {
-    let answer = client.rekey_status().await.context("ask for the rekeys")?;
-    Ok(answer.into_body().slots)
+/// What all members say of the rekeys, once they say the same: each tells what it has applied, and one that lags, or has
+/// just come back, tells what was.
+pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
+    until("one word of all members on the rekeys", AGREED, async || {
+        let mut first: Option<RekeyStatus> = None;
+        for number in cluster.members() {
+            let client = cluster.playground().client_on("admin", number).ok()?;
+            let said = client.rekey_status().await.ok()?.into_body();
+            if first.as_ref().is_some_and(|first| made(first) != made(&said)) {
+                return None;
+            }
+            first.get_or_insert(said);
+        }
+        first
+    })
+    .await
+}
+
+/// Which keys there are.
+fn made(status: &RekeyStatus) -> (&str, Option<&str>, Vec<(&str, u32)>) {
+    let slots = status.slots.iter().map(|slot| (slot.slot.as_str(), newest(slot)));
+    let replication = &status.replication;
+    (&replication.key, replication.former.as_deref(), slots.collect())
 }
 
 /// What a rekey makes by itself: a version of every context of the slot, at some time from now on, and of those that come
@@ -148,7 +171,7 @@ async fn versions_of(slot: &str, client: &Client, recorder: &Recorder) -> Result
 pub(super) async fn versions_of_all(cluster: &Cluster, recorder: &Recorder) -> Result<Vec<Pending>> {
     let client = admin(cluster)?;
     let mut all = Vec::new();
-    for slot in slots(&client).await? {
+    for slot in agreed(cluster).await?.slots {
         for _ in 0..2 {
             all.extend(versions_of(&slot.slot, &client, recorder).await?);
         }
@@ -165,9 +188,13 @@ pub(super) async fn rekey(
     recorder: &Recorder,
 ) -> Result<Done> {
     let client = admin(cluster)?;
-    let Some(before) = slots(&client).await?.into_iter().min_by_key(live) else {
+    let Some(before) = agreed(cluster).await?.slots.into_iter().min_by_key(live) else {
         return Ok(Done::not_counted("no slot", "no slot has a transport key"));
     };
+    if matches!(before.phase, RekeyPhase::Making | RekeyPhase::Granting) {
+        let why = "the transport key of a step before is still on its way";
+        return Ok(Done::not_counted(before.slot, why));
+    }
     let slot = before.slot.as_str();
     let own = [
         versions_of(slot, &client, recorder).await?,
@@ -195,7 +222,7 @@ pub(super) async fn rekey(
     if let Err(said) = said {
         return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
     }
-    let after = slots(&client).await?;
+    let after = agreed(cluster).await?.slots;
     let after = after.iter().find(|known| known.slot == slot).map(newest);
     let made = after.map(|after| after.saturating_sub(newest(&before)));
     let what = format!("{what}: {after:?} now");
@@ -229,6 +256,24 @@ mod tests {
             "slot": name, "phase": "waiting", "contexts_to_rotate": [], "next": "", "transport_keys": keys
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn members_that_have_not_applied_the_same_keys_do_not_agree() {
+        let status = |states: &[&str], key: &str| -> RekeyStatus {
+            let mut status: RekeyStatus = serde_json::from_value(serde_json::json!({
+                "slots": [], "replication":
+                    {"key": key, "former": null, "records_left": 0, "nodes": [], "known_to_removed": [], "next": ""}
+            }))
+            .unwrap();
+            status.slots.push(slot("exchange", states));
+            status
+        };
+        let one = status(&["current"], "0a");
+        assert_eq!(made(&one), ("0a", None, vec![("exchange", 1)]));
+        assert_eq!(made(&one), made(&status(&["current"], "0a")));
+        assert_ne!(made(&one), made(&status(&["superseded", "current"], "0a")));
+        assert_ne!(made(&one), made(&status(&["current"], "0b")));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The replication key is replaced as an operator does it: every node is restarted with the next key beside the present one, one
 //! after the other, and one command, repeated blindly, makes it the cluster's.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::ops::Range;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::{failpoints, until};
-use hsm_api::Client;
-use hsm_api::admin::ReplicationRekey;
+use hsm_api::admin::NodeReplicationKeys;
+use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
 use super::{Done, operator};
@@ -23,6 +24,8 @@ const FROM_ENV: &str = "encryption_key_env: TOKEN_REPLICATION_KEY";
 /// As it is once it was replaced: in front of the two files, each in quotes.
 const FILE: &str = "encryption_key_file: ";
 const PREVIOUS: &str = ", previous_encryption_key_file: ";
+/// For what nobody was told of to be done or not: longer than a node holds a proposal.
+const DECIDED: Duration = Duration::from_secs(20);
 /// From a start to readiness.
 const READY: Duration = Duration::from_secs(120);
 
@@ -86,9 +89,18 @@ async fn restart(number: u32, config: &str, cluster: &Cluster) -> Result<()> {
     node.wait_ready(READY).await
 }
 
-async fn status(client: &Client) -> Result<ReplicationRekey> {
-    let answer = client.rekey_status().await.context("ask for the rekeys")?;
-    Ok(answer.into_body().replication)
+/// Whether the present key is this one, and stays it once whatever was asked for has been done or dropped.
+async fn stays(key: &str, cluster: &Cluster) -> Result<bool> {
+    let decided = Instant::now() + DECIDED;
+    loop {
+        if operator::agreed(cluster).await?.replication.key != key {
+            return Ok(false);
+        }
+        if Instant::now() >= decided {
+            return Ok(true);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
 }
 
 fn command(key: &str) -> [&str; 7] {
@@ -111,7 +123,7 @@ pub(super) async fn carry_out(
     recorder: &Recorder,
 ) -> Result<Done> {
     let client = operator::admin(cluster)?;
-    let before = status(&client).await?;
+    let before = operator::agreed(cluster).await?.replication;
     let what = format!("in the place of {}", before.key);
     if before.former.is_some() {
         return Ok(Done::not_counted(
@@ -138,9 +150,11 @@ pub(super) async fn carry_out(
         }
     }
     // Each says so of itself, a moment after its start.
-    let _ = until("two keys on every node", READY, async || {
-        let nodes = status(&client).await.ok()?.nodes;
-        nodes.iter().all(|node| node.keys.len() > 1).then_some(())
+    let known: BTreeSet<&String> = before.nodes.iter().flat_map(|node| &node.keys).collect();
+    let has_next = |node: &NodeReplicationKeys| node.keys.iter().any(|key| !known.contains(key));
+    let _ = until("the next key on every node", READY, async || {
+        let nodes = client.rekey_status().await.ok()?.into_body().replication.nodes;
+        nodes.iter().all(has_next).then_some(())
     })
     .await;
     let [once, anew] = [(); 2].map(|()| format!("rekey-{}", recorder.number()));
@@ -150,18 +164,18 @@ pub(super) async fn carry_out(
     let (began, killed) = tokio::join!(operator::repeated(&once, cluster), death.comes(cluster));
     let killed = killed?;
     let what = format!("{what}, leader killed: {killed:?}");
-    let done = status(&client).await?;
     if let Err(said) = began? {
-        if done.key == before.key {
+        if stays(&before.key, cluster).await? {
             for (number, config) in &originals {
                 restart(*number, config, cluster).await?;
             }
         }
         return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
     }
+    let done = operator::agreed(cluster).await?.replication;
     let again = operator::repeated(&once, cluster).await?;
     let another = cluster.playground().hsmctl(&command(&anew)).await?.code;
-    let after = status(&client).await?;
+    let after = operator::agreed(cluster).await?.replication;
     let what = format!("{what}: {}; once more: {again:?}, anew: {another:?}", after.key);
     Ok(if done.key == before.key || after.key != done.key {
         let is = format!(

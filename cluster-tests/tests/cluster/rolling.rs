@@ -524,9 +524,11 @@ async fn roll(plan: &Plan) -> Result<()> {
         let checked = scene.check();
         checked.with_context(|| format!("after {} was removed", node.id()))?;
     }
-    // What does fail is counted.
-    left.first().context("nobody is left")?.kill().await?;
-    until("the failures of a node that was killed", SOON, async || {
+    // What does fail is counted, whichever node the clients are on.
+    for node in &left {
+        node.kill().await?;
+    }
+    until("the failures of nodes that were killed", SOON, async || {
         (clients.so_far().failed > 0).then_some(())
     })
     .await?;

@@ -207,7 +207,8 @@ pub trait Row: Serialize + DeserializeOwned {
         Ok((Self::VERSION, codec::encode(self)?))
     }
 
-    /// Bytes of what [`Row::written`] gives. It decides what is refused, so that every release has to say the same.
+    /// Bytes of what [`Row::written`] gives (compared in debug builds, at each write). It decides what is refused, so
+    /// that every release has to say the same.
     fn written_size(&self) -> u64 {
         codec::size(self)
     }
@@ -409,6 +410,7 @@ impl<K: RowKey, V: Row> Table<K, V> {
             let (version, value) = match self.rows.get(&key) {
                 Some(row) => {
                     let (version, bytes) = V::written(row)?;
+                    debug_assert_eq!(bytes.len() as u64, row.written_size(), "{}", V::KIND);
                     (version, Some(bytes))
                 }
                 None => (V::VERSION, None),

@@ -6,7 +6,7 @@ use super::*;
 use crate::state::frozen::SlotV2;
 use crate::state::replication::{FormerKey, ReplicationKeyId};
 use crate::state::slot::{Slot, TransportGeneration, TransportState};
-use crate::state::table::RowChange;
+use crate::state::table::{Row, RowChange};
 
 /// The cluster's replication key, as the tests' cluster is founded.
 const OLD: ReplicationKeyId = [2; 8];
@@ -277,6 +277,8 @@ fn a_slot_is_written_as_the_release_before_reads_it_until_a_rekey_is_asked_for()
     assert_eq!((on_disk.version, before.version), (2, 2));
     assert_eq!(on_disk.value, before.value);
     let value = before.value.unwrap();
+    // What a release before refuses as too large is refused by this one, and nothing else.
+    assert_eq!(row(&world).written_size(), value.len() as u64);
     let read: SlotV2 = crate::codec::decode(&value).unwrap();
     assert_eq!(Slot::from(read), row(&world));
     // Whoever has read it writes the same.
@@ -291,6 +293,7 @@ fn a_slot_is_written_as_the_release_before_reads_it_until_a_rekey_is_asked_for()
     assert_eq!(after.version, RowKind::Slot.version());
     let mut again = ClusterState::default();
     let value = after.value.unwrap();
+    assert_eq!(row(&world).written_size(), value.len() as u64);
     again
         .load(RowKind::Slot, after.version, &after.key, &value)
         .unwrap();
