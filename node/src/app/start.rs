@@ -39,6 +39,8 @@ use crate::tls::ClusterTls;
 pub(super) const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
 /// What threads that still work get once everything is over.
 const LAST_THREADS: Duration = Duration::from_secs(1);
+/// After `server.drain.notice_ms`: a listener closes within 0.2 s (docs/decisions/013), and the rest is for hearing of it.
+const HEARD_AND_CLOSED: Duration = Duration::from_millis(700);
 
 /// Starts the node and serves until a signal.
 pub(super) fn run(config: Config) -> Result<(), StartFailure> {
@@ -257,6 +259,7 @@ fn prepare_consensus(
         cluster_name: cluster.name.clone(),
         tls,
         timing: timing(config),
+        notice: config.server.drain.notice + HEARD_AND_CLOSED,
         autopilot: autopilot(config),
         trk_id: Arc::new(move |id| key.trk_id(id)),
         on_barrier: Mutex::new(Some(Box::new(|| {

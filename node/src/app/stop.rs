@@ -1,6 +1,7 @@
 //! Stopping, at a signal or because this node was removed from its cluster: readiness goes first, then connections drain,
 //! then changes end that nobody waits for any more, then a leader hands over.
 
+use raft_store::state::node::NodeStatus;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -10,7 +11,8 @@ use crate::consensus::Consensus;
 use crate::http::{DrainControl, OpenConnections};
 
 /// Waits for SIGTERM, SIGINT or this node's removal, then drains. Says why it was removed, if it was: whoever is on its way
-/// to it is served, and it holds what the others hold until then.
+/// to it is served, and it holds what the others hold until then. A node that leaves drains once it votes no more, while it
+/// is still sent the log (`consensus::membership`).
 pub(super) async fn wait(
     consensus: &Consensus,
     mut removed: watch::Receiver<Option<String>>,
@@ -24,16 +26,26 @@ pub(super) async fn wait(
     else {
         super::die("signals cannot be received");
     };
+    let mut leaves = false;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         Ok(_) = removed.wait_for(Option::is_some) => {}
+        () = when(consensus, |status, votes| matches!(status, NodeStatus::Leaving { .. }) && !votes) => leaves = true,
     }
-    if let Some(why) = &*removed.borrow() {
-        tracing::error!(why, "this node was removed from its cluster");
-    }
-    tracing::info!("stopping: not ready from now on, draining connections");
+    tell(&removed);
+    tracing::info!(leaves, "stopping: not ready from now on, draining connections");
     drain.run(times, open).await;
+    if leaves && removed.borrow().is_none() {
+        // Its tombstone says that it never runs again. One that is kept after all has to be started anew.
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            Ok(_) = removed.wait_for(Option::is_some) => {}
+            () = when(consensus, |status, _| *status == NodeStatus::Member) => {}
+        }
+        tell(&removed);
+    }
     // A change whose caller is gone still has a line of the audit to write, and may need this leader.
     if tokio::time::timeout(times.timeout, changes.end()).await.is_err() {
         tracing::warn!("administrative changes were still under way when the time to drain was over");
@@ -41,6 +53,26 @@ pub(super) async fn wait(
     consensus.step_down().await;
     tracing::info!("stopped");
     removed.borrow().clone()
+}
+
+fn tell(removed: &watch::Receiver<Option<String>>) {
+    if let Some(why) = &*removed.borrow() {
+        tracing::error!(why, "this node was removed from its cluster");
+    }
+}
+
+/// Until this is so of what the state says of this node, and of whether it votes.
+async fn when(consensus: &Consensus, holds: impl Fn(&NodeStatus, bool) -> bool) {
+    let is_so = || {
+        let (published, own) = (consensus.published(), consensus.raft_id());
+        let node = own.and_then(|id| published.state.nodes().get(&id));
+        let votes = published.membership.voter_ids().any(|id| own == Some(id));
+        node.is_some_and(|node| holds(&node.status, votes))
+    };
+    // The process ends first where nothing is applied any more.
+    if consensus.applied().wait_for(|_| is_so()).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 #[cfg(test)]

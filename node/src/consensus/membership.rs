@@ -188,6 +188,8 @@ struct Seen {
     held_back: Told,
     /// Hand-overs that have failed in a row.
     held_on: u32,
+    /// Who leaves and votes no more, and when that was seen.
+    left: Option<(RaftId, Instant)>,
 }
 
 /// How long nobody is asked to lead after so many hand-overs that failed in a row: while one is tried no change is taken.
@@ -204,6 +206,7 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         told: BTreeSet::new(),
         held_back: Told::default(),
         held_on: 0,
+        left: None,
     };
     loop {
         applied.borrow_and_update();
@@ -225,6 +228,7 @@ async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Next {
     }
     if !shared.is_leader() {
         seen.held_on = 0;
+        seen.left = None;
         shared.ask_if_lost(seen.began);
         return Next::Pause(PERIOD);
     }
@@ -238,6 +242,9 @@ async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Next {
         };
         return Next::Change { within };
     };
+    if let Some(time) = held_for(shared, seen, &step) {
+        return Next::Pause(time.min(PERIOD));
+    }
     tracing::info!(?step, "membership");
     let hands_over = matches!(step, Step::HandOver(_));
     if !hands_over {
@@ -254,6 +261,41 @@ async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Next {
             Next::Pause(pause_after_hand_overs(seen.held_on))
         }
     }
+}
+
+/// For how much longer whoever votes no more is sent the log. It is out of `/readyz` from then on, and balancers send it
+/// requests until they have seen that: some under key versions that it would not know, if it had the log no more. Who does
+/// not answer serves nobody.
+fn held_for(shared: &Shared, seen: &mut Seen, step: &Step) -> Option<Duration> {
+    let Step::Forget(id) = step else {
+        seen.left = None;
+        return None;
+    };
+    let published = shared.published.load();
+    let leaves = published
+        .state
+        .nodes()
+        .get(id)
+        .is_some_and(|node| node.is_leaving());
+    if !leaves || !shared.heard_lately().contains(id) {
+        return None;
+    }
+    left_of(shared.options.notice, &mut seen.left, *id, clock::now())
+}
+
+/// What is left of a time that began when this was asked about `id` first.
+fn left_of(
+    notice: Duration,
+    left: &mut Option<(RaftId, Instant)>,
+    id: RaftId,
+    now: Instant,
+) -> Option<Duration> {
+    let since = left
+        .filter(|(known, _)| *known == id)
+        .map_or(now, |(_, since)| since);
+    *left = Some((id, since));
+    let time = notice.checked_sub(now.saturating_duration_since(since));
+    time.filter(|time| !time.is_zero())
 }
 
 /// Says once of each node that is not let in for its release.
@@ -356,14 +398,15 @@ async fn carry_out(shared: &Arc<Shared>, step: Step) -> Result<(), String> {
         Step::Admit(node) => return admit(shared, node).await,
         Step::Bury(node) => return shared.bury(node).await,
         Step::HandOver(_) => return shared.transfer(None).await.map(drop),
-        Step::Expel(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), false),
-        Step::Swap { old, new } => (ChangeMembers::ReplaceAllVoters(swapped(shared, old, new)), false),
+        // Whoever leaves stays a learner for a moment, see `held_for`; also where a leader dies in between.
+        Step::Expel(id) => (ChangeMembers::RemoveVoters(BTreeSet::from([id])), true),
+        Step::Swap { old, new } => (ChangeMembers::ReplaceAllVoters(swapped(shared, old, new)), true),
         Step::Forget(id) => (ChangeMembers::RemoveNodes(BTreeSet::from([id])), true),
         Step::AddLearner(id, node) => (ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true),
         Step::Correct(id, node) => (ChangeMembers::SetNodes(BTreeMap::from([(id, node)])), true),
         Step::Promote(id) => (ChangeMembers::AddVoterIds(BTreeSet::from([id])), false),
         // Proposing the newest of the joint configurations again makes it the only one.
-        Step::FinishJoint => (ChangeMembers::AddVoterIds(BTreeSet::new()), false),
+        Step::FinishJoint => (ChangeMembers::AddVoterIds(BTreeSet::new()), true),
     };
     // Under the same conditions as any other entry: not without a quorum, not on a full disk, not while this
     // leader hands over.
@@ -453,6 +496,21 @@ pub(super) mod tests {
         let matched = matched.iter().map(|(id, index)| (*id, index.map(at)));
         metrics.replication = Some(matched.collect());
         metrics
+    }
+
+    #[test]
+    fn whoever_leaves_is_sent_the_log_for_the_time_that_balancers_need() {
+        const NOTICE: Duration = Duration::from_millis(1_200);
+        let (begun, mut left) = (clock::now(), None);
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        assert_eq!(left_of(NOTICE, &mut left, 2, at(0)), Some(NOTICE));
+        let rest = Duration::from_millis(200);
+        assert_eq!(left_of(NOTICE, &mut left, 2, at(1_000)), Some(rest));
+        assert_eq!(left_of(NOTICE, &mut left, 2, at(1_200)), None);
+        assert_eq!(left_of(NOTICE, &mut left, 2, at(9_000)), None);
+        // Another one has its own time.
+        assert_eq!(left_of(NOTICE, &mut left, 3, at(9_000)), Some(NOTICE));
+        assert_eq!(left_of(Duration::ZERO, &mut None, 2, at(0)), None);
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub struct ConsensusOptions {
     pub tls: Option<Arc<ClusterTls>>,
     /// Timing.
     pub timing: RaftTiming,
+    /// For how long a node that leaves is sent the log once it votes no more: until balancers have seen that it is not
+    /// ready, and it has stopped listening.
+    pub notice: Duration,
     /// Whether, and when, a leader has dead voters removed.
     pub autopilot: Option<Autopilot>,
     /// The replication key's id for a cluster.

@@ -89,6 +89,7 @@ fn options(
         peer_addresses: BTreeMap::new(),
         cluster_name: "test".into(),
         tls: Some(tls),
+        notice: Duration::ZERO,
         autopilot: None,
         timing: RaftTiming {
             // As in production: quicker ones lose their leader on a machine that is busy with other tests.

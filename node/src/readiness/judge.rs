@@ -155,6 +155,9 @@ fn check(code: &'static str, ok: bool, good: &str, bad: impl FnOnce() -> String)
 /// What keeps a node that is joining from voting. Of what it has yet to remove `destructions` says how much; no context is
 /// named here.
 fn not_let_in(state: &ClusterState, own: RaftId) -> String {
+    if state.nodes().get(&own).is_some_and(|node| node.is_leaving()) {
+        return "this node leaves the cluster, and votes no more".to_owned();
+    }
     let mut why = "this node does not vote yet: it has to prove every key first".to_owned();
     for reason in held_back_by(state, own) {
         if !matches!(reason, HeldBack::OwesDestruction { .. }) {

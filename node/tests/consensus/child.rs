@@ -53,6 +53,7 @@ fn child_that_is_a_node_until_it_is_killed() {
         peer_addresses: config.peers.clone(),
         cluster_name: "test".into(),
         tls: Some(Arc::new(tls)),
+        notice: Duration::ZERO,
         autopilot: None,
         timing: RaftTiming {
             heartbeat: Duration::from_millis(200),

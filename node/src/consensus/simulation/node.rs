@@ -200,6 +200,7 @@ impl Node {
                 snapshot_every: 60,
                 keep_logs: 20,
             },
+            notice: Duration::ZERO,
             autopilot: None,
             trk_id: Arc::new(|_| [5; 8]),
             on_barrier: Mutex::new(None),
