@@ -36,12 +36,12 @@ pub(super) async fn wait(
     tell(&removed);
     tracing::info!(leaves, "stopping: not ready from now on, draining connections");
     drain.run(times, open).await;
-    if leaves && removed.borrow().is_none() {
+    if leaves {
         // Its tombstone says that it never runs again. One that is kept after all has to be started anew.
         tokio::select! {
+            Ok(_) = removed.wait_for(Option::is_some) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            Ok(_) = removed.wait_for(Option::is_some) => {}
             () = when(consensus, |status, _| *status == NodeStatus::Member) => {}
         }
         tell(&removed);
