@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Upgrades all nodes of clusters of three and of five voters one by one, and back, behind HAProxy (TLS passed through, and
 # ended) and nginx (passed through), under load and under changes. Prints what was sent, and how much of it failed; fails if
-# any of it did; before that the same while two of five nodes leave for good. Takes about a quarter of an hour;
+# any of it did; before that the same while two of five nodes leave for good. Takes some twenty minutes;
 # cluster-tests/tests/cluster/rolling.rs says what is counted. First of all comes a cluster of two releases (mixed.rs), for
 # which the last release is built once.
 #

@@ -18,8 +18,10 @@ const IN_TIME: Duration = Duration::from_millis(100);
 /// Cores that are looked at.
 const CORES: usize = 16;
 
-/// Of a run in which the machine stood still for longer than half of it, what was measured says nothing.
+/// Of a run in which a core stood still for longer than half of it, what was measured says nothing.
 const HALF: u32 = 2;
+/// Nor of one in which one core or another did for more than three quarters of it, where much was measured and little is left.
+const QUARTER: u32 = 4;
 
 /// From when it was due until it was run.
 type Stall = (Instant, Instant);
@@ -115,21 +117,22 @@ impl Stalls {
         passed.saturating_sub(self.between(from, now))
     }
 
-    /// How much of a run that began then one core stood still, and that this is little of it: what is deducted from
-    /// measurements must not be what they measure.
+    /// How much of a run that began then any core stood still, and that no core did so for more than half of it: what is
+    /// deducted from measurements must not be what they measure.
     pub fn few_since(&self, from: Instant) -> Result<Duration> {
         let now = Instant::now();
-        let run = now.saturating_duration_since(from);
         let seen = lock(&self.0);
         let (of_one, of_any) = (seen.of_one(from, now), seen.between(from, now));
         drop(seen);
-        check_few(of_one, run)?;
-        // Cores that stand still in turns leave as little of what is measured.
-        ensure!(
-            of_any <= run * 3 / 4,
-            "one core or another stood still for {of_any:?} of {run:?}, more than three quarters: what was measured says \
-             nothing; run it again where less else runs"
-        );
+        check_few(of_one, now.saturating_duration_since(from))?;
+        Ok(of_any)
+    }
+
+    /// [`Stalls::few_since`], and that cores did not stand still in turns for most of it either: from measurements all of
+    /// that is deducted.
+    pub fn fewer_since(&self, from: Instant) -> Result<Duration> {
+        let of_any = self.few_since(from)?;
+        check_fewer(of_any, from.elapsed())?;
         Ok(of_any)
     }
 }
@@ -139,6 +142,15 @@ fn check_few(stood_still: Duration, run: Duration) -> Result<()> {
         stood_still <= run / HALF,
         "the machine stood still for {stood_still:?} of {run:?}, more than half: what was measured says nothing; run \
          it again where less else runs"
+    );
+    Ok(())
+}
+
+fn check_fewer(of_any: Duration, run: Duration) -> Result<()> {
+    ensure!(
+        of_any <= run - run / QUARTER,
+        "one core or another stood still for {of_any:?} of {run:?}, more than three quarters: what was measured says \
+         nothing; run it again where less else runs"
     );
     Ok(())
 }
@@ -215,6 +227,9 @@ mod tests {
         check_few(Duration::from_secs(50), run).unwrap();
         let said = check_few(Duration::from_millis(50_001), run).unwrap_err();
         assert!(said.to_string().contains("says nothing"), "{said}");
+        check_fewer(Duration::from_secs(75), run).unwrap();
+        let said = check_fewer(Duration::from_millis(75_001), run).unwrap_err();
+        assert!(said.to_string().contains("three quarters"), "{said}");
     }
 
     #[test]

@@ -154,7 +154,7 @@ async fn a_thousand_items_over_two_slots_are_answered_in_order_on_every_node() -
     single_requests_have_several(&cluster, &cluster.node(1), &shim).await?;
     // Hundreds of bad ciphertexts cost the tokens nothing.
     for node in cluster.nodes() {
-        ensure!(node.is_ready().await, "{}: {}", node.id(), node.checks().await);
+        node.wait_ready(SOON).await?;
         let metrics = node.metrics().await?;
         assert_eq!(metrics.with_label("hsm_slot_state", "state", "failed"), Some(0.0));
     }
@@ -233,7 +233,11 @@ async fn a_batch_is_refused_as_a_whole_only_for_what_concerns_all_of_it() -> Res
     );
     assert_eq!(results[3]["error"], "invalid base64 plaintext");
     assert_eq!(results[3]["status"], 400);
-    ensure!(cluster.node(1).is_ready().await, "not ready after a bad batch");
+    cluster
+        .node(1)
+        .wait_ready(SOON)
+        .await
+        .context("after a bad batch")?;
     cluster.passed();
     Ok(())
 }

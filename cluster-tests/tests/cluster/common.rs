@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::playground::Builder;
-use cluster_tests::{Playground, until};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::admin::{ContextInfo, KeyState};
 use hsm_api::client::Retry;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
@@ -226,10 +226,19 @@ pub(crate) fn versions(info: &ContextInfo) -> Vec<(u32, &str, KeyState)> {
 
 /// A context on which all nodes agree, with one version active and none pending.
 pub(crate) async fn settled_everywhere(cluster: &Playground, context: &str) -> Result<ContextInfo> {
+    settled_among(cluster, &cluster.nodes(), context).await
+}
+
+/// The same, of nodes that are left.
+pub(crate) async fn settled_among(
+    cluster: &Playground,
+    nodes: &[Node],
+    context: &str,
+) -> Result<ContextInfo> {
     let what = format!("the same versions of {context} on all nodes, none pending");
     until(&what, 3 * FOLLOWED, async || {
         let mut agreed: Option<ContextInfo> = None;
-        for node in cluster.nodes() {
+        for node in nodes {
             let info = context_on(cluster, node.number, context).await.ok()?;
             check_settled(&info).ok()?;
             if let Some(other) = &agreed

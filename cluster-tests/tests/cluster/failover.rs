@@ -212,7 +212,7 @@ async fn kill_some(clusters: &[Playground; 4], kills: usize) -> Result<Vec<Durat
         kill_leaders(&clusters[2], (kills + 1) / 4, &stalls),
         kill_leaders(&clusters[3], kills / 4, &stalls)
     )?;
-    let few = stalls.few_since(began);
+    let few = stalls.fewer_since(began);
     let killed: [Killed; 4] = killed.into();
     let mut times: Vec<Duration> = killed.iter().flat_map(|one| one.times.clone()).collect();
     let mut by_the_clock: Vec<Duration> = killed.iter().flat_map(|one| one.by_the_clock.clone()).collect();

@@ -35,6 +35,7 @@ mod joining;
 mod key_commands;
 mod key_life;
 mod load_balancers;
+mod lost_data;
 #[cfg(feature = "failpoints")]
 mod member_kills;
 mod members;

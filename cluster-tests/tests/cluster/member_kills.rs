@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::failpoints::{IMPORTS, arm, kill_leader_at};
-use cluster_tests::{Node, Playground, until};
+use cluster_tests::{Node, Playground, Stalls, until};
 use hsm_api::admin::{MemberRole, RemovalState, RemoveNodeRequest, RemoveNodeResponse};
 use hsm_api::client::{Answer, Retry};
 use hsm_api::{Client, ClientError, ErrorCode};
@@ -30,6 +30,9 @@ const HANDS_OVER: [&str; 2] = ["store::before_vote", "store::after_vote"];
 
 /// Which of them are tried; by the time of day unless this variable says it.
 const SEED: &str = "HSM_MEMBERSHIP_SEED";
+
+/// Longer than that, and heartbeats are missed, whoever leads.
+const STOOD_STILL: Duration = Duration::from_millis(400);
 
 /// Entries that a learner may lack which has come to the log's end.
 const LAG: u64 = 5;
@@ -70,6 +73,31 @@ fn seed() -> Result<usize> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
             Ok(usize::try_from(now.as_secs())?)
         }
+    }
+}
+
+/// A leader that had its failpoint did not come to it: another one was elected meanwhile, and nothing was shown.
+#[derive(Debug)]
+struct NotReached;
+
+impl std::fmt::Display for NotReached {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("not reached")
+    }
+}
+
+/// Those rounds, and once more on another cluster if a leader was overtaken while the machine stood still.
+async fn shown(rounds: [Round; 2], stalls: &Stalls) -> Result<()> {
+    let began = Instant::now();
+    match of_five(rounds).await {
+        Err(error)
+            if error.downcast_ref::<NotReached>().is_some()
+                && stalls.between(began, Instant::now()) > STOOD_STILL =>
+        {
+            println!("once more: {error:#}");
+            of_five(rounds).await
+        }
+        ended => ended,
     }
 }
 
@@ -178,7 +206,7 @@ async fn removed(cluster: &Playground, left: &[Node], who: Who, point: &'static 
         RemoveNodeRequest::default(),
         key(&leaves, point),
     ));
-    doomed.wait_gone(SOON).await.context("not reached")?;
+    doomed.wait_gone(SOON).await.context(NotReached)?;
     let answer = removing.await?;
     ensure!(
         answer.is_ok() || answer.as_ref().is_err_and(ClientError::outcome_unknown),
@@ -220,7 +248,7 @@ async fn replaced(cluster: &mut Playground, left: &mut Vec<Node>, point: &'stati
         let leader = kill_leader_at(cluster, before, point).await?;
         arm(&new, IMPORTS, "off").await?;
         let doomed = cluster.node(leader.node);
-        doomed.wait_gone(SOON).await.context("not reached")?;
+        doomed.wait_gone(SOON).await.context(NotReached)?;
         anyhow::Ok(doomed)
     };
     // Whoever asked the new node may be told that the leader has gone; it joins all the same.
@@ -239,8 +267,11 @@ async fn replaced(cluster: &mut Playground, left: &mut Vec<Node>, point: &'stati
 
 pub(crate) async fn a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_do() -> Result<()> {
     let seed = seed()?;
+    // Said of a run that has passed too: what was tried differs from run to run.
+    println!("{SEED}={seed}");
+    let stalls = Stalls::watch()?;
     for rounds in drawn(seed) {
-        let done = of_five(rounds).await;
+        let done = shown(rounds, &stalls).await;
         done.with_context(|| format!("{SEED}={seed}"))?;
     }
     Ok(())
@@ -250,10 +281,11 @@ pub(crate) async fn a_leader_that_dies_inside_a_joint_change_leaves_nothing_to_d
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes some minutes: make membership"]
 async fn leaders_die_at_every_step_of_every_way_to_leave() -> Result<()> {
+    let stalls = Stalls::watch()?;
     for point in POINTS {
-        of_five([(Who::Replaced, point), (Who::Follower, point)]).await?;
+        shown([(Who::Replaced, point), (Who::Follower, point)], &stalls).await?;
     }
-    of_five(HANDS_OVER.map(|point| (Who::Leader, point))).await
+    shown(HANDS_OVER.map(|point| (Who::Leader, point)), &stalls).await
 }
 
 #[test]

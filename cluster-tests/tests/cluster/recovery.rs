@@ -153,16 +153,17 @@ async fn acknowledged_without(cluster: &Playground, dies: &Node) -> Result<Lost>
     Ok(Lost { sealed, index })
 }
 
-/// The survivor has nothing of it, says so, and gives no number again that was given.
-async fn check_lost(cluster: &Playground, survivor: &Node, lost: &Lost, next: u32) -> Result<()> {
+/// The survivor has nothing of it, says so, and gives no number again that was given: `next` comes after the highest that it
+/// knew, and by so much later as is left out.
+async fn check_lost(cluster: &Playground, survivor: &Node, lost: &Lost, known: u32, next: u32) -> Result<()> {
     let trading = cluster.client_on("trading-1", survivor.number)?;
     let opened = open(&trading, CONTEXT, &lost.sealed).await;
     let error = opened.err().context("what was lost opens")?;
     let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
     ensure!(code == Some(ErrorCode::UnknownKeyVersion), "{error:#}");
     ensure!(
-        next == lost.sealed.version + LEFT_OUT,
-        "version {next} after {} was lost",
+        next == known + 1 + LEFT_OUT && next > lost.sealed.version,
+        "version {next} after {known} was known and {} lost",
         lost.sealed.version
     );
     let admin = cluster.client_on("admin", survivor.number)?;
@@ -298,7 +299,7 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
         .await?
         .version;
     acknowledged.push(seal_under(&trading, CONTEXT, b"of the new epoch", version).await?);
-    check_lost(&cluster, &survivor, &gone, version).await?;
+    check_lost(&cluster, &survivor, &gone, rotated.version, version).await?;
 
     // The old ones come back, two of three: among themselves they are a quorum, and serve nobody.
     let begun = survivor.log().len();

@@ -410,7 +410,7 @@ pub(crate) async fn an_adopted_key_serves_where_its_token_is_and_ends_there() ->
     );
     // It lacks nothing that it could have: it is ready, healthy, and encrypts.
     let node = cluster.node(3);
-    ensure!(node.is_ready().await, "{}", node.checks().await);
+    node.wait_ready(READY).await?;
     let health = third.request(Method::GET, paths::HEALTH, &[], Vec::new()).await?;
     ensure!(health.status == 200, "{}", health.text());
     seal_under(&third, CONTEXT, b"meanwhile", 1).await?;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use raft_store::command::{AddRevocations, Op, RemoveRevocations};
 
 use super::*;
+use crate::admin::access::{MAX_KEPT, revocations};
 use crate::consensus::ProposeError;
 use crate::rotation::testing::{FakeCluster, World};
 use crate::test_log::Lines;
