@@ -195,20 +195,30 @@ chaos_faults=kill-leader,kill-all,pause,leader-in-minority,one-way,bridge,delay,
 # With this one the leader is stopped for longer than an election takes; all lose power at once, and one in the middle of a write;
 # leaders die at a line of a join, of a removal that replaces keys too, and of a rotation.
 chaos_seed=9721008
-# Both together, in seconds. What the first does not take is left to the second.
-chaos_limit=720
+# Both together, in seconds, with all that follows a signal, and the selftest of these. What that does not take is left to the run;
+# the last of it to heal and to judge what it has carried out, if it has to be told to stop.
+chaos_limit=720 chaos_selftest_limit=540 chaos_judges=150
 
 # Not one of all_steps: CI runs it after them, so that their last line comes when it always did. The oracles have to find every
 # seeded bug and nothing without it; then a cluster is broken in many ways at once. In namespaces where that is permitted.
-# Who is told to stop has time to heal and to judge.
+# On a machine that is too slow for all of it the run is told to stop. It passes if what it has carried out was judged to, and says
+# how much that is; a selftest that is not through shows nothing.
 step_chaos() {
-  local chaos begun
+  local chaos begun left said status=0
   chaos=$(target_dir)/debug/chaos
   # With everything else that step `build` builds: alone it would have other features, and all would be built again.
   step_build
   begun=$SECONDS
-  timeout --kill-after=60 540 "$chaos" selftest
-  timeout --kill-after=120 $((chaos_limit - (SECONDS - begun))) "$chaos" run --seed "$chaos_seed" --minutes 1 --faults "$chaos_faults"
+  timeout --kill-after=30 $((chaos_selftest_limit - 30)) "$chaos" selftest
+  left=$((chaos_limit - (SECONDS - begun))) said=$scratch/chaos
+  # It alone is told: what its steps have started ends with them.
+  timeout --foreground --preserve-status --kill-after="$chaos_judges" $((left - chaos_judges)) \
+    "$chaos" run --seed "$chaos_seed" --minutes 1 --faults "$chaos_faults" | tee "$said" || status=$?
+  if [ "$status" -eq 143 ] && grep -q '^verdict: pass' "$said"; then
+    echo "told to stop after $((left - chaos_judges)) s: this machine is slow; what was carried out until then is in order"
+    return 0
+  fi
+  return "$status"
 }
 
 # Prints 'N passed, N failed, N skipped' from nextest's summary in file $1; fails when there is none.

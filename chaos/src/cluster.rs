@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::wall_clock::{self, SharedMemory};
-use cluster_tests::{Node, Playground, Program, until};
+use cluster_tests::{Node, Playground, Program, failpoints, until};
 use nix::sys::signal::Signal;
 
 use crate::cluster::equip::Equipment;
@@ -18,6 +18,7 @@ use crate::faults;
 use crate::faults::unsynced::Loss;
 use crate::network::Network;
 use crate::options::Options;
+use crate::record;
 use crate::schedule::FaultKind;
 
 pub(crate) use equip::{Disk, copy};
@@ -268,6 +269,9 @@ impl Cluster {
         lock(&self.down).clear();
         for node in self.nodes() {
             node.signal(Signal::SIGCONT)?;
+            if self.tries(FaultKind::Failpoint) && node.pid().is_some() {
+                disarm(&node).await;
+            }
             if self.kinds.contains(&FaultKind::ClockStep) {
                 wall_clock::set(&node, "+0d")?;
             }
@@ -383,6 +387,20 @@ impl Drop for Cluster {
             if let Err(error) = equipment.take_away(self.keep) {
                 eprintln!("node {number}: {error:#}");
             }
+        }
+    }
+}
+
+/// Takes back whatever line a step that has failed has left armed: nobody is to die there while the end is judged. What is built
+/// into the nodes on purpose stays.
+async fn disarm(node: &Node) {
+    for name in record::lines() {
+        if let Err(error) = failpoints::arm(node, name, "off").await {
+            // One that has ended in this moment has nothing armed any more.
+            if node.pid().is_some() {
+                eprintln!("{}: {name} may still be armed: {error:#}", node.id());
+            }
+            return;
         }
     }
 }

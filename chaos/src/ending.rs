@@ -107,7 +107,10 @@ pub(crate) async fn end(
     if unsettled.is_none() {
         unsettled = all_ready(cluster, patience.settled).await.err();
     }
-    calm(cluster, &recorder, patience.calm).await?;
+    // What the oracles find is told all the same.
+    if let Err(error) = calm(cluster, &recorder, patience.calm).await {
+        trouble.push(format!("the calm: {error:#}"));
+    }
     if let Some(workload) = workload
         && let Err(error) = workload.stop().await
     {

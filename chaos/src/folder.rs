@@ -157,12 +157,18 @@ fn is_ours(pid: i32, inside: &str) -> bool {
     let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else {
         return false;
     };
-    let known = ["hsm-node", "hsmctl"].map(Path::new);
-    if !known.iter().any(|name| program.ends_with(name)) {
+    if !is_known(&program) {
         return false;
     }
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&arguments).contains(inside)
+}
+
+/// The kernel marks a program that was built anew since it was started.
+fn is_known(program: &Path) -> bool {
+    let name = program.file_name().and_then(|name| name.to_str());
+    let name = name.map(|name| name.strip_suffix(" (deleted)").unwrap_or(name));
+    matches!(name, Some("hsm-node" | "hsmctl"))
 }
 
 #[cfg(test)]
@@ -184,5 +190,19 @@ mod tests {
         folder.remove();
         assert!(!path.exists());
         assert!(Folder::at(&path).is_err());
+    }
+
+    #[test]
+    fn nodes_are_known_though_they_were_built_anew_meanwhile() {
+        for (program, known) in [
+            ("/t/debug/hsm-node", true),
+            ("/t/debug/hsm-node (deleted)", true),
+            ("/t/debug/hsmctl (deleted)", true),
+            ("/t/debug/hsm-node-old", false),
+            ("/usr/bin/sleep", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_known(Path::new(program)), known, "{program}");
+        }
     }
 }

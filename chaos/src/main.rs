@@ -262,8 +262,19 @@ async fn run_once(arguments: RunArguments, signals: &mut Signals) -> Result<u8> 
     };
     let keep = arguments.keep || recorded.is_err();
     let code = conclude(&report, &folder, &command, keep, stopped);
-    recorded?;
-    Ok(code)
+    with_record(code, recorded)
+}
+
+/// A run whose record cannot be written has not done what it was asked for; but what it has found is known by its exit code.
+fn with_record(code: u8, recorded: Result<()>) -> Result<u8> {
+    match recorded {
+        Err(error) if code == 0 => Err(error.context("not recorded")),
+        Err(error) => {
+            eprintln!("not recorded: {error:#}");
+            Ok(code)
+        }
+        Ok(()) => Ok(code),
+    }
 }
 
 async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -> Result<u8> {
@@ -323,7 +334,7 @@ async fn prove(bugs: &[String], jobs: usize, signals: &mut Signals) -> Result<u8
     };
     drop(proof);
     let code = match stopped {
-        Ok(code) => code?,
+        Ok(code) => code,
         Err(code) => {
             // Of each scenario that was being played there is a folder that has its bug's name.
             give_up(&folder, !folder.is_empty());
@@ -336,7 +347,7 @@ async fn prove(bugs: &[String], jobs: usize, signals: &mut Signals) -> Result<u8
     } else {
         println!("kept: {}", folder.path().display());
     }
-    Ok(code)
+    code
 }
 
 fn sums(file: &Path, into: Option<&Path>) -> Result<u8> {
@@ -398,6 +409,18 @@ mod tests {
         assert_eq!(code(Verdict::Inconclusive(String::new()), Some(130)), 130);
         assert_eq!(code(Verdict::Inconclusive(String::new()), None), 2);
         assert_eq!(code(Verdict::Violation(Vec::new()), Some(143)), 1);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_hides_no_violation() {
+        let code = |code, recorded| with_record(code, recorded).ok();
+        let full = || Err(anyhow::anyhow!("no space left"));
+        assert_eq!([code(0, Ok(())), code(1, Ok(()))], [Some(0), Some(1)]);
+        assert_eq!(code(0, full()), None);
+        assert_eq!(
+            [1, 2, 143].map(|one| code(one, full())),
+            [Some(1), Some(2), Some(143)]
+        );
     }
 
     /// In the place of those that end programs.

@@ -93,7 +93,7 @@ pub fn summary(report: &Report) -> String {
 }
 
 /// Every line of the product at which a fault has a node die, by itself or while an operator changes something.
-fn lines() -> BTreeSet<&'static str> {
+pub(crate) fn lines() -> BTreeSet<&'static str> {
     let alone = points().into_iter().map(|(name, _)| name);
     let meanwhile = failpoints::MEMBERSHIP
         .iter()

@@ -25,6 +25,11 @@ pub use limit::{Early, Stop};
 /// lose. One that has none even then is missing from the run.
 const ATTEMPTS: u32 = 4;
 
+/// How often a step of a kind is carried out at most.
+fn attempts(kind: FaultKind) -> u32 {
+    if kind.may_be_repeated() { ATTEMPTS } else { 1 }
+}
+
 /// The longest pause before a step where no other is asked for, in milliseconds.
 pub const PAUSE_MS: u32 = 2_000;
 
@@ -327,8 +332,8 @@ pub fn plan_with_pauses(
     deal::deal(seed, minutes, kinds, nodes, pause_ms)
 }
 
-/// Carries a plan out; every step undoes itself. One that had no effect is repeated at once, a few times: every attempt is among
-/// what was fired, under the number of its step.
+/// Carries a plan out; every step undoes itself. One that had no effect is repeated, a few times, each after its pause: every attempt
+/// is among what was fired, under the number of its step.
 ///
 /// If the cluster does not come back from a fault in time, the plan ends with that one: the cluster is left as it is, and
 /// whoever waits for it next finds what is wrong.
@@ -376,10 +381,10 @@ async fn one_after_the_other(
 ) -> (Vec<Fired>, Option<anyhow::Error>) {
     let mut fired = Vec::with_capacity(steps.len());
     for step in steps {
-        tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
         let kind = step.fault.kind();
-        let attempts = if kind.may_be_repeated() { ATTEMPTS } else { 1 };
-        for _ in 0..attempts {
+        for _ in 0..attempts(kind) {
+            // Before a repetition, too: what was missing may be there then.
+            tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
             if over.load(Ordering::Relaxed) {
                 return (fired, None);
             }

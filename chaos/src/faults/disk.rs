@@ -1,5 +1,6 @@
 //! A disk without space, and synchronisations that are slow or fail.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -25,16 +26,22 @@ fn speaks_of_space(log: &str) -> bool {
     log.contains("os error 28") || log.contains("No space left")
 }
 
+fn log(node: &Node) -> Vec<u8> {
+    fs::read(node.dir.join("log")).unwrap_or_default()
+}
+
+/// What has come to a log: of bytes, because a place in a text may be in the middle of a letter.
+fn since(log: &[u8], said: usize) -> String {
+    String::from_utf8_lossy(log.get(said..).unwrap_or_default()).into_owned()
+}
+
 pub(super) async fn full(leader: bool, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
     let node = victim(leader, pick, cluster).await?;
-    let said = node.log().len();
+    let said = log(&node).len();
     let filled = cluster.with_equipment(node.number, |equipment| equipment.disk().map(Disk::fill))?;
     let bytes = filled.context("the node has no disk of its own")??;
     let what = format!("node {}, {bytes} bytes of ballast", node.number);
-    let spoken = || {
-        let log = node.log();
-        speaks_of_space(log.get(said..).unwrap_or(&log))
-    };
+    let spoken = || speaks_of_space(&since(&log(&node), said));
     let noticed = until("a word of the full disk", lasts + NOTICED, async || {
         (spoken() || node.pid().is_none()).then_some(())
     });
@@ -144,5 +151,21 @@ mod tests {
         let error = std::io::Error::from_raw_os_error(28).to_string();
         assert!(speaks_of_space(&error), "{error}");
         assert!(!speaks_of_space("all is well"));
+    }
+
+    #[test]
+    fn what_a_log_said_of_an_earlier_disk_is_not_said_again() {
+        let mut log = "No space left \u{e4}\n".as_bytes().to_vec();
+        let said = log.len();
+        log.extend(b"all is well\n");
+        // In the middle of the letter, too.
+        for place in [said, said - 2] {
+            let since = since(&log, place);
+            assert!(
+                since.ends_with("all is well\n") && !speaks_of_space(&since),
+                "{since:?}"
+            );
+        }
+        assert_eq!(since(&log, log.len() + 1), "");
     }
 }

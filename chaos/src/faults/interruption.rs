@@ -1,6 +1,7 @@
 //! What breaks while an operator changes something: the leader through whom that goes, its links, or the node that it is about.
 //! Whatever is interrupted is asked for again, as a person would.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -36,8 +37,14 @@ pub(super) enum Death {
 }
 
 impl Death {
-    /// At a line if failpoints are among the faults of the run. To be called before the change begins.
-    pub(super) async fn prepare(wanted: bool, line: &'static str, cluster: &Cluster) -> Result<Self> {
+    /// At a line if failpoints are among the faults of the run. To be called before the change begins. A node that `leaves` hands
+    /// over instead, and ends by itself without coming by the line: that must not be taken for its death there.
+    pub(super) async fn prepare(
+        wanted: bool,
+        line: &'static str,
+        leaves: Option<u32>,
+        cluster: &Cluster,
+    ) -> Result<Self> {
         if !wanted {
             return Ok(Self::Spared);
         }
@@ -47,6 +54,9 @@ impl Death {
         let Some(leader) = cluster.leader_soon().await else {
             return Ok(Self::Soon);
         };
+        if leaves == Some(leader.node) {
+            return Ok(Self::Soon);
+        }
         let node = cluster.node(leader.node);
         match kill_at(&node, line).await {
             Ok(()) => Ok(Self::At(node, line)),
@@ -64,21 +74,27 @@ impl Death {
                 sleep(INTO_IT).await;
                 kill_leader(cluster).await
             }
-            Self::At(node, line) => {
-                if node.wait_gone(REACHED).await.is_ok() {
-                    cluster.start_stopped().await?;
-                    return Ok(Some(format!("leader {} at {line}", node.number)));
-                }
-                // One that has died in this moment has nothing armed any more.
-                if let Err(error) = arm(&node, line, "off").await
-                    && node.pid().is_some()
-                {
-                    return Err(error);
-                }
-                kill_leader(cluster).await
-            }
+            Self::At(node, line) => match at_line(&node, line, cluster).await? {
+                Some(died) => Ok(Some(died)),
+                None => kill_leader(cluster).await,
+            },
         }
     }
+}
+
+/// Waits for a node to die at the line that is armed on it, and starts it again; disarms it if it never comes there.
+async fn at_line(node: &Node, line: &str, cluster: &Cluster) -> Result<Option<String>> {
+    if node.wait_gone(REACHED).await.is_ok() {
+        cluster.start_stopped().await?;
+        return Ok(Some(format!("leader {} at {line}", node.number)));
+    }
+    // One that has died in this moment has nothing armed any more.
+    if let Err(error) = arm(node, line, "off").await
+        && node.pid().is_some()
+    {
+        return Err(error);
+    }
+    Ok(None)
 }
 
 async fn kill_leader(cluster: &Cluster) -> Result<Option<String>> {
@@ -86,7 +102,9 @@ async fn kill_leader(cluster: &Cluster) -> Result<Option<String>> {
         return Ok(None);
     };
     let node = cluster.node(leader.node);
-    node.signal(Signal::SIGKILL)?;
+    if !node.signal(Signal::SIGKILL)? {
+        return Ok(None);
+    }
     node.wait_gone(SOON).await?;
     sleep(INTO_IT).await;
     cluster.start_stopped().await?;
@@ -113,8 +131,10 @@ impl<'a> Interruption<'a> {
         cluster: &Cluster,
     ) -> Result<Self> {
         let death = match meanwhile {
-            Meanwhile::LeaderKilledAt(point) => Death::prepare(true, line(point, comes), cluster).await?,
-            Meanwhile::LeaderKilled => Death::Soon,
+            Meanwhile::LeaderKilledAt(point) => {
+                let leaves = (!comes).then_some(about.number);
+                Death::prepare(true, line(point, comes), leaves, cluster).await?
+            }
             _ => Death::Spared,
         };
         Ok(Self {
@@ -126,30 +146,67 @@ impl<'a> Interruption<'a> {
         })
     }
 
-    /// What has happened; none if that was nothing, though something was to.
-    pub(super) async fn happens(self, cluster: &Cluster) -> Result<Option<String>> {
-        let into_it = INTO_IT + Duration::from_millis(u64::from(self.pick % 10) * 200);
+    /// What came of the change, and what has happened to it; none if that was nothing, though something was to.
+    pub(super) async fn during<T>(
+        self,
+        change: impl Future<Output = T>,
+        cluster: &Cluster,
+    ) -> (T, Result<Option<String>>) {
+        let over = AtomicBool::new(false);
+        let change = async {
+            let done = change.await;
+            over.store(true, Ordering::Relaxed);
+            done
+        };
+        tokio::join!(change, self.happens(&over, cluster))
+    }
+
+    /// Whatever would come once the change is `over` interrupts nothing, and does not happen.
+    async fn happens(self, over: &AtomicBool, cluster: &Cluster) -> Result<Option<String>> {
+        match (self.meanwhile, self.death) {
+            (Meanwhile::Nothing, _) => return Ok(Some("nothing".to_owned())),
+            (Meanwhile::LeaderKilledAt(_), Death::At(node, line)) => {
+                if let Some(died) = at_line(&node, line, cluster).await? {
+                    return Ok(Some(died));
+                }
+            }
+            _ => sleep(into_it(self.comes, self.pick)).await,
+        }
+        if over.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         match self.meanwhile {
-            Meanwhile::Nothing => Ok(Some("nothing".to_owned())),
-            Meanwhile::LeaderKilledAt(_) => self.death.comes(cluster).await,
-            Meanwhile::LeaderKilled => {
-                sleep(into_it).await;
-                self.death.comes(cluster).await
-            }
-            Meanwhile::LeaderCutOff => {
-                sleep(into_it).await;
-                cut_off(self.about, cluster).await
-            }
-            Meanwhile::LeaderPaused => {
-                sleep(into_it).await;
-                pause(cluster).await
-            }
-            Meanwhile::NodeKilled => {
-                sleep(into_it).await;
-                kill(self.about, self.comes, cluster).await
+            Meanwhile::LeaderCutOff => cut_off(self.about, cluster).await,
+            Meanwhile::LeaderPaused => pause(cluster).await,
+            Meanwhile::NodeKilled => kill(self.about, self.comes, cluster).await,
+            Meanwhile::LeaderKilled | Meanwhile::LeaderKilledAt(_) | Meanwhile::Nothing => {
+                kill_leader(cluster).await
             }
         }
     }
+}
+
+/// From the beginning of a change of members to what interrupts it: a node takes some seconds to join, and leaves within one.
+fn into_it(comes: bool, pick: u32) -> Duration {
+    let (first, each) = if comes {
+        (INTO_IT, 200)
+    } else {
+        (Duration::ZERO, 40)
+    };
+    first + Duration::from_millis(u64::from(pick % 10) * each)
+}
+
+fn was_cut_off(leader: u32) -> String {
+    format!("leader {leader} cut off")
+}
+
+fn was_paused(leader: u32) -> String {
+    format!("leader {leader} paused")
+}
+
+/// Whether what has happened is that this node led and could not be told of anything: for so long nobody can ask it to know.
+pub(super) fn out_of_reach(node: u32, happened: Option<&str>) -> bool {
+    happened.is_some_and(|happened| happened == was_cut_off(node) || happened == was_paused(node))
 }
 
 /// The line that a number stands for.
@@ -175,7 +232,7 @@ async fn cut_off(about: &Node, cluster: &Cluster) -> Result<Option<String>> {
     }
     cluster.links().heal()?;
     cut?;
-    Ok(Some(format!("leader {} cut off", leader.node)))
+    Ok(Some(was_cut_off(leader.node)))
 }
 
 async fn pause(cluster: &Cluster) -> Result<Option<String>> {
@@ -184,10 +241,12 @@ async fn pause(cluster: &Cluster) -> Result<Option<String>> {
     };
     let node = cluster.node(leader.node);
     let stopped = Stopped(&node);
-    node.signal(Signal::SIGSTOP)?;
+    if !node.signal(Signal::SIGSTOP)? {
+        return Ok(None);
+    }
     sleep(PAUSED).await;
     drop(stopped);
-    Ok(Some(format!("leader {} paused", leader.node)))
+    Ok(Some(was_paused(leader.node)))
 }
 
 /// Who goes may be removed by the time that it would be started: it stays dead.
@@ -214,6 +273,25 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_removal_is_interrupted_sooner_than_a_join() {
+        let ms = |comes| [0, 9, 10].map(|pick| into_it(comes, pick).as_millis());
+        assert_eq!(ms(true), [300, 2_100, 300]);
+        // It may be over half a second after it has begun.
+        assert_eq!(ms(false), [0, 360, 0]);
+    }
+
+    #[test]
+    fn only_the_leader_that_was_cut_off_or_stopped_was_out_of_reach() {
+        for happened in [was_cut_off(2), was_paused(2)] {
+            assert!(out_of_reach(2, Some(&happened)), "{happened}");
+            assert!(!out_of_reach(1, Some(&happened)), "{happened}");
+        }
+        for happened in [None, Some("leader 2"), Some("it was killed"), Some("nothing")] {
+            assert!(!out_of_reach(2, happened), "{happened:?}");
+        }
+    }
 
     #[test]
     fn a_line_is_one_that_the_change_comes_by() {

@@ -8,12 +8,13 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, until};
 use hsm_api::admin::{JoinRequest, JoinTokenRequest, MemberRole};
 use hsm_api::client::Retry;
+use tokio::time::sleep;
 
-use super::interruption::Interruption;
+use super::interruption::{self, Interruption};
 use super::{Done, one_of, operator, replication, token};
 use crate::cluster::Cluster;
 use crate::history::Recorder;
-use crate::oracles::members;
+use crate::oracles::{keys_held, members};
 use crate::schedule::{Effect, FaultKind, Meanwhile};
 
 /// For one change, with all that it is interrupted by. One that takes longer has failed, and not the harness: the cluster had a
@@ -21,6 +22,10 @@ use crate::schedule::{Effect, FaultKind, Meanwhile};
 const CHANGED: Duration = Duration::from_secs(240);
 /// Of one request to a joining node, which answers once it votes.
 const JOIN: Duration = Duration::from_secs(70);
+/// Of a token: longer than the request that it is for.
+const TOKEN_SECONDS: u64 = JOIN.as_secs() + 50;
+/// Between two attempts to join.
+const AGAIN: Duration = Duration::from_millis(500);
 /// For a list of members: a leader may be elected meanwhile.
 const ASKED: Duration = Duration::from_secs(15);
 
@@ -30,17 +35,18 @@ pub(super) async fn carry_out(
     cluster: &Cluster,
     recorder: &Recorder,
 ) -> Result<Done> {
-    let old = one_of(&cluster.members(), pick).context("no node is left")?;
+    let others = cluster.members();
+    let any = one_of(&others, pick).context("no node is left")?;
     let node = cluster.prepare_node().await.context("make a new node")?;
     // The replication key may have been replaced since the others were made.
-    let theirs = cluster.node(old).config()?;
+    let theirs = cluster.node(any).config()?;
     node.set_config(&replication::as_another(&node.config()?, &theirs)?)?;
     cluster
         .start_node(node.number)
         .await
         .context("start a new node")?;
     let interruption = Interruption::prepare(meanwhile, pick, (&node, true), cluster).await?;
-    let (joined, happened) = tokio::join!(join(&node, cluster), interruption.happens(cluster));
+    let (joined, happened) = interruption.during(join(&node, cluster), cluster).await;
     let happened = happened?;
     if let Err(error) = joined {
         return Ok(failed(&node.id(), "does not join", &error));
@@ -48,9 +54,14 @@ pub(super) async fn carry_out(
     cluster.admit(node.number);
     members::note(cluster, recorder).await;
     if cluster.tries(FaultKind::TokenOlder) {
-        token::keep_copy(&node)?;
+        token::keep_copy_of_running(&node).await?;
     }
     cluster.start_stopped().await?;
+    let leads = match meanwhile {
+        Meanwhile::LeaderKilledAt(_) => cluster.leader_soon().await.map(|leader| leader.node),
+        _ => None,
+    };
+    let old = who_goes(pick, &others, leads).context("no node is left")?;
     let old = cluster.node(old);
     // What is made then is made at some time from now on, and nobody is told of it.
     let own = if rotate {
@@ -63,13 +74,17 @@ pub(super) async fn carry_out(
     // Who is removed ends by itself, and does not start again.
     cluster.hold_down(old.number, true);
     let interruption = Interruption::prepare(meanwhile, pick, (&old, false), cluster).await?;
-    let (removed, happened_again) = tokio::join!(removal(&old, key, cluster), interruption.happens(cluster));
+    let begins_ms = recorder.elapsed_ms();
+    let (removed, happened_again) = interruption.during(removal(&old, key, cluster), cluster).await;
     let happened_again = happened_again?;
     if let Err(error) = removed {
         return Ok(failed(&old.id(), "is not removed", &error));
     }
     cluster.dismiss(old.number);
     old.kill().await?;
+    if interruption::out_of_reach(old.number, happened_again.as_deref()) {
+        recorder.note(&keys_held::out_of_reach(old.number, begins_ms));
+    }
     cluster.hold_down(old.number, false);
     let replaced = match key {
         Some(key) => replace_keys(&old, key, cluster).await,
@@ -102,12 +117,26 @@ pub(super) async fn carry_out(
     })
 }
 
+/// The one that is drawn, or the next one where that one leads and the leader is to die at a line of the removal: it would hand
+/// over, and not come by the line.
+fn who_goes(pick: u32, among: &[u32], leads: Option<u32>) -> Option<u32> {
+    let drawn = one_of(among, pick);
+    if drawn.is_some() && drawn == leads {
+        return one_of(among, pick.wrapping_add(1));
+    }
+    drawn
+}
+
 /// Of a change of members that has come through.
 fn came(what: String, interrupted: bool, replaced: Result<()>) -> Done {
     match replaced {
         // A slot has room for so many transport keys: that there is none left is no fault of the cluster.
         Err(error) => Done::not_counted(what, format!("the keys of the removed node stay: {error:#}")),
-        Ok(()) => Done::counted_if(interrupted, what, "nobody led when it was to be interrupted"),
+        Ok(()) => Done::counted_if(
+            interrupted,
+            what,
+            "nothing has interrupted it: nobody led, or it was over by then",
+        ),
     }
 }
 
@@ -144,6 +173,8 @@ pub(crate) async fn join(node: &Node, cluster: &Cluster) -> Result<()> {
             Ok(()) => Some(()),
             Err(error) => {
                 last = format!("{error:#}");
+                // Each attempt has made a token, and the cluster keeps so many.
+                sleep(AGAIN).await;
                 is_member(node, cluster).await.unwrap_or(false).then_some(())
             }
         }
@@ -158,7 +189,8 @@ async fn join_once(node: &Node, cluster: &Cluster) -> Result<()> {
     let endpoints: Vec<String> = members.iter().map(Node::endpoint).collect();
     let admin = playground.pki().identity("admin")?;
     let request = JoinTokenRequest {
-        ttl_seconds: None,
+        // Those that were of no use are soon gone.
+        ttl_seconds: Some(TOKEN_SECONDS),
         node_id: Some(node.id()),
     };
     let client = playground.pki().client(Some(&admin), &endpoints)?;
@@ -269,6 +301,15 @@ mod tests {
             rotates.ends_with(&["--idempotency-key", "k"]) && !rotates.contains(&"--no-rotate"),
             "{rotates:?}"
         );
+    }
+
+    #[test]
+    fn who_is_to_die_at_a_line_of_a_removal_is_not_who_leaves() {
+        let goes = |leads| who_goes(5, &[1, 2, 3], leads);
+        assert_eq!(goes(None), Some(3));
+        assert_eq!(goes(Some(2)), Some(3));
+        assert_eq!(goes(Some(3)), Some(1));
+        assert_eq!(who_goes(5, &[], None), None);
     }
 
     #[test]

@@ -119,22 +119,71 @@ pub(super) fn admin(cluster: &Cluster) -> Result<Client> {
     Ok(client.with_retry(Retry::Until(PATIENCE)))
 }
 
+async fn status_of(number: u32, cluster: &Cluster) -> Option<RekeyStatus> {
+    let client = cluster.playground().client_on("admin", number).ok()?;
+    Some(client.rekey_status().await.ok()?.into_body())
+}
+
 /// What all members say of the rekeys, once they say the same: each tells what it has applied, and one that lags, or has
 /// just come back, tells what was.
 pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
-    until("one word of all members on the rekeys", AGREED, async || {
-        let mut first: Option<RekeyStatus> = None;
+    let mut last = Vec::new();
+    let agreed = until("one word of all members on the rekeys", AGREED, async || {
+        last.clear();
         for number in cluster.members() {
-            let client = cluster.playground().client_on("admin", number).ok()?;
-            let said = client.rekey_status().await.ok()?.into_body();
-            if first.as_ref().is_some_and(|first| made(first) != made(&said)) {
-                return None;
-            }
-            first.get_or_insert(said);
+            last.push((number, status_of(number, cluster).await));
         }
-        first
+        one_word(&last)
     })
-    .await
+    .await;
+    agreed.with_context(|| words(&last))
+}
+
+/// What all of them say, if that is the same.
+fn one_word(said: &[(u32, Option<RekeyStatus>)]) -> Option<RekeyStatus> {
+    let all: Vec<&RekeyStatus> = said.iter().filter_map(|(_, said)| said.as_ref()).collect();
+    let first = *all.first()?;
+    let same = all.len() == said.len() && all.iter().all(|other| made(other) == made(first));
+    same.then(|| first.clone())
+}
+
+/// For people, where it is not.
+fn words(said: &[(u32, Option<RekeyStatus>)]) -> String {
+    let each = said.iter().map(|(number, said)| match said {
+        Some(said) => format!("node {number} says {:?}", made(said)),
+        None => format!("node {number} says nothing"),
+    });
+    each.collect::<Vec<String>>().join("; ")
+}
+
+/// What they all say once it is so; none if it is not within a time.
+pub(super) async fn agreed_once(
+    what: &str,
+    within: Duration,
+    is_so: impl Fn(&RekeyStatus) -> bool,
+    cluster: &Cluster,
+) -> Result<Option<RekeyStatus>> {
+    let found = until(what, within, async || match agreed(cluster).await {
+        Ok(status) if is_so(&status) => Some(Ok(status)),
+        Ok(_) => {
+            sleep(AGAIN).await;
+            None
+        }
+        Err(error) => Some(Err(error)),
+    });
+    found.await.ok().transpose()
+}
+
+/// Whether no slot has a transport key that is still on its way.
+fn are_there(status: &RekeyStatus) -> bool {
+    let mut slots = status.slots.iter();
+    slots.all(|slot| !matches!(slot.phase, RekeyPhase::Making | RekeyPhase::Granting))
+}
+
+/// Whether a slot has got as far as this generation.
+fn has(status: &RekeyStatus, slot: &str, generation: u32) -> bool {
+    let mut slots = status.slots.iter().filter(|known| known.slot == slot);
+    slots.any(|known| newest(known) >= generation)
 }
 
 /// Which keys there are.
@@ -188,13 +237,14 @@ pub(super) async fn rekey(
     recorder: &Recorder,
 ) -> Result<Done> {
     let client = admin(cluster)?;
-    let Some(before) = agreed(cluster).await?.slots.into_iter().min_by_key(live) else {
+    let Some(settled) = agreed_once("transport keys that are there", AGREED, are_there, cluster).await?
+    else {
+        let why = "the transport key of a step before is still on its way";
+        return Ok(Done::not_counted("no slot", why));
+    };
+    let Some(before) = settled.slots.into_iter().min_by_key(live) else {
         return Ok(Done::not_counted("no slot", "no slot has a transport key"));
     };
-    if matches!(before.phase, RekeyPhase::Making | RekeyPhase::Granting) {
-        let why = "the transport key of a step before is still on its way";
-        return Ok(Done::not_counted(before.slot, why));
-    }
     let slot = before.slot.as_str();
     let own = [
         versions_of(slot, &client, recorder).await?,
@@ -204,7 +254,7 @@ pub(super) async fn rekey(
     let first = transport(slot, &once);
     let second = transport(slot, &anew);
     let line = failpoints::REKEY[point as usize % failpoints::REKEY.len()];
-    let death = Death::prepare(kill_leader, line, cluster).await?;
+    let death = Death::prepare(kill_leader, line, None, cluster).await?;
     let (began, killed) = tokio::join!(repeated(&first, cluster), death.comes(cluster));
     let killed = killed?;
     let mut said = began?;
@@ -222,7 +272,13 @@ pub(super) async fn rekey(
     if let Err(said) = said {
         return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
     }
-    let after = agreed(cluster).await?.slots;
+    let both = newest(&before) + 2;
+    let is_made = |status: &RekeyStatus| has(status, slot, both);
+    let after = match agreed_once("the second transport key", AGREED, is_made, cluster).await? {
+        Some(after) => after.slots,
+        // What there is says why.
+        None => agreed(cluster).await?.slots,
+    };
     let after = after.iter().find(|known| known.slot == slot).map(newest);
     let made = after.map(|after| after.saturating_sub(newest(&before)));
     let what = format!("{what}: {after:?} now");
@@ -274,6 +330,39 @@ mod tests {
         assert_eq!(made(&one), made(&status(&["current"], "0a")));
         assert_ne!(made(&one), made(&status(&["superseded", "current"], "0a")));
         assert_ne!(made(&one), made(&status(&["current"], "0b")));
+        let agree = |other: Option<RekeyStatus>| one_word(&[(1, Some(one.clone())), (2, other)]);
+        assert_eq!(agree(Some(one.clone())), Some(one.clone()));
+        let lags = status(&["superseded", "current"], "0a");
+        for other in [None, Some(lags.clone())] {
+            assert_eq!(agree(other), None);
+        }
+        assert_eq!(one_word(&[]), None);
+        let said = words(&[(1, Some(lags)), (3, None)]);
+        assert_eq!(
+            said,
+            r#"node 1 says ("0a", None, [("exchange", 2)]); node 3 says nothing"#
+        );
+    }
+
+    #[test]
+    fn a_slot_is_rekeyed_once_no_key_of_before_is_on_its_way() {
+        let mut status: RekeyStatus = serde_json::from_value(serde_json::json!({
+            "slots": [], "replication":
+                {"key": "0a", "former": null, "records_left": 0, "nodes": [], "known_to_removed": [], "next": ""}
+        }))
+        .unwrap();
+        status.slots = vec![
+            slot("2fa", &["current"]),
+            slot("exchange", &["superseded", "current"]),
+        ];
+        assert!(are_there(&status));
+        for phase in [RekeyPhase::Making, RekeyPhase::Granting] {
+            status.slots[1].phase = phase;
+            assert!(!are_there(&status), "{phase:?}");
+        }
+        for (name, generation, so) in [("exchange", 2, true), ("exchange", 3, false), ("2fa", 2, false)] {
+            assert_eq!(has(&status, name, generation), so, "{name} {generation}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::{failpoints, until};
-use hsm_api::admin::NodeReplicationKeys;
+use hsm_api::admin::{NodeReplicationKeys, RekeyStatus};
 use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
@@ -26,7 +26,7 @@ const FILE: &str = "encryption_key_file: ";
 const PREVIOUS: &str = ", previous_encryption_key_file: ";
 /// For what nobody was told of to be done or not: longer than a node holds a proposal.
 const DECIDED: Duration = Duration::from_secs(20);
-/// From a start to readiness.
+/// From a start to readiness, and until the records of a replacement before this one are under its key.
 const READY: Duration = Duration::from_secs(120);
 
 /// Where a configuration says it, and the file of the present key, if it is in one.
@@ -123,14 +123,18 @@ pub(super) async fn carry_out(
     recorder: &Recorder,
 ) -> Result<Done> {
     let client = operator::admin(cluster)?;
-    let before = operator::agreed(cluster).await?.replication;
-    let what = format!("in the place of {}", before.key);
-    if before.former.is_some() {
+    let one_key = |status: &RekeyStatus| status.replication.former.is_none();
+    let settled = operator::agreed_once("records under one key", READY, one_key, cluster).await?;
+    let Some(RekeyStatus {
+        replication: before, ..
+    }) = settled
+    else {
         return Ok(Done::not_counted(
-            what,
+            "the replication key",
             "records are still sealed under the key before",
         ));
-    }
+    };
+    let what = format!("in the place of {}", before.key);
     let next = make_key(cluster, recorder)?;
     let first = cluster.playground().dir().join("secrets/replication.key");
     let mut originals = Vec::new();
@@ -160,7 +164,7 @@ pub(super) async fn carry_out(
     let [once, anew] = [(); 2].map(|()| format!("rekey-{}", recorder.number()));
     let once = command(&once);
     let line = failpoints::RESEAL[point as usize % failpoints::RESEAL.len()];
-    let death = Death::prepare(kill_leader, line, cluster).await?;
+    let death = Death::prepare(kill_leader, line, None, cluster).await?;
     let (began, killed) = tokio::join!(operator::repeated(&once, cluster), death.comes(cluster));
     let killed = killed?;
     let what = format!("{what}, leader killed: {killed:?}");

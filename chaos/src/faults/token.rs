@@ -3,6 +3,7 @@
 //! Whatever it is, the node has to live: it votes, says which slot does not serve, and fills an older token again from what the
 //! cluster has. One that ends over its tokens has cost the cluster a voter, and that is found.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,8 @@ const FIRST: &str = "tokens.first";
 const NOTICED: Duration = Duration::from_secs(20);
 /// For a node to fill an older token again, key by key, while the weather may make each of them slow.
 const FILLED: Duration = Duration::from_secs(180);
+/// For a copy of tokens in which nothing has gone meanwhile.
+const COPIED: Duration = Duration::from_secs(10);
 /// Of a start that ends at once: it may have met something else, such as a port that is not free yet.
 const STARTS: u32 = 3;
 
@@ -34,8 +37,25 @@ pub(crate) fn keep_copies(cluster: &Cluster) -> Result<()> {
     cluster.nodes().iter().try_for_each(keep_copy)
 }
 
-pub(crate) fn keep_copy(node: &Node) -> Result<()> {
-    copy(&tokens(node), &node.dir.join(FIRST))
+fn keep_copy(node: &Node) -> Result<()> {
+    let first = node.dir.join(FIRST);
+    // Into one that was broken off the next one would be copied.
+    remove(&first)?;
+    copy(&tokens(node), &first)
+}
+
+/// The same while its tokens are written to: a file that goes meanwhile breaks a copy off.
+pub(crate) async fn keep_copy_of_running(node: &Node) -> Result<()> {
+    let mut last = String::new();
+    let copied = until("a copy of its tokens", COPIED, async || match keep_copy(node) {
+        Ok(()) => Some(()),
+        Err(error) => {
+            last = format!("{error:#}");
+            None
+        }
+    })
+    .await;
+    copied.with_context(|| last)
 }
 
 /// Gives a node its tokens back, if something stands in their place. It must not run while that is done.
@@ -166,18 +186,21 @@ pub(super) async fn unreadable(pick: u32, lasts: Duration, cluster: &Cluster) ->
     Ok(done)
 }
 
-/// Files of objects in all tokens of a folder.
-fn objects(tokens: &Path) -> Result<usize> {
-    let mut count = 0;
+/// Files of objects in all tokens of a folder, by their places in it. As many may have gone as have come.
+fn objects(tokens: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut objects = BTreeSet::new();
     for entry in fs::read_dir(tokens).with_context(|| tokens.display().to_string())? {
         let folder = entry?.path();
         if folder.is_dir() {
             for file in fs::read_dir(&folder)? {
-                count += usize::from(file?.path().extension().is_some_and(|ext| ext == "object"));
+                let file = file?.path();
+                if file.extension().is_some_and(|ext| ext == "object") {
+                    objects.insert(file.strip_prefix(tokens)?.to_owned());
+                }
             }
         }
     }
-    Ok(count)
+    Ok(objects)
 }
 
 pub(super) async fn older(pick: u32, cluster: &Cluster) -> Result<Done> {
@@ -198,7 +221,12 @@ pub(super) async fn older(pick: u32, cluster: &Cluster) -> Result<Done> {
     start_without(&node, cluster).await;
     drop(right);
     let filled = node.wait_ready(FILLED).await;
-    let what = format!("node {}: {then} objects instead of {now}", node.number);
+    let what = format!(
+        "node {}: {} objects instead of {}",
+        node.number,
+        then.len(),
+        now.len()
+    );
     let done = match &filled {
         // It has what it needs; the newer ones are not needed any more.
         Ok(()) => {
@@ -241,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_counted_over_all_tokens() {
+    fn objects_are_known_by_their_places_in_all_tokens() {
         let dir = tempfile::tempdir().unwrap();
         for (token, file) in [
             ("a", "token.object"),
@@ -253,6 +281,14 @@ mod tests {
             fs::write(dir.path().join(token).join(file), b"").unwrap();
         }
         fs::write(dir.path().join("stray.object"), b"").unwrap();
-        assert_eq!(objects(dir.path()).unwrap(), 3);
+        let before = objects(dir.path()).unwrap();
+        assert_eq!(before.len(), 3, "{before:?}");
+        let older = tempfile::tempdir().unwrap();
+        copy(&dir.path().join("."), older.path()).unwrap();
+        assert_eq!(objects(older.path()).unwrap(), before, "wherever they lie");
+        // One was destroyed, and another made.
+        fs::rename(dir.path().join("a/1.object"), dir.path().join("a/3.object")).unwrap();
+        let after = objects(dir.path()).unwrap();
+        assert!(after.len() == 3 && after != before, "{after:?}");
     }
 }

@@ -118,10 +118,24 @@ impl Network {
         let Self::Namespaces { subnet, cuts } = self else {
             return Ok(());
         };
-        let cut = std::mem::take(&mut *cuts.lock().unwrap_or_else(PoisonError::into_inner));
-        cut.into_iter()
-            .try_for_each(|(from, to)| namespaces::mend(subnet, from, to))
+        let mut cuts = cuts.lock().unwrap_or_else(PoisonError::into_inner);
+        mend_all(&mut cuts, |from, to| namespaces::mend(subnet, from, to))
     }
+}
+
+/// All that can be mended; what cannot is still known to be cut. The first error.
+fn mend_all(cuts: &mut BTreeSet<(u32, u32)>, mend: impl Fn(u32, u32) -> Result<()>) -> Result<()> {
+    let mut failed = Ok(());
+    cuts.retain(|(from, to)| match mend(*from, *to) {
+        Ok(()) => false,
+        Err(error) => {
+            if failed.is_ok() {
+                failed = Err(error);
+            }
+            true
+        }
+    });
+    failed
 }
 
 impl Drop for Network {
@@ -146,5 +160,25 @@ impl fmt::Display for Network {
             }
             Self::Loopback { why } => write!(f, "over relays on the loopback interface ({why})"),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_mended_stays_cut_and_hinders_nothing_else() {
+        let mut cuts = BTreeSet::from([(1, 2), (2, 1), (3, 1)]);
+        let fails = |from: u32, to: u32| -> Result<()> {
+            ensure!((from, to) != (1, 2), "no such device");
+            Ok(())
+        };
+        let failed = mend_all(&mut cuts, fails).unwrap_err();
+        assert_eq!(failed.to_string(), "no such device");
+        assert_eq!(cuts, BTreeSet::from([(1, 2)]));
+        mend_all(&mut cuts, |_, _| Ok(())).unwrap();
+        assert!(cuts.is_empty());
     }
 }

@@ -31,6 +31,16 @@ impl Excused {
         Self(spans.collect())
     }
 
+    /// By times that a node had, from one millisecond to another.
+    pub(super) fn of(times: impl IntoIterator<Item = (u32, u64, u64)>) -> Self {
+        let spans = times.into_iter().map(|(node, from_ms, to_ms)| Span {
+            nodes: BTreeSet::from([node]),
+            from_ms,
+            to_ms: to_ms.saturating_add(AFTER_MS),
+        });
+        Self(spans.collect())
+    }
+
     /// Whether one of them explains it.
     pub(super) fn explains(&self, moment: &Moment) -> bool {
         let at = moment.at / 1_000_000;

@@ -8,7 +8,7 @@ mod destruction;
 mod durability;
 mod excused;
 mod hashes;
-mod keys_held;
+pub(crate) mod keys_held;
 pub(crate) mod members;
 mod observe;
 mod observed;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Effect, Fired, Plan, Step};
+use super::{Effect, Fired, Plan, Step, attempts};
 
 /// Between two looks at whether it is time.
 const LOOK: Duration = Duration::from_millis(100);
@@ -162,17 +162,18 @@ fn allowed(minutes: f64) -> Duration {
 
 impl Plan {
     /// What of it was carried out: that is all that a run which has ended early can be asked about. A step that has had no effect
-    /// would have been repeated, had there been time: the last one of each lane is among what was left out.
+    /// would have been repeated, had there been time: the last one of each lane is among what was left out, unless it has had all
+    /// its attempts.
     pub(crate) fn carried_out(&self, fired: &[Fired]) -> Self {
         let mut done: BTreeSet<u32> = fired.iter().map(|one| one.step).collect();
         for lane in [false, true] {
             let of_lane = |one: &&Fired| one.kind.is_weather() == lane;
-            let last = fired.iter().filter(of_lane).max_by_key(|one| one.step);
-            let counts = |number: u32| {
-                let mut attempts = fired.iter().filter(|one| one.step == number);
-                attempts.any(|one| one.effect == Effect::Counted)
+            let Some(last) = fired.iter().filter(of_lane).max_by_key(|one| one.step) else {
+                continue;
             };
-            if let Some(last) = last.filter(|last| !counts(last.step)) {
+            let tries = fired.iter().filter(|one| one.step == last.step);
+            let counts = tries.clone().any(|one| one.effect == Effect::Counted);
+            if !counts && tries.count() < attempts(last.kind) as usize {
                 done.remove(&last.step);
             }
         }
@@ -187,7 +188,7 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::{FaultKind, plan};
+    use super::super::{ATTEMPTS, FaultKind, plan};
     use super::*;
 
     fn planned() -> Plan {
@@ -316,5 +317,16 @@ mod tests {
         assert_eq!(plan.carried_out(&without).steps.len(), 3);
         without[2].effect = Effect::NotCounted("nobody led".to_owned());
         assert_eq!(plan.carried_out(&without).steps, plan.steps[..2]);
+        // Nor would there have been anything else for one that has had all its attempts.
+        let last = without[2].clone();
+        without.extend((2..ATTEMPTS).map(|_| last.clone()));
+        assert_eq!(plan.carried_out(&without).steps, plan.steps[..2]);
+        without.push(last.clone());
+        assert_eq!(plan.carried_out(&without).steps, plan.steps[..3]);
+        let joins = Fired {
+            kind: FaultKind::JoinRemove,
+            ..last
+        };
+        assert_eq!(plan.carried_out(&[joins]).steps, plan.steps[2..3], "it has one");
     }
 }

@@ -30,7 +30,7 @@ pub struct Findings {
     /// Answers of ready nodes to what another one had just encrypted.
     pub probed: u64,
     /// A ready node lacked the key.
-    pub lacking: Few<String>,
+    pub lacking: Moments,
     /// A node that had just been ready lacked the key of a version that others use.
     pub lost: Moments,
     /// A node refused to decrypt what had been put back into use long before it was ready.
@@ -97,7 +97,7 @@ impl Watched {
         self.found.samples += 1;
         for seen in &sample.nodes {
             self.same_process(seen);
-            self.holding(sample, seen);
+            self.holding(at, sample, seen);
             self.losing(at, sample, seen);
             self.caught_up(at, seen);
             self.digest(seen);
@@ -110,7 +110,7 @@ impl Watched {
         }
     }
 
-    fn holding(&mut self, sample: &Sample, seen: &Seen) {
+    fn holding(&mut self, at: u64, sample: &Sample, seen: &Seen) {
         let Some(probe) = sample.probe.as_ref().filter(|_| seen.ready) else {
             return;
         };
@@ -133,7 +133,8 @@ impl Watched {
                 "node {} is ready, and node {} encrypts under version {} of {}: {lacks}",
                 seen.node, probe.made_on, probe.version, probe.context
             );
-            self.found.lacking.push(text);
+            let node = seen.node;
+            self.found.lacking.push(Moment { at, node, text });
         }
     }
 
@@ -323,7 +324,11 @@ mod tests {
             let mut watched = Watched::default();
             watched.sample(MS, &sample(1, vec![seen.clone()]));
             let found = watched.into_findings();
-            assert_eq!((found.lacking.total, found.probed), (lacking, probed), "{seen:?}");
+            assert_eq!(
+                (found.lacking.kept.len(), found.probed),
+                (lacking, probed),
+                "{seen:?}"
+            );
         }
     }
 
