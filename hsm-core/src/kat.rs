@@ -6,8 +6,11 @@ use crate::envelope::{HEADER_LEN, Header};
 use crate::error::HsmError;
 use crate::ffi::Obj;
 use crate::gcm::{Cipher, GcmError};
+use crate::kek;
+use crate::marshal::Mech;
 use crate::names::KeyUid;
-use crate::return_codes::{Verdict, classify};
+use crate::return_codes::{Verdict, classify, may_be_the_token};
+use crate::templates;
 use crate::token::Token;
 
 /// A check record with what it belongs to, its form checked.
@@ -40,23 +43,27 @@ impl<'a> CheckRecord<'a> {
         }
     }
 
-    /// Decrypts it with the key behind this handle.
-    pub(crate) fn prove(&self, token: &Token<'_>, key: Obj) -> Result<(), HsmError> {
-        let cipher = Cipher {
-            raw: token.raw,
-            session: token.session,
-            key,
-        };
+    /// Whether it decrypts to the text.
+    fn opens(&self, cipher: &Cipher<'_>) -> Result<bool, GcmError> {
         let head = self.record.get(..HEADER_LEN).unwrap_or_default();
         let body = self.record.get(HEADER_LEN..).unwrap_or_default();
         let aad = check_record::aad(head, self.context);
-        match cipher.open(&self.header.iv, &aad, body) {
-            Ok(text) if check_record::matches(text.as_slice()) => Ok(()),
-            Ok(_) => Err(self.failed("its check record decrypts to another text")),
+        let text = cipher.open(&self.header.iv, &aad, body)?;
+        Ok(check_record::matches(text.as_slice()))
+    }
+
+    /// Decrypts it with the key behind this handle.
+    pub(crate) fn prove(&self, token: &Token<'_>, key: Obj) -> Result<(), HsmError> {
+        match self.opens(&cipher(token, key)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.failed("its check record decrypts to another text")),
             Err(GcmError::TooShort) => Err(self.failed("its check record is too short")),
             // Only what the table calls a wrong tag speaks of the key; a token in trouble, or a session
             // that is of no more use, must never cost a good key its object.
             Err(GcmError::Call(error)) if classify(&error) == Verdict::CallersFault => {
+                if may_be_the_token(&error) {
+                    decrypts(token)?;
+                }
                 Err(self.failed(&format!("its check record does not decrypt ({error})")))
             }
             Err(GcmError::Call(error)) => Err(error.into()),
@@ -69,5 +76,57 @@ impl<'a> CheckRecord<'a> {
             key_uid: self.key_uid.to_string(),
             reason: reason.to_owned(),
         }
+    }
+}
+
+fn cipher<'a>(token: &Token<'a>, key: Obj) -> Cipher<'a> {
+    Cipher {
+        raw: token.raw,
+        session: token.session,
+        key,
+    }
+}
+
+/// An error unless the token decrypts what it has just encrypted under a key that is made for that alone: then the key that does
+/// not open its check record is to blame, and not the token.
+fn decrypts(token: &Token<'_>) -> Result<(), HsmError> {
+    const CONTEXT: &str = "control";
+    let key_uid = KeyUid::random()?;
+    let key = token
+        .raw
+        .generate_key(token.session, Mech::AesKeyGen, &templates::control_key())?;
+    let key = token.ephemeral(key);
+    let record = kek::seal_record(token, key.object(), key_uid, 1, CONTEXT)?;
+    let record = CheckRecord::parse(key_uid, 1, CONTEXT, &record)?;
+    let opened = record.opens(&cipher(token, key.object()));
+    key.destroy()?;
+    match opened {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(GcmError::TooShort) => Err(record.failed("the token decrypts to another text")),
+        Err(GcmError::Call(error)) => Err(error.into()),
+        Err(GcmError::Other(error)) => Err(error),
+    }
+}
+
+/// What a key version is known to open, for those who have to tell a wrong ciphertext from a token in trouble.
+pub(crate) struct Known {
+    version: u32,
+    context: String,
+    record: Vec<u8>,
+}
+
+impl Known {
+    pub(crate) fn new(version: u32, context: &str, record: &[u8]) -> Self {
+        Self {
+            version,
+            context: context.to_owned(),
+            record: record.to_vec(),
+        }
+    }
+
+    /// Whether the cipher's key opens it.
+    pub(crate) fn opens(&self, key_uid: KeyUid, cipher: &Cipher<'_>) -> bool {
+        CheckRecord::parse(key_uid, self.version, &self.context, &self.record)
+            .is_ok_and(|record| matches!(record.opens(cipher), Ok(true)))
     }
 }

@@ -128,6 +128,14 @@ pub enum Verdict {
     Refused,
 }
 
+/// Whether this may be the word of a token in trouble, though [`classify`] gives the caller the fault: SoftHSM 2.6.1 says
+/// `CKR_GENERAL_ERROR` to a wrong tag, and every module says it when something is wrong with itself. Whoever blames a ciphertext or
+/// a key for it has to see the token decrypt something else first.
+#[must_use]
+pub fn may_be_the_token(error: &CallError) -> bool {
+    error.call == "C_Decrypt" && error.code.0 == sys::CKR_GENERAL_ERROR
+}
+
 /// Looks a failed call up in the table.
 ///
 /// On the data path this is right only if lengths were checked before the call: SoftHSM 2.6.1

@@ -121,6 +121,11 @@ pub(crate) fn kek_generated() -> Vec<Attr> {
     with(kek_session(true), [number(sys::CKA_VALUE_LEN, AES_KEY_LEN as _)])
 }
 
+/// A key that a token is tried with: a session object that nobody can take out, and that ends with the trial.
+pub(crate) fn control_key() -> Vec<Attr> {
+    with(kek_session(false), [number(sys::CKA_VALUE_LEN, AES_KEY_LEN as _)])
+}
+
 /// A KEK as it is unwrapped: a session object, not extractable.
 pub(crate) fn kek_unwrapped() -> Vec<Attr> {
     kek_session(false)

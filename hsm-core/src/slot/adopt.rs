@@ -39,8 +39,11 @@ impl Slot {
             }
             let outcome = adopt::adopt(token, kek, check_record, replace);
             shared.note_quarantine(token, kek.key_uid, &outcome);
-            if replace && outcome.is_ok() {
-                shared.end_quarantine(kek.key_uid);
+            if outcome.is_ok() {
+                shared.note_known(kek.key_uid, kek.version, &kek.context, check_record);
+                if replace {
+                    shared.end_quarantine(kek.key_uid);
+                }
             }
             outcome
         })
@@ -53,6 +56,9 @@ impl Slot {
             shared.usable(kek.key_uid)?;
             let outcome = adopt::prove(token, kek, check_record);
             shared.note_quarantine(token, kek.key_uid, &outcome);
+            if outcome.is_ok() {
+                shared.note_known(kek.key_uid, kek.version, &kek.context, check_record);
+            }
             outcome
         })
     }
@@ -77,6 +83,7 @@ impl Slot {
             kek::destroy_copies(token, kek.key_uid)?;
             let destroyed = kek::destroy(token, kek.key_uid)?;
             shared.end_quarantine(kek.key_uid);
+            shared.forget_known(kek.key_uid);
             Ok(Some(destroyed))
         })
     }
@@ -99,6 +106,7 @@ impl Slot {
             let (originals, others) = adopt::destroy_originals(token, kek, check_record)?;
             let copies = kek::destroy(token, kek.key_uid)?;
             shared.end_quarantine(kek.key_uid);
+            shared.forget_known(kek.key_uid);
             Ok(DestroyedAdopted {
                 copies,
                 originals,

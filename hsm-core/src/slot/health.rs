@@ -35,7 +35,10 @@ pub(crate) fn known_answer_test(
     shared.probe("known_answer_test", |token| {
         let outcome = test(shared, token, key_uid, &record);
         match &outcome {
-            Ok(()) => shared.state.proven(),
+            Ok(()) => {
+                shared.note_known(key_uid, version, context, check_record);
+                shared.state.proven();
+            }
             Err(HsmError::Quarantined { .. }) => shared.note_quarantine(token, key_uid, &outcome),
             Err(error) if error.is_about_health() => {
                 if let HsmError::CheckRecord { reason, .. } = error {

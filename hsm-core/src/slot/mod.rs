@@ -265,8 +265,11 @@ impl Slot {
             }
             let outcome = kek::import(token, kek);
             shared.note_quarantine(token, kek.key_uid, &outcome);
-            if kek.replace && outcome.is_ok() {
-                shared.end_quarantine(kek.key_uid);
+            if outcome.is_ok() {
+                shared.note_known(kek.key_uid, kek.version, &kek.context, &kek.check_record);
+                if kek.replace {
+                    shared.end_quarantine(kek.key_uid);
+                }
             }
             outcome
         })
@@ -346,6 +349,7 @@ impl Slot {
             }
             let destroyed = kek::destroy(token, key_uid)?;
             shared.end_quarantine(key_uid);
+            shared.forget_known(key_uid);
             Ok(destroyed)
         })
     }

@@ -15,7 +15,7 @@ use crate::error::{CallError, HsmError, OpError};
 use crate::gcm::{Cipher, GcmError};
 use crate::kek::KekUse;
 use crate::names::KeyUid;
-use crate::return_codes::{Verdict, classify};
+use crate::return_codes::{Verdict, classify, may_be_the_token};
 use crate::secrets::{Plaintext, random_bytes};
 
 /// A thread and what it works with.
@@ -191,6 +191,15 @@ impl Worker<'_> {
                 Err(GcmError::Call(error)) => error,
             };
             match classify(&error) {
+                // Whoever is told that a ciphertext is wrong may throw it away.
+                Verdict::CallersFault if opens && may_be_the_token(&error) => {
+                    if !self.desk.next_call() {
+                        return Err(OpError::Deadline);
+                    }
+                    if second && shared.opens_known(key_uid, &cipher) {
+                        return Err(OpError::AuthenticationFailed);
+                    }
+                }
                 Verdict::CallersFault if opens => return Err(OpError::AuthenticationFailed),
                 Verdict::CallersFault => return Err(token_error(error)),
                 Verdict::LoginAgain | Verdict::SlotFailed | Verdict::Refused => {

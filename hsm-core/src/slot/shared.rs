@@ -14,6 +14,8 @@ use super::queue::{Desk, Queue};
 use super::state::{LOGGED_OUT, StateCell, TOKEN_ERROR};
 use crate::error::{CallError, HsmError};
 use crate::ffi::Obj;
+use crate::gcm::Cipher;
+use crate::kat::Known;
 use crate::kek::{self, KekUse};
 use crate::module::{Module, TokenInfo, lock};
 use crate::names::KeyUid;
@@ -59,6 +61,8 @@ pub(crate) struct Shared {
     /// What the node asked for, so that lost copies can be made again.
     wanted: Mutex<BTreeMap<KeyUid, KekUse>>,
     quarantined: Mutex<BTreeMap<KeyUid, String>>,
+    /// What each key has opened here, until it is destroyed.
+    known: RwLock<HashMap<KeyUid, Arc<Known>>>,
     running: Mutex<Running>,
     changed: Condvar,
     lock: Mutex<Option<TokenLock>>,
@@ -102,6 +106,7 @@ impl Shared {
             keys: RwLock::default(),
             wanted: Mutex::default(),
             quarantined: Mutex::default(),
+            known: RwLock::default(),
             running: Mutex::default(),
             changed: Condvar::new(),
             lock: Mutex::new(Some(parts.lock)),
@@ -281,6 +286,27 @@ impl Shared {
 
     pub(crate) fn want_nothing(&self) {
         lock(&self.wanted).clear();
+    }
+
+    /// Remembers that a key has opened its check record.
+    pub(crate) fn note_known(&self, key_uid: KeyUid, version: u32, context: &str, record: &[u8]) {
+        let known = Arc::new(Known::new(version, context, record));
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(key_uid, known);
+    }
+
+    pub(crate) fn forget_known(&self, key_uid: KeyUid) {
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&key_uid);
+    }
+
+    /// Whether the cipher's key opens what it is known to open; also where nothing is known, and a return code has to be taken at
+    /// its word.
+    pub(crate) fn opens_known(&self, key_uid: KeyUid, cipher: &Cipher<'_>) -> bool {
+        let all = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(&key_uid).cloned();
+        drop(all);
+        known.is_none_or(|known| known.opens(key_uid, cipher))
     }
 
     /// Why a key is quarantined, if it is.

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use cryptoki::object::{Attribute, ObjectClass};
 use hsm_core::names::{KeyUid, TransportId};
-use hsm_core::{GenerateKek, HsmError, KekUse};
+use hsm_core::{GenerateKek, HsmError, KekUse, OpError};
 
 use crate::harness::{MODULE, SHIM, Sandbox};
 use crate::keys::{CONTEXT, Kek};
@@ -134,6 +134,42 @@ pub(crate) fn every_flag(sandbox: &Sandbox) {
     refused("C_CopyObject", &and(&TRANSPORT, "CKA_TOKEN"), &accept);
     accept().unwrap();
     Kek::generate(&slot, transport, 2).import(&slot).unwrap();
+}
+
+/// SoftHSM 2.6.1 says to a wrong tag what every module says when something is wrong with itself. Nobody is told then that a ciphertext
+/// is wrong, and no key is put out of use.
+pub(crate) fn general_error(sandbox: &Sandbox) {
+    let shim = Shim::build(sandbox);
+    let slot = sandbox.new_slot("slot-a");
+    let kek = Kek::new(&slot);
+    let good = kek.encrypt(&slot, b"4111").unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    let tells_them_apart = || {
+        assert_eq!(kek.decrypt(&slot, &good).unwrap(), b"4111");
+        let refused = kek.decrypt(&slot, &bad).unwrap_err();
+        assert_eq!(refused, OpError::AuthenticationFailed);
+    };
+    tells_them_apart();
+
+    shim.obey(&["C_Decrypt fail 5"]);
+    for ciphertext in [&good, &bad] {
+        let refused = kek.decrypt(&slot, ciphertext).unwrap_err();
+        assert!(
+            matches!(refused, OpError::Token(HsmError::Call(_))),
+            "{refused:?}"
+        );
+    }
+    for failed in [kek.import(&slot), kek.test(&slot)] {
+        assert!(matches!(failed, Err(HsmError::Call(_))), "{failed:?}");
+    }
+    let refused = kek.decrypt(&slot, &good).unwrap_err();
+    assert!(matches!(refused, OpError::SlotNotReady(_)), "{refused:?}");
+
+    shim.obey(&[]);
+    assert_eq!(held(&slot, &kek), 1, "it was quarantined");
+    works(&slot, &kek);
+    tells_them_apart();
 }
 
 /// Neither as it was ordered nor to be got rid of: it is out of use until it is replaced.

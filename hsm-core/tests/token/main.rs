@@ -87,6 +87,7 @@ scenarios! {
     objects_have_exactly_the_attributes_they_should: objects::attributes;
     no_key_that_a_transport_key_unwraps_can_be_read: objects::unwrapped_keys_stay_closed;
     the_inventory_names_what_is_there: objects::inventory;
+    a_token_in_trouble_is_no_wrong_ciphertext_and_costs_no_key: disobedient::general_error;
     a_key_that_is_not_as_its_template_says_is_refused_and_never_used: disobedient::every_flag, disobedient::left_behind, disobedient::node_key;
 
     a_wrong_pin_is_tried_once: pins::wrong_pin, pins::wrong_pin_again, pins::right_pin;
