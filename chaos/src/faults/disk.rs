@@ -12,6 +12,8 @@ use crate::cluster::{Cluster, Disk};
 
 /// From the end of the fault until the node has said or done something about it.
 const NOTICED: Duration = Duration::from_secs(10);
+/// What `/readyz` says of a disk that is nearly full.
+const BELOW_RESERVE: &str = "below its reserve";
 /// For a node to end that could not synchronise what it wrote, on a machine that is busy.
 const ENDED: Duration = Duration::from_secs(30);
 
@@ -42,8 +44,11 @@ pub(super) async fn full(leader: bool, pick: u32, lasts: Duration, cluster: &Clu
     let bytes = filled.context("the node has no disk of its own")??;
     let what = format!("node {}, {bytes} bytes of ballast", node.number);
     let spoken = || speaks_of_space(&since(&log(&node), said));
+    // Who leads takes no changes below its reserve, and has nothing to write then.
+    let mut refused = false;
     let noticed = until("a word of the full disk", lasts + NOTICED, async || {
-        (spoken() || node.pid().is_none()).then_some(())
+        refused = refused || node.checks().await.contains(BELOW_RESERVE);
+        (refused || spoken() || node.pid().is_none()).then_some(())
     });
     let (_, ()) = tokio::join!(noticed, tokio::time::sleep(lasts));
     // In this order: what has ended writes nothing more.
@@ -52,14 +57,24 @@ pub(super) async fn full(leader: bool, pick: u32, lasts: Duration, cluster: &Clu
     cluster
         .with_equipment(node.number, |equipment| equipment.disk().map(Disk::make_room))?
         .context("the node has no disk of its own")??;
-    Ok(after_full(what, spoken, ended))
+    Ok(after_full(what, spoken, refused, ended))
 }
 
-fn after_full(what: String, spoken: bool, ended: bool) -> Done {
+fn after_full(what: String, spoken: bool, refused: bool, ended: bool) -> Done {
     if ended && !spoken {
         return Done::cluster_failed(what, "the node has ended on a full disk without a word of that");
     }
-    Done::counted_if(spoken, what, "the node has not met the end of its disk")
+    let met = if spoken {
+        "met its end"
+    } else {
+        "was below its reserve"
+    };
+    let what = format!("{what}; it {met}");
+    Done::counted_if(
+        spoken || refused,
+        what,
+        "the node has not met the end of its disk",
+    )
 }
 
 pub(super) async fn slow(
@@ -122,12 +137,14 @@ mod tests {
 
     #[test]
     fn who_ends_on_a_full_disk_says_why() {
-        let effect = |spoken, ended| after_full("node 1".to_owned(), spoken, ended).effect;
-        assert_eq!(effect(true, false), Effect::Counted);
-        assert_eq!(effect(true, true), Effect::Counted);
-        let not = effect(false, false);
+        let effect = |spoken, refused, ended| after_full("node 1".to_owned(), spoken, refused, ended).effect;
+        assert_eq!(effect(true, false, false), Effect::Counted);
+        assert_eq!(effect(true, true, true), Effect::Counted);
+        assert_eq!(effect(false, true, false), Effect::Counted);
+        let not = effect(false, false, false);
         assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
-        assert!(effect(false, true).failure().unwrap().contains("without a word"));
+        let ended = effect(false, true, true);
+        assert!(ended.failure().unwrap().contains("without a word"));
     }
 
     #[test]
