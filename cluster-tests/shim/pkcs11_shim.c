@@ -6,6 +6,7 @@
  *
  *     module PATH                      the real module; read once, when it is loaded
  *     FUNCTION fail CODE [LABEL]       returns CODE (hexadecimal) without calling the real module
+ *     FUNCTION once CODE [LABEL]       the same, of the first call since the rules were written
  *     FUNCTION delay MILLISECONDS [LABEL]
  *     FUNCTION hang - [LABEL]          until the rule is gone
  *     FUNCTION log - [LABEL]           a line more in "<this library>.calls": process, FUNCTION, first argument
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -176,6 +178,19 @@ static void show(word object, const struct attribute *template, word count) {
   pthread_mutex_unlock(&made_lock);
 }
 
+/* Whether this is the first call of the function since the rules were written. */
+static int is_first(int index) {
+  static struct timespec seen[68];
+  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  struct stat file;
+  if (stat(rules, &file) != 0) return 0;
+  pthread_mutex_lock(&lock);
+  int first = seen[index].tv_sec != file.st_mtim.tv_sec || seen[index].tv_nsec != file.st_mtim.tv_nsec;
+  seen[index] = file.st_mtim;
+  pthread_mutex_unlock(&lock);
+  return first;
+}
+
 static word pass(int index, const char *name, char kind, word a, word b, word c, word d, word e, word f, word g,
                  word h) {
   char verb[16], argument[128];
@@ -185,6 +200,7 @@ static word pass(int index, const char *name, char kind, word a, word b, word c,
       continue;
     }
     if (strcmp(verb, "fail") == 0) return strtoul(argument, NULL, 16);
+    if (strcmp(verb, "once") == 0 && is_first(index)) return strtoul(argument, NULL, 16);
     if (strcmp(verb, "delay") == 0) pause_ms(strtol(argument, NULL, 10));
     if (strcmp(verb, "log") == 0) note(name, a);
     if (strcmp(verb, "value") == 0) return key_of(argument, a, (const struct attribute *)c, d, e);

@@ -54,16 +54,23 @@ impl<'a> CheckRecord<'a> {
 
     /// Decrypts it with the key behind this handle.
     pub(crate) fn prove(&self, token: &Token<'_>, key: Obj) -> Result<(), HsmError> {
-        match self.opens(&cipher(token, key)) {
+        let mut opened = self.opens(&cipher(token, key));
+        if let Err(GcmError::Call(error)) = opened
+            && may_be_the_token(&error)
+        {
+            if !decrypts(token)? {
+                return Err(error.into());
+            }
+            // Refused before and after the token has opened something else: trouble that has passed meanwhile was not the key's.
+            opened = self.opens(&cipher(token, key));
+        }
+        match opened {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.failed("its check record decrypts to another text")),
             Err(GcmError::TooShort) => Err(self.failed("its check record is too short")),
             // Only what the table calls a wrong tag speaks of the key; a token in trouble, or a session
             // that is of no more use, must never cost a good key its object.
             Err(GcmError::Call(error)) if classify(&error) == Verdict::CallersFault => {
-                if may_be_the_token(&error) {
-                    decrypts(token)?;
-                }
                 Err(self.failed(&format!("its check record does not decrypt ({error})")))
             }
             Err(GcmError::Call(error)) => Err(error.into()),
@@ -87,9 +94,9 @@ fn cipher<'a>(token: &Token<'a>, key: Obj) -> Cipher<'a> {
     }
 }
 
-/// An error unless the token decrypts what it has just encrypted under a key that is made for that alone: then the key that does
-/// not open its check record is to blame, and not the token.
-fn decrypts(token: &Token<'_>) -> Result<(), HsmError> {
+/// Whether the token decrypts what it has just encrypted under a key that is made for that alone. If not, a key that does not open
+/// its check record is not to blame.
+fn decrypts(token: &Token<'_>) -> Result<bool, HsmError> {
     const CONTEXT: &str = "control";
     let key_uid = KeyUid::random()?;
     let key = token
@@ -101,8 +108,8 @@ fn decrypts(token: &Token<'_>) -> Result<(), HsmError> {
     let opened = record.opens(&cipher(token, key.object()));
     key.destroy()?;
     match opened {
-        Ok(true) => Ok(()),
-        Ok(false) | Err(GcmError::TooShort) => Err(record.failed("the token decrypts to another text")),
+        Ok(opened) => Ok(opened),
+        Err(GcmError::TooShort) => Ok(false),
         Err(GcmError::Call(error)) => Err(error.into()),
         Err(GcmError::Other(error)) => Err(error),
     }

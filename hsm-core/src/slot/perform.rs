@@ -170,7 +170,7 @@ impl Worker<'_> {
         attempt: impl Fn(&Cipher<'_>) -> Result<T, GcmError>,
     ) -> Result<T, OpError> {
         let shared = self.shared;
-        let mut second = false;
+        let (mut second, mut sound) = (false, false);
         loop {
             let Some((kek_use, copy)) = shared.copy_for(key_uid, self.index) else {
                 return Err(OpError::KeyNotLoaded);
@@ -191,13 +191,21 @@ impl Worker<'_> {
                 Err(GcmError::Call(error)) => error,
             };
             match classify(&error) {
-                // Whoever is told that a ciphertext is wrong may throw it away.
+                // Whoever is told that a ciphertext is wrong may throw it away: it has to be refused before and after the
+                // key has opened something else, so that no trouble that ends meanwhile is taken for it.
                 Verdict::CallersFault if opens && may_be_the_token(&error) => {
+                    if sound {
+                        return Err(OpError::AuthenticationFailed);
+                    }
                     if !self.desk.next_call() {
                         return Err(OpError::Deadline);
                     }
-                    if second && shared.opens_known(key_uid, &cipher) {
-                        return Err(OpError::AuthenticationFailed);
+                    sound = shared.opens_known(key_uid, &cipher);
+                    if !self.desk.next_call() {
+                        return Err(OpError::Deadline);
+                    }
+                    if sound {
+                        continue;
                     }
                 }
                 Verdict::CallersFault if opens => return Err(OpError::AuthenticationFailed),

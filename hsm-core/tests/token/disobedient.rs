@@ -152,6 +152,14 @@ pub(crate) fn general_error(sandbox: &Sandbox) {
     };
     tells_them_apart();
 
+    // Once, and it has passed: as if nothing had been.
+    for work in [Kek::import, Kek::test] {
+        shim.obey(&["C_Decrypt once 5"]);
+        work(&kek, &slot).unwrap();
+    }
+    shim.obey(&["C_Decrypt once 5"]);
+    tells_them_apart();
+
     shim.obey(&["C_Decrypt fail 5"]);
     for ciphertext in [&good, &bad] {
         let refused = kek.decrypt(&slot, ciphertext).unwrap_err();

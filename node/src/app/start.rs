@@ -41,6 +41,8 @@ pub(super) const TOKEN_TIMEOUT: Duration = Duration::from_secs(6);
 const LAST_THREADS: Duration = Duration::from_secs(1);
 /// After `server.drain.notice_ms`: a listener closes within 0.2 s (docs/decisions/013), and the rest is for hearing of it.
 const HEARD_AND_CLOSED: Duration = Duration::from_millis(700);
+/// Longest that a leader goes on sending the log to who leaves: whoever had it removed waits for that, and nobody else comes or goes.
+const MOST_NOTICE: Duration = Duration::from_secs(8);
 
 /// Starts the node and serves until a signal.
 pub(super) fn run(config: Config) -> Result<(), StartFailure> {
@@ -259,7 +261,7 @@ fn prepare_consensus(
         cluster_name: cluster.name.clone(),
         tls,
         timing: timing(config),
-        notice: config.server.drain.notice + HEARD_AND_CLOSED,
+        notice: (config.server.drain.notice + HEARD_AND_CLOSED).min(MOST_NOTICE),
         autopilot: autopilot(config),
         trk_id: Arc::new(move |id| key.trk_id(id)),
         on_barrier: Mutex::new(Some(Box::new(|| {

@@ -1,13 +1,15 @@
 //! Stopping, at a signal or because this node was removed from its cluster: readiness goes first, then connections drain,
 //! then changes end that nobody waits for any more, then a leader hands over.
 
+use std::time::Duration;
+
 use raft_store::state::node::NodeStatus;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::Changes;
 use crate::config::Drain;
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Gate};
 use crate::http::{DrainControl, OpenConnections};
 
 /// Waits for SIGTERM, SIGINT or this node's removal, then drains. Says why it was removed, if it was: whoever is on its way
@@ -42,7 +44,9 @@ pub(super) async fn wait(
             Ok(_) = removed.wait_for(Option::is_some) => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = when(consensus, |status, _| *status == NodeStatus::Member) => {}
+            () = when(consensus, |status, _| *status == NodeStatus::Member) => {
+                tracing::error!("this node was to leave and stays after all, but has stopped listening: start it again");
+            }
         }
         tell(&removed);
     }
@@ -61,17 +65,30 @@ fn tell(removed: &watch::Receiver<Option<String>>) {
     }
 }
 
-/// Until this is so of what the state says of this node, and of whether it votes.
+/// Between looks: that the state has caught up is in no entry.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Until this is so of what the state says of this node, and of whether it votes. What it says right after a start may be long over.
 async fn when(consensus: &Consensus, holds: impl Fn(&NodeStatus, bool) -> bool) {
     let is_so = || {
+        if !matches!(consensus.start_gate(), Gate::Open { .. }) {
+            return false;
+        }
         let (published, own) = (consensus.published(), consensus.raft_id());
         let node = own.and_then(|id| published.state.nodes().get(&id));
         let votes = published.membership.voter_ids().any(|id| own == Some(id));
         node.is_some_and(|node| holds(&node.status, votes))
     };
-    // The process ends first where nothing is applied any more.
-    if consensus.applied().wait_for(|_| is_so()).await.is_err() {
-        std::future::pending::<()>().await;
+    let mut applied = consensus.applied();
+    loop {
+        applied.mark_unchanged();
+        if is_so() {
+            return;
+        }
+        // The process ends first where nothing is applied any more.
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, applied.changed()).await {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -277,7 +277,8 @@ fn held_for(shared: &Shared, seen: &mut Seen, step: &Step) -> Option<Duration> {
         .nodes()
         .get(id)
         .is_some_and(|node| node.is_leaving());
-    if !leaves || !shared.heard_lately().contains(id) {
+    let is_own = shared.raft.get().is_some_and(|running| running.id == *id);
+    if !leaves || !(is_own || shared.heard_lately().contains(id)) {
         return None;
     }
     left_of(shared.options.notice, &mut seen.left, *id, clock::now())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hsm_api::ErrorCode;
 use hsm_core::error::CallError;
-use hsm_core::return_codes::{Verdict, classify};
+use hsm_core::return_codes::{Verdict, classify, may_be_the_token};
 use hsm_core::{HsmError, OpError, Output, SHARED_BY, SlotState, Work, batch_time};
 use tokio::sync::oneshot;
 
@@ -189,7 +189,7 @@ fn may_pass(error: &CallError) -> bool {
     matches!(
         classify(error),
         Verdict::Retry | Verdict::RetireSession | Verdict::FindHandleAgain
-    )
+    ) || may_be_the_token(error)
 }
 
 #[cfg(test)]
@@ -241,5 +241,12 @@ mod tests {
             assert_eq!(call(code), ErrorCode::TokenBusy, "{code:#x}");
         }
         assert_eq!(call(0x68), ErrorCode::Internal);
+        // The same code of C_Decrypt, when it is not the ciphertext's fault.
+        let error = CallError {
+            call: "C_Decrypt",
+            code: Ckr(5),
+        };
+        let refused = slot_error(OpError::Token(HsmError::Call(error)));
+        assert_eq!(refused.code(), ErrorCode::TokenBusy);
     }
 }
