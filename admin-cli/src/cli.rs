@@ -102,7 +102,7 @@ pub(crate) enum Command {
     CreateKek(create_kek::CreateKek),
     /// List contexts and their key versions.
     ListKek(list_kek::ListKek),
-    /// Make a new version of a context's key; returns once it is active.
+    /// Make a new version of a context's key, or of those of several contexts; returns once it is active.
     Rotate(rotate::Rotate),
     /// Show where each context stands in its rotation.
     RotationStatus,

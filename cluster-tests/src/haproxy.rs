@@ -15,10 +15,10 @@ use crate::wait::until;
 
 /// What the examples have in the place of a test's own.
 const SOCKET: &str = "/run/haproxy/admin.sock";
-const BIND: &str = "bind :8443";
+const BIND: [&str; 2] = ["bind :8443", "bind :8445"];
 const FILES: &str = "/etc/haproxy/";
 /// None of it may be left.
-const LEFT: [&str; 5] = [":8443", "port 8444", SOCKET, FILES, ".internal"];
+const LEFT: [&str; 6] = [":8443", ":8445", "port 8444", SOCKET, FILES, ".internal"];
 /// Server lines of an example. Those of nodes that a playground does not have are left out.
 const EXAMPLE_NODES: u32 = 3;
 /// Sends a PROXY header, and so has to come from an address that nobody else comes from.
@@ -136,23 +136,26 @@ fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16)
     let nodes = playground.nodes();
     let known = u32::try_from(nodes.len())?;
     let is_left_out = |line: &&str| {
-        let names = |number: u32| line.contains(&format!("hsm-{number}:8443"));
+        let names = |number: u32| line.contains(&format!("hsm-{number}:"));
         !line.trim_start().starts_with('#') && (known + 1..=EXAMPLE_NODES).any(names)
     };
     let line = |line: &str| {
         if line.trim_start().starts_with('#') {
             return line.to_owned();
         }
-        let mut line = line
-            .replace(BIND, &format!("bind 127.0.0.1:{port}"))
+        let bound = format!("bind 127.0.0.1:{port}");
+        let mut line = BIND
+            .iter()
+            .fold(line.to_owned(), |line, bind| line.replace(bind, &bound))
             .replace(SOCKET, socket)
             .replace(FILES, files)
             .replace(SENDS_HEADER, &format!("{SENDS_HEADER} source {BALANCER}"));
         for node in &nodes {
-            let address = format!("hsm-{}:8443", node.number);
-            if line.contains(&address) {
+            let (name, host) = (format!("hsm-{}:", node.number), "127.0.0.1:");
+            if line.contains(&name) {
                 line = line
-                    .replace(&address, &format!("127.0.0.1:{}", node.api_port))
+                    .replace(&format!("{name}8443"), &format!("{host}{}", node.api_port))
+                    .replace(&format!("{name}8445"), &format!("{host}{}", node.cluster_port))
                     .replace("port 8444", &format!("port {}", node.health_port))
                     .replace(
                         &format!("verifyhost hsm-{}.internal", node.number),
@@ -165,7 +168,7 @@ fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16)
     let repeated = text.lines().filter(|line| !is_left_out(line)).flat_map(|text| {
         // A larger cluster has a line more for each node beyond those of the example.
         let last = format!("hsm-{EXAMPLE_NODES}");
-        let is_last = !text.trim_start().starts_with('#') && text.contains(&format!("{last}:8443"));
+        let is_last = !text.trim_start().starts_with('#') && text.contains(&format!("{last}:"));
         let more = EXAMPLE_NODES + 1..=if is_last { known } else { EXAMPLE_NODES };
         let others = more.map(move |number| text.replace(&last, &format!("hsm-{number}")));
         std::iter::once(text.to_owned()).chain(others)
@@ -180,7 +183,7 @@ fn substituted(playground: &Playground, example: &str, socket: &Path, port: u16)
     let bound = lines.iter().any(|line| line.contains(&format!(":{port}")));
     ensure!(
         bound && text.contains(SOCKET),
-        "{example} has no {BIND:?} or no {SOCKET}"
+        "{example} has none of {BIND:?} or no {SOCKET}"
     );
     Ok(lines.join("\n") + "\n")
 }

@@ -9,7 +9,7 @@ use hsm_api::client::Retry;
 use serde::Serialize;
 
 use super::{
-    READ, Session, cluster_init, cluster_leader, cluster_rekey, cluster_remove, cluster_token, join,
+    READ, Session, cluster_init, cluster_leader, cluster_rekey, cluster_remove, cluster_token, join, rotate,
 };
 use crate::output::{self, or_dash};
 
@@ -28,6 +28,8 @@ pub(crate) enum ClusterCommand {
     /// Put a node in another's place, in one change of the membership: the new one joins, and the old one goes in the
     /// moment in which the new one votes. Then replace the transport keys that the old one had, which rotates what it held.
     Replace(cluster_remove::Replace),
+    /// Make new versions of contexts' keys, as `hsmctl rotate` does.
+    Rotate(rotate::Rotate),
     /// Have another node lead.
     TransferLeader(cluster_leader::TransferLeader),
     /// Show the cluster as a node sees it.
@@ -54,6 +56,7 @@ pub(super) async fn run(session: &Session, command: ClusterCommand) -> Result<()
         ClusterCommand::Join(args) => join::join(session, args).await,
         ClusterCommand::Remove(args) => cluster_remove::remove(session, args).await,
         ClusterCommand::Replace(args) => cluster_remove::replace(session, args).await,
+        ClusterCommand::Rotate(args) => rotate::rotate(session, args).await,
         ClusterCommand::TransferLeader(args) => cluster_leader::transfer(session, args).await,
         ClusterCommand::Status(args) if args.all => status_of_all(session).await,
         ClusterCommand::Status(_) => status(session).await,

@@ -29,6 +29,7 @@ mod preview;
 pub(crate) mod profile;
 pub(crate) mod revoke;
 pub(crate) mod rotate;
+mod rotate_each;
 mod rotation_status;
 pub(crate) mod slot;
 mod slot_init;

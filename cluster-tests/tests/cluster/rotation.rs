@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::Client;
 use hsm_api::data::{DecryptRequest, EncryptRequest};
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::common::{
-    CONTEXT, check_settled, context_on, made, open_everywhere, open_everywhere_soon, seal, settled_on,
+    CONTEXT, check_settled, context_on, json, made, open_everywhere, open_everywhere_soon, seal, settled_on,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,7 +42,48 @@ async fn a_retried_rotate_makes_one_version() -> Result<()> {
         .and_then(|error| error.code());
     assert_eq!(refused, Some(hsm_api::ErrorCode::IdempotencyKeyReused));
     settled_on(&cluster, 1, CONTEXT, 2).await?;
+    every_context_is_rotated_once(&cluster).await?;
     cluster.passed();
+    Ok(())
+}
+
+/// By one command, whatever it is called and however often it is sent under its key.
+async fn every_context_is_rotated_once(cluster: &Playground) -> Result<()> {
+    // Whichever node is asked knows of the last one's first key.
+    for node in cluster.nodes() {
+        settled_on(cluster, node.number, "order-key", 1).await?;
+    }
+    let rotated = async |args: &[&str]| -> Result<Vec<String>> {
+        let args = [args, &["--idempotency-key", "all-of-them", "-o", "json"]].concat();
+        let answer = json(&cluster.hsmctl(&args).await?.ok()?)?;
+        let turns = answer["contexts"].as_array().context("no contexts")?;
+        ensure!(answer["index"].is_string(), "{answer}");
+        let shown = |turn: &Value| {
+            let word = |name: &str| turn[name].as_str().unwrap_or_default().to_owned();
+            format!("{} {} {}", word("context"), word("outcome"), turn["version"])
+        };
+        Ok(turns.iter().map(shown).collect())
+    };
+    let expected = ["2fa rotated 2", "exchange-key rotated 3", "order-key rotated 2"];
+    let names = [&["rotate", "--all"][..], &["cluster", "rotate", "--all"]];
+    for args in names {
+        assert_eq!(rotated(args).await?, expected);
+    }
+    // Of one slot, in the same requests.
+    let slot = ["cluster", "rotate", "--slot", "exchange"];
+    assert_eq!(rotated(&slot).await?, expected[1..]);
+    settled_on(cluster, 2, CONTEXT, 3).await?;
+    let nobody = cluster.hsmctl(&["rotate", "--slot", "no-such"]).await?;
+    ensure!(
+        nobody.code == Some(4) && nobody.stderr.contains("no context of slot no-such"),
+        "{nobody:?}"
+    );
+    let may_not = cluster.hsmctl_as("auditor", &["rotate", "--all"], &[]).await?;
+    let text = String::from_utf8_lossy(&may_not.stdout).into_owned();
+    ensure!(
+        may_not.code == Some(3) && text.matches("role_required").count() == expected.len(),
+        "{may_not:?}"
+    );
     Ok(())
 }
 

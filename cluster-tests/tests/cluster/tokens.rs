@@ -1,15 +1,18 @@
 //! Tokens, looked at from outside with another program: what keys may do, and whose a token is.
 
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Node, Playground};
+use cluster_tests::{Node, Playground, until};
 use hsm_api::ErrorCode;
 use hsm_api::admin::SlotState;
 
-use crate::common::{CONTEXT, seal};
+use crate::common::{CONTEXT, formed_with, seal};
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+/// An object that another program makes.
+const STRANGER: &str = "made-by-another-program";
 
 /// One object as `pkcs11-tool --list-objects` shows it.
 #[derive(Debug, Default)]
@@ -222,6 +225,56 @@ async fn a_token_in_use_is_not_initialised_and_one_with_keys_only_on_purpose() -
     ensure!(
         left.len() == 1 && left.iter().all(|object| object.label == "hsm-node-key"),
         "more than its new node key is in a token that was made anew"
+    );
+    cluster.passed();
+    Ok(())
+}
+
+/// An object that is put into a token shows in no call and in no entry of the log: only the next full comparison finds it.
+/// Two nodes have all in common but the period.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_compared_with_the_state_as_often_as_the_configuration_says() -> Result<()> {
+    let cluster = formed_with(Playground::builder().nodes(2), |config| {
+        let is_first = config.contains("node_id: hsm-node-1\n");
+        let period = format!("interval_seconds: {}", if is_first { 1 } else { 86_400 });
+        config.replace("interval_seconds: 60", &period)
+    })
+    .await?;
+    let (often, daily) = (cluster.node(1), cluster.node(2));
+    let make = [
+        "--keygen",
+        "--key-type",
+        "AES:32",
+        "--label",
+        STRANGER,
+        "--id",
+        "00ff",
+    ];
+    let before = daily.log().len();
+    // Where it must not be found, it is there first.
+    for node in [&daily, &often] {
+        let made = pkcs11_tool(&cluster, node, "exchange", &make)?;
+        let said = String::from_utf8_lossy(&made.stderr).into_owned();
+        ensure!(made.status.success(), "{}: {said}", node.id());
+    }
+    // Well below the default of 60 s.
+    until("a comparison", Duration::from_secs(30), async || {
+        often.log().contains(STRANGER).then_some(())
+    })
+    .await?;
+    let log = daily.log();
+    let log = log.get(before..).unwrap_or_default();
+    // A machine that stands still may take a slot out of service, and it is compared when it is back.
+    let was_interrupted = log.contains("slot serves again");
+    ensure!(
+        !log.contains(STRANGER) || was_interrupted,
+        "a node that compares once a day has found it"
+    );
+    // It is left alone.
+    let objects = list(&cluster, &often, "exchange")?;
+    ensure!(
+        objects.iter().any(|object| object.label == STRANGER),
+        "{objects:?}"
     );
     cluster.passed();
     Ok(())

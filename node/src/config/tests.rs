@@ -336,6 +336,26 @@ fn the_replication_key_beside_the_first_one_is_read_only_where_there_is_one() {
 }
 
 #[test]
+fn the_period_of_full_comparisons_is_configured_within_its_bounds() {
+    let with = |line: &str| {
+        let section = format!("  token_replication: {{{line}}}\n  coordination:");
+        CLUSTER.replace("  coordination:", &section)
+    };
+    let period = |line: &str| parse(&with(line)).unwrap().cluster.replication.interval;
+    assert_eq!(period(""), Duration::from_secs(60));
+    assert_eq!(period("interval_seconds: 1"), Duration::from_secs(1));
+    assert_eq!(period("interval_seconds: 86400"), Duration::from_secs(86_400));
+    for outside in [0, 86_401] {
+        let error = refusal(&with(&format!("interval_seconds: {outside}")));
+        let named = format!("cluster.token_replication.interval_seconds: {outside}");
+        assert!(
+            error.contains(&named) && error.contains("is outside 1 to 86400"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_standalone_node_without_a_replication_key_makes_one() {
     let only_pin = |name: &str| (name == "HSM_PIN").then(|| "1234".to_owned());
     let config = Config::parse(V1, Path::new("c"), None, &only_pin).unwrap();
