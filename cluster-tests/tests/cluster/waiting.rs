@@ -55,7 +55,9 @@ fn what_mostly_waits() -> Result<()> {
             ),
             scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
             // Last: from then on nodes that have ended stay as zombies of this process.
-            scenario!(crate::notice::a_node_that_leaves_serves_until_balancers_know_and_may_be_kept_until_then),
+            scenario!(
+                crate::notice::a_node_that_leaves_serves_until_balancers_know_and_may_be_kept_until_then
+            ),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
