@@ -129,7 +129,7 @@ pub static BUGS: [Bug; 14] = [
     Bug {
         name: "go_away_without_tombstone",
         oracle: "readiness",
-        says: "hsm-node-6: does not start",
+        says: "node 6 ended with exit status: 70",
         what: "a member that lags behind tells a node that it does not know yet that it was removed",
     },
 ];

@@ -14,6 +14,7 @@ use cluster_tests::failpoints;
 use serde::{Deserialize, Serialize};
 
 use crate::failover::FailOvers;
+use crate::faults::disk::MET_ITS_END;
 use crate::faults::failpoint::points;
 use crate::options::Options;
 use crate::run::Report;
@@ -56,6 +57,9 @@ pub struct Entry {
     /// How often a node has died at each failpoint.
     #[serde(default)]
     pub points: BTreeMap<String, u32>,
+    /// How many of the disks that were full were so for their node to the last byte: of the others it took no change any more.
+    #[serde(default)]
+    pub to_the_last_byte: u32,
     /// How long changes waited after each leader kill among them, and what became of other requests meanwhile.
     pub failovers: FailOvers,
     /// Calls of clients whose outcome is known.
@@ -118,6 +122,14 @@ fn hits(fired: &[Fired]) -> BTreeMap<String, u32> {
     hits
 }
 
+/// Full disks at which a node was told that there is no space left.
+fn to_the_last_byte(fired: &[Fired]) -> u32 {
+    let met = |one: &&Fired| {
+        one.kind == FaultKind::DiskFull && one.effect == Effect::Counted && one.target.ends_with(MET_ITS_END)
+    };
+    u32::try_from(fired.iter().filter(met).count()).unwrap_or(u32::MAX)
+}
+
 /// Adds a run to the file, which need not be there yet. One that was inconclusive is left out.
 ///
 /// # Errors
@@ -145,6 +157,7 @@ pub fn add(
         early: report.early,
         faults: counted(&report.fired),
         points: hits(&report.fired),
+        to_the_last_byte: to_the_last_byte(&report.fired),
         failovers: failovers.context("how long changes waited after each leader kill")?,
         operations: report.operations,
         violations: report.verdict.violations(),
@@ -321,6 +334,26 @@ mod tests {
         ] {
             assert!(table.contains(said), "{said}: {table}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_to_the_last_byte_is_told_from_one_below_its_reserve() {
+        let full = |kind, met: &str, effect| Fired {
+            step: 1,
+            kind,
+            at_ms: 0,
+            target: format!("node 2, 4096 bytes of ballast; it {met}"),
+            effect,
+            healed_ms: 1,
+        };
+        let not = Effect::NotCounted("it was not seen".to_owned());
+        let fired = [
+            full(FaultKind::DiskFull, MET_ITS_END, Effect::Counted),
+            full(FaultKind::DiskFull, "was below its reserve", Effect::Counted),
+            full(FaultKind::DiskFull, MET_ITS_END, not),
+            full(FaultKind::SlowFsync, MET_ITS_END, Effect::Counted),
+        ];
+        assert_eq!(to_the_last_byte(&fired), 1);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::cluster::{Cluster, Disk};
 
 /// From the end of the fault until the node has said or done something about it.
 const NOTICED: Duration = Duration::from_secs(10);
+/// Of a node to which the kernel has said that there is no space left; else it was below its reserve, and had nothing to write.
+pub(crate) const MET_ITS_END: &str = "met its end";
 /// What `/readyz` says of a disk that is nearly full.
 const BELOW_RESERVE: &str = "below its reserve";
 /// For a node to end that could not synchronise what it wrote, on a machine that is busy.
@@ -65,7 +67,7 @@ fn after_full(what: String, spoken: bool, refused: bool, ended: bool) -> Done {
         return Done::cluster_failed(what, "the node has ended on a full disk without a word of that");
     }
     let met = if spoken {
-        "met its end"
+        MET_ITS_END
     } else {
         "was below its reserve"
     };
@@ -141,6 +143,8 @@ mod tests {
         assert_eq!(effect(true, false, false), Effect::Counted);
         assert_eq!(effect(true, true, true), Effect::Counted);
         assert_eq!(effect(false, true, false), Effect::Counted);
+        let met = |spoken| after_full("node 1".to_owned(), spoken, true, false).target;
+        assert!(met(true).ends_with(MET_ITS_END) && !met(false).ends_with(MET_ITS_END));
         let not = effect(false, false, false);
         assert!(not != Effect::Counted && not.failure().is_none(), "{not:?}");
         let ended = effect(false, true, true);

@@ -2,7 +2,7 @@
 //! had the effect for which it is there: a pause that nobody noticed is not counted.
 
 mod clock;
-mod disk;
+pub(crate) mod disk;
 pub mod failpoint;
 mod files;
 mod interruption;

@@ -70,7 +70,14 @@ pub fn table(entries: &[Entry]) -> String {
     let others: Vec<String> = FaultKind::ALL
         .iter()
         .filter(|kind| !named.contains(kind))
-        .map(|kind| format!("{kind} {}", thousands(count(*kind))))
+        .map(|kind| {
+            let told = format!("{kind} {}", thousands(count(*kind)));
+            if *kind == FaultKind::DiskFull {
+                told + &at_least_to_the_last_byte(entries)
+            } else {
+                told
+            }
+        })
         .collect();
     row("other faults that had their effect", others.join(", "));
     row("nodes that died at each failpoint", at_points(entries));
@@ -95,6 +102,18 @@ pub fn table(entries: &[Entry]) -> String {
         or_none(&commits),
     );
     out
+}
+
+/// Lines of before say nothing of it, and count as none.
+fn at_least_to_the_last_byte(entries: &[Entry]) -> String {
+    let met: u64 = entries
+        .iter()
+        .map(|entry| u64::from(entry.to_the_last_byte))
+        .sum();
+    match met {
+        0 => String::new(),
+        met => format!(" (at least {} of them to the last byte)", thousands(met)),
+    }
 }
 
 /// Kills alone, however many, are not faults of every kind at once.
@@ -197,6 +216,7 @@ mod tests {
             early: None,
             faults: kinds.iter().map(|kind| (*kind, 1)).collect(),
             points: BTreeMap::new(),
+            to_the_last_byte: 0,
             failovers: FailOvers::default(),
             operations: 1,
             violations: 0,
@@ -246,6 +266,19 @@ mod tests {
         ] {
             assert!(table.contains(said), "{said}: {table}");
         }
+    }
+
+    #[test]
+    fn of_full_disks_those_to_the_last_byte_are_told() {
+        let mut full = entry(&[FaultKind::DiskFull]);
+        let reserve = table(std::slice::from_ref(&full));
+        assert!(reserve.contains("disk-full 1, "), "{reserve}");
+        full.to_the_last_byte = 1;
+        let both = table(&[full.clone(), full]);
+        assert!(
+            both.contains("disk-full 2 (at least 2 of them to the last byte), "),
+            "{both}"
+        );
     }
 
     #[test]

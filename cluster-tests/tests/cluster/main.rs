@@ -44,6 +44,7 @@ mod min_index;
 mod mixed;
 mod moves;
 mod nginx_examples;
+mod notice;
 mod open_connections;
 mod overload;
 mod partitions;

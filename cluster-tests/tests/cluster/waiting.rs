@@ -54,6 +54,10 @@ fn what_mostly_waits() -> Result<()> {
                 crate::recovery::a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew
             ),
             scenario!(crate::recovery::a_dead_voter_is_taken_out_once_another_one_has_joined_and_not_before),
+            // Last: from then on nodes that have ended stay as zombies of this process.
+            scenario!(
+                crate::notice::a_node_that_leaves_serves_until_balancers_know_and_may_be_kept_until_then
+            ),
         ],
         vec![
             scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),

@@ -243,6 +243,7 @@ async fn look(shared: &Arc<Shared>, seen: &mut Seen) -> Next {
         return Next::Change { within };
     };
     if let Some(time) = held_for(shared, seen, &step) {
+        reach("membership::in_notice").await;
         return Next::Pause(time.min(PERIOD));
     }
     tracing::info!(?step, "membership");

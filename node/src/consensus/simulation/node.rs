@@ -32,6 +32,8 @@ use crate::tls::ClusterTls;
 
 /// Of every node's cluster listener.
 pub(super) const PORT: u16 = 8445;
+/// As in production.
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// As `cluster.fence_after` is by default.
 const FENCE_AFTER: Duration = Duration::from_secs(8);
 /// Between looks at what is to be reported.
@@ -193,14 +195,14 @@ impl Node {
             tls: Some(Arc::clone(&self.tls)),
             timing: RaftTiming {
                 // As in production, but for the snapshots: there are few entries.
-                heartbeat: Duration::from_millis(200),
+                heartbeat: HEARTBEAT,
                 election_min: Duration::from_millis(800),
                 election_max: Duration::from_millis(1200),
                 ready: Duration::from_secs(5),
                 snapshot_every: 60,
                 keep_logs: 20,
             },
-            notice: Duration::ZERO,
+            notice: HEARTBEAT * 2,
             autopilot: None,
             trk_id: Arc::new(|_| [5; 8]),
             on_barrier: Mutex::new(None),
