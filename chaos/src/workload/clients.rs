@@ -22,8 +22,12 @@ use crate::history::{Answer, ContextView, Operation, Outcome, Pending, Recorder,
 
 /// Of a call through all nodes: a leader is elected meanwhile.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Between two looks at a destruction.
+/// Between two looks at a destruction, of which each lists all versions that there ever were.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same once it waits for a node or a leader.
+const LATER: Duration = Duration::from_secs(2);
+/// When it does so.
+const SOON: Duration = Duration::from_secs(5);
 const PROFILES: [&str; 3] = ["admin", "trading-1", "2fa-1"];
 
 /// A ciphertext that was handed out.
@@ -375,14 +379,15 @@ impl Clients {
 
     /// Until any node calls a version destroyed; false if none does in time.
     pub async fn wait_destroyed(&self, process: u32, context: &str, version: u32, within: Duration) -> bool {
-        let deadline = tokio::time::Instant::now() + within;
-        while tokio::time::Instant::now() < deadline {
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < within {
             for node in self.running() {
                 if self.show(process, context, version, node).await == Some(KeyState::Destroyed) {
                     return true;
                 }
             }
-            tokio::time::sleep(LOOK).await;
+            let soon = begun.elapsed() < SOON;
+            tokio::time::sleep(if soon { LOOK } else { LATER }).await;
         }
         false
     }
