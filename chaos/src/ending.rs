@@ -76,7 +76,7 @@ impl Ended {
     pub(crate) fn verdict(&self, judgement: Judgement, plan: &Plan, fired: &[Fired]) -> Verdict {
         let judgement = with_unready(judgement, self.unready.as_deref());
         match self.early {
-            None => Verdict::of(judgement, plan, fired, &self.trouble),
+            None => Verdict::of(judgement, &plan.due(fired), fired, &self.trouble),
             Some(_) => Verdict::of(judgement, &plan.carried_out(fired), fired, &self.trouble),
         }
     }

@@ -348,7 +348,7 @@ mod tests {
             fired(1, Effect::Counted),
             fired(2, none.clone()),
             fired(3, none),
-            fired(3, Effect::cluster_failed("no change was acknowledged")),
+            fired(3, Effect::Failed("no change was acknowledged".to_owned())),
         ];
         let found = read(lines, &all);
         assert_eq!((found.ms.as_slice(), found.unended), ([2_000].as_slice(), 1));

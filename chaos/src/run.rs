@@ -100,7 +100,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
     // Whatever ends this: what is on the disk says why. The folder of a run that passes goes as a whole.
     cluster.keep();
     println!(
-        "seed {}: {} nodes, {}, in {}; {} faults in about {} minutes",
+        "seed {}: {} nodes, {}, in {}; {} faults in about {} minutes, and more until those are over",
         plan.seed,
         options.nodes,
         cluster.network(),
@@ -143,14 +143,15 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
     };
     folder.write(folder::ENDED, &ended)?;
     let count = |steps: usize| u32::try_from(steps).unwrap_or(u32::MAX);
-    let left_out = plan.steps.len() - plan.carried_out(&fired).steps.len();
+    let planned = plan.due(&fired).steps.len();
+    let left_out = planned - plan.carried_out(&fired).steps.len();
     Ok(Report {
         verdict: ended.verdict(judgement, plan, &fired),
         operations: history.operations(),
         checked: checked + &effects(&fired),
         fired,
         faults_lasted,
-        planned: count(plan.steps.len()),
+        planned: count(planned),
         early,
         left_out: early.map_or(0, |_| count(left_out)),
     })

@@ -142,11 +142,8 @@ fn carried_out(fired: &[Fired]) -> BTreeMap<FaultKind, u32> {
 /// Why the last one of a kind that has had no effect had none.
 fn last_reason(fired: &[Fired], kind: FaultKind) -> &str {
     let mut why = fired.iter().rev().filter(|one| one.kind == kind);
-    why.find_map(|one| match &one.effect {
-        Effect::NotCounted(why) => Some(why.as_str()),
-        Effect::Counted => None,
-    })
-    .unwrap_or("it was never carried out")
+    why.find_map(|one| one.effect.why_not())
+        .unwrap_or("it was never carried out")
 }
 
 /// What was planned and has not happened: steps that were not carried out, and those that have had no effect, however often they

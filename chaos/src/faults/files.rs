@@ -70,7 +70,7 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
         // The silent difference is near: it may answer from what it has not lost.
         Err(_) => Done {
             target: format!("{what}; {started:?}"),
-            effect: Effect::cluster_failed(&format!(
+            effect: Effect::Failed(format!(
                 "a node whose store was cut neither refuses nor comes back within {DECIDED:?}: {}",
                 node.checks().await
             )),
@@ -103,7 +103,7 @@ fn judged(came: Came, log: &str, what: String) -> Done {
             let last: String = last.collect::<Vec<char>>().into_iter().rev().collect();
             Done {
                 target: what,
-                effect: Effect::cluster_failed(&format!(
+                effect: Effect::Failed(format!(
                     "a node whose store was cut has ended without the remedy ({REMEDY}): {last}"
                 )),
             }

@@ -162,7 +162,7 @@ async fn voters(cluster: &Cluster) -> Result<BTreeMap<String, u64>> {
 fn failed(node: &str, what: &str, error: &anyhow::Error) -> Done {
     Done {
         target: node.to_owned(),
-        effect: Effect::cluster_failed(&format!("{node} {what} within {CHANGED:?}: {error:#}")),
+        effect: Effect::Failed(format!("{node} {what} within {CHANGED:?}: {error:#}")),
     }
 }
 

@@ -51,9 +51,12 @@ impl Done {
         }
     }
 
-    /// It was carried out, and the cluster has done what it must not do: a finding, known by these words.
+    /// It was carried out, and the cluster has done what it must not do: a finding.
     pub(crate) fn cluster_failed(target: impl Into<String>, what: &str) -> Self {
-        Self::not_counted(target, format!("the cluster has failed: {what}"))
+        Self {
+            target: target.into(),
+            effect: Effect::Failed(what.to_owned()),
+        }
     }
 
     /// Counted if it is so.

@@ -2,7 +2,9 @@
 //! them, decided line by line. Lines are in the order in which they were sent, so whatever is known of a change is known before
 //! anything that was asked after it.
 
+mod data;
 mod few;
+mod floors;
 mod made;
 mod refused;
 mod uses;
@@ -17,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use hsm_api::admin::KeyState;
 
 pub use self::few::{Few, Moment, Moments};
+use self::floors::Floors;
 pub(crate) use self::made::Made;
 use self::uses::Uses;
 use self::watched::Watched;
@@ -206,8 +209,8 @@ struct Fold {
     revoked: BTreeMap<String, (u64, Option<u64>)>,
     /// Common names that somebody has wanted to revoke.
     named: BTreeSet<String>,
-    /// Context → acknowledged versions with their indexes.
-    floors: BTreeMap<String, Vec<(u64, u32)>>,
+    /// By context.
+    floors: BTreeMap<String, Floors>,
     /// Versions that are out of use → the index.
     unused: BTreeMap<(String, u32), u64>,
     uses: Uses,
@@ -381,7 +384,7 @@ impl Fold {
             ) => {
                 if let Some(index) = answered.index {
                     let floors = self.floors.entry(context.clone()).or_default();
-                    floors.push((index, *version));
+                    floors.push(index, *version);
                 }
             }
             // A late repeat is answered with what the version is now.
@@ -397,7 +400,7 @@ impl Fold {
                     state: KeyState::Disabled | KeyState::DestroyScheduled,
                 },
             ) => {
-                if let Some(index) = answered.index {
+                if let Some(index) = answered.index.filter(|_| !self.uses.may_end(operation)) {
                     self.unused.insert((context.clone(), *version), index);
                 }
             }
@@ -409,130 +412,6 @@ impl Fold {
             ) => {
                 let key = (context.clone(), *version);
                 self.destroyed.entry(key).or_insert(answered.completed);
-            }
-            _ => {}
-        }
-    }
-
-    fn encrypted(&mut self, context: &str, number: u64, answered: &Answered<'_>) {
-        let Outcome::Ok(Answer::Sealed { version, ciphertext }) = answered.outcome else {
-            return;
-        };
-        self.behind(context, *version, number, answered);
-        let second = usize::try_from(answered.completed / SECOND).unwrap_or(usize::MAX);
-        let seconds = &mut self.history.encrypted_in;
-        if seconds.len() <= second {
-            seconds.resize(second + 1, 0);
-        }
-        seconds[second] += 1;
-        let kept = Kept {
-            number,
-            ciphertext: ciphertext.clone(),
-        };
-        let known = self.history.versions.entry((context.to_owned(), *version));
-        let known = known.or_default();
-        known.total += 1;
-        if known.kept.len() < KEPT {
-            known.kept.push(kept);
-            return;
-        }
-        // Each of the `total` so far is kept with the same chance.
-        let place = usize::try_from(self.random.below(known.total)).unwrap_or(usize::MAX);
-        if let Some(old) = known.kept.get_mut(place) {
-            *old = kept;
-        }
-    }
-
-    /// An answer says from which state it was made, at least.
-    fn behind(&mut self, context: &str, version: u32, number: u64, answered: &Answered<'_>) {
-        let (Some(index), Some(floors)) = (answered.index, self.floors.get(context)) else {
-            return;
-        };
-        let contained = floors.iter().filter(|(at, _)| *at <= index);
-        if let Some((at, newer)) = contained.max_by_key(|(_, version)| *version)
-            && *newer > version
-        {
-            self.history.behind.push(format!(
-                "plaintext {number} of {context} was encrypted under version {version} from a state of index {index}, and \
-                 version {newer} is active since {at} at the latest"
-            ));
-        }
-    }
-
-    fn decrypted(&mut self, key: (&str, u32), number: u64, node: u32, answered: &Answered<'_>) {
-        let key = (key.0.to_owned(), key.1);
-        let name = format!("plaintext {number} of {} version {} on node {node}", key.0, key.1);
-        match answered.outcome {
-            Outcome::Ok(Answer::Opened { right }) => {
-                if let Some(at) = self.destroyed.get(&key).filter(|at| **at < answered.invoked) {
-                    let seconds = (answered.invoked - at) as f64 / SECOND as f64;
-                    let text = format!(
-                        "{name} was decrypted, asked for {seconds:.3} s after it was said to be destroyed"
-                    );
-                    self.history.revived.push(text);
-                }
-                if let (Some(unused), Some(index)) = (self.unused.get(&key), answered.index)
-                    && *unused <= index
-                {
-                    let text = format!(
-                        "{name} was decrypted from a state of index {index}, and the version is out of use since {unused} at \
-                         the latest"
-                    );
-                    self.history.revived.push(text);
-                }
-                let known = self.history.versions.entry(key).or_default();
-                if *right {
-                    known.opened += 1;
-                } else {
-                    known.wrong.push(name);
-                }
-                let last = known.last_opened.is_none_or(|(at, _)| at < answered.invoked);
-                if last {
-                    known.last_opened = Some((answered.invoked, node));
-                }
-            }
-            Outcome::Refused { code } => {
-                self.refused(&key, &name, node, code, answered);
-                let known = self.history.versions.entry(key).or_default();
-                let refused = known.refused.entry(code.clone()).or_default();
-                if refused.count == 0 {
-                    (refused.first_at, refused.first_node) = (answered.completed, node);
-                }
-                refused.count += 1;
-            }
-            Outcome::Ok(_) | Outcome::Unknown { .. } => {}
-        }
-    }
-
-    fn asked(&mut self, cn: &str, node: u32, answered: &Answered<'_>) {
-        match answered.outcome {
-            Outcome::Ok(_) => {
-                self.history.asked += 1;
-                let Some((at, index)) = self.revoked.get(cn) else {
-                    return;
-                };
-                let knew = index.is_some_and(|revoked| answered.index.is_some_and(|made| made >= revoked));
-                if answered.invoked > *at || knew {
-                    let late = LateAsk {
-                        cn: cn.to_owned(),
-                        node,
-                        after_ns: answered.invoked.saturating_sub(*at),
-                        knew,
-                        stale: answered.stale,
-                    };
-                    let kind = (node, knew, answered.stale);
-                    let worst = self.history.late.entry(kind).or_insert_with(|| late.clone());
-                    if worst.after_ns < late.after_ns {
-                        *worst = late;
-                    }
-                }
-            }
-            Outcome::Refused { code } if code == "certificate_revoked" => {
-                self.history.turned_away += 1;
-                if !self.named.contains(cn) {
-                    let text = format!("node {node} turned {cn} away, whom nobody has revoked");
-                    self.history.turned_away_early.push(text);
-                }
             }
             _ => {}
         }

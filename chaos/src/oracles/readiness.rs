@@ -40,7 +40,7 @@ mod tests {
         let mut fault = fired(FaultKind::JoinRemove, 1, 2, "hsm-node-4");
         fault.effect = Effect::NotCounted("nobody led".to_owned());
         assert!(told(|found| judge(&history, std::slice::from_ref(&fault), found)).is_empty());
-        fault.effect = Effect::cluster_failed("it does not join");
+        fault.effect = Effect::Failed("it does not join".to_owned());
         let said = told(|found| judge(&history, std::slice::from_ref(&fault), found));
         assert_eq!(said, ["step 1, join-remove of hsm-node-4: it does not join"]);
     }

@@ -3,7 +3,14 @@
 //! has been in ("Testing for linearizability", 2017). An operation whose outcome is unknown has no completion: it takes
 //! effect at any later moment, or never.
 //!
-//! The search is exponential at worst, so its steps are counted and bounded.
+//! Unknown outcomes are what makes a search long: each may take effect anywhere. Three things keep it short, and none of them
+//! changes what is found:
+//! - Of those that are the same but for when they were invoked only the earliest is tried. In an order with another one in its
+//!   place the two can change places: it was invoked before, and nothing waits for the completion of either.
+//! - They are tried last, where nothing else explains the next completion.
+//! - One that changes nothing is not tried: an order with it is one without it.
+//!
+//! The search is exponential at worst all the same, so its steps are counted and bounded.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -12,8 +19,8 @@ use std::hash::Hash;
 pub(super) trait Sequential {
     /// What they act on.
     type State: Clone + Eq + Hash;
-    /// An operation with its answer, if that is known.
-    type Op;
+    /// An operation with its answer, if that is known. What is equal does the same.
+    type Op: PartialEq;
 
     /// Before the first of them.
     fn start(&self) -> Self::State;
@@ -48,7 +55,8 @@ pub(super) enum Verdict {
     Undecided,
 }
 
-/// Invocations and completions in their order, as a list from which those that are placed are taken out and put back.
+/// Invocations and completions of what was completed, in their order, as a list from which those that are placed are taken out and
+/// put back.
 struct Events {
     /// Of each event its call; completions follow at `calls + call`.
     next: Vec<usize>,
@@ -66,8 +74,8 @@ impl Events {
         let count = calls.len();
         let mut order: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * count);
         for (place, call) in calls.iter().enumerate() {
-            order.push((call.invoked, false, place));
             if let Some(completed) = call.completed {
+                order.push((call.invoked, false, place));
                 order.push((completed, true, place + count));
             }
         }
@@ -104,6 +112,49 @@ impl Events {
     }
 }
 
+/// Calls of unknown outcome that are the same but for when they were invoked.
+struct Alike {
+    /// In the order of their invocations.
+    calls: Vec<usize>,
+    /// As many of them are placed, the first ones.
+    placed: usize,
+}
+
+/// All of them, in the order of the first invocations.
+fn alike<O: PartialEq>(calls: &[Call<O>]) -> Vec<Alike> {
+    let mut open: Vec<usize> = (0..calls.len())
+        .filter(|call| calls[*call].completed.is_none())
+        .collect();
+    open.sort_by_key(|call| calls[*call].invoked);
+    let mut all: Vec<Alike> = Vec::new();
+    for call in open {
+        let same = |alike: &Alike| calls[alike.calls[0]].op == calls[call].op;
+        match all.iter().position(same) {
+            Some(place) => all[place].calls.push(call),
+            None => all.push(Alike {
+                calls: vec![call],
+                placed: 0,
+            }),
+        }
+    }
+    all
+}
+
+/// Where a search is.
+#[derive(Clone, Copy)]
+struct Cursor {
+    /// An invocation: that call is tried. A completion of what is not placed: something has to come before it.
+    event: usize,
+    /// Of those with an unknown outcome: at a completion they are tried one after the other.
+    alike: usize,
+}
+
+impl Cursor {
+    fn at(event: usize) -> Self {
+        Self { event, alike: 0 }
+    }
+}
+
 /// Names a call in the sum that names a set of them. A set is taken for another one with a chance of one in 2^128 for each
 /// pair that is compared.
 fn name(call: usize) -> u128 {
@@ -117,59 +168,96 @@ fn name(call: usize) -> u128 {
     word(0) << 64 | word(1)
 }
 
+/// What can be placed at a cursor.
+enum Next {
+    /// This call, if the state fits.
+    Try(usize),
+    /// Nothing here.
+    Skip,
+    /// Nothing any more.
+    Stuck,
+}
+
+fn next<O>(cursor: Cursor, calls: &[Call<O>], open: &[Alike]) -> Next {
+    let Some(completion) = cursor.event.checked_sub(calls.len()) else {
+        return Next::Try(cursor.event);
+    };
+    // What is invoked at the time of a completion overlaps it.
+    let completed = calls[completion].completed;
+    let in_time = |call: usize| completed.is_some_and(|completed| calls[call].invoked <= completed);
+    match open.get(cursor.alike) {
+        // Those behind it were invoked later still.
+        Some(alike) if in_time(alike.calls[0]) => {
+            let call = alike.calls.get(alike.placed).copied();
+            call.filter(|call| in_time(*call)).map_or(Next::Skip, Next::Try)
+        }
+        _ => Next::Stuck,
+    }
+}
+
 /// Searches, for so many steps at most.
 pub(super) fn check<S: Sequential>(spec: &S, calls: &[Call<S::Op>], steps: u64) -> Verdict {
     let mut events = Events::new(calls);
+    let mut open = alike(calls);
     let head = events.head();
     let mut left = calls.iter().filter(|call| call.completed.is_some()).count();
     let mut state = spec.start();
     let mut placed = 0_u128;
     let mut seen: HashSet<(u128, S::State)> = HashSet::new();
-    // What was placed, with the state before it.
-    let mut path: Vec<(usize, S::State)> = Vec::new();
+    // What was placed, where that was found, and the state before it.
+    let mut path: Vec<(usize, Cursor, S::State)> = Vec::new();
     let (mut deepest, mut stuck) = (0, 0);
-    let mut event = events.next[head];
+    let mut cursor = Cursor::at(events.next[head]);
     let mut done = 0_u64;
     while left > 0 {
         done += 1;
         if done > steps {
             return Verdict::Undecided;
         }
-        let is_call = event < calls.len();
-        if is_call {
-            let call = event;
-            let next = spec.step(&state, &calls[call].op);
-            if let Some(next) = next
-                && seen.insert((placed ^ name(call), next.clone()))
-            {
+        let is_open = cursor.event >= calls.len();
+        let call = match next(cursor, calls, &open) {
+            Next::Try(call) => Some(call),
+            Next::Skip => None,
+            Next::Stuck => {
+                // Something before was placed wrongly.
+                if path.len() >= deepest {
+                    (deepest, stuck) = (path.len(), cursor.event - calls.len());
+                }
+                let Some((call, was, before)) = path.pop() else {
+                    return Verdict::Not { stuck };
+                };
+                (state, cursor) = (before, was);
                 placed ^= name(call);
-                path.push((call, std::mem::replace(&mut state, next)));
-                events.take(call);
                 if calls[call].completed.is_some() {
+                    events.put_back(call + calls.len());
+                    events.put_back(call);
+                    left += 1;
+                    cursor.event = events.next[call];
+                } else {
+                    open[cursor.alike].placed -= 1;
+                    cursor.alike += 1;
+                }
+                continue;
+            }
+        };
+        let after = call.and_then(|call| Some((call, spec.step(&state, &calls[call].op)?)));
+        // What is open and does nothing need not be placed.
+        match after.filter(|(_, after)| !is_open || *after != state) {
+            Some((call, after)) if seen.insert((placed ^ name(call), after.clone())) => {
+                placed ^= name(call);
+                path.push((call, cursor, std::mem::replace(&mut state, after)));
+                if is_open {
+                    open[cursor.alike].placed += 1;
+                } else {
+                    events.take(call);
                     events.take(call + calls.len());
                     left -= 1;
                 }
-                event = events.next[head];
-            } else {
-                event = events.next[event];
+                cursor = Cursor::at(events.next[head]);
             }
-            continue;
+            _ if is_open => cursor.alike += 1,
+            _ => cursor.event = events.next[cursor.event],
         }
-        // A completion of what is not placed, or the end: something before was placed wrongly.
-        if event != head && path.len() >= deepest {
-            (deepest, stuck) = (path.len(), event - calls.len());
-        }
-        let Some((call, before)) = path.pop() else {
-            return Verdict::Not { stuck };
-        };
-        state = before;
-        placed ^= name(call);
-        if calls[call].completed.is_some() {
-            events.put_back(call + calls.len());
-            left += 1;
-        }
-        events.put_back(call);
-        event = events.next[call];
     }
     Verdict::Linearizable
 }

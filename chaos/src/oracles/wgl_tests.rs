@@ -128,6 +128,90 @@ fn a_long_history_is_decided_within_the_bound() {
     assert!(matches!(check(&Cell, &calls, STEPS), Verdict::Not { .. }));
 }
 
+const LOST: VersionOp = VersionOp::Rotate {
+    version: None,
+    previous: None,
+};
+
+/// The largest that hours under faults make: ten thousand rotations and reads, of which every tenth is a rotation without an answer;
+/// half of those have made a version, up to some hundred operations after they were asked for.
+#[test]
+fn a_thousand_rotations_without_an_answer_are_decided_in_some_steps_for_each_operation() {
+    let mut random = Random::new(5);
+    let (mut calls, mut active, mut claimed) = (Vec::new(), 1, Vec::new());
+    for number in 1..10_000_u64 {
+        let at = number * 10;
+        let (from, to) = (at - random.below(9), at + random.below(9));
+        match random.below(20) {
+            0 => {
+                active += 1;
+                calls.push(open(at.saturating_sub(random.below(3000)), LOST));
+            }
+            1 => calls.push(open(from, LOST)),
+            2..=4 => {
+                active += 1;
+                claimed.push(active);
+                let made = VersionOp::Rotate {
+                    version: Some(active),
+                    previous: Some(active - 1),
+                };
+                calls.push(call(from, to, made));
+            }
+            _ => {
+                let highest = (active > 1).then(|| active - 1);
+                calls.push(call(from, to, VersionOp::Retired { highest }));
+            }
+        }
+    }
+    let spec = Versions::of(1..=active).claimed_by(claimed);
+    let lost = calls.iter().filter(|call| call.completed.is_none()).count();
+    assert!(lost > 800, "{lost}");
+    let steps = 20 * calls.len() as u64;
+    assert_eq!(check(&spec, &calls, steps), Verdict::Linearizable);
+    let highest = Some(active - 2);
+    let mut stale = calls.clone();
+    stale.push(call(200_000, 200_001, VersionOp::Retired { highest }));
+    let stuck = calls.len();
+    assert_eq!(check(&spec, &stale, steps), Verdict::Not { stuck });
+    // More versions than anybody has asked for.
+    let mut asked = 0;
+    calls.retain(|call| {
+        asked += usize::from(call.completed.is_none());
+        call.completed.is_some() || asked > lost * 2 / 3
+    });
+    assert!(matches!(check(&spec, &calls, steps), Verdict::Not { .. }));
+}
+
+#[test]
+fn of_equal_ones_without_an_answer_as_many_take_effect_as_were_asked_for_by_then() {
+    let spec = Versions::of([1, 2, 3]);
+    let active = |from, to, version| {
+        call(
+            from,
+            to,
+            VersionOp::Active {
+                version: Some(version),
+            },
+        )
+    };
+    let two = [open(1, LOST), open(20, LOST)];
+    let judged = |reads: &[Call<VersionOp>]| check(&spec, &[&two[..], reads].concat(), STEPS);
+    for reads in [
+        vec![active(2, 3, 1), active(30, 31, 3)],
+        vec![active(2, 3, 2), active(30, 31, 2)],
+        vec![active(2, 3, 2), active(30, 31, 3)],
+        // At the very time at which it is asked for.
+        vec![active(2, 20, 3)],
+    ] {
+        assert_eq!(judged(&reads), Verdict::Linearizable, "{reads:?}");
+    }
+    // Before the second one was asked for there was no third version, in whatever order they are listed.
+    let early = active(2, 19, 3);
+    assert_eq!(judged(std::slice::from_ref(&early)), Verdict::Not { stuck: 2 });
+    let listed = [early, two[1].clone(), two[0].clone()];
+    assert_eq!(check(&spec, &listed, STEPS), Verdict::Not { stuck: 0 });
+}
+
 #[test]
 fn versions_are_counted_up_one_by_one() {
     let spec = Versions::of([1, 2, 4]);
@@ -148,10 +232,6 @@ fn versions_are_counted_up_one_by_one() {
     // Version 2 comes from nowhere.
     assert!(matches!(check(&spec, &good[1..], STEPS), Verdict::Not { .. }));
     let mut unknown = good[1..].to_vec();
-    let anything = VersionOp::Rotate {
-        version: None,
-        previous: None,
-    };
-    unknown.push(open(1, anything));
+    unknown.push(open(1, LOST));
     assert_eq!(check(&spec, &unknown, STEPS), Verdict::Linearizable);
 }

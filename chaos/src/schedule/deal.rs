@@ -30,6 +30,8 @@ const MEANWHILE: [Meanwhile; 6] = [
 const PAUSES: u64 = 1_500;
 /// What a step takes besides its own time: finding a leader, starting nodes, getting ready.
 const OVERHEAD_MS: u64 = 3_000;
+/// Steps are dealt for so much more time than a run has, for real ones that take less than is counted on.
+const RESERVE: f64 = 1.5;
 
 /// What is drawn for each step, all of it, always.
 struct Drawn {
@@ -178,7 +180,19 @@ impl Drawn {
     }
 }
 
+/// What is dealt for the time of a run is the beginning of what is dealt for a longer one: the others are its reserve.
 pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32, pause_ms: u32) -> Plan {
+    let wanted = steps(seed, minutes, kinds, nodes, pause_ms).len();
+    let mut all = steps(seed, minutes * RESERVE, kinds, nodes, pause_ms);
+    let more = all.split_off(wanted.min(all.len()));
+    Plan {
+        seed,
+        steps: all,
+        more,
+    }
+}
+
+fn steps(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: u32, pause_ms: u32) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut steps: Vec<Step> = Vec::new();
     let mut possible: Vec<FaultKind> = kinds
@@ -239,7 +253,7 @@ pub(super) fn deal(seed: u64, minutes: f64, kinds: &BTreeSet<FaultKind>, nodes: 
             break;
         }
     }
-    Plan { seed, steps }
+    steps
 }
 
 /// The one whose turn it is, at the line that was drawn.
@@ -275,6 +289,19 @@ mod tests {
         let (short, long) = (plan(7, 5.0, &all(), 3), plan(7, 10.0, &all(), 3));
         let first = short.steps.len().min(FaultKind::ALL.len());
         assert_eq!(short.steps[..first], long.steps[..first]);
+    }
+
+    #[test]
+    fn what_is_in_reserve_is_what_a_longer_plan_goes_on_with() {
+        for (minutes, longer) in [(10.0, 15.0), (60.0, 90.0)] {
+            let (short, long) = (plan(7, minutes, &all(), 3), plan(7, longer, &all(), 3));
+            assert!(short.more.len() > short.steps.len() / 4);
+            let numbers = short.steps.iter().chain(&short.more).map(|step| step.number);
+            assert!(numbers.eq(1..=long.steps.len() as u32));
+            assert_eq!([short.steps, short.more].concat(), long.steps);
+        }
+        // One round takes longer than that already.
+        assert!(plan(7, 0.1, &all(), 3).more.is_empty());
     }
 
     #[test]

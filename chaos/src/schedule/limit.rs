@@ -8,7 +8,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Effect, Fired, Plan, Step, attempts};
+use super::{Effect, FaultKind, Fired, Plan, Step};
+
+/// A step that had no effect is carried out again, so often in all: nobody may have led just then, or a node have had nothing to
+/// lose. One that has none even then is missing from the run.
+pub(super) const ATTEMPTS: u32 = 4;
+
+/// How often a step of a kind is carried out at most.
+pub(super) fn attempts(kind: FaultKind) -> u32 {
+    if kind.may_be_repeated() { ATTEMPTS } else { 1 }
+}
 
 /// Between two looks at whether it is time.
 const LOOK: Duration = Duration::from_millis(100);
@@ -68,6 +77,8 @@ impl Stop {
 #[derive(Debug)]
 pub(crate) struct Limit<'a> {
     stop: &'a Stop,
+    /// Its minutes are over: of what there is in reserve nothing is begun any more.
+    full: Instant,
     /// From then on nothing is begun but what is in `first`.
     until: Instant,
     /// Numbers of the steps that come however late it is, the first one of each kind, and as often as they may be repeated; and
@@ -90,13 +101,20 @@ impl<'a> Limit<'a> {
         let first = first.map(|step| (step.number, step.fault.kind().is_weather()));
         let first = Mutex::new(first.collect());
         stop.faults_begin();
+        let now = Instant::now();
         Self {
             stop,
-            until: Instant::now() + allowed(minutes),
+            full: now + lasting(minutes),
+            until: now + allowed(minutes),
             first,
             broken: AtomicBool::new(false),
             early: Mutex::default(),
         }
+    }
+
+    /// Whether its minutes are not over.
+    pub(crate) fn in_time(&self) -> bool {
+        Instant::now() < self.full
     }
 
     /// This step begins, or is repeated: those before it in its lane are through.
@@ -146,21 +164,38 @@ impl<'a> Limit<'a> {
 
     /// Why steps were left out, if this is the only reason.
     pub(crate) fn early(&self, plan: &Plan, fired: &[Fired]) -> Option<Early> {
-        if self.broken.load(Ordering::Relaxed) || plan.carried_out(fired).steps.len() == plan.steps.len() {
+        let due = plan.due(fired).steps.len();
+        if self.broken.load(Ordering::Relaxed) || plan.carried_out(fired).steps.len() == due {
             return None;
         }
         *lock(&self.early)
     }
 }
 
-/// With the margin; of minutes that are no time only that is left.
+/// Nothing, of minutes that are no time.
+fn lasting(minutes: f64) -> Duration {
+    let lasting = Duration::try_from_secs_f64(minutes * 60.0).unwrap_or_default();
+    lasting.min(Duration::from_secs(366 * 86_400))
+}
+
+/// With the margin.
 fn allowed(minutes: f64) -> Duration {
-    let planned = Duration::try_from_secs_f64(minutes * 60.0).unwrap_or_default();
-    let planned = planned.min(Duration::from_secs(366 * 86_400));
+    let planned = lasting(minutes);
     planned + planned / 5 + MARGIN
 }
 
 impl Plan {
+    /// What a run is asked about: every step, and what there was time for besides.
+    pub(crate) fn due(&self, fired: &[Fired]) -> Self {
+        let begun: BTreeSet<u32> = fired.iter().map(|one| one.step).collect();
+        let more = self.more.iter().filter(|step| begun.contains(&step.number));
+        Self {
+            seed: self.seed,
+            steps: self.steps.iter().chain(more).cloned().collect(),
+            more: Vec::new(),
+        }
+    }
+
     /// What of it was carried out: that is all that a run which has ended early can be asked about. A step that has had no effect
     /// would have been repeated, had there been time: the last one of each lane is among what was left out, unless it has had all
     /// its attempts.
@@ -177,10 +212,12 @@ impl Plan {
                 done.remove(&last.step);
             }
         }
-        let steps = self.steps.iter().filter(|step| done.contains(&step.number));
+        let all = self.steps.iter().chain(&self.more);
+        let steps = all.filter(|step| done.contains(&step.number));
         Self {
             seed: self.seed,
             steps: steps.cloned().collect(),
+            more: Vec::new(),
         }
     }
 }
@@ -188,7 +225,7 @@ impl Plan {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::{ATTEMPTS, FaultKind, plan};
+    use super::super::plan;
     use super::*;
 
     fn planned() -> Plan {
@@ -300,9 +337,41 @@ mod tests {
         limit.step_ends(&fired(&plan, 2)[1], false);
         assert_eq!(waits(), 0);
         assert!(!limit.broken.load(Ordering::Relaxed));
-        one.effect = Effect::cluster_failed("it does not join");
+        one.effect = Effect::Failed("it does not join".to_owned());
         limit.step_ends(&one, false);
         assert!(limit.broken.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn of_what_is_in_reserve_only_what_was_begun_is_missed() {
+        let plan = planned();
+        assert!(!plan.more.is_empty());
+        let mut done = fired(&plan, plan.steps.len());
+        assert_eq!(plan.due(&done).steps, plan.steps);
+        assert_eq!(plan.due(&[]).steps, plan.steps, "these have to come");
+        let stop = Stop::default();
+        let mut limit = Limit::begin(&stop, &plan, 5.0);
+        assert!(limit.in_time());
+        limit.full = Instant::now();
+        assert!(!limit.in_time());
+        // It was begun, and then the run was told to stop.
+        *lock(&limit.early) = Some(Early::Signal);
+        assert_eq!(limit.early(&plan, &done), None, "nothing was left out");
+        let next = &plan.more[0];
+        let mut one = done[0].clone();
+        (one.step, one.kind) = (next.number, next.fault.kind());
+        one.effect = Effect::NotCounted("nobody led".to_owned());
+        done.push(one);
+        let due = plan.due(&done);
+        assert_eq!(due.steps.last(), Some(next));
+        assert_eq!(due.steps.len(), plan.steps.len() + 1);
+        assert_eq!(plan.carried_out(&done).steps, plan.steps);
+        assert_eq!(limit.early(&plan, &done), Some(Early::Signal));
+        if let Some(last) = done.last_mut() {
+            last.effect = Effect::Counted;
+        }
+        assert_eq!(plan.carried_out(&done).steps, due.steps);
+        assert_eq!(limit.early(&plan, &done), None);
     }
 
     #[test]

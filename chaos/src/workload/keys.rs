@@ -4,10 +4,16 @@ use std::time::Duration;
 
 use hsm_api::admin::KeyState;
 
-use super::{NEW, Opened, Sealed, Worker};
+use super::{NEW, Opened, SHORT_LIVED, Sealed, Worker};
 
-/// Retired versions that are left alone in contexts that rotate all the time: a token with thousands of keys is another test.
+/// Retired versions that are left alone in contexts that rotate all the time: a token with thousands of keys is another test, and
+/// a node proves every key that it holds at each start.
 const LEFT: usize = 40;
+/// The same in each of those that are made during a run: there are four of them.
+const LEFT_OF_NEW: usize = 8;
+/// The same where versions are destroyed one by one, for those that were spared in time. The newest is still with the client that
+/// ends them; of the older ones it wants nothing any more.
+const LEFT_OF_SPARED: usize = 8;
 /// From a destruction's order to its end: a new leader may cost it half a minute, a node that is away longer.
 const DESTROYED: Duration = Duration::from_secs(90);
 
@@ -150,27 +156,76 @@ async fn ends(worker: &mut Worker, sealed: &Sealed) {
     }
 }
 
-/// Destroys what is old where versions are only ever made: the newest retired ones stay as they are.
-pub(super) async fn trim(mut worker: Worker, contexts: [&'static str; 2]) {
+/// How many retired versions of a context are left alone.
+fn left_of(context: &str) -> usize {
+    match context {
+        SHORT_LIVED => LEFT_OF_SPARED,
+        new if NEW.contains(&new) => LEFT_OF_NEW,
+        _ => LEFT,
+    }
+}
+
+/// Those of a listing that are old: all that are retired but the newest, in their order. One that is spared may be out of use.
+fn old(versions: impl Iterator<Item = (u32, KeyState)>, left: usize) -> Vec<u32> {
+    let mut retired: Vec<u32> = versions
+        .filter(|(_, state)| matches!(state, KeyState::DecryptOnly | KeyState::Disabled))
+        .map(|(version, _)| version)
+        .collect();
+    retired.sort_unstable();
+    retired.truncate(retired.len().saturating_sub(left));
+    retired
+}
+
+/// Destroys what is old, so that a node holds as many keys after an hour as after some minutes: the newest retired ones stay as
+/// they are. A node that lists them late lists older ones, so none of the newest is ever meant.
+pub(super) async fn trim(mut worker: Worker) {
     while worker.pause(5_000, 10_000).await {
         let node = worker.node();
         let Some(keys) = worker.clients.keys(worker.process, node).await else {
             continue;
         };
-        for context in contexts {
-            let known = keys.contexts.iter().filter(|known| known.context == context);
-            let versions = known.flat_map(|known| &known.versions);
-            let retired: Vec<u32> = versions
-                .filter(|version| version.state == KeyState::DecryptOnly)
-                .map(|version| version.version)
-                .collect();
-            let old = retired.len().saturating_sub(LEFT);
-            for version in &retired[..old] {
+        for known in &keys.contexts {
+            let states = known.versions.iter().map(|known| (known.version, known.state));
+            for version in old(states, left_of(&known.context)) {
                 if !worker.goes_on() {
                     return;
                 }
-                worker.clients.destroy(worker.process, context, *version).await;
+                worker
+                    .clients
+                    .destroy(worker.process, &known.context, version)
+                    .await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::CONTEXTS;
+
+    #[test]
+    fn what_is_old_is_destroyed_in_every_context_and_the_newest_retired_ones_are_not() {
+        use KeyState::{Active, DecryptOnly, DestroyScheduled, Destroyed, Disabled};
+        let states = [
+            (1, Destroyed),
+            (5, DecryptOnly),
+            (2, Disabled),
+            (3, DecryptOnly),
+            (4, DestroyScheduled),
+            (6, DecryptOnly),
+            (7, Active),
+        ];
+        let old = |left| old(states.into_iter(), left);
+        assert_eq!(old(2), [2, 3]);
+        assert_eq!(old(1), [2, 3, 5]);
+        assert!(old(4).is_empty() && old(40).is_empty());
+        // Together as many as some minutes make, however long a run is.
+        let all: usize = CONTEXTS.iter().chain(&NEW).map(|context| left_of(context)).sum();
+        assert_eq!(all, 2 * LEFT + LEFT_OF_SPARED + 4 * LEFT_OF_NEW);
+        assert!(
+            CONTEXTS.iter().chain(&NEW).all(|context| left_of(context) > 0),
+            "the last one is read"
+        );
     }
 }

@@ -135,7 +135,7 @@ impl Workload {
         running.spawn(keys::read(worker(14), CONTEXTS[1]));
         running.spawn(keys::live(worker(15), SHORT_LIVED));
         running.spawn(keys::create(worker(17)));
-        running.spawn(keys::trim(worker(16), [CONTEXTS[0], CONTEXTS[1]]));
+        running.spawn(keys::trim(worker(16)));
         running.spawn(access::change(worker(20)));
         running.spawn(access::change(worker(21)));
         running.spawn(access::revoke(worker(22)));

@@ -16,10 +16,18 @@ struct Wishes {
     ended: u64,
 }
 
+/// Requests to put a version back into use whose outcome is not known.
+#[derive(Default)]
+struct Returns {
+    enabled: u32,
+    undone: u32,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Uses {
     wishes: BTreeMap<(String, u32), Wishes>,
+    returns: BTreeMap<(String, u32), Returns>,
     /// When it was acknowledged; nobody has wanted it out of use since.
     back: BTreeMap<(String, u32), u64>,
 }
@@ -41,9 +49,33 @@ fn wanted(operation: &Operation) -> Option<((String, u32), bool)> {
 
 impl Uses {
     pub(super) fn begins(&mut self, operation: &Operation) {
-        if let Some((key, false)) = wanted(operation) {
-            self.back.remove(&key);
-            self.wishes.entry(key).or_default().open += 1;
+        match wanted(operation) {
+            Some((key, false)) => {
+                self.back.remove(&key);
+                self.wishes.entry(key).or_default().open += 1;
+            }
+            Some((key, true)) => *self.returning(key, operation) += 1,
+            None => {}
+        }
+    }
+
+    fn returning(&mut self, key: (String, u32), operation: &Operation) -> &mut u32 {
+        let returns = self.returns.entry(key).or_default();
+        match operation {
+            Operation::Undo { .. } => &mut returns.undone,
+            _ => &mut returns.enabled,
+        }
+    }
+
+    /// Whether what this one has just done may be taken back at any time, by a request that went before it and was not answered. A
+    /// destruction that waits is taken back by nothing but its own reverse.
+    pub(super) fn may_end(&self, operation: &Operation) -> bool {
+        let Some(returns) = wanted(operation).and_then(|(key, _)| self.returns.get(&key)) else {
+            return false;
+        };
+        match operation {
+            Operation::Destroy { .. } => returns.undone > 0,
+            _ => returns.undone + returns.enabled > 0,
         }
     }
 
@@ -63,6 +95,10 @@ impl Uses {
                 wishes.ended = wishes.ended.max(completed);
             }
             return;
+        }
+        if !matches!(outcome, Outcome::Unknown { .. }) {
+            let open = self.returning(key.clone(), operation);
+            *open = open.saturating_sub(1);
         }
         // A late repeat is answered with what the version is by then.
         let readable = matches!(
@@ -127,5 +163,35 @@ mod tests {
         let mut uses = Uses::default();
         uses.ends(&using(true), (10, 20), &ok(KeyState::Disabled));
         assert_eq!(uses.back(&("c".to_owned(), 1)), None, "a late repeat");
+    }
+
+    #[test]
+    fn what_is_out_of_use_may_come_back_by_a_request_that_was_not_answered() {
+        let (context, key) = (|| "c".to_owned(), || "k".to_owned());
+        let undo = Operation::Undo {
+            context: context(),
+            version: 1,
+            key: key(),
+        };
+        let destroy = Operation::Destroy {
+            context: context(),
+            version: 1,
+            key: key(),
+        };
+        let unknown = Outcome::Unknown { why: String::new() };
+        for (before, outcome, disabled, destroyed) in [
+            (&undo, &unknown, true, true),
+            (&using(true), &unknown, true, false),
+            (&undo, &ok(KeyState::DecryptOnly), false, false),
+            (&using(true), &ok(KeyState::DecryptOnly), false, false),
+        ] {
+            let mut uses = Uses::default();
+            assert!(!uses.may_end(&destroy));
+            uses.begins(before);
+            assert!(uses.may_end(&using(false)), "it is under way");
+            uses.ends(before, (1, 2), outcome);
+            let ends = (uses.may_end(&using(false)), uses.may_end(&destroy));
+            assert_eq!(ends, (disabled, destroyed), "{before:?} {outcome:?}");
+        }
     }
 }

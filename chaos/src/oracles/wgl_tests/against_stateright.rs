@@ -12,6 +12,20 @@ use super::*;
 const HISTORIES: u64 = 4000;
 const CLIENTS: u64 = 4;
 const OPERATIONS: u64 = 8;
+/// Of the questions of a history one in so many is never answered, and so many of them at most.
+#[derive(Clone, Copy)]
+struct Lost {
+    one_in: u64,
+    most: u32,
+}
+const SOME: Lost = Lost {
+    one_in: 8,
+    most: u32::MAX,
+};
+/// As many as there can be in one history before the other judge, who tries them everywhere, takes minutes.
+const MANY: Lost = Lost { one_in: 2, most: 3 };
+/// Of so many histories one has many.
+const MANY_IN: u64 = 4;
 
 /// A specification of ours as one of stateright's.
 #[derive(Clone)]
@@ -85,7 +99,7 @@ struct Asked<O> {
 }
 
 /// Clients that wait for each answer; now and then one never gets it, and another one takes its place.
-fn history<W: World>(random: &mut Random) -> Vec<Event<<W::Spec as Sequential>::Op>> {
+fn history<W: World>(random: &mut Random, mut lost: Lost) -> Vec<Event<<W::Spec as Sequential>::Op>> {
     let spec = W::spec();
     let mut state = spec.start();
     let mut events = Vec::new();
@@ -106,7 +120,8 @@ fn history<W: World>(random: &mut Random) -> Vec<Event<<W::Spec as Sequential>::
             continue;
         };
         let Some(answer) = &waiting.answer else {
-            if random.below(8) == 0 {
+            if lost.most > 0 && random.below(lost.one_in) == 0 {
+                lost.most -= 1;
                 // It is never answered, and was done or not.
                 if random.below(2) == 0
                     && let Some(next) = spec.step(&state, &waiting.question)
@@ -185,9 +200,11 @@ where
 }
 
 fn both_say_the_same<W: World>(seed: u64) {
-    let (mut random, mut right) = (Random::new(seed), 0);
+    let (mut random, mut right, mut alike) = (Random::new(seed), 0, 0);
     for number in 0..HISTORIES {
-        let events = history::<W>(&mut random);
+        let lost = if number % MANY_IN == 0 { MANY } else { SOME };
+        let events = history::<W>(&mut random, lost);
+        alike += u64::from(has_alike(&events));
         let spec = W::spec();
         let (own, other) = (ours(&spec, &events), theirs(&spec, &events));
         let own_says = match own {
@@ -203,6 +220,28 @@ fn both_say_the_same<W: World>(seed: u64) {
         HISTORIES - right > HISTORIES / 8,
         "{right} of {HISTORIES} are right"
     );
+    assert!(
+        alike > HISTORIES / 16,
+        "{alike} of {HISTORIES} have several unanswered questions that are the same"
+    );
+}
+
+/// Whether several that were never answered are the same.
+fn has_alike<O: PartialEq>(events: &[Event<O>]) -> bool {
+    let mut open: BTreeMap<u64, &O> = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Invoke(who, question) => {
+                open.insert(*who, question);
+            }
+            Event::Return(who, _) => {
+                open.remove(who);
+            }
+        }
+    }
+    let open: Vec<&O> = open.into_values().collect();
+    let mut places = open.iter().enumerate();
+    places.any(|(place, question)| open[..place].contains(question))
 }
 
 struct Cells;
