@@ -158,11 +158,20 @@ pub(crate) async fn what_an_older_node_does_not_know_waits_for_it() -> Result<()
     use hsm_api::admin::RekeyTransportRequest;
 
     let cluster = Playground::builder().unformed().start().await?;
-    let older = cluster.node(3);
-    older.kill().await?;
     let report_older = [("HSM_FAILPOINTS", OsStr::new("levels::report_older=return"))];
-    cluster.start_node_with(older.number, &report_older).await?;
+    for node in cluster.nodes() {
+        node.kill().await?;
+        cluster.start_node_with(node.number, &report_older).await?;
+    }
     cluster.up().await?;
+    // All but one are upgraded. It was a member before: nobody is let in whose release is older than every member's.
+    for node in &cluster.nodes()[..2] {
+        node.signal(Signal::SIGTERM)?;
+        node.wait_gone(SOON).await?;
+        cluster.start_node(node.number).await?;
+        node.wait_ready(SOON).await?;
+    }
+    let older = cluster.node(3);
     let admin = cluster.client("admin")?;
     let change = RekeyTransportRequest {
         slot: "exchange".to_owned(),
