@@ -6,7 +6,7 @@
  *
  *     module PATH                      the real module; read once, when it is loaded
  *     FUNCTION fail CODE [LABEL]       returns CODE (hexadecimal) without calling the real module
- *     FUNCTION once CODE [LABEL]       the same, of the first call since the rules were written
+ *     FUNCTION once CODE [LABEL]       the first call since the rules were written returns CODE, whatever the real module says
  *     FUNCTION delay MILLISECONDS [LABEL]
  *     FUNCTION hang - [LABEL]          until the rule is gone
  *     FUNCTION log - [LABEL]           a line more in "<this library>.calls": process, FUNCTION, first argument
@@ -200,7 +200,11 @@ static word pass(int index, const char *name, char kind, word a, word b, word c,
       continue;
     }
     if (strcmp(verb, "fail") == 0) return strtoul(argument, NULL, 16);
-    if (strcmp(verb, "once") == 0 && is_first(index)) return strtoul(argument, NULL, 16);
+    if (strcmp(verb, "once") == 0 && is_first(index)) {
+      /* Called all the same: it ends the operation that the session has begun. */
+      real->call[index](a, b, c, d, e, f, g, h);
+      return strtoul(argument, NULL, 16);
+    }
     if (strcmp(verb, "delay") == 0) pause_ms(strtol(argument, NULL, 10));
     if (strcmp(verb, "log") == 0) note(name, a);
     if (strcmp(verb, "value") == 0) return key_of(argument, a, (const struct attribute *)c, d, e);
