@@ -5,8 +5,9 @@
  * The rules are the file beside it, "<this library>.rules", read at each call, one a line; the first that fits counts:
  *
  *     module PATH                      the real module; read once, when it is loaded
- *     FUNCTION fail CODE [LABEL]       returns CODE (hexadecimal) without calling the real module
- *     FUNCTION once CODE [LABEL]       the first call since the rules were written returns CODE, whatever the real module says
+ *     FUNCTION fail CODE [LABEL]       returns CODE (hexadecimal) without calling the real module, but for C_Encrypt and
+ *                                      C_Decrypt: whatever they say ends the operation that the session has begun
+ *     FUNCTION once CODE [LABEL]       the same, of the first call since the rules were written
  *     FUNCTION delay MILLISECONDS [LABEL]
  *     FUNCTION hang - [LABEL]          until the rule is gone
  *     FUNCTION log - [LABEL]           a line more in "<this library>.calls": process, FUNCTION, first argument
@@ -199,10 +200,9 @@ static word pass(int index, const char *name, char kind, word a, word b, word c,
       pause_ms(10);
       continue;
     }
-    if (strcmp(verb, "fail") == 0) return strtoul(argument, NULL, 16);
-    if (strcmp(verb, "once") == 0 && is_first(index)) {
-      /* Called all the same: it ends the operation that the session has begun. */
-      real->call[index](a, b, c, d, e, f, g, h);
+    if (strcmp(verb, "fail") == 0 || (strcmp(verb, "once") == 0 && is_first(index))) {
+      /* PKCS#11 2.40, 5.8.2 and 5.9.2: one-part calls that fail end the operation. */
+      if (index == 30 || index == 34) real->call[index](a, b, c, d, e, f, g, h);
       return strtoul(argument, NULL, 16);
     }
     if (strcmp(verb, "delay") == 0) pause_ms(strtol(argument, NULL, 10));

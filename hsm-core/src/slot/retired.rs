@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 /// So many within [`WINDOW`], and something must be badly wrong with the module.
 const MAX_RECENT: usize = 16;
-const WINDOW: Duration = Duration::from_secs(3600);
+/// Short, because what is wrong with a token for a moment takes a session with each call, and has to be over soon after it has passed.
+const WINDOW: Duration = Duration::from_secs(60);
 /// So many in a slot's life, and only a restart helps: tokens bound their sessions too.
 const MAX_EVER: usize = 1024;
 
