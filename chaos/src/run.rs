@@ -100,13 +100,18 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
     // Whatever ends this: what is on the disk says why. The folder of a run that passes goes as a whole.
     cluster.keep();
     println!(
-        "seed {}: {} nodes, {}, in {}; {} faults in about {} minutes, and more until those are over",
+        "seed {}: {} nodes, {}, in {}; {} faults in about {} minutes{}",
         plan.seed,
         options.nodes,
         cluster.network(),
         folder.path().display(),
         plan.steps.len(),
-        options.minutes
+        options.minutes,
+        if plan.more.is_empty() {
+            ""
+        } else {
+            ", and more until those are over"
+        }
     );
     let recorder = Recorder::create(&folder.file(folder::HISTORY))?;
     let witnesses = Witnesses {

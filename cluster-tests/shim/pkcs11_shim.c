@@ -181,13 +181,15 @@ static void show(word object, const struct attribute *template, word count) {
 
 /* Whether this is the first call of the function since the rules were written. */
 static int is_first(int index) {
-  static struct timespec seen[68];
+  static struct stat seen[68];
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   struct stat file;
   if (stat(rules, &file) != 0) return 0;
   pthread_mutex_lock(&lock);
-  int first = seen[index].tv_sec != file.st_mtim.tv_sec || seen[index].tv_nsec != file.st_mtim.tv_nsec;
-  seen[index] = file.st_mtim;
+  /* Rules are renamed into place; the clock of files is coarse. */
+  int first = seen[index].st_ino != file.st_ino || seen[index].st_mtim.tv_sec != file.st_mtim.tv_sec ||
+              seen[index].st_mtim.tv_nsec != file.st_mtim.tv_nsec;
+  seen[index] = file;
   pthread_mutex_unlock(&lock);
   return first;
 }

@@ -20,7 +20,7 @@ enum Outcome {
     Refused,
     /// It may have been rotated.
     Unknown,
-    /// Before its turn no node could be asked any more.
+    /// No node could be asked, at its turn or before.
     NotAsked,
     /// It has no first version yet: there is nothing to rotate.
     NoKey,
@@ -81,8 +81,10 @@ impl Turn {
     fn failed(context: &str, error: &ClientError) -> Self {
         let outcome = if error.outcome_unknown() {
             Outcome::Unknown
-        } else {
+        } else if error.refusal().is_some() {
             Outcome::Refused
+        } else {
+            Outcome::NotAsked
         };
         Self {
             code: error.code().map(ErrorCode::as_str),
@@ -185,11 +187,13 @@ impl Turns {
             let of = contexts.filter(|turn| with.contains(&turn.outcome));
             of.map(|turn| turn.context.as_str()).collect()
         };
-        let open = named(&[Outcome::Refused, Outcome::Unknown, Outcome::NotAsked]);
+        let listed =
+            |with: &[Outcome]| or_dash(Some(named(with).join(", ")).filter(|names| !names.is_empty()));
         let hint = format!(
-            "not rotated: {}; rotated: {}; the same again, by which each is rotated once: --idempotency-key {key}",
-            open.join(", "),
-            or_dash(Some(named(&[Outcome::Rotated]).join(", ")).filter(|names| !names.is_empty()))
+            "not rotated: {}; rotated: {}; unknown: {}; the same again, by which each is rotated once: --idempotency-key {key}",
+            listed(&[Outcome::Refused, Outcome::NotAsked]),
+            listed(&[Outcome::Rotated]),
+            listed(&[Outcome::Unknown]),
         );
         let Some(error) = self.failed else {
             return Ok(());
@@ -366,7 +370,11 @@ mod tests {
         assert_eq!(outcomes(&turns), expected);
         let error = turns.ended("k").unwrap_err();
         assert_eq!(Exit::of(&error), Exit::Unknown);
-        assert!(error.to_string().contains("not rotated: a, b, c, d;"), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.contains("not rotated: a, c, d; rotated: -; unknown: b;"),
+            "{said}"
+        );
         for (error, ends) in [
             (api(ErrorCode::NoQuorum), true),
             (api(ErrorCode::OutcomeUnknown), true),

@@ -14,7 +14,7 @@ use crate::common::{CONTEXT, formed_with, open, seal_under};
 use crate::members::{SOON, check_voters, members};
 
 /// `server.drain.notice_ms` of these nodes. All that is done while a node leaves has to be done within it.
-const NOTICE: Duration = Duration::from_secs(3);
+const NOTICE: Duration = Duration::from_secs(6);
 /// After it the leader goes on with the log for so long (`docs/operations.md`).
 const HEARD_AND_CLOSED: Duration = Duration::from_millis(700);
 /// Longer than that, and a time may have been over before anybody looked.

@@ -229,7 +229,8 @@ impl Worker<'_> {
             if second {
                 return Err(token_error(error));
             }
-            second = true;
+            // What the key has opened before this trouble says nothing of what comes after it.
+            (second, sound) = (true, false);
         }
     }
 }

@@ -39,6 +39,11 @@ impl<S> Retired<S> {
         self.recent.len() < MAX_RECENT && self.kept.len() < MAX_EVER
     }
 
+    /// Whether none may be given up any more, ever.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kept.len() >= MAX_EVER
+    }
+
     /// Keeps one more.
     pub(crate) fn keep(&mut self, session: S, now: Instant) {
         self.kept.push(session);
@@ -64,6 +69,7 @@ mod tests {
             retired.keep((), now);
             now += WINDOW;
         }
+        assert!(retired.is_full());
         now += WINDOW * 2;
         assert!(!retired.has_room(now));
     }

@@ -36,7 +36,11 @@ impl Sessions {
     pub(crate) fn retire(&mut self, shared: &Shared) -> Result<(), OpError> {
         let now = Instant::now();
         if !self.retired.has_room(now) {
-            let reason = "a thread had to give up one session after the other";
+            let reason = if self.retired.is_full() {
+                "a thread has given up as many sessions as it may: restart the node"
+            } else {
+                "a thread had to give up one session after the other"
+            };
             shared.state.fail(TOKEN_ERROR, reason);
             return Err(OpError::SlotNotReady(shared.state.get()));
         }
