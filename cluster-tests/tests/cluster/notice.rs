@@ -81,7 +81,11 @@ impl Scene {
     /// What is encrypted meanwhile, under a version made meanwhile, the node that leaves opens.
     async fn serves_what_is_new(&self) -> Result<()> {
         let admin = self.cluster.client_on("admin", self.asked.number)?;
-        let newest = admin.rotate(CONTEXT, None).await?.version;
+        let newest = admin
+            .with_retry(Retry::Until(NOTICE))
+            .rotate(CONTEXT, None)
+            .await?
+            .version;
         let trading = self.cluster.client_on("trading-1", self.asked.number)?;
         let sealed = seal_under(&trading, CONTEXT, b"while one leaves", newest).await?;
         let mut last = None;
