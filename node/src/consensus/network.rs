@@ -1,6 +1,7 @@
 //! openraft's view of the network. Making a client awaits nothing: openraft does it in its core loop.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use openraft::error::{
@@ -71,6 +72,14 @@ fn unexpected(what: &str) -> Unreachable {
     Unreachable::new(&std::io::Error::other(what.to_string()))
 }
 
+/// Whether a candidate was refused because of another's candidacy, by a voter whose log is shorter than its own.
+fn is_outranked(asked: &VoteRequest<RaftId>, answer: &VoteResponse<RaftId>) -> bool {
+    !answer.vote_granted
+        && !answer.vote.committed
+        && answer.vote > asked.vote
+        && answer.last_log_id < asked.last_log_id
+}
+
 impl PeerClient {
     async fn call(&self, request: &Request, option: &RPCOption) -> Result<Response, CallFailure> {
         let answer = self
@@ -117,6 +126,28 @@ impl PeerClient {
         };
         if let Err(error) = running.raft.append_entries(told).await {
             tracing::warn!(%error, %vote, "raft did not take note of a higher vote");
+        }
+    }
+
+    /// Stands for election once more, a heartbeat after this candidate was refused because of one that could not win.
+    ///
+    /// Votes of one term are ordered by the candidate's id in openraft 0.9.25, and a candidate that is refused because its log is
+    /// shorter keeps the vote that it gave itself. If its id is the greater one, it refuses the candidate with the longer log in
+    /// turn, which takes over that vote and waits for a whole election timeout: the two that are left of three voters when their
+    /// leader dies in the middle of a change. A term later the longer log wins. Where a third voter has elected somebody, he
+    /// says so within a heartbeat, and nothing is done.
+    async fn stand_again(shared: Arc<Shared>, outranked_by: Vote) {
+        tokio::time::sleep(shared.options.timing.heartbeat).await;
+        let Some(running) = shared.raft.get() else {
+            return;
+        };
+        let vote = running.raft.metrics().borrow().vote;
+        if vote != outranked_by || shared.draining.load(Ordering::SeqCst) {
+            return;
+        }
+        tracing::info!(%outranked_by, "standing for election again: a candidate with a shorter log is in the way");
+        if let Err(error) = running.raft.trigger().elect().await {
+            tracing::warn!(%error, "raft has not stood for election again");
         }
     }
 
@@ -199,11 +230,17 @@ impl RaftNetwork<TypeConfig> for PeerClient {
     }
 
     async fn vote(&mut self, rpc: VoteRequest<RaftId>, option: RPCOption) -> RpcResult<VoteResponse<RaftId>> {
+        let asked = rpc.clone();
         match self.call(&Request::Vote(rpc), &option).await.map_err(rpc_error)? {
-            Response::Vote(answer) => match self.shared.check_term(&answer.vote) {
-                Ok(()) => Ok(answer),
-                Err(why) => Err(unexpected(&why).into()),
-            },
+            Response::Vote(answer) => {
+                self.shared
+                    .check_term(&answer.vote)
+                    .map_err(|why| unexpected(&why))?;
+                if is_outranked(&asked, &answer) {
+                    tokio::spawn(Self::stand_again(Arc::clone(&self.shared), answer.vote));
+                }
+                Ok(answer)
+            }
             Response::Failed(why) => Err(unexpected(&why).into()),
             _ => Err(unexpected("unexpected answer to a vote request").into()),
         }
@@ -230,9 +267,13 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use openraft::raft::AppendEntriesResponse::{Conflict, HigherVote, Success};
+
+    use openraft::CommittedLeaderId;
+    use raft_store::LogId;
 
     use super::super::Role;
     use super::super::test_world::{World, until};
@@ -386,6 +427,69 @@ mod tests {
         assert!(more <= 15, "{more} attempts in {WATCHED:?}");
         let before = times();
         until("another attempt", || times() > before).await;
+    }
+
+    #[test]
+    fn a_candidate_is_outranked_by_another_candidacy_of_a_voter_with_a_shorter_log_only() {
+        let at = |index| Some(LogId::new(CommittedLeaderId::new(4, 1), index));
+        let asked = VoteRequest::new(Vote::new(5, 1), at(8));
+        let refused = |vote, last| VoteResponse::new(vote, last, false);
+        assert!(is_outranked(&asked, &refused(Vote::new(5, 2), at(7))));
+        assert!(is_outranked(&asked, &refused(Vote::new(9, 2), None)));
+        // That one wins, or has won.
+        assert!(!is_outranked(&asked, &refused(Vote::new(5, 2), at(8))));
+        assert!(!is_outranked(&asked, &refused(Vote::new(5, 2), at(9))));
+        assert!(!is_outranked(&asked, &refused(Vote::new_committed(5, 2), at(7))));
+        // It keeps to a leader that it had until now.
+        assert!(!is_outranked(&asked, &refused(Vote::new_committed(4, 1), at(7))));
+        assert!(!is_outranked(
+            &asked,
+            &VoteResponse::new(Vote::new(5, 1), at(7), true)
+        ));
+    }
+
+    /// The other voter has stood for election first, with a shorter log and a greater id.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_longer_log_stands_again_long_before_its_election_timeout() {
+        let world = World::with_timing("outranked", |timing| {
+            timing.election_min = Duration::from_secs(60);
+            timing.election_max = Duration::from_secs(61);
+        })
+        .await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let id = world.register(&address).await;
+        let asked: Arc<Mutex<Vec<Vote>>> = Arc::default();
+        let deposed = Arc::new(AtomicBool::new(false));
+        let (votes, later) = (Arc::clone(&asked), Arc::clone(&deposed));
+        world.answering(listener, id, move |request| match request {
+            Request::Append(_) if !later.load(Ordering::SeqCst) => Response::Append(Success),
+            Request::Append(_) => Response::Append(HigherVote(Vote::new(FAR, id))),
+            Request::Vote(rpc) => {
+                let mut votes = votes.lock().unwrap();
+                votes.push(rpc.vote);
+                let own = Vote::new(rpc.vote.leader_id.term.max(FAR + 1), id);
+                Response::Vote(VoteResponse::new(own, None, false))
+            }
+            _ => Response::Failed("no part of this test".into()),
+        });
+        let raft = world.node.shared.raft.get().unwrap().raft.clone();
+        // The membership driver makes it a learner, and then a voter.
+        world.admitted(id).await;
+        until("another voter", || {
+            raft.metrics().borrow().membership_config.voter_ids().count() == 2
+        })
+        .await;
+        deposed.store(true, Ordering::SeqCst);
+        until("the higher vote", || {
+            raft.metrics().borrow().vote.leader_id.term == FAR
+        })
+        .await;
+        raft.trigger().elect().await.unwrap();
+        until("a second candidacy", || asked.lock().unwrap().len() > 1).await;
+        let asked = asked.lock().unwrap().clone();
+        assert_eq!(asked[0].leader_id.term, FAR + 1);
+        assert!(asked[1] > Vote::new(FAR + 1, id), "{asked:?}");
     }
 
     /// The last terms there are would end every election after them.

@@ -120,6 +120,11 @@ pub(super) struct World {
 impl World {
     /// `name` has to be the test's own: the audit is found by it.
     pub(super) async fn new(name: &'static str) -> Self {
+        Self::with_timing(name, |_| ()).await
+    }
+
+    /// The same, with other times than in production.
+    pub(super) async fn with_timing(name: &'static str, change: impl FnOnce(&mut RaftTiming)) -> Self {
         audit();
         let dir = tempfile::tempdir().unwrap();
         let ca = TestCa::new("cluster");
@@ -135,7 +140,8 @@ impl World {
             std::fs::create_dir_all(&data).unwrap();
             options(name, data, port, tls(dir.path(), name), Arc::clone(&fatal))
         };
-        let (honest, attacker) = (at("n1"), at(name));
+        let (mut honest, attacker) = (at("n1"), at(name));
+        change(&mut honest.timing);
         let node = tokio::task::spawn_blocking(move || start(honest))
             .await
             .unwrap()
