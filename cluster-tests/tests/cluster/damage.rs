@@ -1,6 +1,6 @@
 //! Damage to a stopped node's files, met by the program itself: it comes back with everything that was acknowledged, or ends
 //! with its documented exit code and says what to do. The same is done to the store alone, hundreds of times
-//! (`raft-store/tests/store/damage.rs`).
+//! (`raft-store/tests/store/damage.rs`). A slot whose token's files are damaged serves with every key, or fails and says why.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -13,7 +13,8 @@ use cluster_tests::{Node, Playground};
 use hsm_api::admin::{ClusterStatus, ContextInfo, CreateKekRequest};
 
 use crate::by_hand::Start;
-use crate::common::{CONTEXT, Sealed, context_on, open_everywhere, seal, seal_under, versions};
+use crate::common::{CONTEXT, Sealed, context_on, open, open_everywhere, seal, seal_under, versions};
+use crate::pkcs11::token_folder;
 
 /// What is damaged follows from it; what stands there differs from run to run, as keys and ids do.
 const SEED: u64 = 0x5eed_0010;
@@ -237,6 +238,80 @@ async fn a_node_on_damaged_files_comes_back_whole_or_says_what_to_do() -> Result
     }
     println!("{whole} came back whole, {refused} refused (seed {SEED:#x})");
     ensure!(whole > 0 && refused > 0, "{whole} came back, {refused} refused");
+    cluster.passed();
+    Ok(())
+}
+
+/// How often each file of the token is damaged.
+const TOKEN_ROUNDS: &str = "HSM_TOKEN_DAMAGE_ROUNDS";
+const USUAL_TOKEN_ROUNDS: u32 = 1;
+/// From a start to a slot that is ready, or says why it is not; what is missing is imported meanwhile.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Whether the slot came back with every key. If not it has said why, and no ciphertext was opened as something else.
+async fn slot_comes_back(cluster: &Playground, node: &Node, acknowledged: &Acknowledged) -> Result<bool> {
+    let ready = node.wait_ready(SETTLED).await.is_ok();
+    let client = cluster.client("trading-1")?;
+    if ready {
+        acknowledged.check(cluster).await?;
+        return Ok(true);
+    }
+    for sealed in &acknowledged.sealed {
+        if let Err(error) = open(&client, CONTEXT, sealed).await {
+            ensure!(error.downcast_ref::<hsm_api::ClientError>().is_some(), "{error:#}");
+        }
+    }
+    let status = cluster.status(node.number).await.context("no status")?;
+    let slot = status.slots.into_iter().find(|slot| slot.slot == "exchange");
+    let why = slot.context("no slot")?.reason.unwrap_or_default();
+    println!("not ready: {why}");
+    ensure!(!why.is_empty(), "not ready, without a reason: {}", node.checks().await);
+    Ok(false)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_on_damaged_files_of_its_token_serves_every_key_or_says_why() -> Result<()> {
+    let rounds = std::env::var(TOKEN_ROUNDS).map_or(Ok(USUAL_TOKEN_ROUNDS), |text| text.parse())?;
+    let cluster = Playground::start(1).await?;
+    let node = cluster.node(1);
+    let mut acknowledged = Acknowledged::by(&cluster).await?;
+    node.kill().await?;
+    let tokens = node.dir.join("tokens");
+    let whole = cluster.scratch().join("tokens");
+    copy(&tokens, &whole)?;
+    let place = token_folder(&tokens, "slot-exchange")?;
+    let mut files: Vec<_> = std::fs::read_dir(&place)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "object"));
+    files.sort();
+    ensure!(files.len() > 4, "{files:?}");
+
+    let mut random = Random(SEED);
+    let (mut back, mut failed) = (0, 0);
+    for file in files.iter().cycle().take(files.len() * rounds as usize) {
+        let damaged = OpenOptions::new().read(true).write(true).open(file)?;
+        let place = random.below(damaged.metadata()?.len());
+        flip_at(&damaged, place, &mut random)?;
+        drop(damaged);
+        let told = || format!("{}, byte {place}, seed {SEED:#x}", file.display());
+        cluster.start_node(1).await.with_context(told)?;
+        let serves = slot_comes_back(&cluster, &node, &acknowledged)
+            .await
+            .with_context(told)?;
+        println!("{}: {}", told(), if serves { "every key" } else { "failed" });
+        if serves {
+            back += 1;
+            acknowledged.status = cluster.status(1).await.context("no status")?;
+        } else {
+            failed += 1;
+        }
+        node.kill().await?;
+        std::fs::remove_dir_all(&tokens)?;
+        copy(&whole, &tokens)?;
+    }
+    println!("{back} came back with every key, {failed} failed with a reason (seed {SEED:#x})");
+    ensure!(back > 0, "no slot came back");
     cluster.passed();
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A node whose data lies on a small file system of its own that is filled to its last byte under load, and freed again: it
 //! refuses changes and leaves service in time, comes back by itself or ends with the reason and starts again, has lost
-//! nothing that it acknowledged, and takes no more room afterwards than before, although keys are renewed all the while.
+//! nothing that it acknowledged, and its use is bounded afterwards while keys are renewed all the time, and flat once they are
+//! not.
 //!
 //! The file system is a tmpfs, which only root may mount. Where that is not permitted nothing is tested, and the test says so;
 //! `HSM_NEED_TMPFS` makes that a failure.
@@ -50,6 +51,8 @@ const RENEWED: Duration = Duration::from_millis(500);
 const KEPT: usize = 3;
 /// Destructions asked for meanwhile, at least.
 const FEWEST: usize = 3;
+/// Then nobody changes anything for this part of that time: what is used does not grow any more.
+const AT_REST: u32 = 5;
 
 /// A file system of its own; gone when dropped.
 struct Tmpfs {
@@ -238,6 +241,24 @@ async fn watched(tmpfs: &Tmpfs, node: &Node, seconds: u64, destructions: &Atomic
     Ok(peaks)
 }
 
+/// What is used at the beginning and at the end of a while in which there is nothing but load.
+async fn at_rest(tmpfs: &Tmpfs, node: &Node, lasts: Duration) -> Result<[u64; 2]> {
+    let begun = Instant::now();
+    let first = tmpfs.used()?;
+    let mut last = first;
+    while begun.elapsed() < lasts {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        last = tmpfs.used()?;
+        ensure!(
+            last <= first + SEGMENT,
+            "its use grows although nobody changes anything: {first} bytes, {last} after {:?}",
+            begun.elapsed()
+        );
+    }
+    node.wait_ready(A_MOMENT).await?;
+    Ok([first, last])
+}
+
 pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknowledged() -> Result<()> {
     // One node: nobody could give back what it lost.
     let cluster = Playground::start(1).await?;
@@ -363,15 +384,20 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
         leaving.iter().all(|version| gone.contains(version)).then_some(())
     })
     .await?;
+    let rest = Duration::from_secs(seconds) / AT_REST;
+    let calm = at_rest(&tmpfs, &node, rest).await?;
     let report = load.stop().await;
     println!(
         "{SIZE} bytes filled: {} rotations acknowledged, {refused} refused, 0 lost; the node ended {ended} times; \
          {before} bytes used before, at most {} and {} in the halves of {seconds} s afterwards, in which {} versions were \
-         destroyed; {} encryptions",
+         destroyed; then {} and, after {} s without changes, {}; {} encryptions",
         versions.len(),
         peaks[0],
         peaks[1],
         leaving.len(),
+        calm[0],
+        rest.as_secs(),
+        calm[1],
         report.encrypted
     );
     ensure!(

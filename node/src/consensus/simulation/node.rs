@@ -224,8 +224,8 @@ impl Node {
             );
             self.violations.add("a vote never goes back", what);
         }
-        // A snapshot that was received replaces a log that it does not continue.
-        if found.last_purged == before.last_purged && found.last_log < before.last_log {
+        // A snapshot that was received replaces a log that it does not continue. Nothing takes a purge back.
+        if found.last_purged <= before.last_purged && found.last_log < before.last_log {
             let what = format!(
                 "{name}: {:?} was acknowledged, {:?} found",
                 before.last_log, found.last_log
