@@ -72,8 +72,8 @@ struct RunArguments {
     /// Seed of the faults and of the workload.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long faults go on. Each kind comes once, however long that takes; beyond that the plan ends after these minutes, a
-    /// fifth of them and one more, with whatever is left of it.
+    /// How long faults go on. Three fifths of it are planned, and each kind once, however long that takes; what comes besides comes
+    /// while there is time. A plan that is not through a fifth and a minute after these minutes ends, and the run is inconclusive.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
     /// Nodes of the cluster.
