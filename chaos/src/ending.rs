@@ -227,7 +227,7 @@ fn with_unready(judgement: Judgement, unready: Option<&str>) -> Judgement {
     with(judgement, finding)
 }
 
-fn with(judgement: Judgement, more: Finding) -> Judgement {
+pub(crate) fn with(judgement: Judgement, more: Finding) -> Judgement {
     match judgement {
         Judgement::Violations(mut findings) => {
             findings.push(more);

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::ending::{self, Ended, Ending, Patience, Witnesses};
+use crate::failover;
 use crate::folder::{self, Folder};
 use crate::history::Recorder;
 use crate::options::Options;
@@ -141,6 +142,13 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
         trouble: more,
     } = ending::end(&cluster, witnesses, &fired, PATIENCE, folder).await?;
     trouble.extend(more);
+    let judgement = match failover::findings(folder, plan, &fired) {
+        Ok(findings) => findings.into_iter().fold(judgement, ending::with),
+        Err(error) => {
+            trouble.push(format!("the fail-overs: {error:#}"));
+            judgement
+        }
+    };
     let ended = Ended {
         early,
         unready,

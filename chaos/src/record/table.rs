@@ -124,12 +124,7 @@ fn is_composed(entry: &Entry) -> bool {
 /// Nothing but nodes that are killed: how long that takes is not mixed with what a slow disk or a bad line adds to it.
 fn kills_alone(entry: &Entry) -> bool {
     let mut kinds = entry.asked.iter().chain(entry.faults.keys());
-    kinds.all(|kind| {
-        matches!(
-            kind,
-            FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority | FaultKind::KillAll
-        )
-    })
+    kinds.all(|kind| kind.is_kill())
 }
 
 fn failovers(entries: &[&Entry]) -> FailOvers {
