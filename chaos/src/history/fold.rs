@@ -251,8 +251,14 @@ impl Fold {
                 self.ended(at);
                 self.history.notes.push((at, what));
             }
-            Line::Sampled { at, sample } => {
+            Line::Sampled { at, mut sample } => {
                 self.ended(at);
+                let older = sample.older.as_ref();
+                let key = older.map(|older| (older.context.clone(), older.version));
+                // Nobody has to hold what may be out of use.
+                if key.is_some_and(|key| self.uses.was_unwanted(&key)) {
+                    sample.older = None;
+                }
                 self.watched.sample(at, &sample);
             }
             Line::Invoked {
