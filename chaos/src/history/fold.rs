@@ -141,6 +141,8 @@ pub struct History {
     pub notes: Vec<(u64, String)>,
     /// Ciphertexts that were handed out, in each second of the run.
     pub encrypted_in: Vec<u32>,
+    /// Those that were decrypted to what they were made of, in each second.
+    pub decrypted_in: Vec<u32>,
     /// What the watch saw.
     pub watched: Findings,
     /// Whenever a node had another process, term or part than before, in order.

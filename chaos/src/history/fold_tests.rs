@@ -128,6 +128,17 @@ fn every_version_keeps_some_and_the_totals_are_true() {
 }
 
 #[test]
+fn right_answers_to_decryptions_are_counted_in_their_seconds() {
+    let mut script = Script::default();
+    for right in [true, false, true] {
+        script.open(1, 1, right);
+    }
+    script.at = 2 * SECOND;
+    script.open(1, 1, true);
+    assert_eq!(script.fold.finish().decrypted_in, [2, 0, 1]);
+}
+
+#[test]
 fn an_encryption_under_a_replaced_version_is_told_by_the_index_alone() {
     let mut script = Script::default();
     let rotate = Operation::Rotate {
