@@ -12,6 +12,7 @@ use crate::ending::{self, Ended, Ending, Patience, Witnesses};
 use crate::failover;
 use crate::folder::{self, Folder};
 use crate::history::Recorder;
+use crate::network::NetworkKind;
 use crate::options::Options;
 use crate::oracles;
 use crate::schedule::{self, Early, FaultKind, Fired, Limit, Plan, Stop};
@@ -43,6 +44,8 @@ pub struct Report {
     pub early: Option<Early>,
     /// Those that were left out for that.
     pub left_out: u32,
+    /// Where its nodes found each other, if it came so far.
+    pub network: Option<NetworkKind>,
 }
 
 impl Report {
@@ -56,6 +59,7 @@ impl Report {
             planned: 0,
             early: None,
             left_out: 0,
+            network: None,
         }
     }
 
@@ -167,6 +171,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
         planned: count(planned),
         early,
         left_out: early.map_or(0, |_| count(left_out)),
+        network: Some(cluster.network_kind()),
     })
 }
 
