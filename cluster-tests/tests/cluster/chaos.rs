@@ -179,10 +179,7 @@ pub(crate) async fn a_short_run_in_network_namespaces_finds_nothing() -> Result<
     }
     let faults = "kill-leader,leader-in-minority,one-way,bridge";
     let said = passes(Run::start(81, "0.25", "namespaces", faults)?).await?;
-    ensure!(
-        said.contains("each in a network namespace of its own"),
-        "{said}"
-    );
+    ensure!(said.contains("each in a network namespace of its own"), "{said}");
     Ok(())
 }
 
@@ -203,7 +200,8 @@ async fn passes(mut run: Run) -> Result<String> {
 fn namespaces_are_permitted() -> Result<bool> {
     // In namespaces of its own, which end with it.
     let tried = Command::new("unshare")
-        .args(["--net", "--mount", "ip", "link", "add", "chaos-try", "type", "bridge"])
+        .args(["--net", "--mount"])
+        .args(["ip", "link", "add", "chaos-try", "type", "bridge"])
         .stdin(Stdio::null())
         .output()
         .context("start unshare (util-linux)")?;
