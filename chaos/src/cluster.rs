@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use crate::cluster::equip::Equipment;
 use crate::faults;
 use crate::faults::unsynced::Loss;
-use crate::network::Network;
+use crate::network::{Network, NetworkKind};
 use crate::options::Options;
 use crate::record;
 use crate::schedule::FaultKind;
@@ -135,6 +135,12 @@ impl Cluster {
     #[must_use]
     pub fn network(&self) -> String {
         self.network.to_string()
+    }
+
+    /// The same in a word.
+    #[must_use]
+    pub fn network_kind(&self) -> NetworkKind {
+        self.network.kind()
     }
 
     /// How links are cut.

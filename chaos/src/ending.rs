@@ -72,13 +72,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// What a run comes to, with what its oracles say. One that has ended early is asked only about what it has carried out.
+    /// What a run comes to, with what its oracles say. One that was told to stop is asked only about what it has carried out.
     pub(crate) fn verdict(&self, judgement: Judgement, plan: &Plan, fired: &[Fired]) -> Verdict {
         let judgement = with_unready(judgement, self.unready.as_deref());
-        match self.early {
-            None => Verdict::of(judgement, &plan.due(fired), fired, &self.trouble),
-            Some(_) => Verdict::of(judgement, &plan.carried_out(fired), fired, &self.trouble),
-        }
+        let asked_about = plan.asked_about(self.early, fired);
+        Verdict::of(judgement, &asked_about, fired, &self.trouble)
     }
 }
 
@@ -229,7 +227,7 @@ fn with_unready(judgement: Judgement, unready: Option<&str>) -> Judgement {
     with(judgement, finding)
 }
 
-fn with(judgement: Judgement, more: Finding) -> Judgement {
+pub(crate) fn with(judgement: Judgement, more: Finding) -> Judgement {
     match judgement {
         Judgement::Violations(mut findings) => {
             findings.push(more);
@@ -269,7 +267,7 @@ mod tests {
         assert_eq!(judged(u64::MAX, &[]), (Judgement::Pass, 1));
     }
     #[test]
-    fn a_run_that_has_ended_early_is_asked_about_what_it_has_carried_out() {
+    fn only_a_run_that_was_told_to_stop_may_have_left_out_a_planned_fault() {
         let kinds = [FaultKind::KillLeader, FaultKind::Pause].into_iter().collect();
         let plan = plan(7, 5.0, &kinds, 3);
         let fired: Vec<Fired> = plan.steps[..4]
@@ -290,7 +288,7 @@ mod tests {
         let verdict =
             |ended: &Ended, fired: &[Fired]| ended.verdict(Judgement::Pass, &plan, fired).exit_code();
         assert_eq!(verdict(&ended(None), &fired), 2, "steps are missing");
-        assert_eq!(verdict(&ended(Some(Early::Time)), &fired), 0);
+        assert_eq!(verdict(&ended(Some(Early::Time)), &fired), 2, "they are missing");
         assert_eq!(verdict(&ended(Some(Early::Signal)), &fired), 0);
         assert_eq!(verdict(&ended(Some(Early::Signal)), &[]), 2, "nothing was tried");
         let mut unready = ended(Some(Early::Signal));

@@ -12,8 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::folder::{self, Folder};
 use crate::history::{Answer, Line, Made, Operation, Outcome};
-use crate::schedule::{Effect, FaultKind, Fired};
+use crate::oracles::Finding;
+use crate::schedule::{Effect, FaultKind, Fired, Plan};
 
+/// The oracle that judges them.
+const NAME: &str = "failover";
+/// Requests that failed and are told one by one.
+const TOLD: usize = 5;
 /// In front of the number of the step and of the node.
 const MARK: &str = "leader killed: step ";
 
@@ -47,6 +52,24 @@ pub struct FailOvers {
     /// Those of them that were not answered as they should be: refused for whatever reason but that somebody had taken the
     /// version out of use or the context had no key until shortly before, or not answered at all.
     pub failed: u64,
+    /// The first of these.
+    #[serde(skip)]
+    pub failures: Vec<String>,
+}
+
+/// What is wrong with the fail-overs of a run. Only where nothing but nodes were killed is anything asked for: beside bad lines, full
+/// disks and broken tokens others than the killed one may refuse for reasons of their own.
+///
+/// # Errors
+/// As [`FailOvers::of`].
+pub(crate) fn findings(run: &Folder, plan: &Plan, fired: &[Fired]) -> Result<Vec<Finding>> {
+    let planned = plan.steps.iter().map(|step| step.fault.kind());
+    let mut kinds = planned.chain(fired.iter().map(|one| one.kind));
+    if kinds.all(FaultKind::is_kill) {
+        Ok(FailOvers::of(run)?.findings())
+    } else {
+        Ok(Vec::new())
+    }
 }
 
 impl FailOvers {
@@ -70,6 +93,28 @@ impl FailOvers {
             }
         }
         Ok(reading.finish(&fired))
+    }
+
+    /// In a run of kills alone.
+    fn findings(&self) -> Vec<Finding> {
+        let mut texts = Vec::new();
+        if self.failed > 0 {
+            texts.push(format!(
+                "{} of {} encryptions and decryptions failed on nodes that were not killed, while a killed leader was \
+                 replaced; the first: {}",
+                self.failed,
+                self.asked,
+                self.failures.join("; ")
+            ));
+        }
+        if self.unended > 0 {
+            texts.push(format!(
+                "after {} kills of the leader no change was acknowledged until the next one or the end of the run",
+                self.unended
+            ));
+        }
+        let finding = |text| Finding { oracle: NAME, text };
+        texts.into_iter().map(finding).collect()
     }
 
     /// With those of another run.
@@ -123,6 +168,8 @@ struct Span {
     until: Option<u64>,
     asked: u64,
     failed: u64,
+    /// The first of these.
+    failures: Vec<String>,
 }
 
 /// A history, line by line.
@@ -148,6 +195,7 @@ impl Reading {
                         until: None,
                         asked: 0,
                         failed: 0,
+                        failures: Vec::new(),
                     });
                 }
             }
@@ -175,7 +223,12 @@ impl Reading {
                     .filter(|span| span.killed != *node && span.until.is_none_or(|until| invoked < until));
                 if let Some(span) = meant {
                     span.asked += 1;
-                    span.failed += u64::from(has_failed(outcome, known));
+                    if has_failed(outcome, known) {
+                        span.failed += 1;
+                        if span.failures.len() < TOLD {
+                            span.failures.push(format!("{operation:?}: {outcome:?}"));
+                        }
+                    }
                 }
             }
             change if change.is_change() && matches!(outcome, Outcome::Ok(_)) => {
@@ -217,6 +270,8 @@ impl Reading {
             }
             found.asked += span.asked;
             found.failed += span.failed;
+            let room = TOLD.saturating_sub(found.failures.len());
+            found.failures.extend(span.failures.iter().take(room).cloned());
         }
         found
     }
@@ -419,15 +474,60 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_and_a_fail_over_without_an_end_are_findings() {
+        assert!(FailOvers::default().findings().is_empty());
+        let lines = vec![
+            kill(100, 7, 3),
+            begun(110, 1, seal(1)),
+            over(120, 1, refused("not_ready")),
+        ];
+        let failed = [fired(7, Effect::Failed("no change".to_owned()))];
+        let found = read(lines, &failed).findings();
+        assert!(found.iter().all(|finding| finding.oracle == "failover"));
+        let told: Vec<&str> = found.iter().map(|finding| finding.text.as_str()).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].starts_with("1 of 1 encryptions") && told[0].contains("not_ready"),
+            "{told:?}"
+        );
+        assert!(told[1].starts_with("after 1 kills"), "{told:?}");
+    }
+
+    #[test]
+    fn only_in_runs_of_kills_alone_a_failure_is_a_finding() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::at(root.path()).unwrap();
+        let counted = [fired(7, Effect::Counted)];
+        folder.write(folder::FIRED, &counted).unwrap();
+        let lines = [
+            kill(100, 7, 3),
+            begun(110, 1, seal(1)),
+            over(120, 1, refused("not_ready")),
+            begun(130, 2, change(2)),
+            over(140, 2, done()),
+        ];
+        let lines = lines.map(|line| serde_json::to_string(&line).unwrap());
+        std::fs::write(folder.file(folder::HISTORY), lines.join("\n")).unwrap();
+        for (kinds, wanted) in [
+            (vec![FaultKind::KillLeader, FaultKind::KillAll], 1),
+            (vec![FaultKind::KillLeader, FaultKind::Delay], 0),
+        ] {
+            let kinds: BTreeSet<FaultKind> = kinds.into_iter().collect();
+            let plan = crate::schedule::plan(7, 1.0, &kinds, 3);
+            let found = findings(&folder, &plan, &counted).unwrap();
+            assert_eq!(found.len(), wanted, "{kinds:?}");
+        }
+    }
+
+    #[test]
     fn percentiles_are_of_what_was_measured() {
         let mut all = FailOvers::default();
         assert_eq!(all.percentile(99), None);
         for ms in (1..=200).rev() {
             all.add(&FailOvers {
                 ms: vec![ms],
-                unended: 0,
                 asked: 2,
-                failed: 0,
+                ..FailOvers::default()
             });
         }
         assert_eq!(

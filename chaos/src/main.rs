@@ -29,7 +29,7 @@ enum Command {
     Run(RunArguments),
     /// Judge the recorded history of a run again, then carry out its plan on a new cluster.
     ///
-    /// The exit code is that of the new run. Interleavings are not repeated.
+    /// The exit code is 1 if either shows a violation, else that of the new run. Interleavings are not repeated.
     Replay {
         /// Folder of the run.
         recorded: PathBuf,
@@ -72,8 +72,8 @@ struct RunArguments {
     /// Seed of the faults and of the workload.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long faults go on. Each kind comes once, however long that takes; beyond that the plan ends after these minutes, a
-    /// fifth of them and one more, with whatever is left of it.
+    /// How long faults go on. Three fifths of it are planned, and each kind once, however long that takes; what comes besides comes
+    /// while there is time. A plan that is not through a fifth and a minute after these minutes ends, and the run is inconclusive.
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
     /// Nodes of the cluster.
@@ -279,10 +279,12 @@ fn with_record(code: u8, recorded: Result<()>) -> Result<u8> {
 
 async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -> Result<u8> {
     let recorded = Folder::at(recorded)?;
-    match replay::check(&recorded) {
+    let judged = replay::check(&recorded);
+    match &judged {
         Ok(verdict) => println!("the recorded history, judged again:\n{verdict}"),
         Err(error) => println!("the recorded history cannot be judged: {error:#}"),
     }
+    let with_recorded = |code| with_recorded(code, judged.as_ref().ok());
     let folder = Folder::create(dir)?;
     let command = format!("chaos replay {}", recorded.path().display());
     let stop = Stop::default();
@@ -290,13 +292,26 @@ async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -
         .or_stop(&folder, &stop, replay::again(&recorded, &folder, &stop))
         .await;
     let (report, stopped) = match carried_out {
-        Ok((report, stopped)) => (report?, stopped),
-        Err(code) => return Ok(ended_by(code, &command)),
+        Ok((Ok(report), stopped)) => (report, stopped),
+        Ok((Err(error), _)) => {
+            println!("verdict: inconclusive: {error:#}");
+            return Ok(with_recorded(2));
+        }
+        Err(code) => return Ok(with_recorded(ended_by(code, &command))),
     };
     println!("{}", record::summary(&report));
     // A replay that has not come so far has none.
     let _ = told(FailOvers::of(&folder));
-    Ok(conclude(&report, &folder, &command, false, stopped))
+    let code = conclude(&report, &folder, &command, false, stopped);
+    Ok(with_recorded(code))
+}
+
+/// What the recorded history shows is not undone by a new run in which it has not come again.
+fn with_recorded(code: u8, recorded: Option<&Verdict>) -> u8 {
+    match recorded {
+        Some(verdict @ Verdict::Violation(_)) => verdict.exit_code(),
+        _ => code,
+    }
 }
 
 /// Says how to do again what was ended where it was.
@@ -409,6 +424,19 @@ mod tests {
         assert_eq!(code(Verdict::Inconclusive(String::new()), Some(130)), 130);
         assert_eq!(code(Verdict::Inconclusive(String::new()), None), 2);
         assert_eq!(code(Verdict::Violation(Vec::new()), Some(143)), 1);
+    }
+
+    #[test]
+    fn a_violation_of_the_recorded_run_is_told_whatever_comes_of_the_new_one() {
+        let violation = Verdict::Violation(Vec::new());
+        let not = [Verdict::Pass, Verdict::Inconclusive(String::new())];
+        for code in [0, 1, 2, 143] {
+            assert_eq!(with_recorded(code, Some(&violation)), 1);
+            assert_eq!(with_recorded(code, None), code);
+            for verdict in &not {
+                assert_eq!(with_recorded(code, Some(verdict)), code);
+            }
+        }
     }
 
     #[test]

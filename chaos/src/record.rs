@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::failover::FailOvers;
 use crate::faults::disk::MET_ITS_END;
 use crate::faults::failpoint::points;
+use crate::network::NetworkKind;
 use crate::options::Options;
 use crate::run::Report;
 use crate::schedule::{Early, Effect, FaultKind, Fired};
@@ -38,6 +39,9 @@ pub struct Entry {
     pub commit: String,
     /// Nodes at its beginning.
     pub nodes: u32,
+    /// Where they found each other. The first lines do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkKind>,
     /// For how long faults went on, in seconds.
     pub seconds: u64,
     /// Kinds that were asked for.
@@ -150,6 +154,7 @@ pub fn add(
         seed: options.seed,
         commit,
         nodes: options.nodes,
+        network: report.network,
         seconds: report.faults_lasted.as_secs(),
         asked: options.faults.clone(),
         planned: report.planned,
@@ -280,6 +285,7 @@ mod tests {
             planned: 4,
             early: None,
             left_out: 0,
+            network: Some(NetworkKind::Namespaces),
         }
     }
 
@@ -320,6 +326,7 @@ mod tests {
         let table = table(&entries);
         for said in [
             "checked | 2 |",
+            "namespace of its own | 2 |",
             "minutes under faults | 20 |",
             "have had their effect | 0 |",
             "higher term | 4 |",

@@ -4,7 +4,8 @@
 
 use anyhow::{Context, Result};
 
-use crate::ending::Ended;
+use crate::ending::{self, Ended};
+use crate::failover;
 use crate::folder::{self, Folder};
 use crate::history::History;
 use crate::options::Asked;
@@ -31,6 +32,8 @@ pub fn check(recorded: &Folder) -> Result<Verdict> {
     } else {
         Judgement::Pass
     };
+    let findings = failover::findings(recorded, &plan, &fired)?;
+    let judgement = findings.into_iter().fold(judgement, ending::with);
     Ok(ended.verdict(judgement, &plan, &fired))
 }
 
@@ -51,7 +54,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::history::Recorder;
+    use crate::history::{Answer, Operation, Outcome, Recorder};
     use crate::schedule::{Effect, FaultKind, plan};
 
     /// The folder of a run of which nothing is wrong but what is said.
@@ -103,6 +106,34 @@ mod tests {
         assert_eq!(
             unready,
             "violation: readiness: hsm-node-1 is away\nverdict: violation"
+        );
+    }
+
+    #[test]
+    fn a_fail_over_that_clients_of_the_others_have_noticed_is_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = kept(&root, Some(&Ended::default()));
+        let recorder = Recorder::create(&folder.file(folder::HISTORY)).unwrap();
+        recorder.note(&failover::mark(1, 1));
+        let asked = Operation::Encrypt {
+            context: "c".to_owned(),
+            number: 1,
+            node: 2,
+        };
+        recorder.invoke(1, asked).complete(Outcome::Refused {
+            code: "not_ready".to_owned(),
+        });
+        let cn = "probe".to_owned();
+        recorder
+            .invoke(2, Operation::Revoke { cn })
+            .complete(Outcome::Ok(Answer::Done));
+        recorder.finish().unwrap();
+        let said = check(&folder).unwrap();
+        assert_eq!(said.exit_code(), 1, "{said}");
+        let told = said.to_string();
+        assert!(
+            told.starts_with("violation: failover: 1 of 1 encryptions"),
+            "{told}"
         );
     }
 

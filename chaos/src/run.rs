@@ -9,8 +9,10 @@ use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::ending::{self, Ended, Ending, Patience, Witnesses};
+use crate::failover;
 use crate::folder::{self, Folder};
 use crate::history::Recorder;
+use crate::network::NetworkKind;
 use crate::options::Options;
 use crate::oracles;
 use crate::schedule::{self, Early, FaultKind, Fired, Limit, Plan, Stop};
@@ -42,6 +44,8 @@ pub struct Report {
     pub early: Option<Early>,
     /// Those that were left out for that.
     pub left_out: u32,
+    /// Where its nodes found each other, if it came so far.
+    pub network: Option<NetworkKind>,
 }
 
 impl Report {
@@ -55,6 +59,7 @@ impl Report {
             planned: 0,
             early: None,
             left_out: 0,
+            network: None,
         }
     }
 
@@ -141,6 +146,13 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
         trouble: more,
     } = ending::end(&cluster, witnesses, &fired, PATIENCE, folder).await?;
     trouble.extend(more);
+    let judgement = match failover::findings(folder, plan, &fired) {
+        Ok(findings) => findings.into_iter().fold(judgement, ending::with),
+        Err(error) => {
+            trouble.push(format!("the fail-overs: {error:#}"));
+            judgement
+        }
+    };
     let ended = Ended {
         early,
         unready,
@@ -159,6 +171,7 @@ async fn attempt(options: &Options, plan: &Plan, folder: &Folder, stop: &Stop) -
         planned: count(planned),
         early,
         left_out: early.map_or(0, |_| count(left_out)),
+        network: Some(cluster.network_kind()),
     })
 }
 

@@ -172,6 +172,9 @@ pub struct Sample {
     pub known: u64,
     /// What a node that was ready has just encrypted.
     pub probe: Option<Probe>,
+    /// What was encrypted under an earlier version, and one of the nodes was asked for besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<Probe>,
     /// The nodes.
     pub nodes: Vec<Seen>,
 }
@@ -203,6 +206,9 @@ pub struct Seen {
     pub index: Option<u64>,
     /// What it made of the probe.
     pub held: Held,
+    /// What it made of the older one.
+    #[serde(default)]
+    pub older: Held,
     /// Its state's index and digest, read together.
     pub digest: Option<(u64, String)>,
     /// Its term.
@@ -212,10 +218,11 @@ pub struct Seen {
 }
 
 /// What a node made of a probe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Held {
     /// It was not asked.
+    #[default]
     NotAsked,
     /// It decrypted it.
     Opened,

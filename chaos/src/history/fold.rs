@@ -141,6 +141,8 @@ pub struct History {
     pub notes: Vec<(u64, String)>,
     /// Ciphertexts that were handed out, in each second of the run.
     pub encrypted_in: Vec<u32>,
+    /// Those that were decrypted to what they were made of, in each second.
+    pub decrypted_in: Vec<u32>,
     /// What the watch saw.
     pub watched: Findings,
     /// Whenever a node had another process, term or part than before, in order.
@@ -251,8 +253,14 @@ impl Fold {
                 self.ended(at);
                 self.history.notes.push((at, what));
             }
-            Line::Sampled { at, sample } => {
+            Line::Sampled { at, mut sample } => {
                 self.ended(at);
+                let older = sample.older.as_ref();
+                let key = older.map(|older| (older.context.clone(), older.version));
+                // Nobody has to hold what may be out of use.
+                if key.is_some_and(|key| self.uses.was_unwanted(&key)) {
+                    sample.older = None;
+                }
                 self.watched.sample(at, &sample);
             }
             Line::Invoked {

@@ -1,4 +1,4 @@
-use super::super::event::{Held, Sample, Seen};
+use super::super::event::{Held, Probe, Sample, Seen};
 use super::*;
 
 /// A history in the making.
@@ -56,6 +56,7 @@ impl Script {
             ready: true,
             index: None,
             held: Held::NotAsked,
+            older: Held::NotAsked,
             digest: None,
             term: None,
             leads: false,
@@ -66,6 +67,7 @@ impl Script {
                 began: self.at,
                 known: 0,
                 probe: None,
+                older: None,
                 nodes: vec![seen],
             }),
         });
@@ -123,6 +125,17 @@ fn every_version_keeps_some_and_the_totals_are_true() {
     assert_eq!(history.versions[&("c".to_owned(), 2)].kept.len(), 1);
     let in_all: u32 = history.encrypted_in.iter().sum();
     assert_eq!((in_all, history.encrypted_in.len()), (1001, 21));
+}
+
+#[test]
+fn right_answers_to_decryptions_are_counted_in_their_seconds() {
+    let mut script = Script::default();
+    for right in [true, false, true] {
+        script.open(1, 1, right);
+    }
+    script.at = 2 * SECOND;
+    script.open(1, 1, true);
+    assert_eq!(script.fold.finish().decrypted_in, [2, 0, 1]);
 }
 
 #[test]
@@ -346,6 +359,46 @@ fn who_has_long_been_ready_knows_which_contexts_have_a_key() {
 }
 
 #[test]
+fn an_older_key_has_to_be_held_until_somebody_wants_it_out_of_use() {
+    for (wanted_out, lacking) in [(false, 1), (true, 0)] {
+        let mut script = Script::default();
+        if wanted_out {
+            script.begin(use_of(false));
+        }
+        let code = "key_version_not_ready".to_owned();
+        let seen = Seen {
+            node: 2,
+            pid: Some(1),
+            ready: true,
+            index: None,
+            held: Held::NotAsked,
+            older: Held::Refused { code },
+            digest: None,
+            term: None,
+            leads: false,
+        };
+        let older = Probe {
+            context: "c".to_owned(),
+            version: 1,
+            made_on: 1,
+            at: 0,
+        };
+        script.fold.line(Line::Sampled {
+            at: script.at + 1,
+            sample: Box::new(Sample {
+                began: script.at,
+                known: 0,
+                probe: None,
+                older: Some(older),
+                nodes: vec![seen],
+            }),
+        });
+        let history = script.fold.finish();
+        assert_eq!(history.watched.lacking.kept.len(), lacking, "{wanted_out}");
+    }
+}
+
+#[test]
 fn what_never_ends_is_kept_as_unknown() {
     let mut script = Script::default();
     script.begin(revoke());
@@ -356,6 +409,7 @@ fn what_never_ends_is_kept_as_unknown() {
             began: 0,
             known: 0,
             probe: None,
+            older: None,
             nodes: Vec::new(),
         }),
     });

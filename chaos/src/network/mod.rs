@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::{Node, Subnet};
+use serde::{Deserialize, Serialize};
 
 use crate::options::NetworkChoice;
 
@@ -40,6 +41,16 @@ pub fn enter(choice: NetworkChoice) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// What the network of a run was, for its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkKind {
+    /// A namespace for each node.
+    Namespaces,
+    /// All on 127.0.0.1, relays between them.
+    Loopback,
 }
 
 /// The network of one run.
@@ -75,6 +86,13 @@ impl Network {
             }
         };
         Ok(Self::Loopback { why })
+    }
+
+    pub(crate) fn kind(&self) -> NetworkKind {
+        match self {
+            Self::Namespaces { .. } => NetworkKind::Namespaces,
+            Self::Loopback { .. } => NetworkKind::Loopback,
+        }
     }
 
     pub(crate) fn subnet(&self) -> Option<Subnet> {

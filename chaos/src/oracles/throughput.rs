@@ -1,5 +1,5 @@
-//! A run in which nothing went on proves nothing: while the cluster can answer, clients are answered. How much is asked for
-//! is far below what two cores do; a standstill is found, not a slow machine.
+//! A run in which nothing went on proves nothing: while the cluster can answer, clients are answered. How much is asked for, of
+//! encryptions and of decryptions, is far below what two cores do; a standstill is found, not a slow machine.
 //!
 //! Two things are looked at: phases, calm ones and those of one fault; and the whole run, in which faults follow each other too
 //! closely for phases, but for the times at which nobody can answer.
@@ -14,7 +14,7 @@ pub(super) const NAME: &str = "throughput";
 const RECOVERY_MS: u64 = 15_000;
 /// A shorter phase says nothing.
 const SHORTEST_MS: u64 = 3_000;
-/// Ciphertexts in each second of a calm phase, on average.
+/// Ciphertexts in each second of a calm phase, on average; and as many that are decrypted.
 const CALM: f64 = 2.0;
 /// The same while a fault lasts that leaves somebody who answers, and over the whole run.
 const BROKEN: f64 = 0.5;
@@ -75,6 +75,21 @@ struct Phase {
     least: f64,
 }
 
+/// What clients got, in each second of the run.
+#[derive(Clone, Copy)]
+struct Got<'a> {
+    /// What was done with so many ciphertexts.
+    done: &'static str,
+    in_second: &'a [u32],
+}
+
+impl Got<'_> {
+    fn in_second(&self, second: u64) -> u64 {
+        let second = usize::try_from(second).unwrap_or(usize::MAX);
+        self.in_second.get(second).copied().map_or(0, u64::from)
+    }
+}
+
 pub(super) fn judge(history: &History, fired: &[Fired], nodes: usize, found: &mut Found) {
     let noted = |what: &str| {
         // The last one: a run ends with its last calm.
@@ -97,20 +112,27 @@ pub(super) fn judge(history: &History, fired: &[Fired], nodes: usize, found: &mu
         })
         .collect();
     lasted.sort_by_key(|one| one.from);
-    for phase in phases(begin, end, &lasted) {
-        found.checked(NAME, 1);
-        if let Some(text) = stalled(&phase, &history.encrypted_in) {
-            found.violation(NAME, text);
-        }
-    }
+    let phases = phases(begin, end, &lasted);
     let dead = dead(&lasted);
     let live = live_seconds(begin, end, &dead);
-    found.checked(NAME, live.len() as u64);
-    if let Some(text) = too_few(&live, &history.encrypted_in) {
-        found.violation(NAME, text);
-    }
-    if let Some(text) = standstill(begin, end, &live, &history.encrypted_in) {
-        found.violation(NAME, text);
+    let encrypted = Got {
+        done: "handed out",
+        in_second: &history.encrypted_in,
+    };
+    let decrypted = Got {
+        done: "decrypted",
+        in_second: &history.decrypted_in,
+    };
+    for got in [encrypted, decrypted] {
+        found.checked(NAME, phases.len() as u64);
+        for text in phases.iter().filter_map(|phase| stalled(phase, got)) {
+            found.violation(NAME, text);
+        }
+        found.checked(NAME, live.len() as u64);
+        let whole = [too_few(&live, got), standstill(begin, end, &live, got)];
+        for text in whole.into_iter().flatten() {
+            found.violation(NAME, text);
+        }
     }
     for text in changes(history, begin, end, &dead) {
         found.violation(NAME, text);
@@ -153,25 +175,20 @@ fn phases(begin: u64, end: u64, lasted: &[Lasted]) -> Vec<Phase> {
     phases
 }
 
-fn in_second(encrypted_in: &[u32], second: u64) -> u64 {
-    let second = usize::try_from(second).unwrap_or(usize::MAX);
-    encrypted_in.get(second).copied().map_or(0, u64::from)
-}
-
 /// Whole seconds that lie within the phase.
-fn stalled(phase: &Phase, encrypted_in: &[u32]) -> Option<String> {
+fn stalled(phase: &Phase, got: Got<'_>) -> Option<String> {
     let (from, to) = (phase.from_ms.div_ceil(1000), phase.to_ms / 1000);
     let seconds = to.saturating_sub(from);
     if seconds == 0 {
         return None;
     }
-    let encrypted: u64 = (from..to).map(|second| in_second(encrypted_in, second)).sum();
-    let rate = encrypted as f64 / seconds as f64;
+    let count: u64 = (from..to).map(|second| got.in_second(second)).sum();
+    let rate = count as f64 / seconds as f64;
     (rate < phase.least).then(|| {
         format!(
-            "{}: from second {from} to {to} of the run {encrypted} ciphertexts were handed out, {rate:.2} in a second; {} are \
-             asked for",
-            phase.name, phase.least
+            "{}: from second {from} to {to} of the run {count} ciphertexts were {}, {rate:.2} in a second; {} are asked \
+             for",
+            phase.name, got.done, phase.least
         )
     })
 }
@@ -198,23 +215,24 @@ fn live_seconds(begin: u64, end: u64, dead: &[(u64, u64)]) -> Vec<u64> {
     seconds.filter(|second| !overlaps(*second)).collect()
 }
 
-fn too_few(live: &[u64], encrypted_in: &[u32]) -> Option<String> {
-    let encrypted: u64 = live.iter().map(|second| in_second(encrypted_in, *second)).sum();
+fn too_few(live: &[u64], got: Got<'_>) -> Option<String> {
+    let count: u64 = live.iter().map(|second| got.in_second(*second)).sum();
     let least = (live.len() as f64 * BROKEN).floor();
-    ((encrypted as f64) < least).then(|| {
+    ((count as f64) < least).then(|| {
         format!(
-            "in the {} seconds of the run in which somebody could answer {encrypted} ciphertexts were handed out; {least} are \
-             asked for",
-            live.len()
+            "in the {} seconds of the run in which somebody could answer {count} ciphertexts were {}; {least} are asked \
+             for",
+            live.len(),
+            got.done
         )
     })
 }
 
 /// The longest time without any ciphertext; what nobody can answer in it does not count.
-fn standstill(begin: u64, end: u64, live: &[u64], encrypted_in: &[u32]) -> Option<String> {
+fn standstill(begin: u64, end: u64, live: &[u64], got: Got<'_>) -> Option<String> {
     let (mut quiet, mut since, mut longest) = (0, begin / 1000, (0, 0, 0));
     for second in begin.div_ceil(1000)..end / 1000 {
-        if in_second(encrypted_in, second) > 0 {
+        if got.in_second(second) > 0 {
             (quiet, since) = (0, second + 1);
         } else if live.binary_search(&second).is_ok() {
             quiet += 1;
@@ -226,8 +244,9 @@ fn standstill(begin: u64, end: u64, live: &[u64], encrypted_in: &[u32]) -> Optio
     let (quiet, from, to) = longest;
     (quiet > QUIET).then(|| {
         format!(
-            "from second {from} to {to} of the run no ciphertext was handed out, and somebody could answer in {quiet} of them; \
-             {QUIET} are let pass"
+            "from second {from} to {to} of the run no ciphertext was {}, and somebody could answer in {quiet} of them; {QUIET} \
+             are let pass",
+            got.done
         )
     })
 }
@@ -385,10 +404,17 @@ mod tests {
             to_ms: 5_500,
             least: CALM,
         };
+        let stalled = |in_second: &[u32]| {
+            let got = Got {
+                done: "handed out",
+                in_second,
+            };
+            super::stalled(&phase, got)
+        };
         // What lies outside does not count.
-        assert!(stalled(&phase, &[100, 100, 0, 0, 0, 100]).is_some());
-        assert!(stalled(&phase, &[0, 0, 2, 2, 2, 0]).is_none());
-        assert!(stalled(&phase, &[]).is_some());
+        assert!(stalled(&[100, 100, 0, 0, 0, 100]).is_some());
+        assert!(stalled(&[0, 0, 2, 2, 2, 0]).is_none());
+        assert!(stalled(&[]).is_some());
     }
 
     /// A run of 200 seconds in which one fault of a kind follows the other, each of them short.
@@ -399,6 +425,7 @@ mod tests {
             (200_000_000_000, CALM_ENDS.to_owned()),
         ];
         history.encrypted_in = encrypted_in;
+        history.decrypted_in = vec![9; 200];
         // One second in five is left to whoever can answer.
         let faults: Vec<Fired> = (0..40)
             .map(|number| fired(kind, 5_000 * number + 1_000, 5_000 * number + 5_000, ""))
@@ -441,14 +468,20 @@ mod tests {
         let said = told(|found| judge(&history, &[], 3, found));
         assert_eq!(
             said.len(),
-            4,
-            "no ciphertext, in three ways, and no change: {said:?}"
+            7,
+            "no ciphertext, and none decrypted, each in three ways, and no change: {said:?}"
         );
         let mut script = Script::default();
         let cn = "victim".to_owned();
         script.did(Operation::Revoke { cn }, Outcome::Ok(Answer::Done));
         history.changes = script.history().changes;
         history.encrypted_in = vec![5; 70];
+        let said = told(|found| judge(&history, &[], 3, found));
+        assert!(
+            said.len() == 3 && said.iter().all(|text| text.contains("decrypted")),
+            "decryption that stands still is found: {said:?}"
+        );
+        history.decrypted_in = vec![5; 70];
         assert!(told(|found| judge(&history, &[], 3, found)).is_empty());
     }
 

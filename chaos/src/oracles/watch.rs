@@ -1,5 +1,5 @@
-//! Looks at every node again and again while the run goes on: is it ready, can it use what another one has just encrypted, how
-//! far is it, what does its state look like? What it sees it writes down; what that means is judged later.
+//! Looks at every node again and again while the run goes on: is it ready, can it use what another one has just encrypted, and, by
+//! turns, what was encrypted under earlier versions, how far is it, what does its state look like? What it sees it writes down; what that means is judged later.
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 /// Of a node that does not know a version yet: as docs/errors.md has it.
 const AGAIN: Duration = Duration::from_secs(1);
 const A_MOMENT: Duration = Duration::from_millis(100);
+/// Of so many versions a ciphertext is kept.
+const KEPT: usize = 64;
 /// Places in [`CONTEXTS`], one for each look: the first one rotates most, and what is wrong with its versions may be over with
 /// the next look.
 const TURNS: &[usize] = &[0, 1, 0, 2];
@@ -101,6 +103,8 @@ struct Look {
     round: usize,
     /// See [`TURNS`].
     turns: &'static [usize],
+    /// Of each version one, for as long as it decrypts.
+    kept: Vec<Sealed>,
 }
 
 /// What is to be decrypted.
@@ -133,6 +137,7 @@ impl Look {
             recorder,
             round: 0,
             turns,
+            kept: Vec::new(),
         })
     }
 
@@ -142,25 +147,71 @@ impl Look {
         let known = self.recorder.highest_index();
         let ready = self.ready().await;
         let sealed = self.seal(&ready).await;
+        let older = self.older(&ready);
+        if let Some(sealed) = &sealed {
+            self.keep(sealed);
+        }
         let at = self.recorder.now();
         let mut asked = JoinSet::new();
         for (target, (pid, was_ready)) in self.targets.iter().cloned().zip(ready) {
             let (recorder, sealed) = (self.recorder.clone(), sealed.clone());
-            asked.spawn(async move { see(&target, pid, was_ready, sealed.as_ref(), &recorder).await });
+            let meant = older.as_ref().filter(|(node, _)| *node == target.node.number);
+            let older = meant.map(|(_, older)| older.clone());
+            asked.spawn(async move {
+                let asked_for = (sealed.as_ref(), older.as_ref());
+                see(&target, pid, was_ready, asked_for, &recorder).await
+            });
         }
         let mut nodes = answers(asked).await;
         nodes.sort_by_key(|seen| seen.node);
+        if let Some((_, older)) = &older
+            && nodes.iter().any(|seen| is_out_of_use(&seen.older))
+        {
+            self.kept
+                .retain(|kept| (kept.place, kept.version) != (older.place, older.version));
+        }
+        let probe = |sealed: Sealed| Probe {
+            context: CONTEXTS[sealed.place].to_owned(),
+            version: sealed.version,
+            made_on: sealed.made_on,
+            at,
+        };
         self.recorder.sample(Sample {
             began,
             known,
-            probe: sealed.map(|sealed| Probe {
-                context: CONTEXTS[sealed.place].to_owned(),
-                version: sealed.version,
-                made_on: sealed.made_on,
-                at,
-            }),
+            probe: sealed.map(probe),
+            older: older.map(|(_, older)| probe(older)),
             nodes,
         });
+    }
+
+    /// What is beyond [`KEPT`] takes the place of any other.
+    fn keep(&mut self, sealed: &Sealed) {
+        let is_it = |kept: &Sealed| (kept.place, kept.version) == (sealed.place, sealed.version);
+        if self.kept.iter().any(is_it) {
+            return;
+        }
+        if self.kept.len() >= KEPT {
+            self.kept.swap_remove(self.round % KEPT);
+        }
+        self.kept.push(sealed.clone());
+    }
+
+    /// A ciphertext of a version that was replaced, and who is asked for it: one of the nodes that are ready. Both by turns.
+    fn older(&self, ready: &[(Option<i32>, bool)]) -> Option<(u32, Sealed)> {
+        let is_replaced = |one: &&Sealed| {
+            let mut kept = self.kept.iter();
+            kept.any(|other| other.place == one.place && other.version > one.version)
+        };
+        let older: Vec<&Sealed> = self.kept.iter().filter(is_replaced).collect();
+        let all = self.targets.iter().zip(ready);
+        let ready: Vec<u32> = all
+            .filter(|(_, (_, ready))| *ready)
+            .map(|(target, _)| target.node.number)
+            .collect();
+        let node = ready.get(self.round % ready.len().max(1))?;
+        let sealed = older.get(self.round / ready.len() % older.len().max(1))?;
+        Some((*node, (*sealed).clone()))
     }
 
     /// Of each node its process, and whether it is ready; of all at once, because one that is stopped answers late.
@@ -206,15 +257,15 @@ async fn see(
     target: &Target,
     pid: Option<i32>,
     was_ready: bool,
-    sealed: Option<&Sealed>,
+    (sealed, older): (Option<&Sealed>, Option<&Sealed>),
     recorder: &Recorder,
 ) -> Seen {
-    let held = match sealed {
-        Some(sealed) if pid.is_some() && sealed.made_on != target.node.number => {
-            held(target, sealed, recorder.marker()).await
-        }
-        _ => Held::NotAsked,
-    };
+    let sealed = sealed.filter(|sealed| pid.is_some() && sealed.made_on != target.node.number);
+    // Both at once: a look is to be short.
+    let (held, older) = tokio::join!(
+        held(target, sealed, recorder.marker()),
+        held(target, older, recorder.marker())
+    );
     let status = match pid {
         Some(_) => target
             .admin
@@ -242,6 +293,7 @@ async fn see(
         ready: is_ready && same,
         index: status.as_ref().map(|status| status.applied_index),
         held,
+        older,
         digest,
         term: status.as_ref().map(|status| status.term),
         leads: status.as_ref().is_some_and(leads),
@@ -252,8 +304,21 @@ fn leads(status: &ClusterStatus) -> bool {
     status.role == NodeRole::Leader
 }
 
+/// Whether this says that nobody decrypts it any more.
+fn is_out_of_use(held: &Held) -> bool {
+    let gone = [
+        "key_version_disabled",
+        "key_version_destroyed",
+        "unknown_key_version",
+    ];
+    matches!(held, Held::Refused { code } if gone.contains(&code.as_str()))
+}
+
 /// A node may hear of a version a moment after it holds its key, and says so: it is asked again before it is believed.
-async fn held(target: &Target, sealed: &Sealed, marker: &str) -> Held {
+async fn held(target: &Target, sealed: Option<&Sealed>, marker: &str) -> Held {
+    let Some(sealed) = sealed else {
+        return Held::NotAsked;
+    };
     let asked = Instant::now();
     let mut said = ask(target, sealed, marker).await;
     while matches!(&said, Held::Refused { code } if code == "key_version_not_ready")

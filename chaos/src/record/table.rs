@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Entry, lines};
 use crate::failover::FailOvers;
+use crate::network::NetworkKind;
 use crate::schedule::FaultKind;
 
 /// Kinds of faults in a run that counts as composed of them.
@@ -25,6 +26,10 @@ pub fn table(entries: &[Entry]) -> String {
     row(
         "runs, each a history that every oracle has checked",
         thousands(entries.len() as u64),
+    );
+    row(
+        "of these, with each node in a network namespace of its own",
+        in_namespaces(entries),
     );
     row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
     row(
@@ -104,6 +109,19 @@ pub fn table(entries: &[Entry]) -> String {
     out
 }
 
+/// Lines of before say nothing of it.
+fn in_namespaces(entries: &[Entry]) -> String {
+    let count = |wanted: Option<NetworkKind>| {
+        let fits = entries.iter().filter(|entry| entry.network == wanted);
+        fits.count() as u64
+    };
+    let namespaces = thousands(count(Some(NetworkKind::Namespaces)));
+    match count(None) {
+        0 => namespaces,
+        unsaid => format!("{namespaces}; {} do not say it", thousands(unsaid)),
+    }
+}
+
 /// Lines of before say nothing of it, and count as none.
 fn at_least_to_the_last_byte(entries: &[Entry]) -> String {
     let met: u64 = entries
@@ -124,12 +142,7 @@ fn is_composed(entry: &Entry) -> bool {
 /// Nothing but nodes that are killed: how long that takes is not mixed with what a slow disk or a bad line adds to it.
 fn kills_alone(entry: &Entry) -> bool {
     let mut kinds = entry.asked.iter().chain(entry.faults.keys());
-    kinds.all(|kind| {
-        matches!(
-            kind,
-            FaultKind::KillLeader | FaultKind::KillFollower | FaultKind::KillMinority | FaultKind::KillAll
-        )
-    })
+    kinds.all(|kind| kind.is_kill())
 }
 
 fn failovers(entries: &[&Entry]) -> FailOvers {
@@ -209,6 +222,7 @@ mod tests {
             seed: 1,
             commit: "abcdef0".to_owned(),
             nodes: 3,
+            network: None,
             seconds: 600,
             asked: kinds.iter().copied().collect(),
             planned: 9,
@@ -232,6 +246,27 @@ mod tests {
         assert!(table.contains("minutes under faults | 30 |"), "{table}");
         assert!(table.contains("have had their effect | 20 |"), "{table}");
         assert!(table.contains("| none measured |"), "{table}");
+    }
+
+    #[test]
+    fn a_line_that_does_not_say_its_network_counts_as_not_said() {
+        let unsaid = entry(&[FaultKind::OneWay]);
+        let text = serde_json::to_string(&unsaid).unwrap();
+        assert!(!text.contains("network"), "{text}");
+        assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), unsaid);
+        let said = |network| Entry {
+            network: Some(network),
+            ..unsaid.clone()
+        };
+        let (namespaces, loopback) = (said(NetworkKind::Namespaces), said(NetworkKind::Loopback));
+        let text = serde_json::to_string(&namespaces).unwrap();
+        assert!(text.contains(r#""network":"namespaces""#), "{text}");
+        assert_eq!(serde_json::from_str::<Entry>(&text).unwrap(), namespaces);
+        let table = table(&[unsaid, namespaces, loopback]);
+        assert!(
+            table.contains("namespace of its own | 1; 1 do not say it |"),
+            "{table}"
+        );
     }
 
     #[test]

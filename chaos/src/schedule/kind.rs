@@ -93,6 +93,15 @@ kinds! {
 }
 
 impl FaultKind {
+    /// Nodes get SIGKILL, and nothing else is wrong: clients of the others notice nothing.
+    #[must_use]
+    pub fn is_kill(self) -> bool {
+        matches!(
+            self,
+            Self::KillLeader | Self::KillFollower | Self::KillMinority | Self::KillAll
+        )
+    }
+
     /// Breaks no node, and goes on beside those that do.
     #[must_use]
     pub fn is_weather(self) -> bool {

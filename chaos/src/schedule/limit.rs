@@ -29,7 +29,7 @@ const MARGIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Early {
-    /// Its minutes were over, and the margin.
+    /// Its minutes were over, and the margin: a step of the plan that did not come is missing from the run.
     Time,
     /// The program was told to stop.
     Signal,
@@ -196,7 +196,25 @@ impl Plan {
         }
     }
 
-    /// What of it was carried out: that is all that a run which has ended early can be asked about. A step that has had no effect
+    /// What a verdict asks about. Nobody has to wait for a run that was told to stop; one that has had its time has to have carried
+    /// out its plan, but of the reserve only what was not broken off.
+    pub(crate) fn asked_about(&self, early: Option<Early>, fired: &[Fired]) -> Self {
+        match early {
+            None => self.due(fired),
+            Some(Early::Signal) => self.carried_out(fired),
+            Some(Early::Time) => {
+                let carried_out = self.carried_out(fired).steps;
+                let more = self.more.iter().filter(|step| carried_out.contains(step));
+                Self {
+                    seed: self.seed,
+                    steps: self.steps.iter().chain(more).cloned().collect(),
+                    more: Vec::new(),
+                }
+            }
+        }
+    }
+
+    /// What of it was carried out: that is all that a run which was told to stop can be asked about. A step that has had no effect
     /// would have been repeated, had there been time: the last one of each lane is among what was left out, unless it has had all
     /// its attempts.
     pub(crate) fn carried_out(&self, fired: &[Fired]) -> Self {
@@ -367,10 +385,13 @@ mod tests {
         assert_eq!(due.steps.len(), plan.steps.len() + 1);
         assert_eq!(plan.carried_out(&done).steps, plan.steps);
         assert_eq!(limit.early(&plan, &done), Some(Early::Signal));
+        assert_eq!(plan.asked_about(None, &done), due);
+        assert_eq!(plan.asked_about(Some(Early::Time), &done).steps, plan.steps);
         if let Some(last) = done.last_mut() {
             last.effect = Effect::Counted;
         }
         assert_eq!(plan.carried_out(&done).steps, due.steps);
+        assert_eq!(plan.asked_about(Some(Early::Time), &done), due);
         assert_eq!(limit.early(&plan, &done), None);
     }
 

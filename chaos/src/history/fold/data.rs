@@ -2,18 +2,22 @@
 
 use super::{Answer, Answered, Fold, KEPT, Kept, LateAsk, Outcome, SECOND};
 
+/// One more in the second of this time.
+fn count(seconds: &mut Vec<u32>, at: u64) {
+    let second = usize::try_from(at / SECOND).unwrap_or(usize::MAX);
+    if seconds.len() <= second {
+        seconds.resize(second + 1, 0);
+    }
+    seconds[second] += 1;
+}
+
 impl Fold {
     pub(super) fn encrypted(&mut self, context: &str, number: u64, answered: &Answered<'_>) {
         let Outcome::Ok(Answer::Sealed { version, ciphertext }) = answered.outcome else {
             return;
         };
         self.behind(context, *version, number, answered);
-        let second = usize::try_from(answered.completed / SECOND).unwrap_or(usize::MAX);
-        let seconds = &mut self.history.encrypted_in;
-        if seconds.len() <= second {
-            seconds.resize(second + 1, 0);
-        }
-        seconds[second] += 1;
+        count(&mut self.history.encrypted_in, answered.completed);
         let kept = Kept {
             number,
             ciphertext: ciphertext.clone(),
@@ -69,6 +73,7 @@ impl Fold {
                 let known = self.history.versions.entry(key).or_default();
                 if *right {
                     known.opened += 1;
+                    count(&mut self.history.decrypted_in, answered.completed);
                 } else {
                     known.wrong.push(name);
                 }

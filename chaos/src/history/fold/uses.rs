@@ -113,6 +113,11 @@ impl Uses {
         }
     }
 
+    /// Whether somebody has ever wanted a version out of use, whatever came of it.
+    pub(super) fn was_unwanted(&self, key: &(String, u32)) -> bool {
+        self.wishes.contains_key(key)
+    }
+
     /// Since when a version is in use again for certain.
     pub(super) fn back(&self, key: &(String, u32)) -> Option<u64> {
         self.back.get(key).copied()

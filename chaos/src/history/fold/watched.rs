@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::super::event::{Held, Sample, Seen};
+use super::super::event::{Held, Probe, Sample, Seen};
 use super::{Few, Moment, Moments};
 
 /// A node is ready while it has heard within this time, of a leader that had a quorum, and a little more for who looks: a
@@ -27,7 +27,7 @@ const SUSPECTS: usize = 64;
 pub struct Findings {
     /// Looks at all nodes.
     pub samples: u64,
-    /// Answers of ready nodes to what another one had just encrypted.
+    /// Answers of ready nodes to what another one had just encrypted, or one of them before.
     pub probed: u64,
     /// A ready node lacked the key.
     pub lacking: Moments,
@@ -97,7 +97,8 @@ impl Watched {
         self.found.samples += 1;
         for seen in &sample.nodes {
             self.same_process(seen);
-            self.holding(at, sample, seen);
+            self.holding(at, (sample.probe.as_ref(), "encrypts"), &seen.held, seen);
+            self.holding(at, (sample.older.as_ref(), "has encrypted"), &seen.older, seen);
             self.losing(at, sample, seen);
             self.caught_up(at, seen);
             self.digest(seen);
@@ -110,11 +111,12 @@ impl Watched {
         }
     }
 
-    fn holding(&mut self, at: u64, sample: &Sample, seen: &Seen) {
-        let Some(probe) = sample.probe.as_ref().filter(|_| seen.ready) else {
+    /// What a node made of this probe, and what that one's maker does or has done.
+    fn holding(&mut self, at: u64, (probe, does): (Option<&Probe>, &str), held: &Held, seen: &Seen) {
+        let Some(probe) = probe.filter(|_| seen.ready) else {
             return;
         };
-        let lacks = match &seen.held {
+        let lacks = match held {
             Held::NotAsked | Held::Silent => return,
             Held::Opened => None,
             Held::Wrong => Some("decrypts it to something else"),
@@ -130,7 +132,7 @@ impl Watched {
         self.found.probed += 1;
         if let Some(lacks) = lacks {
             let text = format!(
-                "node {} is ready, and node {} encrypts under version {} of {}: {lacks}",
+                "node {} is ready, and node {} {does} under version {} of {}: {lacks}",
                 seen.node, probe.made_on, probe.version, probe.context
             );
             let node = seen.node;
@@ -255,7 +257,6 @@ impl Watched {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
-    use super::super::super::event::Probe;
     use super::*;
 
     const MS: u64 = 1_000_000;
@@ -267,6 +268,7 @@ mod tests {
             ready: true,
             index: Some(10),
             held: Held::NotAsked,
+            older: Held::NotAsked,
             digest: None,
             term: None,
             leads: false,
@@ -283,6 +285,7 @@ mod tests {
                 made_on: 1,
                 at: 0,
             }),
+            older: None,
             nodes,
         }
     }
@@ -328,6 +331,33 @@ mod tests {
                 (found.lacking.kept.len(), found.probed),
                 (lacking, probed),
                 "{seen:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_ready_node_that_lacks_an_older_key_is_told_too() {
+        for (ready, answer, lacking) in [
+            (true, Held::Opened, 0),
+            (false, refused("key_not_on_this_node"), 0),
+            (true, refused("key_version_disabled"), 0),
+            (true, refused("key_not_on_this_node"), 1),
+        ] {
+            let mut watched = Watched::default();
+            let mut sample = sample(
+                1,
+                vec![Seen {
+                    older: answer,
+                    ..held(Held::Opened, ready)
+                }],
+            );
+            sample.older = sample.probe.clone().map(|probe| Probe { version: 2, ..probe });
+            watched.sample(MS, &sample);
+            let found = watched.into_findings().lacking.kept;
+            assert_eq!(found.len(), lacking, "{sample:?}");
+            assert!(
+                found.iter().all(|one| one.text.contains("under version 2 of c")),
+                "{found:?}"
             );
         }
     }
