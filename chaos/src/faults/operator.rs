@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
 use super::{Done, one_of};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Missed};
 use crate::history::{Operation, Pending, Recorder};
 use crate::workload::{CONTEXTS, NEW, SHORT_LIVED};
 
@@ -125,7 +125,7 @@ async fn status_of(number: u32, cluster: &Cluster) -> Option<RekeyStatus> {
 }
 
 /// What all members say of the rekeys, once they say the same: each tells what it has applied, and one that lags, or has
-/// just come back, tells what was.
+/// just come back, tells what was. Else [`Missed::InTime`].
 pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
     let mut last = Vec::new();
     let agreed = until("one word of all members on the rekeys", AGREED, async || {
@@ -136,7 +136,8 @@ pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
         one_word(&last)
     })
     .await;
-    agreed.with_context(|| words(&last))
+    // A member that was just killed may still load what it lacks over bad lines: that is waited for after the step, too.
+    agreed.with_context(|| words(&last)).context(Missed::InTime)
 }
 
 /// What all of them say, if that is the same.
