@@ -11,6 +11,7 @@ use hsm_api::client::Retry;
 use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
+use super::probe::Quorum;
 use super::{Done, one_of};
 use crate::cluster::{Cluster, Missed};
 use crate::history::{Operation, Pending, Recorder};
@@ -44,8 +45,20 @@ pub(super) async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Resu
     }
 }
 
+/// Of a command that has not succeeded in time. It may be refused for so long, and rightly: while versions are on their way, or
+/// nobody else has caught up over bad lines. But if that is because nothing can be changed at all, the cluster has failed.
+pub(super) async fn never(what: String, said: &str, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+    let done = Done::not_counted(what, format!("it never succeeded: {said}"));
+    let all = Quorum::of(cluster.members(), cluster);
+    Ok(all.change(cluster, recorder).await?.or(done))
+}
+
 /// Another node is to lead, a certain one or whoever is best. Whoever asks once more for a certain one changes nothing.
-pub(super) async fn transfer(named: bool, pick: u32, cluster: &Cluster) -> Result<Done> {
+pub(super) async fn transfer(
+    (named, pick): (bool, u32),
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let Some(before) = cluster.leader_soon().await else {
         return Ok(Done::not_counted("nobody", "nobody led"));
     };
@@ -61,16 +74,16 @@ pub(super) async fn transfer(named: bool, pick: u32, cluster: &Cluster) -> Resul
     command.extend(to.as_deref());
     let what = format!("from {before:?} to {}", to.as_deref().unwrap_or("the best"));
     if let Err(said) = repeated(&command, cluster).await? {
-        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+        return never(what, &said, cluster, recorder).await;
     }
     let other = cluster
         .commits_above(before.term, &[before.node], OVERTAKEN)
         .await;
     let Some(other) = other else {
-        return Ok(Done::not_counted(
-            what,
-            "no other node has committed in a higher term",
-        ));
+        // Over bad lines it may have had to give leadership back by then.
+        let done = Done::not_counted(what, "no other node has committed in a higher term");
+        let all = Quorum::of(cluster.members(), cluster);
+        return Ok(all.change(cluster, recorder).await?.or(done));
     };
     let again = cluster.playground().hsmctl(&command).await?;
     let what = format!("{what}: {other:?}; asked once more: {:?}", again.code);
@@ -271,7 +284,7 @@ pub(super) async fn rekey(
         newest(&before)
     );
     if let Err(said) = said {
-        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+        return never(what, &said, cluster, recorder).await;
     }
     let both = newest(&before) + 2;
     let is_made = |status: &RekeyStatus| has(status, slot, both);

@@ -181,7 +181,7 @@ pub(super) async fn carry_out(
                 }
             }
         }
-        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+        return operator::never(what, &said, cluster, recorder).await;
     }
     let done = operator::agreed(cluster).await?.replication;
     let again = operator::repeated(&once, cluster).await?;
