@@ -3,12 +3,13 @@
 
 mod equip;
 mod look;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::wall_clock::{self, SharedMemory};
 use cluster_tests::{Node, Playground, Program, failpoints, until};
 use nix::sys::signal::Signal;
@@ -23,6 +24,7 @@ use crate::schedule::FaultKind;
 
 pub(crate) use equip::{Disk, copy};
 pub use look::Committed;
+pub(crate) use start::Missed;
 
 /// The longest silence before an election, `cluster.raft.election_max_ms` as it is unless it is configured.
 pub const ELECTION: Duration = Duration::from_millis(1200);
@@ -32,12 +34,8 @@ pub(crate) const SNAPSHOT_EVERY: u64 = 100;
 pub(crate) const KEEP_LOGS: u64 = 50;
 /// Nodes that a playground has ports for.
 const MOST_NODES: u32 = 9;
-/// From a start to readiness: a token may have to be filled again, and a snapshot be loaded.
-const READY: Duration = Duration::from_secs(120);
 /// For a process to end that waits for a disk which is slow on purpose.
 const POWER_OFF: Duration = Duration::from_secs(30);
-/// Between two looks at whether all nodes say the same.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// How many nodes can join a cluster of so many.
 #[must_use]
@@ -285,64 +283,6 @@ impl Cluster {
             faults::token::put_back(&node).await?;
         }
         self.start_stopped().await
-    }
-
-    /// Starts members that do not run and are not held down.
-    ///
-    /// # Errors
-    /// One does not start.
-    pub(crate) async fn start_stopped(&self) -> Result<()> {
-        for node in self.nodes() {
-            let held = lock(&self.down).contains(&node.number);
-            if !held && node.pid().is_none() {
-                self.start_again(&node).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A node whose start meets another fault may die of it: it is tried more than once.
-    async fn start_again(&self, node: &Node) -> Result<()> {
-        let mut last = None;
-        for _ in 0..3 {
-            match self.start_node(node.number).await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = Some(error),
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        Err(last.map_or_else(
-            || anyhow::anyhow!("{}: not started", node.id()),
-            |error| error.context(format!("{}: does not start", node.id())),
-        ))
-    }
-
-    /// Until all members run and are ready. A node may end a moment after what it ends of.
-    ///
-    /// # Errors
-    /// Which is not, and what it says.
-    pub(crate) async fn come_back(&self) -> Result<()> {
-        let begun = Instant::now();
-        loop {
-            self.start_stopped().await?;
-            let held = lock(&self.down).clone();
-            let mut waiting = None;
-            for node in self.nodes() {
-                if !held.contains(&node.number) && !node.is_ready().await {
-                    waiting = Some(node);
-                    break;
-                }
-            }
-            let Some(node) = waiting else { return Ok(()) };
-            if begun.elapsed() > READY {
-                bail!(
-                    "{} is not ready after {READY:?}: {}",
-                    node.id(),
-                    node.checks().await
-                );
-            }
-            tokio::time::sleep(LOOK).await;
-        }
     }
 
     /// Until every node is ready and all have applied the same.

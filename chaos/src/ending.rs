@@ -7,7 +7,7 @@ use anyhow::Result;
 use cluster_tests::{Stalls, until};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Missed};
 use crate::folder::{self, Folder};
 use crate::history::{History, Recorder};
 use crate::oracles::{self, Finding, Judgement, Observed, Watch, members};
@@ -96,7 +96,7 @@ pub(crate) async fn end(
     let (mut trouble, mut unsettled) = (Vec::new(), None);
     if let Err(error) = cluster.heal().await {
         // A node that does not start says something of the node; anything else of what was to heal.
-        if cluster.nodes().iter().any(|node| node.pid().is_none()) {
+        if error.downcast_ref::<Missed>().is_some() {
             unsettled = Some(error);
         } else {
             trouble.push(format!("heal: {error:#}"));

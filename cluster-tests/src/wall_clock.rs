@@ -10,6 +10,8 @@ use crate::node::Node;
 
 /// In a node's folder: what its wall clock shows besides the time.
 const WALL: &str = "wall";
+/// An offset that is none.
+const RIGHT: &str = "+0d";
 
 /// libfaketime, of whatever architecture this is. The variant for programs with threads: the other one reads its file
 /// in several at once.
@@ -37,6 +39,13 @@ pub fn set(node: &Node, offset: &str) -> Result<()> {
     let new = node.dir.join(format!("{WALL}.new"));
     std::fs::write(&new, offset)?;
     Ok(std::fs::rename(&new, node.dir.join(WALL))?)
+}
+
+/// Whether nobody has moved a node's wall clock, or it was moved back.
+#[must_use]
+pub fn is_right(node: &Node) -> bool {
+    let offset = std::fs::read_to_string(node.dir.join(WALL));
+    offset.ok().is_none_or(|offset| offset == RIGHT)
 }
 
 /// libfaketime leaves a few bytes of shared memory behind when its process is killed; dropped, this removes them.

@@ -1,5 +1,6 @@
 //! Surgery on the files of a node that does not run: the end of its store is cut off, as by a file system that has lost what it
-//! had promised. The node has to refuse, or to have lost nothing; it is given back what it had.
+//! had promised. The node has to refuse, or to have lost nothing; it is given back what it had. Its links are cut until it has said
+//! how far its log goes: what it gets from the others afterwards would hide what it had lost.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cluster_tests::until;
+use cluster_tests::{Node, until};
+use tokio::time::timeout;
 
 use super::unsynced::Loss;
 use super::{Done, one_of};
@@ -19,6 +21,10 @@ const DB: &str = "sled/db";
 const ASIDE: &str = "data.aside";
 /// From a start to readiness or to the refusal: as long as any node has to come back from a fault.
 const DECIDED: Duration = Duration::from_secs(120);
+/// For a leader to say how far it knows a member's log.
+const ANSWER: Duration = Duration::from_secs(5);
+/// From a start until a node says how far its log goes.
+const SHOWN: Duration = Duration::from_secs(30);
 /// Every refusal of a store says what to do, and where that is described.
 const REMEDY: &str = "docs/operations.md";
 /// Of what a node said last, for people.
@@ -40,10 +46,43 @@ fn left(written: u64, permille: u32) -> u64 {
     (written - written * u64::from(permille.min(999)) / 1000).saturating_sub(1)
 }
 
+/// Up to where the node has acknowledged its log, by what the leader knows. Nobody says that of a leader itself.
+async fn acknowledged(node: &Node, cluster: &Cluster) -> Option<u64> {
+    let leader = cluster.leader_soon().await;
+    let leader = leader.filter(|leader| leader.node != node.number)?;
+    let client = cluster.playground().client_on("admin", leader.node).ok()?;
+    let members = timeout(ANSWER, client.members()).await.ok()?.ok()?;
+    let mut members = members.into_body().members.into_iter();
+    members.find(|member| member.node_id == node.id())?.matched_index
+}
+
+/// Up to where it says that its log goes, if it says so before it ends. Before it has a term it says what it had promised.
+async fn shown(node: &Node, cluster: &Cluster) -> Option<u64> {
+    let shown = until("how far its log goes", SHOWN, async || {
+        if node.pid().is_none() {
+            return Some(None);
+        }
+        let status = cluster.status(node.number).await?;
+        (status.term > 0).then_some(Some(status.last_log_index))
+    });
+    shown.await.ok().flatten()
+}
+
+/// What a log lacks of what was acknowledged: where it ends, and how far it had gone.
+fn lacks(acknowledged: Option<u64>, shown: Option<u64>) -> Option<(u64, u64)> {
+    let (was, is) = (acknowledged?, shown?);
+    (is < was).then_some((is, was))
+}
+
 pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<Done> {
     let number = one_of(&cluster.members(), pick).context("no node is left")?;
     let node = cluster.node(number);
+    // A node that starts by a wrong clock may end over its certificates, and that says nothing of its store.
+    let right = cluster.right_clocks().await;
     cluster.hold_down(number, true);
+    // What it acknowledges from here on nobody hears.
+    cluster.links().separate(&[number])?;
+    let before = acknowledged(&node, cluster).await;
     node.kill().await?;
     // What it had not synchronised has reached the disk this time.
     cluster.with_layer(number, |layer| layer.lose(&Loss::LastWrite(1000)))??;
@@ -57,6 +96,9 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
     let said = node.log().len();
     // Fails if the node ends before it listens.
     let started = cluster.start_node(number).await;
+    let lacks = lacks(before, shown(&node, cluster).await);
+    drop(right);
+    cluster.links().heal()?;
     let outcome = until("a refusal, or readiness", DECIDED, async || match node.pid() {
         None => Some(Came::Refused),
         Some(_) => node.is_ready().await.then_some(Came::Back),
@@ -65,7 +107,7 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
     let done = match outcome {
         Ok(came) => {
             let log = node.log();
-            judged(came, log.get(said..).unwrap_or(&log), what)
+            judged(came, lacks, log.get(said..).unwrap_or(&log), what)
         }
         // The silent difference is near: it may answer from what it has not lost.
         Err(_) => Done {
@@ -89,12 +131,18 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
 enum Came {
     /// It has ended.
     Refused,
-    /// It is ready: nothing was lost that it had promised.
+    /// It is ready: nothing was lost that it had promised, or it does not know that.
     Back,
 }
 
-/// A refusal has to say what to do.
-fn judged(came: Came, log: &str, what: String) -> Done {
+/// A refusal has to say what to do, and who does not refuse has to have everything that was acknowledged.
+fn judged(came: Came, lacks: Option<(u64, u64)>, log: &str, what: String) -> Done {
+    if let (Came::Back, Some((is, was))) = (came, lacks) {
+        let failure = format!(
+            "a node whose log ends at {is} is ready; before its store was cut it had acknowledged {was}"
+        );
+        return Done::cluster_failed(what, &failure);
+    }
     match came {
         Came::Back => Done::counted(format!("{what}; it has come back whole")),
         Came::Refused if log.contains(REMEDY) => Done::counted(format!("{what}; it has refused")),
@@ -111,7 +159,7 @@ fn judged(came: Came, log: &str, what: String) -> Done {
     }
 }
 
-async fn give_back(node: &cluster_tests::Node, data: &Path, aside: &Path) -> Result<()> {
+async fn give_back(node: &Node, data: &Path, aside: &Path) -> Result<()> {
     node.kill().await?;
     for entry in fs::read_dir(data).with_context(|| data.display().to_string())? {
         let path = entry?.path();
@@ -132,7 +180,7 @@ mod tests {
     #[test]
     fn a_node_that_ends_without_the_remedy_is_a_finding() {
         let failure = |came, log: &str| {
-            let done = judged(came, log, "node 1".to_owned());
+            let done = judged(came, None, log, "node 1".to_owned());
             done.effect.failure().map(str::to_owned)
         };
         let refused =
@@ -144,6 +192,33 @@ mod tests {
             said.contains("without the remedy") && said.ends_with("panicked"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_node_that_is_ready_without_what_it_had_acknowledged_is_a_finding() {
+        let effect = |came, before, shown| {
+            let done = judged(came, lacks(before, shown), REMEDY, "node 1".to_owned());
+            done.effect
+        };
+        let lost = effect(Came::Back, Some(8), Some(7));
+        assert_eq!(
+            lost.failure(),
+            Some("a node whose log ends at 7 is ready; before its store was cut it had acknowledged 8")
+        );
+        assert_eq!(effect(Came::Refused, Some(8), Some(7)), Effect::Counted);
+        // It may have had more than the leader has heard of; and of some nobody knows.
+        for (before, shown) in [
+            (Some(8), Some(8)),
+            (Some(8), Some(9)),
+            (None, Some(7)),
+            (Some(8), None),
+        ] {
+            assert_eq!(
+                effect(Came::Back, before, shown),
+                Effect::Counted,
+                "{before:?} {shown:?}"
+            );
+        }
     }
 
     #[test]

@@ -5,15 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::Leader;
 
-use super::{Done, one_of, probe};
+use super::probe::{self, OWED};
+use super::{Done, one_of};
 use crate::cluster::{Cluster, Committed};
 use crate::failover;
 use crate::history::Recorder;
 use crate::schedule::Victims;
 
-/// An election and its repetition after a split vote, a network on which hardly anything comes through for as long as that is
-/// planned, and as much again for a machine that is busy. A quorum that takes no change for longer has failed.
-const OVERTAKEN: Duration = Duration::from_secs(60);
 /// For a change before the kill; the one before may have left the cluster without a leader.
 const BEFORE: Duration = Duration::from_secs(5);
 
@@ -75,7 +73,7 @@ pub(super) async fn carry_out(
         killed += usize::from(cluster.node(*number).signal(nix::sys::signal::Signal::SIGKILL)?);
     }
     for number in &chosen {
-        cluster.node(*number).wait_gone(OVERTAKEN).await?;
+        cluster.node(*number).wait_gone(OWED).await?;
     }
     let back = async || {
         for number in &chosen {
@@ -96,7 +94,7 @@ pub(super) async fn carry_out(
         (Victims::Leader, Some(leader)) if !replaced => {
             lasted.await;
             back().await?;
-            let again = cluster.commits_above(leader.term, &[], OVERTAKEN).await;
+            let again = cluster.commits_above(leader.term, &[], OWED).await;
             Ok(Done::counted_if(
                 again.is_some(),
                 format!("{target}, then {again:?}"),
@@ -111,8 +109,8 @@ pub(super) async fn carry_out(
                 .collect();
             // It stays down until it has been replaced: back too early, it could be elected again.
             let (other, written, ()) = tokio::join!(
-                cluster.commits_above(leader.term, &chosen, OVERTAKEN),
-                probe::write(&others, OVERTAKEN, cluster, recorder),
+                cluster.commits_above(leader.term, &chosen, OWED),
+                probe::write(&others, OWED, cluster, recorder),
                 lasted
             );
             back().await?;
@@ -135,8 +133,7 @@ pub(super) async fn carry_out(
 fn came(target: String, other: Option<Committed>, written: bool) -> Done {
     match (other, written) {
         (_, false) => {
-            let what =
-                format!("no change was acknowledged within {OVERTAKEN:?} by those who were left, a quorum");
+            let what = format!("no change was acknowledged within {OWED:?} by those who were left, a quorum");
             Done::cluster_failed(target, &what)
         }
         (Some(other), true) => Done::counted(format!("{target}, then {other:?}")),

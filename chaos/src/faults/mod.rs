@@ -24,9 +24,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::Leader;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Missed};
 use crate::history::Recorder;
 use crate::schedule::{Effect, Fault, Fired, Step, Trouble};
+
+/// The target of a fault that was broken off.
+const NOT_SAID: &str = "unknown";
 
 /// What a fault says of itself.
 pub(crate) struct Done {
@@ -59,6 +62,16 @@ impl Done {
         }
     }
 
+    /// With what came of the cluster since: a node that does not start again is its failure, whatever the fault had come to.
+    fn followed_by(self, back: &Result<()>) -> Self {
+        match back {
+            Err(error) if self.effect.failure().is_none() && is_of_start(error) => {
+                Self::cluster_failed(self.target, &format!("{error:#}"))
+            }
+            _ => self,
+        }
+    }
+
     /// Counted if it is so.
     pub(crate) fn counted_if(so: bool, target: impl Into<String>, why_not: &str) -> Self {
         if so {
@@ -66,6 +79,19 @@ impl Done {
         } else {
             Self::not_counted(target, why_not)
         }
+    }
+}
+
+fn is_of_start(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Missed>(), Some(Missed::Start(_)))
+}
+
+/// What a fault has come to that was broken off by what nodes have not done; any other error is the harness's.
+fn broken_off(error: anyhow::Error) -> Result<Done> {
+    match error.downcast_ref::<Missed>() {
+        Some(Missed::Start(_)) => Ok(Done::cluster_failed(NOT_SAID, &format!("{error:#}"))),
+        Some(Missed::InTime) => Ok(Done::not_counted(NOT_SAID, format!("{error:#}"))),
+        None => Err(error),
     }
 }
 
@@ -92,7 +118,7 @@ pub(crate) fn target(wants_leader: bool, pick: u32, members: &[u32], leader: Opt
 /// Carries one step out, undoes it, and waits until the cluster has come back from it.
 ///
 /// # Errors
-/// The harness could not do it.
+/// The harness could not do it. What nodes have not done is an effect, not an error.
 pub(crate) async fn carry_out(
     step: &Step,
     cluster: &Cluster,
@@ -103,13 +129,16 @@ pub(crate) async fn carry_out(
     recorder.note(&format!("fault {} begins: {kind}", step.number));
     let done = of_kind(step, cluster, recorder)
         .await
+        .or_else(broken_off)
         .with_context(|| format!("step {}: {:?}", step.number, step.fault))?;
     // Those beside it may still have nodes down.
-    let stuck = if kind.is_weather() {
-        None
+    let back = if kind.is_weather() {
+        Ok(())
     } else {
-        cluster.come_back().await.err().map(|error| format!("{error:#}"))
+        cluster.come_back().await
     };
+    let done = done.followed_by(&back);
+    let stuck = back.err().map(|error| format!("{error:#}"));
     let came = match &stuck {
         None => "is over".to_owned(),
         Some(why) => format!("is over, and the cluster has not come back: {why}"),
@@ -135,8 +164,10 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
         Fault::Kill(victims, pick) => {
             kill::carry_out((*victims, *pick), step.number, lasts, cluster, recorder).await
         }
-        Fault::Pause { leader, pick, tenths } => pause::carry_out(*leader, *pick, *tenths, cluster).await,
-        Fault::Partition(shape, pick) => partition::carry_out(shape, *pick, lasts, cluster).await,
+        Fault::Pause { leader, pick, tenths } => {
+            pause::carry_out((*leader, *pick, *tenths), cluster, recorder).await
+        }
+        Fault::Partition(shape, pick) => partition::carry_out((shape, *pick), lasts, cluster, recorder).await,
         Fault::IsolateUntilSnapshot(pick) => partition::until_snapshot(*pick, cluster).await,
         Fault::Delay { delay_ms, jitter_ms } => weather::delay(*delay_ms, *jitter_ms, lasts, cluster).await,
         Fault::Loss {
@@ -175,7 +206,7 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
             rotate,
             pick,
         } => membership::carry_out((*meanwhile, *rotate), *pick, cluster, recorder).await,
-        Fault::Transfer { named, pick } => operator::transfer(*named, *pick, cluster).await,
+        Fault::Transfer { named, pick } => operator::transfer((*named, *pick), cluster, recorder).await,
         Fault::Rekey { kill_leader, point } => {
             operator::rekey((*kill_leader, *point), cluster, recorder).await
         }
@@ -190,6 +221,46 @@ async fn of_kind(step: &Step, cluster: &Cluster, recorder: &Recorder) -> Result<
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    /// As [`Cluster::start_stopped`] says it, and whoever has called that.
+    fn does_not_start() -> anyhow::Error {
+        let error = anyhow::anyhow!("entries are missing");
+        let error = error.context(Missed::Start("hsm-node-2".to_owned()));
+        error.context("after the loss of power")
+    }
+
+    #[test]
+    fn a_node_that_does_not_start_is_the_clusters_failure_and_not_the_harnesss() {
+        let done = broken_off(does_not_start()).unwrap();
+        // Nobody is named to whom alone the fault could be put down.
+        assert_eq!(done.target, NOT_SAID);
+        assert_eq!(
+            done.effect.failure(),
+            Some("after the loss of power: hsm-node-2 does not start: entries are missing")
+        );
+        let late = broken_off(anyhow::anyhow!("node 1 says nothing").context(Missed::InTime)).unwrap();
+        assert!(matches!(late.effect, Effect::NotCounted(_)), "{:?}", late.effect);
+        let harness = anyhow::anyhow!("no such file").context("after the kill");
+        assert!(broken_off(harness).is_err());
+    }
+
+    #[test]
+    fn whatever_a_fault_had_come_to_a_node_that_does_not_start_afterwards_is_a_finding() {
+        let failure = |done: Done, back: &Result<()>| {
+            let done = done.followed_by(back);
+            done.effect.failure().map(str::to_owned)
+        };
+        let down = Err(does_not_start());
+        for done in [Done::counted("node 2"), Done::not_counted("node 2", "nobody led")] {
+            assert!(failure(done, &down).unwrap().contains("entries are missing"));
+        }
+        // What was found first is told.
+        let first = Done::cluster_failed("node 2", "it runs on");
+        assert_eq!(failure(first, &down).unwrap(), "it runs on");
+        for back in [Ok(()), Err(anyhow::anyhow!("hsm-node-2 is not ready after 120s"))] {
+            assert_eq!(failure(Done::counted("node 2"), &back), None);
+        }
+    }
 
     #[test]
     fn a_target_is_the_leader_or_somebody_else() {

@@ -11,8 +11,9 @@ use hsm_api::client::Retry;
 use tokio::time::{Instant, sleep};
 
 use super::interruption::Death;
+use super::probe::Quorum;
 use super::{Done, one_of};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Missed};
 use crate::history::{Operation, Pending, Recorder};
 use crate::workload::{CONTEXTS, NEW, SHORT_LIVED};
 
@@ -44,8 +45,20 @@ pub(super) async fn repeated(command: &[&str], cluster: &Cluster) -> Result<Resu
     }
 }
 
+/// Of a command that has not succeeded in time. It may be refused for so long, and rightly: while versions are on their way, or
+/// nobody else has caught up over bad lines. But if that is because nothing can be changed at all, the cluster has failed.
+pub(super) async fn never(what: String, said: &str, cluster: &Cluster, recorder: &Recorder) -> Result<Done> {
+    let done = Done::not_counted(what, format!("it never succeeded: {said}"));
+    let all = Quorum::of(cluster.members(), cluster);
+    Ok(all.change(cluster, recorder).await?.or(done))
+}
+
 /// Another node is to lead, a certain one or whoever is best. Whoever asks once more for a certain one changes nothing.
-pub(super) async fn transfer(named: bool, pick: u32, cluster: &Cluster) -> Result<Done> {
+pub(super) async fn transfer(
+    (named, pick): (bool, u32),
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let Some(before) = cluster.leader_soon().await else {
         return Ok(Done::not_counted("nobody", "nobody led"));
     };
@@ -61,16 +74,16 @@ pub(super) async fn transfer(named: bool, pick: u32, cluster: &Cluster) -> Resul
     command.extend(to.as_deref());
     let what = format!("from {before:?} to {}", to.as_deref().unwrap_or("the best"));
     if let Err(said) = repeated(&command, cluster).await? {
-        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+        return never(what, &said, cluster, recorder).await;
     }
     let other = cluster
         .commits_above(before.term, &[before.node], OVERTAKEN)
         .await;
     let Some(other) = other else {
-        return Ok(Done::not_counted(
-            what,
-            "no other node has committed in a higher term",
-        ));
+        // Over bad lines it may have had to give leadership back by then.
+        let done = Done::not_counted(what, "no other node has committed in a higher term");
+        let all = Quorum::of(cluster.members(), cluster);
+        return Ok(all.change(cluster, recorder).await?.or(done));
     };
     let again = cluster.playground().hsmctl(&command).await?;
     let what = format!("{what}: {other:?}; asked once more: {:?}", again.code);
@@ -125,7 +138,7 @@ async fn status_of(number: u32, cluster: &Cluster) -> Option<RekeyStatus> {
 }
 
 /// What all members say of the rekeys, once they say the same: each tells what it has applied, and one that lags, or has
-/// just come back, tells what was.
+/// just come back, tells what was. Else [`Missed::InTime`].
 pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
     let mut last = Vec::new();
     let agreed = until("one word of all members on the rekeys", AGREED, async || {
@@ -136,7 +149,8 @@ pub(super) async fn agreed(cluster: &Cluster) -> Result<RekeyStatus> {
         one_word(&last)
     })
     .await;
-    agreed.with_context(|| words(&last))
+    // A member that was just killed may still load what it lacks over bad lines: that is waited for after the step, too.
+    agreed.with_context(|| words(&last)).context(Missed::InTime)
 }
 
 /// What all of them say, if that is the same.
@@ -270,7 +284,7 @@ pub(super) async fn rekey(
         newest(&before)
     );
     if let Err(said) = said {
-        return Ok(Done::not_counted(what, format!("it never succeeded: {said}")));
+        return never(what, &said, cluster, recorder).await;
     }
     let both = newest(&before) + 2;
     let is_made = |status: &RekeyStatus| has(status, slot, both);

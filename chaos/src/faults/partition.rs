@@ -5,16 +5,26 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use cluster_tests::{Leader, until};
 
+use super::probe::{Progress, Quorum};
 use super::{Done, one_of};
 use crate::cluster::{Cluster, ELECTION, KEEP_LOGS, SNAPSHOT_EVERY};
-use crate::schedule::Shape;
+use crate::history::Recorder;
+use crate::schedule::{FaultKind, Shape};
 
-/// Two elections, one of which may end in a split vote, on a busy machine.
+/// Two elections, one of which may end in a split vote, on a busy machine. Whoever leads by then and was not seen to is no
+/// failure; a majority has [`super::probe::OWED`] to take a change.
 const OVERTAKEN: Duration = Duration::from_secs(20);
 /// openraft purges so many entries at a time: `purge_batch_size` in `node/src/consensus/start.rs`.
 const PURGED_AT_ONCE: u64 = 64;
 /// For entries enough that the log is gone, on a slow disk.
 const LEFT_BEHIND: Duration = Duration::from_secs(60);
+/// What goes on beside a partition and may keep a snapshot, or a new connection, for longer than it is waited for.
+const BAD_LINES: [FaultKind; 4] = [
+    FaultKind::Delay,
+    FaultKind::Loss,
+    FaultKind::ByteRate,
+    FaultKind::ClockStep,
+];
 /// For the snapshot to arrive.
 const BROUGHT_BACK: Duration = Duration::from_secs(60);
 
@@ -67,7 +77,18 @@ fn both(these: &[u32], those: &[u32]) -> Vec<(u32, u32)> {
     pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect()
 }
 
-pub(super) async fn carry_out(shape: &Shape, pick: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
+/// Who is on the other side than the leader: of a cluster whose leader is in the minority, a majority.
+fn across(ways: &[(u32, u32)], leader: u32) -> Vec<u32> {
+    let from_leader = ways.iter().filter(|(from, _)| *from == leader);
+    from_leader.map(|(_, to)| *to).collect()
+}
+
+pub(super) async fn carry_out(
+    (shape, pick): (&Shape, u32),
+    lasts: Duration,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
     let Some(leader) = cluster.leader_soon().await else {
         return Ok(Done::not_counted("nobody", "nobody led"));
     };
@@ -88,13 +109,21 @@ pub(super) async fn carry_out(shape: &Shape, pick: u32, lasts: Duration, cluster
             _ => is_felt(&ways, leader, cluster).await,
         }
     };
-    let (seen, ()) = tokio::join!(seen, tokio::time::sleep(lasts));
+    let majority = Quorum::of(across(&ways, leader.node), cluster);
+    let progress = async {
+        match shape {
+            Shape::LeaderInMinority => majority.change(cluster, recorder).await,
+            // In the other shapes some may be without a quorum, which is what they are there for.
+            _ => Ok(Progress::Unsure),
+        }
+    };
+    let (seen, progress, ()) = tokio::join!(seen, progress, tokio::time::sleep(lasts));
     cluster.links().heal()?;
     let why_not = match shape {
         Shape::LeaderInMinority => "no other node has committed in a higher term",
         _ => "nobody missed anybody for as long as an election takes",
     };
-    Ok(Done::counted_if(seen, what, why_not))
+    Ok(progress?.or(Done::counted_if(seen, what, why_not)))
 }
 
 /// Whether somebody at an end of what is cut has heard of no quorum for longer than an election may wait, or the term has
@@ -137,6 +166,7 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
     let alone = one_of(&others, pick).context("nobody but the leader")?;
     let what = format!("node {alone}, leader {leader:?}");
     let left = leave_behind(alone, cluster).await;
+    let all = Quorum::of(cluster.members(), cluster);
     cluster.links().heal()?;
     let last = match left? {
         Ok(last) => last,
@@ -146,7 +176,22 @@ pub(super) async fn until_snapshot(pick: u32, cluster: &Cluster) -> Result<Done>
         (index(cluster, alone, "hsm_raft_snapshot_index").await? > last).then_some(())
     });
     let brought = brought.await.is_ok();
-    Ok(Done::counted_if(brought, what, "it was sent no snapshot"))
+    let now = index(cluster, alone, "hsm_raft_last_log_index").await;
+    let heard_nothing = now.is_some_and(|now| now <= last);
+    let could_hear = all.has_run(cluster) && !BAD_LINES.iter().any(|kind| cluster.tries(*kind));
+    Ok(brought_back(what, brought, heard_nothing && could_hear))
+}
+
+/// A node that has got entries after all, or gets its snapshot over bad lines, is waited for after the step; at the end of the run
+/// it has to be there. One that got nothing at all over good ones was forgotten.
+fn brought_back(what: String, brought: bool, forgotten: bool) -> Done {
+    if !brought && forgotten {
+        let failure = format!(
+            "{BROUGHT_BACK:?} after its links were mended it was sent neither a snapshot nor an entry"
+        );
+        return Done::cluster_failed(what, &failure);
+    }
+    Done::counted_if(brought, what, "it was sent no snapshot")
 }
 
 /// Cuts one node off until the others have purged the log that it would need. Whatever comes of it, the links are to be healed
@@ -188,6 +233,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::schedule::Effect;
 
     const FIVE: [u32; 5] = [1, 2, 3, 4, 5];
 
@@ -203,6 +249,11 @@ mod tests {
                 let ways = ways(&Shape::LeaderInMinority, pick, members, 2);
                 let with_leader = members.iter().filter(|one| **one != 2 && linked(&ways, 2, **one));
                 assert_eq!(with_leader.count(), beside, "{ways:?}");
+                let across = across(&ways, 2);
+                assert!(across.len() > members.len() / 2, "{ways:?}");
+                for (one, other) in across.iter().zip(across.iter().skip(1)) {
+                    assert!(linked(&ways, *one, *other), "{ways:?}");
+                }
             }
         }
     }
@@ -214,6 +265,18 @@ mod tests {
             let with_leader = FIVE.iter().filter(|one| **one != 2 && linked(&ways, 2, **one));
             assert_eq!(with_leader.count(), 2, "{ways:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_sent_nothing_over_good_lines_is_a_finding() {
+        let effect = |brought, forgotten| brought_back("node 3".to_owned(), brought, forgotten).effect;
+        assert_eq!(effect(true, false), Effect::Counted);
+        let failed = effect(false, true);
+        assert!(failed.failure().unwrap().contains("neither a snapshot"));
+        assert_eq!(
+            effect(false, false),
+            Effect::NotCounted("it was sent no snapshot".to_owned())
+        );
     }
 
     #[test]

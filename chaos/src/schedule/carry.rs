@@ -17,7 +17,8 @@ use crate::history::Recorder;
 /// whoever waits for it next finds what is wrong.
 ///
 /// It ends, too, with the first step that the harness could not carry out. That one is among what was fired, without an effect
-/// and without an end, and why it failed is said besides. And it ends at its [`Limit`].
+/// and without an end, and why it failed is said besides. A node that does not start is nothing of the kind: the cluster has
+/// failed then, which is the effect of the step. And it ends at its [`Limit`].
 ///
 /// After its steps comes what else there is, for as long as the minutes are not over.
 pub(crate) async fn carry_out(

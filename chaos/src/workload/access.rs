@@ -59,8 +59,13 @@ pub(super) async fn change(mut worker: Worker) {
 pub(super) async fn revoke(mut worker: Worker) {
     while worker.pause(500, 2_000).await {
         let cn = format!("victim-{}", worker.clients.recorder().number());
-        let Ok(victim) = worker.clients.issue(&cn) else {
-            return;
+        let victim = match worker.clients.issue(&cn) {
+            Ok(victim) => victim,
+            Err(error) => {
+                // Whoever stops the clients finds that this one has ended.
+                eprintln!("{cn}: {error:#}");
+                return;
+            }
         };
         ask(&mut worker, &cn, &victim, 5).await;
         let node = worker.once_in(2).then(|| worker.node());

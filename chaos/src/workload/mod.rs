@@ -10,7 +10,7 @@ mod keys;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -146,8 +146,10 @@ impl Workload {
     /// Stops them; returns when each has heard its last answer.
     ///
     /// # Errors
-    /// A client that has panicked, or does not end: what it would have found is not known.
+    /// A client that has panicked, has ended before, or does not end: what it would have found is not known.
     pub async fn stop(mut self) -> Result<()> {
+        // Nobody has told it to.
+        let early = self.clients.try_join_next();
         self.stop.send_replace(true);
         let ended = async {
             while let Some(ended) = self.clients.join_next().await {
@@ -157,7 +159,10 @@ impl Workload {
         };
         tokio::time::timeout(ENDED, ended)
             .await
-            .with_context(|| format!("clients still wait after {ENDED:?}"))?
+            .with_context(|| format!("clients still wait after {ENDED:?}"))??;
+        let Some(early) = early else { return Ok(()) };
+        early.map_err(|error| anyhow!("a client: {error}"))?;
+        bail!("a client has ended before it was told to")
     }
 }
 
@@ -165,6 +170,23 @@ impl Workload {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_ends_before_it_is_told_to_is_trouble() {
+        for early in [false, true] {
+            let (stop, mut stopped) = watch::channel(false);
+            let mut clients = JoinSet::new();
+            clients.spawn(async move { told(&mut stopped).await });
+            if early {
+                let silent = clients.spawn(async {});
+                while !silent.is_finished() {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let ended = Workload { stop, clients }.stop().await;
+            assert_eq!(ended.is_err(), early, "{ended:?}");
+        }
+    }
 
     #[test]
     fn a_playgrounds_configuration_gets_the_shortest_wait_and_places_for_new_contexts() {
