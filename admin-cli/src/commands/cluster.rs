@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use hsm_api::admin::{ClusterStatus, Member, MembersResponse};
+use hsm_api::admin::{ClusterStatus, Member, MembersResponse, NodeRole};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
@@ -136,6 +136,13 @@ fn tolerance(status: &ClusterStatus) -> String {
     if !silent.is_empty() {
         text.push_str("; silent: ");
         text.push_str(&silent.join(", "));
+    }
+    if !status.behind_voters.is_empty() {
+        text.push_str("; behind: ");
+        text.push_str(&status.behind_voters.join(", "));
+    }
+    if status.role != NodeRole::Leader {
+        text.push_str("; who is behind the leader knows");
     }
     text.push(')');
     text
@@ -338,6 +345,20 @@ mod tests {
         assert_eq!(
             tolerance(&with_majority),
             "2 (5 of 5 voters heard, 3 are a majority)"
+        );
+        let loads = ClusterStatus {
+            failure_tolerance: 1,
+            behind_voters: vec!["hsm-node-3".to_owned()],
+            ..of_five(&[])
+        };
+        assert_eq!(tolerance(&loads), "1 (5 of 5 voters heard; behind: hsm-node-3)");
+        let follows = ClusterStatus {
+            role: NodeRole::Follower,
+            ..of_five(&[])
+        };
+        assert_eq!(
+            tolerance(&follows),
+            "2 (5 of 5 voters heard; who is behind the leader knows)"
         );
         // An older node says the number only.
         let older = ClusterStatus {

@@ -182,13 +182,11 @@ fn picture(shared: &Shared, now: Instant) -> Option<Picture> {
         .filter(|id| **id != own)
         .map(|id| (*id, silence(id)));
     let silent_for = silent_for.collect();
-    let mut heard = shared.heard_lately();
-    heard.insert(own);
     Some(Picture {
         own,
         voters,
         silent_for,
-        heard,
+        heard: shared.heard(),
         loading: shared.loading.peers(),
         joint: config.membership().get_joint_config().len() > 1,
     })

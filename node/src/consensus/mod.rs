@@ -138,6 +138,8 @@ pub struct View {
     /// Members that the leader has not heard from for longer than readiness allows: on the leader its own
     /// finding, elsewhere as its last frame said.
     pub silent: BTreeSet<RaftId>,
+    /// Leader only: whom a quorum can rest on, see [`Consensus::heard`].
+    pub heard: BTreeSet<RaftId>,
     /// Leader only.
     pub peers: BTreeMap<RaftId, Peer>,
     /// Proposals that openraft has not answered.
@@ -279,9 +281,7 @@ impl Consensus {
         if !self.is_leader() {
             return BTreeSet::new();
         }
-        let mut heard = self.shared.heard_lately();
-        heard.extend(self.raft_id());
-        heard
+        self.shared.heard()
     }
 
     /// Why this node was removed from its cluster, once it was. It has to stop then; whoever asks here sees to that.

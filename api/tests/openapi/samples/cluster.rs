@@ -141,6 +141,7 @@ pub(super) fn samples() -> Vec<Sample> {
         voters: 3,
         majority: 2,
         silent_voters: list(&["hsm-node-3"]),
+        behind_voters: list(&["hsm-node-2"]),
     };
     let members = |told: bool| MembersResponse {
         members: vec![member(true), member(false)],
