@@ -446,8 +446,7 @@ pub(crate) async fn a_dead_voter_is_taken_out_once_another_one_has_joined_and_no
         let leader = cluster.leader_among(&cluster.others(dead.number)).await.ok()?;
         let status = cluster.status(leader.node).await?;
         // A voter that has missed a few heartbeats counts as failed, too.
-        (status.voters == 3 && status.silent_voters.is_empty() && status.failure_tolerance == 1)
-            .then_some(())
+        (status.voters == 3 && status.silent_voters.is_empty() && status.failure_tolerance == 1).then_some(())
     })
     .await?;
     let logs: Vec<String> = cluster.nodes().iter().map(Node::log).collect();
