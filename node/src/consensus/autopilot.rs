@@ -187,7 +187,7 @@ fn picture(shared: &Shared, now: Instant) -> Option<Picture> {
         voters,
         silent_for,
         heard: shared.heard(),
-        loading: shared.loading.peers(),
+        loading: shared.loading.peers(now),
         joint: config.membership().get_joint_config().len() > 1,
     })
 }
@@ -364,6 +364,9 @@ mod tests {
         held.store(false, Ordering::SeqCst);
         sending.await.unwrap().unwrap();
         assert_eq!(verdict(), Some(Verdict::Remove(id)));
+        // Between an attempt that has failed and the next one it loads on.
+        drop(shared.loading.begin(id));
+        assert_eq!(verdict(), Some(Verdict::Keep(id, Reason::Loading)));
         assert!(!world.is_ended());
     }
 

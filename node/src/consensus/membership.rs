@@ -357,11 +357,12 @@ impl Shared {
     /// The peers that have answered this leader within a few heartbeats, and that can acknowledge the next entry within a
     /// moment: those that a quorum can rest on.
     pub(super) fn heard_lately(&self) -> BTreeSet<RaftId> {
-        let heard = self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now());
+        let now = clock::now();
+        let heard = self.heard_within(self.options.timing.heartbeat * HEARTBEATS, now);
         let Some(sample) = self.metrics() else {
             return BTreeSet::new();
         };
-        keeping_up(heard, &self.loading.peers(), &sample.metrics)
+        keeping_up(heard, &self.loading.peers(now), &sample.metrics)
     }
 
     /// Those, and this node.
