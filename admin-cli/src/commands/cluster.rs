@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use hsm_api::admin::{ClusterStatus, Member, MembersResponse, NodeRole};
+use hsm_api::admin::{ClusterStatus, KnownToRemoved, Member, MembersResponse, NodeRole};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
@@ -101,6 +101,7 @@ fn status_text(status: &ClusterStatus) -> String {
         ("failures tolerated", tolerance(status)),
         ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
     ]);
+    text.push_str(&known_to_removed(status.known_to_removed));
     for reason in &status.not_ready {
         text.push_str(&format!("  not ready: {}: {}\n", reason.code, reason.detail));
     }
@@ -145,6 +146,25 @@ fn tolerance(status: &ClusterStatus) -> String {
         text.push_str("; who is behind the leader knows");
     }
     text.push(')');
+    text
+}
+
+/// What is to be replaced because removed nodes know it; nothing is said of nothing.
+fn known_to_removed(known: KnownToRemoved) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| text.push_str(&format!("  known to removed nodes: {line}\n"));
+    if known.versions > 0 {
+        let (versions, see) = (known.versions, "hsmctl cluster members");
+        line(format!("the active versions of {versions} contexts ({see})"));
+    }
+    let see = "hsmctl cluster rekey status";
+    if known.transport_keys > 0 {
+        let keys = known.transport_keys;
+        line(format!("the transport keys of {keys} slots ({see})"));
+    }
+    if known.replication_key {
+        line(format!("the replication key ({see})"));
+    }
     text
 }
 
@@ -366,6 +386,27 @@ mod tests {
             ..of_five(&[])
         };
         assert_eq!(tolerance(&older), "2");
+    }
+
+    #[test]
+    fn what_removed_nodes_know_stands_in_the_status_until_it_is_replaced() {
+        assert!(!status_text(&of_five(&[])).contains("removed"));
+        let status = ClusterStatus {
+            known_to_removed: KnownToRemoved {
+                versions: 2,
+                transport_keys: 1,
+                replication_key: true,
+            },
+            ..of_five(&[])
+        };
+        let text = status_text(&status);
+        for line in [
+            "  known to removed nodes: the active versions of 2 contexts (hsmctl cluster members)\n",
+            "  known to removed nodes: the transport keys of 1 slots (hsmctl cluster rekey status)\n",
+            "  known to removed nodes: the replication key (hsmctl cluster rekey status)\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 
     #[test]

@@ -187,6 +187,21 @@ pub struct ClusterStatus {
     /// snapshot, lack much of the log, or have missed a few heartbeats.
     #[serde(default)]
     pub behind_voters: Vec<String>,
+    /// What is in use and known to removed nodes; nothing from a node that does not say.
+    #[serde(default)]
+    pub known_to_removed: KnownToRemoved,
+}
+
+/// How much of what is in use nodes know that were removed. `GET /admin/v1/cluster/members` names the contexts,
+/// `GET /admin/v1/cluster/rekey` the other keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownToRemoved {
+    /// Contexts whose active key version one of them holds.
+    pub versions: u32,
+    /// Slots whose transport key one of them may have.
+    pub transport_keys: u32,
+    /// Whether one of them has the cluster's replication key.
+    pub replication_key: bool,
 }
 
 /// The leader as a node knows it.

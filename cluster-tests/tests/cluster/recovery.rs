@@ -449,6 +449,16 @@ pub(crate) async fn a_dead_voter_is_taken_out_once_another_one_has_joined_and_no
         (status.voters == 3 && status.silent_voters.is_empty() && status.failure_tolerance == 1).then_some(())
     })
     .await?;
+    // Nobody has replaced what it knows.
+    until("the keys that the removed one knows", READY, async || {
+        let leader = cluster.leader_among(&cluster.others(dead.number)).await.ok()?;
+        let metrics = cluster.node(leader.node).metrics().await.ok()?;
+        let known = |kind| metrics.with_label("hsm_keys_known_to_removed", "kind", kind);
+        let all = [known("version")?, known("transport")?, known("replication")?];
+        let status = cluster.status(leader.node).await?;
+        (all.iter().all(|count| *count > 0.0) && status.known_to_removed.replication_key).then_some(())
+    })
+    .await?;
     let logs: Vec<String> = cluster.nodes().iter().map(Node::log).collect();
     let audited = logs.iter().flat_map(|log| log.lines()).any(|line| {
         line.contains("the auto-pilot removes a voter that is dead") && line.contains(&dead.id())

@@ -14,6 +14,7 @@ use raft_store::storage::{Published, StoreFigures};
 
 use super::rules::same;
 use crate::admin::differences::Differences;
+use crate::admin::rekey_status;
 use crate::admin::revoked_file::Listed;
 use crate::admin::seed::Seed;
 use crate::admin::views::{failed_voters, failure_tolerance};
@@ -103,6 +104,16 @@ pub(super) fn clock(state: &ClusterState, wall: UnixMillis) {
             metrics::rotation_due(&name.to_arc(), is_too_old(state, (name, context), wall, DAY));
         }
     }
+}
+
+/// What removed nodes know is seen until it is replaced, whoever removed them and whatever was to be done then.
+pub(super) fn known_to_removed(state: &ClusterState) {
+    let known = rekey_status::known_to_removed(state);
+    metrics::known_to_removed([
+        ("version", known.versions),
+        ("transport", known.transport_keys),
+        ("replication", u32::from(known.replication_key)),
+    ]);
 }
 
 pub(super) fn store(figures: &StoreFigures) {

@@ -20,7 +20,7 @@ use super::unread::Unread;
 use super::{AdminState, json, slots};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
-use crate::admin::{join_token, views};
+use crate::admin::{join_token, rekey_status, views};
 use crate::consensus::Role;
 use crate::consensus::quorum::majority;
 use crate::health::ReadyQuery;
@@ -261,6 +261,7 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
         majority: u32::try_from(majority(voters.len())).unwrap_or(u32::MAX),
         silent_voters,
         behind_voters: views::node_names(&published.state, failed.difference(&silent)),
+        known_to_removed: rekey_status::known_to_removed(&published.state),
     }
 }
 
