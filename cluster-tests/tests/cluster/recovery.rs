@@ -433,8 +433,14 @@ pub(crate) async fn a_dead_voter_is_taken_out_once_another_one_has_joined_and_no
     until("one silent voter of three", READY, async || {
         let leader = cluster.leader_among(&cluster.others(dead.number)).await.ok()?;
         let status = cluster.status(leader.node).await?;
-        (status.voters == 3 && status.failure_tolerance == 0 && status.silent_voters == [dead.id()])
-            .then_some(())
+        // What an alert goes by says the same.
+        let metrics = cluster.node(leader.node).metrics().await.ok()?;
+        let shown = metrics.sum("hsm_raft_failure_tolerance")?;
+        (status.voters == 3
+            && status.failure_tolerance == 0
+            && shown == 0.0
+            && status.silent_voters == [dead.id()])
+        .then_some(())
     })
     .await?;
     // That starts the dead one too.
