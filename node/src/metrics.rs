@@ -364,6 +364,13 @@ pub fn config_differs(sections: impl IntoIterator<Item = (&'static str, bool)>) 
     }
 }
 
+/// How much of what is in use removed nodes know, by `version`, `transport` and `replication`.
+pub fn known_to_removed(kinds: [(&'static str, u32); 3]) {
+    for (kind, count) in kinds {
+        gauge!(KNOWN_TO_REMOVED, "kind" => kind).set(f64::from(count));
+    }
+}
+
 /// This node's wall clock, as time since the Unix epoch.
 pub fn clock(shown: Duration) {
     gauge!(CLOCK).set(shown.as_secs_f64());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use hsm_api::admin::{ClusterStatus, Member, MembersResponse};
+use hsm_api::admin::{ClusterStatus, KnownToRemoved, Member, MembersResponse, NodeRole};
 use hsm_api::client::Retry;
 use serde::Serialize;
 
@@ -101,6 +101,7 @@ fn status_text(status: &ClusterStatus) -> String {
         ("failures tolerated", tolerance(status)),
         ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
     ]);
+    text.push_str(&known_to_removed(status.known_to_removed));
     for reason in &status.not_ready {
         text.push_str(&format!("  not ready: {}: {}\n", reason.code, reason.detail));
     }
@@ -137,7 +138,33 @@ fn tolerance(status: &ClusterStatus) -> String {
         text.push_str("; silent: ");
         text.push_str(&silent.join(", "));
     }
+    if !status.behind_voters.is_empty() {
+        text.push_str("; behind: ");
+        text.push_str(&status.behind_voters.join(", "));
+    }
+    if status.role != NodeRole::Leader {
+        text.push_str("; who is behind the leader knows");
+    }
     text.push(')');
+    text
+}
+
+/// What is to be replaced because removed nodes know it; nothing is said of nothing.
+fn known_to_removed(known: KnownToRemoved) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| text.push_str(&format!("  known to removed nodes: {line}\n"));
+    if known.versions > 0 {
+        let (versions, see) = (known.versions, "hsmctl cluster members");
+        line(format!("the active versions of {versions} contexts ({see})"));
+    }
+    let see = "hsmctl cluster rekey status";
+    if known.transport_keys > 0 {
+        let keys = known.transport_keys;
+        line(format!("the transport keys of {keys} slots ({see})"));
+    }
+    if known.replication_key {
+        line(format!("the replication key ({see})"));
+    }
     text
 }
 
@@ -339,12 +366,47 @@ mod tests {
             tolerance(&with_majority),
             "2 (5 of 5 voters heard, 3 are a majority)"
         );
+        let loads = ClusterStatus {
+            failure_tolerance: 1,
+            behind_voters: vec!["hsm-node-3".to_owned()],
+            ..of_five(&[])
+        };
+        assert_eq!(tolerance(&loads), "1 (5 of 5 voters heard; behind: hsm-node-3)");
+        let follows = ClusterStatus {
+            role: NodeRole::Follower,
+            ..of_five(&[])
+        };
+        assert_eq!(
+            tolerance(&follows),
+            "2 (5 of 5 voters heard; who is behind the leader knows)"
+        );
         // An older node says the number only.
         let older = ClusterStatus {
             voters: 0,
             ..of_five(&[])
         };
         assert_eq!(tolerance(&older), "2");
+    }
+
+    #[test]
+    fn what_removed_nodes_know_stands_in_the_status_until_it_is_replaced() {
+        assert!(!status_text(&of_five(&[])).contains("removed"));
+        let status = ClusterStatus {
+            known_to_removed: KnownToRemoved {
+                versions: 2,
+                transport_keys: 1,
+                replication_key: true,
+            },
+            ..of_five(&[])
+        };
+        let text = status_text(&status);
+        for line in [
+            "  known to removed nodes: the active versions of 2 contexts (hsmctl cluster members)\n",
+            "  known to removed nodes: the transport keys of 1 slots (hsmctl cluster rekey status)\n",
+            "  known to removed nodes: the replication key (hsmctl cluster rekey status)\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 
     #[test]

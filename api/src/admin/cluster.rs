@@ -171,7 +171,8 @@ pub struct ClusterStatus {
     pub not_ready: Vec<NotReadyReason>,
     /// Its slots.
     pub slots: Vec<SlotStatus>,
-    /// How many more voters may fail before the quorum is lost: those that are silent have failed already.
+    /// How many more voters may fail before the quorum is lost: those that are silent or behind have failed already. Only the
+    /// leader knows who is behind.
     pub failure_tolerance: u32,
     /// How many voters there are; 0 from a node that does not say.
     #[serde(default)]
@@ -182,6 +183,25 @@ pub struct ClusterStatus {
     /// Names of the voters that are silent, see [`MemberState`].
     #[serde(default)]
     pub silent_voters: Vec<String>,
+    /// From the leader: names of the voters that are not silent and that nothing commits with all the same: they are sent a
+    /// snapshot, lack much of the log, or have missed a few heartbeats.
+    #[serde(default)]
+    pub behind_voters: Vec<String>,
+    /// What is in use and known to removed nodes; nothing from a node that does not say.
+    #[serde(default)]
+    pub known_to_removed: KnownToRemoved,
+}
+
+/// How much of what is in use nodes know that were removed. `GET /admin/v1/cluster/members` names the contexts,
+/// `GET /admin/v1/cluster/rekey` the other keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownToRemoved {
+    /// Contexts whose active key version one of them holds.
+    pub versions: u32,
+    /// Slots whose transport key one of them may have.
+    pub transport_keys: u32,
+    /// Whether one of them has the cluster's replication key.
+    pub replication_key: bool,
 }
 
 /// The leader as a node knows it.

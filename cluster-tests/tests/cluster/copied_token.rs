@@ -304,6 +304,13 @@ pub(crate) async fn another_token_in_a_slots_place_opens_nothing() -> Result<()>
     }
     let status = slot_on(&cluster, &node, "exchange").await?;
     ensure!(status.missing_keys > 0, "{status:?}");
+    // What an alert goes by.
+    until("hsm_keys_missing", ANSWERED, async || {
+        let metrics = node.metrics().await.ok()?;
+        let missing = metrics.with_label("hsm_keys_missing", "slot", "exchange")?;
+        (missing > 0.0).then_some(())
+    })
+    .await?;
     ensure!(
         status_of(&node, "/readyz?slot=exchange").await? == 503,
         "the slot is ready"

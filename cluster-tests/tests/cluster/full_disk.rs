@@ -299,6 +299,12 @@ pub(crate) async fn a_disk_that_fills_up_and_is_freed_again_costs_nothing_acknow
         (!node.is_ready().await && checks.contains("below its reserve")).then_some(())
     })
     .await?;
+    // What an alert goes by.
+    until("hsm_disk_below_reserve", NOTICED, async || {
+        let below = node.metrics().await.ok()?.sum("hsm_disk_below_reserve")?;
+        (below == 1.0).then_some(())
+    })
+    .await?;
     let token = JoinTokenRequest {
         ttl_seconds: Some(60),
         node_id: None,

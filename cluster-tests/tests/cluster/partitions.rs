@@ -286,6 +286,16 @@ pub(crate) async fn an_isolated_leader_changes_nothing_and_serves_within_its_bou
         noticed.windows(2).all(|pair| pair[0] == pair[1]),
         "an isolated leader appended: {noticed:?}"
     );
+    // What alerts go by: HsmNodeStale, and HsmNoLeader, to which it is no leader any more.
+    let metrics = node.metrics().await?;
+    let stale = metrics.sum("hsm_staleness_seconds").context("no staleness")?;
+    let quorum = metrics
+        .sum("hsm_raft_quorum_ack_age_seconds")
+        .context("no age of a quorum")?;
+    ensure!(
+        stale > 15.0 && !(0.0..10.0).contains(&quorum),
+        "after {ALONE:?} its metrics say {stale} s and {quorum} s"
+    );
     let grown = last_log(&node).await? - before;
     ensure!(
         grown < 100.0,

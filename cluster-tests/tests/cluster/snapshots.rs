@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::failpoints::kill_at;
+use cluster_tests::failpoints::{arm, kill_at};
 use cluster_tests::{Node, Playground, until};
 use hsm_api::Client;
 use hsm_api::admin::JoinTokenRequest;
@@ -25,6 +25,10 @@ static POINTS: [&str; 5] = [
     "store::after_pointer",
     "store::between_purge_and_promise",
 ];
+/// Before this one the node is held at the other for a while.
+const HELD: (&str, &str) = ("store::before_pointer", "store::before_install");
+/// From the heal until the leader has begun to send it the snapshot, or is about to.
+const SENT_WITHIN: Duration = Duration::from_secs(120);
 /// From the heal to the kill.
 const KILLED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -95,8 +99,16 @@ async fn killed_at(points: &[&str]) -> Result<()> {
             .with_context(|| point.to_owned())?;
 
         let said = follower.log().len();
+        let (held_before, held_at) = HELD;
+        if point == held_before {
+            arm(&follower, held_at, "pause").await?;
+        }
         kill_at(&follower, point).await?;
         cluster.relays()?.heal();
+        if point == held_before {
+            counts_as_failed(&cluster, leader.node, &follower).await?;
+            arm(&follower, held_at, "off").await?;
+        }
         follower
             .wait_gone(KILLED_WITHIN)
             .await
@@ -131,5 +143,24 @@ async fn killed_at(points: &[&str]) -> Result<()> {
             .with_context(|| point.to_owned())?;
     }
     cluster.passed();
+    Ok(())
+}
+
+/// A voter that loads a snapshot answers, and nothing commits with it: of three not one more may fail.
+async fn counts_as_failed(cluster: &Playground, leader: u32, loading: &Node) -> Result<()> {
+    until("a voter that answers and is behind", SENT_WITHIN, async || {
+        let status = cluster.status(leader).await?;
+        (status.silent_voters.is_empty()
+            && status.behind_voters == [loading.id()]
+            && status.failure_tolerance == 0)
+            .then_some(())
+    })
+    .await?;
+    let shown = cluster
+        .node(leader)
+        .metrics()
+        .await?
+        .sum("hsm_raft_failure_tolerance");
+    ensure!(shown == Some(0.0), "the leader's metric says {shown:?}");
     Ok(())
 }

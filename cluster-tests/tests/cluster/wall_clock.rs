@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use cluster_tests::{Node, Playground, Program, until, wall_clock};
 use hsm_api::ErrorCode;
-use hsm_api::admin::{CleanupRequest, CreateKekRequest, KeyState, KeyVersionInfo};
+use hsm_api::admin::{CleanupRequest, CreateKekRequest, JoinTokenRequest, KeyState, KeyVersionInfo};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::common::{CONTEXT, Sealed, context_on, formed_with, open, seal, settled_on};
@@ -140,6 +140,12 @@ pub(crate) async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destro
         // The look that has raised it is the one that would have rotated.
         alarm(&leader, true).await?;
         cleans_nothing_up(&cluster, &leader).await?;
+        let tokens = cluster.client_on("admin", leader.number)?;
+        let refused = code(tokens.create_join_token(&JoinTokenRequest::default()).await);
+        ensure!(
+            refused == Some(ErrorCode::NotReady),
+            "a token with {offset}: {refused:?}"
+        );
         works(&cluster, &sealed).await?;
         // What is done by hand has the time that the other voters tell.
         let on_leader = cluster.client_on("admin", leader.number)?;
@@ -163,6 +169,7 @@ pub(crate) async fn a_leader_whose_wall_clock_jumps_rotates_cleans_up_and_destro
 
         wall_clock::set(&leader, "+0d")?;
         alarm(&leader, false).await?;
+        on_leader.create_join_token(&JoinTokenRequest::default()).await?;
         let looked = CleanupRequest {
             context: None,
             dry_run: true,

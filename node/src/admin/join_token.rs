@@ -2,6 +2,8 @@
 //! state keeps its hash. A repeated request whose answer was lost gets another token; the lost one can
 //! be used by nobody and expires.
 
+use std::time::Instant;
+
 use hsm_api::ErrorCode;
 use raft_store::command::{CreateJoinToken, Done, Op, Refusal};
 use raft_store::names::{NodeName, UnixMillis};
@@ -12,8 +14,8 @@ use zeroize::Zeroizing;
 use super::call::CallError;
 use crate::clock;
 use crate::consensus::{ProposeError, join_token_text};
-use crate::rotation::Cluster;
 use crate::rotation::plan::{Asked, Attempt};
+use crate::rotation::{Clocks, Cluster};
 
 /// How long a token is good unless the caller says otherwise.
 pub const DEFAULT_TTL: u64 = 3600;
@@ -47,14 +49,17 @@ pub fn ttl(wished: Option<u64>) -> Result<u64, CallError> {
 /// Makes a token on the leader.
 ///
 /// # Errors
-/// What the state refuses (too many open tokens), and consensus.
+/// `not_ready` while the leader's clock is in doubt: it would make a token that is good for too long, or for no time. What the
+/// state refuses (too many open tokens), and consensus.
 pub async fn issue(
     cluster: &dyn Cluster,
+    clocks: &Clocks,
     asked: &Asked,
     ttl_seconds: u64,
     node: Option<NodeName>,
 ) -> Result<Issued, CallError> {
     let ttl_seconds = ttl(Some(ttl_seconds))?;
+    clocks.uncontradicted(cluster, Instant::now())?;
     for _ in 0..MAX_ROUNDS {
         let secret = random_secret();
         let secret_hash: [u8; 32] = Sha256::digest(*secret).into();
@@ -116,7 +121,7 @@ fn random_secret() -> Zeroizing<[u8; 32]> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::rotation::testing::{FakeCluster, World, asked};
+    use crate::rotation::testing::{FakeCluster, World, asked, still};
 
     fn number_and_secret(issued: &Issued) -> (u64, [u8; 32]) {
         let mut parts = issued.text.split('.').skip(1);
@@ -129,10 +134,16 @@ mod tests {
     async fn the_state_knows_the_hash_of_the_secret_and_no_more() {
         let cluster = FakeCluster::new(World::new(1));
         let node = NodeName::new("n9").unwrap();
-        let issued = issue(&*cluster, &asked("join-token", "k"), 60, Some(node.clone()))
-            .await
-            .ok()
-            .unwrap();
+        let issued = issue(
+            &*cluster,
+            &Clocks::default(),
+            &asked("join-token", "k"),
+            60,
+            Some(node.clone()),
+        )
+        .await
+        .ok()
+        .unwrap();
         let (number, secret) = number_and_secret(&issued);
         let state = cluster.published().state.clone();
         let token = state.join_tokens().get(&number).unwrap();
@@ -145,6 +156,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_the_clock_is_in_doubt_there_is_no_token() {
+        let cluster = FakeCluster::new(World::new(3));
+        for days in [400, -400] {
+            let wrong = Clocks::new(Box::new(move || days * 24 * 3600 * 1000));
+            let refused = issue(&*cluster, &wrong, &asked("join-token", "k"), 60, None).await;
+            assert_eq!(refused.err().unwrap().code, ErrorCode::NotReady, "{days}");
+        }
+        let right = still();
+        let issued = issue(&*cluster, &right, &asked("join-token", "k"), 60, None).await;
+        assert!(issued.is_ok());
+    }
+
+    #[tokio::test]
     async fn a_request_whose_answer_was_lost_gets_a_token_that_works() {
         let cluster = FakeCluster::new(World::new(1));
         cluster
@@ -152,9 +176,9 @@ mod tests {
             .lock()
             .unwrap()
             .push((ProposeError::Unknown, true));
-        let lost = issue(&*cluster, &asked("join-token", "k"), 60, None).await;
+        let lost = issue(&*cluster, &Clocks::default(), &asked("join-token", "k"), 60, None).await;
         assert_eq!(lost.err().unwrap().code, ErrorCode::OutcomeUnknown);
-        let issued = issue(&*cluster, &asked("join-token", "k"), 60, None)
+        let issued = issue(&*cluster, &Clocks::default(), &asked("join-token", "k"), 60, None)
             .await
             .ok()
             .unwrap();

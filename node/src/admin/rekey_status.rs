@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 
 use hsm_api::admin::{
-    NodeReplicationKeys, RekeyPhase, RekeyStatus, ReplicationRekey, SlotRekey, TransportKeyInfo,
-    TransportKeyState,
+    KnownToRemoved, NodeReplicationKeys, RekeyPhase, RekeyStatus, ReplicationRekey, SlotRekey,
+    TransportKeyInfo, TransportKeyState,
 };
 use raft_store::names::{RaftId, SlotName, UnixMillis};
 use raft_store::state::ClusterState;
 use raft_store::state::node::NodeStatus;
 use raft_store::state::slot::{Slot, TransportGeneration, TransportState};
 
-use super::views::rfc3339;
+use super::views::{held_actively, rfc3339};
 use crate::rekey::decide::outdated;
 
 /// What every node answers.
@@ -31,6 +31,21 @@ pub fn status(state: &ClusterState) -> RekeyStatus {
     RekeyStatus {
         slots: slots.collect(),
         replication: of_replication(state),
+    }
+}
+
+/// How much of what is in use removed nodes know: what somebody has to replace, or to have replaced.
+#[must_use]
+pub fn known_to_removed(state: &ClusterState) -> KnownToRemoved {
+    let nodes = state.nodes().iter();
+    let removed = nodes.filter(|(_, node)| matches!(node.status, NodeStatus::Removed { .. }));
+    let held: BTreeSet<String> = removed.flat_map(|(id, _)| held_actively(state, *id)).collect();
+    let slots = state.slots().iter();
+    let slots = slots.filter(|(_, slot)| !with_transport_key(state, slot).is_empty());
+    KnownToRemoved {
+        versions: u32::try_from(held.len()).unwrap_or(u32::MAX),
+        transport_keys: u32::try_from(slots.count()).unwrap_or(u32::MAX),
+        replication_key: !with_replication_key(state).is_empty(),
     }
 }
 
@@ -366,6 +381,7 @@ mod tests {
         let first = world.prepare("c");
         world.activate("c", first);
         assert!(of(&world).known_to_removed.is_empty());
+        assert_eq!(known_to_removed(&world.state), KnownToRemoved::default());
         let voters: Vec<RaftId> = world.voters.iter().copied().collect();
         remove(&mut world, voters[2]);
         let gone = format!("n{}", voters[2]);
@@ -384,6 +400,12 @@ mod tests {
             "{}",
             replication.next
         );
+
+        let known = |world: &World| {
+            let known = known_to_removed(&world.state);
+            (known.versions, known.transport_keys, known.replication_key)
+        };
+        assert_eq!(known(&world), (1, 1, true));
 
         // The next transport key it never had.
         for voter in &voters[..2] {
@@ -412,14 +434,17 @@ mod tests {
             left_out: [].into(),
         }));
         assert!(of(&world).known_to_removed.is_empty());
+        assert_eq!(known(&world), (1, 0, true));
         let second = world.prepare_under("c", 2);
         world.activate("c", second);
+        assert_eq!(known(&world), (0, 0, true));
         assert!(of(&world).next.contains("key destroy"), "{}", of(&world).next);
 
         // Nor the next replication key, unless it has said that it has it.
         world.rekey_replication([9; 8]);
         world.ok(Op::ResealKeys(ResealKeys::default()));
         assert!(status(&world.state).replication.known_to_removed.is_empty());
+        assert_eq!(known(&world), (0, 0, false));
     }
 
     #[test]

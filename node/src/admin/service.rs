@@ -33,6 +33,7 @@ use crate::clock;
 use crate::config::{Destroy, policy_of};
 use crate::consensus::{BoxFuture, LeaderCalls, ProposeError};
 use crate::identity::Principal;
+use crate::rotation::clocks::Doubt;
 use crate::rotation::cluster::catch_up;
 use crate::rotation::plan::{Asked, Wish, check_first, check_label, is_begun, no_transport, unknown_context};
 use crate::rotation::progress::Made;
@@ -103,6 +104,13 @@ impl LeaderCalls for AdminService {
             record(&subject, result.as_ref().err());
             result
         })
+    }
+
+    fn judge_clock(&self) -> Result<(), Doubt> {
+        let cluster = &*self.parts.cluster;
+        self.parts
+            .clocks
+            .uncontradicted(cluster, std::time::Instant::now())
     }
 }
 
@@ -410,7 +418,8 @@ impl AdminService {
                 "the leader is a standalone node without cluster.tls: nothing can join it",
             ));
         };
-        let issued = join_token::issue(&*self.parts.cluster, asked, ttl_seconds, node).await?;
+        let (cluster, clocks) = (&*self.parts.cluster, &*self.parts.clocks);
+        let issued = join_token::issue(cluster, clocks, asked, ttl_seconds, node).await?;
         json(&JoinTokenResponse {
             token: SecretText::from(issued.text.as_str()),
             cluster_ca_sha256: hex::encode(ca),

@@ -51,7 +51,7 @@ pub(in crate::admin) fn bench() -> Bench {
             still(),
             limits,
         )),
-        clocks: Arc::default(),
+        clocks: still(),
         policy: RotationPolicy {
             max_versions: 7,
             ..RotationPolicy::default()

@@ -50,7 +50,7 @@ pub fn node_name(state: &ClusterState, id: RaftId) -> String {
         .map_or_else(|| format!("raft-id-{id}"), |node| node.name.to_string())
 }
 
-fn node_names<'a>(state: &ClusterState, ids: impl IntoIterator<Item = &'a RaftId>) -> Vec<String> {
+pub(super) fn node_names<'a>(state: &ClusterState, ids: impl IntoIterator<Item = &'a RaftId>) -> Vec<String> {
     ids.into_iter().map(|id| node_name(state, *id)).collect()
 }
 
@@ -373,11 +373,22 @@ pub fn silent_voters(published: &Published, silent: &BTreeSet<RaftId>) -> Vec<St
     node_names(&published.state, voters.intersection(silent))
 }
 
-/// How many more of `voters` may fail before the quorum is lost, if `silent` of them have failed already.
+/// The voters that have failed already. To a leader those are all that no quorum can rest on, as it is for a removal and for
+/// the auto-pilot: one that answers and loads a snapshot acknowledges nothing. Another node knows only who is silent, which is
+/// what [`silent`] gave.
 #[must_use]
-pub fn failure_tolerance(voters: usize, silent: usize) -> u32 {
+pub fn failed_voters(view: &View, voters: &BTreeSet<RaftId>, silent: &BTreeSet<RaftId>) -> BTreeSet<RaftId> {
+    if view.role == Role::Leader {
+        return voters.difference(&view.heard).copied().collect();
+    }
+    voters.intersection(silent).copied().collect()
+}
+
+/// How many more of `voters` may fail before the quorum is lost, if `failed` of them have failed already.
+#[must_use]
+pub fn failure_tolerance(voters: usize, failed: usize) -> u32 {
     let quorum = voters / 2 + 1;
-    u32::try_from(voters.saturating_sub(silent).saturating_sub(quorum)).unwrap_or(u32::MAX)
+    u32::try_from(voters.saturating_sub(failed).saturating_sub(quorum)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ fn view(role: Role, leader: RaftId, peers: BTreeMap<RaftId, Peer>) -> View {
         staleness: None,
         start_gate: Gate::Open { since: 1 },
         silent: std::collections::BTreeSet::new(),
+        heard: std::collections::BTreeSet::new(),
         peers,
         proposals_pending: 0,
         proposals_timed_out: 0,
@@ -342,6 +343,24 @@ fn a_learner_that_is_silent_costs_no_tolerance() {
     let learner = world.join();
     let gone = BTreeSet::from([learner]);
     assert!(silent_voters(&world.published(), &gone).is_empty());
+}
+
+#[test]
+fn to_a_leader_whoever_does_not_keep_up_has_failed_and_to_others_who_is_silent() {
+    let voters = BTreeSet::from([1, 2, 3]);
+    let mut leading = view(Role::Leader, 1, BTreeMap::new());
+    leading.heard = BTreeSet::from([1, 2, 4]);
+    // The third answers, and loads a snapshot.
+    assert_eq!(
+        failed_voters(&leading, &voters, &BTreeSet::new()),
+        BTreeSet::from([3])
+    );
+    let following = view(Role::Follower, 1, BTreeMap::new());
+    assert!(failed_voters(&following, &voters, &BTreeSet::new()).is_empty());
+    assert_eq!(
+        failed_voters(&following, &voters, &BTreeSet::from([2, 4])),
+        BTreeSet::from([2])
+    );
 }
 
 #[test]

@@ -182,14 +182,12 @@ fn picture(shared: &Shared, now: Instant) -> Option<Picture> {
         .filter(|id| **id != own)
         .map(|id| (*id, silence(id)));
     let silent_for = silent_for.collect();
-    let mut heard = shared.heard_lately();
-    heard.insert(own);
     Some(Picture {
         own,
         voters,
         silent_for,
-        heard,
-        loading: shared.loading.peers(),
+        heard: shared.heard(),
+        loading: shared.loading.peers(now),
         joint: config.membership().get_joint_config().len() > 1,
     })
 }
@@ -366,6 +364,9 @@ mod tests {
         held.store(false, Ordering::SeqCst);
         sending.await.unwrap().unwrap();
         assert_eq!(verdict(), Some(Verdict::Remove(id)));
+        // Between an attempt that has failed and the next one it loads on.
+        drop(shared.loading.begin(id));
+        assert_eq!(verdict(), Some(Verdict::Keep(id, Reason::Loading)));
         assert!(!world.is_ended());
     }
 

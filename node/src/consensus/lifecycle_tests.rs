@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use hsm_api::ErrorCode;
 use raft_store::command::{AddRevocations, Op, RemoveNode, ReportNode};
@@ -14,7 +15,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::start::{prepare, start};
 use super::test_world::{World, seed, until};
-use super::{ProposeError, StartError};
+use super::{BoxFuture, LeaderCalls, ProposeError, StartError};
+use crate::admin::call::{AdminCall, CallError};
+use crate::rotation::clocks::Doubt;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_is_taken_is_found_before_anything_is_made() {
@@ -83,6 +86,30 @@ async fn a_node_is_founded_once_by_however_many() {
         (Err(one), Err(other)) => panic!("{one}, {other}"),
     };
     assert_eq!(refused.code, ErrorCode::AlreadyInitialised, "{refused}");
+}
+
+/// What a leader does whose clock is not the voters'.
+struct Doubtful;
+
+impl LeaderCalls for Doubtful {
+    fn execute(&self, _: AdminCall) -> BoxFuture<'_, Result<serde_json::Value, CallError>> {
+        Box::pin(async { Err(CallError::new(ErrorCode::Internal, "no part of this test")) })
+    }
+
+    fn judge_clock(&self) -> Result<(), Doubt> {
+        Err(Doubt::Apart { by_ms: -60_000 })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_doubts_its_clock_registers_nobody() {
+    let world = World::new("timeless").await;
+    world.node.serve_leader_calls(Arc::new(Doubtful));
+    let node = world.another().await;
+    let refused = node.join(world.invitation().await).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::NotReady, "{refused}");
+    assert!(refused.detail.contains("60000 ms behind"), "{refused}");
+    assert_eq!(world.node.published().state.nodes().len(), 1);
 }
 
 /// Passes on what comes to an address of its own, until it is aborted.

@@ -340,8 +340,6 @@ fn next_step(shared: &Shared) -> Option<Step> {
     };
     let id = shared.raft.get().map(|running| running.id);
     let own = id.map(|id| (id, here));
-    let mut heard = shared.heard_lately();
-    heard.extend(id);
     let membership = Membership {
         id,
         voters,
@@ -349,7 +347,7 @@ fn next_step(shared: &Shared) -> Option<Step> {
         nodes: config.nodes().map(|(id, node)| (*id, node.clone())).collect(),
         joint,
         matched: matched.unwrap_or_default(),
-        heard,
+        heard: shared.heard(),
         own: own.filter(|(_, here)| !here.cluster_address.is_empty()),
     };
     decide(&shared.published.load().state, &membership)
@@ -359,11 +357,19 @@ impl Shared {
     /// The peers that have answered this leader within a few heartbeats, and that can acknowledge the next entry within a
     /// moment: those that a quorum can rest on.
     pub(super) fn heard_lately(&self) -> BTreeSet<RaftId> {
-        let heard = self.heard_within(self.options.timing.heartbeat * HEARTBEATS, clock::now());
+        let now = clock::now();
+        let heard = self.heard_within(self.options.timing.heartbeat * HEARTBEATS, now);
         let Some(sample) = self.metrics() else {
             return BTreeSet::new();
         };
-        keeping_up(heard, &self.loading.peers(), &sample.metrics)
+        keeping_up(heard, &self.loading.peers(now), &sample.metrics)
+    }
+
+    /// Those, and this node.
+    pub(super) fn heard(&self) -> BTreeSet<RaftId> {
+        let mut heard = self.heard_lately();
+        heard.extend(self.raft.get().map(|running| running.id));
+        heard
     }
 }
 

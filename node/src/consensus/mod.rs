@@ -64,6 +64,7 @@ pub use start::{ConsensusOptions, Prepared, RaftTiming, StartError, prepare, sta
 
 use crate::admin::call::{AdminCall, CallError};
 use crate::clock;
+use crate::rotation::clocks::Doubt;
 use shared::Shared;
 
 /// A boxed future, as traits that are used as objects return them.
@@ -73,6 +74,12 @@ pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a
 pub trait LeaderCalls: Send + Sync {
     /// Authorises the call with this node's own policy, and carries it out.
     fn execute(&self, call: AdminCall) -> BoxFuture<'_, Result<serde_json::Value, CallError>>;
+
+    /// Whether this leader can judge what has expired by its wall clock, as join tokens do.
+    ///
+    /// # Errors
+    /// Why not.
+    fn judge_clock(&self) -> Result<(), Doubt>;
 }
 
 /// A node's part in Raft.
@@ -138,6 +145,8 @@ pub struct View {
     /// Members that the leader has not heard from for longer than readiness allows: on the leader its own
     /// finding, elsewhere as its last frame said.
     pub silent: BTreeSet<RaftId>,
+    /// Leader only: whom a quorum can rest on, see [`Consensus::heard`].
+    pub heard: BTreeSet<RaftId>,
     /// Leader only.
     pub peers: BTreeMap<RaftId, Peer>,
     /// Proposals that openraft has not answered.
@@ -279,9 +288,7 @@ impl Consensus {
         if !self.is_leader() {
             return BTreeSet::new();
         }
-        let mut heard = self.shared.heard_lately();
-        heard.extend(self.raft_id());
-        heard
+        self.shared.heard()
     }
 
     /// Why this node was removed from its cluster, once it was. It has to stop then; whoever asks here sees to that.

@@ -181,7 +181,7 @@ impl PeerClient {
             .connect(self.target, &self.address)
             .await
             .map_err(net)?;
-        let _loading = self.shared.loading.begin(self.target);
+        let loading = self.shared.loading.begin(self.target);
         let mut request = Request::SnapshotBegin {
             vote,
             meta: snapshot.meta,
@@ -193,7 +193,10 @@ impl PeerClient {
                     self.tell_the_core(answer.vote).await;
                     return Err(Unreachable::new(&HigherVoteSeen(answer.vote)));
                 }
-                Response::Snapshot(answer) => return Ok(answer),
+                Response::Snapshot(answer) => {
+                    loading.taken();
+                    return Ok(answer);
+                }
                 Response::Failed(why) => return Err(unexpected(&why)),
                 _ => return Err(unexpected("unexpected answer to a snapshot")),
             }
@@ -224,6 +227,8 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         let shut = self.shared.gate.shut_by().is_some();
         let age = self.shared.quorum_ack_age(now).filter(|_| !shut);
         let quorum_ack_age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        // A heartbeat says nothing of what the peer has.
+        let has_entries = !rpc.entries.is_empty();
         let frame = AppendFrame {
             rpc,
             quorum_ack_age_ms,
@@ -238,7 +243,12 @@ impl RaftNetwork<TypeConfig> for PeerClient {
                 self.tell_the_core(vote).await;
                 Err(RPCError::Unreachable(Unreachable::new(&HigherVoteSeen(vote))))
             }
-            Response::Append(answer) => Ok(answer),
+            Response::Append(answer) => {
+                if has_entries && matches!(answer, AppendEntriesResponse::Success) {
+                    self.shared.loading.acknowledged(self.target);
+                }
+                Ok(answer)
+            }
             Response::Failed(why) => Err(unexpected(&why).into()),
             _ => Err(unexpected("unexpected answer to AppendEntries").into()),
         }

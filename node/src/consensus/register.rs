@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::wire::{Hello, JoinDeclined};
 use crate::admin::call::CallError;
 use crate::clock;
+use crate::rotation::clocks::Doubt;
 
 /// Attempts of one node to join that a leader looks at: more than an honest one makes while it waits.
 pub(super) fn attempts() -> Budget {
@@ -86,6 +87,18 @@ impl Shared {
             Refusal::Forbidden(_) => ErrorCode::AccessDenied,
             _ => ErrorCode::InvalidArgument,
         };
+        // What has expired goes by this clock, in the entry too.
+        match self.calls.get().map_or(Ok(()), |calls| calls.judge_clock()) {
+            Ok(()) => {}
+            Err(doubt @ Doubt::Apart { .. }) => {
+                let error = CallError::from(doubt);
+                return Err(refused(error.code, error.detail));
+            }
+            // That passes by itself.
+            Err(doubt @ (Doubt::Unheard { .. } | Doubt::NotLeader)) => {
+                return Err(JoinDeclined::TryAgain(doubt.to_string()));
+            }
+        }
         // Whoever has no good token must not make the log grow. That a token is unknown is certain only once
         // everything from before this leader's term is applied.
         if !self.has_caught_up(&published) {

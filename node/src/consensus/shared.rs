@@ -241,6 +241,7 @@ impl Shared {
             staleness: self.staleness(now),
             start_gate: self.gate.stand(),
             silent: BTreeSet::clone(&self.silent.load()),
+            heard: BTreeSet::new(),
             peers: BTreeMap::new(),
             proposals_pending: MAX_IN_FLIGHT.saturating_sub(self.in_flight.available_permits()),
             proposals_timed_out: self.timed_out.load(Ordering::Relaxed),
@@ -264,6 +265,7 @@ impl Shared {
         view.stopped = metrics.running_state.as_ref().err().map(ToString::to_string);
         if view.role == Role::Leader {
             view.silent = self.silent_peers(now);
+            view.heard = self.heard();
         }
         if let Some(replication) = &metrics.replication {
             let heard = self.peers.load();

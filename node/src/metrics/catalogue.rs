@@ -3,7 +3,9 @@
 
 use metrics::{Unit, counter, gauge, histogram};
 
-use super::{CLIENT_CERT_REASONS, CONFIG_SECTIONS, PROXY_PROTOCOL_REFUSALS, config_differs, role};
+use super::{
+    CLIENT_CERT_REASONS, CONFIG_SECTIONS, PROXY_PROTOCOL_REFUSALS, config_differs, known_to_removed, role,
+};
 
 pub(super) const REQUESTS: &str = "hsm_requests_total";
 pub(super) const REQUEST_DURATION: &str = "hsm_request_duration_seconds";
@@ -55,6 +57,7 @@ pub(super) const INVOCATIONS_DUE: &str = "hsm_key_invocations_due";
 pub(super) const INVOCATIONS_LEFT: &str = "hsm_key_invocations_left";
 pub(super) const CONFIG_DIFFERS: &str = "hsm_config_differs";
 pub(super) const ROTATION_DUE: &str = "hsm_key_rotation_due";
+pub(super) const KNOWN_TO_REMOVED: &str = "hsm_keys_known_to_removed";
 pub(super) const CLOCK: &str = "hsm_clock_seconds";
 pub(super) const CLOCK_ALARM: &str = "hsm_rotation_clock_alarm";
 pub(super) const LOG_LINES_LOST: &str = "hsm_log_lines_lost_total";
@@ -133,6 +136,10 @@ pub(super) fn describe() {
     describe_gauge!(SNAPSHOT, "Index of the last snapshot.");
     describe_gauge!(PEER_LAG, "Entries a peer is behind this leader.");
     describe_gauge!(VOTERS, "Members that vote.");
+    describe_gauge!(
+        KNOWN_TO_REMOVED,
+        "Keys in use that removed nodes know: active versions, transport keys, the replication key."
+    );
     describe_gauge!(
         FAILURE_TOLERANCE,
         "How many more voters may fail before the quorum is lost, as the leader knows; -1 elsewhere."
@@ -266,4 +273,5 @@ pub(super) fn begin() {
     let _ = histogram!(FSYNC);
     role("uninitialised");
     config_differs(CONFIG_SECTIONS.map(|section| (section, false)));
+    known_to_removed(["version", "transport", "replication"].map(|kind| (kind, 0)));
 }

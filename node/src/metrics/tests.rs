@@ -27,6 +27,7 @@ fn what_has_no_label_is_there_before_anything_happens() {
         "hsm_rotation_clock_alarm 0",
         "hsm_raft_failure_tolerance -1",
         "hsm_standby 0",
+        "hsm_keys_known_to_removed{kind=\"replication\"} 0",
         "hsm_batch_items_total{operation=\"rewrap\",code=\"ok\"} 0",
         "hsm_client_cert_refusals_total{reason=\"not_trusted\"} 0",
         "hsm_proxy_protocol_refusals_total{reason=\"version_1\"} 0",
@@ -180,6 +181,7 @@ fn what_alerts_compare_is_shown_as_it_is() {
         ready(false, true);
         clock(Duration::from_millis(1_700_000_000_250));
         certificate_ends("api", 1_800_000_000);
+        known_to_removed([("version", 2), ("transport", 1), ("replication", 1)]);
         rotation_due(&"2fa".into(), true);
         rotation_due(&"exchange-key".into(), true);
         rotation_due(&"order-key".into(), false);
@@ -195,6 +197,8 @@ fn what_alerts_compare_is_shown_as_it_is() {
         "hsm_certificate_not_after_seconds{listener=\"api\"} 1800000000\n",
         "hsm_key_rotation_due{context=\"2fa\"} 1\n",
         "hsm_key_rotation_due{context=\"order-key\"} 0\n",
+        "hsm_keys_known_to_removed{kind=\"version\"} 2\n",
+        "hsm_keys_known_to_removed{kind=\"transport\"} 1\n",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

@@ -14,9 +14,10 @@ use raft_store::storage::{Published, StoreFigures};
 
 use super::rules::same;
 use crate::admin::differences::Differences;
+use crate::admin::rekey_status;
 use crate::admin::revoked_file::Listed;
 use crate::admin::seed::Seed;
-use crate::admin::views::failure_tolerance;
+use crate::admin::views::{failed_voters, failure_tolerance};
 use crate::config::DAY;
 use crate::consensus::{Role, View};
 use crate::leases::Leases;
@@ -51,7 +52,7 @@ impl Counted {
             snapshot: view.snapshot,
         });
         let voters: BTreeSet<RaftId> = published.membership.voter_ids().collect();
-        metrics::voters(voters.len(), tolerance(view.role, &view.silent, &voters));
+        metrics::voters(voters.len(), tolerance(view, &voters));
         metrics::quorum_ack_age(view.quorum_ack_age);
         metrics::staleness(view.staleness);
         metrics::proposals_pending(view.proposals_pending);
@@ -71,9 +72,9 @@ impl Counted {
 }
 
 /// How many more voters may fail. Only the leader knows which have failed already.
-fn tolerance(role: Role, silent: &BTreeSet<RaftId>, voters: &BTreeSet<RaftId>) -> Option<u32> {
-    let failed = || voters.intersection(silent).count();
-    (role == Role::Leader).then(|| failure_tolerance(voters.len(), failed()))
+fn tolerance(view: &View, voters: &BTreeSet<RaftId>) -> Option<u32> {
+    let failed = || failed_voters(view, voters, &view.silent).len();
+    (view.role == Role::Leader).then(|| failure_tolerance(voters.len(), failed()))
 }
 
 /// Of contexts that have no key yet nothing is shown.
@@ -103,6 +104,16 @@ pub(super) fn clock(state: &ClusterState, wall: UnixMillis) {
             metrics::rotation_due(&name.to_arc(), is_too_old(state, (name, context), wall, DAY));
         }
     }
+}
+
+/// What removed nodes know is seen until it is replaced, whoever removed them and whatever was to be done then.
+pub(super) fn known_to_removed(state: &ClusterState) {
+    let known = rekey_status::known_to_removed(state);
+    metrics::known_to_removed([
+        ("version", known.versions),
+        ("transport", known.transport_keys),
+        ("replication", u32::from(known.replication_key)),
+    ]);
 }
 
 pub(super) fn store(figures: &StoreFigures) {
@@ -168,10 +179,12 @@ pub(super) fn slots(slots: &SlotManager, sync: &SyncStatus, state: &ClusterState
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::cell::Cell;
+    use std::collections::BTreeMap;
 
     use raft_store::command::{AddRevocations, Op};
 
     use super::*;
+    use crate::consensus::Gate;
     use crate::rotation::testing::{World, context};
 
     const DAY_MS: i64 = 24 * 3600 * 1000;
@@ -185,14 +198,45 @@ mod tests {
         }
     }
 
+    /// A node of which nothing is known.
+    fn idle() -> View {
+        View {
+            role: Role::Uninitialised,
+            term: 0,
+            leader: None,
+            last_log: 0,
+            committed: 0,
+            applied: 0,
+            snapshot: 0,
+            quorum_ack_age: None,
+            staleness: None,
+            start_gate: Gate::NoLeaderSeen,
+            silent: BTreeSet::new(),
+            heard: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            proposals_pending: 0,
+            proposals_timed_out: 0,
+            leader_changes: 0,
+            stopped: None,
+        }
+    }
+
     #[test]
     fn only_a_leader_knows_how_many_more_may_fail_and_learners_do_not_count() {
         let voters = BTreeSet::from([1, 2, 3]);
-        let shown = |role, silent: &[RaftId]| tolerance(role, &silent.iter().copied().collect(), &voters);
-        assert_eq!(shown(Role::Leader, &[]), Some(1));
-        assert_eq!(shown(Role::Leader, &[4]), Some(1));
-        assert_eq!(shown(Role::Leader, &[3, 4]), Some(0));
-        assert_eq!(shown(Role::Leader, &[2, 3]), Some(0));
+        let shown = |role, heard: &[RaftId]| {
+            let view = View {
+                role,
+                heard: heard.iter().copied().collect(),
+                ..idle()
+            };
+            tolerance(&view, &voters)
+        };
+        assert_eq!(shown(Role::Leader, &[1, 2, 3]), Some(1));
+        assert_eq!(shown(Role::Leader, &[1, 2, 3, 4]), Some(1));
+        // It is silent, or answers and is sent a snapshot.
+        assert_eq!(shown(Role::Leader, &[1, 2, 4]), Some(0));
+        assert_eq!(shown(Role::Leader, &[1]), Some(0));
         assert_eq!(shown(Role::Follower, &[]), None);
     }
 

@@ -54,6 +54,7 @@ impl HealthSource for NodeView {
         );
         gauges::clock(&published.state, clock::unix_millis());
         gauges::invocations(&published.state, &self.parts.leases);
+        gauges::known_to_removed(&published.state);
         gauges::store(&self.parts.consensus.control().figures());
         gauges::slots(&self.parts.slots, &self.parts.sync.status(), &published.state);
         self.compared.configuration(&self.parts.seed, &published);

@@ -83,6 +83,7 @@ impl Node {
                 staleness: Some(200 * MS),
                 start_gate: Gate::Open { since: 1 },
                 silent: std::collections::BTreeSet::new(),
+                heard: std::collections::BTreeSet::new(),
                 peers: BTreeMap::new(),
                 proposals_pending: 0,
                 proposals_timed_out: 0,

@@ -132,13 +132,30 @@ impl Clocks {
     /// reported in this term. After an outage of the whole cluster the last reports are older than the stamp takes
     /// them for, and make a leader whose clock is right look as if it were ahead.
     fn can_stamp(&self, cluster: &dyn Cluster) -> bool {
+        self.is_borne_out(cluster)
+            || !matches!(self.trusted(cluster, Instant::now()), Err(Doubt::Unheard { .. }))
+    }
+
+    /// Whether the last reports say nothing else than the wall clock.
+    fn is_borne_out(&self, cluster: &dyn Cluster) -> bool {
         let Some(own) = cluster.raft_id() else {
             return true;
         };
         let (wall, published) = ((self.wall)(), cluster.published());
         let voters = published.membership.voter_ids().collect();
         stamp_at(&published.state, &voters, own, wall) == wall
-            || !matches!(self.trusted(cluster, Instant::now()), Err(Doubt::Unheard { .. }))
+    }
+
+    /// Whether it can be judged what has expired. As [`Self::trusted`], but a new leader does not wait for its voters: until a
+    /// majority has reported in its term, it is enough that their last reports do not contradict its clock.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn uncontradicted(&self, cluster: &dyn Cluster, now: Instant) -> Result<(), Doubt> {
+        match self.trusted(cluster, now) {
+            Err(Doubt::Unheard { .. }) if self.is_borne_out(cluster) => Ok(()),
+            believed => believed.map(|_| ()),
+        }
     }
 
     /// Waits until a version can be stamped, for 5 s at most, and no longer than `deadline`: what nobody contradicts later
@@ -280,6 +297,33 @@ mod tests {
         assert!(clocks.can_stamp(&*FakeCluster::new(World::new(1))));
         *cluster.leadership.lock().unwrap() = None;
         clocks.before_stamp(&*cluster, None).await;
+    }
+
+    #[tokio::test]
+    async fn what_has_expired_a_new_leader_judges_unless_the_last_reports_contradict_its_clock() {
+        let expires = |wall: UnixMillis| {
+            let cluster = FakeCluster::new(World::new(3));
+            let clocks = Clocks::new(Box::new(move || wall));
+            let judged = clocks.uncontradicted(&*cluster, Instant::now());
+            (cluster, clocks, judged)
+        };
+        let (cluster, clocks, judged) = expires(60_000);
+        assert_eq!(judged, Ok(()), "nobody has reported in its term yet");
+        let unheard = Err(Doubt::Unheard { heard: 1, voters: 3 });
+        for wrong in [400 * DAY_MS, -400 * DAY_MS] {
+            assert_eq!(expires(wrong).2, unheard, "{wrong}");
+        }
+        // Once a majority has reported, its word counts.
+        let others: Vec<RaftId> = cluster.with(|world| world.voters.iter().copied().collect());
+        cluster.with(|world| world.report_clock(others[1], 400 * DAY_MS));
+        let apart = clocks.uncontradicted(&*cluster, Instant::now());
+        assert!(
+            matches!(apart, Err(Doubt::Apart { by_ms }) if by_ms < 0),
+            "{apart:?}"
+        );
+        *cluster.leadership.lock().unwrap() = None;
+        let follows = clocks.uncontradicted(&*cluster, Instant::now());
+        assert_eq!(follows, Err(Doubt::NotLeader));
     }
 
     #[tokio::test]

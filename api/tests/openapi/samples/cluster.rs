@@ -120,6 +120,11 @@ pub(super) fn samples() -> Vec<Sample> {
         leaving: told.then(|| leaving(true)),
         joined_at: time(),
     };
+    let known = KnownToRemoved {
+        versions: 2,
+        transport_keys: 1,
+        replication_key: true,
+    };
     let status = |told: bool| ClusterStatus {
         cluster_id: id(),
         cluster_name: text("playground"),
@@ -141,6 +146,8 @@ pub(super) fn samples() -> Vec<Sample> {
         voters: 3,
         majority: 2,
         silent_voters: list(&["hsm-node-3"]),
+        behind_voters: list(&["hsm-node-2"]),
+        known_to_removed: known,
     };
     let members = |told: bool| MembersResponse {
         members: vec![member(true), member(false)],
@@ -162,6 +169,7 @@ pub(super) fn samples() -> Vec<Sample> {
         answer("SlotFingerprint", &fingerprint, &fingerprint),
         answer("ClusterStatus", &status(true), &status(false)),
         answer("LeaderRef", &leader, &leader),
+        answer("KnownToRemoved", &known, &known),
         answer("NotReadyReason", &reason, &reason),
         answer("SlotStatus", &slot(Some("its PIN is missing")), &slot(None)),
         request("UnlockSlotRequest", &UnlockSlotRequest { retry: true }, &[]),

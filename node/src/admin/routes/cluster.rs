@@ -20,7 +20,7 @@ use super::unread::Unread;
 use super::{AdminState, json, slots};
 use crate::admin::authorise::{Act, authorise};
 use crate::admin::call::{AdminBody, CallError};
-use crate::admin::{join_token, views};
+use crate::admin::{join_token, rekey_status, views};
 use crate::consensus::Role;
 use crate::consensus::quorum::majority;
 use crate::health::ReadyQuery;
@@ -230,6 +230,7 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
     let own = state.consensus.raft_id();
     let silent = views::silent(published, &view, own, state.view.is_fresh());
     let silent_voters = views::silent_voters(published, &silent);
+    let failed = views::failed_voters(&view, &voters, &silent);
     let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     ClusterStatus {
         cluster_id: meta.map(|meta| meta.cluster_id.to_string()).unwrap_or_default(),
@@ -255,10 +256,12 @@ fn cluster_status(state: &AdminState, published: &Published) -> ClusterStatus {
             .entries()
             .map(|entry| slots::status(state, entry))
             .collect(),
-        failure_tolerance: views::failure_tolerance(voters.len(), silent_voters.len()),
+        failure_tolerance: views::failure_tolerance(voters.len(), failed.len()),
         voters: u32::try_from(voters.len()).unwrap_or(u32::MAX),
         majority: u32::try_from(majority(voters.len())).unwrap_or(u32::MAX),
         silent_voters,
+        behind_voters: views::node_names(&published.state, failed.difference(&silent)),
+        known_to_removed: rekey_status::known_to_removed(&published.state),
     }
 }
 

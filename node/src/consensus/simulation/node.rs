@@ -24,6 +24,7 @@ use crate::admin::{AdminService, Seed, ServiceParts};
 use crate::clock;
 use crate::config::{DAY, Destroy};
 use crate::lock::lock;
+use crate::rotation::clocks::Doubt;
 use crate::rotation::schedule::watch_clocks;
 use crate::rotation::testing::{FakeKeys, ISSUER, cluster_keys, replication_key};
 use crate::rotation::{Clocks, Cluster, Limits, Rotator, drive};
@@ -57,6 +58,11 @@ impl LeaderCalls for Calls {
                 None => Err(CallError::new(hsm_api::ErrorCode::NotReady, "the node is gone")),
             }
         })
+    }
+
+    fn judge_clock(&self) -> Result<(), Doubt> {
+        let service = lock(&self.0).clone();
+        service.map_or(Err(Doubt::NotLeader), |service| service.judge_clock())
     }
 }
 
