@@ -96,7 +96,9 @@ pub(super) async fn cut(pick: u32, permille: u32, cluster: &Cluster) -> Result<D
     let said = node.log().len();
     // Fails if the node ends before it listens.
     let started = cluster.start_node(number).await;
-    let lacks = lacks(before, shown(&node, cluster).await);
+    let shown = shown(&node, cluster).await;
+    let what = format!("{what}; acknowledged {before:?}, shown {shown:?}");
+    let lacks = lacks(before, shown);
     drop(right);
     cluster.links().heal()?;
     let outcome = until("a refusal, or readiness", DECIDED, async || match node.pid() {

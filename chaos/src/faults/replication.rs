@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cluster_tests::{failpoints, until};
 use hsm_api::admin::{NodeReplicationKeys, RekeyStatus};
 use tokio::time::{Instant, sleep};
@@ -173,7 +173,11 @@ pub(super) async fn carry_out(
     let killed = killed?;
     let what = format!("{what}, leader killed: {killed:?}");
     if let Err(said) = began? {
-        if stays(&before.key, cluster).await? {
+        // Not to be repeated: the configurations have changed, and another attempt would write a third key into them.
+        let stays = stays(&before.key, cluster)
+            .await
+            .map_err(|error| anyhow!("whether the key stays: {error:#}"))?;
+        if stays {
             for (number, config) in &originals {
                 // A node without the cluster's key does not start, by design: if the key was replaced after all, that is no finding.
                 if let Err(error) = restart(*number, config, cluster).await {

@@ -212,6 +212,7 @@ fn namespaces_are_permitted() -> Result<bool> {
     let refused = [
         "Operation not permitted",
         "Operation not supported",
+        "Permission denied",
         "Unknown device type",
     ];
     ensure!(

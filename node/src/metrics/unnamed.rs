@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The labels that are shown. A label that is added to a metric stays hidden until it is added here.
-const SHOWN: [&str; 15] = [
+const SHOWN: [&str; 16] = [
     "code",
     "endpoint",
+    "kind",
     "le",
     "listener",
     "op",

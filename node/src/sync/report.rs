@@ -115,6 +115,25 @@ pub fn is_news(known: Option<&NodeReport>, report: &NodeReport, progress: Progre
         || report.clock <= known.clock.saturating_sub(CLOCK_BACK)
 }
 
+/// What this node's clock showed when it was last reported.
+#[derive(Clone, Copy)]
+struct Told {
+    clock: UnixMillis,
+    at: Instant,
+}
+
+impl Told {
+    /// Whether the clock shows something else than has passed since: it was set, or the machine was suspended, while the leader goes
+    /// on counting from what it was told. It would be in doubt of its own clock, or of the others', for as long as nobody reports.
+    fn has_jumped(self, clock: UnixMillis, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_millis();
+        let expected = self
+            .clock
+            .saturating_add(UnixMillis::try_from(passed).unwrap_or(UnixMillis::MAX));
+        clock.abs_diff(expected) >= CLOCK_BACK.unsigned_abs()
+    }
+}
+
 /// Reports until `shutdown`. A report that cannot be proposed is dropped: the next one says it all.
 pub(super) async fn run(
     consensus: Consensus,
@@ -125,6 +144,7 @@ pub(super) async fn run(
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut sent: Option<Instant> = None;
+    let mut told: Option<Told> = None;
     let mut ledger = Ledger::default();
     let mut trouble: Option<String> = None;
     loop {
@@ -162,17 +182,24 @@ pub(super) async fn run(
         let uses = ledger.untold(&published.state, totals);
         let now = Instant::now();
         let is_told = |report: &NodeReport| {
-            is_news(known, report, progress) || (!uses.is_empty() && ledger.is_due(now))
+            is_news(known, report, progress)
+                || (!uses.is_empty() && ledger.is_due(now))
+                || told.is_some_and(|told| told.has_jumped(report.clock, now))
         };
         let Some(report) = report.filter(is_told) else {
             continue;
         };
         ledger.note_sent(&uses, now);
         sent = Some(now);
+        let said = Told {
+            clock: report.clock,
+            at: now,
+        };
         let report = NodeReport { uses, ..report };
         let proposed = consensus
             .propose_as_node(Op::ReportNode(ReportNode { node: me, report }))
             .await;
+        told = proposed.is_ok().then_some(said);
         let failure = proposed.err().map(|error| error.to_string());
         if let Some(why) = failure.as_ref().filter(|_| failure != trouble) {
             tracing::info!(why, "node report not made; the next one says it all");
@@ -197,6 +224,17 @@ mod tests {
         applied: 0,
         changed: 0,
     };
+
+    #[test]
+    fn a_clock_that_was_set_or_a_machine_that_was_suspended_is_told() {
+        let at = Instant::now();
+        let told = Told { clock: 1_000_000, at };
+        let later = at + Duration::from_secs(600);
+        assert!(!told.has_jumped(1_600_000, later));
+        assert!(!told.has_jumped(1_629_999, later));
+        assert!(told.has_jumped(1_630_000, later));
+        assert!(told.has_jumped(1_570_000, later));
+    }
 
     fn control() -> Control {
         Control {
