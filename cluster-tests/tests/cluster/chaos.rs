@@ -173,7 +173,7 @@ pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
 }
 
 /// Where links are cut by routes: a link that could not be cut would make the run inconclusive.
-pub(crate) async fn a_short_run_in_network_namespaces_finds_nothing() -> Result<()> {
+pub(crate) async fn a_short_run_on_a_bridge_finds_nothing() -> Result<()> {
     if !namespaces_are_permitted()? {
         return Ok(());
     }
