@@ -60,6 +60,7 @@ mod rekey;
 mod rekey_kills;
 mod restart;
 mod restarted_alone;
+#[cfg(feature = "failpoints")]
 mod returning;
 mod revocations;
 mod roles;
@@ -70,6 +71,8 @@ mod rotation_kills;
 mod sessions;
 mod site;
 mod slots;
+// Its tests need failpoints; what they share does not.
+#[cfg_attr(not(feature = "failpoints"), allow(dead_code))]
 mod snapshots;
 mod space;
 mod startup;
