@@ -33,8 +33,9 @@ const OVERHEAD_MS: u64 = 3_000;
 /// Of the time of a run, what its steps may take: each of them has to come, and real ones may take longer than is counted on, or be
 /// repeated.
 const PLANNED: f64 = 0.6;
-/// Steps are dealt for so much more time than a run has, for real ones that take less than is counted on.
-const RESERVE: f64 = 1.5;
+/// Steps are dealt for so much more time than a run has, for real ones that take less than is counted on: a node that is down is back in one
+/// second where three are counted on.
+const RESERVE: f64 = 3.0;
 
 /// What is drawn for each step, all of it, always.
 struct Drawn {
