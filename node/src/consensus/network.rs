@@ -80,12 +80,38 @@ fn is_outranked(asked: &VoteRequest<RaftId>, answer: &VoteResponse<RaftId>) -> b
         && answer.last_log_id < asked.last_log_id
 }
 
+/// So many times `election_max` a candidate that was refused for its shorter log does not stand by its timer: until whoever has the
+/// longer one has let the lease run out, waited for its own timer, and done so once more if this candidacy was in its way.
+const BACK_OFF: u32 = 3;
+
+/// Keeps this node from standing for election by its timer, until it is dropped.
+struct Unwilling(Arc<Shared>);
+
+impl Unwilling {
+    fn set(shared: &Shared, willing: bool) {
+        if let Some(running) = shared.raft.get() {
+            running.raft.runtime_config().elect(willing);
+        }
+    }
+
+    fn begin(shared: &Arc<Shared>) -> Self {
+        Self::set(shared, false);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Unwilling {
+    fn drop(&mut self) {
+        Self::set(&self.0, true);
+    }
+}
+
 /// A refusal without the end of the refuser's log.
 ///
 /// openraft 0.9.25 notes that somebody's log is longer than its own, and keeps the note until it stands for election by its own
 /// timer: each election timeout of this node is longer by twice `election_max` until then, for hours and through the terms of other
 /// leaders, even when the longest log is its own. With two such nodes left of three, nobody stands for 4.4 s and more (4.7 to 6.6 s
-/// without changes were seen). What the note is for, that the longer log comes first, [`PeerClient::stand_again`] sees to.
+/// without changes were seen). What the note is for, that the longer log comes first, [`PeerClient::back_off`] does, and it ends.
 fn without_log(answer: VoteResponse<RaftId>) -> VoteResponse<RaftId> {
     VoteResponse {
         last_log_id: None,
@@ -140,6 +166,22 @@ impl PeerClient {
         if let Err(error) = running.raft.append_entries(told).await {
             tracing::warn!(%error, %vote, "raft did not take note of a higher vote");
         }
+    }
+
+    /// Leaves the next elections to those with longer logs, after this candidate was refused by one: it would raise the term under
+    /// them again and again, and with a greater id outrank them each time. Over when somebody has been elected after `asked`.
+    async fn back_off(shared: Arc<Shared>, asked: Vote) {
+        // A further refusal of the same candidacy.
+        let Ok(_turn) = shared.backing_off.try_lock() else {
+            return;
+        };
+        let Some(running) = shared.raft.get() else {
+            return;
+        };
+        let _unwilling = Unwilling::begin(&shared);
+        let mut metrics = running.raft.metrics();
+        let led = metrics.wait_for(|now| now.vote.committed && now.vote > asked);
+        let _ = tokio::time::timeout(shared.options.timing.election_max * BACK_OFF, led).await;
     }
 
     /// Stands for election once more, a heartbeat after this candidate was refused because of one that could not win.
@@ -261,6 +303,9 @@ impl RaftNetwork<TypeConfig> for PeerClient {
                 self.shared
                     .check_term(&answer.vote)
                     .map_err(|why| unexpected(&why))?;
+                if !answer.vote_granted && answer.last_log_id > asked.last_log_id {
+                    tokio::spawn(Self::back_off(Arc::clone(&self.shared), asked.vote));
+                }
                 if is_outranked(&asked, &answer) {
                     tokio::spawn(Self::stand_again(Arc::clone(&self.shared), answer.vote));
                 }
@@ -294,6 +339,7 @@ impl RaftNetwork<TypeConfig> for PeerClient {
 mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::time::Instant;
 
     use openraft::raft::AppendEntriesResponse::{Conflict, HigherVote, Success};
 
@@ -500,28 +546,24 @@ mod tests {
         );
     }
 
-    /// The other voter has stood for election first, with a shorter log and a greater id.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_longer_log_stands_again_long_before_its_election_timeout() {
-        let world = World::with_timing("outranked", |timing| {
-            timing.election_min = Duration::from_secs(60);
-            timing.election_max = Duration::from_secs(61);
-        })
-        .await;
+    /// A node that has led another voter, and was deposed by it; how that one answers votes is asked of `answer`, and what it was
+    /// asked for is kept, with when.
+    async fn deposed(
+        world: &World,
+        answer: impl Fn(&VoteRequest<RaftId>, RaftId) -> VoteResponse<RaftId> + Clone + Send + 'static,
+    ) -> (RaftId, Arc<Mutex<Vec<(Vote, Instant)>>>) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let id = world.register(&address).await;
-        let asked: Arc<Mutex<Vec<Vote>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<(Vote, Instant)>>> = Arc::default();
         let deposed = Arc::new(AtomicBool::new(false));
         let (votes, later) = (Arc::clone(&asked), Arc::clone(&deposed));
         world.answering(listener, id, move |request| match request {
             Request::Append(_) if !later.load(Ordering::SeqCst) => Response::Append(Success),
             Request::Append(_) => Response::Append(HigherVote(Vote::new(FAR, id))),
             Request::Vote(rpc) => {
-                let mut votes = votes.lock().unwrap();
-                votes.push(rpc.vote);
-                let own = Vote::new(rpc.vote.leader_id.term.max(FAR + 1), id);
-                Response::Vote(VoteResponse::new(own, None, false))
+                votes.lock().unwrap().push((rpc.vote, Instant::now()));
+                Response::Vote(answer(&rpc, id))
             }
             _ => Response::Failed("no part of this test".into()),
         });
@@ -534,14 +576,49 @@ mod tests {
         .await;
         deposed.store(true, Ordering::SeqCst);
         until("the higher vote", || {
-            raft.metrics().borrow().vote.leader_id.term == FAR
+            raft.metrics().borrow().vote.leader_id.term >= FAR
         })
         .await;
+        (id, asked)
+    }
+
+    /// The other voter has stood for election first, with a shorter log and a greater id.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_longer_log_stands_again_long_before_its_election_timeout() {
+        let world = World::with_timing("outranked", |timing| {
+            timing.election_min = Duration::from_secs(60);
+            timing.election_max = Duration::from_secs(61);
+        })
+        .await;
+        let (id, asked) = deposed(&world, |rpc, id| {
+            let own = Vote::new(rpc.vote.leader_id.term.max(FAR + 1), id);
+            VoteResponse::new(own, None, false)
+        })
+        .await;
+        let raft = world.node.shared.raft.get().unwrap().raft.clone();
         raft.trigger().elect().await.unwrap();
         until("a second candidacy", || asked.lock().unwrap().len() > 1).await;
         let asked = asked.lock().unwrap().clone();
-        assert_eq!(asked[0].leader_id.term, FAR + 1);
-        assert!(asked[1] > Vote::new(FAR + 1, id), "{asked:?}");
+        assert_eq!(asked[0].0.leader_id.term, FAR + 1);
+        assert!(asked[1].0 > Vote::new(FAR + 1, id), "{asked:?}");
+    }
+
+    /// Else it would raise the term under the longer one for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_shorter_log_leaves_the_next_elections_to_the_longer_one_for_a_while() {
+        let world = World::new("shorter").await;
+        let longer = LogId::new(CommittedLeaderId::new(FAR, 1), u64::MAX);
+        let (_, asked) = deposed(&world, move |_, id| {
+            VoteResponse::new(Vote::new(FAR, id), Some(longer), false)
+        })
+        .await;
+        until("three candidacies", || asked.lock().unwrap().len() > 2).await;
+        let asked = asked.lock().unwrap().clone();
+        let least = world.node.shared.options.timing.election_max * 2;
+        for pair in asked.windows(2) {
+            let passed = pair[1].1.duration_since(pair[0].1);
+            assert!(passed >= least, "it stood again after {passed:?}");
+        }
     }
 
     /// The last terms there are would end every election after them.

@@ -68,6 +68,8 @@ pub(super) struct Shared {
     pub(super) paused: AtomicBool,
     /// Held by whoever hands over.
     pub(super) handing_over: tokio::sync::Mutex<()>,
+    /// Held while elections are left to others.
+    pub(super) backing_off: tokio::sync::Mutex<()>,
     /// Held by whoever stands for election again, from the look at the vote on.
     pub(super) standing_again: tokio::sync::Mutex<()>,
     /// Why this node was removed from the cluster, once it was.

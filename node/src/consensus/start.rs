@@ -301,6 +301,7 @@ pub(super) async fn assemble(parts: Parts) -> Result<Consensus, StartError> {
         loading: Loading::default(),
         paused: AtomicBool::new(false),
         handing_over: tokio::sync::Mutex::new(()),
+        backing_off: tokio::sync::Mutex::new(()),
         standing_again: tokio::sync::Mutex::new(()),
         removed: tokio::sync::watch::Sender::new(None),
         calls: OnceLock::new(),
