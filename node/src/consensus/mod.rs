@@ -17,6 +17,7 @@ mod ask;
 mod autopilot;
 mod budget;
 mod connection;
+mod elections;
 #[cfg(test)]
 mod forgery_tests;
 mod forward;
