@@ -24,10 +24,10 @@ const CALMS: u32 = 3;
 const FENCED: Duration = Duration::from_millis(8_500);
 /// Who is revoked.
 const GONE: &str = "chaos-gone";
-/// More entries than a leader sends at once (64): those who miss them apply them in a step of their own.
+/// More entries than a leader sends at once (64): what comes behind them is in a frame of its own.
 const BACKLOG: u32 = 80;
-/// Each step of applying, on the node that comes back.
-const STEP_MS: u32 = 3500;
+/// Each time that something is appended, on the node that comes back. Less than `cluster.raft.election_min_ms`: it is to follow.
+const APPEND_MS: u32 = 700;
 /// Longer than the oracle gives a node that cannot hear of a revocation.
 const IN_FORCE: Duration = Duration::from_secs(16);
 
@@ -68,9 +68,9 @@ pub(super) async fn an_isolated_leader_is_asked(scene: &mut Scene) -> Result<()>
     scene.ready(&[old]).await
 }
 
-/// A certificate is revoked while a node is away, with a lot to apply before that and after. It comes back, slowly, and the
-/// certificate's owner asks it. What it hears of a leader it may note only once its first step is over, so that the revocation
-/// must not be in that one.
+/// A certificate is revoked while a node is away, with a lot to append before that and after. It comes back, slowly, and the
+/// certificate's owner asks it. What it hears of a leader it notes once the first frame is appended, so the revocation must not be in
+/// that one; and it answers while it appends the next, which it does on another thread.
 pub(super) async fn a_node_that_missed_a_revocation_comes_back(scene: &mut Scene) -> Result<()> {
     let leader = scene.leader().await?;
     let away = scene.others(&[leader])[0];
@@ -92,7 +92,7 @@ pub(super) async fn a_node_that_missed_a_revocation_comes_back(scene: &mut Scene
     let missed = scene.status(leader).await?.applied_index;
     tokio::time::sleep(IN_FORCE.saturating_sub(revoked.elapsed())).await;
 
-    // It hears of nobody until it applies slowly.
+    // It hears of nobody until it appends slowly.
     scene.cluster.links().separate(&[away])?;
     scene.start_node(away).await?;
     // What it may do wrong it does before it has applied anything, so its tokens have to be open by then.
@@ -102,8 +102,8 @@ pub(super) async fn a_node_that_missed_a_revocation_comes_back(scene: &mut Scene
         slots.all(|slot| slot.state == SlotState::Ready).then_some(())
     })
     .await;
-    let slowly = format!("sleep({STEP_MS})");
-    scene.arm(&[away], "store::before_apply", &slowly).await?;
+    let slowly = format!("sleep({APPEND_MS})");
+    scene.arm(&[away], "store::before_append", &slowly).await?;
     scene.cluster.links().heal()?;
     until("a node that has caught up", SOON, async || {
         ask(scene, &gone, away, &sealed).await;
@@ -111,7 +111,7 @@ pub(super) async fn a_node_that_missed_a_revocation_comes_back(scene: &mut Scene
         (applied >= missed).then_some(())
     })
     .await?;
-    scene.arm(&[away], "store::before_apply", "off").await?;
+    scene.arm(&[away], "store::before_append", "off").await?;
     ask(scene, &gone, away, &sealed).await;
     scene.ready(&[away]).await
 }
