@@ -30,6 +30,8 @@ use crate::random::Random;
 /// Ciphertexts that are kept of each version.
 const KEPT: usize = 50;
 const SECOND: u64 = 1_000_000_000;
+/// Within a second a revocation is in force on every node that is reached; another one is for a busy machine.
+const PROMPT: u64 = 2 * SECOND;
 
 /// A change, or a look at the state, and what came of it. Times are nanoseconds since the run began.
 #[derive(Debug, Clone)]
@@ -127,6 +129,9 @@ pub struct History {
     /// Of each node, by whether it knew and whether it called itself stale, the one that was longest after the revocation; the
     /// others say no more.
     pub late: BTreeMap<(u32, bool, bool), LateAsk>,
+    /// Somebody was let in longer after his revocation than a node that is reached may take, by one that did not call itself stale;
+    /// of each node one in a second at most.
+    pub lingering: Moments,
     /// Refusals with `internal`, of each node one in a second at most.
     pub internal: Moments,
     /// Refusals because of certificates that nobody had wanted to revoke.
@@ -219,6 +224,8 @@ struct Fold {
     made: Made,
     /// When a node has last refused with `internal`.
     internal: BTreeMap<u32, u64>,
+    /// When a node has last let somebody in for too long.
+    lingered: BTreeMap<u32, u64>,
     /// When versions were seen destroyed.
     destroyed: BTreeMap<(String, u32), u64>,
     watched: Watched,
@@ -239,6 +246,7 @@ impl Default for Fold {
             uses: Uses::default(),
             made: Made::default(),
             internal: BTreeMap::new(),
+            lingered: BTreeMap::new(),
             destroyed: BTreeMap::new(),
             watched: Watched::default(),
         }

@@ -31,6 +31,23 @@ impl Excused {
         Self(spans.collect())
     }
 
+    /// Everybody, from one millisecond to another; for no longer than that.
+    pub(super) fn everybody(&mut self, from_ms: u64, to_ms: u64) {
+        self.0.push(Span {
+            nodes: BTreeSet::new(),
+            from_ms,
+            to_ms,
+        });
+    }
+
+    /// By nothing that goes on from this millisecond on.
+    pub(super) fn until(&mut self, ms: u64) {
+        self.0.retain(|span| span.from_ms < ms);
+        for span in &mut self.0 {
+            span.to_ms = span.to_ms.min(ms);
+        }
+    }
+
     /// By times that a node had, from one millisecond to another.
     pub(super) fn of(times: impl IntoIterator<Item = (u32, u64, u64)>) -> Self {
         let spans = times.into_iter().map(|(node, from_ms, to_ms)| Span {
@@ -87,6 +104,26 @@ mod tests {
         ] {
             assert_eq!(named(target), BTreeSet::from_iter(nodes), "{target}");
         }
+    }
+
+    #[test]
+    fn everybody_is_excused_for_a_time_and_nobody_beyond_an_end() {
+        let moment = |second: u64| Moment {
+            at: second * 1_000_000_000,
+            node: 2,
+            text: String::new(),
+        };
+        let mut excused = Excused::by(&[fired(FaultKind::Pause, 10_000, 20_000, "node 2")], |_| true);
+        excused.everybody(40_000, 50_000);
+        let explained = |excused: &Excused| {
+            (0..60)
+                .filter(|at| excused.explains(&moment(*at)))
+                .collect::<Vec<_>>()
+        };
+        let both: Vec<u64> = (10..=30).chain(40..=50).collect();
+        assert_eq!(explained(&excused), both);
+        excused.until(25_000);
+        assert_eq!(explained(&excused), (10..=25).collect::<Vec<u64>>());
     }
 
     #[test]

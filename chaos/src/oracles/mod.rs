@@ -164,7 +164,7 @@ fn look(history: &History, observed: &Observed, fired: &[Fired]) -> Found {
     versions::judge(history, observed, &mut found);
     keys_held::judge(history, &nodes_leave, &mut found);
     readiness::judge(history, fired, &mut found);
-    revocation::judge(history, &mut found);
+    revocation::judge(history, fired, &mut found);
     hashes::judge(history, observed, &mut found);
     canary::judge(observed, &mut found);
     throughput::judge(history, fired, observed.nodes.len(), &mut found);

@@ -1,6 +1,6 @@
 //! Requests of the data plane: of each is kept what the oracles have to know, and whether its answer was one that could be given.
 
-use super::{Answer, Answered, Fold, KEPT, Kept, LateAsk, Outcome, SECOND};
+use super::{Answer, Answered, Fold, KEPT, Kept, LateAsk, Moment, Outcome, PROMPT, SECOND};
 
 /// One more in the second of this time.
 fn count(seconds: &mut Vec<u32>, at: u64) {
@@ -111,6 +111,7 @@ impl Fold {
                         knew,
                         stale: answered.stale,
                     };
+                    self.lingers(&late, answered.invoked);
                     let kind = (node, knew, answered.stale);
                     let worst = self.history.late.entry(kind).or_insert_with(|| late.clone());
                     if worst.after_ns < late.after_ns {
@@ -127,5 +128,20 @@ impl Fold {
             }
             _ => {}
         }
+    }
+
+    /// Whether that was too long goes by whether the node could be reached then.
+    fn lingers(&mut self, late: &LateAsk, at: u64) {
+        let (node, cn) = (late.node, &late.cn);
+        let lately = |last: &u64| at < last + SECOND;
+        if late.after_ns < PROMPT || late.stale || self.lingered.get(&node).is_some_and(lately) {
+            return;
+        }
+        self.lingered.insert(node, at);
+        let seconds = late.after_ns as f64 / SECOND as f64;
+        let text = format!(
+            "node {node} let {cn} in {seconds:.3} s after the revocation was acknowledged, and nothing kept it from hearing of that"
+        );
+        self.history.lingering.push(Moment { at, node, text });
     }
 }
