@@ -47,7 +47,7 @@ impl Bug {
 }
 
 /// All of them.
-pub static BUGS: [Bug; 14] = [
+pub static BUGS: [Bug; 15] = [
     Bug {
         name: "skip_vote_flush",
         oracle: "durability",
@@ -125,6 +125,12 @@ pub static BUGS: [Bug; 14] = [
         oracle: "throughput",
         says: "although nothing was broken",
         what: "a leader that hands over, or tries to, sends no heartbeats when it leads again",
+    },
+    Bug {
+        name: "end_when_deposed",
+        oracle: "ends",
+        says: "ended by itself: node",
+        what: "a leader that hears of another one ends, and is back with the next start",
     },
     Bug {
         name: "go_away_without_tombstone",

@@ -19,6 +19,7 @@ use crate::faults;
 use crate::faults::unsynced::Loss;
 use crate::network::{Network, NetworkKind};
 use crate::options::Options;
+use crate::oracles::ends;
 use crate::record;
 use crate::schedule::FaultKind;
 
@@ -73,6 +74,7 @@ impl Cluster {
     /// # Errors
     /// The playground cannot be made, or what a fault needs cannot be put in place here.
     pub async fn start(options: &Options) -> Result<Self> {
+        ends::adopt_orphans()?;
         let kinds = options.faults.clone();
         let grows = kinds.contains(&FaultKind::JoinRemove);
         let more = if grows { spare(options.nodes) } else { 0 };

@@ -138,6 +138,10 @@ fn cases() -> Result<Vec<Case>> {
         )?
         .nodes(5),
         Case::new(
+            "end_when_deposed",
+            script!(consensus::a_leader_is_replaced_and_heard_again),
+        )?,
+        Case::new(
             "go_away_without_tombstone",
             script!(membership::a_new_voter_meets_members_that_lag),
         )?

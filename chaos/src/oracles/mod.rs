@@ -6,6 +6,7 @@ mod canary;
 mod ciphertexts;
 mod destruction;
 mod durability;
+pub(crate) mod ends;
 mod excused;
 mod hashes;
 pub(crate) mod keys_held;
@@ -165,6 +166,7 @@ fn look(history: &History, observed: &Observed, fired: &[Fired]) -> Found {
     keys_held::judge(history, &nodes_leave, &mut found);
     readiness::judge(history, fired, &mut found);
     revocation::judge(history, fired, &mut found);
+    ends::judge(history, observed, fired, &mut found);
     hashes::judge(history, observed, &mut found);
     canary::judge(observed, &mut found);
     throughput::judge(history, fired, observed.nodes.len(), &mut found);
@@ -185,6 +187,7 @@ fn needed(history: &History, observed: &Observed, fired: &[Fired]) -> BTreeSet<&
         ciphertexts::NAME,
         destruction::TOKENS,
         durability::NAME,
+        ends::NAME,
         members::NAME,
         register::NAME,
         terms::NAME,

@@ -11,7 +11,7 @@ use hsm_api::data::{DecryptRequest, EncryptRequest};
 use tokio::sync::watch as signal;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::observe;
+use super::{ends, observe};
 use crate::cluster::Cluster;
 use crate::history::{Held, Probe, Recorder, Sample, Seen, plaintext};
 use crate::workload::{CONTEXTS, client_of, told};
@@ -46,6 +46,7 @@ async fn answers<T: 'static>(mut asked: JoinSet<T>) -> Vec<T> {
 pub struct Watch {
     stop: signal::Sender<bool>,
     looking: JoinHandle<Result<()>>,
+    following: JoinHandle<()>,
 }
 
 impl Watch {
@@ -55,6 +56,7 @@ impl Watch {
     /// It has failed, or panicked, before.
     pub async fn stop(self) -> Result<()> {
         self.stop.send_replace(true);
+        self.following.await.context("the watch over processes")?;
         self.looking.await.context("the watch")?
     }
 }
@@ -76,6 +78,7 @@ fn begin(cluster: &Cluster, recorder: &Recorder, turns: &'static [usize]) -> Wat
     let nodes: Vec<Node> = (1..=cluster.most())
         .map(|number| cluster.playground().node(number))
         .collect();
+    let following = tokio::spawn(ends::follow(nodes.clone(), recorder.clone(), stopped.clone()));
     let looking = tokio::spawn(async move {
         let mut look = Look::new(&pki, nodes, recorder, turns)?;
         while !*stopped.borrow() {
@@ -85,7 +88,11 @@ fn begin(cluster: &Cluster, recorder: &Recorder, turns: &'static [usize]) -> Wat
         }
         anyhow::Ok(())
     });
-    Watch { stop, looking }
+    Watch {
+        stop,
+        looking,
+        following,
+    }
 }
 
 /// A node as the watch asks it.

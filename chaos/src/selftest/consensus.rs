@@ -68,6 +68,19 @@ pub(super) async fn an_isolated_leader_is_asked(scene: &mut Scene) -> Result<()>
     scene.ready(&[old]).await
 }
 
+/// A leader is cut off until there is another one, and hears of it. Whoever looks only at who is ready, and starts those that are not
+/// there, sees nothing else.
+pub(super) async fn a_leader_is_replaced_and_heard_again(scene: &mut Scene) -> Result<()> {
+    let old = scene.leader().await?;
+    scene.cluster.links().separate(&[old])?;
+    scene.leader_but(&[old]).await?;
+    scene.cluster.links().heal()?;
+    // With the bug it never is.
+    let _ = scene.ready_within(&[old], HARDLY).await;
+    tokio::time::sleep(WATCHED).await;
+    Ok(())
+}
+
 /// A certificate is revoked while a node is away, with a lot to append before that and after. It comes back, slowly, and the
 /// certificate's owner asks it. What it hears of a leader it notes once the first frame is appended, so the revocation must not be in
 /// that one; and it answers while it appends the next, which it does on another thread.

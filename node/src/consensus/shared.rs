@@ -24,6 +24,7 @@ use super::start::ConsensusOptions;
 use super::wire::{FrameSaid, Hello};
 use super::{LeaderCalls, Peer, Role, View};
 use crate::clock;
+use crate::seeded::bug;
 
 pub(super) type Metrics = RaftMetrics<RaftId, MemberNode>;
 
@@ -188,6 +189,9 @@ impl Shared {
         let led = before
             .as_ref()
             .is_some_and(|sample| sample.metrics.state == ServerState::Leader);
+        if led && metrics.state != ServerState::Leader && bug("bug::end_when_deposed") {
+            std::process::abort();
+        }
         if metrics.state == ServerState::Leader {
             if !led {
                 self.leads_since.store(Some(Arc::new(clock::now())));
