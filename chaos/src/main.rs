@@ -36,6 +36,9 @@ enum Command {
         /// Folder of the new run; not there yet, or empty.
         #[arg(long)]
         dir: Option<PathBuf>,
+        /// Keep that folder if the new run passes, too.
+        #[arg(long)]
+        keep: bool,
     },
     /// Only judge the recorded history of a run again.
     Check {
@@ -144,7 +147,9 @@ async fn carry_out(command: Command) -> Result<u8> {
     };
     match command {
         Command::Run(arguments) => run_once(arguments, &mut signals).await,
-        Command::Replay { recorded, dir } => run_again(&recorded, dir.as_deref(), &mut signals).await,
+        Command::Replay { recorded, dir, keep } => {
+            run_again(&recorded, dir.as_deref(), keep, &mut signals).await
+        }
         Command::Check { recorded } => check(&recorded),
         Command::Selftest { list: true, .. } => {
             print!("{}", selftest::list());
@@ -277,7 +282,7 @@ fn with_record(code: u8, recorded: Result<()>) -> Result<u8> {
     }
 }
 
-async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -> Result<u8> {
+async fn run_again(recorded: &Path, dir: Option<&Path>, keep: bool, signals: &mut Signals) -> Result<u8> {
     let recorded = Folder::at(recorded)?;
     let judged = replay::check(&recorded);
     match &judged {
@@ -302,7 +307,7 @@ async fn run_again(recorded: &Path, dir: Option<&Path>, signals: &mut Signals) -
     println!("{}", record::summary(&report));
     // A replay that has not come so far has none.
     let _ = told(FailOvers::of(&folder));
-    let code = conclude(&report, &folder, &command, false, stopped);
+    let code = conclude(&report, &folder, &command, keep, stopped);
     Ok(with_recorded(code))
 }
 

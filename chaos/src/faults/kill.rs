@@ -1,4 +1,8 @@
 //! SIGKILL.
+//!
+//! Where a quorum is left, or is back, it has to acknowledge a change: after the death of a leader by those who are left, after that of
+//! a minority or of all once every node is ready again. Without that, kills that follow each other closely would let a cluster pass
+//! that never gets back to work.
 
 use std::time::Duration;
 
@@ -10,7 +14,7 @@ use super::{Done, one_of};
 use crate::cluster::{Cluster, Committed};
 use crate::failover;
 use crate::history::Recorder;
-use crate::schedule::Victims;
+use crate::schedule::{Effect, Victims};
 
 /// For a change before the kill; the one before may have left the cluster without a leader.
 const BEFORE: Duration = Duration::from_secs(5);
@@ -129,6 +133,33 @@ pub(super) async fn carry_out(
     }
 }
 
+/// What is owed after a kill once all nodes are ready again: a change, unless it was asked for while they were away.
+pub(super) async fn once_all_are_back(
+    victims: Victims,
+    done: Done,
+    cluster: &Cluster,
+    recorder: &Recorder,
+) -> Result<Done> {
+    if !is_owed(victims, &done) {
+        return Ok(done);
+    }
+    let written = probe::write(&cluster.members(), OWED, cluster, recorder).await?;
+    Ok(went_on(done, written))
+}
+
+fn is_owed(victims: Victims, done: &Done) -> bool {
+    matches!(victims, Victims::Minority | Victims::All) && done.effect == Effect::Counted
+}
+
+/// What all have made of the end of so many of them.
+fn went_on(done: Done, written: bool) -> Done {
+    if written {
+        return done;
+    }
+    let what = format!("no change was acknowledged within {OWED:?} after all were ready again");
+    Done::cluster_failed(done.target, &what)
+}
+
 /// What the others have made of the end of their leader.
 fn came(target: String, other: Option<Committed>, written: bool) -> Done {
     match (other, written) {
@@ -148,7 +179,30 @@ fn came(target: String, other: Option<Committed>, written: bool) -> Done {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
-    use crate::schedule::Effect;
+
+    #[test]
+    fn a_cluster_that_is_back_from_the_end_of_many_and_takes_no_change_is_a_finding() {
+        let killed = || Done::counted("nodes [1, 2, 3]");
+        assert_eq!(went_on(killed(), true).effect, Effect::Counted);
+        let failed = went_on(killed(), false);
+        let failure = failed.effect.failure().unwrap();
+        assert!(failure.starts_with("no change was acknowledged"), "{failure}");
+        assert_eq!(failed.target, "nodes [1, 2, 3]");
+        for (victims, owed) in [
+            (Victims::All, true),
+            (Victims::Minority, true),
+            (Victims::Leader, false),
+            (Victims::Follower, false),
+        ] {
+            assert_eq!(is_owed(victims, &killed()), owed, "{victims:?}");
+            // What has had no effect comes again, and what was found first is told.
+            assert!(!is_owed(victims, &Done::not_counted("nodes [1]", "0 of 1 ran")));
+            assert!(!is_owed(
+                victims,
+                &Done::cluster_failed("nodes [1]", "it does not start")
+            ));
+        }
+    }
 
     #[test]
     fn a_leader_that_nobody_replaces_is_a_finding() {

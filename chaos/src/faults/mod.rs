@@ -137,7 +137,13 @@ pub(crate) async fn carry_out(
     } else {
         cluster.come_back().await
     };
-    let done = done.followed_by(&back);
+    let healed_ms = recorder.elapsed_ms();
+    let done = match (&step.fault, &back) {
+        (Fault::Kill(victims, _), Ok(())) => {
+            kill::once_all_are_back(*victims, done, cluster, recorder).await?
+        }
+        _ => done.followed_by(&back),
+    };
     let stuck = back.err().map(|error| format!("{error:#}"));
     let came = match &stuck {
         None => "is over".to_owned(),
@@ -153,7 +159,7 @@ pub(crate) async fn carry_out(
         at_ms,
         target: done.target,
         effect: done.effect,
-        healed_ms: recorder.elapsed_ms(),
+        healed_ms,
     };
     Ok((fired, stuck))
 }

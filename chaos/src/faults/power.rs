@@ -55,8 +55,19 @@ pub(super) async fn lost(all: bool, pick: u32, lasts: Duration, cluster: &Cluste
     start(&numbers, lasts, cluster)
         .await
         .context("after the loss of power")?;
-    let what = format!("nodes {numbers:?}: {lost} changes lost");
-    Ok(Done::counted_if(lost > 0, what, "everything was synchronised"))
+    Ok(Done::counted_if(
+        lost > 0,
+        target(all, &numbers, lost),
+        "everything was synchronised",
+    ))
+}
+
+/// One node of several is named, as the oracles read it: it explains nothing of the others, and they go on.
+fn target(all: bool, numbers: &[u32], lost: usize) -> String {
+    match numbers {
+        [number] if !all => format!("node {number}: {lost} changes lost"),
+        _ => format!("nodes {numbers:?}: {lost} changes lost"),
+    }
 }
 
 pub(super) async fn torn(pick: u32, permille: u32, lasts: Duration, cluster: &Cluster) -> Result<Done> {
@@ -71,4 +82,17 @@ pub(super) async fn torn(pick: u32, permille: u32, lasts: Duration, cluster: &Cl
         what,
         "its last write was synchronised",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_node_that_has_lost_power_is_named_and_all_of_them_are_not() {
+        assert_eq!(target(false, &[2], 7), "node 2: 7 changes lost");
+        assert_eq!(target(true, &[1, 2, 3], 7), "nodes [1, 2, 3]: 7 changes lost");
+        // All of a cluster of one.
+        assert_eq!(target(true, &[1], 7), "nodes [1]: 7 changes lost");
+    }
 }

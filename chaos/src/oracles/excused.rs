@@ -69,7 +69,7 @@ impl Excused {
 }
 
 /// The nodes that the target of a fault names: `node 3` or `hsm-node-3`.
-fn named(target: &str) -> BTreeSet<u32> {
+pub(super) fn named(target: &str) -> BTreeSet<u32> {
     let words = target.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
     let by_id = words
@@ -101,6 +101,8 @@ mod tests {
                 vec![1, 4],
             ),
             ("unknown", Vec::new()),
+            ("node 2: 7 changes lost", vec![2]),
+            ("nodes [1, 2, 3]: 7 changes lost", Vec::new()),
         ] {
             assert_eq!(named(target), BTreeSet::from_iter(nodes), "{target}");
         }

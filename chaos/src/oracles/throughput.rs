@@ -5,6 +5,7 @@
 //! closely for phases, but for the times at which nobody can answer.
 
 use super::Found;
+use super::excused::named;
 use crate::ending::{CALM_ENDS, FAULTS_BEGIN};
 use crate::history::{History, Operation, Outcome};
 use crate::schedule::{FaultKind, Fired};
@@ -48,7 +49,9 @@ impl Answers {
             return Self::Nobody;
         }
         match fired.kind {
-            Kind::KillAll | Kind::LostWrites => Self::Nobody,
+            Kind::KillAll => Self::Nobody,
+            // Of one node, where that is named: the others go on.
+            Kind::LostWrites if named(&fired.target).is_empty() => Self::Nobody,
             Kind::Pause | Kind::TokenHung => Self::Slowly,
             Kind::Loss | Kind::ByteRate | Kind::Failpoint => Self::Unsure,
             _ => Self::Somebody,
@@ -393,6 +396,19 @@ mod tests {
                 answers,
                 "{kind} {nodes}"
             );
+        }
+    }
+
+    #[test]
+    fn where_one_node_of_several_has_lost_power_the_others_answer() {
+        for (target, nodes, answers) in [
+            ("node 2: 7 changes lost", 3, Answers::Somebody),
+            ("nodes [1, 2, 3]: 7 changes lost", 3, Answers::Nobody),
+            ("node 2: 7 changes lost", 2, Answers::Nobody),
+            ("unknown", 3, Answers::Nobody),
+        ] {
+            let lost = fired(FaultKind::LostWrites, 0, 1, target);
+            assert_eq!(Answers::during(&lost, nodes), answers, "{target} of {nodes}");
         }
     }
 

@@ -1,7 +1,8 @@
-//! The chaos program itself: a short run ends well, and one that is told to stop takes its nodes with it, and says what it has found
-//! until then.
+//! The chaos program itself: a short run ends well, and so does what is played again of it; one that is told to stop takes its nodes
+//! with it, and says what it has found until then.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -30,12 +31,34 @@ struct Run {
 
 impl Run {
     fn start(seed: u64, minutes: &str, network: &str, faults: &str) -> Result<Self> {
+        Self::chaos(&["run"], seed, minutes, network, faults)
+    }
+
+    /// The same, of which the folder is kept, whatever comes of it.
+    fn kept(seed: u64, minutes: &str, network: &str, faults: &str) -> Result<Self> {
+        Self::chaos(&["run", "--keep"], seed, minutes, network, faults)
+    }
+
+    fn chaos(command: &[&str], seed: u64, minutes: &str, network: &str, faults: &str) -> Result<Self> {
+        let (seed, nodes) = (seed.to_string(), NODES.to_string());
+        let mut arguments = command.to_vec();
+        arguments.extend(["--seed", &seed, "--minutes", minutes, "--nodes", &nodes]);
+        arguments.extend(["--network", network, "--faults", faults]);
+        Self::begin(&arguments)
+    }
+
+    /// What is in the folder of a run is played again, and kept.
+    fn replay(recorded: &Path) -> Result<Self> {
+        let recorded = recorded.to_str().context("folder is not UTF-8")?;
+        Self::begin(&["replay", recorded, "--keep"])
+    }
+
+    fn begin(arguments: &[&str]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hsm-chaos-").tempdir()?;
         let said = File::create(folder.path().join("said"))?;
         let child = Command::new(cluster_tests::binary("chaos")?)
-            .args(["run", "--seed", &seed.to_string(), "--minutes", minutes])
-            .args(["--nodes", &NODES.to_string(), "--network", network])
-            .args(["--faults", faults, "--dir"])
+            .args(arguments)
+            .arg("--dir")
             .arg(folder.path().join("run"))
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
@@ -74,6 +97,17 @@ impl Run {
         ended.with_context(|| self.said())?.context("wait for chaos")
     }
 
+    /// What it said by the time at which it had passed.
+    async fn passes(&mut self) -> Result<String> {
+        let status = self.ended(PATIENCE).await?;
+        let said = self.said();
+        ensure!(
+            status.success() && said.contains("verdict: pass"),
+            "{status}: {said}"
+        );
+        Ok(said)
+    }
+
     /// Whether `/readyz` of each of its nodes is 200.
     async fn ready(&self) -> Vec<bool> {
         let mut ready = Vec::new();
@@ -110,13 +144,53 @@ impl Run {
 
     /// Nothing of it is left: no listener, no folder.
     async fn check_gone(&self) -> Result<()> {
+        self.check_left(&["said"]).await
+    }
+
+    /// No listener of it is left, and beside what it said no folder but its own, which was to be kept.
+    async fn check_kept(&self) -> Result<()> {
+        ensure!(
+            self.base_port().is_some(),
+            "its cluster was not kept: {}",
+            self.said()
+        );
+        self.check_left(&["run", "said"]).await
+    }
+
+    async fn check_left(&self, wanted: &[&str]) -> Result<()> {
         self.check_ended().await?;
         let mut left = Vec::new();
         for entry in std::fs::read_dir(self.folder.path())? {
             left.push(entry?.file_name());
         }
-        ensure!(left == ["said"], "left behind: {left:?}");
+        left.sort();
+        ensure!(left == wanted, "left behind: {left:?}, {wanted:?} wanted");
         Ok(())
+    }
+
+    /// A file of the run's folder.
+    fn file(&self, name: &str) -> Result<Value> {
+        let path = self.folder.path().join("run").join(name);
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Numbers and kinds of the planned steps that were carried out. What comes besides comes while there is time.
+    fn fired(&self) -> Result<BTreeSet<(u64, String)>> {
+        let number = |value: &Value| value.as_u64().context("no number of a step");
+        let plan = self.file("plan.json")?;
+        let steps = plan["steps"].as_array().context("no steps")?.iter();
+        let planned: BTreeSet<u64> = steps.map(|step| number(&step["number"])).collect::<Result<_>>()?;
+        let mut fired = BTreeSet::new();
+        for one in self.file("fired.json")?.as_array().context("nothing fired")? {
+            let step = number(&one["step"])?;
+            let kind = one["kind"].as_str().context("no kind")?;
+            if planned.contains(&step) {
+                fired.insert((step, kind.to_owned()));
+            }
+        }
+        ensure!(fired.len() == planned.len(), "{fired:?} of {planned:?}");
+        Ok(fired)
     }
 
     /// What it was stopped in has been judged, and is kept; judged again it is the same.
@@ -165,10 +239,26 @@ fn base_port_in(run: &Path) -> Option<u16> {
         .find_map(|facts| facts["base_port"].as_u64()?.try_into().ok())
 }
 
-pub(crate) async fn a_short_run_of_chaos_finds_nothing() -> Result<()> {
+pub(crate) async fn a_short_run_of_chaos_finds_nothing_and_nor_does_its_replay() -> Result<()> {
     // One of each kind; the leader is away for two elections, so that somebody else leads before it is back.
     let faults = "kill-leader,kill-all,pause,leader-in-minority";
-    passes(Run::start(80, "0.25", "loopback", faults)?).await?;
+    let mut recorded = Run::kept(80, "0.25", "loopback", faults)?;
+    recorded.passes().await?;
+    recorded.check_kept().await?;
+    let mut again = Run::replay(&recorded.folder.path().join("run"))?;
+    let said = again.passes().await?;
+    ensure!(
+        said.contains("the recorded history, judged again:\nverdict: pass\n")
+            && said.matches("verdict: pass").count() == 2,
+        "{said}"
+    );
+    again.check_kept().await?;
+    for name in ["plan.json", "options.json"] {
+        let (then, now) = (recorded.file(name)?, again.file(name)?);
+        ensure!(now == then, "{name}: {now}\nwas {then}");
+    }
+    let (then, now) = (recorded.fired()?, again.fired()?);
+    ensure!(now == then, "carried out: {now:?}, then {then:?}");
     Ok(())
 }
 
@@ -185,12 +275,7 @@ pub(crate) async fn a_short_run_on_a_bridge_finds_nothing() -> Result<()> {
 
 /// What it said, having left nothing behind.
 async fn passes(mut run: Run) -> Result<String> {
-    let status = run.ended(PATIENCE).await?;
-    let said = run.said();
-    ensure!(
-        status.success() && said.contains("verdict: pass"),
-        "{status}: {said}"
-    );
+    let said = run.passes().await?;
     run.check_gone().await?;
     Ok(said)
 }

@@ -61,18 +61,18 @@ fn kills() -> Result<usize> {
 
 /// What was acknowledged, and has to be there at the end.
 #[derive(Default)]
-struct Acknowledged {
-    versions: Vec<u32>,
-    sealed: Vec<Sealed>,
+pub(crate) struct Acknowledged {
+    pub(crate) versions: Vec<u32>,
+    pub(crate) sealed: Vec<Sealed>,
 }
 
 impl Acknowledged {
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.versions.len() + self.sealed.len()
     }
 
     /// What one node does not have, or cannot open.
-    async fn lost_on(&self, cluster: &Playground, number: u32) -> Result<Vec<String>> {
+    pub(crate) async fn lost_on(&self, cluster: &Playground, number: u32) -> Result<Vec<String>> {
         let info = context_on(cluster, number, CONTEXT).await?;
         let holds = |version: &u32| {
             info.versions.iter().any(|held| {
@@ -199,7 +199,7 @@ async fn leaders_die_and_only_changes_wait_a_little() -> Result<()> {
 }
 
 /// The place of a percentile among so many.
-fn rank(count: usize, percent: usize) -> usize {
+pub(crate) fn rank(count: usize, percent: usize) -> usize {
     (count * percent).div_ceil(100).saturating_sub(1)
 }
 

@@ -43,7 +43,7 @@ struct Plan {
     idle: Duration,
     /// Between two rotations, and two other changes.
     changes: Duration,
-    /// Nodes that leave for good in the end, with their clients: a follower, then leaders.
+    /// Nodes that leave for good in the end, with their clients: followers, and last whoever leads.
     removals: u32,
 }
 
@@ -56,6 +56,19 @@ async fn no_request_fails_while_nodes_are_restarted_one_by_one_behind_balancers(
         idle: Duration::from_secs(1),
         changes: Duration::from_millis(700),
         removals: 0,
+    })
+    .await
+}
+
+/// The leader leaves for good, which no balancer is told before; the removal of a follower is the next one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_while_the_leader_of_four_voters_is_removed() -> Result<()> {
+    roll(&Plan {
+        voters: 4,
+        rounds: 0,
+        idle: Duration::from_secs(1),
+        changes: Duration::from_millis(700),
+        removals: 1,
     })
     .await
 }
@@ -395,7 +408,7 @@ async fn roll(plan: &Plan) -> Result<()> {
     let mut left = cluster.nodes();
     for removal in 0..plan.removals {
         let leader = cluster.leader_among(&left).await?.node;
-        let leads = removal > 0;
+        let leads = removal + 1 == plan.removals;
         let place = left.iter().position(|node| (node.number == leader) == leads);
         let node = left.remove(place.context("nobody to remove")?);
         scene.remove(&node).await?;

@@ -60,7 +60,7 @@ fn what_mostly_waits() -> Result<()> {
             ),
         ],
         vec![
-            scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing),
+            scenario!(crate::chaos::a_short_run_of_chaos_finds_nothing_and_nor_does_its_replay),
             scenario!(crate::chaos::a_short_run_on_a_bridge_finds_nothing),
             scenario!(crate::chaos::a_signal_ends_chaos_and_its_nodes),
         ],
