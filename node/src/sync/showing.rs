@@ -174,7 +174,7 @@ mod tests {
         let other = Problem::Unknown {
             what: "object x".to_owned(),
         };
-        assert_eq!(obstacle(&[other.clone()], &[]), None);
+        assert_eq!(obstacle(std::slice::from_ref(&other), &[]), None);
         let missing = Problem::Missing {
             context: context("a"),
             version: 2,
