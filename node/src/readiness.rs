@@ -116,7 +116,10 @@ impl NodeView {
             let owed = self.holding.owing(name, gate, owed.max(pending));
             Local {
                 state: entry.state(),
-                reason: entry.reason(),
+                reason: entry
+                    .reason()
+                    .map(with_section)
+                    .or_else(|| known.and_then(|slot| slot.obstacle.clone())),
                 synced: known.is_some_and(|slot| slot.last_full_sync.is_some()),
                 complete: gate.is_some() && complete_at >= gate && lacking == 0 && owed == 0,
                 missing_keys: known.map_or(0, |slot| slot.missing_keys).max(lacking),
@@ -203,6 +206,14 @@ impl NodeView {
         };
         judge::checks(&self.parts.rules, &picture, query)
     }
+}
+
+/// A reason for which a slot does not serve, with where the remedy stands, unless it says so itself.
+fn with_section(reason: String) -> String {
+    if reason.contains("docs/operations.md") {
+        return reason;
+    }
+    format!("{reason} (docs/operations.md, \"A slot does not serve\")")
 }
 
 /// Whether a version is in this slot.

@@ -62,6 +62,10 @@ fn lines_of(status: ClusterStatus, args: &Status) -> impl Iterator<Item = Line> 
 fn row(line: &Line) -> [String; 6] {
     let Line { node_id, slot } = line;
     let state = match slot.state {
+        // The node says why only once nothing is left to try.
+        SlotState::Ready if slot.missing_keys > 0 && slot.reason.is_some() => {
+            format!("{}, keys missing", slot.state)
+        }
         SlotState::Ready if slot.missing_keys > 0 => format!("{}, importing", slot.state),
         _ => slot.state.to_string(),
     };
@@ -98,5 +102,15 @@ mod tests {
         assert_eq!(shown("ready", 0)[3], "ready");
         assert_eq!(shown("ready", 2)[3..5], ["ready, importing", "2"]);
         assert_eq!(shown("failed", 2)[3], "failed");
+        let mut stuck = slot("a", "ready", 2);
+        stuck.reason = Some("nothing is left to try".to_owned());
+        let line = Line {
+            node_id: "n1".to_owned(),
+            slot: stuck,
+        };
+        assert_eq!(
+            row(&line)[3..],
+            ["ready, keys missing", "2", "nothing is left to try"]
+        );
     }
 }

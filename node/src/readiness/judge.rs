@@ -31,7 +31,8 @@ pub struct Rules {
 pub struct Local {
     /// Its state.
     pub state: SlotState,
-    /// Why it does not serve, for administrators.
+    /// Why it does not serve, or why keys are missing that nothing is left to try for, for administrators, with where the
+    /// remedy stands.
     pub reason: Option<String>,
     /// The token was compared with the state since the start.
     pub synced: bool,
@@ -71,10 +72,17 @@ impl Local {
                 SlotState::Failed { code, .. } => format!("failed ({code})"),
                 state => state.name().to_owned(),
             };
-            return format!("{state}; the node's log and `hsmctl cluster status` say why");
+            return format!(
+                "{state}; the node's log and `hsmctl cluster status` say why (docs/operations.md, \"A slot does not serve\")"
+            );
         }
         if !self.synced {
-            return "the token was not compared with the state yet".to_owned();
+            return match self.reason {
+                Some(_) => "the token cannot be compared with the state; the node's log and `hsmctl cluster status` say \
+                            why (docs/operations.md, \"A token is damaged or lost\")",
+                None => "the token was not compared with the state yet",
+            }
+            .to_owned();
         }
         if self.destructions > 0 {
             return format!("{} keys of ended versions are being removed", self.destructions);
@@ -83,6 +91,13 @@ impl Local {
             return format!(
                 "{} key versions wait for invocations of the leader, their first or new ones",
                 self.leases.saturating_add(self.starved)
+            );
+        }
+        if self.reason.is_some() {
+            return format!(
+                "{} keys are missing, and nothing is left to try for them; the node's log and `hsmctl cluster status` say \
+                 why (docs/operations.md, \"Keys are missing\")",
+                self.missing_keys
             );
         }
         format!("{} keys are being imported", self.missing_keys)

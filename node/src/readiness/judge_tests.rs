@@ -249,6 +249,43 @@ fn a_slot_is_ready_only_after_sync_and_destruction() {
     assert_eq!(node.not_ready(), ["slot:s"]);
 }
 
+/// What is wrong with it names keys, which is not for everybody; the section is.
+#[test]
+fn a_slot_that_does_not_get_its_keys_by_itself_says_which_section_helps() {
+    let mut node = Node::new();
+    let other = node.other();
+    node.report(other, "s", true);
+    let mut detail = |local: Local| {
+        node.slot("s", local);
+        let checks = node.ask(&ReadyQuery::default());
+        let line = checks.into_iter().find(|check| check.code == "slot:s").unwrap();
+        assert!(!line.ok && !line.detail.contains("prove_key"), "{}", line.detail);
+        line.detail
+    };
+    let stuck = Local {
+        reason: Some("prove_key of c v1: refused".to_owned()),
+        missing_keys: 2,
+        complete: false,
+        ..serving()
+    };
+    let said = detail(stuck.clone());
+    assert!(
+        said.starts_with("2 keys are missing") && said.contains("\"Keys are missing\""),
+        "{said}"
+    );
+    let unread = Local {
+        synced: false,
+        ..stuck.clone()
+    };
+    assert!(detail(unread).contains("\"A token is damaged or lost\""));
+    assert!(detail(locked()).contains("\"A slot does not serve\""));
+    let importing = Local {
+        reason: None,
+        ..stuck
+    };
+    assert_eq!(detail(importing), "2 keys are being imported");
+}
+
 #[test]
 fn a_slot_with_every_key_waits_for_invocations_whether_others_serve_it_or_not() {
     let mut node = Node::new();

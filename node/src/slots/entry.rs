@@ -13,7 +13,7 @@ use raft_store::names::{ContextName, SlotName};
 use tokio::sync::Notify;
 
 use super::marker::ReadyMarker;
-use super::open::{self, OpenFailure, Unlock};
+use super::open::{self, DAMAGED, OpenFailure, Unlock};
 use super::uses::{Used, Uses};
 use crate::config::Slot as SlotConfig;
 use crate::keyring::TokenOps;
@@ -184,11 +184,21 @@ impl SlotEntry {
                 Ok(())
             }
             Err(failure) => {
-                let (state, reason) = (failure.state(), failure.to_string());
+                let (state, reason) = (failure.state(), self.reason_of(&failure));
                 self.closed.store(Arc::new(Closed { state, reason }));
                 Err(failure)
             }
         }
+    }
+
+    /// The failure, with the remedy if the token was open here before. Of one that never was the failure itself says what
+    /// may be configured wrongly.
+    fn reason_of(&self, failure: &OpenFailure) -> String {
+        let was_open = || matches!(self.marker().read(), Ok(Some(_)));
+        if failure.may_be_damage() && was_open() {
+            return format!("{failure}; {DAMAGED}");
+        }
+        failure.to_string()
     }
 
     /// Notes the first token of the slot. Another one that comes later is told each time: whether it is
@@ -240,7 +250,9 @@ impl SlotEntry {
     /// What is said while an attempt to open the slot does not come back. The attempt goes on, and
     /// replaces it.
     pub(super) fn hangs(&self) {
-        let reason = "opening it has not come back yet: its token or module hangs".to_owned();
+        let reason = format!(
+            "opening it has not come back yet: its token or module hangs; restart the node, and {DAMAGED}"
+        );
         self.closed.store(Arc::new(Closed {
             state: SlotState::Failed {
                 code: "hung",
@@ -305,7 +317,23 @@ mod tests {
         ));
         assert!(entry.test().is_none() && entry.last_proof().is_none());
         entry.hangs();
-        assert!(entry.reason().unwrap().contains("hangs"));
+        let reason = entry.reason().unwrap();
+        assert!(reason.contains("hangs") && reason.contains(DAMAGED), "{reason}");
+    }
+
+    #[test]
+    fn a_token_that_was_open_here_and_is_not_found_any_more_has_its_remedy_in_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = SlotEntry::new(config("a"), dir.path().to_path_buf());
+        let absent = OpenFailure::Slot(hsm_core::SlotError::TokenNotFound {
+            slot: "a".to_owned(),
+            label: "slot-a".to_owned(),
+            found: "no token".to_owned(),
+        });
+        assert!(!entry.reason_of(&absent).contains(DAMAGED));
+        entry.marker().write("77").unwrap();
+        assert!(entry.reason_of(&absent).ends_with(DAMAGED));
+        assert!(!entry.reason_of(&OpenFailure::UnderWay).contains(DAMAGED));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 pub use self::entry::{Probe, SlotEntry};
+pub(crate) use self::open::DAMAGED;
 use self::open::label_key;
 pub use self::open::{OpenFailure, Unlock};
 pub use self::uses::{Total, Uses};

@@ -10,6 +10,10 @@ use hsm_core::{HsmError, Module, Slot, SlotError, SlotOptions, SlotState};
 use crate::config::{PinSource, Slot as SlotConfig};
 use crate::secrets::{SecretError, read_pin};
 
+/// What helps where a token that this node used before does not open any more, does not come back or cannot be read.
+pub(crate) const DAMAGED: &str = "if it stays so, the token is damaged or lost: put its files back from a copy, or replace the node \
+     (docs/operations.md, \"A token is damaged or lost\")";
+
 /// Why a slot could not be opened.
 #[derive(Debug)]
 pub enum OpenFailure {
@@ -63,6 +67,20 @@ impl OpenFailure {
     /// Whether a restart can only help once a PIN has changed.
     pub(super) fn is_about_pin(&self) -> bool {
         matches!(self, Self::Slot(error) if error.is_about_pin())
+    }
+
+    /// Whether the token may be damaged or lost, if it was open here before.
+    pub(super) fn may_be_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Slot(
+                SlotError::TokenNotFound { .. }
+                    | SlotError::Hsm {
+                        error: HsmError::Call(_),
+                        ..
+                    }
+            )
+        )
     }
 
     /// Serial number of a token that this process owns already, under another slot's name.
@@ -223,6 +241,7 @@ pub(super) mod tests {
         );
         assert!(refused.is_about_pin());
         assert_eq!(refused.state(), SlotState::Locked);
+        assert!(!refused.may_be_damage());
         let unknown = OpenFailure::Slot(SlotError::TokenNotFound {
             slot: "exchange".to_owned(),
             label: "slot-exchange".to_owned(),
@@ -234,6 +253,7 @@ pub(super) mod tests {
         );
         assert_eq!(unknown.blame(&slot, true).0, "hsm.slot_id");
         assert_eq!(unknown.state(), SlotState::Absent);
+        assert!(unknown.may_be_damage());
     }
 
     #[test]
@@ -249,6 +269,6 @@ pub(super) mod tests {
             )
         );
         assert_eq!(failure.state().name(), "failed");
-        assert!(!failure.is_about_pin());
+        assert!(!failure.is_about_pin() && !failure.may_be_damage());
     }
 }

@@ -93,6 +93,12 @@ impl Attempts {
         self.known.get(action).map_or(0, |attempt| attempt.failures)
     }
 
+    /// What the step has failed with, if it did when it was last tried.
+    pub(super) fn reason(&self, action: &Action) -> Option<&str> {
+        let attempt = self.known.get(action)?;
+        (attempt.failures > 0).then_some(attempt.reason.as_str())
+    }
+
     /// When the next step is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.known.values().map(|attempt| attempt.due).min()
@@ -142,12 +148,19 @@ mod tests {
         let mut attempts = Attempts::default();
         let now = Instant::now();
         attempts.due(&step, now, 9, NONE);
+        assert_eq!(attempts.reason(&step[0]), None);
         assert!(attempts.failed(&step[0], now, "a"));
         assert!(!attempts.failed(&step[0], now, "a"));
         assert!(attempts.failed(&step[0], now, "b"));
-        assert_eq!(attempts.failures(&step[0]), 3);
+        assert_eq!(
+            (attempts.failures(&step[0]), attempts.reason(&step[0])),
+            (3, Some("b"))
+        );
         assert!(attempts.succeeded(&step[0], now));
-        assert_eq!(attempts.failures(&step[0]), 0);
+        assert_eq!(
+            (attempts.failures(&step[0]), attempts.reason(&step[0])),
+            (0, None)
+        );
         assert!(!attempts.succeeded(&step[0], now));
     }
 

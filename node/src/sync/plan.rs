@@ -213,6 +213,18 @@ impl Problem {
         )
     }
 
+    /// It may be what keys are missing for.
+    pub fn keeps_keys_away(&self) -> bool {
+        matches!(
+            self,
+            Problem::TokenReplaced
+                | Problem::TransportDiffers { .. }
+                | Problem::NoGrant { .. }
+                | Problem::Missing { .. }
+                | Problem::Quarantined { .. }
+        )
+    }
+
     /// It is part of normal operation.
     pub fn is_passing(&self) -> bool {
         matches!(self, Problem::NoGrant { .. } | Problem::Unknown { .. })

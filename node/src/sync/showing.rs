@@ -17,10 +17,29 @@ use super::ring::Source;
 use super::status::SlotSync;
 use super::wanted::{is_served, versions};
 use super::worker::Worker;
-use crate::slots::Probe;
+use crate::slots::{DAMAGED, Probe};
 
 /// Problems said one by one; with thousands of keys the rest is a number.
 const SAID_AT_MOST: usize = 50;
+/// Of what keeps keys away, in the reason that the slot is shown with; its log has all of it.
+const REASONS_AT_MOST: usize = 3;
+
+/// What keeps keys away where no step is left that has not failed.
+fn obstacle(problems: &[Problem], failed: &[String]) -> Option<String> {
+    let problems = problems.iter().filter(|problem| problem.keeps_keys_away());
+    let mut why: Vec<String> = problems.map(ToString::to_string).collect();
+    why.extend_from_slice(failed);
+    if why.is_empty() {
+        return None;
+    }
+    let more = why.len().saturating_sub(REASONS_AT_MOST);
+    why.truncate(REASONS_AT_MOST);
+    if more > 0 {
+        why.push(format!("{more} more in the node's log"));
+    }
+    let why = why.join("; ");
+    Some(format!("{why} (docs/operations.md, \"Keys are missing\")"))
+}
 
 impl Worker {
     /// Shows what this slot has: first of all steps, so that nothing is acknowledged that the key ring
@@ -38,15 +57,28 @@ impl Worker {
         let mut problems: Vec<String> = plan.problems.iter().map(ToString::to_string).collect();
         problems.extend(self.known.look_trouble.clone());
         problems.truncate(SAID_AT_MOST);
-        let untried = self.untried(&published.state, me, plan);
+        let bringing = self.bringing(&published.state, me, plan);
+        let failed: Vec<String> = bringing
+            .iter()
+            .filter_map(|action| self.failure(action))
+            .collect();
+        let untried = bringing.len() - failed.len();
+        let obstacle = match (held, &self.known.look_trouble) {
+            (None, Some(why)) => Some(format!(
+                "the token cannot be compared with the state: {why}; {DAMAGED}"
+            )),
+            (Some(_), _) if plan.missing > 0 && untried == 0 => obstacle(&plan.problems, &failed),
+            _ => None,
+        };
         let part = Part {
             source,
             sync: SlotSync {
                 missing_keys: plan.missing,
-                untried,
+                untried: u32::try_from(untried).unwrap_or(u32::MAX),
                 destructions_pending: plan.destructions,
                 last_full_sync: held.and(self.known.looked),
                 problems,
+                obstacle,
                 compared_at: published.applied.map_or(0, |id| id.index),
                 complete_at: None,
                 serving,
@@ -57,8 +89,8 @@ impl Worker {
         self.entry.set_probes(self.probes(&published.state));
     }
 
-    /// Steps that may bring a key that has to be served, and have not failed yet. A pending version keeps nobody waiting.
-    fn untried(&self, state: &ClusterState, me: RaftId, plan: &Plan) -> u32 {
+    /// Steps that may bring a key that has to be served. A pending version keeps nobody waiting.
+    fn bringing<'a>(&self, state: &ClusterState, me: RaftId, plan: &'a Plan) -> Vec<&'a Action> {
         let in_slot = versions(state, self.entry.name()).into_iter();
         let served = in_slot.filter(|(_, version)| is_served(version, me));
         let served: BTreeSet<KeyUid> = served.map(|(_, version)| version.key_uid).collect();
@@ -71,9 +103,13 @@ impl Worker {
             Action::Load(uid, _) => served.contains(uid),
             _ => false,
         };
-        let steps = plan.actions.iter();
-        let untried = steps.filter(|action| brings(action) && self.known.attempts.failures(action) == 0);
-        u32::try_from(untried.count()).unwrap_or(u32::MAX)
+        plan.actions.iter().filter(|action| brings(action)).collect()
+    }
+
+    /// What a step has failed with; `None` if it is still to be tried.
+    fn failure(&self, action: &Action) -> Option<String> {
+        let why = self.known.attempts.reason(action)?;
+        Some(format!("{} of {}: {why}", action.name(), action.subject()))
     }
 
     /// The keys the slot can be judged by: proven here, and still wanted.
@@ -122,5 +158,44 @@ impl Worker {
             tracing::info!(slot, %problem, "token sync: no longer");
         }
         self.known.told = now;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use raft_store::names::TransportId;
+
+    use super::super::testing::context;
+    use super::*;
+
+    #[test]
+    fn what_keeps_keys_away_is_said_with_the_section_that_helps_and_nothing_else_is() {
+        let other = Problem::Unknown {
+            what: "object x".to_owned(),
+        };
+        assert_eq!(obstacle(std::slice::from_ref(&other), &[]), None);
+        let missing = Problem::Missing {
+            context: context("a"),
+            version: 2,
+            why: "it is not in this token".to_owned(),
+        };
+        let no_grant = Problem::NoGrant {
+            id: TransportId([1; 16]),
+        };
+        let failed = ["prove_key of a v1: the token says no", "load_key of b: no"].map(str::to_owned);
+        let said = obstacle(&[other, missing, no_grant], &failed).unwrap();
+        assert!(
+            said.starts_with("a version 2: it is not in this token; "),
+            "{said}"
+        );
+        assert!(
+            said.contains("prove_key of a v1: the token says no; 1 more"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with("(docs/operations.md, \"Keys are missing\")") && !said.contains("object x"),
+            "{said}"
+        );
     }
 }

@@ -22,6 +22,9 @@ pub struct SlotSync {
     pub last_full_sync: Option<Instant>,
     /// What people have to know, with remedies.
     pub problems: Vec<String>,
+    /// Why the slot does not have every key although nothing is left to try, for administrators, with the section of
+    /// `docs/operations.md` that says what helps.
+    pub obstacle: Option<String>,
     /// Index of the state that token was last compared with.
     pub compared_at: u64,
     /// The newest applied index at which this slot had everything the state asked of it.

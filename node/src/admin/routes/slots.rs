@@ -67,12 +67,14 @@ async fn open(
 /// What the node says of one of its slots.
 pub(super) fn status(state: &AdminState, entry: &SlotEntry) -> SlotStatus {
     let known = state.view.slots();
-    let missing = known.get(entry.name()).map_or(0, |local| local.missing_keys);
+    let local = known.get(entry.name());
+    // As one picture has them: a reason that is over by now would stand beside a slot that is ready.
+    let seen = local.map_or_else(|| entry.state(), |local| local.state.clone());
     SlotStatus {
         slot: entry.name().to_string(),
         label: entry.label().to_owned(),
-        state: SlotState::from_word(entry.state().name()),
-        reason: entry.reason(),
-        missing_keys: missing,
+        state: SlotState::from_word(seen.name()),
+        reason: local.map_or_else(|| entry.reason(), |local| local.reason.clone()),
+        missing_keys: local.map_or(0, |local| local.missing_keys),
     }
 }
