@@ -197,7 +197,7 @@ pub(crate) async fn a_voter_that_installs_a_snapshot_is_not_taken_for_dead() -> 
     let admin = cluster
         .client_on("admin", leader.node)?
         .with_retry(Retry::Until(Duration::from_secs(40)));
-    // However long it is away: of three voters none is removed.
+    // However long it is away: of three voters none is removed, because too few would be left.
     cluster.relays()?.isolate(follower.number);
     let last = index(&follower, "hsm_raft_last_log_index").await?;
     leave_behind(&admin, &there, last).await?;
