@@ -1,16 +1,19 @@
 //! A node that joins, in the eyes of whoever asks it meanwhile: it refuses, with documented codes, until it holds
-//! every key, and is ready only then.
+//! every key, and is ready only then. And in the leader's, when it stops answering just before it would be let in.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use cluster_tests::failpoints::arm;
-use cluster_tests::{Node, Playground};
+use cluster_tests::{Node, Playground, until};
+use hsm_api::admin::{Member, MemberRole, SlotState};
 use hsm_api::data::{DecryptRequest, EncryptRequest};
 use hsm_api::{Client, ClientError, ErrorCode};
+use nix::sys::signal::Signal;
 
 use crate::common::{CONTEXT, Sealed, open, open_everywhere, seal, seal_under};
+use crate::joining::join;
 
 /// Key versions to import, and how much longer each import takes: enough time to be watched in.
 const VERSIONS: u32 = 8;
@@ -24,6 +27,19 @@ const REFUSALS: [(ErrorCode, u32); 2] = [(ErrorCode::Uninitialised, 1), (ErrorCo
 /// What `docs/errors.md` has for a node that may not answer yet. A joiner that has a part of the keys is none that
 /// lacks some: it serves nothing of any slot.
 const NOT_YET: [ErrorCode; 2] = [ErrorCode::Uninitialised, ErrorCode::NotReady];
+
+/// Where the leader is held: it has made a node a learner, and it has let one in.
+const HELD: [&str; 2] = ["membership::after_change", "membership::after_admit"];
+/// What it says of the next step after each.
+const STEPS: [&str; 2] = ["Admit(", "Promote("];
+/// Whoever has said nothing for so long is not heard: twice what `HEARTBEATS` in `node/src/consensus/membership.rs` allows.
+const UNHEARD_MS: u64 = 2000;
+/// For how long nothing is appended once all has been reported: a node reports what is new within a second.
+const REPORTED: Duration = Duration::from_secs(3);
+/// For how long one that answers nobody is watched: many times as long as a step takes.
+const SILENT: Duration = Duration::from_secs(3);
+/// Nodes that are tried while leaders are overtaken.
+const NODES: u32 = 3;
 
 /// A ciphertext, whose it is, and who may open it.
 struct Theirs {
@@ -144,4 +160,103 @@ async fn a_joiner_serves_only_after_holding_every_key() -> Result<()> {
     open_everywhere(&cluster, "trading-1", CONTEXT, &all).await?;
     cluster.passed();
     Ok(())
+}
+
+/// A node as this one has it.
+async fn seen(cluster: &Playground, by: &Node, of: &Node) -> Option<Member> {
+    let client = cluster.client_on("admin", by.number).ok()?;
+    let members = client.members().await.ok()?.into_body().members;
+    members.into_iter().find(|member| member.node_id == of.id())
+}
+
+/// Until nothing is left that keeps a learner from being let in, as the leader has it, and all reports are made.
+async fn proven(cluster: &Playground, leader: &Node, new: &Node) -> Result<()> {
+    let mut still: Option<(u64, Instant)> = None;
+    until("a learner that has proven every key", JOINED_WITHIN, async || {
+        let learner = seen(cluster, leader, new).await?;
+        let last = cluster.status(leader.number).await?.last_log_index;
+        let mut slots = learner.slots.iter();
+        let serves = !learner.slots.is_empty() && slots.all(|slot| slot.state == SlotState::Ready);
+        let has_all = serves && learner.held_back.is_empty() && learner.lag == Some(0);
+        let since = match still {
+            Some((index, since)) if has_all && index == last => since,
+            _ => Instant::now(),
+        };
+        still = Some((last, since));
+        (since.elapsed() > REPORTED).then_some(())
+    })
+    .await
+}
+
+/// The learner is stopped where nothing but the next step is left to do, twice. The leader is let go once it does not hear the
+/// learner any more.
+async fn stopped_twice(cluster: &Playground, leader: &Node, new: &Node, said: usize) -> Result<()> {
+    let has_said = |what: &str| leader.log().get(said..).is_some_and(|log| log.contains(what));
+    proven(cluster, leader, new).await?;
+    for (held, step) in HELD.into_iter().zip(STEPS) {
+        new.signal(Signal::SIGSTOP)?;
+        until("a learner that is not heard", JOINED_WITHIN, async || {
+            let learner = seen(cluster, leader, new).await?;
+            (learner.last_seen_ms? > UNHEARD_MS).then_some(())
+        })
+        .await?;
+        ensure!(!has_said(step), "{step}: the leader was not held at {held}");
+        arm(leader, held, "off").await?;
+        let watched = Instant::now();
+        let silent = until("a learner that stays one", JOINED_WITHIN, async || {
+            let learner = seen(cluster, leader, new).await?;
+            let moved = has_said(step) || learner.role != MemberRole::Learner;
+            (moved || watched.elapsed() > SILENT).then_some(learner)
+        })
+        .await?;
+        ensure!(
+            !has_said(step) && silent.role == MemberRole::Learner,
+            "{step} although it does not answer: {silent:?}"
+        );
+        new.signal(Signal::SIGCONT)?;
+        until(step, JOINED_WITHIN, async || has_said(step).then_some(())).await?;
+    }
+    Ok(())
+}
+
+/// Let in, or given a vote, it would only make the majority larger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_that_stops_answering_is_neither_let_in_nor_given_a_vote_until_it_answers() -> Result<()> {
+    let mut cluster = Playground::start(3).await?;
+    for _ in 0..NODES {
+        let new = cluster.add_node(false).await?;
+        let members = cluster.others(new.number);
+        let leads = cluster.leader_among(&members).await?;
+        let leader = cluster.node(leads.node);
+        for held in HELD {
+            arm(&leader, held, "pause").await?;
+        }
+        let said = leader.log().len();
+        let watching = async {
+            let shown = stopped_twice(&cluster, &leader, &new, said).await;
+            // Whatever came of it, it joins.
+            new.signal(Signal::SIGCONT)?;
+            for held in HELD {
+                arm(&leader, held, "off").await?;
+            }
+            shown
+        };
+        // Whoever asked it to join may wait in vain: it was stopped meanwhile.
+        let (joined, shown) = tokio::join!(join(&cluster, &new, |_| ()), watching);
+        // The next leader is held nowhere.
+        if cluster.leader_among(&members).await? == leads {
+            shown.with_context(|| format!("its join: {joined:?}"))?;
+            new.wait_ready(JOINED_WITHIN).await?;
+            until("its vote", JOINED_WITHIN, async || {
+                let member = seen(&cluster, &leader, &new).await?;
+                (member.role == MemberRole::Voter).then_some(())
+            })
+            .await?;
+            cluster.passed();
+            return Ok(());
+        }
+        println!("once more, {} was overtaken: {shown:?}", leader.id());
+        new.wait_ready(JOINED_WITHIN).await?;
+    }
+    bail!("{NODES} elections in a row: no leader stays for a join")
 }

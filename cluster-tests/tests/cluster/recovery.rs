@@ -1,7 +1,7 @@
 //! Work on the directory of a stopped node, and voters that never come back: a survivor goes on alone, whoever belonged to
 //! the old epoch is refused until it comes anew, what is lost is said, and a store that is written anew holds what it held.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Node, Playground, until};
@@ -20,6 +20,8 @@ use crate::common::{
 
 /// From a start, or a join, until a node is ready, and what else takes a moment on a busy machine.
 const READY: Duration = Duration::from_secs(60);
+/// For how long old nodes are watched that have heard of the end of their epoch: several elections.
+const REFUSED: Duration = Duration::from_secs(10);
 /// A voter that said nothing for ten seconds is taken out, and the looks around it.
 const TAKEN_OUT: Duration = Duration::from_secs(90);
 /// Version numbers that a recovery leaves out: `docs/operations.md`.
@@ -178,6 +180,16 @@ async fn check_lost(cluster: &Playground, survivor: &Node, lost: &Lost, known: u
     Ok(())
 }
 
+/// It answers, is not ready, and encrypts nothing.
+async fn serves_nobody(cluster: &Playground, node: &Node) -> Result<()> {
+    let status = node.patient().get("/readyz").await?.status;
+    ensure!(status == 503, "{}: /readyz is {status}", node.id());
+    let trading = cluster.client_on("trading-1", node.number)?;
+    let sealed = seal(&trading, CONTEXT, b"of an epoch that has ended").await;
+    ensure!(sealed.is_err(), "{} encrypts", node.id());
+    Ok(())
+}
+
 pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until_they_come_anew() -> Result<()>
 {
     let cluster = Playground::start(3).await?;
@@ -306,28 +318,30 @@ pub(crate) async fn a_survivor_goes_on_alone_and_the_old_nodes_are_refused_until
     for node in &lost {
         cluster.start_node(node.number).await?;
     }
+    // Whoever leads of them calls the survivor, and whoever hears of no quorum asks it.
     until(
-        "the end of their epoch heard by one of the old nodes",
+        "the end of their epoch heard by both old nodes",
         READY,
         async || {
             for node in &lost {
-                if node.checks().await.contains("the epoch of this node has ended") {
-                    return Some(());
+                if !node.checks().await.contains("the epoch of this node has ended") {
+                    return None;
                 }
             }
-            None
+            Some(())
         },
     )
     .await?;
-    until("both of the old nodes out of service", READY, async || {
+    let heard = Instant::now();
+    let refusals = until("some time of refusals", READY, async || {
         for node in &lost {
-            if node.is_ready().await {
-                return None;
+            if let Err(error) = serves_nobody(&cluster, node).await {
+                return Some(Err(error));
             }
         }
-        Some(())
-    })
-    .await?;
+        (heard.elapsed() > REFUSED).then_some(Ok(()))
+    });
+    refusals.await??;
     until("the survivor to name whom it refuses", READY, async || {
         let log = survivor.log();
         let named = log.get(begun..).unwrap_or_default().lines().any(|line| {

@@ -1,7 +1,7 @@
 //! A follower that has missed more than the log keeps is sent a snapshot, and is killed while it installs that:
-//! wherever it was, it comes back by itself with everything.
+//! wherever it was, it comes back by itself with everything. While it installs it is not taken for dead.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::failpoints::{arm, kill_at};
@@ -11,6 +11,7 @@ use hsm_api::admin::JoinTokenRequest;
 use hsm_api::client::Retry;
 
 use crate::common::{CONTEXT, formed_with, open_everywhere, seal, seal_under, settled_everywhere};
+use crate::members::join;
 
 /// `cluster.raft.snapshot_every` and `keep_logs` of these nodes.
 const SNAPSHOT_EVERY: u64 = 20;
@@ -31,6 +32,10 @@ const HELD: (&str, &str) = ("store::before_pointer", "store::before_install");
 const SENT_WITHIN: Duration = Duration::from_secs(120);
 /// From the heal to the kill.
 const KILLED_WITHIN: Duration = Duration::from_secs(60);
+/// For how long one that installs is watched: more than twice as long as a voter may be silent that is not.
+const INSTALLS: Duration = Duration::from_secs(25);
+/// What the auto-pilot says of one that it has removed.
+const REMOVES: &str = "the auto-pilot removes a voter that is dead";
 
 /// A node's configuration, with logs that end soon.
 pub(crate) fn with_short_logs(config: &str) -> String {
@@ -161,4 +166,78 @@ async fn counts_as_failed(cluster: &Playground, loading: &Node) -> Result<()> {
         .then_some(())
     })
     .await
+}
+
+/// With an auto-pilot that takes whoever says nothing for ten seconds for dead, the least that can be configured.
+fn with_autopilot(config: &str) -> String {
+    with_short_logs(config).replace(
+        "  coordination: {type: raft}\n",
+        "  coordination: {type: raft}\n  autopilot: {remove_dead_after_seconds: 10}\n",
+    )
+}
+
+/// Four voters, of which this one alone counts as failed.
+async fn fails_alone(cluster: &Playground, loading: &Node) -> Result<()> {
+    let others = cluster.others(loading.number);
+    until("four voters, one of them behind", SENT_WITHIN, async || {
+        let leader = cluster.leader_among(&others).await.ok()?.node;
+        let status = cluster.status(leader).await?;
+        let failed = status.silent_voters.into_iter().chain(status.behind_voters);
+        (status.voters == 4 && failed.collect::<Vec<_>>() == [loading.id()]).then_some(())
+    })
+    .await
+}
+
+pub(crate) async fn a_voter_that_installs_a_snapshot_is_not_taken_for_dead() -> Result<()> {
+    let cluster = formed_with(Playground::builder().relayed().spare(1), with_autopilot).await?;
+    let leader = cluster.leader().await?;
+    let others = cluster.others(leader.node);
+    let follower = others[0].clone();
+    let there = [cluster.node(leader.node), others[1].clone()];
+    let admin = cluster
+        .client_on("admin", leader.node)?
+        .with_retry(Retry::Until(Duration::from_secs(40)));
+    // However long it is away: of three voters none is removed, because too few would be left.
+    cluster.relays()?.isolate(follower.number);
+    let last = index(&follower, "hsm_raft_last_log_index").await?;
+    leave_behind(&admin, &there, last).await?;
+    let (_, held_at) = HELD;
+    arm(&follower, held_at, "pause").await?;
+    cluster.relays()?.heal();
+    counts_as_failed(&cluster, &follower).await?;
+
+    // With a fourth one enough would be left.
+    let fourth = cluster.prepare_node().await?;
+    fourth.set_config(&with_autopilot(&fourth.config()?))?;
+    cluster.start_node(fourth.number).await?;
+    join(&cluster, &there, &fourth).await?;
+    fails_alone(&cluster, &follower).await?;
+    let removed = || {
+        let named = |line: &str| line.contains(REMOVES) && line.contains(&follower.id());
+        let mut logs = cluster.nodes().into_iter().map(|node| node.log());
+        logs.any(|log| log.lines().any(named))
+    };
+    let begun = Instant::now();
+    until("some time of an installation", SENT_WITHIN, async || {
+        (removed() || begun.elapsed() > INSTALLS).then_some(())
+    })
+    .await?;
+    ensure!(!removed(), "removed while it installs a snapshot");
+    fails_alone(&cluster, &follower).await?;
+    arm(&follower, held_at, "off").await?;
+    follower.wait_ready(KILLED_WITHIN).await?;
+    let covered = index(&follower, "hsm_raft_snapshot_index").await?;
+    ensure!(
+        covered > last,
+        "its snapshot ends at {covered}, its log ended at {last}: it was sent none"
+    );
+
+    // Nothing else has kept the auto-pilot from it.
+    follower.kill().await?;
+    until("the removal of one that is dead", SENT_WITHIN, async || {
+        removed().then_some(())
+    })
+    .await?;
+    cluster.passed();
+    Ok(())
 }

@@ -91,6 +91,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
     lanes([
         vec![
             scenario!(crate::by_age::versions_are_rotated_by_age_and_never_twice),
+            scenario!(crate::snapshots::a_voter_that_installs_a_snapshot_is_not_taken_for_dead),
             scenario!(crate::key_life::a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns),
         ],
         vec![

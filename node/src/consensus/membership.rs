@@ -452,7 +452,9 @@ async fn admit(shared: &Arc<Shared>, node: RaftId) -> Result<(), String> {
     let id = RequestId::Node { node: own, nonce };
     let op = Op::AdmitNode(AdmitNode { node });
     let admitted = shared.propose(id, [0; 32], Origin::Node(own), op).await;
-    admitted.map(|_| ()).map_err(|e| e.to_string())
+    admitted.map_err(|e| e.to_string())?;
+    reach("membership::after_admit").await;
+    Ok(())
 }
 
 #[cfg(test)]
