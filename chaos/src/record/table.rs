@@ -32,13 +32,27 @@ pub fn table(entries: &[Entry]) -> String {
         in_namespaces(entries),
     );
     row("minutes under faults", thousands(sum(|entry| entry.seconds) / 60));
+    let composed = |whole: bool| -> u64 {
+        let fits = |entry: &&Entry| is_composed(entry) && (!whole || is_whole(entry));
+        entries
+            .iter()
+            .filter(fits)
+            .map(|entry| entry.seconds)
+            .sum::<u64>()
+            / 60
+    };
     row(
         "of these, in runs in which ten kinds of faults or more have had their effect",
-        thousands(sum(|entry| if is_composed(entry) { entry.seconds } else { 0 }) / 60),
+        of_which_whole(composed(false), composed(true)),
     );
+    let whole = entries.iter().filter(|entry| is_whole(entry));
+    let kills = whole.filter_map(|entry| entry.faults.get(&FaultKind::KillLeader));
     row(
         "leaders killed, each counted only once another node had committed in a higher term",
-        thousands(count(FaultKind::KillLeader)),
+        of_which_whole(
+            count(FaultKind::KillLeader),
+            kills.map(|count| u64::from(*count)).sum(),
+        ),
     );
     row(
         "from the last change acknowledged before such a kill to the first one asked for after it and acknowledged, in runs of kills \
@@ -137,6 +151,23 @@ fn at_least_to_the_last_byte(entries: &[Entry]) -> String {
 /// Kills alone, however many, are not faults of every kind at once.
 fn is_composed(entry: &Entry) -> bool {
     entry.faults.len() >= COMPOSED
+}
+
+/// Whether all that was planned was carried out: neither was the time over before, nor was the run told to stop.
+fn is_whole(entry: &Entry) -> bool {
+    entry.left_out == 0
+}
+
+/// How much there was, and how much of it in runs that have carried out all that they had planned.
+fn of_which_whole(all: u64, whole: u64) -> String {
+    match all - whole {
+        0 => thousands(all),
+        _ => format!(
+            "{}; {} in runs that have carried out their whole plan",
+            thousands(all),
+            thousands(whole)
+        ),
+    }
 }
 
 /// Nothing but nodes that are killed: how long that takes is not mixed with what a slow disk or a bad line adds to it.
@@ -246,6 +277,22 @@ mod tests {
         assert!(table.contains("minutes under faults | 30 |"), "{table}");
         assert!(table.contains("have had their effect | 20 |"), "{table}");
         assert!(table.contains("| none measured |"), "{table}");
+    }
+
+    #[test]
+    fn what_comes_of_runs_that_left_something_out_is_told_apart() {
+        let whole = entry(&FaultKind::ALL[..COMPOSED]);
+        let mut broken_off = whole.clone();
+        (broken_off.left_out, broken_off.seconds) = (3, 1_200);
+        let both = table(&[whole.clone(), broken_off]);
+        for said in [
+            "have had their effect | 30; 10 in runs that have carried out their whole plan |",
+            "in a higher term | 2; 1 in runs that have carried out their whole plan |",
+        ] {
+            assert!(both.contains(said), "{said}: {both}");
+        }
+        let table = table(&[whole]);
+        assert!(table.contains("have had their effect | 10 |"), "{table}");
     }
 
     #[test]
