@@ -216,25 +216,22 @@ async fn play_on(queue: &RefCell<Queue>, rows: &RefCell<Vec<Row>>, folder: &Fold
     }
 }
 
-/// How often a scenario is played with its bug until that is found. Some bugs show only if a node is asked in the right moment: one that
-/// does not show in any of these is not found. Each miss is told.
-const ATTEMPTS: u32 = 3;
-
-/// Plays a scenario; with its bug until that is found, but not for ever; without it once more if it went wrong while the machine stood
-/// still, and in a way that this explains: its nodes were deaf and late then.
+/// Plays a scenario, and once more if it went wrong while the machine stood still, and in a way that this explains: its nodes were
+/// deaf and late then, whatever is built into them.
 async fn tried(case: &Case, seeded: bool, folder: &Folder) -> Tried {
     let name = format!("{}-{}", case.bug.name, if seeded { "with" } else { "without" });
-    let mut counts = played(case, seeded, &folder.file(&name)).await;
-    let mut missed = None;
-    for attempt in 2..=ATTEMPTS {
-        let again = !counts.outcome.is_good() && (seeded || (missed.is_none() && counts.is_forgiven()));
-        if !again {
-            break;
-        }
-        let next = played(case, seeded, &folder.file(&format!("{name}-{attempt}"))).await;
-        missed = Some(std::mem::replace(&mut counts, next));
+    let first = played(case, seeded, &folder.file(&name)).await;
+    if first.outcome.is_good() || !first.is_forgiven() {
+        return Tried {
+            disturbed: None,
+            counts: first,
+        };
     }
-    Tried { missed, counts }
+    let again = played(case, seeded, &folder.file(&format!("{name}-again"))).await;
+    Tried {
+        disturbed: Some(first),
+        counts: again,
+    }
 }
 
 async fn played(case: &Case, seeded: bool, place: &Path) -> Played {

@@ -144,10 +144,10 @@ impl Played {
     }
 }
 
-/// A scenario with its bug, or without: the run that counts, and the one before it if that one did not.
+/// A scenario with its bug, or without: the run that counts, and the one before it that the machine has spoilt.
 #[derive(Debug, Clone)]
 pub(super) struct Tried {
-    pub(super) missed: Option<Played>,
+    pub(super) disturbed: Option<Played>,
     pub(super) counts: Played,
 }
 
@@ -175,7 +175,7 @@ impl fmt::Display for Row {
 }
 
 fn half(f: &mut fmt::Formatter<'_>, which: &str, good: &str, bad: &str, tried: &Tried) -> fmt::Result {
-    for run in tried.missed.iter().chain([&tried.counts]) {
+    for run in tried.disturbed.iter().chain([&tried.counts]) {
         let word = match run.outcome {
             Outcome::Good(_) => good,
             Outcome::Failed(_) => bad,
@@ -195,8 +195,8 @@ fn half(f: &mut fmt::Formatter<'_>, which: &str, good: &str, bad: &str, tried: &
             )?;
         }
     }
-    if tried.missed.is_some() {
-        write!(f, "\n                (the last run counts)")?;
+    if tried.disturbed.is_some() {
+        write!(f, "\n                (the second run counts)")?;
     }
     Ok(())
 }
@@ -205,8 +205,8 @@ fn half(f: &mut fmt::Formatter<'_>, which: &str, good: &str, bad: &str, tried: &
 pub(super) fn table(rows: &[Row]) -> String {
     let cell = |tried: &Tried, good: &str| {
         if tried.counts.outcome.is_good() {
-            let again = if tried.missed.is_some() {
-                ", not the first time"
+            let again = if tried.disturbed.is_some() {
+                ", the second time"
             } else {
                 ""
             };
@@ -272,7 +272,7 @@ mod tests {
 
     fn tried(outcome: Outcome, stood_still_ms: u64) -> Tried {
         Tried {
-            missed: None,
+            disturbed: None,
             counts: Played {
                 outcome,
                 may_be_late: true,
@@ -387,16 +387,16 @@ mod tests {
         let spoilt = tried(Outcome::Failed("nothing found".to_owned()), 1_500).counts;
         assert!(spoilt.is_disturbed() && !tried(good(), 100).counts.is_disturbed());
         let mut row = row(good(), good());
-        row.found.missed = Some(spoilt);
+        row.found.disturbed = Some(spoilt);
         let told = row.to_string();
         for part in [
             "NOT FOUND",
             "stood still for 1.5 s",
             "found in 3 s",
-            "the last run counts",
+            "the second run counts",
         ] {
             assert!(told.contains(part), "{part}: {told}");
         }
-        assert!(row.is_good() && table(&[row]).contains("not the first time"));
+        assert!(row.is_good() && table(&[row]).contains("the second time"));
     }
 }
