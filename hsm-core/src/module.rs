@@ -18,7 +18,7 @@ use crate::ffi::Raw;
 use crate::profile::VendorProfile;
 use crate::return_codes::Ckr;
 use crate::secrets::{Pin, random_bytes};
-use crate::softhsm_files;
+use crate::softhsm_files::{self, TakenOut};
 
 /// A library that is loaded, or being loaded. Under a lock of its own: one that hangs while it is initialised keeps
 /// no other from being loaded.
@@ -33,6 +33,7 @@ pub struct Module {
     raw: Raw,
     profile: VendorProfile,
     restored: Vec<String>,
+    taken_out: Vec<TakenOut>,
     logins: Mutex<HashMap<String, [u8; 32]>>,
     login_salt: [u8; 16],
     /// Sessions of slots that were closed. SoftHSM 2.6.1 crashes when sessions are closed while
@@ -75,8 +76,8 @@ impl Module {
     /// Loads a library and calls `C_Initialize` with OS locking, or gives the one that was
     /// loaded from this path before.
     ///
-    /// For SoftHSM this also restores a `token.object` that a kill inside `C_Login` left empty:
-    /// it has to happen before the module looks for its tokens.
+    /// For SoftHSM this also restores a `token.object` that a kill inside `C_Login` left empty, and takes out object files over
+    /// whose lengths it would end the process: both have to happen before the module looks for its tokens.
     pub fn load(path: &Path) -> Result<Arc<Self>, HsmError> {
         let fail = |reason: String| HsmError::Module {
             path: path.display().to_string(),
@@ -102,8 +103,14 @@ impl Module {
             path: path.display().to_string(),
             reason,
         };
+        let (mut restored, mut taken_out) = (Vec::new(), Vec::new());
         if let Some(root) = VendorProfile::token_root_by_name(&path) {
+            if root.is_dir() {
+                restored = softhsm_files::restore_torn_tokens(&root)?;
+            }
+            // A restored file may say a serial number that another folder has too.
             softhsm_files::refuse_same_serial(&root)?;
+            taken_out = softhsm_files::take_out_overlong(&root)?;
         }
         let pkcs11 = Pkcs11::new(&path).map_err(|error| fail(error.to_string()))?;
         let raw = Raw::load(&path).map_err(fail)?;
@@ -119,11 +126,12 @@ impl Module {
             .get_library_info()
             .map_err(|error| cryptoki_error("C_GetInfo", error))?;
         let profile = VendorProfile::detect(&info);
-        let restored = match &profile.token_root {
+        // The same of a module whose name did not say whose it is.
+        let restored_late = match &profile.token_root {
             Some(root) => softhsm_files::restore_torn_tokens(root)?,
             None => Vec::new(),
         };
-        if !restored.is_empty() {
+        if !restored_late.is_empty() {
             // A restored file may say a serial number that another folder has too.
             if let Some(root) = &profile.token_root {
                 softhsm_files::refuse_same_serial(root)?;
@@ -135,12 +143,14 @@ impl Module {
                 .map_err(|error| cryptoki_error("C_Finalize", error))?;
             start()?;
         }
+        restored.extend(restored_late);
         Ok(Self {
             path,
             pkcs11,
             raw,
             profile,
             restored,
+            taken_out,
             logins: Mutex::default(),
             login_salt: random_bytes()?,
             idle: Mutex::default(),
@@ -164,6 +174,12 @@ impl Module {
     #[must_use]
     pub fn restored_tokens(&self) -> &[String] {
         &self.restored
+    }
+
+    /// What was damaged among this token's object files and had to be taken out before the module was loaded, to be logged.
+    pub fn objects_taken_out(&self, serial: &str) -> impl Iterator<Item = &str> {
+        let of_token = self.taken_out.iter().filter(move |taken| taken.serial == serial);
+        of_token.map(|taken| taken.what.as_str())
     }
 
     /// Every token, free slots of software tokens included.

@@ -1,6 +1,9 @@
 //! Reading SoftHSM's object files, only to tell a whole one from a torn one and to find a
 //! token's serial number. It never writes one, and what it does not understand it calls unknown.
 
+/// `CKA_CLASS`, and `CKO_PRIVATE_KEY` as its value stands in a file: kind(8) number(8).
+const CLASS: u64 = 0;
+const PRIVATE_KEY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3];
 /// Attributes of `token.object`, in the order SoftHSM writes them.
 pub(crate) const TOKEN_SERIAL: u64 = VENDOR + 2;
 pub(crate) const TOKEN_FLAGS: u64 = VENDOR + 3;
@@ -38,6 +41,12 @@ impl ObjectFile {
         }
     }
 
+    /// Whether it may be that of a private key, by what is left of it. SoftHSM writes the class first.
+    pub(crate) fn may_be_private_key(&self) -> bool {
+        self.attribute(CLASS)
+            .map_or(*self == Self::Unknown, |class| class == PRIVATE_KEY)
+    }
+
     /// The serial number in a `token.object`.
     pub(crate) fn serial(&self) -> Option<String> {
         // kind(8) length(8) bytes
@@ -67,6 +76,35 @@ pub(crate) fn parse(contents: &[u8]) -> ObjectFile {
         rest = rest.get(8 + value_len..).unwrap_or_default();
     }
     ObjectFile::Whole(attributes)
+}
+
+/// The first length in a file that goes beyond its end, in an attribute of an attribute map too; `None` if there is none.
+///
+/// SoftHSM asks for that much memory before it looks how much is there.
+pub(crate) fn announced_beyond_the_end(contents: &[u8]) -> Option<u64> {
+    beyond_the_end(contents.get(8..)?, true)
+}
+
+fn beyond_the_end(mut rest: &[u8], maps: bool) -> Option<u64> {
+    loop {
+        // From the kind on.
+        let value = rest.get(8..)?;
+        let (storage, counted) = value.split_first_chunk::<8>()?;
+        let storage = u64::from_be_bytes(*storage);
+        let (_, length) = attribute_header(rest)?;
+        let length = length?;
+        if length > value.len() && matches!(storage, 3..=5) {
+            let (count, _) = counted.split_first_chunk::<8>()?;
+            return Some(u64::from_be_bytes(*count));
+        }
+        if storage == 4
+            && maps
+            && let Some(length) = beyond_the_end(value.get(16..length)?, false)
+        {
+            return Some(length);
+        }
+        rest = value.get(length..)?;
+    }
 }
 
 /// Type of the attribute, and bytes from its kind to its end: `None` inside if the kind is
@@ -141,6 +179,40 @@ mod tests {
     }
 
     #[test]
+    fn a_length_that_goes_beyond_the_end_is_found_in_a_map_too() {
+        let whole = sample();
+        assert_eq!(announced_beyond_the_end(&whole), None);
+        let lengths = [65, 106, 146, 186];
+        for at in lengths {
+            for byte in 0..7 {
+                let mut damaged = whole.clone();
+                damaged[at + byte] ^= 0x40;
+                let said = u64::from_be_bytes(*damaged[at..].first_chunk::<8>().unwrap());
+                assert_eq!(announced_beyond_the_end(&damaged), Some(said), "{at} {byte}");
+            }
+        }
+        let inner = counted(0x100, 3, usize::MAX, b"");
+        let map = counted(0x4000_0212, 4, inner.len(), &inner);
+        let contents = [vec![0; 8], map].concat();
+        assert!(matches!(parse(&contents), ObjectFile::Whole(_)));
+        assert_eq!(announced_beyond_the_end(&contents), Some(u64::MAX));
+        for length in 0..whole.len() {
+            // Cut off, it announces no more than it had.
+            let announced = announced_beyond_the_end(&whole[..length]);
+            assert!(announced.is_none_or(|length| length <= 17), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_private_key_is_known_by_the_first_attribute() {
+        let with = |class: u64| parse(&[vec![0; 8], attribute(0, 2, &class.to_be_bytes())].concat());
+        assert!(with(3).may_be_private_key());
+        assert!(!with(4).may_be_private_key() && !parse(b"").may_be_private_key());
+        let unknown = [vec![0; 8], attribute(0, 9, &3_u64.to_be_bytes())].concat();
+        assert!(parse(&unknown).may_be_private_key());
+    }
+
+    #[test]
     fn an_unknown_kind_is_never_called_torn() {
         let contents = [vec![0; 8], attribute(5, 9, b"whatever")].concat();
         assert_eq!(parse(&contents), ObjectFile::Unknown);
@@ -149,7 +221,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(contents: Vec<u8>) {
-            let _ = parse(&contents).serial();
+            let _ = (parse(&contents).serial(), announced_beyond_the_end(&contents));
         }
     }
 }

@@ -17,6 +17,10 @@ mod copy;
 mod damage_tests;
 
 const TOKEN_OBJECT: &str = "token.object";
+/// Of a file that cannot be read and may hold the token's own private key, without which no other key of the token is of use.
+const SET_ASIDE: &str = "object-damaged";
+/// No file of a token is nearly as long; SoftHSM asks for as much memory as a file announces.
+const ABSURD: u64 = 16 << 20;
 
 /// The files of one token.
 ///
@@ -136,7 +140,7 @@ impl TokenFiles {
         durable::remove(&aside_of(&self.dir))
     }
 
-    /// Removes object files that end in the middle of something. SoftHSM ignores them for ever;
+    /// Takes out object files that end in the middle of something. SoftHSM ignores them for ever;
     /// their keys are imported again. Returns their names.
     pub(crate) fn remove_unreadable(&self) -> Result<Vec<String>, HsmError> {
         let mut removed = Vec::new();
@@ -146,16 +150,90 @@ impl TokenFiles {
                 continue;
             };
             if matches!(object_file::parse(&contents), ObjectFile::Torn(_)) {
-                durable::remove(&path)?;
-                durable::remove(&path.with_extension("lock"))?;
-                removed.push(format!(
-                    "object file {} ({} bytes, cut off)",
-                    name.to_string_lossy(),
-                    contents.len()
-                ));
+                removed.push(take_out(&path, &contents)?);
             }
         }
         Ok(removed)
+    }
+}
+
+/// Removes an object file that cannot be read, or sets it aside where it may hold a private key: that one nobody imports again, and
+/// whoever knows the format may mend it. Says what was done.
+fn take_out(path: &Path, contents: &[u8]) -> Result<String, HsmError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let bytes = contents.len();
+    let done = if object_file::parse(contents).may_be_private_key() {
+        let aside = path.with_extension(SET_ASIDE);
+        durable::write(&aside, contents)?;
+        format!(
+            "object file {name} ({bytes} bytes, cut off or damaged), kept as {}: it may be the token's own private key",
+            aside.file_name().unwrap_or_default().to_string_lossy()
+        )
+    } else {
+        format!("object file {name} ({bytes} bytes, cut off or damaged)")
+    };
+    durable::remove(path)?;
+    durable::remove(&path.with_extension("lock"))?;
+    Ok(done)
+}
+
+/// A file that was taken out, and the serial number of its token.
+#[derive(Debug, Clone)]
+pub(crate) struct TakenOut {
+    pub(crate) serial: String,
+    pub(crate) what: String,
+}
+
+/// Takes out object files whose lengths go beyond their ends, before the module looks for its tokens: SoftHSM 2.6.1 asks for the memory
+/// that a file announces, and where there cannot be as much it ends the whole process in `C_Initialize` (exit status 5), at every start
+/// and without a word. A token that is owned is left alone.
+///
+/// # Errors
+/// A file that announces what no file has, and cannot be taken out: it is `token.object` without a copy, or its token is somebody's.
+pub(crate) fn take_out_overlong(token_root: &Path) -> Result<Vec<TakenOut>, HsmError> {
+    let mut taken = Vec::new();
+    // What cannot be listed the module has to say more about.
+    for dir in token_dirs(token_root).unwrap_or_default() {
+        let main = durable::read(&dir.join(TOKEN_OBJECT))?.unwrap_or_default();
+        refuse_absurd(&dir.join(TOKEN_OBJECT), &main)?;
+        let files = TokenFiles { dir };
+        for name in files.objects()? {
+            let path = files.dir.join(&name);
+            let contents = durable::read(&path)?.unwrap_or_default();
+            if object_file::announced_beyond_the_end(&contents).is_none() {
+                continue;
+            }
+            let serial = object_file::parse(&main).serial();
+            let lock = serial
+                .as_deref()
+                .and_then(|serial| TokenLock::beside(token_root, serial).ok());
+            let (Some(serial), Some(_lock)) = (serial, lock) else {
+                refuse_absurd(&path, &contents)?;
+                continue;
+            };
+            // Between the first look and the lock the owner may have finished its write.
+            let contents = durable::read(&path)?.unwrap_or_default();
+            if object_file::announced_beyond_the_end(&contents).is_some() {
+                let what = take_out(&path, &contents)?;
+                taken.push(TakenOut { serial, what });
+            }
+        }
+    }
+    Ok(taken)
+}
+
+fn refuse_absurd(path: &Path, contents: &[u8]) -> Result<(), HsmError> {
+    match object_file::announced_beyond_the_end(contents) {
+        Some(announced) if announced > ABSURD => Err(HsmError::File {
+            path: path.display().to_string(),
+            action: "read",
+            reason: format!(
+                "it has {} bytes and announces {announced} more, and SoftHSM ends the process over that; put the token's folder back \
+                 from a copy",
+                contents.len()
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -402,6 +480,58 @@ mod tests {
         for part in ["1f2e-uuid", "copy-of-it", "serial abcd", "move one of them away"] {
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    /// As SoftHSM begins a file: the class. Then something that is longer than the file, by its own word.
+    fn overlong(class: u64, announced: u64) -> Vec<u8> {
+        [
+            vec![0; 8],
+            [[0; 8], 2_u64.to_be_bytes(), class.to_be_bytes()].concat(),
+            [3_u64.to_be_bytes(), 3_u64.to_be_bytes(), announced.to_be_bytes()].concat(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn what_announces_more_than_it_has_is_taken_out_before_the_module_looks() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let dir = token(root.path(), &whole, &whole);
+        std::fs::write(dir.join("secret.object"), overlong(4, u64::MAX)).unwrap();
+        std::fs::write(dir.join("private.object"), overlong(3, 1 << 62)).unwrap();
+        std::fs::write(dir.join("fine.object"), &whole).unwrap();
+        // Cut off exactly between two attributes, or of an unknown kind: SoftHSM says so itself.
+        std::fs::write(dir.join("short.object"), &whole[..8]).unwrap();
+        let held = TokenLock::beside(root.path(), "abcd").unwrap();
+        let refused = take_out_overlong(root.path()).unwrap_err().to_string();
+        assert!(refused.contains("from a copy"), "{refused}");
+        drop(held);
+        let taken = take_out_overlong(root.path()).unwrap();
+        assert_eq!(taken.len(), 2, "{taken:?}");
+        assert!(taken.iter().all(|taken| taken.serial == "abcd"), "{taken:?}");
+        let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
+        let left: Vec<_> = files.objects().unwrap().into_iter().collect();
+        assert_eq!(left, ["fine.object", "short.object"]);
+        let aside = std::fs::read(dir.join("private.object-damaged")).unwrap();
+        assert_eq!(aside, overlong(3, 1 << 62));
+        assert!(!dir.join("secret.object-damaged").exists());
+        assert!(take_out_overlong(root.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_token_object_that_announces_more_than_it_has_is_restored_or_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let mut damaged = whole.clone();
+        let user_length = whole.len() - b"user".len() - 8;
+        damaged[user_length] = 0x40;
+        let dir = token(root.path(), &damaged, &whole);
+        let refused = take_out_overlong(root.path()).unwrap_err().to_string();
+        assert!(refused.contains("token.object"), "{refused}");
+        assert_eq!(restore_torn_tokens(root.path()).unwrap(), ["abcd"]);
+        assert!(take_out_overlong(root.path()).unwrap().is_empty());
+        assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), whole);
+        assert!(take_out_overlong(&root.path().join("absent")).unwrap().is_empty());
     }
 
     #[test]

@@ -179,6 +179,14 @@ fn tell(config: &SlotConfig, module: &Module, slot: &Slot) {
             "the token's own file was cut short by a kill; it was restored from its copy"
         );
     }
+    for object in module.objects_taken_out(slot.serial()) {
+        tracing::warn!(
+            slot = name,
+            object,
+            "damaged object taken out of the token; its key is imported again if it can be (docs/operations.md, \"A token is damaged \
+             or lost\")"
+        );
+    }
     match slot.remove_torn_objects() {
         Ok(torn) => {
             for object in torn {
