@@ -18,7 +18,7 @@ use crate::ffi::Raw;
 use crate::profile::VendorProfile;
 use crate::return_codes::Ckr;
 use crate::secrets::{Pin, random_bytes};
-use crate::softhsm_files::{self, TakenOut};
+use crate::softhsm_files;
 
 /// A library that is loaded, or being loaded. Under a lock of its own: one that hangs while it is initialised keeps
 /// no other from being loaded.
@@ -33,7 +33,7 @@ pub struct Module {
     raw: Raw,
     profile: VendorProfile,
     restored: Vec<String>,
-    taken_out: Vec<TakenOut>,
+    set_aside: Mutex<Vec<String>>,
     logins: Mutex<HashMap<String, [u8; 32]>>,
     login_salt: [u8; 16],
     /// Sessions of slots that were closed. SoftHSM 2.6.1 crashes when sessions are closed while
@@ -76,8 +76,8 @@ impl Module {
     /// Loads a library and calls `C_Initialize` with OS locking, or gives the one that was
     /// loaded from this path before.
     ///
-    /// For SoftHSM this also restores a `token.object` that a kill inside `C_Login` left empty, and takes out object files over
-    /// whose lengths it would end the process: both have to happen before the module looks for its tokens.
+    /// For SoftHSM this also restores a `token.object` that a kill inside `C_Login` left empty, and sets object files aside over
+    /// which it would end the process: both have to happen before the module looks for its tokens.
     pub fn load(path: &Path) -> Result<Arc<Self>, HsmError> {
         let fail = |reason: String| HsmError::Module {
             path: path.display().to_string(),
@@ -103,14 +103,14 @@ impl Module {
             path: path.display().to_string(),
             reason,
         };
-        let (mut restored, mut taken_out) = (Vec::new(), Vec::new());
+        let (mut restored, mut set_aside) = (Vec::new(), Vec::new());
         if let Some(root) = VendorProfile::token_root_by_name(&path) {
             if root.is_dir() {
                 restored = softhsm_files::restore_torn_tokens(&root)?;
             }
             // A restored file may say a serial number that another folder has too.
             softhsm_files::refuse_same_serial(&root)?;
-            taken_out = softhsm_files::take_out_overlong(&root)?;
+            set_aside = softhsm_files::set_absurd_aside(&root)?;
         }
         let pkcs11 = Pkcs11::new(&path).map_err(|error| fail(error.to_string()))?;
         let raw = Raw::load(&path).map_err(fail)?;
@@ -150,7 +150,7 @@ impl Module {
             raw,
             profile,
             restored,
-            taken_out,
+            set_aside: Mutex::new(set_aside),
             logins: Mutex::default(),
             login_salt: random_bytes()?,
             idle: Mutex::default(),
@@ -176,10 +176,10 @@ impl Module {
         &self.restored
     }
 
-    /// What was damaged among this token's object files and had to be taken out before the module was loaded, to be logged.
-    pub fn objects_taken_out(&self, serial: &str) -> impl Iterator<Item = &str> {
-        let of_token = self.taken_out.iter().filter(move |taken| taken.serial == serial);
-        of_token.map(|taken| taken.what.as_str())
+    /// Object files that lie aside in the tokens' folders because the module would end the process over them, to be logged. Told once.
+    #[must_use]
+    pub fn take_set_aside(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.set_aside))
     }
 
     /// Every token, free slots of software tokens included.

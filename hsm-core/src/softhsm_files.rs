@@ -17,7 +17,7 @@ mod copy;
 mod damage_tests;
 
 const TOKEN_OBJECT: &str = "token.object";
-/// Of a file that cannot be read and may hold the token's own private key, without which no other key of the token is of use.
+/// Of an object file that SoftHSM must not see.
 const SET_ASIDE: &str = "object-damaged";
 /// No file of a token is nearly as long; SoftHSM asks for as much memory as a file announces.
 const ABSURD: u64 = 16 << 20;
@@ -140,7 +140,7 @@ impl TokenFiles {
         durable::remove(&aside_of(&self.dir))
     }
 
-    /// Takes out object files that end in the middle of something. SoftHSM ignores them for ever;
+    /// Removes object files that end in the middle of something. SoftHSM ignores them for ever;
     /// their keys are imported again. Returns their names.
     pub(crate) fn remove_unreadable(&self) -> Result<Vec<String>, HsmError> {
         let mut removed = Vec::new();
@@ -150,90 +150,85 @@ impl TokenFiles {
                 continue;
             };
             if matches!(object_file::parse(&contents), ObjectFile::Torn(_)) {
-                removed.push(take_out(&path, &contents)?);
+                durable::remove(&path)?;
+                durable::remove(&path.with_extension("lock"))?;
+                removed.push(format!(
+                    "object file {} ({} bytes, cut off)",
+                    name.to_string_lossy(),
+                    contents.len()
+                ));
             }
         }
         Ok(removed)
     }
+
+    /// A token that this program has logged in to has a copy of its main file, see [`TokenFiles::back_up`]. Others are not ours
+    /// to touch.
+    fn is_ours(&self) -> bool {
+        copy_of(&self.dir).is_file() || aside_of(&self.dir).is_file()
+    }
 }
 
-/// Removes an object file that cannot be read, or sets it aside where it may hold a private key: that one nobody imports again, and
-/// whoever knows the format may mend it. Says what was done.
-fn take_out(path: &Path, contents: &[u8]) -> Result<String, HsmError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = contents.len();
-    let done = if object_file::parse(contents).may_be_private_key() {
-        let aside = path.with_extension(SET_ASIDE);
-        durable::write(&aside, contents)?;
-        format!(
-            "object file {name} ({bytes} bytes, cut off or damaged), kept as {}: it may be the token's own private key",
-            aside.file_name().unwrap_or_default().to_string_lossy()
-        )
-    } else {
-        format!("object file {name} ({bytes} bytes, cut off or damaged)")
-    };
-    durable::remove(path)?;
-    durable::remove(&path.with_extension("lock"))?;
-    Ok(done)
-}
-
-/// A file that was taken out, and the serial number of its token.
-#[derive(Debug, Clone)]
-pub(crate) struct TakenOut {
-    pub(crate) serial: String,
-    pub(crate) what: String,
-}
-
-/// Takes out object files whose lengths go beyond their ends, before the module looks for its tokens: SoftHSM 2.6.1 asks for the memory
-/// that a file announces, and where there cannot be as much it ends the whole process in `C_Initialize` (exit status 5), at every start
-/// and without a word. A token that is owned is left alone.
+/// Sets object files aside that announce more than any file has, before the module looks for its tokens: SoftHSM 2.6.1 asks for the
+/// memory that a file announces, and where there cannot be as much it ends the whole process in `C_Initialize` (exit status 5), at every
+/// start and without a word. No file that is only cut off or just being written announces so much.
+///
+/// They are kept, whatever they were: of a key that nobody can import again every byte but one may be there. Only tokens are touched that
+/// this program has used before, and nobody owns now. What cannot be read is passed over, as the module does.
+///
+/// Says what lies aside, since earlier too: whoever runs this has to know, because a key in it outlasts its destruction.
 ///
 /// # Errors
-/// A file that announces what no file has, and cannot be taken out: it is `token.object` without a copy, or its token is somebody's.
-pub(crate) fn take_out_overlong(token_root: &Path) -> Result<Vec<TakenOut>, HsmError> {
-    let mut taken = Vec::new();
-    // What cannot be listed the module has to say more about.
+/// Such a file that cannot be set aside, so that the module must not be loaded: `token.object` itself, or one of a token that is not ours.
+pub(crate) fn set_absurd_aside(token_root: &Path) -> Result<Vec<String>, HsmError> {
+    let mut set_aside = Vec::new();
     for dir in token_dirs(token_root).unwrap_or_default() {
-        let main = durable::read(&dir.join(TOKEN_OBJECT))?.unwrap_or_default();
-        refuse_absurd(&dir.join(TOKEN_OBJECT), &main)?;
+        let main = dir.join(TOKEN_OBJECT);
+        let Ok(token) = durable::read(&main) else { continue };
+        let token = token.unwrap_or_default();
+        if let Some(announced) = absurd(&token) {
+            return Err(harmful(&main, announced));
+        }
         let files = TokenFiles { dir };
-        for name in files.objects()? {
+        for name in files.objects().unwrap_or_default() {
             let path = files.dir.join(&name);
-            let contents = durable::read(&path)?.unwrap_or_default();
-            if object_file::announced_beyond_the_end(&contents).is_none() {
-                continue;
-            }
-            let serial = object_file::parse(&main).serial();
-            let lock = serial
-                .as_deref()
-                .and_then(|serial| TokenLock::beside(token_root, serial).ok());
-            let (Some(serial), Some(_lock)) = (serial, lock) else {
-                refuse_absurd(&path, &contents)?;
+            let Ok(Some(contents)) = durable::read(&path) else {
                 continue;
             };
-            // Between the first look and the lock the owner may have finished its write.
-            let contents = durable::read(&path)?.unwrap_or_default();
-            if object_file::announced_beyond_the_end(&contents).is_some() {
-                let what = take_out(&path, &contents)?;
-                taken.push(TakenOut { serial, what });
+            let Some(announced) = absurd(&contents) else {
+                continue;
+            };
+            let serial = object_file::parse(&token).serial().filter(|_| files.is_ours());
+            let lock = serial.and_then(|serial| TokenLock::beside(token_root, &serial).ok());
+            let aside = path.with_extension(SET_ASIDE);
+            let moved = lock.is_some_and(|_lock| std::fs::rename(&path, &aside).is_ok());
+            if !moved {
+                return Err(harmful(&path, announced));
             }
+            durable::sync(&files.dir)?;
         }
+        let lies_there = std::fs::read_dir(&files.dir).into_iter().flatten().flatten();
+        let aside = lies_there
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == SET_ASIDE));
+        set_aside.extend(aside.map(|path| path.display().to_string()));
     }
-    Ok(taken)
+    set_aside.sort();
+    Ok(set_aside)
 }
 
-fn refuse_absurd(path: &Path, contents: &[u8]) -> Result<(), HsmError> {
-    match object_file::announced_beyond_the_end(contents) {
-        Some(announced) if announced > ABSURD => Err(HsmError::File {
-            path: path.display().to_string(),
-            action: "read",
-            reason: format!(
-                "it has {} bytes and announces {announced} more, and SoftHSM ends the process over that; put the token's folder back \
-                 from a copy",
-                contents.len()
-            ),
-        }),
-        _ => Ok(()),
+fn absurd(contents: &[u8]) -> Option<u64> {
+    object_file::announced_beyond_the_end(contents).filter(|announced| *announced > ABSURD)
+}
+
+fn harmful(path: &Path, announced: u64) -> HsmError {
+    HsmError::File {
+        path: path.display().to_string(),
+        action: "read",
+        reason: format!(
+            "it is damaged: it announces {announced} bytes, and SoftHSM ends the process over that; put the token's folder back from a \
+             copy"
+        ),
     }
 }
 
@@ -493,45 +488,55 @@ mod tests {
     }
 
     #[test]
-    fn what_announces_more_than_it_has_is_taken_out_before_the_module_looks() {
+    fn what_announces_more_than_any_file_has_is_set_aside_before_the_module_looks() {
         let root = tempfile::tempdir().unwrap();
         let whole = token_object(b"so", Some(b"user"));
         let dir = token(root.path(), &whole, &whole);
-        std::fs::write(dir.join("secret.object"), overlong(4, u64::MAX)).unwrap();
-        std::fs::write(dir.join("private.object"), overlong(3, 1 << 62)).unwrap();
+        std::fs::write(dir.join("absurd.object"), overlong(4, u64::MAX)).unwrap();
         std::fs::write(dir.join("fine.object"), &whole).unwrap();
-        // Cut off exactly between two attributes, or of an unknown kind: SoftHSM says so itself.
-        std::fs::write(dir.join("short.object"), &whole[..8]).unwrap();
+        // Somebody may be writing it; and cut off, it is passed over by SoftHSM.
+        std::fs::write(dir.join("written.object"), overlong(4, 2000)).unwrap();
         let held = TokenLock::beside(root.path(), "abcd").unwrap();
-        let refused = take_out_overlong(root.path()).unwrap_err().to_string();
+        let refused = set_absurd_aside(root.path()).unwrap_err().to_string();
         assert!(refused.contains("from a copy"), "{refused}");
         drop(held);
-        let taken = take_out_overlong(root.path()).unwrap();
-        assert_eq!(taken.len(), 2, "{taken:?}");
-        assert!(taken.iter().all(|taken| taken.serial == "abcd"), "{taken:?}");
+        let aside = dir.join("absurd.object-damaged");
+        for when in ["now", "since earlier"] {
+            let said = set_absurd_aside(root.path()).unwrap();
+            assert_eq!(said, [aside.display().to_string()], "{when}");
+        }
         let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
         let left: Vec<_> = files.objects().unwrap().into_iter().collect();
-        assert_eq!(left, ["fine.object", "short.object"]);
-        let aside = std::fs::read(dir.join("private.object-damaged")).unwrap();
-        assert_eq!(aside, overlong(3, 1 << 62));
-        assert!(!dir.join("secret.object-damaged").exists());
-        assert!(take_out_overlong(root.path()).unwrap().is_empty());
+        assert_eq!(left, ["fine.object", "written.object"]);
+        assert_eq!(std::fs::read(&aside).unwrap(), overlong(4, u64::MAX));
     }
 
     #[test]
-    fn a_token_object_that_announces_more_than_it_has_is_restored_or_refused() {
+    fn nothing_is_set_aside_in_a_token_that_is_not_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let whole = token_object(b"so", Some(b"user"));
+        let dir = token(root.path(), &whole, &whole);
+        std::fs::remove_file(copy_of(&dir)).unwrap();
+        std::fs::write(dir.join("absurd.object"), overlong(4, u64::MAX)).unwrap();
+        let refused = set_absurd_aside(root.path()).unwrap_err().to_string();
+        assert!(refused.contains("absurd.object"), "{refused}");
+        assert!(dir.join("absurd.object").is_file());
+    }
+
+    #[test]
+    fn a_token_object_that_announces_more_than_any_file_has_is_restored_or_refused() {
         let root = tempfile::tempdir().unwrap();
         let whole = token_object(b"so", Some(b"user"));
         let mut damaged = whole.clone();
         let user_length = whole.len() - b"user".len() - 8;
         damaged[user_length] = 0x40;
         let dir = token(root.path(), &damaged, &whole);
-        let refused = take_out_overlong(root.path()).unwrap_err().to_string();
+        let refused = set_absurd_aside(root.path()).unwrap_err().to_string();
         assert!(refused.contains("token.object"), "{refused}");
         assert_eq!(restore_torn_tokens(root.path()).unwrap(), ["abcd"]);
-        assert!(take_out_overlong(root.path()).unwrap().is_empty());
+        assert!(set_absurd_aside(root.path()).unwrap().is_empty());
         assert_eq!(std::fs::read(dir.join(TOKEN_OBJECT)).unwrap(), whole);
-        assert!(take_out_overlong(&root.path().join("absent")).unwrap().is_empty());
+        assert!(set_absurd_aside(&root.path().join("absent")).unwrap().is_empty());
     }
 
     #[test]

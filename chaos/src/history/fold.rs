@@ -30,8 +30,8 @@ use crate::random::Random;
 /// Ciphertexts that are kept of each version.
 const KEPT: usize = 50;
 const SECOND: u64 = 1_000_000_000;
-/// Within a second a revocation is in force on every node that is reached; another one is for a busy machine.
-const PROMPT: u64 = 2 * SECOND;
+/// Within a second a revocation is in force on every node that is reached; two more are for a busy machine and a slow disk.
+const PROMPT: u64 = 3 * SECOND;
 
 /// A change, or a look at the state, and what came of it. Times are nanoseconds since the run began.
 #[derive(Debug, Clone)]

@@ -258,14 +258,14 @@ fn of_many_who_are_let_in_late_the_latest_of_each_node_is_kept() {
     let late = &history.late[&(1, false, false)];
     // From the acknowledgement, at 20 ms, until the last one was asked for.
     assert_eq!(late.after_ns, last - SECOND / 100 - SECOND / 50);
-    // Beyond two seconds, one in a second.
+    // Beyond three seconds, one in a second.
     let seconds: Vec<u64> = history
         .lingering
         .kept
         .iter()
         .map(|moment| moment.at / SECOND)
         .collect();
-    assert_eq!(seconds, (2..10).collect::<Vec<u64>>());
+    assert_eq!(seconds, (3..10).collect::<Vec<u64>>());
 }
 
 #[test]

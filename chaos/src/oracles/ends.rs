@@ -1,8 +1,12 @@
 //! No node ends by itself, and none panics. Whoever follows the processes of a run sees how each of them ended: by SIGKILL, or politely
-//! because it was asked to, or otherwise. The next start would hide that, so it is written down at once. A node whose disk fails, whose
-//! files were cut, whose clock is wrong or that was removed has to end rather than to go on; nobody else has.
+//! because it was asked to, or otherwise; and what each says in its log. The next start would hide both, so they are written down at
+//! once. A node whose disk fails, whose files were cut, whose clock is wrong or that was removed has to end rather than to go on, and
+//! sled panics over damage before it is caught; nobody else may. A start that fails is told by whoever has started it: the process is
+//! still that one's child then.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +20,6 @@ use tokio::sync::watch as signal;
 
 use super::Found;
 use super::excused::Excused;
-use super::observed::Observed;
 use crate::history::{History, Moment, Recorder};
 use crate::schedule::Fired;
 use crate::workload::told;
@@ -28,8 +31,10 @@ const MARK: &str = "ended by itself: ";
 const EVERY: Duration = Duration::from_millis(50);
 /// What Rust's runtime says of a panic.
 const PANIC: &str = "panicked at";
-/// Panics that are told of each node.
-const PANICS: usize = 5;
+/// In front of the number of a node and what its log says.
+const PANICKED: &str = "panicked: ";
+/// In front of the number of a node that a scenario has end.
+const MAY_END: &str = "may end: ";
 
 /// From now on nodes are children of this process once whoever has started them is gone: only a parent is told how they end.
 ///
@@ -73,7 +78,6 @@ impl Process {
     /// What has become of it; none while it runs.
     fn end(self) -> Option<End> {
         if !self.is_there() {
-            // Who had started it was still there, and was told.
             return Some(End::Unseen);
         }
         match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)) {
@@ -91,6 +95,7 @@ impl Process {
 enum End {
     Exited(i32),
     Killed(Signal),
+    /// Who had started it was still there, and was told.
     Unseen,
 }
 
@@ -98,19 +103,68 @@ impl End {
     /// In words, unless somebody has wanted it: harness and failpoints kill with SIGKILL, and who is asked to end does so with 0.
     fn by_itself(self) -> Option<String> {
         match self {
-            Self::Exited(0) | Self::Killed(Signal::SIGKILL) => None,
+            Self::Exited(0) | Self::Killed(Signal::SIGKILL) | Self::Unseen => None,
             Self::Exited(code) => Some(format!("exit status: {code}")),
             Self::Killed(signal) => Some(format!("signal: {signal}")),
-            Self::Unseen => Some("while it was being started".to_owned()),
         }
     }
 }
 
-/// Follows the processes of these nodes, those that are started later too, until it is told to stop.
+/// A log as it grows.
+#[derive(Default)]
+struct Tail {
+    read: u64,
+    /// The beginning of a line whose end is not there yet.
+    begun: Vec<u8>,
+}
+
+impl Tail {
+    /// Lines since the last look that tell of a panic.
+    fn panics(&mut self, log: &Path) -> Vec<String> {
+        let mut new = Vec::new();
+        let read = File::open(log).and_then(|mut log| {
+            if log.metadata()?.len() > self.read {
+                log.seek(SeekFrom::Start(self.read))?;
+                log.read_to_end(&mut new)?;
+            }
+            Ok(())
+        });
+        if read.is_err() {
+            return Vec::new();
+        }
+        self.read += new.len() as u64;
+        self.begun.extend_from_slice(&new);
+        let whole = self
+            .begun
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last + 1);
+        let lines: Vec<u8> = self.begun.drain(..whole).collect();
+        let lines = String::from_utf8_lossy(&lines);
+        lines
+            .lines()
+            .filter(|line| line.contains(PANIC))
+            .map(|line| line.trim().to_owned())
+            .collect()
+    }
+}
+
+/// To be noted before a scenario has a node end that no fault of a plan names.
+pub(crate) fn may_end(node: u32) -> String {
+    format!("{MAY_END}node {node},")
+}
+
+/// Follows the processes and the logs of these nodes, those that are started later too, until it is told to stop.
 pub(super) async fn follow(nodes: Vec<Node>, recorder: Recorder, mut stopped: signal::Receiver<bool>) {
     let mut running: BTreeSet<Process> = BTreeSet::new();
     let mut ended: BTreeMap<u32, Process> = BTreeMap::new();
+    let mut logs: Vec<Tail> = nodes.iter().map(|_| Tail::default()).collect();
     loop {
+        for (node, log) in nodes.iter().zip(&mut logs) {
+            for panic in log.panics(&node.dir.join("log")) {
+                recorder.note(&format!("{PANICKED}node {}, {panic}", node.number));
+            }
+        }
         for process in nodes.iter().filter_map(Process::of) {
             if ended.get(&process.node) != Some(&process) {
                 running.insert(process);
@@ -132,21 +186,6 @@ pub(super) async fn follow(nodes: Vec<Node>, recorder: Recorder, mut stopped: si
     }
 }
 
-/// Panics that the logs of these nodes tell of, the first of each.
-pub(super) fn panics(nodes: &[Node]) -> Vec<String> {
-    let mut panics = Vec::new();
-    for node in nodes {
-        let log = node.log();
-        let lines = log.lines().filter(|line| line.contains(PANIC));
-        panics.extend(
-            lines
-                .take(PANICS)
-                .map(|line| format!("node {}: {}", node.number, line.trim())),
-        );
-    }
-    panics
-}
-
 /// Whether a node may have to end because of it.
 fn may_end_a_node(kind: &str) -> bool {
     matches!(
@@ -155,19 +194,24 @@ fn may_end_a_node(kind: &str) -> bool {
     )
 }
 
-pub(super) fn judge(history: &History, observed: &Observed, fired: &[Fired], found: &mut Found) {
+pub(super) fn judge(history: &History, fired: &[Fired], found: &mut Found) {
     let processes: BTreeSet<(u32, Option<i32>)> =
         history.terms.iter().map(|seen| (seen.node, seen.pid)).collect();
     found.checked(NAME, processes.len() as u64);
-    let excused = Excused::by(fired, may_end_a_node);
-    let notes = history.notes.iter();
-    for (at, end) in notes.filter_map(|(at, note)| Some((*at, note.strip_prefix(MARK)?))) {
-        let node = end.strip_prefix("node ").and_then(|rest| rest.split(',').next());
+    let mut excused = Excused::by(fired, may_end_a_node);
+    for (at, note) in &history.notes {
+        if let Some(node) = note.strip_prefix(MAY_END).and_then(number) {
+            excused.add(node, at / 1_000_000, u64::MAX);
+        }
+        let told = [MARK, PANICKED].iter().find(|mark| note.starts_with(**mark));
+        let Some(rest) = told.and_then(|mark| note.strip_prefix(*mark)) else {
+            continue;
+        };
         let moment = Moment {
-            at,
-            node: node.and_then(|node| node.parse().ok()).unwrap_or_default(),
+            at: *at,
+            node: number(rest).unwrap_or_default(),
             text: format!(
-                "{MARK}{end}, and no fault was there to end it, {} s after the run began",
+                "{note}, {} s after the run began, and no fault was there that explains it",
                 at / 1_000_000_000
             ),
         };
@@ -175,9 +219,11 @@ pub(super) fn judge(history: &History, observed: &Observed, fired: &[Fired], fou
             found.violation(NAME, moment.text);
         }
     }
-    for panic in &observed.panics {
-        found.violation(NAME, panic.clone());
-    }
+}
+
+/// Of `node 3, …`.
+fn number(text: &str) -> Option<u32> {
+    text.strip_prefix("node ")?.split(',').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -264,7 +310,7 @@ mod tests {
                 "ended by itself: node 4, signal: SIGABRT"
             ]
         );
-        let said = told(|found| judge(&history, &Observed::default(), &[], found));
+        let said = told(|found| judge(&history, &[], found));
         assert_eq!(said.len(), 2, "{said:?}");
     }
 
@@ -283,29 +329,42 @@ mod tests {
             (FaultKind::LeaderInMinority, 2, 15, false),
         ] {
             let fired = [fired(kind, 10_000, 20_000, "node 2")];
-            let said = told(|found| judge(&ended(node, second), &Observed::default(), &fired, found));
+            let said = told(|found| judge(&ended(node, second), &fired, found));
             assert_eq!(said.is_empty(), excused, "{kind} {node} {second}: {said:?}");
         }
     }
 
     #[test]
-    fn a_panic_in_a_log_is_told_whoever_went_on() {
+    fn a_node_that_a_scenario_has_end_may_end_from_then_on() {
+        let mut history = Script::default().history();
+        let ends = |node: u32| format!("{MARK}node {node}, exit status: 78");
+        history.notes = vec![(1, ends(4)), (2, may_end(4)), (3, ends(4)), (4, ends(3))];
+        let said = told(|found| judge(&history, &[], found));
+        assert_eq!(said.len(), 2, "{said:?}");
+    }
+
+    #[test]
+    fn a_panic_in_a_log_is_told_once_and_excused_as_an_end_is() {
         let folder = tempfile::tempdir().unwrap();
-        let nodes = [node(folder.path(), 1), node(folder.path(), 2)];
-        std::fs::write(nodes[0].dir.join("log"), "{\"level\":\"info\"}\n").unwrap();
+        let log = folder.path().join("log");
+        let mut tail = Tail::default();
+        assert!(tail.panics(&log).is_empty(), "there is none yet");
+        std::fs::write(&log, "{\"level\":\"info\"}\n\nthread 'x' (7) panicked at a.rs").unwrap();
+        assert!(tail.panics(&log).is_empty(), "half a line");
         std::fs::write(
-            nodes[1].dir.join("log"),
-            "\nthread 'tokio-rt-worker' (7) panicked at node/src/x.rs:1:2:\nno\n",
+            &log,
+            "{\"level\":\"info\"}\n\nthread 'x' (7) panicked at a.rs:1:2:\nno\n",
         )
         .unwrap();
-        let observed = Observed {
-            panics: panics(&nodes),
-            ..Observed::default()
-        };
-        let said = told(|found| judge(&Script::default().history(), &observed, &[], found));
-        assert_eq!(
-            said,
-            ["node 2: thread 'tokio-rt-worker' (7) panicked at node/src/x.rs:1:2:"]
-        );
+        assert_eq!(tail.panics(&log), ["thread 'x' (7) panicked at a.rs:1:2:"]);
+        assert!(tail.panics(&log).is_empty(), "told");
+        let mut history = Script::default().history();
+        let note = format!("{PANICKED}node 2, thread 'x' (7) panicked at a.rs:1:2:");
+        history.notes = vec![(15_000_000_000, note)];
+        for (kind, excused) in [(FaultKind::TornTail, true), (FaultKind::Pause, false)] {
+            let fired = [fired(kind, 10_000, 20_000, "node 2")];
+            let said = told(|found| judge(&history, &fired, found));
+            assert_eq!(said.is_empty(), excused, "{kind}: {said:?}");
+        }
     }
 }

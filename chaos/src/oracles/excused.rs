@@ -31,6 +31,15 @@ impl Excused {
         Self(spans.collect())
     }
 
+    /// One node, from one millisecond to another; for no longer than that.
+    pub(super) fn add(&mut self, node: u32, from_ms: u64, to_ms: u64) {
+        self.0.push(Span {
+            nodes: BTreeSet::from([node]),
+            from_ms,
+            to_ms,
+        });
+    }
+
     /// Everybody, from one millisecond to another; for no longer than that.
     pub(super) fn everybody(&mut self, from_ms: u64, to_ms: u64) {
         self.0.push(Span {

@@ -166,7 +166,7 @@ fn look(history: &History, observed: &Observed, fired: &[Fired]) -> Found {
     keys_held::judge(history, &nodes_leave, &mut found);
     readiness::judge(history, fired, &mut found);
     revocation::judge(history, fired, &mut found);
-    ends::judge(history, observed, fired, &mut found);
+    ends::judge(history, fired, &mut found);
     hashes::judge(history, observed, &mut found);
     canary::judge(observed, &mut found);
     throughput::judge(history, fired, observed.nodes.len(), &mut found);

@@ -12,7 +12,6 @@ use hsm_api::data::{DecryptBatch, DecryptRequest, ItemResult};
 use hsm_api::{Base64, Client, ErrorCode};
 
 use super::canary;
-use super::ends;
 use super::observed::{ContextState, NodeView, Observed, Opened, VersionView};
 use super::tokens;
 use crate::cluster::Cluster;
@@ -68,10 +67,6 @@ pub async fn observe(cluster: &Cluster, history: &History) -> Result<Observed> {
     }
     digests(&cluster.nodes(), &mut observed.nodes).await;
     let canaries = canary::planted(playground.dir(), &history.marker)?;
-    let ever: Vec<Node> = (1..=cluster.most())
-        .map(|number| playground.node(number))
-        .collect();
-    observed.panics = ends::panics(&ever);
     let folder = playground.dir().to_owned();
     let searched = tokio::task::spawn_blocking(move || {
         let searched = canary::search(&folder, &canaries)?;

@@ -16,9 +16,6 @@ pub struct Observed {
     pub leaked: Vec<String>,
     /// The search has found the secrets where they have to be.
     pub search_finds: bool,
-    /// Panics that nodes have told of in their logs, those that belong to the cluster no more too.
-    #[serde(default)]
-    pub panics: Vec<String>,
 }
 
 /// A node. What it did not say is absent.

@@ -1,5 +1,5 @@
 //! A revoked certificate is refused: at once by whoever says that its state has the revocation, and within a bound by
-//! everybody else. A node that is reached hears of it within a second, and has another one here, for a busy machine; one that is cut
+//! everybody else. A node that is reached hears of it within a second, and has two more here, for a busy machine; one that is cut
 //! off cannot, and its bound is how long it may call itself ready (`staleness.ready_ms`), or, marked as stale, encrypt
 //! (`staleness.encrypt_ms`). Who is reached goes by what was broken when, and whom it hit: see [`out_of_reach`].
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Found;
 use super::excused::Excused;
-use crate::ending::{CALM_BEGINS, FAULTS_BEGIN};
+use crate::ending::{CALM_BEGINS, DISTURBED, FAULTS_BEGIN};
 use crate::history::{History, LateAsk};
 use crate::schedule::{FaultKind, Fired};
 
@@ -58,6 +58,15 @@ fn out_of_reach(history: &History, fired: &[Fired]) -> Excused {
         && fired.iter().all(Fired::was_undone)
     {
         unreached.until(at / 1_000_000);
+    }
+    // The machine stood still in this calm.
+    let mut calm_from = 0;
+    for (at, what) in &history.notes {
+        match what.as_str() {
+            CALM_BEGINS => calm_from = at / 1_000_000,
+            DISTURBED => unreached.everybody(calm_from, at / 1_000_000),
+            _ => {}
+        }
     }
     let mut highest = 0;
     for seen in &history.terms {
@@ -190,6 +199,15 @@ mod tests {
             let said = told(|found| judge(&history, &one, found));
             assert_eq!(said.is_empty(), excused, "{second} {elected:?}: {said:?}");
         }
+        let mut history = lingering(50);
+        history.notes = vec![
+            (43_000_000_000, CALM_BEGINS.to_owned()),
+            (53_000_000_000, DISTURBED.to_owned()),
+        ];
+        assert!(
+            told(|found| judge(&history, &one, found)).is_empty(),
+            "it stood still"
+        );
         // What was never undone is an excuse for ever.
         let open = [fired(FaultKind::SlowFsync, 10_000, u64::MAX, "everybody")];
         let mut history = lingering(50);

@@ -6,13 +6,15 @@ use nix::sys::signal::Signal;
 
 use super::scene::{SOON, Scene};
 use crate::faults::membership;
-use crate::oracles::members;
+use crate::oracles::{ends, members};
 
 /// A fourth node joins and is removed, and a fifth joins.
 pub(super) async fn a_node_goes_and_another_comes(scene: &mut Scene) -> Result<()> {
     let fourth = join(scene).await?;
     members::note(&scene.cluster, &scene.recorder).await;
     let leaving = scene.cluster.node(fourth);
+    // Once it is told.
+    scene.recorder.note(&ends::may_end(fourth));
     membership::remove(&leaving, &scene.cluster).await?;
     scene.cluster.dismiss(fourth);
     leaving.kill().await?;

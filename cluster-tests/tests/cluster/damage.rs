@@ -319,6 +319,40 @@ async fn slot_comes_back(cluster: &Playground, node: &Node, acknowledged: &Ackno
     Ok(false)
 }
 
+/// `CKO_SECRET_KEY` and `CKO_PRIVATE_KEY`.
+const SECRET_KEY: u64 = 4;
+const PRIVATE_KEY: u64 = 3;
+
+/// The number at this place of a file of SoftHSM.
+fn number(contents: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(*contents.get(at..)?.first_chunk::<8>()?))
+}
+
+/// `CKA_CLASS`, which SoftHSM writes first: generation(8) type(8) kind(8) value(8).
+fn class_of(file: &Path) -> Option<u64> {
+    let contents = std::fs::read(file).ok()?;
+    (number(&contents, 8)? == 0)
+        .then(|| number(&contents, 24))
+        .flatten()
+}
+
+/// One damaged byte, of the first length in the file (kind 3: length(8) bytes): there cannot be as much memory as that.
+fn announce_too_much(file: &Path) -> Result<()> {
+    let mut contents = std::fs::read(file)?;
+    let mut at = 8;
+    let length = loop {
+        match number(&contents, at + 8).context("no length in the file")? {
+            1 => at += 8 + 8 + 1,
+            2 => at += 8 + 8 + 8,
+            3 => break at + 16,
+            kind => bail!("{}: kind {kind} at {at}", file.display()),
+        }
+    };
+    contents[length] = 0x40;
+    std::fs::write(file, contents)?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_on_damaged_files_of_its_token_serves_every_key_or_says_what_to_do() -> Result<()> {
     let rounds = std::env::var(TOKEN_ROUNDS).map_or(Ok(USUAL_TOKEN_ROUNDS), |text| text.parse())?;
@@ -345,6 +379,32 @@ async fn a_slot_on_damaged_files_of_its_token_serves_every_key_or_says_what_to_d
     });
     ensure!(files.len() > 4, "{files:?}");
 
+    let restored = || -> Result<()> {
+        for (damaged, kept) in [(&tokens, "tokens"), (&slots, "slots")] {
+            std::fs::remove_dir_all(damaged)?;
+            copy(&whole.join(kept), damaged)?;
+        }
+        Ok(())
+    };
+    for (class, imported) in [(SECRET_KEY, true), (PRIVATE_KEY, false)] {
+        let file = files.iter().find(|file| class_of(file) == Some(class));
+        let file = file.with_context(|| format!("no object of class {class}"))?;
+        announce_too_much(file)?;
+        let told = || format!("{} announces too much", file.display());
+        cluster.start_node(1).await.with_context(told)?;
+        let serves = slot_comes_back(&cluster, &node, &acknowledged)
+            .await
+            .with_context(told)?;
+        ensure!(serves == imported, "{}: serves: {serves}", told());
+        ensure!(
+            file.with_extension("object-damaged").is_file(),
+            "{}: it is gone",
+            told()
+        );
+        node.kill().await?;
+        restored()?;
+    }
+
     let mut random = Random(SEED);
     let (mut back, mut failed) = (0, 0);
     let each = files.iter().flat_map(|file| [(file, "flipped"), (file, "cut")]);
@@ -369,10 +429,7 @@ async fn a_slot_on_damaged_files_of_its_token_serves_every_key_or_says_what_to_d
             failed += 1;
         }
         node.kill().await?;
-        for (damaged, kept) in [(&tokens, "tokens"), (&slots, "slots")] {
-            std::fs::remove_dir_all(damaged)?;
-            copy(&whole.join(kept), damaged)?;
-        }
+        restored()?;
     }
     println!("{back} came back with every key, {failed} failed with reason and remedy (seed {SEED:#x})");
     ensure!(back > 0, "no slot came back");

@@ -186,7 +186,9 @@ async fn serves_nobody(cluster: &Playground, node: &Node) -> Result<()> {
     ensure!(status == 503, "{}: /readyz is {status}", node.id());
     let trading = cluster.client_on("trading-1", node.number)?;
     let sealed = seal(&trading, CONTEXT, b"of an epoch that has ended").await;
-    ensure!(sealed.is_err(), "{} encrypts", node.id());
+    let error = sealed.err().with_context(|| format!("{} encrypts", node.id()))?;
+    let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
+    ensure!(code == Some(ErrorCode::NotReady), "{}: {error:#}", node.id());
     Ok(())
 }
 

@@ -148,6 +148,13 @@ pub struct Unlock {
 /// Opens the slot. Blocks for as long as the token takes.
 pub(super) fn open(config: &SlotConfig, state_dir: &Path, how: Unlock) -> Result<Slot, OpenFailure> {
     let module = Module::load(&config.pkcs11_lib).map_err(OpenFailure::Module)?;
+    for file in module.take_set_aside() {
+        tracing::warn!(
+            file,
+            "a damaged object of a token lies aside, because the module would end this process over it; what can be imported is \
+             imported anew (docs/operations.md, \"A token is damaged or lost\")"
+        );
+    }
     let pin = read_pin(&config.pin).map_err(OpenFailure::Secret)?;
     let name = config.name.to_arc();
     let options = SlotOptions {
@@ -177,14 +184,6 @@ fn tell(config: &SlotConfig, module: &Module, slot: &Slot) {
             slot = name,
             serial = slot.serial(),
             "the token's own file was cut short by a kill; it was restored from its copy"
-        );
-    }
-    for object in module.objects_taken_out(slot.serial()) {
-        tracing::warn!(
-            slot = name,
-            object,
-            "damaged object taken out of the token; its key is imported again if it can be (docs/operations.md, \"A token is damaged \
-             or lost\")"
         );
     }
     match slot.remove_torn_objects() {

@@ -213,13 +213,12 @@ impl Problem {
         )
     }
 
-    /// It may be what keys are missing for.
+    /// It may be what keys are missing for, and does not pass by itself.
     pub fn keeps_keys_away(&self) -> bool {
         matches!(
             self,
             Problem::TokenReplaced
                 | Problem::TransportDiffers { .. }
-                | Problem::NoGrant { .. }
                 | Problem::Missing { .. }
                 | Problem::Quarantined { .. }
         )
