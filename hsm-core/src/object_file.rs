@@ -1,6 +1,9 @@
 //! Reading SoftHSM's object files, only to tell a whole one from a torn one and to find a
 //! token's serial number. It never writes one, and what it does not understand it calls unknown.
 
+/// `CKA_CLASS`, and `CKO_PRIVATE_KEY` as its value stands in a file: kind(8) number(8).
+const CLASS: u64 = 0;
+const PRIVATE_KEY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3];
 /// Attributes of `token.object`, in the order SoftHSM writes them.
 pub(crate) const TOKEN_SERIAL: u64 = VENDOR + 2;
 pub(crate) const TOKEN_FLAGS: u64 = VENDOR + 3;
@@ -36,6 +39,11 @@ impl ObjectFile {
                 .map(|(_, value)| value.as_slice()),
             Self::Unknown => None,
         }
+    }
+
+    /// Whether it is that of a private key, by what is left of it. SoftHSM writes the class first.
+    pub(crate) fn is_private_key(&self) -> bool {
+        self.attribute(CLASS) == Some(&PRIVATE_KEY[..])
     }
 
     /// The serial number in a `token.object`.
@@ -192,6 +200,14 @@ mod tests {
             let announced = announced_beyond_the_end(&whole[..length]);
             assert!(announced.is_none_or(|length| length <= 17), "{length}");
         }
+    }
+
+    #[test]
+    fn a_private_key_is_known_by_the_first_attribute() {
+        let with =
+            |class: u64| parse(&[vec![0; 8], attribute(0, 2, &class.to_be_bytes()), vec![0; 9]].concat());
+        assert!(matches!(with(3), ObjectFile::Torn(_)) && with(3).is_private_key());
+        assert!(!with(4).is_private_key() && !parse(b"").is_private_key());
     }
 
     #[test]

@@ -141,7 +141,8 @@ impl TokenFiles {
     }
 
     /// Removes object files that end in the middle of something. SoftHSM ignores them for ever;
-    /// their keys are imported again. Returns their names.
+    /// their keys are imported again. A private key is not: its file is set aside, because a damaged length reads like a cut and
+    /// leaves every other byte. Returns their names.
     pub(crate) fn remove_unreadable(&self) -> Result<Vec<String>, HsmError> {
         let mut removed = Vec::new();
         for name in self.objects()? {
@@ -149,15 +150,24 @@ impl TokenFiles {
             let Some(contents) = durable::read(&path)? else {
                 continue;
             };
-            if matches!(object_file::parse(&contents), ObjectFile::Torn(_)) {
-                durable::remove(&path)?;
-                durable::remove(&path.with_extension("lock"))?;
-                removed.push(format!(
-                    "object file {} ({} bytes, cut off)",
-                    name.to_string_lossy(),
-                    contents.len()
-                ));
+            let parsed = object_file::parse(&contents);
+            if !matches!(parsed, ObjectFile::Torn(_)) {
+                continue;
             }
+            let (name, bytes) = (name.to_string_lossy(), contents.len());
+            if parsed.is_private_key() {
+                let aside = path.with_extension(SET_ASIDE);
+                std::fs::rename(&path, &aside).map_err(|error| HsmError::file(&path, "rename", &error))?;
+                durable::sync(&self.dir)?;
+                removed.push(format!(
+                    "object file {name} ({bytes} bytes, a private key, cut off or damaged), kept as {}",
+                    aside.display()
+                ));
+            } else {
+                durable::remove(&path)?;
+                removed.push(format!("object file {name} ({bytes} bytes, cut off)"));
+            }
+            durable::remove(&path.with_extension("lock"))?;
         }
         Ok(removed)
     }
@@ -549,8 +559,19 @@ mod tests {
         std::fs::write(dir.join("b.object"), &whole[..30]).unwrap();
         std::fs::write(dir.join("c.object"), &whole).unwrap();
         std::fs::write(dir.join("d.object"), [vec![0; 8], vec![9; 16]].concat()).unwrap();
+        // One bit of a length, and no more.
+        std::fs::write(dir.join("e.object"), overlong(3, 1 << 20)).unwrap();
         let files = TokenFiles::locate(root.path(), "abcd").unwrap().unwrap();
-        assert_eq!(files.remove_unreadable().unwrap().len(), 2);
+        let removed = files.remove_unreadable().unwrap();
+        assert_eq!(removed.len(), 3);
+        assert!(
+            removed[2].contains("a private key") && removed[2].contains("e.object-damaged"),
+            "{removed:?}"
+        );
+        assert_eq!(
+            std::fs::read(dir.join("e.object-damaged")).unwrap(),
+            overlong(3, 1 << 20)
+        );
         let left: Vec<_> = files.objects().unwrap().into_iter().collect();
         assert_eq!(left, ["c.object", "d.object"]);
         assert!(!dir.join("a.lock").exists());
