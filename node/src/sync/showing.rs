@@ -24,15 +24,16 @@ const SAID_AT_MOST: usize = 50;
 /// Of what keeps keys away, in the reason that the slot is shown with; its log has all of it.
 const REASONS_AT_MOST: usize = 3;
 
-/// What keeps keys away where no step is left that has not failed; `None` as long as a grant may come, as to every node that joins.
+/// What keeps keys away where no step is left that has not failed. As long as a grant may come, as to every node that joins, what is
+/// missing waits for that.
 fn obstacle(problems: &[Problem], failed: &[String]) -> Option<String> {
-    if problems
+    let waits = problems
         .iter()
-        .any(|problem| matches!(problem, Problem::NoGrant { .. }))
-    {
-        return None;
-    }
-    let problems = problems.iter().filter(|problem| problem.keeps_keys_away());
+        .any(|problem| matches!(problem, Problem::NoGrant { .. }));
+    let passes = |problem: &Problem| waits && matches!(problem, Problem::Missing { .. });
+    let problems = problems
+        .iter()
+        .filter(|problem| problem.keeps_keys_away() && !passes(problem));
     let mut why: Vec<String> = problems.map(ToString::to_string).collect();
     why.extend_from_slice(failed);
     if why.is_empty() {
@@ -190,7 +191,13 @@ mod tests {
             id: TransportId([1; 16]),
         };
         let failed = ["prove_key of a v1: the token says no", "load_key of b: no"].map(str::to_owned);
-        assert_eq!(obstacle(&[missing.clone(), no_grant], &failed), None);
+        let waiting = [missing.clone(), no_grant];
+        assert_eq!(obstacle(&waiting, &[]), None);
+        let said = obstacle(&waiting, &failed[..1]).unwrap();
+        assert!(
+            said.starts_with("prove_key of a v1") && !said.contains("is not in"),
+            "{said}"
+        );
         let said = obstacle(&[other, missing.clone(), missing], &failed).unwrap();
         assert!(
             said.starts_with("a version 2: it is not in this token; "),
