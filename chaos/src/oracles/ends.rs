@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_tests::Node;
-use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -83,9 +82,8 @@ impl Process {
         match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => Some(End::Exited(code)),
             Ok(WaitStatus::Signaled(_, signal, _)) => Some(End::Killed(signal)),
-            // Not yet a child of this process.
-            Ok(_) | Err(Errno::ECHILD) => None,
-            Err(_) => None,
+            // It runs, or is not yet a child of this process.
+            Ok(_) | Err(_) => None,
         }
     }
 }
