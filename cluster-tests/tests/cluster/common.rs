@@ -36,6 +36,13 @@ pub(crate) async fn formed_with(builder: Builder, change: impl Fn(&str) -> Strin
     Ok(cluster)
 }
 
+/// Whether a leader that was told to stop handed over before it let connections end, by what it has logged since. Of
+/// 2.0.0-dev.1, which said the second in the line in which it said that it stops, that it handed over is enough.
+pub(crate) fn handed_over_first(said: &str) -> bool {
+    let (before, _) = said.split_once("\"draining connections\"").unwrap_or((said, ""));
+    before.contains("leadership handed over")
+}
+
 /// What a command has written, as JSON.
 pub(crate) fn json(text: &[u8]) -> Result<Value> {
     serde_json::from_slice(text).with_context(|| String::from_utf8_lossy(text).into_owned())

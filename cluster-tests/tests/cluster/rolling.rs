@@ -16,7 +16,7 @@ use nix::sys::wait::WaitStatus;
 use tokio::net::TcpStream;
 
 use self::background::Background;
-use crate::common::{CONTEXT, settled_among};
+use crate::common::{CONTEXT, handed_over_first, settled_among};
 
 /// The examples' backend.
 const BACKEND: &str = "hsm_nodes";
@@ -271,10 +271,10 @@ impl Scene<'_> {
         let stood_still = self.stalls.between(began, Instant::now());
         let log = node.log();
         let said = log.get(logged..).unwrap_or_default();
-        let handed_over = said.contains("leadership handed over");
+        let handed_over = handed_over_first(said);
         ensure!(
             handed_over || !leads || stood_still > STOOD_STILL,
-            "{} led and did not hand over:\n{said}",
+            "{} led and did not hand over before it drained:\n{said}",
             node.id()
         );
         start_with(self.cluster, node, with).await?;

@@ -8,7 +8,7 @@ use cluster_tests::{Playground, Stalls, until};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use crate::common::{CONTEXT, open, seal};
+use crate::common::{CONTEXT, handed_over_first, open, seal};
 use crate::failover::first_change;
 use crate::hung_token::hold;
 use crate::pkcs11::token_folder;
@@ -52,10 +52,9 @@ pub(crate) async fn a_hanging_token_keeps_no_leader_from_ending() -> Result<()> 
         matches!(status, WaitStatus::Exited(_, 0)),
         "it ended with {status:?}"
     );
-    let said = node.log();
     ensure!(
-        said.contains("leadership handed over") || stood_still > STOOD_STILL,
-        "it did not hand over"
+        handed_over_first(&node.log()) || stood_still > STOOD_STILL,
+        "it did not hand over before it drained"
     );
     first_change(&cluster, &survivors, Instant::now()).await?;
     for other in &survivors {

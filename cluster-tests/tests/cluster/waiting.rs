@@ -93,6 +93,9 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::by_age::versions_are_rotated_by_age_and_never_twice),
             scenario!(crate::snapshots::a_voter_that_installs_a_snapshot_is_not_taken_for_dead),
             scenario!(crate::key_life::a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns),
+            scenario!(
+                crate::handover::a_leader_that_stops_ends_the_calls_that_it_has_in_hand_before_another_leads
+            ),
         ],
         vec![
             scenario!(crate::forgeries::a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused),

@@ -1,5 +1,5 @@
-//! Stopping, at a signal or because this node was removed from its cluster: readiness goes first, then connections drain,
-//! then changes end that nobody waits for any more, then a leader hands over.
+//! Stopping, at a signal or because this node was removed from its cluster: readiness goes first, then a leader hands over,
+//! then connections drain, then changes end that nobody waits for any more.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::admin::Changes;
 use crate::config::Drain;
 use crate::consensus::{Consensus, Gate};
-use crate::http::{DrainControl, OpenConnections};
+use crate::http::{DrainControl, OpenConnections, Phase};
 
 /// Waits for SIGTERM, SIGINT or this node's removal, then drains. Says why it was removed, if it was: whoever is on its way
 /// to it is served, and it holds what the others hold until then. A node that leaves drains once it votes no more, while it
@@ -36,7 +36,10 @@ pub(super) async fn wait(
         () = when(consensus, |status, votes| matches!(status, NodeStatus::Leaving { .. }) && !votes) => leaves = true,
     }
     tell(&removed);
-    tracing::info!(leaves, "stopping: not ready from now on, draining connections");
+    tracing::info!(leaves, "stopping: not ready from now on");
+    drain.advance(Phase::Notice);
+    consensus.hand_over_first().await;
+    tracing::info!("draining connections");
     drain.run(times, open).await;
     if leaves {
         // Its tombstone says that it never runs again. One that is kept after all has to be started anew.
@@ -50,10 +53,11 @@ pub(super) async fn wait(
         }
         tell(&removed);
     }
-    // A change whose caller is gone still has a line of the audit to write, and may need this leader.
+    // A change whose caller is gone still has a line of the audit to write.
     if tokio::time::timeout(times.timeout, changes.end()).await.is_err() {
         tracing::warn!("administrative changes were still under way when the time to drain was over");
     }
+    // For a leader that could not hand over, and for one that was elected since.
     consensus.step_down().await;
     tracing::info!("stopped");
     removed.borrow().clone()

@@ -155,13 +155,14 @@ impl Shared {
 
     /// Executes an administrator's call on this node, which should lead.
     pub(super) async fn execute_here(&self, call: AdminCall) -> Result<Executed, CallError> {
+        let not_leader = |detail: &str| Err(CallError::new(ErrorCode::NotLeader, detail));
         if !self.is_leader() {
-            let detail = "this node is not the leader".to_string();
-            return Err(CallError {
-                code: ErrorCode::NotLeader,
-                detail,
-            });
+            return not_leader("this node is not the leader");
         }
+        // Asked again it is known who leads.
+        let Ok(_in_hand) = self.calls_in_hand.try_read() else {
+            return not_leader("this node is going to stop, and hands leadership over");
+        };
         // Asking a quorum that is not there would only use up the caller's time.
         let lost = self
             .quorum_ack_age(clock::now())

@@ -2,6 +2,9 @@
 //! another one to lead. openraft 0.9
 //! has no transfer of its own: the node that has the whole log is asked to stand for election.
 //!
+//! A leader that stops does it first of all, and lets the calls end that it has in hand before: their callers would hear that
+//! the outcome is unknown. Those that come meanwhile wait at the node that they were sent to (`forward`).
+//!
 //! Voters refuse a candidate while they hear from a leader. Of three voters the old leader's own vote and
 //! the candidate's are enough; with more, heartbeats stop first, until the others no longer wait for them.
 
@@ -15,12 +18,15 @@ use openraft::ServerState;
 use raft_store::names::RaftId;
 
 use super::Consensus;
-use super::shared::{MAX_IN_FLIGHT, Metrics, Shared};
+use super::shared::{MAX_IN_FLIGHT, Metrics, Sample, Shared};
 use super::wire::{Request, Response};
 use crate::admin::call::CallError;
 use crate::clock;
 use crate::seeded::bug;
 
+/// Until the calls that a leader has in hand have ended, once it stops. Those that wait meanwhile are given up after 15 s
+/// (`forward`), and the next leader needs some of that.
+const CALLS_END: Duration = Duration::from_secs(5);
 /// Until what is being appended has been answered.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Until a follower has the whole log; nothing is appended meanwhile.
@@ -31,6 +37,40 @@ const TAKE_OVER: Duration = Duration::from_secs(1);
 const SMALL: usize = 3;
 
 impl Consensus {
+    /// Hands leadership over, if this node leads others, because it is going to stop: it serves on meanwhile, and as a
+    /// follower afterwards. Calls that it has in hand end first, for some seconds at most. From here on it does not stand for
+    /// election when a leader asks it to. What comes to nothing is left to [`Self::step_down`].
+    pub async fn hand_over_first(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        if !self.shared.leads_others() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let handed = self.shared.runtime.spawn(async move {
+            // Whoever waits for this keeps further calls from beginning, and so does whoever has it.
+            let none = tokio::time::timeout(CALLS_END, shared.calls_in_hand.write()).await;
+            if none.is_err() {
+                tracing::warn!(
+                    seconds = CALLS_END.as_secs(),
+                    "calls are still in hand: their outcome is left to whoever leads next"
+                );
+            }
+            shared.transfer(None).await
+        });
+        let why = match tokio::time::timeout(CALLS_END + most(&self.shared), handed).await {
+            Ok(Ok(Ok(_))) => return,
+            Ok(Ok(Err(why))) => why,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "consensus does not answer".to_owned(),
+        };
+        if self.shared.is_leader() {
+            tracing::warn!(
+                why,
+                "leadership not handed over yet: tried again when connections have ended"
+            );
+        }
+    }
+
     /// Stops proposing, for good, and hands leadership over if this node leads. Tried once: a node that is
     /// stopping does not wait for a cluster that cannot agree. The process has to end after it, whatever came of
     /// it: a leader that proposes nothing keeps another from being elected.
@@ -89,7 +129,7 @@ impl Consensus {
 
 /// The longest that a hand-over takes.
 fn most(shared: &Shared) -> Duration {
-    SETTLE + CATCH_UP + 3 * TAKE_OVER + 2 * lease_and_tick(shared)
+    SETTLE + CATCH_UP + 3 * TAKE_OVER + 3 * lease_and_tick(shared)
 }
 
 /// While this is there, nothing is appended. Heartbeats are sent again when it goes, whatever came of the hand-over: a
@@ -152,6 +192,12 @@ impl Shared {
         }
     }
 
+    /// Whether this node leads, and somebody else votes.
+    fn leads_others(&self) -> bool {
+        let voters = |sample: &Sample| sample.metrics.membership_config.voter_ids().count();
+        self.is_leader() && self.metrics().is_some_and(|sample| voters(&sample) > 1)
+    }
+
     /// Who may be asked to stand: the voters that have the whole log. One that leaves is asked only by its name.
     fn candidates(&self, own: RaftId, now: &Metrics, last: u64, to: Option<RaftId>) -> BTreeSet<RaftId> {
         let published = self.published.load();
@@ -208,6 +254,9 @@ impl Shared {
         };
         let small = voters <= SMALL;
         if !small {
+            // With a last heartbeat everybody hears that all of the log is committed: what it has was acknowledged, and
+            // clients ask others for it.
+            tokio::time::sleep(self.options.timing.heartbeat * 3 / 2).await;
             running.raft.runtime_config().heartbeat(false);
             tokio::time::sleep(lease_and_tick(self)).await;
         }
@@ -266,7 +315,7 @@ impl Shared {
         let Some(running) = self.raft.get() else {
             return Response::Failed("raft is not running".into());
         };
-        if self.draining.load(Ordering::SeqCst) {
+        if self.stopping.load(Ordering::SeqCst) || self.draining.load(Ordering::SeqCst) {
             return Response::Failed("this node is shutting down too".into());
         }
         if self.known_leader() != Some(asked_by) {

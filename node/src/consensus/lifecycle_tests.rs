@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use hsm_api::ErrorCode;
 use raft_store::command::{AddRevocations, Op, RemoveNode, ReportNode};
 use raft_store::names::Boot;
@@ -14,8 +15,9 @@ use raft_store::storage::Poison;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::start::{prepare, start};
-use super::test_world::{World, seed, until};
-use super::{BoxFuture, LeaderCalls, ProposeError, StartError};
+use super::test_world::{World, rotate, seed, until};
+use super::wire::Response;
+use super::{BoxFuture, LeaderCalls, ProposeError, Role, StartError};
 use crate::admin::call::{AdminCall, CallError};
 use crate::rotation::clocks::Doubt;
 
@@ -43,6 +45,51 @@ async fn a_node_that_is_stopping_appends_and_confirms_nothing() {
     let read = world.node.read_index().await;
     assert!(matches!(read, Err(ProposeError::Draining)), "{read:?}");
     assert_eq!(world.node.view().last_log, last);
+}
+
+/// Changes go on: there is nobody to leave them to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sole_voter_that_is_told_to_stop_leads_on_until_it_is_drained() {
+    let world = World::new("last").await;
+    let in_hand = world.node.shared.calls_in_hand.read().await;
+    world.node.hand_over_first().await;
+    drop(in_hand);
+    assert_eq!(world.node.view().role, Role::Leader);
+    world
+        .done(Op::AddRevocations(AddRevocations { revocations: vec![] }))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_hands_over_begins_no_call() {
+    let world = World::new("caller").await;
+    world.node.serve_leader_calls(Arc::new(Doubtful));
+    let id = world.admit().await;
+    let rotated = async || match world.ask(&world.hello(id), rotate(id, 1)).await.unwrap() {
+        Response::Admin(Err(error)) => error.code,
+        _ => panic!("another answer"),
+    };
+    assert_eq!(rotated().await, ErrorCode::Internal);
+    let none = world.node.shared.calls_in_hand.write().await;
+    assert_eq!(rotated().await, ErrorCode::NotLeader);
+    drop(none);
+    assert_eq!(rotated().await, ErrorCode::Internal);
+    // Nor does one begin while it waits for those that it has.
+    let in_hand = world.node.shared.calls_in_hand.read().await;
+    let mut none = Box::pin(world.node.shared.calls_in_hand.write());
+    assert!(none.as_mut().now_or_never().is_none());
+    assert_eq!(rotated().await, ErrorCode::NotLeader);
+    drop(in_hand);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_stop_takes_over_from_nobody() {
+    let world = World::new("stopping").await;
+    world.node.hand_over_first().await;
+    match world.node.shared.stand(1).await {
+        Response::Failed(why) => assert_eq!(why, "this node is shutting down too"),
+        _ => panic!("it stood"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

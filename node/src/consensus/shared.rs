@@ -62,11 +62,16 @@ pub(super) struct Shared {
     pub(super) in_flight: Arc<Semaphore>,
     pub(super) timed_out: AtomicU64,
     pub(super) leader_changes: AtomicU64,
+    /// This node is going to stop: it takes over from nobody. It serves until it is `draining`.
+    pub(super) stopping: AtomicBool,
+    /// Nothing is appended any more.
     pub(super) draining: AtomicBool,
     /// Who is being sent a snapshot.
     pub(super) loading: Loading,
     /// Nothing is appended for a moment: leadership is being handed over.
     pub(super) paused: AtomicBool,
+    /// Administrators' calls that this leader executes share it; whoever asks for all of it lets none begin.
+    pub(super) calls_in_hand: tokio::sync::RwLock<()>,
     /// Held by whoever hands over.
     pub(super) handing_over: tokio::sync::Mutex<()>,
     /// Held while elections are left to others.

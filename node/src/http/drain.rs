@@ -63,7 +63,8 @@ impl DrainControl {
     }
 
     /// The whole shutdown of a listener: notice, closing until no connection is left or its time has passed, then
-    /// the same with what is in hand, stop. What has to happen between (a leader handing over) belongs after it.
+    /// the same with what is in hand, stop. Whoever gives the notice before, to do something first, has it last for
+    /// longer.
     pub async fn run(&self, times: Drain, open: &super::OpenConnections) {
         self.advance(Phase::Notice);
         tokio::time::sleep(times.notice).await;

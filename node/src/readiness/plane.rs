@@ -18,6 +18,8 @@ use crate::policy::{Op, Policy};
 
 /// How long a ciphertext of an unknown version may wait for this node to catch up.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// Between questions while leadership moves.
+const AGAIN: Duration = Duration::from_millis(50);
 
 impl NodeView {
     /// The leader's index, asked for once for all who arrived before the question.
@@ -29,10 +31,20 @@ impl NodeView {
         {
             return Some(index);
         }
-        let asked = Instant::now();
-        let index = self.parts.consensus.read_index().await.ok()?;
-        *last = Some((asked, index));
-        Some(index)
+        loop {
+            let asked = Instant::now();
+            match self.parts.consensus.read_index().await {
+                Ok(index) => {
+                    *last = Some((asked, index));
+                    return Some(index);
+                }
+                // Another is about to lead. Callers have a limit.
+                Err(ProposeError::NotLeader { .. } | ProposeError::Draining) => {
+                    tokio::time::sleep(AGAIN).await
+                }
+                Err(_) => return None,
+            }
+        }
     }
 
     async fn above_known(&self, context: &str, version: u32) -> AboveKnown {
