@@ -318,7 +318,7 @@ async fn replication(session: &Session, args: Replication) -> Result<()> {
 }
 
 /// As [`watch`], until everything is sealed under the new key.
-async fn watch_reseal(client: &Client) -> Result<ReplicationRekey> {
+pub(super) async fn watch_reseal(client: &Client) -> Result<ReplicationRekey> {
     let _progress = Progress::of("records are sealed under the new replication key");
     let until = Instant::now() + WATCH;
     loop {
@@ -336,6 +336,11 @@ async fn watch_reseal(client: &Client) -> Result<ReplicationRekey> {
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }
+}
+
+/// Whether every node has another replication key, and nothing is being sealed anew.
+pub(super) fn can_replace(status: &ReplicationRekey) -> bool {
+    foresee_replication(status).is_ok()
 }
 
 fn foresee_replication(status: &ReplicationRekey) -> Result<Preview> {

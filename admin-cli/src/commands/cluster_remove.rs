@@ -1,22 +1,19 @@
 //! `hsmctl cluster remove` and `replace`: a node leaves for good, and what it knew is replaced: the transport keys, which
-//! gives every context of their slots a version that it never had. The replication key is in the nodes' configuration, where
-//! nobody but the operator can replace it.
+//! gives every context of their slots a version that it never had, and the replication key. That is in the nodes'
+//! configuration: it is replaced if the operator has given those that stay another one beside it.
+
+mod renewal;
 
 use anyhow::Result;
 use clap::Args;
-use hsm_api::Client;
-use hsm_api::StateIndex;
-use hsm_api::admin::{
-    ContextInfo, RekeyTransportRequest, RemovalState, RemoveNodeRequest, RemoveNodeResponse,
-};
+use hsm_api::admin::{RemovalState, RemoveNodeRequest, RemoveNodeResponse};
 use serde::Serialize;
 
-use super::cluster_rekey;
+use self::renewal::{Failure, Renewal, Rotated, renew};
 use super::preview::{self, Preview};
 use super::{CHANGE, Session, idempotency_key};
 use crate::exit::{change_failed, with_hint};
 use crate::output::{self, note};
-use crate::progress::Progress;
 use crate::terminal::Destruction;
 
 /// Arguments of `cluster remove`.
@@ -28,7 +25,7 @@ pub(crate) struct Remove {
     /// The node again, instead of typing it.
     #[arg(long, value_name = "NODE_ID")]
     confirm: Option<String>,
-    /// Replace no transport key and rotate no context that the node had; `cluster rekey status` and `cluster members` go on
+    /// Replace no key that the node had, and rotate no context; `cluster rekey status` and `cluster members` go on
     /// naming them.
     #[arg(long)]
     no_rotate: bool,
@@ -58,7 +55,7 @@ pub(crate) struct Replace {
     /// The node that leaves again, instead of typing it.
     #[arg(long, value_name = "OLD")]
     confirm: Option<String>,
-    /// Replace no transport key and rotate no context that the node had; `cluster rekey status` and `cluster members` go on
+    /// Replace no key that the node had, and rotate no context; `cluster rekey status` and `cluster members` go on
     /// naming them.
     #[arg(long)]
     no_rotate: bool,
@@ -178,6 +175,7 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
         rotated: renewal.rotated,
         idempotency_key: (left.state == RemovalState::Waiting).then(|| key.clone()),
         to_rotate: renewal.to_rotate,
+        replication_key: renewal.replication_key,
     };
     output::print(session.format(), &done, || text(&done))?;
     for line in next(&wish, &done) {
@@ -212,7 +210,8 @@ fn verb(request: &RemoveNodeRequest) -> &'static str {
 fn warning(wish: &Wish) -> String {
     let node = &wish.node;
     let rotates = if wish.rotate {
-        "the transport keys that it has are replaced, by which every key that it holds gets a new version"
+        "the transport keys that it has are replaced, by which every key that it holds gets a new version, and so is the \
+         replication key if every other node has another one beside it"
     } else {
         "the transport keys and the keys that it holds stay in use (--no-rotate)"
     };
@@ -242,7 +241,8 @@ fn foresee(wish: &Wish, left: &RemoveNodeResponse) -> Preview {
     let rotates = match (wish.rotate, left.held.is_empty()) {
         (_, true) => "; it holds no active key version".to_owned(),
         (true, false) => format!(
-            "; and replace the transport keys that it has, which rotates {}",
+            "; and replace the transport keys that it has, which rotates {}, and the replication key, if every other node \
+             has another one beside it",
             left.held.join(", ")
         ),
         (false, false) => format!("; and leave {} to be rotated", left.held.join(", ")),
@@ -254,158 +254,6 @@ fn foresee(wish: &Wish, left: &RemoveNodeResponse) -> Preview {
         )),
         None => preview,
     }
-}
-
-/// A new version in the place of one that the node has.
-#[derive(Debug, Serialize)]
-struct Rotated {
-    context: String,
-    version: u32,
-    key_id: String,
-}
-
-/// What could not be done.
-#[derive(Debug)]
-struct Failure {
-    what: String,
-    error: String,
-}
-
-/// What was put in the place of what the node knew.
-#[derive(Debug, Default)]
-struct Renewal {
-    /// Slots that get another transport key.
-    rekeyed: Vec<String>,
-    rotated: Vec<Rotated>,
-    /// Contexts whose active version the node has still.
-    to_rotate: Vec<String>,
-    failed: Vec<Failure>,
-}
-
-impl Renewal {
-    fn nothing_of(left: &RemoveNodeResponse) -> Self {
-        Self {
-            to_rotate: left.held.clone(),
-            ..Self::default()
-        }
-    }
-
-    fn fail(&mut self, what: String, error: &dyn std::fmt::Display) {
-        let error = error.to_string();
-        self.failed.push(Failure { what, error });
-    }
-}
-
-/// Another transport key for every slot of which the node may have the present one, and by that another version of every
-/// context there, which is wrapped under a key that the node never had. Where that is refused, contexts are rotated under
-/// the old one: better than nothing. Each step is done whatever becomes of another, and all of them under the key of the
-/// removal: it belongs to another operation each time.
-async fn renew(client: &Client, left: &RemoveNodeResponse, index: Option<StateIndex>, key: &str) -> Renewal {
-    let mut renewal = Renewal::default();
-    let after = |index: Option<StateIndex>| {
-        index.map_or_else(|| client.clone(), |index| client.with_min_index(index))
-    };
-    let slots = match after(index).rekey_status().await {
-        Ok(answer) => answer.into_body().slots,
-        Err(error) => {
-            let what = "whose transport key it has is not known, and none was replaced";
-            renewal.fail(what.to_owned(), &error);
-            Vec::new()
-        }
-    };
-    let mut newest = index;
-    for slot in slots
-        .iter()
-        .filter(|slot| slot.known_to_removed.contains(&left.node_id))
-    {
-        let request = RekeyTransportRequest {
-            slot: slot.slot.clone(),
-            restart: false,
-        };
-        match client.rekey_transport(&request, Some(key)).await {
-            Ok(answer) => {
-                newest = answer.meta.index.or(newest);
-                renewal.rekeyed.push(slot.slot.clone());
-            }
-            Err(error) => {
-                let what = format!("the transport key of slot {} was not replaced", slot.slot);
-                renewal.fail(what, &error);
-            }
-        }
-    }
-    if !renewal.rekeyed.is_empty() {
-        match cluster_rekey::watch(&after(newest), &renewal.rekeyed).await {
-            // Whoever is asked next has to know what this one knows.
-            Ok(answer) => newest = answer.meta.index.or(newest),
-            Err(error) => note(&format!("how far the nodes are is not known: {error:#}")),
-        }
-    }
-    rotate_rest(&after(newest), left, key, &mut renewal).await;
-    renewal
-}
-
-/// What the node holds still: in slots with another transport key the nodes rotate it by themselves.
-async fn rotate_rest(client: &Client, left: &RemoveNodeResponse, key: &str, renewal: &mut Renewal) {
-    let held = match client.members().await {
-        Ok(answer) => {
-            let mut removed = answer.into_body().removed.into_iter();
-            let of_it = removed.find(|one| one.raft_id == left.raft_id);
-            of_it.map(|one| one.held).unwrap_or_default()
-        }
-        Err(error) => {
-            renewal.fail("what it still holds is not known".to_owned(), &error);
-            left.held.clone()
-        }
-    };
-    let contexts = match client.list_keks().await {
-        Ok(answer) => answer.into_body().contexts,
-        Err(error) => {
-            renewal.fail("what was rotated is not known".to_owned(), &error);
-            Vec::new()
-        }
-    };
-    let (waits, rest) = by_whom(&held, &contexts, &renewal.rekeyed);
-    renewal.rotated = contexts
-        .iter()
-        .filter(|known| left.held.contains(&known.context) && !held.contains(&known.context))
-        .filter_map(active)
-        .collect();
-    renewal.to_rotate = waits;
-    let progress = Progress::of_steps("rotating what the node held", rest.len());
-    for context in rest {
-        match client.rotate(&context, Some(key)).await {
-            Ok(answer) => renewal.rotated.push(Rotated {
-                context,
-                version: answer.version,
-                key_id: answer.key_id.clone(),
-            }),
-            Err(error) => {
-                renewal.fail(format!("{context} was not rotated"), &error);
-                renewal.to_rotate.push(context);
-            }
-        }
-        progress.step();
-    }
-}
-
-/// Of the contexts that the node holds still, those that the nodes rotate, and those that have to be rotated here.
-fn by_whom(held: &[String], contexts: &[ContextInfo], rekeyed: &[String]) -> (Vec<String>, Vec<String>) {
-    let by_nodes = |context: &String| {
-        let mut known = contexts.iter().filter(|known| known.context == *context);
-        known.any(|known| rekeyed.contains(&known.slot))
-    };
-    held.iter().cloned().partition(by_nodes)
-}
-
-/// The version that encrypts.
-fn active(context: &ContextInfo) -> Option<Rotated> {
-    let mut versions = context.versions.iter();
-    let active = versions.find(|version| Some(version.version) == context.active_version)?;
-    Some(Rotated {
-        context: context.context.clone(),
-        version: active.version,
-        key_id: active.key_id.clone(),
-    })
 }
 
 /// What has come of it.
@@ -420,6 +268,9 @@ struct Done<'a> {
     rotated: Vec<Rotated>,
     /// Contexts whose active version the node still holds.
     to_rotate: Vec<String>,
+    /// The cluster's replication key, if it is one that the node does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replication_key: Option<String>,
     /// With which to ask again, while a successor is waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<String>,
@@ -442,6 +293,13 @@ fn text(done: &Done<'_>) -> String {
         let rekeyed = done.rekeyed.iter().map(|slot| [slot.clone()]);
         text.push('\n');
         text.push_str(&output::table(["SLOTS WITH ANOTHER TRANSPORT KEY"], rekeyed));
+    }
+    if let Some(key) = &done.replication_key {
+        text.push('\n');
+        text.push_str(&output::pairs([(
+            "replication key",
+            format!("{key}, which {} does not know", left.node_id),
+        )]));
     }
     if !done.rotated.is_empty() {
         let rows = done.rotated.iter().map(|rotated| {
@@ -490,10 +348,12 @@ fn next(wish: &Wish, done: &Done<'_>) -> Vec<String> {
             "{node} knows the transport keys; replace them, which rotates every context too, with: {TRANSPORT}"
         ));
     }
-    lines.push(format!(
-        "{node} knows TOKEN_REPLICATION_KEY, which no node can replace by itself: give every node another one beside the \
-         present one, restart them one by one, then: {REPLICATION}"
-    ));
+    if done.replication_key.is_none() {
+        lines.push(format!(
+            "{node} knows TOKEN_REPLICATION_KEY, which no node can replace by itself: give every node another one beside \
+             the present one, restart them one by one, then: {REPLICATION}"
+        ));
+    }
     lines.push(format!(
         "what was encrypted before can be opened with the tokens of {node}: re-wrap it, destroy the old versions, erase \
          those tokens"
@@ -542,6 +402,7 @@ mod tests {
             rekeyed: vec![],
             rotated: vec![],
             to_rotate: to_rotate.iter().map(|&context| context.to_owned()).collect(),
+            replication_key: None,
             idempotency_key: Some("k".to_owned()),
         }
     }
@@ -558,7 +419,8 @@ mod tests {
         assert_eq!(
             would(&wish(None, true)),
             "remove n3 (raft id 9): 2 voters would be left, 2 a majority, and 0 more could fail; and replace the \
-             transport keys that it has, which rotates a, b"
+             transport keys that it has, which rotates a, b, and the replication key, if every other node has another one \
+             beside it"
         );
         assert!(would(&wish(None, false)).ends_with("leave a, b to be rotated"));
         assert!(would(&wish(Some("n4"), true)).starts_with("put n4 in the place of n3"));
@@ -577,6 +439,13 @@ mod tests {
             !lines.contains("hsmctl rotate") && !lines.contains(TRANSPORT),
             "{lines}"
         );
+        let replaced = Done {
+            replication_key: Some("cd".to_owned()),
+            ..done(&removed, &[])
+        };
+        let lines = said(&wish(None, true), &replaced);
+        assert!(!lines.contains("TOKEN_REPLICATION_KEY"), "{lines}");
+        assert!(text(&replaced).contains("cd, which n3 does not know"));
         let lines = said(&wish(None, false), &done(&removed, &["a", "b"]));
         assert!(
             lines.contains("active versions of a, b") && lines.contains(TRANSPORT),
@@ -606,28 +475,6 @@ mod tests {
             let parsed = Cli::try_parse_from(command.split(' '));
             assert!(parsed.is_ok(), "{command}: {:?}", parsed.err());
         }
-    }
-
-    #[test]
-    fn contexts_of_slots_that_get_no_other_transport_key_are_rotated_here() {
-        let context = |name: &str, slot: &str, active: u32| -> ContextInfo {
-            serde_json::from_value(serde_json::json!({
-                "context": name, "slot": slot, "binding": "shared", "active_version": active,
-                "versions": [
-                    {"version": active, "key_id": format!("kek-{name}-v{active}"), "key_uid": "00",
-                     "slot": slot, "state": "active", "created_at": "2030-01-01T00:00:00Z", "acks": [],
-                     "origin": "generated"}
-                ]
-            }))
-            .unwrap()
-        };
-        let contexts = [context("a", "s", 2), context("b", "t", 1)];
-        let held = ["a".to_owned(), "b".to_owned(), "gone".to_owned()];
-        let (by_nodes, here) = by_whom(&held, &contexts, &["s".to_owned()]);
-        assert_eq!(by_nodes, ["a"]);
-        assert_eq!(here, ["b", "gone"]);
-        let rotated = active(&contexts[0]).unwrap();
-        assert_eq!((rotated.version, rotated.key_id.as_str()), (2, "kek-a-v2"));
     }
 
     #[test]

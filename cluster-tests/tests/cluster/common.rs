@@ -37,9 +37,13 @@ pub(crate) async fn formed_with(builder: Builder, change: impl Fn(&str) -> Strin
 }
 
 /// Whether a leader that was told to stop handed over before it let connections end, by what it has logged since. Of
-/// 2.0.0-dev.1, which said the second in the line in which it said that it stops, that it handed over is enough.
+/// 2.0.0-dev.1, which said that it drains in the line in which it said that it stops, it is enough that it handed over.
 pub(crate) fn handed_over_first(said: &str) -> bool {
-    let (before, _) = said.split_once("\"draining connections\"").unwrap_or((said, ""));
+    let before = match said.split_once("\"draining connections\"") {
+        Some((before, _)) => before,
+        None if said.contains("not ready from now on, draining connections") => said,
+        None => return false,
+    };
     before.contains("leadership handed over")
 }
 

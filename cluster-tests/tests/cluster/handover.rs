@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 #[cfg(feature = "failpoints")]
 use cluster_tests::failpoints::{PREPARED, arm};
-use cluster_tests::{Load, Node, Playground, Stalls, until};
-use hsm_api::client::Retry;
+use cluster_tests::{Load, Node, Playground, Stalls, http1, until};
 use nix::sys::wait::WaitStatus;
 
 use crate::common::{CONTEXT, formed_with, handed_over_first, open_everywhere, seal, settled_on};
@@ -84,7 +83,7 @@ async fn is_handed_over(voters: u32) -> Result<bool> {
     let going_on = Arc::new(AtomicBool::new(true));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let rotations = {
-        let client = cluster.client_on("admin", before.node)?.with_retry(Retry::None);
+        let client = cluster.client_on("admin", before.node)?;
         let (going_on, acknowledged) = (Arc::clone(&going_on), Arc::clone(&acknowledged));
         tokio::spawn(async move {
             let mut versions = Vec::new();
@@ -180,41 +179,92 @@ async fn a_terminated_leader_of_five_hands_over() -> Result<()> {
     hands_over(5).await
 }
 
-/// For so long a rotation is in hand: less than a leader that stops waits for it (`node/src/consensus/handover.rs`).
+/// For so long a rotation is in hand that a leader which stops waits for (`node/src/consensus/handover.rs`).
 #[cfg(feature = "failpoints")]
 const IN_HAND: Duration = Duration::from_millis(2500);
+/// For so long it waits.
+#[cfg(feature = "failpoints")]
+const CALLS_END: Duration = Duration::from_secs(5);
+/// For so long one is in hand that it does not wait for.
+#[cfg(feature = "failpoints")]
+const TOO_LONG: Duration = Duration::from_secs(9);
+/// For an answer to a call that is sent once: longer than a node looks for a leader.
+#[cfg(feature = "failpoints")]
+const ANSWERED: Duration = Duration::from_secs(20);
 /// Another context.
 #[cfg(feature = "failpoints")]
 const OTHER: &str = "2fa";
+
+/// A rotation that is sent once.
+#[cfg(feature = "failpoints")]
+type Rotating = tokio::task::JoinHandle<Result<u32>>;
+
+/// A cluster whose leader has been told to stop while it has a rotation in hand, by a caller who spoke to another node.
+#[cfg(feature = "failpoints")]
+struct InHand {
+    cluster: Playground,
+    /// The leader.
+    node: Node,
+    survivors: Vec<Node>,
+    /// Versions of the context before.
+    versions: usize,
+    begun: Rotating,
+    signalled: Instant,
+}
+
+#[cfg(feature = "failpoints")]
+impl InHand {
+    async fn of(time: Duration) -> Result<Self> {
+        let cluster = Playground::start(3).await?;
+        let before = cluster.leader().await?;
+        let (node, survivors) = (cluster.node(before.node), cluster.others(before.node));
+        let versions = made(&context_on(&cluster, before.node, CONTEXT).await?);
+        arm(&node, PREPARED, &format!("1*sleep({})", time.as_millis())).await?;
+        let begun = Self::rotate(&cluster, &survivors[0], CONTEXT)?;
+        until("a rotation that has begun", SLACK, async || {
+            let info = context_on(&cluster, before.node, CONTEXT).await.ok()?;
+            (made(&info) > versions).then_some(())
+        })
+        .await?;
+        let stalls = Stalls::watch()?;
+        let signalled = Instant::now();
+        node.signal(nix::sys::signal::Signal::SIGTERM)?;
+        wait_notice(&node, signalled, &stalls).await?;
+        ensure!(
+            !node.log().contains("leadership handed over"),
+            "it handed over before it said that it is not ready"
+        );
+        Ok(Self {
+            cluster,
+            node,
+            survivors,
+            versions,
+            begun,
+            signalled,
+        })
+    }
+
+    fn rotate(cluster: &Playground, node: &Node, context: &'static str) -> Result<Rotating> {
+        let pki = cluster.pki();
+        let who = pki.identity("admin")?;
+        let client = pki.client_waiting(ANSWERED, true, Some(&who), &[node.endpoint()])?;
+        Ok(tokio::spawn(async move {
+            Ok(client.rotate(context, None).await?.version)
+        }))
+    }
+}
 
 /// What a leader has begun before it is told to stop it ends, and only then another one leads; what comes meanwhile is the
 /// next one's. Each caller asks once.
 #[cfg(feature = "failpoints")]
 pub(crate) async fn a_leader_that_stops_ends_the_calls_that_it_has_in_hand_before_another_leads() -> Result<()>
 {
-    let cluster = Playground::start(3).await?;
-    let before = cluster.leader().await?;
-    let (node, survivors) = (cluster.node(before.node), cluster.others(before.node));
-    let versions = made(&context_on(&cluster, before.node, CONTEXT).await?);
-    arm(&node, PREPARED, &format!("1*sleep({})", IN_HAND.as_millis())).await?;
-    let rotate = |number: u32, context: &'static str| -> Result<_> {
-        let client = cluster.client_on("admin", number)?.with_retry(Retry::None);
-        Ok(tokio::spawn(async move { client.rotate(context, None).await }))
-    };
-    let begun = rotate(survivors[0].number, CONTEXT)?;
-    until("a rotation that has begun", SLACK, async || {
-        let info = context_on(&cluster, before.node, CONTEXT).await.ok()?;
-        (made(&info) > versions).then_some(())
-    })
-    .await?;
-    let stalls = Stalls::watch()?;
-    let signalled = Instant::now();
-    node.signal(nix::sys::signal::Signal::SIGTERM)?;
-    wait_notice(&node, signalled, &stalls).await?;
-    let meanwhile = rotate(before.node, OTHER)?;
-    let next = cluster.leader_among(&survivors).await?;
-    let led = signalled.elapsed();
-    let (begun, meanwhile) = (begun.await??.version, meanwhile.await??.version);
+    let scene = InHand::of(IN_HAND).await?;
+    let (cluster, node) = (&scene.cluster, &scene.node);
+    let meanwhile = InHand::rotate(cluster, node, OTHER)?;
+    let next = cluster.leader_among(&scene.survivors).await?;
+    let led = scene.signalled.elapsed();
+    let (begun, meanwhile) = (scene.begun.await??, meanwhile.await??);
     node.wait_gone(HANDING_OVER + DRAIN + SLACK).await?;
     println!("another led {led:?} after SIGTERM: {CONTEXT} has version {begun}, {OTHER} {meanwhile}");
     // Each was executed once, by whose turn it was.
@@ -232,6 +282,61 @@ pub(crate) async fn a_leader_that_stops_ends_the_calls_that_it_has_in_hand_befor
         rotations_led(&took_over, OTHER) == [true],
         "the next one's:\n{took_over}"
     );
+    scene.cluster.passed();
+    Ok(())
+}
+
+/// What takes longer than it waits is the next leader's to end: whoever asked once hears that it was done, and it was done once.
+#[cfg(feature = "failpoints")]
+pub(crate) async fn a_call_that_a_stopping_leader_does_not_wait_for_is_ended_by_the_next_one() -> Result<()> {
+    let scene = InHand::of(TOO_LONG).await?;
+    let (cluster, node) = (&scene.cluster, &scene.node);
+    let next = cluster.leader_among(&scene.survivors).await?;
+    let led = scene.signalled.elapsed();
+    let begun = scene.begun.await??;
+    let answered = scene.signalled.elapsed();
+    node.wait_gone(HANDING_OVER + DRAIN + SLACK).await?;
+    println!("another led {led:?} after SIGTERM, and answered with version {begun} after {answered:?}");
+    ensure!(led >= CALLS_END, "it did not wait");
+    ensure!(
+        handed_over_first(&node.log()),
+        "it did not hand over before it drained"
+    );
+    let info = settled_on(cluster, next.node, CONTEXT, begun).await?;
+    ensure!(made(&info) == scene.versions + 1, "{begun}: {info:?}");
+    scene.cluster.passed();
+    Ok(())
+}
+
+/// A node that stops takes over from nobody: the third one leads.
+pub(crate) async fn a_leader_that_stops_together_with_a_follower_hands_over_to_the_third() -> Result<()> {
+    let cluster = Playground::start(3).await?;
+    let before = cluster.leader().await?;
+    let node = cluster.node(before.node);
+    let mut others = cluster.others(before.node).into_iter();
+    let (stops, third) = others.next().zip(others.next()).context("not three nodes")?;
+    // Which keeps it until its time to drain is over.
+    let who = cluster.pki().identity("trading-1")?;
+    let idle = http1::Connection::open(&cluster.pki(), stops.api_port, &who).await?;
+    let stalls = Stalls::watch()?;
+    stops.signal(nix::sys::signal::Signal::SIGTERM)?;
+    wait_notice(&stops, Instant::now(), &stalls).await?;
+    let signalled = Instant::now();
+    node.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let next = cluster.leader_among(std::slice::from_ref(&third)).await?;
+    println!("{} leads {:?} after SIGTERM", third.id(), signalled.elapsed());
+    ensure!(next.term > before.term, "{next:?} after {before:?}");
+    node.wait_gone(HANDING_OVER + DRAIN + SLACK).await?;
+    ensure!(
+        handed_over_first(&node.log()) || stalls.between(signalled, Instant::now()) > STOOD_STILL,
+        "it did not hand over before it drained"
+    );
+    drop(idle);
+    stops.wait_gone(DRAIN + SLACK).await?;
+    for stopped in [&node, &stops] {
+        cluster.start_node(stopped.number).await?;
+    }
+    cluster.wait_ready(&cluster.nodes()).await?;
     cluster.passed();
     Ok(())
 }

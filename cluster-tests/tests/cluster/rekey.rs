@@ -1,5 +1,5 @@
 //! The replication key is replaced over rolling restarts: nothing is broken at any point, whoever lacks the new key is
-//! named, and afterwards the new key alone opens everything.
+//! named, and afterwards the new key alone opens everything. A removal replaces it where those that stay have another one.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -201,6 +201,38 @@ pub(crate) async fn another_replication_key_comes_over_rolling_restarts() -> Res
             .with_context(|| format!("version {}", one.version))?;
     }
     serves(&cluster, &mut sealed, "with the new one alone").await?;
+
+    // A node is removed, and those that stay have another key that it never had: that becomes the cluster's.
+    let newest = cluster.scratch().join("newest.key");
+    key_file(&newest, "ef")?;
+    let newest = newest.display();
+    let both = format!("encryption_key_file: \"{newest}\", previous_encryption_key_file: \"{new}\"");
+    for (node, original) in nodes.iter().zip(&originals).take(2) {
+        restart_with(&cluster, node, original, &both).await?;
+    }
+    let leaves = nodes[2].id();
+    let args = ["cluster", "remove", &leaves, "--confirm", &leaves, "-o", "json"];
+    let removed = json(&cluster.hsmctl(&args).await?.ok()?)?;
+    let known = replication(&cluster, 1).await?;
+    ensure!(
+        removed["replication_key"] == known.key.as_str() && known.key != settled.key,
+        "{removed}: {known:?}"
+    );
+    ensure!(
+        known.known_to_removed.is_empty() && known.former.is_none() && known.records_left == 0,
+        "{known:?}"
+    );
+    let (stay, mut everywhere) = (&nodes[..2], Vec::new());
+    for node in stay {
+        let client = cluster.client_on("trading-1", node.number)?;
+        everywhere.push(seal(&client, CONTEXT, b"after the removal").await?);
+    }
+    for node in stay {
+        let client = cluster.client_on("trading-1", node.number)?;
+        for one in sealed.iter().chain(&everywhere) {
+            open(&client, CONTEXT, one).await.with_context(|| node.id())?;
+        }
+    }
     cluster.passed();
     Ok(())
 }

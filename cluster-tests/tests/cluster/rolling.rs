@@ -361,7 +361,7 @@ async fn roll(plan: &Plan) -> Result<()> {
     );
     let before = balancers.for_clients(earlier.is_some());
     let clients = Once::start(&cluster.pki(), &before, plan.idle)?;
-    let background = Background::start(&cluster, plan.changes).await?;
+    let background = Background::start(&cluster, &before, earlier.is_some(), plan.changes).await?;
     let stalls = Stalls::watch()?;
     let mut scene = Scene {
         cluster: &cluster,

@@ -23,6 +23,7 @@ fn what_mostly_waits() -> Result<()> {
             scenario!(crate::restart::a_node_that_was_away_serves_only_with_every_key),
             scenario!(crate::restart::a_polite_stop_finishes_what_it_has_begun),
             scenario!(crate::metrics::an_idle_cluster_appends_nothing),
+            scenario!(crate::handover::a_leader_that_stops_together_with_a_follower_hands_over_to_the_third),
         ],
         vec![
             scenario!(crate::key_life::a_disabled_version_decrypts_nowhere_until_it_is_enabled),
@@ -95,6 +96,9 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(crate::key_life::a_node_that_dies_before_it_removes_a_key_removes_it_when_it_returns),
             scenario!(
                 crate::handover::a_leader_that_stops_ends_the_calls_that_it_has_in_hand_before_another_leads
+            ),
+            scenario!(
+                crate::handover::a_call_that_a_stopping_leader_does_not_wait_for_is_ended_by_the_next_one
             ),
         ],
         vec![

@@ -40,7 +40,10 @@ pub(super) async fn wait(
     drain.advance(Phase::Notice);
     consensus.hand_over_first().await;
     tracing::info!("draining connections");
-    drain.run(times, open).await;
+    tokio::select! {
+        () = drain.run(times, open) => {}
+        () = consensus.go_on_handing_over() => {}
+    }
     if leaves {
         // Its tombstone says that it never runs again. One that is kept after all has to be started anew.
         tokio::select! {
@@ -57,7 +60,6 @@ pub(super) async fn wait(
     if tokio::time::timeout(times.timeout, changes.end()).await.is_err() {
         tracing::warn!("administrative changes were still under way when the time to drain was over");
     }
-    // For a leader that could not hand over, and for one that was elected since.
     consensus.step_down().await;
     tracing::info!("stopped");
     removed.borrow().clone()

@@ -9,6 +9,7 @@
 //! the candidate's are enough; with more, heartbeats stop first, until the others no longer wait for them.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use hsm_api::ErrorCode;
 use openraft::ServerState;
 use raft_store::names::RaftId;
+use tokio::sync::MutexGuard;
 
 use super::Consensus;
 use super::shared::{MAX_IN_FLIGHT, Metrics, Sample, Shared};
@@ -27,11 +29,15 @@ use crate::seeded::bug;
 /// Until the calls that a leader has in hand have ended, once it stops. Those that wait meanwhile are given up after 15 s
 /// (`forward`), and the next leader needs some of that.
 const CALLS_END: Duration = Duration::from_secs(5);
+/// Between two attempts of a leader that stops: changes wait during each.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Until what is being appended has been answered.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Until a follower has the whole log; nothing is appended meanwhile.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// Until the candidate leads.
+/// Until one of the voters that are asked has said that it stands for election.
+const STANDS: Duration = Duration::from_secs(2);
+/// Until one voter has answered, and until the candidate leads.
 const TAKE_OVER: Duration = Duration::from_secs(1);
 /// Largest number of voters of which two are a majority.
 const SMALL: usize = 3;
@@ -39,7 +45,7 @@ const SMALL: usize = 3;
 impl Consensus {
     /// Hands leadership over, if this node leads others, because it is going to stop: it serves on meanwhile, and as a
     /// follower afterwards. Calls that it has in hand end first, for some seconds at most. From here on it does not stand for
-    /// election when a leader asks it to. What comes to nothing is left to [`Self::step_down`].
+    /// election when a leader asks it to.
     pub async fn hand_over_first(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         if !self.shared.leads_others() {
@@ -48,14 +54,17 @@ impl Consensus {
         let shared = Arc::clone(&self.shared);
         let handed = self.shared.runtime.spawn(async move {
             // Whoever waits for this keeps further calls from beginning, and so does whoever has it.
-            let none = tokio::time::timeout(CALLS_END, shared.calls_in_hand.write()).await;
-            if none.is_err() {
+            let mut nothing_in_hand = pin!(shared.calls_in_hand.write());
+            let ended = tokio::time::timeout(CALLS_END, nothing_in_hand.as_mut()).await;
+            if ended.is_err() {
                 tracing::warn!(
                     seconds = CALLS_END.as_secs(),
                     "calls are still in hand: their outcome is left to whoever leads next"
                 );
             }
-            shared.transfer(None).await
+            // Another hand-over ends first, whatever comes of it.
+            let turn = shared.handing_over.lock().await;
+            shared.transfer_in_turn(None, &turn).await
         });
         let why = match tokio::time::timeout(CALLS_END + most(&self.shared), handed).await {
             Ok(Ok(Ok(_))) => return,
@@ -66,8 +75,16 @@ impl Consensus {
         if self.shared.is_leader() {
             tracing::warn!(
                 why,
-                "leadership not handed over yet: tried again when connections have ended"
+                "leadership not handed over yet: tried again while connections end"
             );
+        }
+    }
+
+    /// Tries it again as often as this node leads: because it could not hand over, or was elected since. Never ends.
+    pub async fn go_on_handing_over(&self) {
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            self.hand_over_first().await;
         }
     }
 
@@ -129,7 +146,7 @@ impl Consensus {
 
 /// The longest that a hand-over takes.
 fn most(shared: &Shared) -> Duration {
-    SETTLE + CATCH_UP + 3 * TAKE_OVER + 3 * lease_and_tick(shared)
+    SETTLE + CATCH_UP + STANDS + TAKE_OVER + 3 * lease_and_tick(shared)
 }
 
 /// While this is there, nothing is appended. Heartbeats are sent again when it goes, whatever came of the hand-over: a
@@ -174,9 +191,17 @@ fn up_to_date(own: RaftId, metrics: &Metrics, last: u64) -> BTreeSet<RaftId> {
 impl Shared {
     /// Hands over and goes on, as a follower or as the leader that it was. Nobody, if this node does not lead.
     pub(super) async fn transfer(self: &Arc<Self>, to: Option<RaftId>) -> Result<Option<RaftId>, String> {
-        let Ok(_turn) = self.handing_over.try_lock() else {
+        let Ok(turn) = self.handing_over.try_lock() else {
             return Err("it is being handed over already".to_owned());
         };
+        self.transfer_in_turn(to, &turn).await
+    }
+
+    async fn transfer_in_turn(
+        self: &Arc<Self>,
+        to: Option<RaftId>,
+        _turn: &MutexGuard<'_, ()>,
+    ) -> Result<Option<RaftId>, String> {
         if !self.is_leader() {
             return Ok(None);
         }
@@ -247,11 +272,9 @@ impl Shared {
                 });
             }
         };
-        // The one that answered last is the likeliest to answer again.
-        let heard = self.peers.load_full();
-        let Some(target) = targets.into_iter().max_by_key(|id| heard.get(id).copied()) else {
+        if targets.is_empty() {
             return Ok(None);
-        };
+        }
         let small = voters <= SMALL;
         if !small {
             // With a last heartbeat everybody hears that all of the log is committed: what it has was acknowledged, and
@@ -260,7 +283,7 @@ impl Shared {
             running.raft.runtime_config().heartbeat(false);
             tokio::time::sleep(lease_and_tick(self)).await;
         }
-        let taken = self.ask_to_stand(target).await;
+        let taken = self.one_stands(targets).await;
         // That this node leads no more is not enough: the candidate has its vote then, and may still lose.
         let over = metrics.wait_for(|now| now.current_leader.is_some_and(|leader| leader != running.id));
         let over = match tokio::time::timeout(TAKE_OVER, over).await {
@@ -273,9 +296,8 @@ impl Shared {
                 if !small && !bug("bug::heartbeats_stay_off") {
                     running.raft.runtime_config().heartbeat(true);
                 }
-                Err(taken
-                    .err()
-                    .unwrap_or_else(|| format!("{} was not elected in time", self.name_or_id(target))))
+                let told = |asked: RaftId| format!("{} was not elected in time", self.name_or_id(asked));
+                Err(taken.map_or_else(|why| why, told))
             }
         }
     }
@@ -292,6 +314,26 @@ impl Shared {
 
     fn name_or_id(&self, id: RaftId) -> String {
         self.name_of(id).unwrap_or_else(|| format!("raft id {id}"))
+    }
+
+    /// The voter that stands for election. Another one is asked where one refuses, which it does while it is stopped too.
+    async fn one_stands(self: &Arc<Self>, targets: BTreeSet<RaftId>) -> Result<RaftId, String> {
+        // The one that answered last is the likeliest to answer again.
+        let heard = self.peers.load_full();
+        let mut targets: Vec<RaftId> = targets.into_iter().collect();
+        targets.sort_by_key(|id| heard.get(id).copied());
+        let mut refused = Vec::new();
+        let until = clock::now() + STANDS;
+        while let Some(target) = targets.pop() {
+            match self.ask_to_stand(target).await {
+                Ok(()) => return Ok(target),
+                Err(why) => refused.push(format!("{}: {why}", self.name_or_id(target))),
+            }
+            if clock::now() + TAKE_OVER > until {
+                break;
+            }
+        }
+        Err(refused.join("; "))
     }
 
     async fn ask_to_stand(self: &Arc<Self>, target: RaftId) -> Result<(), String> {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use hsm_api::ErrorCode;
@@ -51,8 +52,10 @@ async fn a_node_that_is_stopping_appends_and_confirms_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sole_voter_that_is_told_to_stop_leads_on_until_it_is_drained() {
     let world = World::new("last").await;
+    // For which it does not wait.
     let in_hand = world.node.shared.calls_in_hand.read().await;
-    world.node.hand_over_first().await;
+    let at_once = tokio::time::timeout(Duration::from_secs(2), world.node.hand_over_first());
+    at_once.await.unwrap();
     drop(in_hand);
     assert_eq!(world.node.view().role, Role::Leader);
     world

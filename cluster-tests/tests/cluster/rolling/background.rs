@@ -1,9 +1,11 @@
-//! What administrators do while nodes are restarted and removed, each of which has to come to something.
+//! What administrators do while nodes are restarted and removed, each of which has to come to something: through the balancers,
+//! and each call is sent once.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::Playground;
+use cluster_tests::once::Balancer;
 use hsm_api::admin::{JoinTokenRequest, RevocationMatch, RevokeRequest, UnrevokeRequest};
 use hsm_api::client::Retry;
 use hsm_api::{Client, ClientError, ErrorCode};
@@ -12,8 +14,11 @@ use tokio::task::JoinHandle;
 
 use crate::common::CONTEXT;
 
-/// For a change that is made while a leader hands over.
+/// For a change that is repeated, at the nodes themselves, while a leader of an earlier release stops: that one hands over last, and
+/// what it has in hand may end with an unknown outcome.
 const PATIENT: Duration = Duration::from_secs(60);
+/// For the answer to a call that is sent once: longer than a node looks for a leader.
+const ANSWERED: Duration = Duration::from_secs(20);
 /// Of this context nobody encrypts meanwhile: its first version is disabled again and again.
 const UNUSED: &str = "2fa";
 
@@ -40,22 +45,40 @@ pub(super) struct Background {
 }
 
 impl Background {
-    pub(super) async fn start(cluster: &Playground, pause: Duration) -> Result<Self> {
-        let admin = cluster.client("admin")?.with_retry(Retry::Until(PATIENT));
+    /// Of these balancers only those count behind which an administrator is taken for one: TLS passes through.
+    pub(super) async fn start(
+        cluster: &Playground,
+        balancers: &[Balancer],
+        earlier_release: bool,
+        pause: Duration,
+    ) -> Result<Self> {
+        let patient = cluster.client("admin")?.with_retry(Retry::Until(PATIENT));
         // Its first version only decrypts from now on.
-        admin.rotate(UNUSED, None).await?;
+        patient.rotate(UNUSED, None).await?;
+        let mut admins = Vec::new();
+        for balancer in balancers.iter().filter(|balancer| balancer.passes_through) {
+            let pki = cluster.pki();
+            let endpoint = format!("https://127.0.0.1:{}", balancer.port);
+            let who = pki.identity("admin")?;
+            admins.push(pki.client_waiting(ANSWERED, true, Some(&who), &[endpoint])?);
+        }
+        if earlier_release {
+            admins = vec![patient];
+        }
         let (stage, stages) = watch::channel(Stage::Restarts);
-        let start = |act: Act, pause| {
+        let start = |act: Act, admin: &Client, pause| {
             let again = act.again(admin.clone(), pause, stages.clone());
             (act, tokio::spawn(again))
         };
-        let tasks = vec![
-            start(Act::Rotate, pause),
-            start(Act::Revoke, pause),
-            start(Act::Disable, pause),
-            start(Act::Admit, pause),
-            start(Act::Look, pause / 4),
-        ];
+        let (first, last) = (admins.first(), admins.last());
+        let (first, last) = first.zip(last).context("no balancer passes TLS through")?;
+        // Two of these would take back each other's.
+        let mut tasks = vec![start(Act::Revoke, first, pause), start(Act::Disable, last, pause)];
+        for admin in &admins {
+            tasks.push(start(Act::Rotate, admin, pause));
+            tasks.push(start(Act::Admit, admin, pause));
+            tasks.push(start(Act::Look, admin, pause / 4));
+        }
         Ok(Self { stage, tasks })
     }
 
