@@ -17,12 +17,12 @@ use crate::harness::{Sandbox, eventually};
 use crate::keys::CONTEXT;
 use crate::objects::beside;
 
-const LABEL: &str = "kek-exchange-key-v1";
-const KEY: [u8; 32] = [0x5c; 32];
+pub(crate) const LABEL: &str = "kek-exchange-key-v1";
+pub(crate) const KEY: [u8; 32] = [0x5c; 32];
 const OTHER: [u8; 32] = [0xa3; 32];
 
 /// As version 1 made it: it stated what follows, and the token set every other usage.
-fn v1_key(session: &Session, label: &str, value: &[u8; 32], more: &[Attribute]) -> ObjectHandle {
+pub(crate) fn v1_key(session: &Session, label: &str, value: &[u8; 32], more: &[Attribute]) -> ObjectHandle {
     let mut template = vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
@@ -95,7 +95,7 @@ fn label_of(session: &Session, key: ObjectHandle) -> Vec<u8> {
     }
 }
 
-fn kek() -> AdoptKek {
+pub(crate) fn kek() -> AdoptKek {
     AdoptKek {
         key_uid: KeyUid::from_bytes(*b"adopted-key-0001"),
         version: 1,
@@ -105,7 +105,7 @@ fn kek() -> AdoptKek {
 }
 
 /// What version 1 gave out: nonce, ciphertext, tag, for the unit Trading.
-fn sealed(key: &[u8; 32], plaintext: &[u8]) -> Vec<u8> {
+pub(crate) fn sealed(key: &[u8; 32], plaintext: &[u8]) -> Vec<u8> {
     let aad = Sha256::digest([CONTEXT.as_bytes(), b"\0Trading"].concat());
     let nonce = *b"nonce-of-v1!";
     let sealed = Aes256Gcm::new_from_slice(key)
@@ -121,7 +121,7 @@ fn sealed(key: &[u8; 32], plaintext: &[u8]) -> Vec<u8> {
     [nonce.to_vec(), sealed].concat()
 }
 
-fn open(slot: &Slot, kek: &AdoptKek, ciphertext: Vec<u8>) -> Result<Vec<u8>, OpError> {
+pub(crate) fn open(slot: &Slot, kek: &AdoptKek, ciphertext: Vec<u8>) -> Result<Vec<u8>, OpError> {
     let (send, receive) = channel();
     let job = DecryptV1Job {
         key_uid: kek.key_uid,

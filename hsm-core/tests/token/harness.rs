@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ const DIR: &str = "HSM_CORE_TEST_DIR";
 const PHASE: &str = "HSM_CORE_TEST_PHASE";
 const HELPER: &str = "HSM_CORE_TEST_HELPER";
 const LIMIT: Duration = Duration::from_secs(100);
+/// Of a phase that takes as long as a variable says; whatever in it can hang has a limit of its own.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks whether this machine runs anybody, how late one may be, and how often a test may be that met it.
 const LOOK: Duration = Duration::from_millis(10);
 const STOOD_STILL: Duration = Duration::from_millis(150);
@@ -30,8 +32,18 @@ pub(crate) struct Sandbox {
 
 /// Runs each phase in a process of its own, one after the other.
 pub(crate) fn scenario(name: &str, phases: &[fn(&Sandbox)]) {
+    if !is_phase(phases)
+        && let Err(said) = run(name, phases, LIMIT)
+    {
+        panic!("{said}");
+    }
+}
+
+/// The same, of phases that take as long as a variable says. What they said is printed.
+pub(crate) fn long_scenario(name: &str, phases: &[fn(&Sandbox)]) {
     if !is_phase(phases) {
-        run(name, phases).unwrap_or_else(|said| panic!("{said}"));
+        let said = run(name, phases, LONG).unwrap_or_else(|said| panic!("{said}"));
+        print!("{said}");
     }
 }
 
@@ -43,7 +55,7 @@ pub(crate) fn scenario_by_the_clock(name: &str, phases: &[fn(&Sandbox)]) {
     }
     for round in 1..=ROUNDS {
         let machine = Machine::watch();
-        let outcome = run(name, phases);
+        let outcome = run(name, phases, LIMIT);
         let late = machine.most_late();
         let Err(said) = outcome else { return };
         assert!(round < ROUNDS && late > STOOD_STILL, "{said}");
@@ -102,18 +114,25 @@ fn is_phase(phases: &[fn(&Sandbox)]) -> bool {
     false
 }
 
-/// What a phase that has failed said.
-fn run(name: &str, phases: &[fn(&Sandbox)]) -> Result<(), String> {
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("tokens")).unwrap();
+/// Makes the place of its tokens, and the configuration that says so.
+fn furnish(root: &Path) {
+    let tokens = root.join("tokens");
+    fs::create_dir(&tokens).unwrap();
     fs::write(
-        dir.path().join("softhsm2.conf"),
+        root.join("softhsm2.conf"),
         format!(
             "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\nslots.removable = false\n",
-            dir.path().join("tokens").display()
+            tokens.display()
         ),
     )
     .unwrap();
+}
+
+/// What the phases said; an error is what one that has failed said.
+fn run(name: &str, phases: &[fn(&Sandbox)], limit: Duration) -> Result<String, String> {
+    let dir = tempfile::tempdir().unwrap();
+    furnish(dir.path());
+    let mut said = String::new();
     for phase in 0..phases.len() {
         let log = dir.path().join("output");
         let output = fs::File::create(&log).unwrap();
@@ -123,7 +142,7 @@ fn run(name: &str, phases: &[fn(&Sandbox)]) -> Result<(), String> {
             .stdout(output.try_clone().unwrap())
             .stderr(output);
         let mut child = command.spawn().unwrap();
-        let succeeded = wait(&mut child);
+        let succeeded = wait(&mut child, limit).is_some_and(|status| status.success());
         let output = fs::read_to_string(&log).unwrap_or_default();
         if !succeeded {
             return Err(format!("phase {phase} of {name} failed:\n{output}"));
@@ -132,8 +151,9 @@ fn run(name: &str, phases: &[fn(&Sandbox)]) -> Result<(), String> {
             dir.path().join(format!("done-{phase}")).exists(),
             "phase {phase} of {name} did not run:\n{output}"
         );
+        said.push_str(&output);
     }
-    Ok(())
+    Ok(said)
 }
 
 /// This test binary again, with one test.
@@ -147,16 +167,17 @@ fn again(test: &str, root: &Path) -> Command {
     command
 }
 
-fn wait(child: &mut Child) -> bool {
+/// How it ended; `None` if it was killed because it had not within this time.
+fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let began = Instant::now();
     loop {
         if let Some(status) = child.try_wait().unwrap() {
-            return status.success();
+            return Some(status);
         }
-        if began.elapsed() > LIMIT {
+        if began.elapsed() > limit {
             child.kill().unwrap();
             child.wait().unwrap();
-            return false;
+            return None;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -172,8 +193,13 @@ impl Helper {
         self.0.wait().unwrap();
     }
 
-    pub(crate) fn succeeds(mut self) -> bool {
-        wait(&mut self.0)
+    pub(crate) fn succeeds(self) -> bool {
+        self.ended().is_some_and(|status| status.success())
+    }
+
+    /// How it ended; `None` if it hung and was killed.
+    pub(crate) fn ended(mut self) -> Option<ExitStatus> {
+        wait(&mut self.0, LIMIT)
     }
 }
 
@@ -212,6 +238,14 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 impl Sandbox {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// A new directory in this one, for tokens and processes of its own.
+    pub(crate) fn within(&self, name: &str) -> Self {
+        let root = self.path(name);
+        fs::create_dir(&root).unwrap();
+        furnish(&root);
+        Self { root }
     }
 
     pub(crate) fn module(&self) -> Arc<Module> {

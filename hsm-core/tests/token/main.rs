@@ -6,6 +6,7 @@
 
 mod adopt;
 mod batches;
+mod damage;
 mod data;
 mod disobedient;
 mod harness;
@@ -17,7 +18,7 @@ mod objects;
 mod pins;
 mod transport;
 
-use harness::scenario;
+use harness::{long_scenario, scenario};
 
 /// Tests by their names, below a path, each with its phases.
 macro_rules! scenarios {
@@ -115,6 +116,11 @@ scenarios! {
     operations_are_reported_with_their_outcome: health::on_call;
 }
 
+scenarios! {
+    long_scenario below "":
+    a_token_of_which_one_file_is_damaged_serves_every_key_or_says_why: damage::make, damage::each_file;
+}
+
 /// Not a test: what the tests above start as processes of their own.
 #[test]
 fn helper() {
@@ -125,5 +131,6 @@ fn helper() {
         ("adopted_after_kill", adopt::adopted_after_kill),
         ("log_in_for_ever", lifecycle::log_in_for_ever),
         ("hold_generation", health::hold_generation),
+        ("look_at_damaged_token", damage::look),
     ]);
 }
