@@ -37,10 +37,12 @@ pub(crate) fn find(token: &Token<'_>) -> Result<Option<Vec<u8>>, HsmError> {
     }
 }
 
-/// The private half, checked, to unwrap with.
+/// The private half, checked, to unwrap with. Its modulus is read: without one SoftHSM 2.6.1 ends the process in `C_UnwrapKey`,
+/// and what a damaged file decrypts to is none.
 pub(crate) fn private(token: &Token<'_>) -> Result<Obj, HsmError> {
     let private = token.find_one(sys::CKO_PRIVATE_KEY, &NODE_KEY_ID, WHAT)?;
     token.verify(private, WHAT, &templates::node_private_held())?;
+    public_key(token, private)?;
     Ok(private)
 }
 

@@ -5,10 +5,13 @@
 const CLASS: u64 = 0;
 const PRIVATE_KEY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3];
 /// Attributes of `token.object`, in the order SoftHSM writes them.
+pub(crate) const TOKEN_LABEL: u64 = VENDOR + 1;
 pub(crate) const TOKEN_SERIAL: u64 = VENDOR + 2;
 pub(crate) const TOKEN_FLAGS: u64 = VENDOR + 3;
-#[cfg(test)]
 pub(crate) const SO_PIN: u64 = VENDOR + 4;
+pub(crate) const USER_PIN: u64 = VENDOR + 5;
+/// Of the fields into which SoftHSM copies label and serial number without a look at their length (`CK_TOKEN_INFO`).
+const FIELDS: [(u64, &str, usize); 2] = [(TOKEN_LABEL, "label", 32), (TOKEN_SERIAL, "serial number", 16)];
 /// SoftHSM's own attribute range: `CKA_VENDOR_DEFINED` + "SH".
 const VENDOR: u64 = 0x8000_5348;
 
@@ -75,6 +78,22 @@ pub(crate) fn parse(contents: &[u8]) -> ObjectFile {
         rest = rest.get(8 + value_len..).unwrap_or_default();
     }
     ObjectFile::Whole(attributes)
+}
+
+/// A label or serial number in a `token.object` that is longer than it can be, by its name, and its length.
+///
+/// SoftHSM 2.6.1 copies it into a field of `CK_TOKEN_INFO` all the same, which its build hardening ends the process over.
+pub(crate) fn overlong_name(contents: &[u8]) -> Option<(&'static str, usize)> {
+    let parsed = parse(contents);
+    let (ObjectFile::Whole(attributes) | ObjectFile::Torn(attributes)) = &parsed else {
+        return None;
+    };
+    attributes.iter().find_map(|(kind, value)| {
+        let (_, name, most) = FIELDS.iter().find(|(field, ..)| field == kind)?;
+        // kind(8) length(8) bytes
+        let length = value.len().saturating_sub(16);
+        (length > *most).then_some((*name, length))
+    })
 }
 
 /// The first length in a file that goes beyond its end, in an attribute of an attribute map too; `None` if there is none.
@@ -203,6 +222,25 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_longer_than_its_field_is_found_whatever_it_was_before() {
+        let named = |kind: u64, length: usize| {
+            let first = counted(TOKEN_LABEL, 3, 32, &[b'l'; 32]);
+            [vec![0; 8], first, counted(kind, 3, length, &vec![b'x'; length])].concat()
+        };
+        for (kind, length, found) in [
+            (TOKEN_SERIAL, 16, None),
+            (TOKEN_SERIAL, 17, Some(("serial number", 17))),
+            (TOKEN_LABEL, 33, Some(("label", 33))),
+            (SO_PIN, 72, None),
+        ] {
+            assert_eq!(overlong_name(&named(kind, length)), found, "{kind:x} {length}");
+        }
+        let torn = named(TOKEN_LABEL, 40);
+        assert_eq!(overlong_name(&torn[..torn.len() - 1]), None);
+        assert_eq!(overlong_name(&[torn, vec![0; 3]].concat()), Some(("label", 40)));
+    }
+
+    #[test]
     fn a_private_key_is_known_by_the_first_attribute() {
         let with =
             |class: u64| parse(&[vec![0; 8], attribute(0, 2, &class.to_be_bytes()), vec![0; 9]].concat());
@@ -219,7 +257,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_reader_panic(contents: Vec<u8>) {
-            let _ = (parse(&contents).serial(), announced_beyond_the_end(&contents));
+            let _ = (parse(&contents).serial(), announced_beyond_the_end(&contents), overlong_name(&contents));
         }
     }
 }

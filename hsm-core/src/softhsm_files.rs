@@ -180,8 +180,8 @@ impl TokenFiles {
     }
 }
 
-/// Restores every `token.object` that a kill inside `C_Login` left empty or cut off, from the
-/// copy beside it. To be called when no process of ours has the token open; a token that is
+/// Restores every `token.object` that a kill inside `C_Login` left empty or cut off, or over which SoftHSM would end the
+/// process, from the copy beside it. One of the latter kind is kept as `token.object-damaged`. To be called when no process of ours has the token open; a token that is
 /// owned is left alone. Returns the serial numbers.
 pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmError> {
     let mut restored = Vec::new();
@@ -195,7 +195,7 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
         };
         let path = dir.join(TOKEN_OBJECT);
         let now = durable::read(&path)?.unwrap_or_default();
-        if !is_torn(&object_file::parse(&now), &parsed_copy) {
+        if !is_to_be_restored(&now, &parsed_copy) {
             continue;
         }
         let Ok(_lock) = TokenLock::beside(token_root, &serial) else {
@@ -203,12 +203,29 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
         };
         // Between the first look and the lock the owner may have finished its write.
         let now = durable::read(&path)?.unwrap_or_default();
-        if is_torn(&object_file::parse(&now), &parsed_copy) {
+        if is_to_be_restored(&now, &parsed_copy) {
+            if !is_torn(&object_file::parse(&now), &parsed_copy) {
+                durable::write(&path.with_extension(SET_ASIDE), &now)?;
+            }
             durable::write(&path, &copy)?;
             restored.push(serial);
         }
     }
     Ok(restored)
+}
+
+/// Whether the copy stands for what is there now. It does for a file over which SoftHSM would end the process only while no
+/// PIN in it is another one.
+fn is_to_be_restored(now: &[u8], copy: &ObjectFile) -> bool {
+    let parsed = object_file::parse(now);
+    let same = |kind: u64| {
+        let pin = parsed.attribute(kind);
+        pin.is_none_or(|pin| copy.attribute(kind) == Some(pin))
+    };
+    is_torn(&parsed, copy)
+        || (object_file::overlong_name(now).is_some()
+            && same(object_file::SO_PIN)
+            && same(object_file::USER_PIN))
 }
 
 /// Refuses two token folders of one serial number, a copy left beside its original for example:

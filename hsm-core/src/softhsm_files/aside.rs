@@ -21,7 +21,8 @@ const ABSURD: u64 = 16 << 20;
 /// Says what lies aside, since earlier too: whoever runs this has to know, because a key in it outlasts its destruction.
 ///
 /// # Errors
-/// Such a file that cannot be set aside, so that the module must not be loaded: `token.object` itself, or one of a token that is not ours.
+/// Such a file that cannot be set aside, so that the module must not be loaded: `token.object` itself, also if a name in it is too long
+/// (it was restored before if there is a copy, [`super::restore_torn_tokens`]), or one of a token that is not ours.
 pub(crate) fn set_absurd_aside(token_root: &Path) -> Result<Vec<String>, HsmError> {
     let mut set_aside = Vec::new();
     for dir in token_dirs(token_root).unwrap_or_default() {
@@ -29,7 +30,10 @@ pub(crate) fn set_absurd_aside(token_root: &Path) -> Result<Vec<String>, HsmErro
         let Ok(token) = durable::read(&main) else { continue };
         let token = token.unwrap_or_default();
         if let Some(announced) = absurd(&token) {
-            return Err(harmful(&main, announced));
+            return Err(harmful(&main, &format!("it announces {announced} bytes")));
+        }
+        if let Some((name, length)) = object_file::overlong_name(&token) {
+            return Err(harmful(&main, &format!("its {name} has {length} bytes")));
         }
         let files = TokenFiles { dir };
         for name in files.objects().unwrap_or_default() {
@@ -45,7 +49,7 @@ pub(crate) fn set_absurd_aside(token_root: &Path) -> Result<Vec<String>, HsmErro
             let aside = path.with_extension(SET_ASIDE);
             let moved = lock.is_some_and(|_lock| std::fs::rename(&path, &aside).is_ok());
             if !moved {
-                return Err(harmful(&path, announced));
+                return Err(harmful(&path, &format!("it announces {announced} bytes")));
             }
             durable::sync(&files.dir)?;
         }
@@ -63,13 +67,12 @@ fn absurd(contents: &[u8]) -> Option<u64> {
     object_file::announced_beyond_the_end(contents).filter(|announced| *announced > ABSURD)
 }
 
-fn harmful(path: &Path, announced: u64) -> HsmError {
+fn harmful(path: &Path, why: &str) -> HsmError {
     HsmError::File {
         path: path.display().to_string(),
         action: "read",
         reason: format!(
-            "it is damaged: it announces {announced} bytes, and SoftHSM ends the process over that; put the token's folder back from a \
-             copy"
+            "it is damaged: {why}, and SoftHSM ends the process over that; put the token's folder back from a copy"
         ),
     }
 }
@@ -80,6 +83,7 @@ mod tests {
     use super::super::tests::{overlong, token, token_object};
     use super::super::{copy_of, restore_torn_tokens};
     use super::*;
+    use crate::object_file::TOKEN_SERIAL;
 
     #[test]
     fn what_announces_more_than_any_file_has_is_set_aside_before_the_module_looks() {
@@ -115,6 +119,37 @@ mod tests {
         let refused = set_absurd_aside(root.path()).unwrap_err().to_string();
         assert!(refused.contains("absurd.object"), "{refused}");
         assert!(dir.join("absurd.object").is_file());
+    }
+
+    #[test]
+    fn a_token_object_with_a_name_that_is_too_long_is_restored_unless_a_pin_in_it_is_another_one() {
+        let whole = token_object(b"so", Some(b"user"));
+        for (changed, restores) in [(b"so".as_slice(), true), (b"other", false)] {
+            let root = tempfile::tempdir().unwrap();
+            // As one flipped bit makes it: another attribute has become a serial number, of which SoftHSM takes the last.
+            let damaged = [token_object(changed, Some(b"user")), serial_of(17)].concat();
+            let dir = token(root.path(), &damaged, &whole);
+            let restored = restore_torn_tokens(root.path()).unwrap();
+            assert_eq!(restored.len(), usize::from(restores), "{restored:?}");
+            let kept = dir.join("token.object-damaged");
+            assert_eq!(std::fs::read(kept).ok(), restores.then_some(damaged));
+            match set_absurd_aside(root.path()) {
+                Ok(aside) => assert!(restores && aside.len() == 1, "{aside:?}"),
+                Err(error) => {
+                    let refused = error.to_string();
+                    assert!(
+                        !restores && refused.contains("serial number has 17 bytes"),
+                        "{refused}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn serial_of(length: u64) -> Vec<u8> {
+        let mut attribute = [TOKEN_SERIAL, 3, length].map(u64::to_be_bytes).concat();
+        attribute.extend(vec![b'5'; length as usize]);
+        attribute
     }
 
     #[test]
