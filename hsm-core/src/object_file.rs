@@ -8,8 +8,8 @@ const PRIVATE_KEY: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3];
 pub(crate) const TOKEN_LABEL: u64 = VENDOR + 1;
 pub(crate) const TOKEN_SERIAL: u64 = VENDOR + 2;
 pub(crate) const TOKEN_FLAGS: u64 = VENDOR + 3;
+#[cfg(test)]
 pub(crate) const SO_PIN: u64 = VENDOR + 4;
-pub(crate) const USER_PIN: u64 = VENDOR + 5;
 /// Of the fields into which SoftHSM copies label and serial number without a look at their length (`CK_TOKEN_INFO`).
 const FIELDS: [(u64, &str, usize); 2] = [(TOKEN_LABEL, "label", 32), (TOKEN_SERIAL, "serial number", 16)];
 /// SoftHSM's own attribute range: `CKA_VENDOR_DEFINED` + "SH".

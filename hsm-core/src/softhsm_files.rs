@@ -23,6 +23,9 @@ const TOKEN_OBJECT: &str = "token.object";
 /// Of an object file that SoftHSM must not see.
 const SET_ASIDE: &str = "object-damaged";
 
+/// So many bytes may be damage: flags that SoftHSM has written since, 8 bytes, and as many besides. A PIN's blob has 72, drawn anew each time.
+const DAMAGED_BYTES: usize = 16;
+
 /// The files of one token.
 ///
 /// ```text
@@ -195,7 +198,7 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
         };
         let path = dir.join(TOKEN_OBJECT);
         let now = durable::read(&path)?.unwrap_or_default();
-        if !is_to_be_restored(&now, &parsed_copy) {
+        if !is_to_be_restored(&now, &copy, &parsed_copy) {
             continue;
         }
         let Ok(_lock) = TokenLock::beside(token_root, &serial) else {
@@ -203,7 +206,7 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
         };
         // Between the first look and the lock the owner may have finished its write.
         let now = durable::read(&path)?.unwrap_or_default();
-        if is_to_be_restored(&now, &parsed_copy) {
+        if is_to_be_restored(&now, &copy, &parsed_copy) {
             if !is_torn(&object_file::parse(&now), &parsed_copy) {
                 durable::write(&path.with_extension(SET_ASIDE), &now)?;
             }
@@ -214,18 +217,14 @@ pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmE
     Ok(restored)
 }
 
-/// Whether the copy stands for what is there now. It does for a file over which SoftHSM would end the process only while no
-/// PIN in it is another one.
-fn is_to_be_restored(now: &[u8], copy: &ObjectFile) -> bool {
-    let parsed = object_file::parse(now);
-    let same = |kind: u64| {
-        let pin = parsed.attribute(kind);
-        pin.is_none_or(|pin| copy.attribute(kind) == Some(pin))
+/// Whether the copy stands for what is there now. For a file over which SoftHSM would end the process it does only if little
+/// in it is otherwise: another PIN is none of what was damaged, and must not be undone.
+fn is_to_be_restored(now: &[u8], copy: &[u8], parsed_copy: &ObjectFile) -> bool {
+    let nearly = || {
+        let differing = now.iter().zip(copy).filter(|(now, copied)| now != copied);
+        now.len() == copy.len() && differing.count() <= DAMAGED_BYTES
     };
-    is_torn(&parsed, copy)
-        || (object_file::overlong_name(now).is_some()
-            && same(object_file::SO_PIN)
-            && same(object_file::USER_PIN))
+    is_torn(&object_file::parse(now), parsed_copy) || (object_file::overlong_name(now).is_some() && nearly())
 }
 
 /// Refuses two token folders of one serial number, a copy left beside its original for example:

@@ -338,11 +338,6 @@ pub(super) async fn watch_reseal(client: &Client) -> Result<ReplicationRekey> {
     }
 }
 
-/// Whether every node has another replication key, and nothing is being sealed anew.
-pub(super) fn can_replace(status: &ReplicationRekey) -> bool {
-    foresee_replication(status).is_ok()
-}
-
 fn foresee_replication(status: &ReplicationRekey) -> Result<Preview> {
     let refused = |detail: String| Err(would_be_refused(ErrorCode::Conflict, detail));
     if let Some(former) = &status.former {

@@ -9,7 +9,7 @@ use clap::Args;
 use hsm_api::admin::{RemovalState, RemoveNodeRequest, RemoveNodeResponse};
 use serde::Serialize;
 
-use self::renewal::{Failure, Renewal, Rotated, renew};
+use self::renewal::{Failure, Renewal, Rotated, renew, replication_keys_of};
 use super::preview::{self, Preview};
 use super::{CHANGE, Session, idempotency_key};
 use crate::exit::{change_failed, with_hint};
@@ -149,6 +149,7 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
     } else {
         destruction.confirm(session.questions())?;
     }
+    let had = replication_keys_of(&client, node).await;
     let key = idempotency_key(wish.idempotency_key.clone());
     let what = format!("cluster {} {node}", verb(&wish.request));
     let answer = session
@@ -164,7 +165,7 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
         return foresee(&wish, left).print(session);
     }
     let renewal = if wish.rotate && left.state == RemovalState::Removed {
-        renew(&client, left, answer.meta.index, &key).await
+        renew(&client, left, had.as_deref(), answer.meta.index, &key).await
     } else {
         Renewal::nothing_of(left)
     };
@@ -176,6 +177,7 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
         idempotency_key: (left.state == RemovalState::Waiting).then(|| key.clone()),
         to_rotate: renewal.to_rotate,
         replication_key: renewal.replication_key,
+        knows_replication_key: renewal.knows_replication_key,
     };
     output::print(session.format(), &done, || text(&done))?;
     for line in next(&wish, &done) {
@@ -239,7 +241,10 @@ fn foresee(wish: &Wish, left: &RemoveNodeResponse) -> Preview {
         ),
     };
     let rotates = match (wish.rotate, left.held.is_empty()) {
-        (_, true) => "; it holds no active key version".to_owned(),
+        (false, true) => "; it holds no active key version".to_owned(),
+        (true, true) => "; it holds no active key version; and replace the transport keys that it has, and the replication \
+                         key, if every other node has another one beside it"
+            .to_owned(),
         (true, false) => format!(
             "; and replace the transport keys that it has, which rotates {}, and the replication key, if every other node \
              has another one beside it",
@@ -268,9 +273,11 @@ struct Done<'a> {
     rotated: Vec<Rotated>,
     /// Contexts whose active version the node still holds.
     to_rotate: Vec<String>,
-    /// The cluster's replication key, if it is one that the node does not know.
+    /// The cluster's replication key, if it was replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     replication_key: Option<String>,
+    /// The node knows the one in use.
+    knows_replication_key: bool,
     /// With which to ask again, while a successor is waited for.
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<String>,
@@ -298,7 +305,7 @@ fn text(done: &Done<'_>) -> String {
         text.push('\n');
         text.push_str(&output::pairs([(
             "replication key",
-            format!("{key}, which {} does not know", left.node_id),
+            format!("{key}, in the place of the one that {} has", left.node_id),
         )]));
     }
     if !done.rotated.is_empty() {
@@ -348,7 +355,7 @@ fn next(wish: &Wish, done: &Done<'_>) -> Vec<String> {
             "{node} knows the transport keys; replace them, which rotates every context too, with: {TRANSPORT}"
         ));
     }
-    if done.replication_key.is_none() {
+    if done.knows_replication_key {
         lines.push(format!(
             "{node} knows TOKEN_REPLICATION_KEY, which no node can replace by itself: give every node another one beside \
              the present one, restart them one by one, then: {REPLICATION}"
@@ -403,6 +410,7 @@ mod tests {
             rotated: vec![],
             to_rotate: to_rotate.iter().map(|&context| context.to_owned()).collect(),
             replication_key: None,
+            knows_replication_key: true,
             idempotency_key: Some("k".to_owned()),
         }
     }
@@ -441,11 +449,12 @@ mod tests {
         );
         let replaced = Done {
             replication_key: Some("cd".to_owned()),
+            knows_replication_key: false,
             ..done(&removed, &[])
         };
         let lines = said(&wish(None, true), &replaced);
         assert!(!lines.contains("TOKEN_REPLICATION_KEY"), "{lines}");
-        assert!(text(&replaced).contains("cd, which n3 does not know"));
+        assert!(text(&replaced).contains("cd, in the place of the one that n3 has"));
         let lines = said(&wish(None, false), &done(&removed, &["a", "b"]));
         assert!(
             lines.contains("active versions of a, b") && lines.contains(TRANSPORT),

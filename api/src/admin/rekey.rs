@@ -130,6 +130,9 @@ pub struct ReplicationRekey {
     /// Removed nodes that have the cluster's replication key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub known_to_removed: Vec<String>,
+    /// Public id of the key, hex, that `cluster rekey replication` would make the cluster's now: every node has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key: Option<String>,
     /// What happens next, or what to do.
     pub next: String,
 }

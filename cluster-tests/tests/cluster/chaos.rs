@@ -245,6 +245,13 @@ pub(crate) async fn a_short_run_of_chaos_finds_nothing_and_nor_does_its_replay()
     let mut recorded = Run::kept(80, "0.25", "loopback", faults)?;
     recorded.passes().await?;
     recorded.check_kept().await?;
+    // What is carried out again is the plan that lies there, and not what the seed gives.
+    let mut plan = recorded.file("plan.json")?;
+    ensure!(lengthen_pauses(&mut plan) > 0, "nobody is paused: {plan}");
+    std::fs::write(
+        recorded.folder.path().join("run/plan.json"),
+        serde_json::to_vec(&plan)?,
+    )?;
     let mut again = Run::replay(&recorded.folder.path().join("run"))?;
     let said = again.passes().await?;
     ensure!(
@@ -260,6 +267,27 @@ pub(crate) async fn a_short_run_of_chaos_finds_nothing_and_nor_does_its_replay()
     let (then, now) = (recorded.fired()?, again.fired()?);
     ensure!(now == then, "carried out: {now:?}, then {then:?}");
     Ok(())
+}
+
+/// A tenth of an election time-out more for each pause; how many there are.
+fn lengthen_pauses(plan: &mut Value) -> usize {
+    match plan {
+        Value::Object(fields) => {
+            let mut found = 0;
+            for (name, value) in fields {
+                match value.as_u64().filter(|_| name == "tenths") {
+                    Some(tenths) => {
+                        *value = Value::from(tenths + 1);
+                        found += 1;
+                    }
+                    None => found += lengthen_pauses(value),
+                }
+            }
+            found
+        }
+        Value::Array(items) => items.iter_mut().map(lengthen_pauses).sum(),
+        _ => 0,
+    }
 }
 
 /// Where links are cut by routes: a link that could not be cut would make the run inconclusive.

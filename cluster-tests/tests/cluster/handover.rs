@@ -21,7 +21,7 @@ use crate::failover::first_change;
 const NOTICE: Duration = Duration::from_millis(4000);
 /// With the playground's `timeout_ms`.
 const DRAIN: Duration = Duration::from_millis(4000 + 3000);
-/// What handing over may take, `docs/operations.md`.
+/// What handing over takes where nothing goes wrong, and nobody has to be silent before.
 const HANDING_OVER: Duration = Duration::from_secs(3);
 /// And more of it with more than three voters: `election_max` and one tick of 1.5 heartbeats.
 const SILENCE: Duration = Duration::from_millis(1200 + 300);
@@ -108,6 +108,14 @@ async fn is_handed_over(voters: u32) -> Result<bool> {
         cluster.node(next.node).id(),
         signalled.elapsed()
     );
+    // It tries again, and has begun to drain by then.
+    if node.log().contains("leadership not handed over yet") {
+        ensure!(
+            stalls.between(signalled, Instant::now()) > STOOD_STILL,
+            "it did not hand over at once"
+        );
+        return Ok(false);
+    }
     // The balancer sends nothing more, and whoever is not told yet is served: two further changes, of which one began
     // after it, and a request on a new connection.
     let by_then = acknowledged.load(Ordering::Relaxed);
@@ -181,7 +189,7 @@ async fn a_terminated_leader_of_five_hands_over() -> Result<()> {
 
 /// For so long a rotation is in hand that a leader which stops waits for (`node/src/consensus/handover.rs`).
 #[cfg(feature = "failpoints")]
-const IN_HAND: Duration = Duration::from_millis(2500);
+const IN_HAND: Duration = Duration::from_secs(4);
 /// For so long it waits.
 #[cfg(feature = "failpoints")]
 const CALLS_END: Duration = Duration::from_secs(5);
@@ -298,6 +306,7 @@ pub(crate) async fn a_call_that_a_stopping_leader_does_not_wait_for_is_ended_by_
     node.wait_gone(HANDING_OVER + DRAIN + SLACK).await?;
     println!("another led {led:?} after SIGTERM, and answered with version {begun} after {answered:?}");
     ensure!(led >= CALLS_END, "it did not wait");
+    ensure!(led < TOO_LONG - Duration::from_secs(1), "it waited for all of it");
     ensure!(
         handed_over_first(&node.log()),
         "it did not hand over before it drained"
@@ -333,10 +342,63 @@ pub(crate) async fn a_leader_that_stops_together_with_a_follower_hands_over_to_t
     );
     drop(idle);
     stops.wait_gone(DRAIN + SLACK).await?;
+    ensure!(
+        !stops.log().contains("leadership handed over"),
+        "it took over while it stopped"
+    );
     for stopped in [&node, &stops] {
         cluster.start_node(stopped.number).await?;
     }
     cluster.wait_ready(&cluster.nodes()).await?;
+    cluster.passed();
+    Ok(())
+}
+
+/// Nobody takes over at first, and the leader drains meanwhile.
+#[cfg(feature = "failpoints")]
+pub(crate) async fn a_leader_that_could_not_hand_over_tries_again_while_it_drains() -> Result<()> {
+    let cluster = formed_with(Playground::builder(), |config| {
+        config.replace("timeout_ms: 3000", "timeout_ms: 60000")
+    })
+    .await?;
+    let before = cluster.leader().await?;
+    let (node, survivors) = (cluster.node(before.node), cluster.others(before.node));
+    for other in &survivors {
+        arm(other, "handover::stand", "return").await?;
+    }
+    // Which keeps it.
+    let who = cluster.pki().identity("trading-1")?;
+    let idle = http1::Connection::open(&cluster.pki(), node.api_port, &who).await?;
+    node.signal(nix::sys::signal::Signal::SIGTERM)?;
+    until("a hand-over that fails", SLACK, async || {
+        node.log()
+            .contains("leadership not handed over yet")
+            .then_some(())
+    })
+    .await?;
+    // It leads on.
+    cluster
+        .client_on("admin", survivors[0].number)?
+        .rotate(CONTEXT, None)
+        .await?;
+    for other in &survivors {
+        arm(other, "handover::stand", "off").await?;
+    }
+    let next = cluster.leader_among(&survivors).await?;
+    ensure!(next.term > before.term, "{next:?} after {before:?}");
+    let said = node.log();
+    let drained = said
+        .find("\"draining connections\"")
+        .context("it does not drain")?;
+    let handed_over = said
+        .find("leadership handed over")
+        .context("it did not hand over")?;
+    ensure!(
+        drained < handed_over && !said.contains("\"stopped\""),
+        "not while it drained:\n{said}"
+    );
+    drop(idle);
+    node.wait_gone(DRAIN + SLACK).await?;
     cluster.passed();
     Ok(())
 }

@@ -100,6 +100,7 @@ fn what_mostly_waits_at_failpoints() -> Result<()> {
             scenario!(
                 crate::handover::a_call_that_a_stopping_leader_does_not_wait_for_is_ended_by_the_next_one
             ),
+            scenario!(crate::handover::a_leader_that_could_not_hand_over_tries_again_while_it_drains),
         ],
         vec![
             scenario!(crate::forgeries::a_call_forwarded_by_a_node_that_is_no_member_yet_is_refused),

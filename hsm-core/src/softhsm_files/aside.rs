@@ -83,7 +83,6 @@ mod tests {
     use super::super::tests::{overlong, token, token_object};
     use super::super::{copy_of, restore_torn_tokens};
     use super::*;
-    use crate::object_file::TOKEN_SERIAL;
 
     #[test]
     fn what_announces_more_than_any_file_has_is_set_aside_before_the_module_looks() {
@@ -123,12 +122,14 @@ mod tests {
 
     #[test]
     fn a_token_object_with_a_name_that_is_too_long_is_restored_unless_a_pin_in_it_is_another_one() {
-        let whole = token_object(b"so", Some(b"user"));
-        for (changed, restores) in [(b"so".as_slice(), true), (b"other", false)] {
+        let copied = token_object(b"so", Some(&[7; 72]));
+        for (pin, restores) in [([7; 72], true), ([8; 72], false)] {
             let root = tempfile::tempdir().unwrap();
-            // As one flipped bit makes it: another attribute has become a serial number, of which SoftHSM takes the last.
-            let damaged = [token_object(changed, Some(b"user")), serial_of(17)].concat();
-            let dir = token(root.path(), &damaged, &whole);
+            let mut damaged = token_object(b"so", Some(&pin));
+            // One bit, and what was the user PIN's blob is a label.
+            let kind = damaged.len() - 72 - 17;
+            damaged[kind] ^= 4;
+            let dir = token(root.path(), &damaged, &copied);
             let restored = restore_torn_tokens(root.path()).unwrap();
             assert_eq!(restored.len(), usize::from(restores), "{restored:?}");
             let kept = dir.join("token.object-damaged");
@@ -138,18 +139,12 @@ mod tests {
                 Err(error) => {
                     let refused = error.to_string();
                     assert!(
-                        !restores && refused.contains("serial number has 17 bytes"),
+                        !restores && refused.contains("its label has 72 bytes"),
                         "{refused}"
                     );
                 }
             }
         }
-    }
-
-    fn serial_of(length: u64) -> Vec<u8> {
-        let mut attribute = [TOKEN_SERIAL, 3, length].map(u64::to_be_bytes).concat();
-        attribute.extend(vec![b'5'; length as usize]);
-        attribute
     }
 
     #[test]

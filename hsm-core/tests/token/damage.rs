@@ -307,6 +307,20 @@ fn judge(what: &str, opened: Result<Vec<u8>, OpError>, text: &[u8], proven: bool
     }
 }
 
+/// Attributes of SoftHSM's files: the user PIN's blob in `token.object`, and `CKA_MODULUS`.
+const USER_PIN: u64 = 0x8000_534d;
+const MODULUS: u64 = 0x120;
+
+/// Flips a bit of this attribute, at a place that follows from its length: type(8) kind(8) length(8) bytes.
+fn flip(file: &Path, attribute: u64, place: impl Fn(usize) -> usize, bit: usize) {
+    let contents = fs::read(file).unwrap();
+    let header = [attribute.to_be_bytes(), 3_u64.to_be_bytes()].concat();
+    let at = contents.windows(16).position(|window| window == header).unwrap();
+    let length = u64::from_be_bytes(*contents[at + 16..].first_chunk().unwrap());
+    let byte = at + place(usize::try_from(length).unwrap());
+    Damage::Flipped { byte, bit }.do_to(file);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     Flipped { byte: usize, bit: usize },
@@ -444,6 +458,17 @@ pub(crate) fn each_file(sandbox: &Sandbox) {
     let lost = lost.expect("a lost node key is noticed");
     assert!(lost.contains("node key: not in the token"), "{lost}");
     fs::remove_file(makes).unwrap();
+
+    // What has ended the process once, whatever is drawn.
+    let token_object = bench.outcome("the user PIN's blob is taken for a label", |folder| {
+        flip(&folder.join("token.object"), USER_PIN, |_| 7, 2);
+    });
+    assert_eq!(token_object, None, "made anew from its copy");
+    let modulus = bench.outcome("the node key's modulus does not decrypt", |folder| {
+        flip(&folder.join(node_key), MODULUS, |length| 24 + length - 1, 0);
+    });
+    let modulus = modulus.expect("a node key without a modulus is noticed");
+    assert!(modulus.contains("node key"), "{modulus}");
 
     println!("each file of a token {rounds} times flipped and {rounds} times cut, seed {SEED:#x}");
     let mut random = Random(SEED);

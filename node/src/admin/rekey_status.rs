@@ -228,6 +228,7 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
         .map(|(name, _)| name.clone())
         .collect();
     let known_to_removed = with_replication_key(state);
+    let next_key = new.filter(|new| former.is_none() && without(*new).is_empty());
     let next = match (former, new) {
         (Some(_), _) => format!(
             "{records_left} records are being sealed under the new key; until that is done, every node keeps both"
@@ -266,6 +267,7 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
             })
             .collect(),
         known_to_removed,
+        next_key: next_key.map(hex::encode),
         next,
     }
 }
@@ -461,10 +463,15 @@ mod tests {
             lacking.contains("give the new key") && !lacking.contains("n1"),
             "{lacking}"
         );
+        let next_key = |world: &World| status(&world.state).replication.next_key;
+        assert_eq!(next_key(&world), None);
         world.hold_replication_keys(&[old, new]);
+        assert_eq!(next_key(&world), Some(hex::encode(new)));
         assert!(next(&world).contains("hsmctl cluster rekey replication"));
         world.rekey_replication(new);
         let open = status(&world.state).replication;
+        // Neither what is on its way nor, later, what is on its way out.
+        assert_eq!(open.next_key, None);
         assert_eq!(open.former, Some(hex::encode(old)));
         assert!(open.next.contains("keeps both"), "{}", open.next);
         world.ok(Op::ResealKeys(ResealKeys::default()));

@@ -36,7 +36,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Until a follower has the whole log; nothing is appended meanwhile.
 const CATCH_UP: Duration = Duration::from_secs(1);
 /// Until one of the voters that are asked has said that it stands for election.
-const STANDS: Duration = Duration::from_secs(2);
+const STANDS: Duration = Duration::from_millis(2500);
 /// Until one voter has answered, and until the candidate leads.
 const TAKE_OVER: Duration = Duration::from_secs(1);
 /// Largest number of voters of which two are a majority.
@@ -360,6 +360,9 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) || self.draining.load(Ordering::SeqCst) {
             return Response::Failed("this node is shutting down too".into());
         }
+        fail::fail_point!("handover::stand", |_| Response::Failed(
+            "a failpoint refuses it".into()
+        ));
         if self.known_leader() != Some(asked_by) {
             return Response::Failed(format!("raft id {asked_by} does not lead"));
         }

@@ -1,13 +1,27 @@
 //! What a removed node knew is replaced: transport keys, the versions that it holds, and the replication key where the nodes
 //! that stay have another one.
 
-use hsm_api::admin::{ContextInfo, RekeyTransportRequest, RemoveNodeResponse};
-use hsm_api::{Client, StateIndex};
+use std::time::{Duration, Instant};
+
+use hsm_api::admin::{ContextInfo, RekeyReplicationResponse, RekeyTransportRequest, RemoveNodeResponse};
+use hsm_api::client::Answer;
+use hsm_api::{Client, ClientError, ErrorCode, StateIndex};
 use serde::Serialize;
 
 use crate::commands::cluster_rekey;
 use crate::output::note;
 use crate::progress::Progress;
+
+/// For versions that are on their way, and between two looks.
+const VERSIONS_COME: Duration = Duration::from_secs(15);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The replication keys that a node has said it has; nothing if it is gone already, or nobody says.
+pub(super) async fn replication_keys_of(client: &Client, node: &str) -> Option<Vec<String>> {
+    let status = client.rekey_status().await.ok()?.into_body().replication;
+    let mut nodes = status.nodes.into_iter();
+    nodes.find(|known| known.node_id == node).map(|known| known.keys)
+}
 
 /// A new version in the place of one that the node has.
 #[derive(Debug, Serialize)]
@@ -32,8 +46,10 @@ pub(super) struct Renewal {
     pub(super) rotated: Vec<Rotated>,
     /// Contexts whose active version the node has still.
     pub(super) to_rotate: Vec<String>,
-    /// The cluster's replication key, if it is one that the node does not know.
+    /// The cluster's replication key, if it was replaced.
     pub(super) replication_key: Option<String>,
+    /// The node knows the one in use.
+    pub(super) knows_replication_key: bool,
     pub(super) failed: Vec<Failure>,
 }
 
@@ -41,6 +57,7 @@ impl Renewal {
     pub(super) fn nothing_of(left: &RemoveNodeResponse) -> Self {
         Self {
             to_rotate: left.held.clone(),
+            knows_replication_key: true,
             ..Self::default()
         }
     }
@@ -54,14 +71,19 @@ impl Renewal {
 /// Another transport key for every slot of which the node may have the present one, and by that another version of every
 /// context there, which is wrapped under a key that the node never had. Where that is refused, contexts are rotated under
 /// the old one: better than nothing. Each step is done whatever becomes of another, and all of them under the key of the
-/// removal: it belongs to another operation each time.
+/// removal: it belongs to another operation each time. `had` are the replication keys of the node, if it has said so while it
+/// was there.
 pub(super) async fn renew(
     client: &Client,
     left: &RemoveNodeResponse,
+    had: Option<&[String]>,
     index: Option<StateIndex>,
     key: &str,
 ) -> Renewal {
-    let mut renewal = Renewal::default();
+    let mut renewal = Renewal {
+        knows_replication_key: true,
+        ..Renewal::default()
+    };
     let after = |index: Option<StateIndex>| {
         index.map_or_else(|| client.clone(), |index| client.with_min_index(index))
     };
@@ -101,7 +123,7 @@ pub(super) async fn renew(
         }
     }
     rotate_rest(&after(newest), left, key, &mut renewal).await;
-    replace_replication_key(&after(newest), left, key, &mut renewal).await;
+    replace_replication_key(&after(newest), left, had, key, &mut renewal).await;
     renewal
 }
 
@@ -149,39 +171,56 @@ async fn rotate_rest(client: &Client, left: &RemoveNodeResponse, key: &str, rene
     }
 }
 
-/// No node can make another one: it is done if each that stays has one beside the present one.
+/// No node can make another one: it is done if each that stays has one beside the present one, unless the node that left has said that it
+/// has that too.
 async fn replace_replication_key(
     client: &Client,
     left: &RemoveNodeResponse,
+    had: Option<&[String]>,
     key: &str,
     renewal: &mut Renewal,
 ) {
-    let mut status = match client.rekey_status().await {
+    let status = match client.rekey_status().await {
         Ok(answer) => answer.into_body().replication,
         Err(error) => {
             let what = "whether it has the replication key is not known, and that was not replaced";
             return renewal.fail(what.to_owned(), &error);
         }
     };
-    if status.known_to_removed.contains(&left.node_id) && cluster_rekey::can_replace(&status) {
-        let answer = match client.rekey_replication(Some(key)).await {
-            Ok(answer) => answer,
-            Err(error) => return renewal.fail("the replication key was not replaced".to_owned(), &error),
-        };
-        let index = answer.meta.index;
-        let asked = index.map_or_else(|| client.clone(), |index| client.with_min_index(index));
-        match cluster_rekey::watch_reseal(&asked).await {
-            Ok(now) => status = now,
-            Err(error) => {
-                note(&format!(
-                    "how far the replication key is replaced is not known: {error:#}"
-                ));
-                status.key.clone_from(&answer.body.key);
-                status.known_to_removed.clear();
+    renewal.knows_replication_key = status.known_to_removed.contains(&left.node_id);
+    let is_new = |next: &String| had.is_none_or(|had| !had.contains(next));
+    if !renewal.knows_replication_key || !status.next_key.as_ref().is_some_and(is_new) {
+        return;
+    }
+    let answer = match rekeyed(client, key).await {
+        Ok(answer) => answer,
+        Err(error) => return renewal.fail("the replication key was not replaced".to_owned(), &error),
+    };
+    renewal.replication_key = Some(answer.body.key.clone());
+    renewal.knows_replication_key = false;
+    let index = answer.meta.index;
+    let asked = index.map_or_else(|| client.clone(), |index| client.with_min_index(index));
+    let far = match cluster_rekey::watch_reseal(&asked).await {
+        Ok(status) if status.former.is_none() => return,
+        Ok(status) => status.next,
+        Err(error) => format!("{error:#}"),
+    };
+    note(&format!(
+        "how far the replication key is replaced: hsmctl cluster rekey status ({far})"
+    ));
+}
+
+/// Tried again where it is refused because a version is on its way, as after a transport key was replaced.
+async fn rekeyed(client: &Client, key: &str) -> Result<Answer<RekeyReplicationResponse>, ClientError> {
+    let until = Instant::now() + VERSIONS_COME;
+    loop {
+        match client.rekey_replication(Some(key)).await {
+            Err(error) if error.code() == Some(ErrorCode::Conflict) && Instant::now() < until => {
+                tokio::time::sleep(AGAIN).await;
             }
+            answer => return answer,
         }
     }
-    renewal.replication_key = (!status.known_to_removed.contains(&left.node_id)).then_some(status.key);
 }
 
 /// Of the contexts that the node holds still, those that the nodes rotate, and those that have to be rotated here.

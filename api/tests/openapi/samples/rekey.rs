@@ -45,6 +45,7 @@ pub(super) fn samples() -> Vec<Sample> {
         records_left: 3,
         nodes: vec![node.clone()],
         known_to_removed: list(if open { &gone } else { &[] }),
+        next_key: open.then(trk),
         next: text("nothing to do"),
     };
     let status = |open: bool| RekeyStatus {
