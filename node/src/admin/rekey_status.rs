@@ -449,6 +449,39 @@ mod tests {
         assert_eq!(known(&world), (0, 0, false));
     }
 
+    /// As when the old key is taken out of the others' configuration, one by one.
+    #[test]
+    fn a_removed_node_that_had_the_next_replication_key_too_is_named_whatever_others_report() {
+        let mut world = World::new(3);
+        let old = world.state.meta().unwrap().trk_id;
+        let (new, newest) = ([9; 8], [8; 8]);
+        world.hold_replication_keys(&[old, new]);
+        let voters: Vec<RaftId> = world.voters.iter().copied().collect();
+        remove(&mut world, voters[2]);
+        let gone = format!("n{}", voters[2]);
+        let report = |world: &mut World, held: &[[u8; 8]]| {
+            for node in &voters[..2] {
+                let (node, held) = (*node, held.iter().copied().collect());
+                world.ok_as(
+                    node,
+                    Op::ReportReplicationKeys(ReportReplicationKeys { node, held }),
+                );
+            }
+        };
+        let named = |world: &World| status(&world.state).replication.known_to_removed;
+        for next in [new, newest] {
+            let replace = |world: &mut World| {
+                world.rekey_replication(next);
+                world.ok(Op::ResealKeys(ResealKeys::default()));
+                report(world, &[next]);
+            };
+            replace(&mut world);
+            let knows = next == new;
+            assert_eq!(named(&world), if knows { vec![gone.clone()] } else { vec![] });
+            report(&mut world, &[next, newest]);
+        }
+    }
+
     #[test]
     fn each_step_of_another_replication_key_says_what_to_do_next() {
         let mut world = World::new(2);

@@ -30,8 +30,10 @@ impl ReportReplicationKeys {
         Bounded::ReplicationKeys.check(self.held.len(), MAX_HELD)?;
         let known = state.replication().cloned().unwrap_or_default();
         let mut held = known.held.clone();
-        // Nobody speaks for whoever was removed.
-        held.retain(|node, _| standing_node(state, *node).is_ok());
+        // Nobody speaks for whoever was removed: what it had it knows for as long as that is in use, or may come into use.
+        held.retain(|node, keys| {
+            standing_node(state, *node).is_ok() || keys.iter().any(|key| !known.is_retired(*key))
+        });
         if self.held == BTreeSet::from([trk_id]) {
             held.remove(&self.node);
         } else {

@@ -501,11 +501,9 @@ fn who_holds_the_clusters_key_alone_takes_no_room() {
     world.remove(other);
     world.ok(holds(1, &[OLD, NEW]));
     let held = &world.state.replication().unwrap().held;
-    assert_eq!(
-        held.keys().copied().collect::<Vec<_>>(),
-        [1],
-        "nobody speaks for it"
-    );
+    let both = BTreeSet::from([OLD, NEW]);
+    let known = [(1, both.clone()), (other, both)];
+    assert_eq!(*held, known.into(), "it knows them still");
     let three = world.refused(holds(1, &[OLD, NEW, [9; 8]]));
     assert!(matches!(three, Refusal::Invalid(Invalid::TooLarge { .. })));
 }
