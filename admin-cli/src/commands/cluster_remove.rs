@@ -9,7 +9,7 @@ use clap::Args;
 use hsm_api::admin::{RemovalState, RemoveNodeRequest, RemoveNodeResponse};
 use serde::Serialize;
 
-use self::renewal::{Failure, Renewal, Rotated, renew, replication_keys_of};
+use self::renewal::{Failure, Renewal, Rotated, renew};
 use super::preview::{self, Preview};
 use super::{CHANGE, Session, idempotency_key};
 use crate::exit::{change_failed, with_hint};
@@ -149,7 +149,6 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
     } else {
         destruction.confirm(session.questions())?;
     }
-    let had = replication_keys_of(&client, node).await;
     let key = idempotency_key(wish.idempotency_key.clone());
     let what = format!("cluster {} {node}", verb(&wish.request));
     let answer = session
@@ -165,7 +164,7 @@ async fn leave(session: &Session, wish: Wish) -> Result<()> {
         return foresee(&wish, left).print(session);
     }
     let renewal = if wish.rotate && left.state == RemovalState::Removed {
-        renew(&client, left, had.as_deref(), answer.meta.index, &key).await
+        renew(&client, left, answer.meta.index, &key).await
     } else {
         Renewal::nothing_of(left)
     };

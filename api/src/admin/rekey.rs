@@ -130,7 +130,8 @@ pub struct ReplicationRekey {
     /// Removed nodes that have the cluster's replication key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub known_to_removed: Vec<String>,
-    /// Public id of the key, hex, that `cluster rekey replication` would make the cluster's now: every node has it.
+    /// Public id of the key, hex, that `cluster rekey replication` would make the cluster's now, if it is worth it: every node
+    /// has it, and no removed one has said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_key: Option<String>,
     /// What happens next, or what to do.

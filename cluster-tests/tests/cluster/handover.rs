@@ -189,7 +189,7 @@ async fn a_terminated_leader_of_five_hands_over() -> Result<()> {
 
 /// For so long a rotation is in hand that a leader which stops waits for (`node/src/consensus/handover.rs`).
 #[cfg(feature = "failpoints")]
-const IN_HAND: Duration = Duration::from_secs(4);
+const IN_HAND: Duration = Duration::from_millis(3200);
 /// For so long it waits.
 #[cfg(feature = "failpoints")]
 const CALLS_END: Duration = Duration::from_secs(5);
@@ -358,7 +358,7 @@ pub(crate) async fn a_leader_that_stops_together_with_a_follower_hands_over_to_t
 #[cfg(feature = "failpoints")]
 pub(crate) async fn a_leader_that_could_not_hand_over_tries_again_while_it_drains() -> Result<()> {
     let cluster = formed_with(Playground::builder(), |config| {
-        config.replace("timeout_ms: 3000", "timeout_ms: 60000")
+        config.replace("timeout_ms: 3000", "timeout_ms: 120000")
     })
     .await?;
     let before = cluster.leader().await?;
@@ -386,6 +386,10 @@ pub(crate) async fn a_leader_that_could_not_hand_over_tries_again_while_it_drain
     }
     let next = cluster.leader_among(&survivors).await?;
     ensure!(next.term > before.term, "{next:?} after {before:?}");
+    until("a hand-over", SLACK, async || {
+        node.log().contains("leadership handed over").then_some(())
+    })
+    .await?;
     let said = node.log();
     let drained = said
         .find("\"draining connections\"")

@@ -228,12 +228,25 @@ fn of_replication(state: &ClusterState) -> ReplicationRekey {
         .map(|(name, _)| name.clone())
         .collect();
     let known_to_removed = with_replication_key(state);
-    let next_key = new.filter(|new| former.is_none() && without(*new).is_empty());
+    let removed_with_new = new.map_or_else(Vec::new, |new| {
+        let held = state.replication().map(|row| &row.held);
+        removed(state, |id, _| {
+            let said = held.and_then(|held| held.get(&id));
+            said.is_some_and(|keys| keys.contains(&new))
+        })
+    });
+    let can_come = |new: &[u8; 8]| former.is_none() && without(*new).is_empty();
+    let next_key = new.filter(|new| can_come(new) && removed_with_new.is_empty());
     let next = match (former, new) {
         (Some(_), _) => format!(
             "{records_left} records are being sealed under the new key; until that is done, every node keeps both"
         ),
         (None, Some(new)) => match without(new) {
+            lacking if lacking.is_empty() && !removed_with_new.is_empty() => format!(
+                "every node has the new key, and so has {}, which was removed: give every node another one in its place; \
+                 hsmctl cluster rekey replication makes this one the cluster's all the same",
+                removed_with_new.join(", ")
+            ),
             lacking if lacking.is_empty() => {
                 "every node has the new key: hsmctl cluster rekey replication makes it the cluster's"
                     .to_owned()
@@ -468,6 +481,11 @@ mod tests {
                 );
             }
         };
+        let warned = status(&world.state).replication;
+        assert!(
+            warned.next_key.is_none() && warned.next.contains(&gone),
+            "{warned:?}"
+        );
         let named = |world: &World| status(&world.state).replication.known_to_removed;
         for next in [new, newest] {
             let replace = |world: &mut World| {
@@ -479,7 +497,10 @@ mod tests {
             let knows = next == new;
             assert_eq!(named(&world), if knows { vec![gone.clone()] } else { vec![] });
             report(&mut world, &[next, newest]);
+            let next_key = status(&world.state).replication.next_key;
+            assert_eq!(next_key, knows.then(|| hex::encode(newest)));
         }
+        assert_eq!(world.state.replication().unwrap().held.get(&voters[2]), None);
     }
 
     #[test]

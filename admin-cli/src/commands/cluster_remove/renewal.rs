@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use hsm_api::admin::{ContextInfo, RekeyReplicationResponse, RekeyTransportRequest, RemoveNodeResponse};
+use hsm_api::admin::{
+    ContextInfo, RekeyReplicationResponse, RekeyTransportRequest, RemoveNodeResponse, ReplicationRekey,
+};
 use hsm_api::client::Answer;
 use hsm_api::{Client, ClientError, ErrorCode, StateIndex};
 use serde::Serialize;
@@ -15,13 +17,6 @@ use crate::progress::Progress;
 /// For versions that are on their way, and between two looks.
 const VERSIONS_COME: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_millis(500);
-
-/// The replication keys that a node has said it has; nothing if it is gone already, or nobody says.
-pub(super) async fn replication_keys_of(client: &Client, node: &str) -> Option<Vec<String>> {
-    let status = client.rekey_status().await.ok()?.into_body().replication;
-    let mut nodes = status.nodes.into_iter();
-    nodes.find(|known| known.node_id == node).map(|known| known.keys)
-}
 
 /// A new version in the place of one that the node has.
 #[derive(Debug, Serialize)]
@@ -71,12 +66,10 @@ impl Renewal {
 /// Another transport key for every slot of which the node may have the present one, and by that another version of every
 /// context there, which is wrapped under a key that the node never had. Where that is refused, contexts are rotated under
 /// the old one: better than nothing. Each step is done whatever becomes of another, and all of them under the key of the
-/// removal: it belongs to another operation each time. `had` are the replication keys of the node, if it has said so while it
-/// was there.
+/// removal: it belongs to another operation each time.
 pub(super) async fn renew(
     client: &Client,
     left: &RemoveNodeResponse,
-    had: Option<&[String]>,
     index: Option<StateIndex>,
     key: &str,
 ) -> Renewal {
@@ -123,7 +116,7 @@ pub(super) async fn renew(
         }
     }
     rotate_rest(&after(newest), left, key, &mut renewal).await;
-    replace_replication_key(&after(newest), left, had, key, &mut renewal).await;
+    replace_replication_key(&after(newest), left, key, &mut renewal).await;
     renewal
 }
 
@@ -171,12 +164,11 @@ async fn rotate_rest(client: &Client, left: &RemoveNodeResponse, key: &str, rene
     }
 }
 
-/// No node can make another one: it is done if each that stays has one beside the present one, unless the node that left has said that it
-/// has that too.
+/// No node can make another one: it is done if each that stays has one beside the present one that no removed node has said
+/// it has.
 async fn replace_replication_key(
     client: &Client,
     left: &RemoveNodeResponse,
-    had: Option<&[String]>,
     key: &str,
     renewal: &mut Renewal,
 ) {
@@ -187,9 +179,9 @@ async fn replace_replication_key(
             return renewal.fail(what.to_owned(), &error);
         }
     };
-    renewal.knows_replication_key = status.known_to_removed.contains(&left.node_id);
-    let is_new = |next: &String| had.is_none_or(|had| !had.contains(next));
-    if !renewal.knows_replication_key || !status.next_key.as_ref().is_some_and(is_new) {
+    let knows = |status: &ReplicationRekey| status.known_to_removed.contains(&left.node_id);
+    renewal.knows_replication_key = knows(&status);
+    if !renewal.knows_replication_key || status.next_key.is_none() {
         return;
     }
     let answer = match rekeyed(client, key).await {
@@ -197,12 +189,16 @@ async fn replace_replication_key(
         Err(error) => return renewal.fail("the replication key was not replaced".to_owned(), &error),
     };
     renewal.replication_key = Some(answer.body.key.clone());
-    renewal.knows_replication_key = false;
     let index = answer.meta.index;
     let asked = index.map_or_else(|| client.clone(), |index| client.with_min_index(index));
     let far = match cluster_rekey::watch_reseal(&asked).await {
-        Ok(status) if status.former.is_none() => return,
-        Ok(status) => status.next,
+        Ok(status) => {
+            renewal.knows_replication_key = knows(&status);
+            if status.former.is_none() {
+                return;
+            }
+            status.next
+        }
         Err(error) => format!("{error:#}"),
     };
     note(&format!(
