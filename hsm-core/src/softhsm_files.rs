@@ -23,7 +23,8 @@ const TOKEN_OBJECT: &str = "token.object";
 /// Of an object file that SoftHSM must not see.
 const SET_ASIDE: &str = "object-damaged";
 
-/// So many bytes may be damage: flags that SoftHSM has written since, 8 bytes, and as many besides. A PIN's blob has 72, drawn anew each time.
+/// So many bytes may be damage: flags that SoftHSM has written since, 8 bytes, and as many besides. A PIN's blob has 72, drawn
+/// anew each time.
 const DAMAGED_BYTES: usize = 16;
 
 /// The files of one token.
@@ -184,7 +185,9 @@ impl TokenFiles {
 }
 
 /// Restores every `token.object` that a kill inside `C_Login` left empty or cut off, or over which SoftHSM would end the
-/// process, from the copy beside it. One of the latter kind is kept as `token.object-damaged`. To be called when no process of ours has the token open; a token that is
+/// process, from the copy beside it. One of the latter kind is kept as `token.object-damaged`.
+///
+/// To be called when no process of ours has the token open; a token that is
 /// owned is left alone. Returns the serial numbers.
 pub(crate) fn restore_torn_tokens(token_root: &Path) -> Result<Vec<String>, HsmError> {
     let mut restored = Vec::new();

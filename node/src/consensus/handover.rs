@@ -88,14 +88,14 @@ impl Consensus {
         }
     }
 
-    /// Stops proposing, for good, and hands leadership over if this node leads. Tried once: a node that is
+    /// Stops proposing, for good, and hands leadership over if this node leads still. Tried once: a node that is
     /// stopping does not wait for a cluster that cannot agree. The process has to end after it, whatever came of
     /// it: a leader that proposes nothing keeps another from being elected.
     pub async fn step_down(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
         let handed = self.shared.runtime.spawn(async move {
-            // One that an administrator asked for ends first, whatever comes of it.
+            // One that an administrator asked for, or an attempt of its own before, ends first, whatever comes of it.
             let _turn = shared.handing_over.lock().await;
             shared.hand_over(None).await
         });
